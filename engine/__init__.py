@@ -1,0 +1,1 @@
+"""Tokens in, tokens out: GGUF, tokenizers, models, scheduling, sampling. Knows no HTTP."""

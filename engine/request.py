@@ -1,0 +1,143 @@
+"""What goes into the engine and what comes out of it: a Request and a stream of Events.
+
+Plain frozen data. Every event of a request is delivered in order, from the engine's
+thread, to the ``on_event`` callable given to ``Engine.submit``; the last one is always a
+``Finished`` or a ``Failed``, and exactly one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DEFAULT_SAMPLERS = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; names, defaults and meanings are llama.cpp's."""
+
+    seed: int = -1  # negative: a random one
+    temperature: float = 0.8  # 0 or less: greedy
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 40  # 0 or less: off
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64  # -1: the whole context
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64  # -1: the whole context
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    min_keep: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf bans
+    ignore_eos: bool = False
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion: a prompt of token ids and how to continue it."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int = -1  # -1: until the end of generation or of the context; 0: prompt only
+    stop: tuple[str, ...] = ()
+    n_probs: int = 0  # > 0: log-probabilities of the chosen and of the n likeliest tokens
+    post_sampling_probs: bool = False  # probabilities after the samplers, not of raw logits
+    prompt_logprobs: int | None = None  # not None: score the prompt, with n likeliest each
+    cache_prompt: bool = True
+    special: bool = False  # render special tokens as text
+    id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token with its log-probability (or probability, with post_sampling_probs)."""
+
+    id: int
+    piece: bytes  # the token's own bytes, possibly an incomplete UTF-8 sequence
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()  # likeliest first: (id, piece, logprob)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt has a slot; its processing begins. HTTP headers may go out."""
+
+    n_prompt: int
+    n_cached: int  # tokens of the prompt whose KV came from the prefix cache
+    id_slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Scores of the whole prompt; the first token has none, hence None."""
+
+    scores: tuple[TokenScore | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the completion: text is whole UTF-8 and free of stop strings.
+
+    ``text`` may be empty (held back as a possible stop string or half a character) and
+    then comes with a later delta; ``tokens`` are those generated since the last delta.
+    ``scores`` parallels ``tokens`` if the request asked for n_probs, else it is empty.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Counts and milliseconds, as llama-server's ``timings`` object needs them."""
+
+    cache_n: int = 0
+    prompt_n: int = 0  # tokens processed, cached ones not counted
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0  # from the first token to the last
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a completion."""
+
+    reason: Literal["eos", "limit", "word", "cancelled"]
+    timings: Timings
+    stopping_word: str = ""
+    truncated: bool = False  # the context was full before max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request by a fault of the engine."""
+
+    message: str
+
+
+Event = Started | PromptScored | Delta | Finished | Failed

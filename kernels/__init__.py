@@ -1,0 +1,1 @@
+"""OpenCL: devices, programs, tensors, one launcher per operation. Knows no model."""

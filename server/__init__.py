@@ -1,0 +1,1 @@
+"""HTTP and the command line: JSON in, JSON out. Knows no tensor."""
