@@ -1,0 +1,26 @@
+// What the attention kernels share: masks, the merge of partial softmaxes, the output.
+//
+// A query sees the keys of its sequence up to its own position, and with `window` > 0 only the
+// last `window` of them. Keys are taken in parts of PART tokens, each with its own maximum m,
+// sum l and weighted values acc; parts are then merged from the first to the last. Single
+// tokens (one work-item per part) and prompts (a loop over parts) so do the same arithmetic.
+//
+// tiles[i] = (first token, number of queries, page table row, -) of the step's tokens.
+
+#include "lanes.cl"
+#include "activation.cl"
+#include "kv.cl"
+
+#define PART 256
+#define PART_PAGES (PART / PAGE)
+#define M_NONE -1e30f   // the maximum over no key
+#define S_MASKED -3e38f // the score of a masked key: exp(S_MASKED - m) is 0 for any m
+
+#ifdef SOFTCAP
+#define CAPPED(s) (softcap * tanh((s) / softcap))
+#else
+#define CAPPED(s) (s)
+#endif
+
+// First key that any query from position `pos` on may see.
+INLINE int first_key(int pos, int window) { return window > 0 ? max(0, pos - window + 1) : 0; }

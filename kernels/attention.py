@@ -1,0 +1,152 @@
+"""Attention over KV pages: fused (attention_simd.cl, attention_simt.cl), or plain.
+
+The caller cuts the step's tokens into tiles of consecutive tokens of one sequence
+(``tile_queries`` says how many at most). With ``split`` every tile has one query and its keys
+are shared out in parts of 256, for steps that have few queries and long contexts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.device import Device
+from kernels.kv import PAGE, KVShape, LayerKV
+from kernels.matmul import Activations
+from kernels.norm import quantize
+from kernels.tape import PARTS, TILES, Grid, Per, Tape
+from kernels.tensor import Tensor, empty
+
+PART = 256  # keys per part (attention.cl)
+ROWS_PER_ITEM = 6  # query rows that a simd work-item takes through a page together
+SIMT_GROUP = 128
+PLAIN_ITEMS = {"simd": 8, "simt": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What every layer's attention reads: buffers that the engine fills before each step."""
+
+    tiles: Tensor  # int32 [n, 4]: first token, queries, row of tables, 0
+    positions: Tensor  # int32 [n]
+    tables: Tensor  # int32 [sequences, pages]
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none."""
+
+    window: int = 0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Memory between launches: partial results of parts, or rows of scores."""
+
+    buffer: Tensor
+    width: int  # parts per head, or scores per row
+
+
+def tile_queries(device: Device, n_heads: int, n_kv: int, *, plain: bool = False) -> int:
+    """The most queries that a tile of a prompt may have."""
+    if plain or not device.is_simd:
+        return 1
+    return max(1, ROWS_PER_ITEM * n_kv // n_heads)
+
+
+def split_scratch(device: Device, n_tiles: int, n_heads: int, shape: KVShape, n_ctx: int) -> Scratch:
+    """Scratch for ``attention(split=...)`` with up to ``n_tiles`` tiles."""
+    parts = -(-n_ctx // PART)
+    rows = (n_tiles, n_heads, parts, shape.head_v_padded + 2)
+    return Scratch(empty(device, rows), parts)
+
+
+def plain_scratch(device: Device, n_ctx: int) -> Scratch:
+    """Scratch for ``attention(plain=...)``: one row of scores per work-item."""
+    return Scratch(empty(device, (PLAIN_ITEMS[device.family], n_ctx)), n_ctx)
+
+
+def attention(
+    tape: Tape, qkv: Tensor, n_heads: int, layer: LayerKV, inputs: AttentionInputs,
+    out: Activations, mask: Mask, *, split: Scratch | None = None, plain: Scratch | None = None,
+) -> None:
+    """out[t] = softmax(q[t] K) V, heads side by side, over the keys that the mask allows.
+
+    qkv: float32 rows whose first n_heads * head values are Q, scaled and rotated. ``out`` is
+    quantized if it has codes; unless this is the simd family with a head of a multiple of 32
+    values, it then needs room for floats as well.
+    """
+    shape, simd = layer.shape, tape.device.is_simd
+    queries = 1 if split else tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
+    defines = [
+        f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv}", f"PAGE={PAGE}",
+        f"QB={queries}", *layer.define, *(["SOFTCAP"] if mask.softcap else []),
+    ]  # fmt: skip
+    args: list[object] = [
+        qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
+        inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
+        layer.k.buffer, layer.v.buffer, np.int32(mask.window), np.float32(mask.softcap),
+    ]  # fmt: skip
+    fused = out.quantized and shape.head_v % 32 == 0 and not plain and (simd or bool(split))
+    if split:
+        _split(tape, n_heads, layer, inputs, out, mask, split, defines, args, fused)
+    elif plain:
+        items = PLAIN_ITEMS[tape.device.family]
+        args += [_values(out), plain.buffer.buffer, np.int32(plain.width)]
+        args += [inputs.counts.buffer, np.int32(TILES)]
+        tape.add("attention_plain.cl", "attention", defines, args, (items,))
+    else:
+        defines += ["QUANTIZE_OUT"] if fused else []
+        args += _outputs(out, fused)
+        _launch(tape, defines, args, (shape.n_kv if simd else n_heads, Per(TILES)))
+    if out.quantized and not fused:
+        quantize(tape, out)
+
+
+def _split(
+    tape: Tape, n_heads: int, layer: LayerKV, inputs: AttentionInputs, out: Activations,
+    mask: Mask, scratch: Scratch, defines: list[str], args: list[object], fused: bool,
+) -> None:
+    args += [scratch.buffer.buffer, np.int32(scratch.width)]
+    heads = layer.shape.n_kv if tape.device.is_simd else n_heads
+    _launch(tape, [*defines, "SPLIT"], args, (Per(PARTS), heads, Per(TILES)))
+    merge: list[object] = [
+        scratch.buffer.buffer, np.int32(scratch.width), inputs.tiles.buffer,
+        inputs.positions.buffer, np.int32(mask.window), *_outputs(out, fused),
+    ]  # fmt: skip
+    grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
+    names = [d for d in defines if d.startswith(("HD", "PAGE"))]
+    names += ["QUANTIZE_OUT"] if fused else []
+    tape.add("attention_combine.cl", "combine", names, merge, grid)
+
+
+def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid) -> None:
+    if tape.device.is_simd:
+        tape.add("attention_simd.cl", "attention", defines, args, grid)
+        return
+    first = grid[0]
+    wide = (
+        Per(first.index, first.tile, first.times * SIMT_GROUP)
+        if isinstance(first, Per)
+        else first * SIMT_GROUP
+    )
+    local = (SIMT_GROUP,) + (1,) * (len(grid) - 1)
+    tape.add(
+        "attention_simt.cl", "attention", [*defines, f"WG={SIMT_GROUP}"], args,
+        (wide, *grid[1:]), local,
+    )  # fmt: skip
+
+
+def _values(out: Activations) -> object:
+    if out.values is None:
+        raise ValueError("attention on this device needs room for float values")
+    return out.values.buffer
+
+
+def _outputs(out: Activations, fused: bool) -> list[object]:
+    if fused and out.codes is not None and out.scales is not None:
+        return [out.codes.buffer, out.scales.buffer]
+    return [_values(out)]

@@ -1,0 +1,42 @@
+// Attention without fusion (--flash-attn off): scores of a whole row, softmax, then values.
+//
+// A fixed number of work-items takes (query, head) pairs in turn; each owns a row of
+// `scratch` [work-items][scratch_stride], so that memory does not grow with the prompt.
+// counts[count_at]: the number of tiles. Arguments as in attention_simd.cl, floats only.
+
+#include "attention.cl"
+
+kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
+                      global const int* positions, global const int* tables, int table_stride,
+                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      float softcap, global float* out, global float* scratch, int scratch_stride,
+                      global const int* counts, int count_at) {
+    const int n_heads = n_kv * G;
+    global float* s = scratch + (size_t)get_global_id(0) * scratch_stride;
+    for (int i = get_global_id(0); i < counts[count_at] * QB * n_heads; i += get_global_size(0)) {
+        const int4 tile = tiles[i / (QB * n_heads)];
+        const int head = i % n_heads, query = i / n_heads % QB, h = head / G;
+        if (query >= tile.y) continue;
+        const int t = tile.x + query, pos = positions[t];
+        global const int* table = tables + (size_t)tile.z * table_stride;
+        global const float* q = qkv + (size_t)t * q_stride + head * HD;
+        const int first = first_key(pos, window);
+        float m = M_NONE, l = 0, acc[HDV_PADDED];
+        for (int key = first; key <= pos; key++) {
+            global const kv_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
+            float sum = 0;
+            for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_KV(k + d * PAGE), sum);
+            s[key - first] = CAPPED(sum);
+            m = fmax(m, s[key - first]);
+        }
+        for (int d = 0; d < HDV; d++) acc[d] = 0;
+        for (int key = first; key <= pos; key++) {
+            const float p = exp(s[key - first] - m);
+            global const kv_t* v =
+                V_PAGE(v_cache, table[key / PAGE], n_kv, h) + (key % PAGE) * HDV_PADDED;
+            l += p;
+            for (int d = 0; d < HDV; d++) acc[d] = fma(p, LOAD_KV(v + d), acc[d]);
+        }
+        for (int d = 0; d < HDV; d++) out[((size_t)t * n_heads + head) * HDV + d] = acc[d] / l;
+    }
+}

@@ -1,0 +1,184 @@
+// Fused attention over KV pages on a CPU: one work-item, QB queries of one KV head.
+//
+// Grid: (KV heads, tiles of up to QB queries), or with SPLIT (parts, KV heads, tiles): then each
+// work-item leaves (acc, m, l) of its part in `partial` for attention_combine.cl.
+// G query heads share a KV head; QB * G rows go through a page together, so that each K and V
+// is loaded and converted once for all of them.
+// QUANTIZE_OUT writes the next matrix's int8 activations (HDV a multiple of 32), else floats.
+
+#include "attention.cl"
+
+#define RB (QB * G)
+#define HALVES (PAGE / 16)
+#define VECTORS (HDV_PADDED / 16)
+#if VECTORS % 2 == 0
+#define CHUNK 2
+#else
+#define CHUNK 1
+#endif
+
+// Scores of one page's keys for all rows: s[r][i] for key i.
+INLINE void page_scores(const float* q, global const kv_t* k, float16 s[RB][HALVES]) {
+    #pragma unroll
+    for (int r = 0; r < RB; r++)
+        for (int i = 0; i < HALVES; i++) s[r][i] = 0;
+    for (int d = 0; d < HD; d++) {
+        #pragma unroll
+        for (int i = 0; i < HALVES; i++) {
+            const float16 kv = LOAD_KV16(k + d * PAGE + 16 * i);
+            #pragma unroll
+            for (int r = 0; r < RB; r++) s[r][i] = fma(kv, (float16)(q[d * RB + r]), s[r][i]);
+        }
+    }
+}
+
+INLINE float16 masked(float16 s, int key, int pos, int window) {
+    const int16 keys = key + (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int16 seen = (keys <= pos) & (keys >= first_key(pos, window));
+    return select((float16)(S_MASKED), s, seen);
+}
+
+// acc[r] = acc[r] * factor[r] + sum over n keys of p[r][key] * V[key].
+INLINE void add_values(float16 acc[RB][VECTORS], const float* factor, float p[RB][PAGE],
+                       global const kv_t* v, int n) {
+    for (int c = 0; c < VECTORS; c += CHUNK) {
+        float16 a[RB][CHUNK];
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) a[r][i] = acc[r][c + i] * factor[r];
+        for (int t = 0; t < n; t++) {
+            #pragma unroll
+            for (int i = 0; i < CHUNK; i++) {
+                const float16 vv = LOAD_KV16(v + t * HDV_PADDED + 16 * (c + i));
+                #pragma unroll
+                for (int r = 0; r < RB; r++) a[r][i] = fma(vv, (float16)(p[r][t]), a[r][i]);
+            }
+        }
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) acc[r][c + i] = a[r][i];
+    }
+}
+
+typedef struct {
+    float16 acc[RB][VECTORS];
+    float m[RB], l[RB];
+} State;
+
+// One part: keys of pages [page, end) for queries from position pos on.
+INLINE void attend_part(State* state, const float* q, global const kv_t* k_cache,
+                        global const kv_t* v_cache, global const int* table, int n_kv, int h,
+                        int page, int end, int pos, int kv_end, int window, float softcap) {
+    for (int r = 0; r < RB; r++) {
+        state->m[r] = M_NONE;
+        state->l[r] = 0;
+        for (int c = 0; c < VECTORS; c++) state->acc[r][c] = 0;
+    }
+    for (; page < end; page++) {
+        const int key = page * PAGE;
+        float16 s[RB][HALVES];
+        float p[RB][PAGE], factor[RB];
+        page_scores(q, K_PAGE(k_cache, table[page], n_kv, h), s);
+        const bool whole = key + PAGE - 1 <= pos && (window <= 0 || key >= first_key(pos + QB - 1, window));
+        #pragma unroll
+        for (int r = 0; r < RB; r++) {
+            float16 top = M_NONE;
+            for (int i = 0; i < HALVES; i++) {
+                s[r][i] = CAPPED(s[r][i]);
+                if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window);
+                top = fmax(top, s[r][i]);
+            }
+            const float m = fmax(state->m[r], max16(top));
+            factor[r] = exp(state->m[r] - m);
+            float16 sum = 0;
+            for (int i = 0; i < HALVES; i++) {
+                const float16 e = exp(s[r][i] - m);
+                vstore16(e, i, p[r]);
+                sum += e;
+            }
+            state->l[r] = fma(state->l[r], factor[r], sum16(sum));
+            state->m[r] = m;
+        }
+        add_values(state->acc, factor, p, V_PAGE(v_cache, table[page], n_kv, h),
+                   min(PAGE, kv_end - key));
+    }
+}
+
+INLINE void merge(State* total, const State* part) {
+    for (int r = 0; r < RB; r++) {
+        const float m = fmax(total->m[r], part->m[r]);
+        const float a = exp(total->m[r] - m), b = exp(part->m[r] - m);
+        total->l[r] = fma(total->l[r], a, part->l[r] * b);
+        for (int c = 0; c < VECTORS; c++)
+            total->acc[r][c] = fma(total->acc[r][c], (float16)(a), part->acc[r][c] * b);
+        total->m[r] = m;
+    }
+}
+
+kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
+                      global const int* positions, global const int* tables, int table_stride,
+                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      float softcap,
+#if defined(SPLIT)
+                      global float* partial, int max_parts
+#elif defined(QUANTIZE_OUT)
+                      global short* out_q, global float2* out_d
+#else
+                      global float* out
+#endif
+) {
+#ifdef SPLIT
+    const int part = get_global_id(0), h = get_global_id(1), tile_index = get_global_id(2);
+#else
+    const int h = get_global_id(0), tile_index = get_global_id(1);
+#endif
+    const int4 tile = tiles[tile_index];
+    const int t0 = tile.x, nq = tile.y, pos = positions[t0];
+    const int kv_end = pos + nq;
+    const int first_page = first_key(pos, window) / PAGE;
+    const int last_page = (kv_end + PAGE - 1) / PAGE;
+    global const int* table = tables + (size_t)tile.z * table_stride;
+    float q[HD * RB];
+    for (int r = 0; r < RB; r++) {
+        // Rows beyond the tile's queries repeat the last one; their result is not stored.
+        global const float* x = qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (h * G + r % G) * HD;
+        for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
+    }
+#define ATTEND(state, begin)                                                                   \
+    attend_part(state, q, k_cache, v_cache, table, n_kv, h, max(first_page, begin),             \
+                min(last_page, (begin) + PART_PAGES), pos, kv_end, window, softcap)
+    State total;
+#ifdef SPLIT
+    if (part * PART_PAGES >= last_page) return;
+    ATTEND(&total, part * PART_PAGES);
+    for (int r = 0; r < G; r++) {
+        const int head = h * G + r;
+        global float* o =
+            partial + (((size_t)tile_index * n_kv * G + head) * max_parts + part) * (HDV_PADDED + 2);
+        for (int c = 0; c < VECTORS; c++) vstore16(total.acc[r][c], c, o);
+        o[HDV_PADDED] = total.m[r];
+        o[HDV_PADDED + 1] = total.l[r];
+    }
+#else
+    const int begin = first_page / PART_PAGES * PART_PAGES;
+    ATTEND(&total, begin);
+    for (int page = begin + PART_PAGES; page < last_page; page += PART_PAGES) {
+        State state;
+        ATTEND(&state, page);
+        merge(&total, &state);
+    }
+    for (int r = 0; r < nq * G; r++) {
+        const int head = h * G + r % G;
+        const size_t at = (size_t)(t0 + r / G) * (n_kv * G) + head;
+        const float inverse = 1.0f / total.l[r];
+#ifdef QUANTIZE_OUT
+        for (int c = 0; c < VECTORS; c += 2)
+            out_d[at * (HDV / 32) + c / 2] =
+                quantize32(total.acc[r][c] * inverse, total.acc[r][c + 1] * inverse,
+                           out_q + at * HDV + c * 16);
+#else
+        for (int i = 0; i < HDV; i++) out[at * HDV + i] = ((float*)total.acc[r])[i] * inverse;
+#endif
+    }
+#endif
+}

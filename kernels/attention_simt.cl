@@ -1,0 +1,110 @@
+// Fused attention over KV pages on a GPU: one work-group, one query of one head.
+//
+// Work-group: WG items, a multiple of PAGE. WG / PAGE pages are taken at a time: item i scores
+// key i % PAGE of page i / PAGE (neighbours read neighbouring keys of the transposed K), then
+// all items share out the columns of V. Grid: (heads, tiles of one query), or with SPLIT
+// (parts, heads, tiles). Arguments and results as in attention_simd.cl, floats only.
+
+#include "attention.cl"
+
+#define PAGES_AT_ONCE (WG / PAGE)
+#define COLUMNS ((HDV_PADDED + WG - 1) / WG)
+
+INLINE float reduce_max(float v, local float* shared) {
+    const int lid = get_local_id(0);
+    shared[lid] = v;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int step = WG / 2; step > 0; step /= 2) {
+        if (lid < step) shared[lid] = fmax(shared[lid], shared[lid + step]);
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    v = shared[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return v;
+}
+
+INLINE float reduce_sum(float v, local float* shared) {
+    const int lid = get_local_id(0);
+    shared[lid] = v;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int step = WG / 2; step > 0; step /= 2) {
+        if (lid < step) shared[lid] += shared[lid + step];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    v = shared[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return v;
+}
+
+kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
+                      global const int* positions, global const int* tables, int table_stride,
+                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      float softcap,
+#ifdef SPLIT
+                      global float* partial, int max_parts
+#else
+                      global float* out
+#endif
+) {
+    local float q[HD], p[WG], shared[WG];
+    const int lid = get_local_id(0);
+#ifdef SPLIT
+    const int part = get_group_id(0), head = get_group_id(1), tile_index = get_group_id(2);
+#else
+    const int head = get_group_id(0), tile_index = get_group_id(1);
+#endif
+    const int4 tile = tiles[tile_index];
+    const int t = tile.x, pos = positions[t], h = head / G, n_heads = n_kv * G;
+    global const int* table = tables + (size_t)tile.z * table_stride;
+    int page = first_key(pos, window) / PAGE, end = pos / PAGE + 1;
+#ifdef SPLIT
+    if (part * PART > pos) return;
+    page = max(page, part * PART_PAGES);
+    end = min(end, (part + 1) * PART_PAGES);
+#endif
+    for (int d = lid; d < HD; d += WG) q[d] = qkv[(size_t)t * q_stride + head * HD + d];
+    float m = M_NONE, l = 0, acc[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) acc[c] = 0;
+    barrier(CLK_LOCAL_MEM_FENCE);
+
+    for (; page < end; page += PAGES_AT_ONCE) {
+        const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
+        float s = S_MASKED;
+        if (mine < end && key <= pos && key >= first_key(pos, window)) {
+            global const kv_t* k = K_PAGE(k_cache, table[mine], n_kv, h) + lid % PAGE;
+            s = 0;
+            for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_KV(k + d * PAGE), s);
+            s = CAPPED(s);
+        }
+        const float top = fmax(m, reduce_max(s, shared));
+        const float factor = exp(m - top), e = exp(s - top);
+        p[lid] = e;
+        l = fma(l, factor, reduce_sum(e, shared));
+        m = top;
+        for (int c = 0; c < COLUMNS; c++) acc[c] *= factor;
+        for (int i = 0; i < PAGES_AT_ONCE && page + i < end; i++) {
+            global const kv_t* v = V_PAGE(v_cache, table[page + i], n_kv, h);
+            const int n = min(PAGE, pos + 1 - (page + i) * PAGE);
+            for (int c = 0; c < COLUMNS; c++) {
+                const int d = c * WG + lid;
+                if (d < HDV_PADDED)
+                    for (int j = 0; j < n; j++)
+                        acc[c] = fma(p[i * PAGE + j], LOAD_KV(v + j * HDV_PADDED + d), acc[c]);
+            }
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+
+#ifdef SPLIT
+    global float* o =
+        partial + (((size_t)tile_index * n_heads + head) * max_parts + part) * (HDV_PADDED + 2);
+    for (int d = lid; d < HDV_PADDED; d += WG) o[d] = acc[d / WG];
+    if (lid == 0) {
+        o[HDV_PADDED] = m;
+        o[HDV_PADDED + 1] = l;
+    }
+#else
+    for (int d = lid; d < HDV; d += WG)
+        out[((size_t)t * n_heads + head) * HDV + d] = acc[d / WG] / l;
+#endif
+}

@@ -1,0 +1,28 @@
+// Rows of a packed matrix as floats: out[t] = scale * W[ids[t]]. Work-item (block of 32, token).
+
+#ifndef SIMT
+#define SIMT  // one row at a time, whatever the family
+#endif
+#include "lanes.cl"
+#include "unpack.cl"
+
+kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_cols,
+                  global const int* ids, float scale, global float* out) {
+    const int b = get_global_id(0), t = get_global_id(1);
+    const int g = ids[t] / ROWS, lane = ids[t] % ROWS;
+    out += (size_t)t * n_cols + 32 * b;
+#ifdef LOW_BITS
+    global const uchar* s = w + scales_at + (ulong)g * (n_blocks / SUPER) * SBYTES;
+    short2 c[16];
+    float d, m;
+    unpack_scales(s, b, &d, &m, lane);
+    unpack_codes(w + ((ulong)g * n_blocks + b) * QBYTES, s, b, c, lane);
+    for (int p = 0; p < 16; p++) {
+        out[2 * p] = scale * fma(EVEN(c[p]), d, m);
+        out[2 * p + 1] = scale * fma(ODD(c[p]), d, m);
+    }
+#else
+    w += (ulong)g * n_cols * (QBYTES / 32);
+    for (int k = 0; k < min(32, n_cols - 32 * b); k++) out[k] = scale * LOAD_WEIGHT(w, 32 * b + k);
+#endif
+}

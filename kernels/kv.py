@@ -1,0 +1,84 @@
+"""The KV cache's device memory: pages of tokens for every layer (kv.cl has the layout)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyopencl as cl
+
+from kernels.device import Device
+from kernels.tensor import Tensor, empty
+
+PAGE = 32  # tokens per page
+KV_TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """KV heads of a layer and the sizes of a head's K and V."""
+
+    n_kv: int
+    head: int
+    head_v: int
+
+    @property
+    def head_v_padded(self) -> int:
+        return -(-self.head_v // 16) * 16
+
+    def page_elements(self) -> tuple[int, int]:
+        """Elements of one page of K and of V."""
+        return self.n_kv * self.head * PAGE, self.n_kv * self.head_v_padded * PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """K and V pages of one layer."""
+
+    shape: KVShape
+    k: Tensor
+    v: Tensor
+
+    @property
+    def define(self) -> list[str]:
+        return ["KV_F16"] if self.k.dtype == np.float16 else []
+
+
+class KVPages:
+    """Pages of all layers; page ``p`` of the engine's page tables is page p of each."""
+
+    def __init__(
+        self, device: Device, layers: Sequence[KVShape], n_pages: int, dtype: str
+    ) -> None:
+        """``dtype``: f32 or f16; ValueError for another."""
+        if dtype not in KV_TYPES:
+            raise ValueError(f"unsupported KV cache type {dtype!r}: {', '.join(KV_TYPES)}")
+        self.n_pages = n_pages
+        self._queue = device.queue
+        self.layers = [self._allocate(device, shape, KV_TYPES[dtype]) for shape in layers]
+
+    def _allocate(self, device: Device, shape: KVShape, dtype: np.dtype[np.generic]) -> LayerKV:
+        k, v = shape.page_elements()
+        return LayerKV(
+            shape, empty(device, (self.n_pages, k), dtype), empty(device, (self.n_pages, v), dtype)
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(layer.k.n_bytes + layer.v.n_bytes for layer in self.layers)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Enqueue the copy of a page in every layer."""
+        for layer in self.layers:
+            for tensor in (layer.k, layer.v):
+                size = tensor.n_bytes // self.n_pages
+                cl.enqueue_copy(
+                    self._queue, tensor.buffer, tensor.buffer, byte_count=size,
+                    src_offset=source * size, dst_offset=target * size,
+                )  # fmt: skip
+
+
+def kv_bytes_per_page(layers: Sequence[KVShape], dtype: str) -> int:
+    """Bytes that one page takes in all layers."""
+    return sum(sum(shape.page_elements()) for shape in layers) * KV_TYPES[dtype].itemsize

@@ -1,0 +1,74 @@
+// Lanes: one source of arithmetic for both kernel families.
+//
+// simd  A CPU work-item holds 16 rows of a weight matrix in one vector: vint is int16,
+//       vfloat float16, vpair 16 pairs of shorts. Needs clang's ext_vector_type, which every
+//       OpenCL compiler for CPUs has.
+// simt  A GPU work-item holds one of the 16 rows, `lane`: vint is int, vpair short2.
+//
+// Memory is the same for both: what belongs together is stored for 16 rows side by side, so a
+// vector load of the one is a coalesced load of the other. `i` counts such rows of 16.
+
+#define ROWS 16
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__has_builtin) && defined(__AVX2__)
+#if __has_builtin(__builtin_ia32_pmaddwd256)
+#define X86_BUILTINS
+#endif
+#endif
+
+#ifdef SIMT
+
+typedef int vint;
+typedef float vfloat;
+typedef short2 vpair;
+#define LANE , const int lane
+#define LANE_ARG , lane
+#define as_vpair as_short2
+#define to_vfloat convert_float
+#define LOAD_INT(p, i) ((global const int*)(p))[(i) * ROWS + lane]
+#define LOAD_UCHAR(p, i) ((int)((global const uchar*)(p))[(i) * ROWS + lane])
+#define LOAD_CHAR(p, i) ((int)((global const char*)(p))[(i) * ROWS + lane])
+#define LOAD_HALF(p, i) vload_half((i) * ROWS + lane, (global const half*)(p))
+#define LOAD_FLOAT(p, i) ((global const float*)(p))[(i) * ROWS + lane]
+#define LOAD_BF16(p, i) as_float((uint)((global const ushort*)(p))[(i) * ROWS + lane] << 16)
+#define EVEN(pair) ((float)(pair).x)
+#define ODD(pair) ((float)(pair).y)
+
+#else
+
+typedef int16 vint;
+typedef float16 vfloat;
+typedef short vpair __attribute__((ext_vector_type(32)));
+typedef int int32w __attribute__((ext_vector_type(32)));
+#define LANE
+#define LANE_ARG
+#define as_vpair(v) __builtin_astype(v, vpair)
+#define to_vfloat convert_float16
+#define LOAD_INT(p, i) vload16(i, (global const int*)(p))
+#define LOAD_UCHAR(p, i) convert_int16(vload16(i, (global const uchar*)(p)))
+#define LOAD_CHAR(p, i) convert_int16(vload16(i, (global const char*)(p)))
+#define LOAD_HALF(p, i) vload_half16(i, (global const half*)(p))
+#define LOAD_FLOAT(p, i) vload16(i, (global const float*)(p))
+#define LOAD_BF16(p, i) as_float16(convert_uint16(vload16(i, (global const ushort*)(p))) << 16)
+
+#define EVENS(v) __builtin_shufflevector(v, v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODDS(v) __builtin_shufflevector(v, v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define EVEN(pair) convert_float16(EVENS(pair))
+#define ODD(pair) convert_float16(ODDS(pair))
+
+// c + a.even * b.even + a.odd * b.odd. Intel's compiler makes vpmaddwd or vpdpwssd of the plain
+// form; PoCL's LLVM only of some, but has clang's builtins.
+INLINE int16 madd(vpair a, vpair b, int16 c) {
+#ifdef X86_BUILTINS
+#ifdef __AVX512BW__
+    return c + __builtin_astype(__builtin_ia32_pmaddwd512(a, b), int16);
+#else
+    return c + (int16)(__builtin_ia32_pmaddwd256(a.lo, b.lo), __builtin_ia32_pmaddwd256(a.hi, b.hi));
+#endif
+#endif
+    int32w m = __builtin_convertvector(a, int32w) * __builtin_convertvector(b, int32w);
+    return c + (EVENS(m) + ODDS(m));
+}
+
+#endif

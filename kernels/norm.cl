@@ -1,0 +1,125 @@
+// Normalization of rows, and what is done with its result, in one pass.
+//
+// Work-group of WG items (1 on CPUs): one row (token) of n_cols values.
+// NORM_RMS, NORM_LAYER, NORM_NONE   the formula; NORM_NONE only converts
+// POST     x += norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
+// QUANTIZE out is int8 activations (activation.cl; n_cols a multiple of 32), else float
+// GATHER   row t of the output is row rows[t] of x
+// BIAS     the layer norm's bias
+
+#include "lanes.cl"
+#include "activation.cl"
+
+#if WG > 1
+// The sum of v over the work-group, for every item.
+INLINE float sum_group(float v, local float* partial) {
+    const int lid = get_local_id(0);
+    partial[lid] = v;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int step = WG / 2; step > 0; step /= 2) {
+        if (lid < step) partial[lid] += partial[lid + step];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    const float total = partial[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return total;
+}
+#define LID get_local_id(0)
+#else
+#define sum_group(v, partial) (v)
+#define LID 0
+#endif
+
+// sum of (x - mean)^power over a row; power 1 or 2.
+INLINE float moment(global const float* x, int n, float mean, int power, local float* partial) {
+    float16 sum = 0;
+    for (int i = 16 * LID; i + 16 <= n; i += 16 * WG) {
+        const float16 v = vload16(0, x + i) - mean;
+        sum = power == 1 ? sum + v : fma(v, v, sum);
+    }
+    float total = sum16(sum);
+    if (LID == 0)
+        for (int i = n & ~15; i < n; i++) {
+            const float v = x[i] - mean;
+            total = power == 1 ? total + v : fma(v, v, total);
+        }
+    return sum_group(total, partial);
+}
+
+// (mean, factor) that normalize a row.
+INLINE float2 statistics(global const float* x, int n, float eps, local float* partial) {
+#if defined(NORM_RMS)
+    return (float2)(0.0f, 1.0f / sqrt(moment(x, n, 0.0f, 2, partial) / n + eps));
+#elif defined(NORM_LAYER)
+    const float mean = moment(x, n, 0.0f, 1, partial) / n;
+    return (float2)(mean, 1.0f / sqrt(moment(x, n, mean, 2, partial) / n + eps));
+#else
+    return (float2)(0.0f, 1.0f);
+#endif
+}
+
+#ifdef NORM_NONE
+#define NORMED(load) load(x)
+#elif defined(BIAS)
+#define NORMED(load) ((load(x) - s.x) * s.y * load(weight) + load(bias))
+#else
+#define NORMED(load) ((load(x) - s.x) * s.y * load(weight))
+#endif
+#define FIRST(p) vload16(0, p + i)
+#define SECOND(p) vload16(1, p + i)
+#define SCALAR(p) p[i]
+
+kernel void norm(global float* x, int n_cols, float eps,
+#ifndef NORM_NONE
+                 global const float* weight,
+#endif
+#ifdef BIAS
+                 global const float* bias,
+#endif
+#ifdef POST
+                 global const float* y, global const float* post_weight,
+#endif
+#ifdef GATHER
+                 global const int* rows,
+#endif
+#ifdef QUANTIZE
+                 global short* out_q, global float2* out_d
+#else
+                 global float* out
+#endif
+) {
+#if WG > 1
+    local float partial[WG];
+#else
+    local float* partial = 0;
+#endif
+    const size_t t = get_group_id(0);
+#ifdef GATHER
+    x += (size_t)rows[t] * n_cols;
+#else
+    x += t * n_cols;
+#endif
+#ifdef POST
+    y += t * n_cols;
+    const float factor = statistics(y, n_cols, eps, partial).y;
+    for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG)
+        vstore16(FIRST(x) + FIRST(y) * factor * FIRST(post_weight), 0, x + i);
+    if (LID == 0)
+        for (int i = n_cols & ~15; i < n_cols; i++) x[i] += y[i] * factor * post_weight[i];
+#if WG > 1
+    barrier(CLK_GLOBAL_MEM_FENCE);
+#endif
+#endif
+    const float2 s = statistics(x, n_cols, eps, partial);
+#ifdef QUANTIZE
+    out_q += t * n_cols;
+    out_d += t * (n_cols / 32);
+    for (int i = 32 * LID; i < n_cols; i += 32 * WG)
+        out_d[i / 32] = quantize32(NORMED(FIRST), NORMED(SECOND), out_q + i);
+#else
+    out += t * n_cols;
+    for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG) vstore16(NORMED(FIRST), 0, out + i);
+    if (LID == 0)
+        for (int i = n_cols & ~15; i < n_cols; i++) out[i] = NORMED(SCALAR);
+#endif
+}

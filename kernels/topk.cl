@@ -1,0 +1,90 @@
+// The largest logits of each row and the row's log-sum-exp, without sorting the row.
+//
+// 1 segments: work-item (segment of SEGMENT logits, row) finds its maximum and sum of exps.
+// 2 select:   work-item (row): the k-th largest of the segments' maxima is a threshold that at
+//             least k logits reach (found by bisection over the floats' order); log-sum-exp.
+// 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
+//             row's list, in any order; segments whose maximum does not are skipped.
+// wanted[row] = (k, token whose logit is asked for). found[row]: 4 + 2 * CAPACITY words: how
+// many reached the threshold (may exceed CAPACITY: then the caller must read the row), the
+// log-sum-exp and the asked-for logit as floats, -; then pairs (token, logit).
+
+#include "lanes.cl"
+#include "activation.cl"
+
+#define SEGMENT 256
+#define RECORD (4 + 2 * CAPACITY)
+
+// Floats as integers of the same order.
+INLINE int ordered(float v) {
+    const int i = as_int(v);
+    return i < 0 ? i ^ 0x7FFFFFFF : i;
+}
+
+kernel void segments(global const float* logits, int n_vocab, global float2* found) {
+    const int segment = get_global_id(0), row = get_global_id(1);
+    const int begin = segment * SEGMENT, n = min(SEGMENT, n_vocab - begin);
+    global const float* x = logits + (size_t)row * n_vocab + begin;
+    float16 top16 = -INFINITY;
+    int i = 0;
+    for (; i + 16 <= n; i += 16) top16 = fmax(top16, vload16(0, x + i));
+    float top = max16(top16);
+    for (; i < n; i++) top = fmax(top, x[i]);
+    float16 sum16_ = 0;
+    float sum = 0;
+    for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
+    for (; i < n; i++) sum += exp(x[i] - top);
+    found[(size_t)row * get_global_size(0) + segment] = (float2)(top, sum + sum16(sum16_));
+}
+
+kernel void select_threshold(global const float2* maxima, int n_segments, int n_vocab,
+                             global const int2* wanted, global const float* logits,
+                             global int* found, global int* thresholds) {
+    const int row = get_global_id(0);
+    maxima += (size_t)row * n_segments;
+    found += (size_t)row * RECORD;
+    float top = -INFINITY;
+    for (int i = 0; i < n_segments; i++) top = fmax(top, maxima[i].x);
+    float sum = 0;
+    for (int i = 0; i < n_segments; i++) sum += maxima[i].y * exp(maxima[i].x - top);
+    const int k = min(wanted[row].x, n_segments);
+    // The largest t such that at least k maxima are >= t. Fewer segments than k: everything.
+    int low = ordered(-INFINITY), high = ordered(top);
+    if (wanted[row].x <= n_segments)
+        while (low < high) {
+            const int middle = (int)(((long)low + high + 1) >> 1);
+            int n = 0;
+            for (int i = 0; i < n_segments; i++) n += ordered(maxima[i].x) >= middle;
+            if (n >= k) low = middle; else high = middle - 1;
+        }
+    thresholds[row] = low;
+    found[0] = 0;
+    found[1] = as_int(top + log(sum));
+    found[2] = as_int(logits[(size_t)row * n_vocab + wanted[row].y]);
+    found[3] = 0;
+}
+
+kernel void collect(global const float* logits, int n_vocab, global const float2* maxima,
+                    global const int* thresholds, global int* found) {
+    const int segment = get_global_id(0), row = get_global_id(1), t = thresholds[row];
+    if (ordered(maxima[(size_t)row * get_global_size(0) + segment].x) < t) return;
+    const int begin = segment * SEGMENT, end = min(begin + SEGMENT, n_vocab);
+    found += (size_t)row * RECORD;
+    for (int i = begin; i < end; i++) {
+        const float v = logits[(size_t)row * n_vocab + i];
+        if (ordered(v) >= t) {
+            const int at = atomic_inc(found);
+            if (at < CAPACITY) {
+                found[4 + 2 * at] = i;
+                found[5 + 2 * at] = as_int(v);
+            }
+        }
+    }
+}
+
+// logits = cap * tanh(logits / cap); work-item: 16 logits of a row.
+kernel void softcap(global float* logits, int n_vocab, float cap) {
+    const int i = get_global_id(0) * 16;
+    global float* x = logits + (size_t)get_global_id(1) * n_vocab + i;
+    for (int j = 0; j < min(16, n_vocab - i); j++) x[j] = cap * tanh(x[j] / cap);
+}

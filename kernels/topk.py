@@ -1,0 +1,81 @@
+"""The likeliest tokens of each row of logits, found on the device (topk.cl)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.device import Device
+from kernels.tape import OUTPUTS, Per, Tape
+from kernels.tensor import Tensor, empty
+
+SEGMENT = 256  # logits per work-item (topk.cl)
+CAPACITY = 512  # logits that reach the threshold and still fit a row's list
+MAX_K = 256
+HEADER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TopKBuffers:
+    """wanted: int32 [n, 2], k and the token whose logit is asked for; found: int32 records."""
+
+    wanted: Tensor
+    found: Tensor
+    maxima: Tensor
+    thresholds: Tensor
+
+
+def topk_buffers(device: Device, n_rows: int, n_vocab: int) -> TopKBuffers:
+    n_segments = -(-n_vocab // SEGMENT)
+    return TopKBuffers(
+        wanted=empty(device, (n_rows, 2), np.int32),
+        found=empty(device, (n_rows, HEADER + 2 * CAPACITY), np.int32),
+        maxima=empty(device, (n_rows, n_segments, 2)),
+        thresholds=empty(device, (n_rows,), np.int32),
+    )
+
+
+def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
+    """logits = cap * tanh(logits / cap)."""
+    n_vocab = logits.shape[1]
+    args = [logits.buffer, np.int32(n_vocab), np.float32(cap)]
+    tape.add("topk.cl", "softcap", [f"CAPACITY={CAPACITY}"], args, (-(-n_vocab // 16), Per(OUTPUTS)))
+
+
+def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
+    """Fill ``buffers.found`` from logits, float32 [n, n_vocab], and ``buffers.wanted``."""
+    n_vocab = np.int32(logits.shape[1])
+    n_segments = -(-int(n_vocab) // SEGMENT)
+    defines = [f"CAPACITY={CAPACITY}"]
+    grid = (n_segments, Per(OUTPUTS))
+    x, maxima, thresholds = logits.buffer, buffers.maxima.buffer, buffers.thresholds.buffer
+    found, wanted = buffers.found.buffer, buffers.wanted.buffer
+    tape.add("topk.cl", "segments", defines, [x, n_vocab, maxima], grid)
+    args = [maxima, np.int32(n_segments), n_vocab, wanted, x, found, thresholds]
+    tape.add("topk.cl", "select_threshold", defines, args, (Per(OUTPUTS),))
+    tape.add("topk.cl", "collect", defines, [x, n_vocab, maxima, thresholds, found], grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row's likeliest tokens, best first (ties: lower id first), as the row's raw logits."""
+
+    ids: npt.NDArray[np.int32]
+    logits: npt.NDArray[np.float32]
+    log_sum_exp: float
+    picked: float  # the logit of the token that was asked for
+
+
+def parse(record: npt.NDArray[Any], k: int) -> Found | None:
+    """The k best of a row of ``TopKBuffers.found``; None if too many tie: read the row."""
+    count = int(record[0])
+    if count > CAPACITY or count < k:
+        return None
+    floats = record.view(np.float32)
+    ids = record[HEADER : HEADER + 2 * count : 2]
+    logits = floats[HEADER + 1 : HEADER + 2 * count : 2]
+    order = np.lexsort((ids, -logits))[:k]
+    return Found(ids[order], logits[order], float(floats[1]), float(floats[2]))
