@@ -57,6 +57,11 @@ def tile_queries(device: Device, n_heads: int, n_kv: int, *, plain: bool = False
     return max(1, ROWS_PER_ITEM * n_kv // n_heads)
 
 
+def fuses_quantization(device: Device, head_v: int, *, plain: bool) -> bool:
+    """Whether attention can write int8 activations without room for floats."""
+    return device.is_simd and head_v % 32 == 0 and not plain
+
+
 def split_scratch(device: Device, n_tiles: int, n_heads: int, shape: KVShape, n_ctx: int) -> Scratch:
     """Scratch for ``attention(split=...)`` with up to ``n_tiles`` tiles."""
     parts = -(-n_ctx // PART)
@@ -76,21 +81,20 @@ def attention(
     """out[t] = softmax(q[t] K) V, heads side by side, over the keys that the mask allows.
 
     qkv: float32 rows whose first n_heads * head values are Q, scaled and rotated. ``out`` is
-    quantized if it has codes; unless this is the simd family with a head of a multiple of 32
-    values, it then needs room for floats as well.
+    float, quantized or both; see ``fuses_quantization`` for when it may be quantized only.
     """
     shape, simd = layer.shape, tape.device.is_simd
     queries = 1 if split else tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv}", f"PAGE={PAGE}",
-        f"QB={queries}", *layer.define, *(["SOFTCAP"] if mask.softcap else []),
+        f"QB={queries}", *layer.defines, *(["SOFTCAP"] if mask.softcap else []),
     ]  # fmt: skip
     args: list[object] = [
         qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
         inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
         layer.k.buffer, layer.v.buffer, np.int32(mask.window), np.float32(mask.softcap),
     ]  # fmt: skip
-    fused = out.quantized and shape.head_v % 32 == 0 and not plain and (simd or bool(split))
+    fused = out.quantized and out.values is None
     if split:
         _split(tape, n_heads, layer, inputs, out, mask, split, defines, args, fused)
     elif plain:

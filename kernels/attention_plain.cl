@@ -8,7 +8,7 @@
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      global const k_t* k_cache, global const v_t* v_cache, int window,
                       float softcap, global float* out, global float* scratch, int scratch_stride,
                       global const int* counts, int count_at) {
     const int n_heads = n_kv * G;
@@ -23,19 +23,19 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int first = first_key(pos, window);
         float m = M_NONE, l = 0, acc[HDV_PADDED];
         for (int key = first; key <= pos; key++) {
-            global const kv_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
+            global const k_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
             float sum = 0;
-            for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_KV(k + d * PAGE), sum);
+            for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_K(k + d * PAGE), sum);
             s[key - first] = CAPPED(sum);
             m = fmax(m, s[key - first]);
         }
         for (int d = 0; d < HDV; d++) acc[d] = 0;
         for (int key = first; key <= pos; key++) {
             const float p = exp(s[key - first] - m);
-            global const kv_t* v =
+            global const v_t* v =
                 V_PAGE(v_cache, table[key / PAGE], n_kv, h) + (key % PAGE) * HDV_PADDED;
             l += p;
-            for (int d = 0; d < HDV; d++) acc[d] = fma(p, LOAD_KV(v + d), acc[d]);
+            for (int d = 0; d < HDV; d++) acc[d] = fma(p, LOAD_V(v + d), acc[d]);
         }
         for (int d = 0; d < HDV; d++) out[((size_t)t * n_heads + head) * HDV + d] = acc[d] / l;
     }

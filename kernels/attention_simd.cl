@@ -18,14 +18,14 @@
 #endif
 
 // Scores of one page's keys for all rows: s[r][i] for key i.
-INLINE void page_scores(const float* q, global const kv_t* k, float16 s[RB][HALVES]) {
+INLINE void page_scores(const float* q, global const k_t* k, float16 s[RB][HALVES]) {
     #pragma unroll
     for (int r = 0; r < RB; r++)
         for (int i = 0; i < HALVES; i++) s[r][i] = 0;
     for (int d = 0; d < HD; d++) {
         #pragma unroll
         for (int i = 0; i < HALVES; i++) {
-            const float16 kv = LOAD_KV16(k + d * PAGE + 16 * i);
+            const float16 kv = LOAD_K16(k + d * PAGE + 16 * i);
             #pragma unroll
             for (int r = 0; r < RB; r++) s[r][i] = fma(kv, (float16)(q[d * RB + r]), s[r][i]);
         }
@@ -40,7 +40,7 @@ INLINE float16 masked(float16 s, int key, int pos, int window) {
 
 // acc[r] = acc[r] * factor[r] + sum over n keys of p[r][key] * V[key].
 INLINE void add_values(float16 acc[RB][VECTORS], const float* factor, float p[RB][PAGE],
-                       global const kv_t* v, int n) {
+                       global const v_t* v, int n) {
     for (int c = 0; c < VECTORS; c += CHUNK) {
         float16 a[RB][CHUNK];
         #pragma unroll
@@ -49,7 +49,7 @@ INLINE void add_values(float16 acc[RB][VECTORS], const float* factor, float p[RB
         for (int t = 0; t < n; t++) {
             #pragma unroll
             for (int i = 0; i < CHUNK; i++) {
-                const float16 vv = LOAD_KV16(v + t * HDV_PADDED + 16 * (c + i));
+                const float16 vv = LOAD_V16(v + t * HDV_PADDED + 16 * (c + i));
                 #pragma unroll
                 for (int r = 0; r < RB; r++) a[r][i] = fma(vv, (float16)(p[r][t]), a[r][i]);
             }
@@ -66,8 +66,8 @@ typedef struct {
 } State;
 
 // One part: keys of pages [page, end) for queries from position pos on.
-INLINE void attend_part(State* state, const float* q, global const kv_t* k_cache,
-                        global const kv_t* v_cache, global const int* table, int n_kv, int h,
+INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
+                        global const v_t* v_cache, global const int* table, int n_kv, int h,
                         int page, int end, int pos, int kv_end, int window, float softcap) {
     for (int r = 0; r < RB; r++) {
         state->m[r] = M_NONE;
@@ -117,7 +117,7 @@ INLINE void merge(State* total, const State* part) {
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      global const k_t* k_cache, global const v_t* v_cache, int window,
                       float softcap,
 #if defined(SPLIT)
                       global float* partial, int max_parts

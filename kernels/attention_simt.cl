@@ -38,7 +38,7 @@ INLINE float reduce_sum(float v, local float* shared) {
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const kv_t* k_cache, global const kv_t* v_cache, int window,
+                      global const k_t* k_cache, global const v_t* v_cache, int window,
                       float softcap,
 #ifdef SPLIT
                       global float* partial, int max_parts
@@ -71,9 +71,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
         float s = S_MASKED;
         if (mine < end && key <= pos && key >= first_key(pos, window)) {
-            global const kv_t* k = K_PAGE(k_cache, table[mine], n_kv, h) + lid % PAGE;
+            global const k_t* k = K_PAGE(k_cache, table[mine], n_kv, h) + lid % PAGE;
             s = 0;
-            for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_KV(k + d * PAGE), s);
+            for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_K(k + d * PAGE), s);
             s = CAPPED(s);
         }
         const float top = fmax(m, reduce_max(s, shared));
@@ -83,13 +83,13 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         m = top;
         for (int c = 0; c < COLUMNS; c++) acc[c] *= factor;
         for (int i = 0; i < PAGES_AT_ONCE && page + i < end; i++) {
-            global const kv_t* v = V_PAGE(v_cache, table[page + i], n_kv, h);
+            global const v_t* v = V_PAGE(v_cache, table[page + i], n_kv, h);
             const int n = min(PAGE, pos + 1 - (page + i) * PAGE);
             for (int c = 0; c < COLUMNS; c++) {
                 const int d = c * WG + lid;
                 if (d < HDV_PADDED)
                     for (int j = 0; j < n; j++)
-                        acc[c] = fma(p[i * PAGE + j], LOAD_KV(v + j * HDV_PADDED + d), acc[c]);
+                        acc[c] = fma(p[i * PAGE + j], LOAD_V(v + j * HDV_PADDED + d), acc[c]);
             }
         }
         barrier(CLK_LOCAL_MEM_FENCE);

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyopencl as cl
 
+CommandQueue = Any  # pyopencl has no type hints
+
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
 NO_DRIVER = (

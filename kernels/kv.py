@@ -41,28 +41,29 @@ class LayerKV:
     v: Tensor
 
     @property
-    def define(self) -> list[str]:
-        return ["KV_F16"] if self.k.dtype == np.float16 else []
+    def defines(self) -> list[str]:
+        """How K and V are stored; float unless said otherwise."""
+        half = np.dtype(np.float16)
+        return ["K_F16"] * (self.k.dtype == half) + ["V_F16"] * (self.v.dtype == half)
 
 
 class KVPages:
     """Pages of all layers; page ``p`` of the engine's page tables is page p of each."""
 
     def __init__(
-        self, device: Device, layers: Sequence[KVShape], n_pages: int, dtype: str
+        self, device: Device, layers: Sequence[KVShape], n_pages: int, type_k: str, type_v: str
     ) -> None:
-        """``dtype``: f32 or f16; ValueError for another."""
-        if dtype not in KV_TYPES:
-            raise ValueError(f"unsupported KV cache type {dtype!r}: {', '.join(KV_TYPES)}")
+        """``type_k`` and ``type_v``: keys of KV_TYPES."""
         self.n_pages = n_pages
         self._queue = device.queue
-        self.layers = [self._allocate(device, shape, KV_TYPES[dtype]) for shape in layers]
+        dtypes = KV_TYPES[type_k], KV_TYPES[type_v]
+        self.layers = [
+            LayerKV(shape, *map(self._allocate, [device] * 2, shape.page_elements(), dtypes))
+            for shape in layers
+        ]
 
-    def _allocate(self, device: Device, shape: KVShape, dtype: np.dtype[np.generic]) -> LayerKV:
-        k, v = shape.page_elements()
-        return LayerKV(
-            shape, empty(device, (self.n_pages, k), dtype), empty(device, (self.n_pages, v), dtype)
-        )
+    def _allocate(self, device: Device, n: int, dtype: np.dtype[np.generic]) -> Tensor:
+        return empty(device, (self.n_pages, n), dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -78,7 +79,3 @@ class KVPages:
                     src_offset=source * size, dst_offset=target * size,
                 )  # fmt: skip
 
-
-def kv_bytes_per_page(layers: Sequence[KVShape], dtype: str) -> int:
-    """Bytes that one page takes in all layers."""
-    return sum(sum(shape.page_elements()) for shape in layers) * KV_TYPES[dtype].itemsize

@@ -85,20 +85,23 @@ def matmul(
 
 def glu(
     tape: Tape, w: Matrix, x: Activations, out: Activations, counts: Tensor, *,
-    activation: str, tile: int, count: int = TOKENS,
+    activation: str, tile: int, count: int = TOKENS, bias: Tensor | None = None,
 ) -> None:
     """out = activation(gate x) * (up x) for a paired matrix of gate and up.
 
-    ``out`` is quantized or float; the simt family quantizes in a launch of its own, for which
-    out must have room for the floats too (``values``).
+    ``bias`` has the order of the packed rows: 16 of gate, 16 of up, padded to 64.
+
+    ``out`` is float, or quantized, or both; the simt family needs room for the floats
+    (``values``) in any case and quantizes in a launch of its own.
     """
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
     if activation not in GLU_ACTIVATIONS:
         raise ValueError(f"unknown GLU activation {activation!r}: {GLU_ACTIVATIONS}")
     inputs, defines = _inputs(w, x)
-    defines += [w.define, f"GLU_{activation.upper()}"]
-    if tape.device.is_simd and out.codes is not None and out.scales is not None:
+    defines += [w.define, f"GLU_{activation.upper()}"] + ["BIAS"] * (bias is not None)
+    fused = tape.device.is_simd and out.values is None
+    if fused and out.codes is not None and out.scales is not None:
         defines.append("QUANTIZE_OUT")
         outputs: list[object] = [out.codes.buffer, out.scales.buffer]
     else:
@@ -107,7 +110,7 @@ def glu(
         outputs = [out.values.buffer, np.int32(out.n_cols), np.int32(0)]
     args = [
         w.buffer, np.uint64(w.scales_at), *inputs, np.int32(w.n_blocks), np.int32(w.n_rows),
-        counts.buffer, np.int32(count), *outputs,
+        counts.buffer, np.int32(count), *([bias.buffer] if bias is not None else []), *outputs,
     ]  # fmt: skip
     _launch(tape, w, defines, args, tile, count, unit=2)
     if out.quantized and "QUANTIZE_OUT" not in defines:

@@ -8,7 +8,8 @@
 // TYPE_x      the weights' type (unpack.cl)           NT       most tokens of a tile
 // ACT_Q8      activations are int8 in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
-// BIAS        add bias[r]                             ADD      add to out instead of storing
+// BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
+//                                       ADD      add to out instead of storing
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
 //             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
 //             the next matrix's int8 activations.
@@ -122,7 +123,14 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
         float16 h[2][NT];
         for (int i = 0; i < 2; i++) {
             float16 up[NT];
+#ifdef BIAS
+            for (int t = 0; t < nt; t++) {
+                h[i][t] = vload16(4 * u + 2 * i, bias);
+                up[t] = vload16(4 * u + 2 * i + 1, bias);
+            }
+#else
             for (int t = 0; t < nt; t++) h[i][t] = up[t] = 0;
+#endif
             CALL_DOT(4 * u + 2 * i, h[i]);
             CALL_DOT(4 * u + 2 * i + 1, up);
             for (int t = 0; t < nt; t++) h[i][t] = GLU(h[i][t]) * up[t];
@@ -145,8 +153,9 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
         for (int t = 0; t < nt; t++) {
             global float* o = out + (size_t)(t0 + t) * out_stride + out_offset + u * ROWS;
             float16 v = acc[t];
-#if defined(BIAS)
-            v += vload16(u, bias);
+#ifdef BIAS
+            if (n >= ROWS) v += vload16(u, bias);
+            else for (int i = 0; i < n; i++) ((float*)&v)[i] += bias[u * ROWS + i];
 #endif
 #ifdef ADD
             if (n >= ROWS) v += vload16(0, o);

@@ -39,7 +39,11 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
     const int lane = get_local_id(0) % ROWS, quarter = get_local_id(0) / ROWS;
     const int t0 = get_group_id(1) * TILE_TOKENS;
     const int nt = min(TILE_TOKENS, counts[count_at] - t0);
+#ifdef GLU
+    const int n_groups = (n_rows / 2 + ROWS - 1) / ROWS * 2;
+#else
     const int n_groups = (n_rows + ROWS - 1) / ROWS;
+#endif
     const int mine = get_group_id(0) * 4 + quarter;  // the group that this item unpacks
 #ifdef LOW_BITS
     const int n_cols = n_blocks * 32;
@@ -103,7 +107,13 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
 #ifdef GLU
         for (int i = 0; i < 4; i += 2) {
             const int row = (get_group_id(0) * 2 + i / 2) * ROWS + lane;
-            if (row < n_rows / 2) o[row] = GLU(acc[i][j]) * acc[i + 1][j];
+            float gate = acc[i][j], up = acc[i + 1][j];
+            if (row >= n_rows / 2) continue;
+#ifdef BIAS
+            gate += bias[(get_group_id(0) * 4 + i) * ROWS + lane];
+            up += bias[(get_group_id(0) * 4 + i + 1) * ROWS + lane];
+#endif
+            o[row] = GLU(gate) * up;
         }
 #else
         for (int i = 0; i < 4; i++) {

@@ -109,11 +109,16 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
     for (int t = 0; t < nt; t++) {
         float v = sum_slices(acc[t], slice, lane, partial);
 #ifdef GLU
-        v = GLU(v) * sum_slices(up[t], slice, lane, partial);
+        float u = sum_slices(up[t], slice, lane, partial);
+#ifdef BIAS
+        v += bias[2 * g * ROWS + lane];
+        u += bias[(2 * g + 1) * ROWS + lane];
+#endif
+        v = GLU(v) * u;
 #endif
         if (slice == 0 && row < n_rows) {
             global float* o = out + (size_t)(t0 + t) * out_stride + out_offset + row;
-#ifdef BIAS
+#if defined(BIAS) && !defined(GLU)
             v += bias[row];
 #endif
 #ifdef ADD

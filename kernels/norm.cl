@@ -95,12 +95,13 @@ kernel void norm(global float* x, int n_cols, float eps,
 #endif
     const size_t t = get_group_id(0);
 #ifdef GATHER
-    x += (size_t)rows[t] * n_cols;
+    const size_t row = rows[t];
 #else
-    x += t * n_cols;
+    const size_t row = t;
 #endif
+    x += row * n_cols;
 #ifdef POST
-    y += t * n_cols;
+    y += row * n_cols;
     const float factor = statistics(y, n_cols, eps, partial).y;
     for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG)
         vstore16(FIRST(x) + FIRST(y) * factor * FIRST(post_weight), 0, x + i);

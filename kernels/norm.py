@@ -33,7 +33,7 @@ def norm(
     tape: Tape, x: Tensor, weights: NormWeights, out: Activations, *, count: int = TOKENS,
     post: tuple[Tensor, Tensor] | None = None, rows: Tensor | None = None,
 ) -> None:
-    """out[t] = norm(x[t]) (or x[rows[t]]), quantized if ``out`` has codes, else float.
+    """out[t] = norm(x[t]) (or x[rows[t]]), as floats, quantized, or both: what ``out`` has.
 
     ``post`` = (y, weight): x[t] += rms_norm(y[t]) * weight before that.
     """
@@ -47,16 +47,19 @@ def norm(
     if rows is not None:
         defines.append("GATHER")
         args.append(rows.buffer)
-    if out.codes is not None and out.scales is not None:
+    if out.values is not None:
+        args.append(out.values.buffer)
+    elif out.codes is not None and out.scales is not None:
         defines.append("QUANTIZE")
         args += [out.codes.buffer, out.scales.buffer]
-    elif out.values is not None:
-        args.append(out.values.buffer)
     tape.add("norm.cl", "norm", defines, args, (Per(count, 1, group),), (group,))
+    if out.values is not None and out.quantized:
+        quantize(tape, out, count=count)
 
 
 def quantize(tape: Tape, x: Activations, *, count: int = TOKENS) -> None:
     """Fill the codes and scales of ``x`` from its values."""
-    if x.values is None or x.codes is None:
+    if x.values is None or not x.quantized:
         raise ValueError("quantize needs both values and codes")
-    norm(tape, x.values, NormWeights(None, 0.0), x, count=count)
+    codes = Activations(x.n_cols, codes=x.codes, scales=x.scales)
+    norm(tape, x.values, NormWeights(None, 0.0), codes, count=count)

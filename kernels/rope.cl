@@ -50,7 +50,7 @@ INLINE void load_head(global const float* x, global const float* weight, float e
 }
 
 kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float* table,
-                    global const int* slots, global kv_t* k_cache, global kv_t* v_cache,
+                    global const int* slots, global k_t* k_cache, global v_t* v_cache,
                     float scale
 #ifdef QK_NORM
                     , global const float* q_norm, global const float* k_norm, float eps
@@ -72,16 +72,16 @@ kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float
         for (int i = 0; i < HD; i++) q[i] = v[i] * scale;
     } else if (head < n_heads + n_kv) {
         const int h = head - n_heads;
-        global kv_t* k = K_PAGE(k_cache, page, n_kv, h) + row;
+        global k_t* k = K_PAGE(k_cache, page, n_kv, h) + row;
         load_head(qkv + head * HD, k_norm, eps, v);
         rotate(v, table);
-        for (int i = 0; i < HD; i++) STORE_KV(v[i], k + i * PAGE);
+        for (int i = 0; i < HD; i++) STORE_K(v[i], k + i * PAGE);
     } else {
         const int h = head - n_heads - n_kv;
         global const float* x = qkv + (n_heads + n_kv) * HD + h * HDV;
-        global kv_t* o = V_PAGE(v_cache, page, n_kv, h) + row * HDV_PADDED;
-        for (int i = 0; i < HDV; i++) STORE_KV(x[i], o + i);
-        for (int i = HDV; i < HDV_PADDED; i++) STORE_KV(0.0f, o + i);
+        global v_t* o = V_PAGE(v_cache, page, n_kv, h) + row * HDV_PADDED;
+        for (int i = 0; i < HDV; i++) STORE_V(x[i], o + i);
+        for (int i = HDV; i < HDV_PADDED; i++) STORE_V(0.0f, o + i);
     }
 }
 #endif

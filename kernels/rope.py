@@ -45,7 +45,7 @@ def rope_kv(
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
         *(["NEOX"] if style.neox else []), *(["NO_ROPE"] if table is None else []),
-        *layer.define,
+        *layer.defines,
     ]  # fmt: skip
     rotation = table or slots  # an argument that NO_ROPE does not read
     args: list[object] = [

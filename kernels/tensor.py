@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,51 @@ def write(device: Device, tensor: Tensor, array: npt.NDArray[Any], *, wait: bool
     )
 
 
-def read(device: Device, tensor: Tensor, n_rows: int | None = None) -> npt.NDArray[Any]:
-    """A host copy of a tensor, or of its first ``n_rows`` rows; waits for the queue."""
+def read(
+    tensor: Tensor, n_rows: int | None, queue: cl.CommandQueue
+) -> npt.NDArray[Any]:
+    """A host copy of the first ``n_rows`` rows of a tensor (None: all); waits for the queue."""
     shape = tensor.shape if n_rows is None else (n_rows, *tensor.shape[1:])
     array = np.empty(shape, tensor.dtype)
     if array.size:
-        cl.enqueue_copy(device.queue, array, tensor.buffer, is_blocking=True)
+        cl.enqueue_copy(queue, array, tensor.buffer, is_blocking=True)
+    else:
+        queue.finish()
     return array
+
+
+def read_row(tensor: Tensor, index: int, queue: cl.CommandQueue) -> npt.NDArray[Any]:
+    """A host copy of one row; waits for the queue."""
+    array = np.empty(tensor.shape[1:], tensor.dtype)
+    cl.enqueue_copy(
+        queue, array, tensor.buffer, src_offset=index * array.nbytes, is_blocking=True
+    )
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A named part of int32 memory that is written as a whole."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+ALIGNMENT = 1024  # bytes; more than any device asks of a sub-buffer's origin
+
+
+def regions(
+    device: Device, parts: Sequence[Region]
+) -> tuple[Tensor, npt.NDArray[np.int32], dict[str, npt.NDArray[np.int32]], dict[str, Tensor]]:
+    """int32 memory in parts: the whole tensor, its host copy, and views of both by name."""
+    sizes = [-(-math.prod(part.shape) * 4 // ALIGNMENT) * ALIGNMENT for part in parts]
+    memory = empty(device, (sum(sizes) // 4,), np.int32)
+    host = np.zeros(memory.shape, np.int32)
+    arrays, tensors, offset = {}, {}, 0
+    for part, size in zip(parts, sizes, strict=True):
+        n = math.prod(part.shape)
+        arrays[part.name] = host[offset // 4 : offset // 4 + n].reshape(part.shape)
+        sub = memory.buffer.get_sub_region(offset, size)
+        tensors[part.name] = Tensor(sub, part.shape, np.dtype(np.int32))
+        offset += size
+    return memory, host, arrays, tensors

@@ -1,0 +1,125 @@
+"""A step's inputs: a plan's chunks as integers in the buffers that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.models.decoder import StepInputs
+from engine.scheduler import Chunk
+from engine.scheduler import Sequence as RunningSequence
+from kernels.attention import PART, AttentionInputs
+from kernels.device import Device
+from kernels.kv import PAGE
+from kernels.tape import N_COUNTS, Counts
+from kernels.tensor import Region, Tensor, empty, regions, write
+from kernels.topk import TopKBuffers, topk_buffers
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """A row of logits: the position whose successor it predicts, and what is wanted of it."""
+
+    chunk: Chunk
+    position: int
+    k: int
+    pick: int = 0  # a token whose logit is asked for
+
+
+class Batch:
+    """The device buffers of steps of up to ``n_tokens`` tokens and ``n_outputs`` rows."""
+
+    def __init__(
+        self, device: Device, *, n_tokens: int, n_outputs: int, n_sequences: int, n_ctx: int,
+        n_vocab: int,
+    ) -> None:
+        self._device = device
+        shapes = [
+            Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
+            Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
+            Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 2)),
+            Region("tiles", (n_tokens, 4)),
+        ]  # fmt: skip
+        self._memory, self._host, self._parts, tensors = regions(device, shapes)
+        self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)
+        self._written: list[list[int]] = [[] for _ in range(n_sequences)]
+        self._tables = empty(device, self._pages.shape, np.int32)
+        write(device, self._tables, self._pages, wait=True)
+        found = topk_buffers(device, n_outputs, n_vocab)
+        self.inputs = StepInputs(
+            tokens=tensors["tokens"],
+            slots=tensors["slots"],
+            rows=tensors["rows"],
+            attention=AttentionInputs(
+                tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
+            ),
+            topk=TopKBuffers(tensors["wanted"], found.found, found.maxima, found.thresholds),
+        )
+
+    @property
+    def found(self) -> Tensor:
+        return self.inputs.topk.found
+
+    def fill(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow], tile: int) -> Counts:
+        """Write a step's inputs to the device; returns its counts (kernels/tape.py).
+
+        ``rows`` are in the order of the chunks and their positions.
+        """
+        self._write_tables([chunk.seq for chunk in chunks])
+        firsts: dict[int, int] = {}
+        n, n_tiles, kv_end = 0, 0, 1
+        for chunk in chunks:
+            firsts[id(chunk)] = n
+            self._fill_chunk(chunk, n)
+            n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
+            n += chunk.count
+            kv_end = max(kv_end, chunk.start + chunk.count)
+        for i, row in enumerate(rows):
+            self._parts["rows"][i] = firsts[id(row.chunk)] + row.position - row.chunk.start
+            self._parts["wanted"][i] = row.k, row.pick
+        counts = (n, len(rows), n_tiles, -(-kv_end // PART))
+        self._parts["counts"][:] = counts
+        write(self._device, self._memory, self._host)
+        return counts
+
+    def _fill_chunk(self, chunk: Chunk, n: int) -> None:
+        seq, start, end = chunk.seq, chunk.start, chunk.start + chunk.count
+        if chunk.count == 1:
+            page = seq.table[start // PAGE]
+            self._parts["tokens"][n] = seq.tokens[start]
+            self._parts["positions"][n] = start
+            self._parts["slots"][n] = page * PAGE + start % PAGE
+            return
+        positions = np.arange(start, end, dtype=np.int32)
+        pages = np.array(seq.table[start // PAGE : (end - 1) // PAGE + 1], np.int32)
+        self._parts["tokens"][n : n + chunk.count] = seq.tokens[start:end]
+        self._parts["positions"][n : n + chunk.count] = positions
+        self._parts["slots"][n : n + chunk.count] = (
+            pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE
+        )
+
+    def _fill_tiles(self, chunk: Chunk, n: int, at: int, tile: int) -> int:
+        """Tiles of at most ``tile`` queries; returns the number of tiles so far."""
+        n_tiles = -(-chunk.count // tile)
+        firsts = np.arange(n_tiles, dtype=np.int32) * tile
+        rows = self._parts["tiles"][at : at + n_tiles]
+        rows[:, 0] = firsts + n
+        rows[:, 1] = np.minimum(tile, chunk.count - firsts)
+        rows[:, 2] = chunk.seq.slot
+        return at + n_tiles
+
+    def _write_tables(self, sequences: Sequence[RunningSequence]) -> None:
+        """Bring the page tables of these sequences up to date on the device."""
+        changed = False
+        for seq in sequences:
+            if self._written[seq.slot] != seq.table:
+                self._written[seq.slot] = seq.table.copy()
+                self._pages[seq.slot, : len(seq.table)] = seq.table
+                changed = True
+        if changed:
+            write(self._device, self._tables, self._pages)

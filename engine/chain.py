@@ -1,0 +1,212 @@
+"""Which steps a request's sampling parameters ask for, in their order.
+
+A Stage is made only where its sampler does something; where a greedy choice makes what
+comes before it idle, that is left out too. Names, letters and the chain's structure are
+those of llama.cpp (common/sampling.cpp).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from engine import filters
+from engine.errors import RequestError
+from engine.filters import Mirostat, Step
+from engine.request import DEFAULT_SAMPLERS, SamplingParams
+
+_LETTERS = dict(zip("edskypmxt", DEFAULT_SAMPLERS, strict=True))
+_OTHER_NAMES = {
+    "nucleus": "top_p",
+    "typical": "typ_p",
+    "typical_p": "typ_p",
+    "typ": "typ_p",
+    "temp": "temperature",
+}
+
+
+class Stage(NamedTuple):
+    """A step, and what it needs to see of the vocabulary to be exact.
+
+    ``adjust``: changes single tokens. ``scale``: keeps the order. ``first``: keeps the
+    ``keeps`` likeliest. ``near``: keeps tokens near the likeliest, whatever the others.
+    ``rest``: keeps a number of the likeliest that depends on all. ``other``: anything else.
+    """
+
+    step: Step
+    kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
+    keeps: int = 0
+
+
+def parse_samplers(samplers: str | Sequence[str]) -> tuple[str, ...]:
+    """Samplers' names from a list, from a text "top_k;min_p" or from letters like "kmt".
+
+    Raises RequestError for an unknown one.
+    """
+    if isinstance(samplers, str):
+        if ";" not in samplers and samplers not in DEFAULT_SAMPLERS:
+            return tuple(_known(letter, _LETTERS.get(letter)) for letter in samplers)
+        samplers = [name for name in samplers.split(";") if name]
+    return tuple(_known(name, _canonical(name)) for name in samplers)
+
+
+def _canonical(name: str) -> str | None:
+    name = name.strip().replace("-", "_")
+    name = _OTHER_NAMES.get(name, name)
+    return name if name in DEFAULT_SAMPLERS else None
+
+
+def _known(name: str, sampler: str | None) -> str:
+    if sampler is None:
+        raise RequestError(
+            f"samplers: unknown sampler {name!r}, expected one of {', '.join(DEFAULT_SAMPLERS)}"
+        )
+    return sampler
+
+
+def check(params: SamplingParams) -> None:
+    """Raise RequestError for a value that no chain can be built of."""
+    for name, valid, expected in (
+        ("repeat_penalty", 0.0 < params.repeat_penalty < math.inf, "a number above 0"),
+        ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
+        ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
+        ("repeat_last_n", params.repeat_last_n >= -1, "-1 or more"),
+        ("dry_penalty_last_n", params.dry_penalty_last_n >= -1, "-1 or more"),
+        ("dry_multiplier", math.isfinite(params.dry_multiplier), "a number"),
+        ("dynatemp_exponent", params.dynatemp_exponent >= 0.0, "0 or more"),
+        ("temperature", math.isfinite(params.temperature), "a number"),
+        ("mirostat", params.mirostat in (0, 1, 2), "0, 1 or 2"),
+    ):
+        if not valid:
+            raise RequestError(f"{name} must be {expected}, not {getattr(params, name)}")
+
+
+def repeats_cost(params: SamplingParams) -> bool:
+    """Whether the repetition penalties do anything."""
+    costs = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+    return (
+        "penalties" in params.samplers
+        and not params.mirostat
+        and params.repeat_last_n != 0
+        and costs != (1.0, 0.0, 0.0)
+    )
+
+
+def dry_costs(params: SamplingParams) -> bool:
+    """Whether the DRY penalty does anything."""
+    return (
+        "dry" in params.samplers
+        and not params.mirostat
+        and params.dry_multiplier != 0.0
+        and params.dry_base >= 1.0
+        and params.dry_penalty_last_n != 0
+    )
+
+
+def build(
+    params: SamplingParams,
+    *,
+    repetition: Step | None,
+    dry: Step | None,
+    mirostat: Mirostat | None,
+    uniform: Callable[[], float],
+) -> list[Stage]:
+    """The stages after the logit bias, up to the draw. Mirostat replaces the chain."""
+    if params.mirostat:
+        # no dynamic range here, as in llama.cpp
+        scale = [] if params.temperature == 1.0 else [_static_temperature(params.temperature)]
+        return _shortened([*scale, *([Stage(mirostat.cut, "other")] if mirostat else [])])
+    stages = []
+    for name in parse_samplers(params.samplers):
+        if name == "penalties":
+            stages += [Stage(repetition, "adjust")] if repetition else []
+        elif name == "dry":
+            stages += [Stage(dry, "adjust")] if dry else []
+        elif name == "xtc":
+            stages += _xtc(params, uniform)
+        else:
+            stages += _STAGES[name](params)
+    return _shortened(stages)
+
+
+def limit(stages: Sequence[Stage]) -> int | None:
+    """How many of the likeliest tokens give an exact result; None if it takes them all.
+
+    Each token that an ``adjust`` can lower makes it one more.
+    """
+    narrowed = False
+    for stage in stages:
+        if stage.kind == "first":
+            return stage.keeps
+        if stage.kind in ("rest", "other") or (stage.kind == "adjust" and narrowed):
+            return None
+        narrowed = narrowed or stage.kind == "near"
+    return None
+
+
+def _shortened(stages: list[Stage]) -> list[Stage]:
+    """Where a stage keeps one token only, what decides which: later ones do not matter,
+    nor do those just before it that never drop the likeliest.
+    """
+    for i, stage in enumerate(stages):
+        if stage.keeps == 1:
+            while i > 0 and stages[i - 1].kind not in ("adjust", "other"):
+                i -= 1
+            return [*stages[:i], stage]
+    return stages
+
+
+def _xtc(params: SamplingParams, uniform: Callable[[], float]) -> list[Stage]:
+    probability, threshold = params.xtc_probability, params.xtc_threshold
+    if probability <= 0.0 or threshold > 0.5:
+        return []
+    return [Stage(filters.xtc(probability, threshold, params.min_keep, uniform), "other")]
+
+
+def _temperature(params: SamplingParams) -> list[Stage]:
+    t, spread = params.temperature, params.dynatemp_range
+    if spread > 0.0:
+        step = filters.dynamic_temperature(t, spread, params.dynatemp_exponent)
+        return [Stage(step, "other")]
+    return [] if t == 1.0 else [_static_temperature(t)]
+
+
+def _static_temperature(t: float) -> Stage:
+    step = filters.temperature(t)
+    return Stage(step, "scale") if t > 0.0 else Stage(step, "first", 1)
+
+
+def _top_n_sigma(params: SamplingParams) -> list[Stage]:
+    n = params.top_n_sigma
+    return [Stage(filters.top_n_sigma(n), "rest")] if n > 0.0 else []
+
+
+def _top_k(params: SamplingParams) -> list[Stage]:
+    k = params.top_k
+    return [Stage(filters.top_k(k), "first", k)] if k > 0 else []
+
+
+def _typical_p(params: SamplingParams) -> list[Stage]:
+    p = params.typical_p
+    return [Stage(filters.typical_p(p, params.min_keep), "other")] if p < 1.0 else []
+
+
+def _top_p(params: SamplingParams) -> list[Stage]:
+    p = params.top_p
+    return [Stage(filters.top_p(p, params.min_keep), "rest")] if p < 1.0 else []
+
+
+def _min_p(params: SamplingParams) -> list[Stage]:
+    p = params.min_p
+    return [Stage(filters.min_p(p, params.min_keep), "near")] if p > 0.0 else []
+
+
+_STAGES: dict[str, Callable[[SamplingParams], list[Stage]]] = {
+    "top_n_sigma": _top_n_sigma,
+    "top_k": _top_k,
+    "typ_p": _typical_p,
+    "top_p": _top_p,
+    "min_p": _min_p,
+    "temperature": _temperature,
+}

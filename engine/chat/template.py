@@ -1,0 +1,187 @@
+"""Chat templates: messages in, the prompt's text out.
+
+A template is Jinja from a model file (``tokenizer.chat_template``), from the user, or one
+of builtin.py's. The prompt holds the BOS text if the template writes it; whoever
+tokenizes with a BOS of its own calls ``without_bos`` first.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from engine.chat import families
+from engine.chat.builtin import DEFAULT, builtin_names, builtin_template
+from engine.chat.caps import RENDER_ERRORS, Caps, Message, probe
+from engine.chat.continuation import Continuation, continued_field, render_continued
+from engine.chat.messages import adapt, joined
+from engine.chat.sandbox import ChatEnvironment, RunawayTemplateError
+from engine.errors import ModelError, RequestError
+
+
+class ChatTemplate:
+    """A compiled template. ``now`` is the clock that templates with a date read."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self.source = source
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self._now = now
+        self._environment = ChatEnvironment(now)
+        try:
+            self._template = self._environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ModelError(f"chat template, line {error.lineno}: {error.message}") from error
+        except (RecursionError, MemoryError, SyntaxError) as error:
+            raise ModelError(f"chat template: nested too deeply ({error})") from error
+
+    @functools.cached_property
+    def caps(self) -> Caps:
+        """What the template supports, by trial rendering at the first use.
+
+        RunawayTemplateError if the template does not end.
+        """
+        return probe(
+            lambda messages, tools, extra: self._run(messages, tools, False, with_aliases(extra))
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: Continuation = False,
+        json_schema: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation.
+
+        ``extra`` are more variables (enable_thinking, chat_template_kwargs). RequestError
+        with the template's own message where it refuses the conversation.
+        """
+        variables = families.variables(self.source, json_schema) | with_aliases(extra or {})
+
+        def run(adapted: list[Message], add: bool) -> str:
+            return self._run(families.prepare(self.source, adapted), tools, add, variables)
+
+        try:
+            adapted = adapt(messages, self.caps)
+            if continue_final_message:
+                return self._continued(run, messages, adapted, continue_final_message)
+            prompt = run(adapted, add_generation_prompt)
+        except RENDER_ERRORS as error:
+            raise RequestError(_explain(error)) from error
+        return families.complete(self.source, prompt) if add_generation_prompt else prompt
+
+    def _continued(
+        self,
+        run: Callable[[list[Message], bool], str],
+        messages: Sequence[Mapping[str, Any]],
+        adapted: list[Message],
+        mode: Continuation,
+    ) -> str:
+        field = continued_field(messages, mode)
+        content = joined(adapted[-1])
+        texts = (messages[-1].get("reasoning_content"), content)
+        return render_continued(run, self.source, self.caps, adapted, texts, field)
+
+    def _run(
+        self,
+        messages: list[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+    ) -> str:
+        now = self._now()
+        variables: dict[str, Any] = {
+            "messages": messages,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "enable_thinking": True,
+            "datetime": now.strftime("%b %d %Y"),
+            "date_string": now.strftime("%d %b %Y"),
+        }
+        # Absent, not empty or false: templates ask "is defined" (llama.cpp does the same).
+        if tools:
+            variables["tools"] = list(tools)
+        if add_generation_prompt:
+            variables["add_generation_prompt"] = True
+        self._environment.begin()
+        return self._template.render(copy.deepcopy(variables | dict(extra)))
+
+
+class TemplateSources(NamedTuple):
+    """The templates of a model; ``tool_use`` is for requests with tools, if there is one."""
+
+    default: str
+    tool_use: str | None
+
+    def choose(self, has_tools: bool) -> str:
+        return self.tool_use if has_tools and self.tool_use else self.default
+
+
+def select_template(metadata: Mapping[str, object]) -> TemplateSources:
+    """The templates in a GGUF file's metadata, ChatML where it has none.
+
+    ModelError if the value is not a string.
+    """
+    found = {name: metadata.get(f"tokenizer.chat_template{name}") for name in ("", ".tool_use")}
+    for name, source in found.items():
+        if source is not None and not isinstance(source, str):
+            kind = type(source).__name__
+            raise ModelError(f"tokenizer.chat_template{name}: expected a string, got {kind}")
+    default, tool_use = (source if isinstance(source, str) else None for source in found.values())
+    return TemplateSources(default or named_template(DEFAULT), tool_use or None)
+
+
+def named_template(name_or_source: str) -> str:
+    """The template of ``--chat-template``: a built-in name, or Jinja. ModelError otherwise."""
+    source = builtin_template(name_or_source)
+    if source is not None:
+        return source
+    if "{" in name_or_source:
+        return name_or_source
+    raise ModelError(
+        f"unknown chat template {name_or_source!r}; known are {', '.join(builtin_names())}"
+    )
+
+
+def with_aliases(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """chat_template_kwargs plus the names under which other templates know two of them."""
+    aliases: dict[str, Any] = {}
+    if "preserve_reasoning" in kwargs:
+        keep = bool(kwargs["preserve_reasoning"])
+        aliases |= {"preserve_thinking": keep, "clear_thinking": not keep}
+        aliases |= {"truncate_history_thinking": not keep, "drop_thinking": not keep}
+    if "reasoning_effort" in kwargs:
+        aliases["reasoning_strength"] = kwargs["reasoning_effort"]
+    return aliases | dict(kwargs)
+
+
+def without_bos(prompt: str, bos_token: str, tokenizer_adds_bos: bool) -> str:
+    """The prompt without the BOS text that the tokenizer is going to add as a token."""
+    return prompt.removeprefix(bos_token) if tokenizer_adds_bos else prompt
+
+
+def _explain(error: BaseException) -> str:
+    """A template's own message as it is; for a failure its kind and line."""
+    if type(error) in (TemplateError, RunawayTemplateError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in reversed(frames) if f.filename == "<template>"), None)
+    place = f", line {line}" if line else ""
+    return f"chat template{place}: {type(error).__name__}: {error}"

@@ -1,0 +1,214 @@
+"""The engine: one thread that owns the device and serves every request.
+
+The loop is: take the inbox, plan, forward, sample, commit. ``submit`` and ``cancel`` may be
+called from any thread; events come from the engine's. A fault in the loop ends every open
+stream with ``Failed`` and turns ``healthy`` off; nothing is left hanging.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.batch import OutputRow
+from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.loader import ChatTemplate, Tokenizer, list_devices, load_model
+from engine.options import EngineOptions, ModelInfo
+from engine.output import Output
+from engine.request import Event, Request
+from engine.runner import RowLogits, Runner
+from engine.sampling import Sampler
+from engine.scheduler import Chunk, Plan, Scheduler, Sequence
+from engine.stream import Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Engine", "EngineOptions", "Ticket", "list_devices", "load_engine"]
+
+log = logging.getLogger(__name__)
+JOIN_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """A submitted request, for ``cancel``."""
+
+    stream: Stream
+
+
+class Engine:
+    """Serves requests for one loaded model."""
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, tokenizer: Tokenizer,
+        chat_template: ChatTemplate, info: ModelInfo,
+    ) -> None:
+        self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
+        self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
+        self._runner, self._scheduler = runner, scheduler
+        self._streams: dict[int, Stream] = {}  # by the id of their sequence
+        self._inbox: deque[tuple[str, Stream]] = deque()
+        self._wake = threading.Condition()
+        self._ids = itertools.count()
+        self._stopping, self._fault = False, ""
+        self._piece = tokenizer.piece  # one bound method: what samplers derive is cached by it
+        self._encode_plain = functools.partial(
+            tokenizer.encode, add_special=False, parse_special=False
+        )
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
+        """Take a request; its events go to ``on_event``.
+
+        Raises ContextOverflowError or RequestError for one that cannot be served, and
+        EngineStoppedError if the engine has ended.
+        """
+        self._check(request)
+        seq = Sequence.from_request(next(self._ids), request)
+        stream = Stream(seq, self._sampler(request), self._output(request), self.tokenizer, on_event)
+        self._post("submit", stream)
+        return Ticket(stream)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
+        self._post("cancel", ticket.stream, refuse=False)
+
+    def close(self) -> None:
+        """End every stream and the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(JOIN_SECONDS)
+
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise RequestError("the prompt has no tokens")
+        if len(request.prompt) >= self.n_ctx:
+            raise ContextOverflowError(len(request.prompt), self.n_ctx)
+        n_vocab = self.info.n_vocab
+        for token in (min(request.prompt), max(request.prompt)):
+            if not 0 <= token < n_vocab:
+                raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
+
+    def _sampler(self, request: Request) -> Sampler:
+        return Sampler(
+            request.sampling, n_vocab=self.info.n_vocab, eog_ids=self.tokenizer.eog_ids,
+            n_ctx=self.n_ctx, prompt=request.prompt,
+            encode=self._encode_plain, pieces=self._piece,
+        )  # fmt: skip
+
+    def _output(self, request: Request) -> Output:
+        decoder = self.tokenizer.decoder(request.special)
+        return Output(decoder, stop=request.stop, eog_ids=self.tokenizer.eog_ids)
+
+    def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:
+        with self._wake:
+            if refuse and (self._stopping or self._fault):
+                raise EngineStoppedError(self._fault or "the server is shutting down")
+            self._inbox.append((kind, stream))
+            self._wake.notify()
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                plan = self._scheduler.plan()
+                if plan is not None:
+                    self._step(plan)
+        except Exception as error:
+            log.exception("the engine has failed")
+            self._fault = f"the engine has failed: {error}"
+        with self._wake:
+            self._stopping = True
+            self._fault = self._fault or "the server is shutting down"
+            left = [*self._streams.values(), *(stream for _, stream in self._inbox)]
+        for stream in left:
+            stream.fail(self._fault)
+
+    def _take_inbox(self) -> bool:
+        """Take in what was posted, waiting if there is nothing else to do; False: stop."""
+        with self._wake:
+            while not (self._inbox or self._streams or self._stopping):
+                self._wake.wait()
+            posted = list(self._inbox)
+            self._inbox.clear()
+            stopping = self._stopping
+        for kind, stream in posted:
+            if kind == "submit":
+                self._streams[stream.seq.id] = stream
+                self._scheduler.add(stream.seq)
+            elif stream.seq.id in self._streams:
+                self._end(stream, "cancelled")
+        return not stopping
+
+    def _step(self, plan: Plan) -> None:
+        for seq in plan.started:
+            self._streams[seq.id].start()
+        rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
+        logits = self._runner.forward(plan.chunks, plan.copies, rows)
+        self._scheduler.advance(plan)
+        for row, values in zip(rows, logits, strict=True):
+            self._deliver(row, values)
+        for chunk in plan.chunks:
+            if chunk.is_final and chunk.seq.request.max_tokens == 0:
+                self._end(self._streams[chunk.seq.id], "limit")
+
+    def _rows(self, chunk: Chunk) -> list[OutputRow]:
+        """The rows of logits that a chunk asks for."""
+        seq, end = chunk.seq, chunk.start + chunk.count
+        stream = self._streams[seq.id]
+        n_vocab = self.info.n_vocab
+        if chunk.outputs == "none":
+            return []
+        if chunk.outputs == "last":
+            return [OutputRow(chunk, end - 1, min(stream.k, n_vocab))]
+        k = max(stream.k, seq.request.prompt_logprobs or 0)
+        picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
+        return [
+            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick)
+            for i, pick in enumerate(picks)
+        ]
+
+    def _deliver(self, row: OutputRow, logits: RowLogits) -> None:
+        """Score the prompt's next token, or sample the sequence's next one."""
+        seq = row.chunk.seq
+        stream = self._streams[seq.id]
+        if row.chunk.outputs == "all":
+            stream.score_prompt(row.position, logits)
+        if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
+            return
+        self._scheduler.append(seq, stream.sample(logits))
+        if stream.reason is not None:
+            self._end(stream, stream.reason)
+        elif self._scheduler.is_full(seq):
+            self._end(stream, "limit", truncated=True)
+        elif 0 <= seq.request.max_tokens <= seq.n_generated:
+            self._end(stream, "limit")
+
+    def _end(self, stream: Stream, reason: str, truncated: bool = False) -> None:
+        """The one place where a request leaves the engine."""
+        self._scheduler.finish(stream.seq)
+        del self._streams[stream.seq.id]
+        stream.finish(reason, truncated)  # type: ignore[arg-type]
+
+
+def load_engine(
+    path: Path, options: EngineOptions, progress: Callable[[float], None] = lambda share: None
+) -> Engine:
+    """Load a model and start its engine; ModelError or EngineError says why it cannot be."""
+    model = load_model(path, options, progress)
+    return Engine(model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info)

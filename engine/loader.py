@@ -1,0 +1,177 @@
+"""From a GGUF file and options to everything that the engine's thread needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kernels.device as devices
+from engine.batch import Batch
+from engine.cache import PageCache
+from engine.chat.template import ChatTemplate, named_template, select_template
+from engine.errors import EngineError
+from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
+from engine.models.arch import Hyperparameters, read_hyperparameters
+from engine.models.decoder import Decoder, kv_shapes
+from engine.models.table import find_architecture
+from engine.options import DEFAULT_SLOTS, EngineOptions, ModelInfo
+from engine.runner import Runner
+from engine.scheduler import Scheduler
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.weights import load_weights
+from kernels.device import Device, DeviceError, DeviceInfo, open_device
+from kernels.kv import KV_TYPES, PAGE, KVPages
+from kernels.program import Programs
+
+LOGITS_BYTES = 64 << 20  # room for rows of logits, unless the slots need more
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is ready to serve."""
+
+    runner: Runner
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    info: ModelInfo
+
+
+def list_devices() -> list[DeviceInfo]:
+    """The OpenCL devices of this machine."""
+    return devices.list_devices()
+
+
+def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
+    """Load a model. Raises ModelError for its file, EngineError for device or options."""
+    gguf = open_gguf(path)
+    hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+    sizes = _sizes(hparams, options)
+    _check_cache_types(options)
+    tokenizer = load_tokenizer(gguf.metadata)
+    template = _chat_template(gguf.metadata, tokenizer, options)
+    try:
+        device = _open_device(options)
+    except DeviceError as error:
+        raise EngineError(str(error)) from error
+    runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
+    return Model(
+        runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, pages)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Tokens, slots and pages that follow from the options."""
+
+    n_pages: int
+    n_slots: int
+    n_ctx_slot: int
+    n_tokens: int
+    n_batch: int
+    n_outputs: int
+
+    def scheduler(self) -> Scheduler:
+        cache = PageCache(self.n_pages, PAGE)
+        return Scheduler(
+            cache, n_slots=self.n_slots, n_ctx_slot=self.n_ctx_slot, n_batch=self.n_batch,
+            n_ubatch=self.n_tokens, max_outputs=self.n_outputs,
+        )  # fmt: skip
+
+
+def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
+    """llama-server's meanings: with --parallel N each slot has a share of --ctx-size; without
+    it there are four, each of which may use all of it."""
+    n_ctx = options.n_ctx or h.n_ctx_train
+    shared = options.n_parallel < 1
+    n_slots = DEFAULT_SLOTS if shared else options.n_parallel
+    n_ctx_slot = n_ctx if shared else n_ctx // n_slots
+    n_tokens = min(options.n_ubatch, options.n_batch, n_ctx)
+    if n_ctx_slot < 1 or n_tokens < n_slots:
+        raise EngineError(
+            f"a context of {n_ctx} and batches of {n_tokens} tokens are too small for "
+            f"{n_slots} slots"
+        )
+    return _Sizes(
+        n_pages=-(-n_ctx // PAGE) + (0 if shared else n_slots),
+        n_slots=n_slots,
+        n_ctx_slot=n_ctx_slot,
+        n_tokens=n_tokens,
+        n_batch=options.n_batch,
+        n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
+    )
+
+
+def _check_cache_types(options: EngineOptions) -> None:
+    for name in (options.cache_type_k, options.cache_type_v):
+        if name not in KV_TYPES:
+            raise EngineError(f"KV cache type {name!r} is not supported: {', '.join(KV_TYPES)}")
+
+
+def _open_device(options: EngineOptions) -> Device:
+    return open_device(
+        options.device, family=options.kernel_family, n_threads=options.n_threads,
+        use_gpu=str(options.n_gpu_layers) != "0",
+    )  # fmt: skip
+
+
+def _runner(
+    gguf: GGUFFile, h: Hyperparameters, sizes: _Sizes, options: EngineOptions, device: Device,
+    progress: Callable[[float], None],
+) -> tuple[Runner, KVPages]:
+    programs = Programs(device)
+    weights = load_weights(gguf, h, device, programs, progress)
+    pages = KVPages(
+        device, kv_shapes(h), sizes.n_pages, options.cache_type_k, options.cache_type_v
+    )
+    batch = Batch(
+        device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
+        n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab,
+    )  # fmt: skip
+    decoder = Decoder(
+        h, weights, pages, batch.inputs, device, programs, n_tokens=sizes.n_tokens,
+        n_outputs=sizes.n_outputs, n_split=sizes.n_slots,
+        n_ctx=sizes.n_ctx_slot, flash=options.flash_attn != "off",
+    )  # fmt: skip
+    runner = Runner(decoder, batch, pages)
+    runner.warm_up()
+    return runner, pages
+
+
+def _chat_template(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, options: EngineOptions
+) -> ChatTemplate:
+    def text(token: int | None) -> str:
+        return "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
+
+    source = (
+        named_template(options.chat_template)
+        if options.chat_template is not None
+        else select_template(metadata).default
+    )
+    return ChatTemplate(source, bos_token=text(tokenizer.bos_id), eos_token=text(tokenizer.eos_id))
+
+
+def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, pages: KVPages) -> ModelInfo:
+    metadata = gguf.metadata
+    return ModelInfo(
+        path=gguf.path,
+        name=str(metadata.get("general.name") or gguf.path.stem),
+        architecture=gguf.architecture,
+        size_label=str(metadata.get("general.size_label") or ""),
+        n_params=gguf.n_parameters,
+        n_bytes=gguf.n_bytes,
+        file_type=file_type_name(metadata),
+        tensor_types=count_tensor_types(gguf),
+        n_ctx_train=h.n_ctx_train,
+        n_vocab=h.n_vocab,
+        n_embd=h.n_embd,
+        vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4}.get(
+            str(metadata.get("tokenizer.ggml.model")), 0
+        ),
+        device_name=device.info.name,
+        driver=f"{device.info.platform}, {device.info.driver}",
+        kv_bytes=pages.n_bytes,
+    )

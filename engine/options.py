@@ -1,0 +1,48 @@
+"""What a person may choose when a model is loaded, and what is known of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The engine's options; names and meanings are llama-server's."""
+
+    n_ctx: int = 0  # tokens of KV cache, for all slots together; 0: the model's context
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_parallel: int = -1  # slots; -1: four, each of which may use the whole cache
+    n_gpu_layers: str | int = "auto"  # 0: not on a GPU; the rest: wherever the device is
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    device: str | None = None  # an index, or part of a name, of list_devices()
+    n_threads: int = -1
+    chat_template: str | None = None  # Jinja source or the name of a built-in one
+    kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The served model and the device it runs on."""
+
+    path: Path
+    name: str
+    architecture: str
+    size_label: str
+    n_params: int
+    n_bytes: int
+    file_type: str
+    tensor_types: Mapping[str, int]
+    n_ctx_train: int
+    n_vocab: int
+    n_embd: int
+    vocab_type: int
+    device_name: str
+    driver: str
+    kv_bytes: int

@@ -1,0 +1,122 @@
+"""From a request's tokens to the text that may be sent: whole characters, no stop strings.
+
+Text that could begin a stop string is held back until that is decided, and the tokens that
+made it wait with it, so that those of a stop string never leave. Generation ends where the
+first stop string is complete (of two that end there, the longer), however the text falls
+into tokens. Nothing here knows how tokens are chosen or where deltas go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Literal, NamedTuple, Protocol
+
+from engine.request import Delta, TokenScore
+
+
+class Decoder(Protocol):
+    """Tokens to text, one by one; a tokenizer's ``decoder``."""
+
+    def push(self, token: int, /) -> str:
+        """The whole characters that the token completes; "" while one is incomplete."""
+
+    def flush(self) -> str:
+        """What is left, its incomplete characters replaced."""
+
+
+class _Waiting(NamedTuple):
+    token: int
+    score: TokenScore | None
+    start: int  # where in the whole text its own begins
+
+
+class Output:
+    """The text of one completion, token by token.
+
+    ``reason`` is None until the tokens themselves end it: "eos" or "word", the latter with
+    ``stopping_word``. The end-of-generation token is counted and scored among the tokens
+    but has no text.
+    """
+
+    def __init__(
+        self, decoder: Decoder, *, stop: Iterable[str] = (), eog_ids: Collection[int] = ()
+    ) -> None:
+        self._decoder = decoder
+        self._stop = tuple(word for word in stop if word)
+        self._eog_ids = frozenset(eog_ids)
+        self._held = ""  # decoded, not sent; no stop string in it
+        self._n_sent = 0  # characters
+        self._waiting: deque[_Waiting] = deque()
+        self._finished = False
+        self.reason: Literal["eos", "word"] | None = None
+        self.stopping_word = ""
+
+    def push(self, token: int, score: TokenScore | None = None) -> Delta | None:
+        """Add a token; what can be sent now, or None. Raises ValueError after the end."""
+        if self._finished:
+            raise ValueError(f"token {token} comes after the end of the output")
+        self._waiting.append(_Waiting(token, score, self._n_sent + len(self._held)))
+        if token in self._eog_ids:
+            self.reason = "eos"
+            return self.finish()
+        text = self._decoder.push(token)
+        if not text:
+            return None
+        self._held += text
+        if self._cut_at_stop():
+            return self._send(len(self._held), all_tokens=False)
+        return self._send(len(self._held) - self._n_undecided(), all_tokens=False)
+
+    def finish(self) -> Delta | None:
+        """End the output, by a limit for example: what was held back, or None."""
+        if self._finished:
+            return None
+        self._finished = True
+        self._held += self._decoder.flush()
+        stopped = self._cut_at_stop()
+        return self._send(len(self._held), all_tokens=not stopped)
+
+    def _cut_at_stop(self) -> bool:
+        """Whether a stop string is complete; then drop it and what follows.
+
+        Its tokens stay waiting, and so never leave.
+        """
+        first: tuple[int, int, str] | None = None  # end, start, word
+        for word in self._stop:
+            start = self._held.find(word)
+            if start >= 0 and (first is None or (start + len(word), start) < first[:2]):
+                first = (start + len(word), start, word)
+        if first is None:
+            return False
+        self._held = self._held[: first[1]]
+        self.reason, self.stopping_word = "word", first[2]
+        self._finished = True
+        return True
+
+    def _n_undecided(self) -> int:
+        """The length of the longest end of the text that a stop string begins with."""
+        held = self._held
+        longest = 0
+        for word in self._stop:
+            # The first place from which the rest fits: the earliest is the longest.
+            start = held.find(word[0], max(len(held) - len(word) + 1, 0))
+            while 0 <= start < len(held) - longest:
+                if word.startswith(held[start:]):
+                    longest = len(held) - start
+                start = held.find(word[0], start + 1)
+        return longest
+
+    def _send(self, n: int, *, all_tokens: bool) -> Delta | None:
+        """The first n characters held, with the tokens whose text begins in them."""
+        text, self._held = self._held[:n], self._held[n:]
+        self._n_sent += n
+        waiting = self._waiting
+        tokens: list[int] = []
+        scores: list[TokenScore] = []
+        while waiting and (all_tokens or waiting[0].start < self._n_sent):
+            token, score, _ = waiting.popleft()
+            tokens.append(token)
+            if score is not None:
+                scores.append(score)
+        return Delta(text, tuple(tokens), tuple(scores)) if text or tokens else None

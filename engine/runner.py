@@ -1,0 +1,102 @@
+"""One forward: the step's inputs to the device, the recorded launches, the logits' best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.batch import Batch, OutputRow
+from engine.cache import PageCopy
+from engine.models.decoder import Decoder, Mode
+from engine.scheduler import Chunk
+from kernels.kv import KVPages
+from kernels.tape import Tape
+from kernels.tensor import read, read_row
+from kernels.topk import MAX_K, Found, parse
+
+DECODE_TILES = (1, 8, 32)  # tokens per pass over the weights; more tokens, more passes
+PROMPT_TILE = 32
+FEW_OUTPUTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogits:
+    """One row of logits, which stays on the device until it is asked for."""
+
+    _runner: Runner
+    _index: int
+    _record: npt.NDArray[np.int32]
+
+    def best(self, k: int) -> Found:
+        """The k likeliest tokens; k at most what the step was told to look for."""
+        found = parse(self._record, k) if k <= MAX_K else None
+        return found or _best_of_row(self.row(), k, self._record)
+
+    def row(self) -> npt.NDArray[np.float32]:
+        """All raw logits, float32 [n_vocab]."""
+        return self._runner.read_logits(self._index)
+
+    @property
+    def log_sum_exp(self) -> float:
+        return float(self._record.view(np.float32)[1])
+
+    @property
+    def picked(self) -> float:
+        """The logit of OutputRow.pick."""
+        return float(self._record.view(np.float32)[2])
+
+
+def _best_of_row(row: npt.NDArray[np.float32], k: int, record: npt.NDArray[np.int32]) -> Found:
+    k = min(k, len(row))
+    ids = np.argpartition(-row, k - 1)[:k] if k < len(row) else np.arange(len(row))
+    # argpartition may leave out the lower id of two that tie at the boundary.
+    ids = np.flatnonzero(row >= row[ids].min())
+    order = ids[np.lexsort((ids, -row[ids]))][:k].astype(np.int32)
+    floats = record.view(np.float32)
+    return Found(order, row[order], float(floats[1]), float(floats[2]))
+
+
+class Runner:
+    """Carries out plans. Lives in the engine's thread: OpenCL kernels are not thread-safe."""
+
+    def __init__(self, decoder: Decoder, batch: Batch, pages: KVPages) -> None:
+        self._decoder, self._batch, self._pages = decoder, batch, pages
+        self._tapes: dict[Mode, Tape] = {}
+
+    def warm_up(self) -> None:
+        """Record, and so compile, what the first request will need."""
+        for n in DECODE_TILES[:2]:
+            self._tape(self._mode(n, 1, split=True))
+        self._tape(self._mode(PROMPT_TILE, 1, split=False))
+
+    def forward(
+        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
+    ) -> list[RowLogits]:
+        """Compute a plan; the logits of ``rows`` hold until the next forward."""
+        for copy in copies:
+            self._pages.copy_page(copy.source, copy.target)
+        split = all(chunk.count == 1 for chunk in chunks)
+        n_tokens = sum(chunk.count for chunk in chunks)
+        tape = self._tape(self._mode(n_tokens, len(rows), split=split))
+        counts = self._batch.fill(chunks, rows, 1 if split else self._decoder.tile_queries)
+        tape.run(counts)
+        records = read(self._batch.found, len(rows), self._decoder.queue)
+        return [RowLogits(self, i, record) for i, record in enumerate(records)]
+
+    def read_logits(self, index: int) -> npt.NDArray[Any]:
+        return read_row(self._decoder.logits, index, self._decoder.queue)
+
+    def _mode(self, n_tokens: int, n_outputs: int, *, split: bool) -> Mode:
+        if split:
+            tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
+            return Mode(tile, True, min(tile, FEW_OUTPUTS))
+        return Mode(PROMPT_TILE, False, FEW_OUTPUTS if n_outputs <= FEW_OUTPUTS else PROMPT_TILE)
+
+    def _tape(self, mode: Mode) -> Tape:
+        if mode not in self._tapes:
+            self._tapes[mode] = self._decoder.record(mode)
+        return self._tapes[mode]

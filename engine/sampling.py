@@ -1,0 +1,243 @@
+"""Choosing the next token of one request, from what the device keeps of its logits.
+
+The logits stay on the device. A Sampler first says what it needs of the row (``needs``),
+then samples from that (``sample``) and takes note of the token (``accept``). It asks for as
+little as its chain allows: where a top-k (or a greedy choice) limits the chain before any
+step that looks at the whole vocabulary, for the k likeliest tokens plus one for each token
+that a bias or a penalty could push down, and for the raw logits of all that they touch. So
+the result is the one that the whole row would give.
+
+Semantics: llama.cpp, common/sampling.cpp and src/llama-sampler.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import chain
+from engine.chain import parse_samplers
+from engine.errors import EngineError, RequestError
+from engine.filters import Mirostat, Pool
+from engine.penalties import Dry, Repetition, breaker_heads
+from engine.request import SamplingParams
+
+__all__ = ["Candidates", "Needs", "Sampled", "Sampler", "logprob", "parse_samplers"]
+
+# Above this many candidates, the whole row costs less than selecting from it.
+_MAX_CANDIDATES = 1024
+_LOWEST_FLOAT32 = -3.4028234663852886e38
+
+_NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
+_NO_LOGITS: NDArray[np.float32] = np.empty(0, np.float32)
+
+
+class Needs(NamedTuple):
+    """What a Sampler wants of a row: the k likeliest, the whole row, the logits of ids."""
+
+    k: int
+    full_row: bool
+    ids: list[int]
+
+
+class Candidates(NamedTuple):
+    """What the device returned for one row, as asked for by Needs.
+
+    ``ids`` and ``logits`` (k,): the likeliest, by falling logit, ties by rising id; ``row``
+    (n_vocab,) if the whole row was asked for; ``id_logits`` parallels ``Needs.ids``. All
+    logits are raw.
+    """
+
+    ids: NDArray[np.int32] = _NO_IDS
+    logits: NDArray[np.float32] = _NO_LOGITS
+    row: NDArray[np.float32] | None = None
+    id_logits: NDArray[np.float32] = _NO_LOGITS
+
+
+class Sampled(NamedTuple):
+    """A drawn token, its probability after all samplers, and the likeliest such tokens."""
+
+    token: int
+    prob: float
+    top: tuple[tuple[int, float], ...] = ()  # (id, probability), none of probability 0
+
+
+class Sampler:
+    """The sampler of one request: its chain of steps, its random numbers, its history.
+
+    ``encode`` and ``pieces`` (text to tokens, a token's bytes) serve DRY's sequence
+    breakers. ``seed`` is the seed in use. Raises RequestError for a parameter out of range.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        n_vocab: int,
+        eog_ids: frozenset[int],
+        n_ctx: int,
+        prompt: Sequence[int],
+        encode: Callable[[str], list[int]] | None = None,
+        pieces: Callable[[int], bytes] | None = None,
+    ) -> None:
+        chain.check(params)
+        self._n_vocab = n_vocab
+        self.seed = params.seed if params.seed >= 0 else secrets.randbits(32)
+        self._uniform = np.random.Generator(np.random.PCG64(self.seed)).random
+        self._bias = _biases(params, n_vocab, eog_ids)
+        self._lowered = {token for token, bias in self._bias.items() if bias < 0.0}
+
+        repetition = _repetition(params, n_ctx, prompt)
+        dry = _dry(params, n_ctx, prompt, n_vocab, encode, pieces)
+        self._mirostat = _mirostat(params, n_vocab)
+        self._histories = [history for history in (repetition, dry) if history is not None]
+        stages = chain.build(
+            params,
+            repetition=repetition,
+            dry=dry,
+            mirostat=self._mirostat,
+            uniform=self._uniform,
+        )
+        self._steps = [stage.step for stage in stages]
+        if self._bias:
+            self._steps.insert(0, self._add_bias)
+        self._limit = chain.limit(stages)
+        self._needs = self._ask(self._bias, self._lowered)
+        self._takes_first = self._needs == (1, False, []) and not self._histories
+
+    def needs(self) -> Needs:
+        """What ``sample`` must be given next."""
+        if self._histories and self._limit is not None:
+            touched = [history.touched() for history in self._histories]
+            self._needs = self._ask(set(self._bias).union(*touched), self._lowered.union(*touched))
+        return self._needs
+
+    def sample(self, candidates: Candidates, *, n_probs: int = 0) -> Sampled:
+        """Draw a token; n_probs asks for so many of the likeliest after all samplers.
+
+        ``candidates`` answers the last ``needs``. Raises EngineError where no token can be
+        drawn: the logits are not numbers, or every token is banned.
+        """
+        if self._takes_first:
+            return _first(candidates, n_probs)
+        pool = self._pool(candidates)
+        for step in self._steps:
+            step(pool)
+        sampled = self._draw(pool, n_probs)
+        if self._mirostat is not None:
+            self._mirostat.observe(sampled.prob)
+        return sampled
+
+    def accept(self, token: int) -> None:
+        """Add a token to the history that the penalties look at."""
+        for history in self._histories:
+            history.accept(token)
+
+    def _add_bias(self, pool: Pool) -> None:
+        pool.add(self._bias)
+
+    def _ask(self, touched: Collection[int], lowered: Collection[int]) -> Needs:
+        if self._limit is not None:
+            k = min(self._limit + len(lowered), self._n_vocab)
+            if k <= _MAX_CANDIDATES:
+                return Needs(k, False, list(touched))
+        return Needs(0, True, [])
+
+    def _pool(self, candidates: Candidates) -> Pool:
+        if candidates.row is not None:
+            ids = np.arange(self._n_vocab, dtype=np.int32)
+            return Pool(ids, candidates.row.astype(np.float64), ordered=False, whole=True)
+        ids, logits = candidates.ids, candidates.logits
+        asked = self._needs.ids
+        known = set(ids.tolist()) if asked else set()
+        others = [i for i, token in enumerate(asked) if token not in known]
+        if others:
+            ids = np.append(ids, np.array([asked[i] for i in others], np.int32))
+            logits = np.append(logits, candidates.id_logits[others])
+        return Pool(ids, logits.astype(np.float64), ordered=not others, whole=False)
+
+    def _draw(self, pool: Pool, n_probs: int) -> Sampled:
+        weights = pool.weights()
+        masses = weights.cumsum()
+        total = float(masses[-1])
+        if not total > 0.0:
+            raise EngineError(f"no token can be drawn: the probabilities sum to {total}")
+        # Strictly below the total: a token of weight 0 is never drawn.
+        mass = min(self._uniform() * total, math.nextafter(total, 0.0))
+        i = int(masses.searchsorted(mass, "right"))
+        top: tuple[tuple[int, float], ...] = ()
+        if n_probs > 0:
+            best = (-weights).argsort(kind="stable")[:n_probs]
+            probs = (weights[best] / total).tolist()
+            pairs = zip(pool.ids[best].tolist(), probs, strict=True)
+            top = tuple((token, prob) for token, prob in pairs if prob > 0.0)
+        return Sampled(int(pool.ids[i]), float(weights[i]) / total, top)
+
+
+def logprob(logit: float, lse: float) -> float:
+    """A token's log-probability from its raw logit and the row's log-sum-exp.
+
+    That of an impossible token is the lowest float32: JSON has no infinity.
+    """
+    return max(logit - lse, _LOWEST_FLOAT32)
+
+
+def _first(candidates: Candidates, n_probs: int) -> Sampled:
+    token, logit = int(candidates.ids[0]), float(candidates.logits[0])
+    if not -math.inf < logit < math.inf:
+        raise EngineError(f"no token can be chosen: the highest logit is {logit}")
+    return Sampled(token, 1.0, ((token, 1.0),) if n_probs > 0 else ())
+
+
+def _biases(params: SamplingParams, n_vocab: int, eog_ids: frozenset[int]) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for token, bias in params.logit_bias:
+        if not 0 <= token < n_vocab:
+            raise RequestError(f"logit_bias: token {token} is not in 0..{n_vocab - 1}")
+        if not bias < math.inf:
+            raise RequestError(f"logit_bias: token {token} has the bias {bias}")
+        biases[token] = biases.get(token, 0.0) + bias
+    if params.ignore_eos:
+        biases |= dict.fromkeys(sorted(eog_ids), -math.inf)
+    return biases
+
+
+def _repetition(params: SamplingParams, n_ctx: int, prompt: Sequence[int]) -> Repetition | None:
+    if not chain.repeats_cost(params):
+        return None
+    window = n_ctx if params.repeat_last_n == -1 else params.repeat_last_n
+    return Repetition(
+        window, params.repeat_penalty, params.frequency_penalty, params.presence_penalty, prompt
+    )
+
+
+def _dry(
+    params: SamplingParams,
+    n_ctx: int,
+    prompt: Sequence[int],
+    n_vocab: int,
+    encode: Callable[[str], list[int]] | None,
+    pieces: Callable[[int], bytes] | None,
+) -> Dry | None:
+    if not chain.dry_costs(params):
+        return None
+    breakers = params.dry_sequence_breakers
+    if breakers and (encode is None or pieces is None):
+        raise RequestError("dry_sequence_breakers need a tokenizer, the model has none")
+    heads = breaker_heads(breakers, n_vocab, encode, pieces) if encode and pieces else {}
+    window = n_ctx if params.dry_penalty_last_n == -1 else params.dry_penalty_last_n
+    window = min(window, n_ctx)
+    return Dry(
+        window, params.dry_multiplier, params.dry_base, params.dry_allowed_length, heads, prompt
+    )
+
+
+def _mirostat(params: SamplingParams, n_vocab: int) -> Mirostat | None:
+    if params.mirostat == 0 or params.temperature <= 0.0:
+        return None
+    return Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)

@@ -1,0 +1,291 @@
+"""Continuous batching: which tokens of which sequences the next forward computes.
+
+Integers and lists only: no arrays, no clock, no device. The engine's loop is ``plan``, the
+plan's copies and its forward, ``advance``, then ``append`` or ``finish`` for each chunk that
+reached the end of its sequence.
+
+Sequences are served by arrival. If the pool of pages runs out, the youngest pauses: it gives
+its pages back (they stay cached while the room lasts), keeps its slot, and comes back as
+the first of those that wait. The oldest is never paused, so all of them end.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal
+
+from engine.cache import PageCache, PageCopy, PagedTokens
+from engine.errors import ContextOverflowError, RequestError
+from engine.request import Request
+
+_arrival = attrgetter("arrival")
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence(PagedTokens):
+    """A request on its way: ``tokens`` are the prompt's and the generated ones."""
+
+    id: int
+    request: Request
+    n_prompt: int
+    arrival: int = -1  # place in the order of arrival; set by the scheduler
+    slot: int = -1
+    n_cached: int = 0  # prompt tokens that were computed when it first got a slot
+    n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
+    state: Literal["new", "waiting", "running", "finished"] = "new"
+
+    @classmethod
+    def from_request(cls, id: int, request: Request, salt: Hashable = None) -> Sequence:
+        """A scored prompt shares nothing: the logits of cached tokens are not cached."""
+        return cls(
+            list(request.prompt),
+            salt,
+            request.cache_prompt and request.prompt_logprobs is None,
+            id=id,
+            request=request,
+            n_prompt=len(request.prompt),
+        )
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are not computed; one: it is decoding, none: it waits for its end."""
+        return len(self.tokens) - self.n_computed
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``count`` tokens of a sequence from position ``start``, and where logits are wanted."""
+
+    seq: Sequence
+    start: int
+    count: int
+    outputs: Literal["none", "last", "all"]
+
+    @property
+    def n_outputs(self) -> int:
+        return {"none": 0, "last": 1, "all": self.count}[self.outputs]
+
+    @property
+    def is_final(self) -> bool:
+        """The chunk ends with the sequence: a token is to be sampled, or max_tokens is 0.
+
+        Holds until a token is appended.
+        """
+        return self.start + self.count == len(self.seq.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One forward. It must be carried out, its copies first; the cache counts on it."""
+
+    chunks: list[Chunk]
+    copies: list[PageCopy] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)  # got their slot just now
+
+
+class Scheduler:
+    """Slots, the waiting line, and the share of each sequence in the next forward."""
+
+    def __init__(
+        self,
+        cache: PageCache,
+        *,
+        n_slots: int,
+        n_ctx_slot: int,
+        n_batch: int,
+        n_ubatch: int,
+        prompt_chunk: int | None = None,
+        max_outputs: int | None = None,
+    ) -> None:
+        """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
+
+        While a sequence is decoding, a forward takes at most ``prompt_chunk`` prompt tokens.
+        Both default to ``n_ubatch``. Raises ValueError for numbers that leave a sequence
+        without a token per forward.
+        """
+        self.cache = cache
+        self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
+        self.max_tokens = min(n_batch, n_ubatch)
+        self.prompt_chunk = n_ubatch if prompt_chunk is None else prompt_chunk
+        self.max_outputs = n_ubatch if max_outputs is None else max_outputs
+        if n_slots < 1 or self.prompt_chunk < 1:
+            raise ValueError(f"{n_slots=} and prompt_chunk={self.prompt_chunk} must be positive")
+        if min(self.max_tokens, self.max_outputs) < n_slots:
+            raise ValueError(
+                f"a forward of {self.max_tokens} tokens and {self.max_outputs} rows of logits "
+                f"is too small for {n_slots} slots"
+            )
+        self.slots: list[Sequence | None] = [None] * n_slots
+        self.running: list[Sequence] = []  # by arrival
+        self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
+        self.n_preempted = 0
+        self._n_arrived = 0
+
+    def add(self, seq: Sequence) -> None:
+        """Put a new sequence at the end of the line.
+
+        Raises RequestError if its prompt is empty, ContextOverflowError if too long.
+        """
+        if not seq.tokens:
+            raise RequestError("the prompt has no tokens")
+        if len(seq.tokens) >= self.n_ctx:
+            raise ContextOverflowError(len(seq.tokens), self.n_ctx)
+        if seq.state != "new":
+            raise ValueError(f"sequence {seq.id} was added before")
+        seq.state = "waiting"
+        seq.arrival = self._n_arrived
+        self._n_arrived += 1
+        self.waiting.append(seq)
+
+    def plan(self) -> Plan | None:
+        """The next forward, or None if nothing is to be computed."""
+        self._make_room()
+        chunks = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
+        n_tokens = self.max_tokens - len(chunks)
+        n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
+        if chunks:
+            n_tokens = min(n_tokens, self.prompt_chunk)
+        plan = Plan(chunks)
+        prompts = [seq for seq in self.running if seq.n_pending > 1]
+        while n_tokens > 0:
+            seq = prompts.pop(0) if prompts else self._admit(plan)
+            if seq is None:
+                break
+            chunk = self._chunk(seq, n_tokens, n_outputs)
+            if chunk.count:
+                chunks.append(chunk)
+                n_tokens -= chunk.count
+                n_outputs -= chunk.n_outputs
+        self.cache.unpin_sources()
+        return plan if chunks else None
+
+    def advance(self, plan: Plan) -> None:
+        """The plan's forward is enqueued: whatever is enqueued later finds its KV written."""
+        for chunk in plan.chunks:
+            seq, end = chunk.seq, chunk.start + chunk.count
+            if seq.state == "running":
+                self.cache.commit(seq, end)
+                if chunk.outputs == "all":
+                    seq.n_scored = end
+
+    def append(self, seq: Sequence, token: int) -> None:
+        """Add a sampled token. Raises ValueError if there is no room or none was due."""
+        if seq.n_pending or len(seq.tokens) >= self.n_ctx:
+            raise ValueError(f"no token can follow the {len(seq.tokens)} of sequence {seq.id}")
+        seq.tokens.append(token)
+
+    def is_full(self, seq: Sequence) -> bool:
+        """The context has no room for a further token: generation ends, truncated.
+
+        llama-server's ``n_tokens + 1 >= n_ctx`` counts the computed tokens, after sampling one:
+        8 tokens of prompt and 248 generated ones fill a context of 256.
+        """
+        return len(seq.tokens) >= self.n_ctx
+
+    def finish(self, seq: Sequence) -> None:
+        """End a sequence, wherever it is, and give back all that it holds; idempotent."""
+        if seq.state == "running":
+            self.running.remove(seq)
+        elif seq.state == "waiting":
+            self.waiting.remove(seq)
+        seq.state = "finished"
+        self.cache.release(seq)
+        if seq.slot >= 0 and self.slots[seq.slot] is seq:
+            self.slots[seq.slot] = None
+
+    def cancel(self, seq: Sequence) -> None:
+        """As ``finish``: at any time, in the middle of its prompt or before it."""
+        self.finish(seq)
+
+    def _make_room(self) -> None:
+        """Give each sequence the page for its next token, the oldest first."""
+        for seq in self.running.copy():
+            while seq.state == "running" and not self.cache.extend(seq, len(seq.tokens)):
+                self._preempt(self.running[-1])
+
+    def _preempt(self, seq: Sequence) -> None:
+        assert len(self.running) > 1, "n_ctx is not more than the pool, so one always fits"
+        self.running.remove(seq)
+        self.cache.release(seq)
+        seq.state = "waiting"
+        insort(self.waiting, seq, key=_arrival)
+        self.n_preempted += 1
+
+    def _admit(self, plan: Plan) -> Sequence | None:
+        """Give the first one that can have it a slot and pages, or None.
+
+        Only a slot or a prefix in the making lets others pass; who waits for pages is not
+        overtaken, or a long prompt might wait forever. A page is left for each of those
+        that run, so that the new one is not paused at their next step.
+        """
+        if len(self.running) == len(self.slots):
+            return None
+        for seq in self.waiting:
+            slot = self._free_slot(seq)
+            if slot is None or self._is_in_the_making(seq):
+                continue
+            copies = self.cache.acquire(seq, spare=len(self.running))
+            if copies is None:
+                return None
+            plan.copies.extend(copies)
+            self._start(seq, slot, plan)
+            return seq
+        return None
+
+    def _start(self, seq: Sequence, slot: int, plan: Plan) -> None:
+        self.waiting.remove(seq)
+        insort(self.running, seq, key=_arrival)
+        seq.state = "running"
+        if seq.slot < 0:
+            seq.slot = slot
+            self.slots[slot] = seq
+            seq.n_cached = seq.n_computed
+            plan.started.append(seq)
+
+    def _free_slot(self, seq: Sequence) -> int | None:
+        if seq.slot >= 0:  # it was paused
+            return seq.slot
+        if seq.request.id_slot >= 0:
+            slot = seq.request.id_slot % len(self.slots)
+            return slot if self.slots[slot] is None else None
+        return next((i for i, holder in enumerate(self.slots) if holder is None), None)
+
+    def _is_in_the_making(self, seq: Sequence) -> bool:
+        """Another one is about to compute at least a page of this one's prompt.
+
+        So the n choices of one request, or agents with one system prompt, compute it once.
+        """
+        size = self.cache.page_size
+        for other in self.running:
+            end = other.n_computed + size
+            if end >= len(seq.tokens) or end > len(other.tokens):
+                continue
+            if not (seq.share and other.share and seq.salt == other.salt):
+                continue
+            # Most differ in the last page already; the whole comparison is for the rest.
+            agree = seq.tokens[end - size : end] == other.tokens[end - size : end]
+            if agree and seq.tokens[:end] == other.tokens[:end]:
+                return True
+        return False
+
+    def _chunk(self, seq: Sequence, n_tokens: int, n_outputs: int) -> Chunk:
+        """The next tokens of a sequence, so many and with so many logits rows at most."""
+        start = seq.n_computed
+        pending = len(seq.tokens) - start
+        count = min(pending, n_tokens)
+        if seq.request.prompt_logprobs is not None and seq.n_scored < seq.n_prompt:
+            if start < seq.n_scored:  # computed again after a pause
+                return Chunk(seq, start, min(count, seq.n_scored - start), "none")
+            return Chunk(seq, start, min(count, n_outputs), "all")
+        if count < pending or seq.request.max_tokens == 0:
+            return Chunk(seq, start, count, "none")
+        if n_outputs < 1:
+            return Chunk(seq, start, count - 1, "none")
+        return Chunk(seq, start, count, "last")

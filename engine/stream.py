@@ -1,0 +1,157 @@
+"""One request on its way through the engine: its sampler, its text, its events, its clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from engine.output import Output
+from engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    PromptScored,
+    Request,
+    Started,
+    Timings,
+    TokenScore,
+)
+from engine.runner import RowLogits
+from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
+from engine.scheduler import Sequence
+
+
+class Pieces(Protocol):
+    """What of a tokenizer gives a token's bytes."""
+
+    def piece(self, id: int, special: bool = True) -> bytes: ...
+
+
+class Stream:
+    """The engine's side of a request. ``on_event`` is called in the engine's thread."""
+
+    def __init__(
+        self, seq: Sequence, sampler: Sampler, output: Output, tokenizer: Pieces,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.seq, self._sampler, self._output = seq, sampler, output
+        self._tokenizer, self._on_event = tokenizer, on_event
+        self._scores: list[TokenScore | None] = [None]
+        self._started_at = self._first_at = self._last_at = 0.0
+        self.ended = False
+
+    @property
+    def request(self) -> Request:
+        return self.seq.request
+
+    @property
+    def needs(self) -> Needs:
+        return self._sampler.needs()
+
+    @property
+    def k(self) -> int:
+        """How many of the likeliest tokens the next step is to find."""
+        scored = 0 if self.request.post_sampling_probs else self.request.n_probs
+        return max(1, self.needs.k, scored)
+
+    def start(self) -> None:
+        self._started_at = time.perf_counter()
+        self._emit(Started(self.seq.n_prompt, self.seq.n_cached, self.seq.slot))
+
+    def score_prompt(self, position: int, logits: RowLogits) -> None:
+        """Note the score of the prompt's token after ``position``."""
+        top = self.request.prompt_logprobs or 0
+        if position + 1 < self.seq.n_prompt:
+            token = self.seq.tokens[position + 1]
+            self._scores.append(self._score(token, logits.picked, logits, top))
+        if len(self._scores) == self.seq.n_prompt and position >= self.seq.n_prompt - 2:
+            self._emit_scores()
+
+    def _emit_scores(self) -> None:
+        if self._scores:
+            self._emit(PromptScored(tuple(self._scores)))
+            self._scores = []
+
+    def sample(self, logits: RowLogits) -> int:
+        """Choose the next token from its row of logits and send what it completes."""
+        needs = self.needs
+        candidates = self._candidates(needs, logits)
+        n_probs = self.request.n_probs if self.request.post_sampling_probs else 0
+        sampled = self._sampler.sample(candidates, n_probs=n_probs)
+        self._sampler.accept(sampled.token)
+        self._last_at = time.perf_counter()
+        self._first_at = self._first_at or self._last_at
+        score = self._sampled_score(sampled, logits) if self.request.n_probs else None
+        delta = self._output.push(sampled.token, score)
+        if delta is not None:
+            self._emit(delta)
+        return sampled.token
+
+    @property
+    def reason(self) -> Literal["eos", "word"] | None:
+        """Why the text itself has ended, if it has."""
+        return self._output.reason
+
+    def _candidates(self, needs: Needs, logits: RowLogits) -> Candidates:
+        if needs.full_row:
+            return Candidates(row=logits.row())
+        best = logits.best(needs.k)
+        if not needs.ids:
+            return Candidates(best.ids, best.logits)
+        return Candidates(best.ids, best.logits, id_logits=logits.row()[needs.ids])
+
+    def _sampled_score(self, sampled: Sampled, logits: RowLogits) -> TokenScore:
+        piece = self._tokenizer.piece
+        if self.request.post_sampling_probs:
+            top = tuple((i, piece(i), p) for i, p in sampled.top)
+            return TokenScore(sampled.token, piece(sampled.token), sampled.prob, top)
+        found = logits.best(self.k)
+        at = (found.ids == sampled.token).nonzero()[0]
+        raw = found.logits[at[0]] if len(at) else logits.row()[sampled.token]
+        return self._score(sampled.token, float(raw), logits, self.request.n_probs)
+
+    def _score(self, token: int, logit: float, logits: RowLogits, n_top: int) -> TokenScore:
+        lse, piece = logits.log_sum_exp, self._tokenizer.piece
+        best = logits.best(n_top) if n_top else None
+        top = (
+            tuple(
+                (int(i), piece(int(i)), logprob(float(v), lse))
+                for i, v in zip(best.ids, best.logits, strict=True)
+            )
+            if best
+            else ()
+        )
+        return TokenScore(token, piece(token), logprob(logit, lse), top)
+
+    def finish(self, reason: Literal["eos", "limit", "word", "cancelled"], truncated: bool) -> None:
+        """End the stream; idempotent. What was held back goes out first."""
+        if self.ended:
+            return
+        delta = self._output.finish()
+        if delta is not None and reason != "cancelled":
+            self._emit(delta)
+        self._end(Finished(reason, self.timings(), self._output.stopping_word, truncated))
+
+    def fail(self, message: str) -> None:
+        if not self.ended:
+            self._end(Failed(message))
+
+    def _end(self, event: Event) -> None:
+        self.ended = True
+        self._emit(event)
+
+    def _emit(self, event: Event | Delta) -> None:
+        self._on_event(event)
+
+    def timings(self) -> Timings:
+        started = self._started_at or self._last_at
+        first = self._first_at or time.perf_counter()
+        return Timings(
+            cache_n=self.seq.n_cached,
+            prompt_n=self.seq.n_prompt - self.seq.n_cached,
+            prompt_ms=(first - started) * 1e3 if started else 0.0,
+            predicted_n=self.seq.n_generated,
+            predicted_ms=(self._last_at - self._first_at) * 1e3,
+        )

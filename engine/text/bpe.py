@@ -1,0 +1,122 @@
+"""Byte-pair encoding by ranked merges, on the ``tokenizers`` library.
+
+Two alphabets: GPT-2's, where each byte of a word is one printable character, and
+SentencePiece's, where a space is ▁ and a character without a token is its bytes as <0xXX>.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from engine.errors import ModelError
+from engine.text.pretokenizers import Pretokenizer
+from engine.text.vocab import Vocab
+from engine.text.words import word_pattern
+
+_LINES = re.compile(r"\n+|[^\n]+")
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's character for each byte: itself if printable, else the next from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {byte: chr(byte) for byte in printable}
+    return alphabet | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+_CHARACTER_OF_BYTE = _byte_alphabet()
+_BYTE_OF_CHARACTER = {ord(character): byte for byte, character in _CHARACTER_OF_BYTE.items()}
+
+
+def byte_level_piece(token: str) -> bytes:
+    """The bytes of a token in GPT-2's alphabet; other text stands for itself."""
+    try:
+        return bytes([_BYTE_OF_CHARACTER[ord(character)] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def byte_level_encoder(
+    vocab: Vocab, merges: Sequence[str], pre: Pretokenizer
+) -> Callable[[str], list[int]]:
+    """Encoding of plain text with GPT-2's alphabet; ModelError on a malformed merge."""
+    pairs = _pairs(merges)
+    stand_ins = _stand_ins(vocab, pairs)
+    tokenizer = _tokenizer(vocab.ids | stand_ins, pairs, ignore_merges=pre.ignore_merges)
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_alphabet])
+    n_vocab = len(vocab.tokens)
+    spelled = {i: _spelled(vocab, symbol) for symbol, i in stand_ins.items()}
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        if spelled and max(ids, default=0) >= n_vocab:
+            ids = [i for symbol in ids for i in spelled.get(symbol, (symbol,))]
+        return ids
+
+    return encode
+
+
+def escaped_encoder(vocab: Vocab, merges: Sequence[str]) -> Callable[[str], list[int]]:
+    """Encoding of plain text with SentencePiece's alphabet, line by line.
+
+    A run of newlines that is a token is that token, whatever the merges say.
+    """
+    tokenizer = _tokenizer(vocab.ids, _pairs(merges), byte_fallback=True)
+    pattern = Regex(word_pattern(vocab.tokens))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for line in _LINES.findall(text.replace(" ", "▁")):
+            newlines = vocab.ids.get(line) if line[0] == "\n" else None
+            if newlines is not None:
+                ids.append(newlines)
+            else:
+                ids += tokenizer.encode(line, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _tokenizer(
+    ids: dict[str, int],
+    pairs: list[tuple[str, str]],
+    ignore_merges: bool = False,
+    byte_fallback: bool = False,
+) -> Tokenizer:
+    try:
+        model = models.BPE(
+            ids, pairs, ignore_merges=ignore_merges, byte_fallback=byte_fallback, fuse_unk=False
+        )
+    except Exception as error:  # the library raises no narrower type
+        raise ModelError(f"tokenizer.ggml.merges: {error}") from error
+    return Tokenizer(model)
+
+
+def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges as pairs; the first of equal ones counts, as its rank is the better one."""
+    # A part may be a space itself, but is never empty.
+    cuts = [merge.find(" ", 1) for merge in merges]
+    if min(cuts, default=1) < 1:
+        raise ModelError(f"tokenizer.ggml.merges: {merges[cuts.index(-1)]!r} is not a pair")
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
+    return list(dict.fromkeys(pairs))
+
+
+def _stand_ins(vocab: Vocab, pairs: list[tuple[str, str]]) -> dict[str, int]:
+    """Ids beyond the vocabulary for symbols that take part in merging but are no tokens."""
+    symbols = dict.fromkeys(_CHARACTER_OF_BYTE.values())
+    for left, right in pairs:
+        symbols[left] = symbols[right] = symbols[left + right] = None
+    absent = [symbol for symbol in symbols if symbol not in vocab.ids]
+    return {symbol: len(vocab.tokens) + i for i, symbol in enumerate(absent)}
+
+
+def _spelled(vocab: Vocab, symbol: str) -> list[int]:
+    """What llama.cpp makes of a symbol without a token: its ASCII characters, the rest lost."""
+    return [vocab.ids[c] for c in symbol if ord(c) < 128 and c in vocab.ids]

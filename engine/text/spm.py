@@ -1,0 +1,124 @@
+"""SentencePiece-style byte-pair encoding by scores (``tokenizer.ggml.model`` is "llama").
+
+Of all adjacent pairs whose concatenation is a token, the one with the highest score is
+merged first, the leftmost of equals, until none is left; as llama.cpp's
+``llm_tokenizer_spm_session`` does it. A library that ranks merges cannot be exact here:
+the same token may come from several pairs, and tokens may have equal scores.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable
+
+from engine.text.vocab import Vocab
+from engine.text.words import word_pattern
+
+_NOT_A_TOKEN = float("-inf")
+_SHORT = 48  # symbols; up to here scanning a list is faster than a heap
+_CACHED_WORDS = 65536
+_CACHED_LENGTH = 32  # characters; longer words hardly ever come again
+
+MISSING = -1
+
+
+def escaped_piece(token: str) -> bytes:
+    """The bytes of a token in SentencePiece's alphabet."""
+    return token.replace("▁", " ").encode()
+
+
+def score_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
+    """Encoding of plain text, already prefixed with a space if the vocabulary wants it."""
+    scores = dict(zip(vocab.tokens, vocab.scores or [0.0] * len(vocab.tokens), strict=True))
+    words = re.compile(word_pattern(vocab.tokens)).findall
+    byte_ids = [_byte_id(vocab, byte) for byte in range(256)]
+    cache: dict[str, list[int]] = {}
+
+    def encode_word(word: str) -> list[int]:
+        symbols = list(word)
+        if len(symbols) > _SHORT:
+            symbols = _merge_by_heap(symbols, scores)
+        else:
+            _merge_by_scan(symbols, scores)
+        ids: list[int] = []
+        for symbol in symbols:
+            known = vocab.ids.get(symbol)
+            if known is not None:
+                ids.append(known)
+            else:
+                ids += [i for byte in symbol.encode() if (i := byte_ids[byte]) != MISSING]
+        return ids
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for word in words(text.replace(" ", "▁")):
+            found = cache.get(word)
+            if found is None:
+                found = encode_word(word)
+                if len(word) <= _CACHED_LENGTH:
+                    if len(cache) >= _CACHED_WORDS:
+                        cache.clear()
+                    cache[word] = found
+            ids += found
+        return ids
+
+    return encode
+
+
+def _byte_id(vocab: Vocab, byte: int) -> int:
+    """The token of a byte; where there is none the unknown token, and else nothing."""
+    for text in (f"<0x{byte:02X}>", chr(byte) if byte < 128 else ""):
+        if text in vocab.ids:
+            return vocab.ids[text]
+    return vocab.roles.get("unknown", MISSING)
+
+
+def _merge_by_scan(symbols: list[str], scores: dict[str, float]) -> None:
+    """Merge ``symbols`` in place; quadratic, with a tiny constant."""
+    score = scores.get
+    pairs = [
+        score(left + right, _NOT_A_TOKEN)
+        for left, right in zip(symbols, symbols[1:], strict=False)
+    ]
+    while pairs and (best := max(pairs)) != _NOT_A_TOKEN:
+        i = pairs.index(best)
+        merged = symbols[i] + symbols.pop(i + 1)
+        symbols[i] = merged
+        del pairs[i]
+        if i < len(pairs):
+            pairs[i] = score(merged + symbols[i + 1], _NOT_A_TOKEN)
+        if i:
+            pairs[i - 1] = score(symbols[i - 1] + merged, _NOT_A_TOKEN)
+
+
+def _merge_by_heap(symbols: list[str], scores: dict[str, float]) -> list[str]:
+    """The merged symbols, in order; n log n. A symbol merged into its left one is ""."""
+    score = scores.get
+    n = len(symbols)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    # (-score, left, right, length): stale if a symbol is gone or the length has changed
+    heap = [
+        (-found, i, i + 1, 2)
+        for i in range(n - 1)
+        if (found := score(symbols[i] + symbols[i + 1])) is not None
+    ]
+    heapq.heapify(heap)
+    while heap:
+        _, left, right, length = heapq.heappop(heap)
+        first, second = symbols[left], symbols[right]
+        if not first or not second or len(first) + len(second) != length:
+            continue
+        symbols[left] = merged = first + second
+        symbols[right] = ""
+        after[left] = following = after[right]
+        if following < n:
+            before[following] = left
+            if (found := score(merged + symbols[following])) is not None:
+                size = length + len(symbols[following])
+                heapq.heappush(heap, (-found, left, following, size))
+        preceding = before[left]
+        if preceding >= 0 and (found := score(symbols[preceding] + merged)) is not None:
+            size = length + len(symbols[preceding])
+            heapq.heappush(heap, (-found, preceding, left, size))
+    return [symbol for symbol in symbols if symbol]

@@ -1,0 +1,23 @@
+"""Where a text in SentencePiece's alphabet (▁ for a space) may be cut without loss.
+
+If no token of a vocabulary has ▁ after another character, no merge ever joins a character
+with a ▁ that follows it, so the words between can be encoded one by one, and remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_INNER_SPACE = re.compile("([^▁\0])▁")
+
+
+def word_pattern(tokens: Iterable[str]) -> str:
+    """A regular expression whose matches cover any text, and which no token can straddle.
+
+    Where some tokens do have a ▁ inside, the characters before it stay attached to it.
+    """
+    attached = "".join(sorted(set(_INNER_SPACE.findall("\0".join(tokens)))))
+    if not attached:
+        return "▁*[^▁]+|▁+"
+    return f"▁*(?:[^▁]+|(?<=[{re.escape(attached)}])▁+)+|▁+"

@@ -1,0 +1,181 @@
+"""The command ``serve``: options in groups, multi-letter short options as llama.cpp's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from server.settings import GROUPS, Option, Settings, Toggle
+
+EXAMPLES = """\b
+Examples:
+  serve -m model.gguf
+  serve -m model.gguf -c 8192 -np 4 --port 8000
+  serve --demo
+"""
+
+# Options with a value that may be left out; the others take the next word in any case.
+WITHOUT_VALUE = {field.name for field in fields(Settings) if field.metadata["option"].bare}
+
+
+class ServeCommand(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        refuse_unknown(ctx, self.get_params(ctx), args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+        for field in fields(Settings):
+            option = field.metadata["option"]
+            groups[option.group].append(help_record(option, field.default))
+        own = [
+            param.get_help_record(ctx) for param in self.get_params(ctx)[len(fields(Settings)) :]
+        ]
+        groups[GROUPS[-1]] += [record for record in own if record is not None]
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records, col_max=36)
+
+
+def help_record(option: Option, default: Any) -> tuple[str, str]:
+    """The option's two columns: flags and value, then words, default and variable."""
+    flags = ", ".join(option.flags).replace("/", ", ")
+    shown = " ".join(default) if isinstance(default, tuple) else default
+    notes = [f"default {shown}"] if option.type is not None and shown not in (None, "") else []
+    notes += [option.env] if option.env else []
+    help = f"{option.help} ({'; '.join(notes)})" if notes else option.help
+    return f"{flags} {option.placeholder}".rstrip(), help
+
+
+def refuse_unknown(ctx: click.Context, params: Sequence[click.Parameter], args: list[str]) -> None:
+    """Options are exact names: without this click reads -mg 0 as -m with the value g."""
+    options = {
+        flag: param
+        for param in params
+        if isinstance(param, click.Option)
+        for flag in (*param.opts, *param.secondary_opts)
+    }
+    rest = iter(args)
+    for arg in rest:
+        name = arg.partition("=")[0]
+        if name == "--":
+            return
+        if not name.startswith("-") or name == "-":
+            continue
+        if name not in options:
+            raise click.NoSuchOption(name, possibilities=similar(name, options), ctx=ctx)
+        option = options[name]
+        if not option.is_flag and name == arg and option.name not in WITHOUT_VALUE:
+            next(rest, None)  # its value, whatever that looks like
+
+
+def similar(name: str, options: dict[str, click.Option]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, options)
+
+
+def click_option(name: str, default: Any, option: Option) -> click.Option:
+    value: dict[str, Any] = {"type": option.type, "metavar": option.placeholder or None}
+    if option.type is None:
+        value = {"is_flag": True, "type": Toggle()}
+    elif option.bare is not None:
+        value |= {"is_flag": False, "flag_value": option.bare}
+    return click.Option(
+        [name, *option.flags],
+        default=default,
+        envvar=option.env,
+        help=option.help,
+        multiple=option.multiple,
+        **value,
+    )
+
+
+def click_options() -> list[click.Parameter]:
+    return [
+        click_option(field.name, field.default, field.metadata["option"])
+        for field in fields(Settings)
+    ]
+
+
+def run(**values: Any) -> None:
+    """Serve a GGUF model with OpenAI's API."""
+    settings = Settings(**values)
+    if settings.list_devices:
+        return list_devices()
+    if settings.demo and settings.model is not None:
+        raise click.UsageError("-m and --demo cannot both be given")
+    if not settings.demo and settings.model is None:
+        raise click.UsageError("no model: type serve -m FILE.gguf, or serve --demo to try one out")
+    sys.exit(start(settings))
+
+
+def start(settings: Settings) -> int:
+    from server.configure import SettingsError
+    from server.launch import serve
+
+    try:
+        check_model_file(settings.model)
+        return serve(settings)
+    except SettingsError as error:
+        click.echo(f"serve: {error}", err=True)
+        return 1
+
+
+def check_model_file(path: str | None) -> None:
+    """What can be known before anything is imported or bound."""
+    from server.configure import SettingsError, reason
+
+    if path is None:
+        return
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SettingsError(f"cannot read the model {path}: {reason(error)}") from None
+    if magic != b"GGUF":
+        raise SettingsError(f"{path} is not a GGUF file: it begins with {magic!r}")
+
+
+def list_devices() -> None:
+    from engine.engine import list_devices as found
+
+    devices = found()
+    for device in devices:
+        memory = f"{device.memory_bytes / 2**30:.1f} GiB"
+        units = f"{device.compute_units} compute units"
+        click.echo(f"{device.index}: {device.name} ({device.kind}, {memory}, {units})")
+        click.echo(f"   {device.platform}, {device.driver}")
+    if not devices:
+        click.echo("no OpenCL device found", err=True)
+
+
+def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from server.version import NAME, VERSION
+
+        click.echo(f"{NAME} {VERSION}")
+        ctx.exit()
+
+
+main = ServeCommand(
+    "serve",
+    callback=run,
+    help=f"{run.__doc__}\n\n{EXAMPLES}",
+    params=[
+        *click_options(),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=print_version,
+            help="print name and version and exit",
+        ),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)

@@ -1,0 +1,130 @@
+"""From the settings to what each part takes: the engine, the endpoints, the listener."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine.options import EngineOptions
+from engine.request import SamplingParams
+from server.errors import ApiError
+from server.fields import Defaults, samplers
+from server.settings import Settings, split_commas
+
+
+class SettingsError(Exception):
+    """An option's value that cannot be used; the message names the option."""
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        n_ctx=settings.ctx_size,
+        n_batch=settings.batch_size,
+        n_ubatch=settings.ubatch_size,
+        n_parallel=settings.parallel,
+        n_gpu_layers=settings.n_gpu_layers,
+        flash_attn=settings.flash_attn,
+        cache_type_k=settings.cache_type_k,
+        cache_type_v=settings.cache_type_v,
+        device=settings.device,
+        n_threads=settings.threads,
+        chat_template=chat_template(settings),
+    )
+
+
+def chat_template(settings: Settings) -> str | None:
+    if settings.chat_template_file is None:
+        return settings.chat_template
+    if settings.chat_template is not None:
+        raise SettingsError("--chat-template and --chat-template-file cannot both be given")
+    return read_text("--chat-template-file", settings.chat_template_file)
+
+
+def request_defaults(settings: Settings) -> Defaults:
+    return Defaults(
+        sampling=sampling_defaults(settings),
+        max_tokens=settings.n_predict,
+        stop=settings.reverse_prompt,
+        special=settings.special,
+        cache_prompt=settings.cache_prompt,
+        prefill_assistant=settings.prefill_assistant,
+        template_kwargs=template_kwargs(settings.chat_template_kwargs),
+    )
+
+
+def sampling_defaults(settings: Settings) -> SamplingParams:
+    optional: dict[str, Any] = {}
+    if settings.dry_sequence_breaker:
+        breakers = settings.dry_sequence_breaker
+        optional["dry_sequence_breakers"] = () if breakers == ("none",) else breakers
+    if settings.sampler_seq is not None or settings.samplers is not None:
+        optional["samplers"] = sampler_order(settings)
+    return SamplingParams(
+        seed=settings.seed,
+        temperature=settings.temp,
+        dynatemp_range=settings.dynatemp_range,
+        dynatemp_exponent=settings.dynatemp_exp,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        typical_p=settings.typical_p,
+        top_n_sigma=settings.top_n_sigma,
+        xtc_probability=settings.xtc_probability,
+        xtc_threshold=settings.xtc_threshold,
+        dry_multiplier=settings.dry_multiplier,
+        dry_base=settings.dry_base,
+        dry_allowed_length=settings.dry_allowed_length,
+        dry_penalty_last_n=settings.dry_penalty_last_n,
+        repeat_penalty=settings.repeat_penalty,
+        repeat_last_n=settings.repeat_last_n,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        mirostat=settings.mirostat,
+        mirostat_tau=settings.mirostat_ent,
+        mirostat_eta=settings.mirostat_lr,
+        logit_bias=settings.logit_bias,
+        ignore_eos=settings.ignore_eos,
+        **optional,
+    )
+
+
+def sampler_order(settings: Settings) -> tuple[str, ...]:
+    try:
+        if settings.samplers is not None:
+            return samplers([name for name in settings.samplers.split(";") if name])
+        return samplers(settings.sampler_seq or "")
+    except ApiError as error:
+        raise SettingsError(error.message.replace("Field 'samplers'", "--samplers")) from None
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise SettingsError(f"--chat-template-kwargs: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise SettingsError("--chat-template-kwargs: expected a JSON object")
+    return value
+
+
+def api_keys(settings: Settings) -> list[str]:
+    keys = split_commas([settings.api_key] if settings.api_key else [])
+    if settings.api_key_file is not None:
+        lines = read_text("--api-key-file", settings.api_key_file).splitlines()
+        from_file = [line.strip() for line in lines if line.strip()]
+        if not from_file:  # a server that was meant to be closed must not be open
+            raise SettingsError(f"--api-key-file: {settings.api_key_file} has no key")
+        keys += from_file
+    return keys
+
+
+def read_text(option: str, path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{option}: cannot read {path}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

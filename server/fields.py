@@ -1,0 +1,339 @@
+"""Request bodies: their fields, types and limits, and the engine's parameters made of them.
+
+Names, limits and precedences are llama-server's: null means absent, some fields clamp,
+others are refused with the limits in the message. A field that would change the answer
+but cannot be honoured is refused by name, never dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.request import SamplingParams
+from server.errors import ApiError, invalid
+from server.interface import Tokenizer
+
+T = TypeVar("T", bound=msgspec.Struct)
+INT32_MAX = 2**31 - 1
+
+CLAMPED: dict[str, tuple[float, float]] = {
+    "top_k": (0, INT32_MAX),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "temperature": (0.0, float("inf")),
+    "mirostat": (0, 2),
+}
+LIMITED: dict[str, tuple[int, int]] = {
+    "n_predict": (-1, INT32_MAX),
+    "max_completion_tokens": (-1, INT32_MAX),
+    "max_tokens": (-1, INT32_MAX),
+    "n_keep": (-1, INT32_MAX),
+    "n_discard": (0, INT32_MAX),
+    "repeat_last_n": (-1, INT32_MAX),
+    "dry_allowed_length": (0, INT32_MAX),
+    "dry_penalty_last_n": (-1, INT32_MAX),
+    "min_keep": (0, INT32_MAX),
+    "n_probs": (0, INT32_MAX),
+    "top_logprobs": (0, INT32_MAX),
+    "id_slot": (-1, INT32_MAX),
+}
+
+# Fields that cannot be honoured, with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "backend_sampling": (False,),
+    "best_of": (1,),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "grammar": ("",),
+    "grammar_lazy": (False,),
+    "image_data": ([],),
+    "json_schema": (),
+    "lora": ([],),
+    "modalities": (["text"],),
+    "n_cache_reuse": (0,),
+    "n_indent": (0,),
+    "reasoning_budget_tokens": (-1,),
+    "reasoning_control": (False,),
+    "reasoning_format": ("auto", "none"),
+    "response_fields": ([],),
+    "response_format": ({"type": "text"},),
+    "return_progress": (False,),
+    "suffix": ("",),
+    "t_max_predict_ms": (-1, 0),
+    "thinking_budget_tokens": (-1,),
+    "tool_choice": ("auto", "none"),
+    "verbose": (False,),
+    "web_search_options": (),
+}
+
+SAMPLER_NAMES = {
+    "penalties": "penalties",
+    "dry": "dry",
+    "top_n_sigma": "top_n_sigma",
+    "top_k": "top_k",
+    "typ_p": "typ_p",
+    "typical_p": "typ_p",
+    "typical": "typ_p",
+    "top_p": "top_p",
+    "nucleus": "top_p",
+    "min_p": "min_p",
+    "xtc": "xtc",
+    "temperature": "temperature",
+    "temp": "temperature",
+}
+SAMPLER_LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+}
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """Fields that pass into SamplingParams under their own name."""
+
+    temperature: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    min_keep: int | None = None
+    ignore_eos: bool | None = None
+
+
+class GenerationFields(SamplingFields, kw_only=True):
+    """What both completion endpoints take."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    timings_per_token: bool | None = None
+    return_tokens: bool | None = None
+    n_predict: int | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n_cmpl: int | None = None
+    n: int | None = None
+    n_keep: int | None = None  # these two act when a context shifts, which it never does
+    n_discard: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    samplers: str | list[str] | None = None
+    dry_base: float | None = None
+    dry_sequence_breakers: list[str] | None = None
+    logit_bias: list[Any] | dict[str, Any] | None = None
+    n_probs: int | None = None
+    post_sampling_probs: bool | None = None
+    cache_prompt: bool | None = None
+    id_slot: int | None = None
+    sse_ping_interval: float | None = None
+
+
+class TemplateFields(msgspec.Struct, kw_only=True):
+    """What the chat template sees."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class ChatFields(GenerationFields, kw_only=True):
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class CompletionFields(GenerationFields, kw_only=True):
+    prompt: Any
+    echo: bool | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request that does not say otherwise gets; from the command line."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int = -1
+    stop: tuple[str, ...] = ()
+    special: bool = False
+    cache_prompt: bool = True
+    prefill_assistant: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The body's fields without nulls; ApiError if it is no object or asks for too much."""
+    try:
+        decoded = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"The request body is not valid JSON: {error}") from None
+    if not isinstance(decoded, dict):
+        raise invalid("The request body must be a JSON object")
+    data = {name: value for name, value in decoded.items() if value is not None}
+    for name, neutral in UNSUPPORTED.items():
+        if name in data and data[name] not in neutral:
+            shown = msgspec.json.encode(data[name]).decode()
+            raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
+    for name, value in data.items():
+        if type(value) is float and value.is_integer():
+            data[name] = int(value)  # 10.0 is an integer in JSON; float fields take both
+    return data
+
+
+def convert(data: dict[str, Any], kind: type[T]) -> T:
+    """The fields of a struct, other ones left out; ApiError names what is wrong."""
+    try:
+        fields = msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(describe(str(error))) from None
+    check_limits(fields)
+    return fields
+
+
+def describe(error: str) -> str:
+    """msgspec's message with the path in front: Expected `int`, got `str` - at `$.n`."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", error)
+    if missing:
+        return f"Field '{missing[1]}' is required"
+    what, _, path = error.partition(" - at `$.")
+    what = what.replace(" | null", "")
+    return f"Field '{path[:-1]}': {what}" if path else what
+
+
+def check_limits(fields: msgspec.Struct) -> None:
+    for name, (low, high) in LIMITED.items():
+        value = getattr(fields, name, None)
+        if value is not None and not low <= value <= high:
+            raise out_of_limits(name, value, low, high)
+
+
+def out_of_limits(name: str, value: int, low: int, high: int) -> ApiError:
+    return invalid(f"Field '{name}': Value must be between {low} and {high}, got {value}")
+
+
+def max_tokens(fields: GenerationFields, default: int) -> int:
+    given = (fields.n_predict, fields.max_completion_tokens, fields.max_tokens)
+    return next((value for value in given if value is not None), default)
+
+
+def n_choices(fields: GenerationFields, n_slots: int) -> int:
+    name = "n" if fields.n_cmpl is None else "n_cmpl"
+    n: int | None = getattr(fields, name)
+    if n is not None and not 1 <= n <= n_slots:
+        raise out_of_limits(name, n, 1, n_slots)
+    return n or 1
+
+
+def stop_strings(fields: GenerationFields, default: tuple[str, ...]) -> tuple[str, ...]:
+    given = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
+    return tuple(word for word in given if word) or default
+
+
+def sampling_params(
+    fields: GenerationFields, default: SamplingParams, tokenizer: Tokenizer
+) -> SamplingParams:
+    changes: dict[str, Any] = {}
+    for name in SamplingFields.__struct_fields__:
+        value = getattr(fields, name)
+        if value is not None:
+            low, high = CLAMPED.get(name, (value, value))
+            changes[name] = min(max(value, low), high)
+    if fields.seed is not None:
+        changes["seed"] = seed(fields.seed)
+    if fields.dry_base is not None and fields.dry_base >= 1.0:
+        changes["dry_base"] = fields.dry_base
+    if fields.dry_sequence_breakers is not None:
+        if not fields.dry_sequence_breakers:
+            raise invalid("Field 'dry_sequence_breakers': must be a non-empty array of strings")
+        changes["dry_sequence_breakers"] = tuple(fields.dry_sequence_breakers)
+    if fields.samplers is not None:
+        changes["samplers"] = samplers(fields.samplers)
+    if fields.logit_bias is not None:
+        changes["logit_bias"] = logit_bias(fields.logit_bias, tokenizer)
+    return replace(default, **changes)
+
+
+def seed(value: int) -> int:
+    """32 bits count; all of them set, or -1, means a random one."""
+    value &= 0xFFFFFFFF
+    return -1 if value == 0xFFFFFFFF else value
+
+
+def samplers(value: str | list[str]) -> tuple[str, ...]:
+    """Names in their order, or a string with a letter for each."""
+    known = SAMPLER_LETTERS if isinstance(value, str) else SAMPLER_NAMES
+    names = [name if isinstance(value, str) else name.replace("-", "_") for name in value]
+    for name in names:
+        if name not in known:
+            raise invalid(f"Field 'samplers': unknown sampler '{name}' (known: {', '.join(known)})")
+    return tuple(known[name] for name in names)
+
+
+def logit_bias(
+    value: list[Any] | dict[str, Any], tokenizer: Tokenizer
+) -> tuple[tuple[int, float], ...]:
+    """Pairs (token or text, bias), or an object of them; false bans, a text means its tokens."""
+    if isinstance(value, dict):
+        pairs = [[int(key) if key.isdecimal() else key, bias] for key, bias in value.items()]
+    else:
+        pairs = value
+    biases: list[tuple[int, float]] = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, str)):
+            raise invalid(f"Field 'logit_bias': expected [token or text, bias], got {pair!r}")
+        bias = bias_value(pair[1])
+        biases += [(id, bias) for id in biased_tokens(pair[0], tokenizer)]
+    return tuple(biases)
+
+
+def bias_value(value: Any) -> float:
+    if value is False:
+        return float("-inf")
+    if type(value) in (int, float):
+        return float(value)
+    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {value!r}")
+
+
+def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(token, str):
+        return tokenizer.encode(token, add_special=False, parse_special=True)
+    if not 0 <= token < tokenizer.n_vocab:
+        last = tokenizer.n_vocab - 1
+        raise invalid(f"Field 'logit_bias': token {token} is outside the vocabulary (0 to {last})")
+    return [token]

@@ -1,0 +1,195 @@
+"""Serving: the listener is up first, the model loads in a thread, signals end it all.
+
+``serve`` returns the exit code: 0 after a signal, 1 when the model cannot be served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from engine.errors import EngineError
+from server import sockets as listeners
+from server.app import create_app
+from server.configure import api_keys, engine_options, request_defaults
+from server.interface import Engine
+from server.service import Service
+from server.settings import Settings, split_commas
+from server.summary import progress_bar, show, summary
+
+log = logging.getLogger("server")
+GRACE = 3  # seconds that open answers get after a signal
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class LoadStoppedError(Exception):
+    """Raised out of the progress report, to end loading when the server is to stop."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server around a model that comes later and may fail to."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        load: Callable[[Callable[[float], None]], Engine],
+        on_loaded: Callable[[Engine], None],
+    ) -> None:
+        super().__init__(config)
+        self.service = service
+        self.failure: str | None = None
+        self._load = load
+        self._on_loaded = on_loaded
+        self._threads: list[threading.Thread] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._spawn(self._load_model)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the engine's streams first: uvicorn waits for the answers that are open."""
+        engine = self.service.loaded_engine
+        if engine is not None:
+            self._spawn(engine.close)
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A signal is a wish to end, not a failure: it is not raised again afterwards."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        yield
+
+    def leftover_threads(self) -> list[threading.Thread]:
+        for thread in self._threads:
+            thread.join(timeout=1)
+        return [thread for thread in self._threads if thread.is_alive()]
+
+    def _on_signal(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    def _spawn(self, target: Callable[[], None]) -> None:
+        # Daemons: a driver that hangs must not keep the process alive.
+        thread = threading.Thread(target=target, name=target.__name__, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _load_model(self) -> None:
+        try:
+            engine = self._load(self._report)
+        except LoadStoppedError:
+            pass
+        except EngineError as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("loading failed")
+            self._fail(f"loading failed: {type(error).__name__}: {error}")
+        else:
+            self.service.loaded_engine = engine
+            self._on_loaded(engine)
+
+    def _report(self, fraction: float) -> None:
+        if self.should_exit:
+            raise LoadStoppedError
+
+    def _fail(self, message: str) -> None:
+        self.failure = message
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    set_up_logging(settings)
+    hosts = split_commas(settings.host)
+    keys = api_keys(settings)
+    service = Service(
+        defaults=request_defaults(settings),
+        aliases=split_commas([settings.alias or ""]),
+        ping_interval=settings.sse_ping_interval,
+        max_body=settings.max_body * 2**20,
+    )
+    bound = listeners.bind(hosts, settings.port)
+    addresses = [listeners.address(listener) for listener in bound]
+    config = uvicorn.Config(
+        create_app(service, keys),
+        log_config=None,
+        access_log=settings.verbose,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = Server(
+        config,
+        service,
+        load=lambda report: load_model(settings, report),
+        on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
+    )
+    try:
+        server.run(bound)
+    finally:
+        listeners.unlink(hosts)
+    return finish(server)
+
+
+def finish(server: Server) -> int:
+    code = 0
+    if server.failure is not None:
+        print(f"serve: {server.failure}", file=sys.stderr)
+        code = 1
+    if server.leftover_threads():
+        # A thread inside a driver would be torn down in the middle of a call.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
+    """Runs in a thread of its own; `report` raises when the server is to stop."""
+    from engine.engine import load_engine
+
+    path = demo_path(report) if settings.demo else Path(settings.model or "")
+    options = engine_options(settings)
+    with progress_bar(f"Loading {path.name}") as draw:
+
+        def progress(fraction: float) -> None:
+            report(fraction)
+            draw(fraction)
+
+        return load_engine(path, options, progress)
+
+
+def demo_path(report: Callable[[float], None]) -> Path:
+    from server.demo import demo_model
+
+    with progress_bar("Preparing the demonstration model") as draw:
+
+        def progress(done: int, total: int) -> None:
+            fraction = done / total if total > 0 else 0.0
+            report(fraction)
+            draw(fraction)
+
+        return demo_model(progress)
+
+
+def set_up_logging(settings: Settings) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if settings.log_file is not None:
+        handlers.append(logging.FileHandler(settings.log_file, encoding="utf-8"))
+    level = logging.DEBUG if settings.verbose else logging.INFO
+    logging.basicConfig(level=level, format=LOG_FORMAT, handlers=handlers, force=True)
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)

@@ -1,0 +1,139 @@
+"""llama-server's own endpoints: health, tokens, templates, properties."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.errors import ApiError, json_response
+from server.fields import Defaults, TemplateFields, convert
+from server.prompts import chat_text, checked_token, encode_mixed
+from server.service import Service
+from server.version import BUILD_INFO, NAME, VERSION
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        Route("/", index),
+        Route("/health", partial(health, service)),
+        Route("/v1/health", partial(health, service)),
+        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
+        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
+        Route("/apply-template", partial(apply_template, service), methods=["POST"]),
+        Route("/props", partial(props, service)),
+    ]
+
+
+async def index(http: HttpRequest) -> Response:
+    return json_response({"name": NAME, "version": VERSION, "api": "/v1", "health": "/health"})
+
+
+async def health(service: Service, http: HttpRequest) -> Response:
+    """Green only while requests are answered; while the model loads, the gate says so."""
+    if not service.engine.healthy:
+        raise ApiError("unavailable_error", "The engine has stopped")
+    return json_response({"status": "ok"})
+
+
+class TokenizeFields(msgspec.Struct):
+    content: str | list[str | int]
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeFields(msgspec.Struct):
+    tokens: list[int]
+
+
+async def tokenize(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), TokenizeFields)
+    tokenizer = service.engine.tokenizer
+    ids = await asyncio.to_thread(
+        encode_mixed,
+        "content",
+        fields.content,
+        tokenizer,
+        fields.add_special,
+        fields.parse_special,
+    )
+    if fields.with_pieces:
+        pieces = [{"id": id, "piece": piece_value(tokenizer.piece(id, special=True))} for id in ids]
+        return json_response({"tokens": pieces})
+    return json_response({"tokens": ids})
+
+
+def piece_value(piece: bytes) -> str | list[int]:
+    """The text of a piece, or its bytes where it cuts through a character."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+async def detokenize(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), DetokenizeFields)
+    tokenizer = service.engine.tokenizer
+    ids = [checked_token("tokens", id, tokenizer) for id in fields.tokens]
+    return json_response({"content": tokenizer.decode(ids, special=True)})
+
+
+async def apply_template(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), TemplateFields)
+    template = service.engine.chat_template
+    text = await asyncio.to_thread(chat_text, fields, template, service.defaults)
+    return json_response({"prompt": text})
+
+
+async def props(service: Service, http: HttpRequest) -> Response:
+    engine = service.engine
+    tokenizer = engine.tokenizer
+    return json_response(
+        {
+            "default_generation_settings": {
+                "params": generation_settings(service.defaults),
+                "n_ctx": engine.n_ctx,
+            },
+            "total_slots": engine.n_slots,
+            "model_alias": service.model_name,
+            "model_ftype": engine.info.file_type,
+            "model_path": str(engine.info.path),
+            "modalities": {"vision": False, "video": False, "audio": False},
+            "endpoint_slots": False,
+            "endpoint_props": False,
+            "endpoint_metrics": False,
+            "chat_template": engine.chat_template.source,
+            "chat_template_caps": engine.chat_template.caps,
+            "bos_token": token_text(tokenizer.bos_id, service),
+            "eos_token": token_text(tokenizer.eos_id, service),
+            "build_info": BUILD_INFO,
+            "is_sleeping": False,
+        }
+    )
+
+
+def token_text(id: int | None, service: Service) -> str:
+    if id is None or id < 0:
+        return ""
+    return service.engine.tokenizer.piece(id, special=True).decode("utf-8", "replace")
+
+
+def generation_settings(defaults: Defaults) -> dict[str, Any]:
+    sampling = asdict(defaults.sampling)
+    return sampling | {
+        "max_tokens": defaults.max_tokens,
+        "n_predict": defaults.max_tokens,
+        "stop": defaults.stop,
+        "logit_bias": [
+            {"token": id, "bias": None if bias == -math.inf else bias}
+            for id, bias in defaults.sampling.logit_bias
+        ],
+    }

@@ -1,0 +1,76 @@
+"""What the endpoints share: the engine once it is there, its name, the defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from server.errors import ApiError
+from server.fields import Defaults, read_object
+from server.interface import Engine
+from server.stream import EventStream, Inbox
+
+DEFAULT_MAX_BODY = 64 * 2**20  # bytes
+DEFAULT_PING_INTERVAL = 30.0  # seconds
+
+
+class Service:
+    def __init__(
+        self,
+        engine: Engine | None = None,
+        *,
+        defaults: Defaults | None = None,
+        aliases: Iterable[str] = (),
+        ping_interval: float = DEFAULT_PING_INTERVAL,
+        max_body: int = DEFAULT_MAX_BODY,
+    ) -> None:
+        self.loaded_engine = engine  # None while the model loads
+        self.defaults = defaults or Defaults()
+        self.aliases = sorted(aliases)
+        self.ping_interval = ping_interval
+        self.max_body = max_body
+        self.created = int(time.time())
+        self._inbox: Inbox | None = None
+
+    @property
+    def engine(self) -> Engine:
+        if self.loaded_engine is None:
+            raise ApiError("unavailable_error", "Loading model")
+        return self.loaded_engine
+
+    @property
+    def model_name(self) -> str:
+        """Never what a request calls it: the first alias, or the name of the file."""
+        return self.aliases[0] if self.aliases else os.path.basename(str(self.engine.info.path))
+
+    def event_stream(self, ping_interval: float = 0.0) -> EventStream:
+        loop = asyncio.get_running_loop()
+        if self._inbox is None or self._inbox.loop is not loop:
+            self._inbox = Inbox(loop)
+        return EventStream(self.engine, self._inbox, ping_interval)
+
+    async def read_object(self, request: HttpRequest) -> dict[str, Any]:
+        """The fields of a request's JSON body; ApiError says what is wrong with it."""
+        return read_object(await self._body(request))
+
+    async def _body(self, request: HttpRequest) -> bytes:
+        """All of the body; ApiError 413 as soon as it is known to be too long."""
+        too_long = ApiError(
+            "payload_too_large_error", f"The request body is longer than {self.max_body} bytes"
+        )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_body:
+            raise too_long
+        chunks: list[bytes] = []
+        n_bytes = 0
+        async for chunk in request.stream():
+            n_bytes += len(chunk)
+            if n_bytes > self.max_body:
+                raise too_long
+            chunks.append(chunk)
+        return b"".join(chunks)

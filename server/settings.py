@@ -1,0 +1,334 @@
+"""Every command-line option, written once: a field of Settings with its flags beside it.
+
+Flags, variables and defaults are llama-server's. cli.py makes click's options from the
+fields; an option is added here only when something acts on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import click
+
+INT32_MAX = 2**31 - 1
+
+
+PLACEHOLDERS = {
+    "file": "FILE",
+    "text": "TEXT",
+    "integer": "N",
+    "integer range": "N",
+    "float": "X",
+    "float range": "X",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field of Settings is given on the command line or in the environment."""
+
+    flags: tuple[str, ...]
+    group: str
+    help: str
+    env: str | None = None
+    metavar: str | None = None
+    type: Any = None  # click's type or a function of the text; None: a flag without a value
+    multiple: bool = False
+    bare: str | None = None  # the value of the option given without one
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help."""
+        if self.metavar is not None or self.type is None:
+            return self.metavar or ""
+        if isinstance(self.type, click.Choice):
+            return "|".join(self.type.choices)
+        return PLACEHOLDERS[self.type.name]
+
+
+class Toggle(click.types.BoolParamType):
+    """A boolean that also reads the words of llama.cpp's variables."""
+
+    WORDS: ClassVar[dict[str, bool]] = {"enabled": True, "disabled": False}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        known = self.WORDS.get(value)
+        return bool(super().convert(value, param, ctx)) if known is None else known
+
+
+def token_bias(value: str) -> tuple[int, float]:
+    """``TOKEN_ID(+/-)BIAS`` as (id, bias), for instance 15043+1 or 2-inf."""
+    at = max(value.find("+"), value.find("-"))
+    try:
+        return int(value[:at]), float(value[at:])
+    except ValueError:
+        message = f"{value!r} is not a token id and a bias such as 15043+1"
+        raise click.BadParameter(message) from None
+
+
+def layer_count(value: str) -> str | int:
+    if value in ("auto", "all"):
+        return value
+    if not value.removeprefix("-").isdecimal():
+        raise click.BadParameter(f"{value!r} is not a number of layers, 'auto' or 'all'")
+    return int(value)
+
+
+def slot_count(value: str | int) -> int:
+    if str(value) != "-1" and not (str(value).isdecimal() and int(value) > 0):
+        raise click.BadParameter(f"{value!r} is neither a number of slots nor -1")
+    return int(value)
+
+
+def option(
+    *flags: str,
+    group: str,
+    help: str,
+    default: Any,
+    env: str | None = None,
+    metavar: str | None = None,
+    type: Any = None,
+    multiple: bool = False,
+    bare: str | None = None,
+) -> Any:
+    """A field of Settings; ``env`` is the variable's name after LLAMA_ARG_, or all of it."""
+    name = env if env is None or env.startswith("LLAMA_") else f"LLAMA_ARG_{env}"
+    given = Option(flags, group, help, name, metavar, type, multiple, bare)
+    return field(default=default, metadata={"option": given})
+
+
+FILE = click.Path(dir_okay=False, path_type=str)
+CACHE_TYPE = click.Choice(("f32", "f16"))
+COUNT = click.IntRange(1, INT32_MAX)
+OR_ALL = click.IntRange(-1, INT32_MAX)
+MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
+SAMPLING, CHAT, SERVER, LOGGING = "Sampling (defaults of requests)", "Chat", "Server", "Logging"
+GROUPS = (MODEL, DEVICE, CONTEXT, SAMPLING, CHAT, SERVER, LOGGING)
+
+
+# fmt: off
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    model: str | None = option(
+        "-m", "--model", group=MODEL, env="MODEL", type=FILE, default=None,
+        help="GGUF file to serve",
+    )
+    alias: str | None = option(
+        "-a", "--alias", group=MODEL, env="ALIAS", type=click.STRING, default=None,
+        help="name of the model in answers; several with commas between",
+    )
+    demo: bool = option(
+        "--demo", group=MODEL, default=False,
+        help="serve a small demonstration model, downloaded once",
+    )
+    device: str | None = option(
+        "-dev", "--device", group=DEVICE, env="DEVICE", type=click.STRING, default=None,
+        help="OpenCL device: a number or a part of a name of --list-devices",
+    )
+    list_devices: bool = option(
+        "--list-devices", group=DEVICE, default=False, help="print the devices and exit",
+    )
+    n_gpu_layers: str | int = option(
+        "-ngl", "--gpu-layers", "--n-gpu-layers", group=DEVICE, env="N_GPU_LAYERS",
+        type=layer_count, metavar="N|auto|all", default="auto",
+        help="layers on the device; 0: run on the CPU",
+    )
+    threads: int = option(
+        "-t", "--threads", group=DEVICE, env="THREADS", type=click.INT, default=-1,
+        help="CPU threads; -1: all",
+    )
+    ctx_size: int = option(
+        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=click.IntRange(0, INT32_MAX),
+        default=0, help="tokens of context; 0: the model's",
+    )
+    n_predict: int = option(
+        "-n", "--predict", "--n-predict", group=CONTEXT, env="N_PREDICT", type=OR_ALL,
+        default=-1, help="tokens to generate at most; -1: no limit",
+    )
+    batch_size: int = option(
+        "-b", "--batch-size", group=CONTEXT, env="BATCH", type=COUNT, default=2048,
+        help="tokens of prompts in one step at most",
+    )
+    ubatch_size: int = option(
+        "-ub", "--ubatch-size", group=CONTEXT, env="UBATCH", type=COUNT, default=512,
+        help="tokens computed at once at most",
+    )
+    parallel: int = option(
+        "-np", "--parallel", group=CONTEXT, env="N_PARALLEL", type=slot_count, metavar="N",
+        default=-1, help="requests served at the same time (slots); -1: automatic",
+    )
+    flash_attn: str = option(
+        "-fa", "--flash-attn", group=CONTEXT, env="FLASH_ATTN",
+        type=click.Choice(("on", "off", "auto")), default="auto", bare="on",
+        help="fused attention",
+    )
+    cache_type_k: str = option(
+        "-ctk", "--cache-type-k", group=CONTEXT, env="CACHE_TYPE_K", type=CACHE_TYPE,
+        default="f16", help="type of the keys in the KV cache",
+    )
+    cache_type_v: str = option(
+        "-ctv", "--cache-type-v", group=CONTEXT, env="CACHE_TYPE_V", type=CACHE_TYPE,
+        default="f16", help="type of the values in the KV cache",
+    )
+    cache_prompt: bool = option(
+        "--cache-prompt/--no-cache-prompt", group=CONTEXT, env="CACHE_PROMPT", default=True,
+        help="keep prompts, so that a common beginning is computed once",
+    )
+    seed: int = option(
+        "-s", "--seed", group=SAMPLING, type=click.INT, default=-1, help="-1: a random one",
+    )
+    samplers: str | None = option(
+        "--samplers", group=SAMPLING, type=click.STRING, default=None,
+        help="samplers in their order, ';' between",
+    )
+    sampler_seq: str | None = option(
+        "--sampler-seq", "--sampling-seq", group=SAMPLING, type=click.STRING, default=None,
+        help="the same with a letter for each, such as edskypmxt",
+    )
+    temp: float = option(
+        "--temp", "--temperature", group=SAMPLING, env="TEMPERATURE", type=click.FLOAT,
+        default=0.8, help="temperature; 0: always the likeliest token",
+    )
+    top_k: int = option(
+        "--top-k", group=SAMPLING, env="TOP_K", type=click.INT, default=40, help="0: off",
+    )
+    top_p: float = option(
+        "--top-p", group=SAMPLING, env="TOP_P", type=click.FLOAT, default=0.95, help="1: off",
+    )
+    min_p: float = option(
+        "--min-p", group=SAMPLING, env="MIN_P", type=click.FLOAT, default=0.05, help="0: off",
+    )
+    typical_p: float = option(
+        "--typical", "--typical-p", group=SAMPLING, type=click.FLOAT, default=1.0, help="1: off",
+    )
+    top_n_sigma: float = option(
+        "--top-nsigma", "--top-n-sigma", group=SAMPLING, type=click.FLOAT, default=-1.0,
+        help="-1: off",
+    )
+    xtc_probability: float = option(
+        "--xtc-probability", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+    )
+    xtc_threshold: float = option(
+        "--xtc-threshold", group=SAMPLING, type=click.FLOAT, default=0.1, help="above 0.5: off",
+    )
+    repeat_last_n: int = option(
+        "--repeat-last-n", group=SAMPLING, type=OR_ALL, default=64,
+        help="tokens that penalties look at; 0: off, -1: the context",
+    )
+    repeat_penalty: float = option(
+        "--repeat-penalty", group=SAMPLING, env="REPEAT_PENALTY", type=click.FLOAT, default=1.0,
+        help="1: off",
+    )
+    presence_penalty: float = option(
+        "--presence-penalty", group=SAMPLING, env="PRESENCE_PENALTY", type=click.FLOAT,
+        default=0.0, help="0: off",
+    )
+    frequency_penalty: float = option(
+        "--frequency-penalty", group=SAMPLING, env="FREQUENCY_PENALTY", type=click.FLOAT,
+        default=0.0, help="0: off",
+    )
+    dry_multiplier: float = option(
+        "--dry-multiplier", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+    )
+    dry_base: float = option(
+        "--dry-base", group=SAMPLING, type=click.FloatRange(1.0), default=1.75,
+        help="growth of the DRY penalty",
+    )
+    dry_allowed_length: int = option(
+        "--dry-allowed-length", group=SAMPLING, type=click.IntRange(0, INT32_MAX), default=2,
+        help="repetitions up to this length are free",
+    )
+    dry_penalty_last_n: int = option(
+        "--dry-penalty-last-n", group=SAMPLING, type=OR_ALL, default=64,
+        help="tokens that DRY looks at; 0: off, -1: the context",
+    )
+    dry_sequence_breaker: tuple[str, ...] = option(
+        "--dry-sequence-breaker", group=SAMPLING, type=click.STRING, multiple=True, default=(),
+        help="replaces the breakers of DRY; 'none': no breaker; repeatable",
+    )
+    dynatemp_range: float = option(
+        "--dynatemp-range", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+    )
+    dynatemp_exp: float = option(
+        "--dynatemp-exp", group=SAMPLING, type=click.FLOAT, default=1.0,
+        help="exponent of the dynamic temperature",
+    )
+    mirostat: Literal[0, 1, 2] = option(
+        "--mirostat", group=SAMPLING, type=click.IntRange(0, 2), default=0, help="0: off",
+    )
+    mirostat_lr: float = option(
+        "--mirostat-lr", group=SAMPLING, type=click.FLOAT, default=0.1, help="learning rate, eta",
+    )
+    mirostat_ent: float = option(
+        "--mirostat-ent", group=SAMPLING, type=click.FLOAT, default=5.0,
+        help="target entropy, tau",
+    )
+    ignore_eos: bool = option(
+        "--ignore-eos", group=SAMPLING, default=False, help="do not end at the end token",
+    )
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        "-l", "--logit-bias", group=SAMPLING, type=token_bias, metavar="TOKEN(+/-)BIAS",
+        multiple=True, default=(),
+        help="make a token likelier or rarer, such as 15043+1 or 15043-1; repeatable",
+    )
+    reverse_prompt: tuple[str, ...] = option(
+        "-r", "--reverse-prompt", group=SAMPLING, type=click.STRING, multiple=True, default=(),
+        help="stop at this text unless the request names its own; repeatable",
+    )
+    special: bool = option(
+        "-sp", "--special", group=SAMPLING, default=False, help="show special tokens in the text",
+    )
+    chat_template: str | None = option(
+        "--chat-template", group=CHAT, env="CHAT_TEMPLATE", type=click.STRING, default=None,
+        help="Jinja text or the name of a built-in template; the model's otherwise",
+    )
+    chat_template_file: str | None = option(
+        "--chat-template-file", group=CHAT, env="CHAT_TEMPLATE_FILE", type=FILE, default=None,
+        help="file with a Jinja template",
+    )
+    chat_template_kwargs: str | None = option(
+        "--chat-template-kwargs", group=CHAT, env="CHAT_TEMPLATE_KWARGS", type=click.STRING,
+        default=None, help="JSON object of variables for the template",
+    )
+    prefill_assistant: bool = option(
+        "--prefill-assistant/--no-prefill-assistant", group=CHAT, env="PREFILL_ASSISTANT",
+        default=True, help="continue an assistant message at the end of a conversation",
+    )
+    host: tuple[str, ...] = option(
+        "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
+        default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",
+    )
+    port: int = option(
+        "--port", group=SERVER, env="PORT", type=click.IntRange(0, 65535), default=8080,
+        help="0: any free one",
+    )
+    api_key: str | None = option(
+        "--api-key", group=SERVER, env="LLAMA_API_KEY", type=click.STRING, default=None,
+        help="key that requests must give; several with commas between",
+    )
+    api_key_file: str | None = option(
+        "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
+        help="file with a key on each line",
+    )
+    sse_ping_interval: float = option(
+        "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=click.FLOAT,
+        default=30.0, help="seconds of silence before a comment in a stream; -1: never",
+    )
+    max_body: int = option(
+        "--max-body", group=SERVER, type=COUNT, metavar="MIB", default=64,
+        help="longest request body that is read",
+    )
+    verbose: bool = option(
+        "-v", "--verbose", group=LOGGING, default=False, help="log every request and more",
+    )
+    log_file: str | None = option(
+        "--log-file", group=LOGGING, env="LOG_FILE", type=FILE, default=None,
+        help="write the log to this file too",
+    )
+# fmt: on
+
+
+def split_commas(values: Sequence[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]

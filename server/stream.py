@@ -1,0 +1,235 @@
+"""The bridge from the engine's thread to the event loop, and what goes out as SSE.
+
+Neither side waits for the other: the engine appends to a deque, the loop drains it. One
+iterator of batches of events serves streaming and non-streaming answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from engine.request import Event, Failed, Finished, Request
+from server.errors import ApiError, json_response
+from server.interface import Engine
+
+PING = b":\n\n"
+DONE = b"data: [DONE]\n\n"
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold the chunks back
+]
+
+encode = msgspec.json.Encoder().encode
+
+
+class Inbox:
+    """Events of all requests on their way to the loop; one wake-up carries many."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._pending: deque[tuple[EventStream, int, Event]] = deque()
+        self._waking = False
+
+    def put(self, stream: EventStream, index: int, event: Event) -> None:
+        """Called in the engine's thread."""
+        self._pending.append((stream, index, event))
+        if not self._waking:
+            self._waking = True
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                self.loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._waking = False  # before taking: what is put from now on wakes the loop anew
+        while self._pending:
+            stream, index, event = self._pending.popleft()
+            stream.deliver(index, event)
+
+
+class EventStream:
+    """The events of the engine requests that answer one HTTP request, each with an index.
+
+    Iterating yields lists of (index, event), everything that has arrived meanwhile; an
+    empty list means ``ping_interval`` seconds of silence. It ends after the last request's
+    end, or at once when the client goes away.
+    """
+
+    def __init__(self, engine: Engine, inbox: Inbox, ping_interval: float = 0.0) -> None:
+        self.engine = engine
+        self.gone = False  # the client has closed the connection
+        self._inbox = inbox
+        self._tickets: dict[int, Any] = {}  # of the requests that have not ended
+        self._n_submitted = 0
+        self._pending: list[tuple[int, Event]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._ping_interval = ping_interval
+        self._last_batch = inbox.loop.time()
+        self._ping_timer: asyncio.TimerHandle | None = None
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Hand every request to the engine, or none: a refusal cancels those before it."""
+        try:
+            for request in requests:
+                index = self._n_submitted
+                self._n_submitted += 1
+                on_event = partial(self._inbox.put, self, index)
+                self._tickets[index] = self.engine.submit(request, on_event)
+        except Exception:
+            self.close()
+            raise
+        if self._ping_interval > 0:
+            self._ping_timer = self._inbox.loop.call_later(self._ping_interval, self._ping)
+
+    def deliver(self, index: int, event: Event) -> None:
+        if type(event) is Finished or type(event) is Failed:
+            self._tickets.pop(index, None)
+        self._pending.append((index, event))
+        self._wake()
+
+    def client_gone(self) -> None:
+        self.gone = True
+        self.close()
+        self._wake()
+
+    def close(self) -> None:
+        """Cancel whatever still runs; its slots are free at the engine's next step."""
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
+        for ticket in self._tickets.values():
+            self.engine.cancel(ticket)
+        self._tickets.clear()
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> list[tuple[int, Event]]:
+        if not self._pending and self._tickets and not self.gone:
+            self._waiter = self._inbox.loop.create_future()
+            await self._waiter
+        if self.gone or not (self._pending or self._tickets):
+            raise StopAsyncIteration
+        batch, self._pending = self._pending, []
+        self._last_batch = self._inbox.loop.time()
+        return batch
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _ping(self) -> None:
+        """Re-armed for the silence that is left, so that an event costs no timer."""
+        silent = self._inbox.loop.time() - self._last_batch
+        left = self._ping_interval - silent
+        if left <= 0:
+            self._wake()
+            left = self._ping_interval
+        self._ping_timer = self._inbox.loop.call_later(left, self._ping)
+
+
+class Dialect(Protocol):
+    """Translates the events of a stream into the objects of one API."""
+
+    def chunks(self, index: int, event: Event) -> Iterable[object]:
+        """What a streaming client is sent for an event; none for most."""
+        ...
+
+    def last_chunks(self) -> Iterable[object]:
+        """What follows when every request has ended."""
+        ...
+
+    def take(self, index: int, event: Event) -> None:
+        """An event of an answer that is sent as a whole."""
+        ...
+
+    def whole(self) -> object: ...
+
+
+class Reply:
+    """The ASGI response made of a stream of events: SSE or one JSON object."""
+
+    def __init__(self, stream: EventStream, dialect: Dialect, streaming: bool) -> None:
+        self.stream = stream
+        self.dialect = dialect
+        self.streaming = streaming
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.create_task(self._watch(receive))
+        try:
+            if self.streaming:
+                await self._send_events(send)
+            else:
+                await self._send_whole(scope, receive, send)
+        except OSError:  # the connection broke while something was being sent
+            pass
+        finally:
+            watch.cancel()
+            self.stream.close()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.stream.client_gone()
+
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async for batch in self.stream:
+            for index, event in batch:
+                raise_if_ended_early(event)
+                self.dialect.take(index, event)
+        if not self.stream.gone:
+            await json_response(self.dialect.whole())(scope, receive, send)
+
+    async def _send_events(self, send: Send) -> None:
+        """Errors before the first request has started go out as plain HTTP errors."""
+        started = False
+        async for batch in self.stream:
+            if not started:
+                if not batch:  # still queued: a ping would commit us to status 200
+                    continue
+                raise_if_ended_early(batch[0][1])
+                await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+                started = True
+            body, error = self._translate(batch) if batch else (PING, None)
+            if error is not None:
+                return await end_body(send, body + b"data: " + encode(error.body()) + b"\n\n")
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        if not self.stream.gone:
+            tail = b"".join(map(sse, self.dialect.last_chunks()))
+            await end_body(send, tail + DONE)
+        return None
+
+    def _translate(self, batch: list[tuple[int, Event]]) -> tuple[bytes, ApiError | None]:
+        """The bytes of a batch, up to the event that ends the stream with an error."""
+        parts: list[bytes] = []
+        for index, event in batch:
+            try:
+                raise_if_ended_early(event)
+            except ApiError as error:
+                return b"".join(parts), error
+            parts.extend(map(sse, self.dialect.chunks(index, event)))
+        return b"".join(parts), None
+
+
+def sse(chunk: object) -> bytes:
+    return b"data: " + encode(chunk) + b"\n\n"
+
+
+async def end_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def raise_if_ended_early(event: Event) -> None:
+    """A fault, or an end that the client did not ask for, as the error it is told."""
+    if type(event) is Failed:
+        raise ApiError("server_error", event.message)
+    if type(event) is Finished and event.reason == "cancelled":
+        raise ApiError("unavailable_error", "the server is shutting down")

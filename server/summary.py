@@ -1,0 +1,66 @@
+"""What a person sees at start-up: a progress bar, then what is served and where."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from server.interface import Engine
+
+log = logging.getLogger("server")
+STEPS = 1000  # of the progress bar
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[float], None]]:
+    """A function that takes the fraction done; draws on a terminal, else logs the label."""
+    if not sys.stderr.isatty():
+        log.info(label)
+        yield lambda fraction: None
+        return
+    with click.progressbar(length=STEPS, label=label, file=sys.stderr) as bar:
+        yield lambda fraction: bar.update(max(int(fraction * STEPS) - bar.pos, 0))
+
+
+def summary(engine: Engine, model_name: str, addresses: Sequence[str]) -> list[str]:
+    info = engine.info
+    types = ", ".join(f"{name} x {count}" for name, count in info.tensor_types.items())
+    size = f"{quantity(info.n_params)} parameters, {mebibytes(info.n_bytes)}"
+    rows = [
+        ("model", f"{model_name} ({info.name})" if info.name != model_name else model_name),
+        ("architecture", f"{info.architecture}, {size}"),
+        ("weights", f"{info.file_type}; tensors: {types}"),
+        ("device", f"{info.device_name} ({info.driver})"),
+        ("context", f"{engine.n_ctx} tokens x {slots(engine.n_slots)}"),
+        ("KV cache", mebibytes(info.kv_bytes)),
+        *(("listening", address) for address in addresses),
+    ]
+    return [f"{name:<13} {value}" for name, value in rows]
+
+
+def show(lines: Sequence[str]) -> None:
+    for line in lines:
+        if sys.stderr.isatty():
+            click.echo(line, err=True)
+        else:
+            log.info(line)
+
+
+def slots(n: int) -> str:
+    return "1 slot" if n == 1 else f"{n} slots"
+
+
+def quantity(n: int) -> str:
+    """1540000000 as 1.54B."""
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n >= factor:
+            return f"{n / factor:.3g}{letter}"
+    return str(n)
+
+
+def mebibytes(n: int) -> str:
+    return f"{n / 2**20:,.1f} MiB" if n < 2**30 else f"{n / 2**30:,.2f} GiB"

@@ -1,0 +1,229 @@
+"""A scripted engine over bytes, and the app behind a real HTTP server on a loopback port."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+
+from engine.errors import ContextOverflowError, EngineStoppedError
+from engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    PromptScored,
+    Request,
+    Started,
+    Timings,
+    TokenScore,
+)
+from server.app import create_app
+from server.service import Service
+
+BOS, EOS, N_VOCAB = 256, 257, 258
+
+
+class ByteTokenizer:
+    """A token for each byte, BOS and EOS."""
+
+    n_vocab, bos_id, eos_id = N_VOCAB, BOS, EOS
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        ids = [BOS] if add_special else []
+        for number, part in enumerate(text.split("<s>") if parse_special else [text]):
+            ids += ([BOS] if number else []) + list(part.encode())
+        return ids
+
+    def piece(self, id: int, special: bool = True) -> bytes:
+        if id < BOS:
+            return bytes([id])
+        return (b"<s>" if id == BOS else b"</s>") if special else b""
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        return b"".join(self.piece(id, special) for id in ids).decode("utf-8", "replace")
+
+
+class LineTemplate:
+    """<s>role: content, a line for each message."""
+
+    source = "{{ lines }}"
+    caps: dict[str, bool] = {"supports_tools": True}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def render(self, messages: Any, **how: Any) -> str:
+        self.calls.append({"messages": messages, **how})
+        lines = [f"{message['role']}: {message.get('content')}" for message in messages]
+        if how["add_generation_prompt"]:
+            lines.append("assistant:")
+        return "<s>" + "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Info:
+    path: Path = Path("/models/tiny.Q8_0.gguf")
+    name: str = "Tiny"
+    architecture: str = "llama"
+    size_label: str = "1M"
+    n_params: int = 1_230_000
+    n_bytes: int = 2_000_000
+    file_type: str = "Q8_0"
+    tensor_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 7, "F32": 3})
+    n_ctx_train: int = 512
+    n_vocab: int = N_VOCAB
+    n_embd: int = 64
+    vocab_type: int = 2
+    device_name: str = "Fake device"
+    driver: str = "fake 1.0"
+    kv_bytes: int = 1_048_576
+
+
+Script = Callable[[Request, threading.Event], Iterator[Event]]
+
+
+def score(id: int, n_top: int) -> TokenScore:
+    """The token is the second likeliest; the likeliest is the next byte."""
+    piece, other = bytes([id]), (id + 1) % 256
+    top = ((other, bytes([other]), -0.5), (id, piece, -1.0), (65, b"A", -float("inf")))
+    return TokenScore(id, piece, -1.0, top[:n_top])
+
+
+def say(text: str, reason: str = "eos", pause: float = 0.0) -> Script:
+    """Generates the text byte by byte, or as much of it as max_tokens allows."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield Started(len(request.prompt), 2, 0)
+        if request.prompt_logprobs is not None:
+            scored = [score(id, request.prompt_logprobs) for id in request.prompt[1:]]
+            yield PromptScored((None, *scored))
+        data = text.encode()
+        limited = 0 <= request.max_tokens < len(data)
+        data = data[: request.max_tokens] if limited else data
+        held = b""
+        for byte in data:
+            if cancelled.wait(pause) if pause else cancelled.is_set():
+                yield Finished("cancelled", Timings())
+                return
+            held += bytes([byte])
+            shown = held.decode("utf-8", "ignore")
+            held = b"" if shown else held
+            scores = (score(byte, request.n_probs),) if request.n_probs else ()
+            yield Delta(shown, (byte,), scores)
+        timings = Timings(2, len(request.prompt) - 2, 10.0, len(data), 100.0)
+        yield Finished("limit" if limited else reason, timings)  # type: ignore[arg-type]
+
+    return script
+
+
+class FakeEngine:
+    """Plays a script for each request, in a thread of the request."""
+
+    def __init__(self, script: Script | None = None, n_ctx: int = 1000, n_slots: int = 4) -> None:
+        self.script = script or say("Hello wörld")
+        self.n_ctx, self.n_slots = n_ctx, n_slots
+        self.info = Info()
+        self.tokenizer = ByteTokenizer()
+        self.chat_template = LineTemplate()
+        self.healthy = True
+        self.requests: list[Request] = []
+        self.cancelled: list[tuple[int, float]] = []  # (number of the request, when)
+        self._tickets: list[tuple[threading.Event, threading.Thread]] = []
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
+        if not self.healthy:
+            raise EngineStoppedError("the engine has stopped")
+        if len(request.prompt) >= self.n_ctx:
+            raise ContextOverflowError(len(request.prompt), self.n_ctx)
+        cancelled = threading.Event()
+
+        def play() -> None:
+            for event in self.script(request, cancelled):
+                on_event(event)
+
+        thread = threading.Thread(target=play, daemon=True)
+        self._tickets.append((cancelled, thread))
+        self.requests.append(request)
+        thread.start()
+        return len(self._tickets) - 1
+
+    def cancel(self, ticket: int) -> None:
+        self.cancelled.append((ticket, time.monotonic()))
+        self._tickets[ticket][0].set()
+
+    def close(self) -> None:
+        for cancelled, thread in self._tickets:
+            cancelled.set()
+            thread.join()
+
+    @property
+    def n_running(self) -> int:
+        return sum(thread.is_alive() for _, thread in self._tickets)
+
+
+@dataclass
+class Fakes:
+    """What tests build engines of."""
+
+    engine = FakeEngine
+    say = staticmethod(say)
+    score = staticmethod(score)
+    failed = Failed
+
+
+@pytest.fixture
+def fakes() -> type[Fakes]:
+    return Fakes
+
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Call with an engine (None: still loading) and the Service's options; gives the URL."""
+    running: list[tuple[uvicorn.Server, threading.Thread, Any]] = []
+
+    def run(engine: Any, *, api_keys: Sequence[str] = (), **options: Any) -> str:
+        app = create_app(Service(engine, **options), api_keys)
+        config = uvicorn.Config(
+            app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.002)
+        running.append((server, thread, engine))
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield run
+    for server, thread, engine in running:
+        server.should_exit = True
+        if engine is not None:
+            engine.close()
+        thread.join(timeout=5)
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., openai.OpenAI]]:
+    """An OpenAI client for a URL, without retries."""
+    clients: list[openai.OpenAI] = []
+
+    def make(url: str, api_key: str = "none") -> openai.OpenAI:
+        made = openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=20)
+        clients.append(made)
+        return made
+
+    yield make
+    for made in clients:
+        made.close()

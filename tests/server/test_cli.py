@@ -1,0 +1,223 @@
+"""The command line: exact option names, variables, messages, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from server import cli
+from server.configure import (
+    SettingsError,
+    api_keys,
+    chat_template,
+    request_defaults,
+    template_kwargs,
+)
+from server.settings import Settings
+
+
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings that a command line gives, nothing served."""
+    taken: list[Settings] = []
+
+    def take(settings: Settings) -> int:
+        taken.append(settings)
+        return 0
+
+    monkeypatch.setattr(cli, "start", take)
+
+    def run(*args: str, **env: str) -> Settings:
+        result = CliRunner().invoke(cli.main, ["-m", "x.gguf", *args], env=env)
+        assert result.exit_code == 0, result.output
+        return taken[-1]
+
+    return run
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(cli.main, args, prog_name="serve")
+
+
+def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
+    settings = settings_of()
+    assert settings == Settings(model="x.gguf")
+    assert request_defaults(settings) == request_defaults(Settings())
+    assert request_defaults(settings).sampling == type(request_defaults(settings).sampling)()
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "value"),
+    [
+        (["-ngl", "99"], "n_gpu_layers", 99),
+        (["-ngl", "all"], "n_gpu_layers", "all"),
+        (["-np", "4"], "parallel", 4),
+        (["-np", "-1"], "parallel", -1),
+        (["-n", "5"], "n_predict", 5),
+        (["-fa", "off"], "flash_attn", "off"),
+        (["-fa"], "flash_attn", "on"),
+        (["-fa", "-c", "9"], "flash_attn", "on"),
+        (["-fa", "-c", "9"], "ctx_size", 9),
+        (["-ctk", "f32", "-ctv", "f16"], "cache_type_k", "f32"),
+        (["-b", "64", "-ub", "32"], "ubatch_size", 32),
+        (["--ctx-size=77"], "ctx_size", 77),
+        (["-s", "-1", "--temp", "0"], "temp", 0.0),
+        (["-l", "5+1.5", "-l", "6-inf"], "logit_bias", ((5, 1.5), (6, -float("inf")))),
+        (["-r", "a", "-r", "-b"], "reverse_prompt", ("a", "-b")),
+        (["-sp"], "special", True),
+        (["--no-cache-prompt"], "cache_prompt", False),
+        (["--host", "::1", "--host", "x.sock"], "host", ("::1", "x.sock")),
+        (["-dev", "1"], "device", "1"),
+    ],
+)
+def test_options(settings_of: Any, args: list[str], name: str, value: Any) -> None:
+    assert getattr(settings_of(*args), name) == value
+
+
+def test_variables_lose_against_flags(settings_of: Any) -> None:
+    variables = {"LLAMA_ARG_CTX_SIZE": "5", "LLAMA_ARG_N_PARALLEL": "3"}
+    settings = settings_of("-c", "9", **variables)
+    assert (settings.ctx_size, settings.parallel) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("enabled", True),
+        ("disabled", False),
+        ("1", True),
+        ("0", False),
+        ("on", True),
+        ("off", False),
+    ],
+)
+def test_words_of_boolean_variables(settings_of: Any, word: str, value: bool) -> None:
+    assert settings_of(LLAMA_ARG_CACHE_PROMPT=word).cache_prompt is value
+
+
+@pytest.mark.parametrize("name", ["-mg", "-sm", "-hf", "-cb", "-nx", "--mmproj", "-mu", "-ngl5"])
+def test_unknown_options_are_named(name: str) -> None:
+    result = invoke("-m", "x.gguf", name, "0")
+    assert result.exit_code == 2
+    assert f"No such option '{name}'" in result.output.replace(f": {name}", f" '{name}'")
+
+
+def test_values_that_look_like_options() -> None:
+    """The value of an option is never taken for an option."""
+    with pytest.raises(click.NoSuchOption, match="-zz"):
+        cli.main.main(["-r", "-xx", "-zz"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["-np", "0"], ["-ctk", "q3"], ["-ngl", "x"], ["-l", "x"], ["--port", "99999"], ["-b", "0"]],
+)
+def test_bad_values(args: list[str]) -> None:
+    result = invoke("-m", "x.gguf", *args)
+    assert result.exit_code == 2
+    assert args[1] in result.output
+
+
+def test_without_a_model() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "serve -m FILE.gguf" in result.output
+
+
+def test_model_and_demo() -> None:
+    assert invoke("-m", "x", "--demo").exit_code == 2
+
+
+def test_a_model_that_is_not_there() -> None:
+    result = invoke("-m", "/nowhere/x.gguf")
+    assert result.exit_code == 1
+    assert (
+        result.stderr == "serve: cannot read the model /nowhere/x.gguf: No such file or directory\n"
+    )
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"PK\3\4")
+    result = invoke("-m", str(path))
+    assert result.exit_code == 1
+    assert "is not a GGUF file" in result.stderr
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("gguf-serve ")
+
+
+def test_help_is_grouped_and_complete() -> None:
+    result = invoke("--help")
+    sections = ["Model:", "Device:", "Context:", "Sampling", "Chat:", "Server:", "Logging:"]
+    places = [result.output.index(f"\n{section}") for section in sections]
+    assert places == sorted(places)
+    words = set(result.output.replace(",", " ").replace("(", " ").replace(")", " ").split())
+    for param in cli.main.params:
+        assert {*param.opts, *param.secondary_opts} <= words
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from server.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('uvicorn', 'starlette', 'numpy', 'pyopencl') if m in sys.modules])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - begin < 5  # 0.1 s where nothing else runs
+
+
+def test_samplers() -> None:
+    both = [Settings(samplers="top_k;temp"), Settings(sampler_seq="kt")]
+    for settings in both:
+        assert request_defaults(settings).sampling.samplers == ("top_k", "temperature")
+    with pytest.raises(SettingsError, match="--samplers: unknown sampler 'magic'"):
+        request_defaults(Settings(samplers="top_k;magic"))
+
+
+def test_dry_breakers() -> None:
+    def breakers(*given: str) -> tuple[str, ...]:
+        settings = Settings(dry_sequence_breaker=given)
+        return request_defaults(settings).sampling.dry_sequence_breakers
+
+    assert breakers() == ("\n", ":", '"', "*")
+    assert breakers("a", "b") == ("a", "b")
+    assert breakers("none") == ()
+
+
+def test_template_options(tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{{ x }}")
+    assert chat_template(Settings(chat_template_file=str(path))) == "{{ x }}"
+    with pytest.raises(SettingsError, match="cannot both be given"):
+        chat_template(Settings(chat_template="chatml", chat_template_file=str(path)))
+    assert template_kwargs('{"a": 1}') == {"a": 1}
+    for bad in ("{", "[1]"):
+        with pytest.raises(SettingsError, match="--chat-template-kwargs"):
+            template_kwargs(bad)
+
+
+def test_api_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("c\n\n d \n")
+    assert api_keys(Settings(api_key="a, b", api_key_file=str(path))) == ["a", "b", "c", "d"]
+    assert api_keys(Settings()) == []
+    path.write_text("\n")
+    with pytest.raises(SettingsError, match="has no key"):
+        api_keys(Settings(api_key_file=str(path)))
+    with pytest.raises(SettingsError, match="cannot read"):
+        api_keys(Settings(api_key_file=str(tmp_path / "none")))

@@ -1,0 +1,185 @@
+"""The whole command in a process of its own: start, signals, exit codes, sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+SCRIPT = Path(__file__).with_name("scripted_serve.py")
+BODY = {"prompt": "x", "stream": True}
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF")
+    return str(path)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(*args: str, **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *args],
+            env=os.environ | env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def get(url: str, process: subprocess.Popen[str]) -> httpx.Response:
+    """As soon as somebody listens."""
+    for _ in range(500):
+        try:
+            return httpx.get(url)
+        except httpx.ConnectError:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    raise AssertionError("nobody listens")
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
+    while get(f"{url}/health", process).status_code != 200:
+        time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, float, str]:
+    """Exit code, seconds until the end, what was on stderr."""
+    begin = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    return process.returncode, time.monotonic() - begin, errors
+
+
+def test_listens_while_it_loads(start: Start, model: str) -> None:
+    port = free_port()
+    process = start("-m", model, "--port", str(port), LOAD_SECONDS="1")
+    url = f"http://127.0.0.1:{port}"
+    assert get(f"{url}/health", process).json()["error"]["message"] == "Loading model"
+    wait_until_ready(url, process)
+    code, seconds, errors = end(process)
+    assert (code, seconds < 5) == (0, True)
+    for words in ("Loading tiny.gguf", "1.54B parameters", "Q4_K x 168", "2048 tokens x 2 slots"):
+        assert words in errors
+    assert f"listening     {url}" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_streams_and_the_process(start: Start, model: str, number: int) -> None:
+    port = free_port()
+    process = start("-m", model, "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+    with httpx.stream("POST", f"{url}/v1/completions", json=BODY, timeout=20) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["text"] == "x"
+        code, seconds, errors = end(process, number)
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == 503
+    assert (code, seconds < 5) == (0, True), errors
+    assert "Traceback" not in errors
+
+
+def test_a_signal_ends_loading(start: Start, model: str) -> None:
+    port = free_port()
+    process = start("-m", model, "--port", str(port), LOAD_SECONDS="60")
+    get(f"http://127.0.0.1:{port}/health", process)
+    code, seconds, errors = end(process)
+    assert (code, seconds < 5) == (0, True), errors
+
+
+def test_a_model_that_cannot_be_loaded(start: Start, model: str) -> None:
+    process = start("-m", model, "--port", "0", FAIL="1")
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "serve: tiny.gguf: unknown architecture 'abacus'"
+    assert "Traceback" not in errors
+
+
+def test_a_port_in_use(start: Start, model: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        process = start("-m", model, "--port", str(port))
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    expected = f"serve: port {port} of 127.0.0.1 is in use: choose another with --port"
+    assert errors.splitlines()[-1] == expected
+
+
+def test_several_hosts_and_a_unix_socket(start: Start, model: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "serve.sock")
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(path)  # as a killed server leaves it
+    port = free_port()
+    process = start(
+        "-m", model, LLAMA_ARG_HOST=f"127.0.0.1,127.0.0.2,{path}", LLAMA_ARG_PORT=str(port)
+    )
+    for host in ("127.0.0.1", "127.0.0.2"):
+        wait_until_ready(f"http://{host}:{port}", process)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+        assert client.get("http://x/health").json() == {"status": "ok"}
+    code, _, errors = end(process)
+    assert code == 0
+    assert f"unix:{path}" in errors
+    assert not os.path.exists(path)
+
+
+def test_options_reach_the_engine_and_flags_win(start: Start, model: str, tmp_path: Path) -> None:
+    log_file = tmp_path / "log"
+    args = [
+        "-m",
+        model,
+        "--port",
+        "0",
+        "-c",
+        "512",
+        "-ngl",
+        "99",
+        "-fa",
+        "--log-file",
+        str(log_file),
+    ]
+    process = start(*args, LLAMA_ARG_CTX_SIZE="64", LLAMA_ARG_UBATCH="128", LLAMA_ARG_DEVICE="1")
+    while "listening" not in (log_file.read_text() if log_file.exists() else ""):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    text = log_file.read_text()
+    for words in ("n_ctx=512", "n_ubatch=128", "n_gpu_layers=99", "flash_attn='on'", "device='1'"):
+        assert words in text
+    assert re.search(r"listening +http://127\.0\.0\.1:\d+", text)
+    assert end(process)[0] == 0
+
+
+def test_list_devices() -> None:
+    command = [sys.executable, str(SCRIPT), "--list-devices"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ("0: Fake device (cpu, 8.0 GiB, 2 compute units)\n   Nobody, fake 1.0\n")

@@ -1,0 +1,194 @@
+"""The bridge between the engine's thread and the loop, pings, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.errors import ContextOverflowError
+from engine.request import Delta, Event, Finished, Request, Started, Timings
+from server.stream import EventStream, Inbox
+
+BODY = {"messages": [{"role": "user", "content": "hi"}]}
+FREE_WITHIN = 1.0  # seconds after the client has gone
+
+
+def until(condition: Any, seconds: float = 5.0) -> float:
+    """Waits for the condition; the seconds it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, "the condition did not come true"
+        time.sleep(0.005)
+    return time.monotonic() - begin
+
+
+def waits(before: list[Event]) -> Any:
+    """A script that says nothing more until it is cancelled."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield from before
+        cancelled.wait(20)
+        yield Finished("cancelled", Timings())
+
+    return script
+
+
+def open_request(url: str, body: dict[str, Any]) -> socket.socket:
+    """A request on a bare socket, that can be dropped at any point."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    data = json.dumps(body).encode()
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("before", [[], [Started(3, 0, 0)], [Started(3, 0, 0), Delta("a", (97,))]])
+def test_a_client_that_goes_away_frees_its_slot(
+    serve: Any, fakes: Any, stream: bool, before: list[Event]
+) -> None:
+    engine = fakes.engine(waits(before))
+    connection = open_request(serve(engine), BODY | {"stream": stream})
+    until(lambda: engine.n_running == 1)
+    time.sleep(0.05)
+    connection.close()
+    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+    assert [number for number, _ in engine.cancelled] == [0]
+
+
+def test_all_choices_are_cancelled(serve: Any, fakes: Any) -> None:
+    engine = fakes.engine(waits([Started(3, 0, 0)]))
+    connection = open_request(serve(engine), BODY | {"stream": True, "n": 3})
+    until(lambda: engine.n_running == 3)
+    connection.close()
+    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+
+
+def test_nothing_is_cancelled_after_the_end(serve: Any, fakes: Any) -> None:
+    engine = fakes.engine()
+    url = serve(engine)
+    for stream in (False, True):
+        httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": stream})
+    assert engine.cancelled == []
+
+
+def pauses(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+    yield Started(3, 0, 0)
+    yield Delta("a", (97,))
+    time.sleep(0.35)
+    yield Delta("b", (98,))
+    yield Finished("eos", Timings(predicted_n=2))
+
+
+@pytest.mark.parametrize(("interval", "n_pings"), [(0.1, 3), (30, 0), (-1, 0)])
+def test_pings_fill_silence(serve: Any, fakes: Any, interval: float, n_pings: int) -> None:
+    url = serve(fakes.engine(pauses), ping_interval=interval)
+    text = httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": True}).text
+    assert text.count(":\n\n") == n_pings
+    assert text.replace(":\n\n", "").count("data: ") == 5
+
+
+def test_ping_interval_of_a_request(serve: Any, fakes: Any) -> None:
+    body = BODY | {"stream": True, "sse_ping_interval": 0.1}
+    text = httpx.post(serve(fakes.engine(pauses)) + "/v1/chat/completions", json=body).text
+    assert text.count(":\n\n") == 3
+
+
+def test_a_stopping_engine_ends_streams_with_an_error(serve: Any, fakes: Any) -> None:
+    engine = fakes.engine(waits([Started(3, 0, 0), Delta("a", (97,))]))
+    url = serve(engine)
+    threading.Timer(0.2, engine.close).start()
+    text = httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": True}).text
+    last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["code"] == 503
+    assert "[DONE]" not in text
+
+
+class Collector:
+    """Stands for an engine whose events the test puts itself."""
+
+    def __init__(self, room: int = 9) -> None:
+        self.room = room
+        self.on_event: list[Any] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, request: Request, on_event: Any) -> int:
+        if len(self.on_event) == self.room:
+            raise ContextOverflowError(5, 4)
+        self.on_event.append(on_event)
+        return len(self.on_event) - 1
+
+    def cancel(self, ticket: int) -> None:
+        self.cancelled.append(ticket)
+
+
+def test_events_that_wait_come_as_one_batch() -> None:
+    async def run() -> list[Any]:
+        engine = Collector()
+        stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        stream.submit([Request((1,)), Request((2,))])
+        engine.on_event[0](Started(1, 0, 0))
+        engine.on_event[1](Started(1, 0, 1))
+        engine.on_event[0](Delta("a", (97,)))
+        batches = [await anext(stream)]
+        engine.on_event[0](Finished("eos", Timings()))
+        engine.on_event[1](Finished("eos", Timings()))
+        return batches + [batch async for batch in stream]
+
+    batches = asyncio.run(run())
+    assert [[index for index, _ in batch] for batch in batches] == [[0, 1, 0], [0, 1]]
+
+
+def test_one_wake_up_carries_many_events() -> None:
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+        engine = Collector()
+        inbox = Inbox(loop)
+        stream = EventStream(engine, inbox)  # type: ignore[arg-type]
+        stream.submit([Request((1,))])
+        wakes = 0
+        original = loop.call_soon_threadsafe
+
+        def counted(*args: Any) -> Any:
+            nonlocal wakes
+            wakes += 1
+            return original(*args)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
+        for _ in range(100):
+            engine.on_event[0](Delta("a", (97,)))
+        assert len(await anext(stream)) == 100
+        return wakes
+
+    assert asyncio.run(run()) == 1
+
+
+def test_a_refused_request_cancels_those_before_it() -> None:
+    async def run() -> Collector:
+        engine = Collector(room=2)
+        stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        with pytest.raises(ContextOverflowError):
+            stream.submit([Request((1,))] * 3)
+        return engine
+
+    assert asyncio.run(run()).cancelled == [0, 1]
+
+
+def test_events_after_the_loop_has_closed_are_dropped() -> None:
+    async def make() -> Collector:
+        engine = Collector()
+        stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        stream.submit([Request((1,))])
+        return engine
+
+    engine = asyncio.run(make())
+    engine.on_event[0](Started(1, 0, 0))  # does not raise in the engine's thread
