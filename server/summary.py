@@ -35,7 +35,7 @@ def summary(engine: Engine, model_name: str, addresses: Sequence[str]) -> list[s
         ("architecture", f"{info.architecture}, {size}"),
         ("weights", f"{info.file_type}; tensors: {types}"),
         ("device", f"{info.device_name} ({info.driver})"),
-        ("context", f"{engine.n_ctx} tokens x {slots(engine.n_slots)}"),
+        ("context", f"up to {engine.n_ctx} tokens in each of {slots(engine.n_slots)}"),
         ("KV cache", mebibytes(info.kv_bytes)),
         *(("listening", address) for address in addresses),
     ]

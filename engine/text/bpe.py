@@ -16,7 +16,7 @@ from engine.text.pretokenizers import Pretokenizer
 from engine.text.vocab import Vocab
 from engine.text.words import word_pattern
 
-_LINES = re.compile(r"\n+|[^\n]+")
+_LOST = "\0lost\0" * 4  # no text has this as one character
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -61,24 +61,26 @@ def byte_level_encoder(
     return encode
 
 
-def escaped_encoder(vocab: Vocab, merges: Sequence[str]) -> Callable[[str], list[int]]:
-    """Encoding of plain text with SentencePiece's alphabet, line by line.
-
-    A run of newlines that is a token is that token, whatever the merges say.
-    """
-    tokenizer = _tokenizer(vocab.ids, _pairs(merges), byte_fallback=True)
+def escaped_encoder(
+    vocab: Vocab, merges: Sequence[str], pre: Pretokenizer
+) -> Callable[[str], list[int]]:
+    """Encoding of plain text with SentencePiece's alphabet, line by line."""
+    # A character with neither a token nor byte tokens keeps its neighbours apart, and is lost.
+    lost = len(vocab.tokens)
+    tokenizer = _tokenizer(vocab.ids | {_LOST: lost}, _pairs(merges), unknown=_LOST)
     pattern = Regex(word_pattern(vocab.tokens))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    lines = re.compile("|".join(pre.patterns)).findall
 
     def encode(text: str) -> list[int]:
         ids: list[int] = []
-        for line in _LINES.findall(text.replace(" ", "▁")):
-            newlines = vocab.ids.get(line) if line[0] == "\n" else None
-            if newlines is not None:
-                ids.append(newlines)
+        for line in lines(text.replace(" ", "▁")):
+            whole = pre.newline_tokens and line[0] == "\n"
+            if whole and line in vocab.ids:
+                ids.append(vocab.ids[line])
             else:
                 ids += tokenizer.encode(line, add_special_tokens=False).ids
-        return ids
+        return [i for i in ids if i != lost] if lost in ids else ids
 
     return encode
 
@@ -87,11 +89,16 @@ def _tokenizer(
     ids: dict[str, int],
     pairs: list[tuple[str, str]],
     ignore_merges: bool = False,
-    byte_fallback: bool = False,
+    unknown: str | None = None,
 ) -> Tokenizer:
     try:
         model = models.BPE(
-            ids, pairs, ignore_merges=ignore_merges, byte_fallback=byte_fallback, fuse_unk=False
+            ids,
+            pairs,
+            unk_token=unknown,
+            fuse_unk=False,
+            byte_fallback=unknown is not None,
+            ignore_merges=ignore_merges,
         )
     except Exception as error:  # the library raises no narrower type
         raise ModelError(f"tokenizer.ggml.merges: {error}") from error

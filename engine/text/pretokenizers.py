@@ -79,17 +79,29 @@ _ASIAN = (
     )
     + r"]&&[^\s]]+"
 )
-_DIGITS_FROM_RIGHT = r"[0-9]{1,3}(?=(?:[0-9]{3})*(?![0-9A-Za-z_]))"
+# Numbers in groups of three from the right, found without looking ahead from every group;
+# what precedes a number stays with its first group.
+_GROUPED_NUMBERS = (
+    r"[^\p{N}]*(?:(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3})|[^\p{N}]+"
+)
+# Cuts before each group of three digits, counted from the right.
+_LEADING_DIGITS = r"[0-9]{1,2}(?=(?:[0-9]{3})+(?![0-9]))"
+_BEFORE_GROUPS = (
+    rf"(?<![0-9]){_LEADING_DIGITS}|[0-9]{{3}}(?=[0-9])"
+    rf"|[0-9]{{0,3}}(?:[^0-9]+(?:[0-9]{{1,2}}(?![0-9]))?)*(?:{_LEADING_DIGITS})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Pretokenizer:
-    """``patterns`` in order; ``ignore_merges``: a word that is a token is not merged anew."""
+    """How to cut a text, and what else goes with the name of a pre-tokenizer."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False
+    ignore_merges: bool = False  # a word that is a token is not merged anew
     add_bos: bool = False  # unless the file says otherwise
+    always_bos: bool = False  # converted files say no, and the models fail without it
     escape_spaces: bool = False  # SentencePiece's alphabet: ▁ for a space, <0xXX> for a byte
+    newline_tokens: bool = False  # a run of newlines that is a token is not merged anew
 
 
 _DEFAULT = Pretokenizer(
@@ -107,13 +119,15 @@ _QWEN2_ROW = Pretokenizer((_QWEN2,))
 _DEEPSEEK3_ROW = Pretokenizer(_DEEPSEEK3)
 _BLOOM_ROW = Pretokenizer((_BLOOM,))
 _GPT4O_ROW = Pretokenizer((_cased(_UPPER, _LOWER, f"{_CONTRACTION}?", r"\p{N}{1,3}"),))
-_LINES_ROW = Pretokenizer((r"[^\n]+|[\n]+",), escape_spaces=True)
+_GEMMA4_ROW = Pretokenizer(
+    (r"\n+|[^\n]+",), always_bos=True, escape_spaces=True, newline_tokens=True
+)
 _BAILING_ROW = Pretokenizer(
     (rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SYMBOLS}[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)
 )
 _TINY_AYA_ROW = Pretokenizer(
     (
-        _DIGITS_FROM_RIGHT,
+        _GROUPED_NUMBERS,
         rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+{_CONTRACTION}?|\p{{N}}{{1,3}}"
         rf"|{_SYMBOLS}[\r\n/]*|{_SPACES}",
     )
@@ -193,7 +207,8 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _GPT4O_ROW),
     **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), _BAILING_ROW),
     **dict.fromkeys(("tiny_aya", "cohere2moe"), _TINY_AYA_ROW),
-    **dict.fromkeys(("gemma4", "granite-embed-multi-311m", "sarvam-moe"), _LINES_ROW),
+    **dict.fromkeys(("gemma4", "granite-embed-multi-311m"), _GEMMA4_ROW),
+    "sarvam-moe": Pretokenizer((r"\n+|[^\n]+",), escape_spaces=True),
     "falcon": Pretokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     "qwen35": Pretokenizer(
         (
@@ -240,9 +255,7 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
         add_bos=True,
     ),
     "viking": Pretokenizer((_BLOOM, r"\p{N}")),
-    "superbpe": Pretokenizer(
-        (r"\p{N}+", r"(?m:.)(?:(?!(?:[0-9]{3})+(?![0-9]))(?m:.))*"),
-    ),
+    "superbpe": Pretokenizer((r"\p{N}+", _BEFORE_GROUPS)),
     "seed-coder": Pretokenizer(
         (rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
     ),
@@ -271,8 +284,7 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
     "kimi-k2": Pretokenizer((_KIMI,)),
     "afmoe": Pretokenizer(
         (
-            # llama.cpp glues what precedes a number to the number's first group.
-            r"(?m:[^\p{N}]*?)\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+            _GROUPED_NUMBERS,
             _ASIAN,
             rf"{_ASCII_PUNCTUATED}|{_MARKED_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
         )

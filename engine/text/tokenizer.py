@@ -185,24 +185,22 @@ def _load_gpt2(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
     pre = PRETOKENIZERS.get(name)
     if pre is None:
         raise ModelError(f"unknown {PREFIX}pre {name!r}")
-    return _load_bpe(vocab, metadata, pre, force_bos=name == "granite-embed-multi-311m")
+    return _load_bpe(vocab, metadata, pre)
 
 
 def _load_gemma4(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
-    return _load_bpe(vocab, metadata, PRETOKENIZERS["gemma4"], force_bos=True)
+    return _load_bpe(vocab, metadata, PRETOKENIZERS["gemma4"])
 
 
-def _load_bpe(
-    vocab: Vocab, metadata: Mapping[str, Any], pre: Pretokenizer, force_bos: bool
-) -> Tokenizer:
+def _load_bpe(vocab: Vocab, metadata: Mapping[str, Any], pre: Pretokenizer) -> Tokenizer:
     merges = metadata.get(PREFIX + "merges")
     if not isinstance(merges, Sequence):
         raise ModelError(f"{PREFIX}merges is missing or is not a list of strings")
     if pre.escape_spaces:
-        encode, piece = escaped_encoder(vocab, merges), escaped_piece
+        encode, piece = escaped_encoder(vocab, merges, pre), escaped_piece
     else:
         encode, piece = byte_level_encoder(vocab, merges, pre), byte_level_piece
-    if force_bos:  # converted files say no, and the models fail without it
+    if pre.always_bos:
         metadata = {**metadata, PREFIX + "add_bos_token": True}
     return _tokenizer(vocab, metadata, encode, piece, add_bos=pre.add_bos)
 

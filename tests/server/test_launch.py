@@ -87,7 +87,12 @@ def test_listens_while_it_loads(start: Start, model: str) -> None:
     wait_until_ready(url, process)
     code, seconds, errors = end(process)
     assert (code, seconds < 5) == (0, True)
-    for words in ("Loading tiny.gguf", "1.54B parameters", "Q4_K x 168", "2048 tokens x 2 slots"):
+    for words in (
+        "Loading tiny.gguf",
+        "1.54B parameters",
+        "Q4_K x 168",
+        "up to 2048 tokens in each of 2 slots",
+    ):
         assert words in errors
     assert f"listening     {url}" in errors
     assert "Traceback" not in errors
