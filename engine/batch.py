@@ -35,7 +35,13 @@ class Batch:
     """The device buffers of steps of up to ``n_tokens`` tokens and ``n_outputs`` rows."""
 
     def __init__(
-        self, device: Device, *, n_tokens: int, n_outputs: int, n_sequences: int, n_ctx: int,
+        self,
+        device: Device,
+        *,
+        n_tokens: int,
+        n_outputs: int,
+        n_sequences: int,
+        n_ctx: int,
         n_vocab: int,
     ) -> None:
         self._device = device

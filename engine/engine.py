@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.batch import OutputRow
+from engine.chat.template import ChatTemplate
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
-from engine.loader import ChatTemplate, Tokenizer, list_devices, load_model
+from engine.loader import list_devices, load_model
 from engine.options import EngineOptions, ModelInfo
 from engine.output import Output
 from engine.request import Event, Request
@@ -26,6 +27,7 @@ from engine.runner import RowLogits, Runner
 from engine.sampling import Sampler
 from engine.scheduler import Chunk, Plan, Scheduler, Sequence
 from engine.stream import Stream
+from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +49,12 @@ class Engine:
     """Serves requests for one loaded model."""
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, tokenizer: Tokenizer,
-        chat_template: ChatTemplate, info: ModelInfo,
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate,
+        info: ModelInfo,
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
@@ -77,7 +83,9 @@ class Engine:
         """
         self._check(request)
         seq = Sequence.from_request(next(self._ids), request)
-        stream = Stream(seq, self._sampler(request), self._output(request), self.tokenizer, on_event)
+        stream = Stream(
+            seq, self._sampler(request), self._output(request), self.tokenizer, on_event
+        )
         self._post("submit", stream)
         return Ticket(stream)
 
@@ -134,10 +142,12 @@ class Engine:
             self._fault = f"the engine has failed: {error}"
         with self._wake:
             self._stopping = True
-            self._fault = self._fault or "the server is shutting down"
             left = [*self._streams.values(), *(stream for _, stream in self._inbox)]
         for stream in left:
-            stream.fail(self._fault)
+            if self._fault:
+                stream.fail(self._fault)
+            else:
+                stream.finish("cancelled", truncated=False)
 
     def _take_inbox(self) -> bool:
         """Take in what was posted, waiting if there is nothing else to do; False: stop."""
@@ -179,8 +189,7 @@ class Engine:
         k = max(stream.k, seq.request.prompt_logprobs or 0)
         picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
         return [
-            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick)
-            for i, pick in enumerate(picks)
+            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick) for i, pick in enumerate(picks)
         ]
 
     def _deliver(self, row: OutputRow, logits: RowLogits) -> None:

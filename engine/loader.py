@@ -118,14 +118,16 @@ def _open_device(options: EngineOptions) -> Device:
 
 
 def _runner(
-    gguf: GGUFFile, h: Hyperparameters, sizes: _Sizes, options: EngineOptions, device: Device,
+    gguf: GGUFFile,
+    h: Hyperparameters,
+    sizes: _Sizes,
+    options: EngineOptions,
+    device: Device,
     progress: Callable[[float], None],
 ) -> tuple[Runner, KVPages]:
     programs = Programs(device)
     weights = load_weights(gguf, h, device, programs, progress)
-    pages = KVPages(
-        device, kv_shapes(h), sizes.n_pages, options.cache_type_k, options.cache_type_v
-    )
+    pages = KVPages(device, kv_shapes(h), sizes.n_pages, options.cache_type_k, options.cache_type_v)
     batch = Batch(
         device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
         n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab,

@@ -33,7 +33,11 @@ class Stream:
     """The engine's side of a request. ``on_event`` is called in the engine's thread."""
 
     def __init__(
-        self, seq: Sequence, sampler: Sampler, output: Output, tokenizer: Pieces,
+        self,
+        seq: Sequence,
+        sampler: Sampler,
+        output: Output,
+        tokenizer: Pieces,
         on_event: Callable[[Event], None],
     ) -> None:
         self.seq, self._sampler, self._output = seq, sampler, output

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from kernels.program import Programs
 from kernels.tensor import Tensor, upload
 from kernels.weights import ROWS, SUPPORTED_TYPES, Matrix, RawMatrix, pack
 
-FLOAT_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,10 @@ class ModelWeights:
 
 
 def load_weights(
-    gguf: GGUFFile, hparams: Hyperparameters, device: Device, programs: Programs,
+    gguf: GGUFFile,
+    hparams: Hyperparameters,
+    device: Device,
+    programs: Programs,
     progress: Callable[[float], None],
 ) -> ModelWeights:
     """Pack every tensor of the model; ``progress`` gets the share that is done, 0 to 1.
@@ -90,7 +94,10 @@ class _Source:
     """The file's tensors by name, with what has been taken so far."""
 
     def __init__(
-        self, gguf: GGUFFile, device: Device, programs: Programs,
+        self,
+        gguf: GGUFFile,
+        device: Device,
+        programs: Programs,
         progress: Callable[[float], None],
     ) -> None:
         self._gguf = gguf
@@ -173,7 +180,10 @@ def _check_layer(source: _Source, h: Hyperparameters, layer: int) -> None:
 
 def _layer(source: _Source, h: Hyperparameters, layer: int) -> LayerWeights:
     b = f"blk.{layer}."
-    q_norm, k_norm = source.vector(f"{b}attn_q_norm.weight"), source.vector(f"{b}attn_k_norm.weight")
+    q_norm, k_norm = (
+        source.vector(f"{b}attn_q_norm.weight"),
+        source.vector(f"{b}attn_k_norm.weight"),
+    )
     return LayerWeights(
         attention_norm=source.norm(f"{b}attn_norm", h),
         qkv=_stacked(source, [f"{b}attn_{x}" for x in "qkv"]),

@@ -1,4 +1,4 @@
-// Activation functions and the int8 quantization of activations, for vectors of 16.
+// Activation functions and the integer quantization of activations, for vectors of 16.
 
 #if defined(GLU_SILU)
 #define GLU silu
@@ -29,12 +29,16 @@ INLINE float sum16(float16 v) {
     return c.x + c.y;
 }
 
-// 32 values as int8 codes, stored as shorts; returns (d, d * sum of the codes) where
-// value = code * d and the largest magnitude is 127.
+// 32 values as codes of 15 bits, stored as shorts; returns (d, d * sum of the codes) where
+// value = code * d and the largest magnitude is CODE_MAX: what the int32 sum of 32 products
+// with the widest weights (Q6_K: a code of -32 times a scale of -128) can hold. vpmaddwd
+// multiplies shorts anyway, so 15 bits cost no more than 8 and lose next to nothing.
+#define CODE_MAX 16383.0f
+
 INLINE float2 quantize32(float16 a, float16 b, global short* q) {
     const float amax = max16(fmax(fabs(a), fabs(b)));
-    const float d = amax / 127.0f;
-    const float inverse = amax > 0 ? 127.0f / amax : 0.0f;
+    const float d = amax / CODE_MAX;
+    const float inverse = amax > 0 ? CODE_MAX / amax : 0.0f;
     const float16 qa = rint(a * inverse), qb = rint(b * inverse);
     vstore16(convert_short16(qa), 0, q);
     vstore16(convert_short16(qb), 1, q);

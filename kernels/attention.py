@@ -58,11 +58,13 @@ def tile_queries(device: Device, n_heads: int, n_kv: int, *, plain: bool = False
 
 
 def fuses_quantization(device: Device, head_v: int, *, plain: bool) -> bool:
-    """Whether attention can write int8 activations without room for floats."""
+    """Whether attention can write integer activations without room for floats."""
     return device.is_simd and head_v % 32 == 0 and not plain
 
 
-def split_scratch(device: Device, n_tiles: int, n_heads: int, shape: KVShape, n_ctx: int) -> Scratch:
+def split_scratch(
+    device: Device, n_tiles: int, n_heads: int, shape: KVShape, n_ctx: int
+) -> Scratch:
     """Scratch for ``attention(split=...)`` with up to ``n_tiles`` tiles."""
     parts = -(-n_ctx // PART)
     rows = (n_tiles, n_heads, parts, shape.head_v_padded + 2)
@@ -75,8 +77,16 @@ def plain_scratch(device: Device, n_ctx: int) -> Scratch:
 
 
 def attention(
-    tape: Tape, qkv: Tensor, n_heads: int, layer: LayerKV, inputs: AttentionInputs,
-    out: Activations, mask: Mask, *, split: Scratch | None = None, plain: Scratch | None = None,
+    tape: Tape,
+    qkv: Tensor,
+    n_heads: int,
+    layer: LayerKV,
+    inputs: AttentionInputs,
+    out: Activations,
+    mask: Mask,
+    *,
+    split: Scratch | None = None,
+    plain: Scratch | None = None,
 ) -> None:
     """out[t] = softmax(q[t] K) V, heads side by side, over the keys that the mask allows.
 
@@ -111,8 +121,16 @@ def attention(
 
 
 def _split(
-    tape: Tape, n_heads: int, layer: LayerKV, inputs: AttentionInputs, out: Activations,
-    mask: Mask, scratch: Scratch, defines: list[str], args: list[object], fused: bool,
+    tape: Tape,
+    n_heads: int,
+    layer: LayerKV,
+    inputs: AttentionInputs,
+    out: Activations,
+    mask: Mask,
+    scratch: Scratch,
+    defines: list[str],
+    args: list[object],
+    fused: bool,
 ) -> None:
     args += [scratch.buffer.buffer, np.int32(scratch.width)]
     heads = layer.shape.n_kv if tape.device.is_simd else n_heads

@@ -4,7 +4,7 @@
 // work-item leaves (acc, m, l) of its part in `partial` for attention_combine.cl.
 // G query heads share a KV head; QB * G rows go through a page together, so that each K and V
 // is loaded and converted once for all of them.
-// QUANTIZE_OUT writes the next matrix's int8 activations (HDV a multiple of 32), else floats.
+// QUANTIZE_OUT writes the next matrix's integer activations (HDV a multiple of 32), else floats.
 
 #include "attention.cl"
 

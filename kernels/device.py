@@ -176,7 +176,10 @@ def choose(infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True) ->
 
 
 def open_device(
-    wanted: str | None = None, *, family: str | None = None, n_threads: int = -1,
+    wanted: str | None = None,
+    *,
+    family: str | None = None,
+    n_threads: int = -1,
     use_gpu: bool = True,
 ) -> Device:
     """Open a device (see ``choose``); ``family`` forces simd or simt, for tests."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -12,7 +13,7 @@ from kernels.device import Device
 from kernels.tensor import Tensor, empty
 
 PAGE = 32  # tokens per page
-KV_TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+KV_TYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,12 @@ class KVPages:
         """``type_k`` and ``type_v``: keys of KV_TYPES."""
         self.n_pages = n_pages
         self._queue = device.queue
-        dtypes = KV_TYPES[type_k], KV_TYPES[type_v]
-        self.layers = [
-            LayerKV(shape, *map(self._allocate, [device] * 2, shape.page_elements(), dtypes))
-            for shape in layers
-        ]
-
-    def _allocate(self, device: Device, n: int, dtype: np.dtype[np.generic]) -> Tensor:
-        return empty(device, (self.n_pages, n), dtype)
+        self.layers = []
+        for shape in layers:
+            n_k, n_v = shape.page_elements()
+            k = empty(device, (n_pages, n_k), KV_TYPES[type_k])
+            v = empty(device, (n_pages, n_v), KV_TYPES[type_v])
+            self.layers.append(LayerKV(shape, k, v))
 
     @property
     def n_bytes(self) -> int:
@@ -78,4 +77,3 @@ class KVPages:
                     self._queue, tensor.buffer, tensor.buffer, byte_count=size,
                     src_offset=source * size, dst_offset=target * size,
                 )  # fmt: skip
-

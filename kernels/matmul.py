@@ -1,6 +1,6 @@
 """Products of weight matrices with activations: a linear layer of a model.
 
-The activations of quantized weights are int8 (``Activations.quantized``), or float on demand;
+The activations of quantized weights are integers of 15 bits (``Activations.quantized``), or float on demand;
 those of float weights are float. simd: matmul_simd.cl for any number of tokens. simt:
 matvec_simt.cl for few tokens, matmul_simt.cl for many.
 """
@@ -23,9 +23,9 @@ GLU_ACTIVATIONS = ("silu", "gelu")
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Rows of ``n_cols`` values, as floats or as int8 codes with scales per 32 (or both).
+    """Rows of ``n_cols`` values, as floats or as integer codes with scales per 32 (or both).
 
-    codes: int16 [n, n_cols], in -127..127; scales: float32 [n, n_cols / 32, 2], the scale and
+    codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32 [n, n_cols / 32, 2], the scale and
     scale * sum of the codes.
     """
 
@@ -46,24 +46,30 @@ def activations(device: Device, n_rows: int, n_cols: int, *, quantized: bool) ->
     if n_cols % BLOCK:
         raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {BLOCK}")
     codes = empty(device, (n_rows, n_cols), np.int16)
-    return Activations(
-        n_cols, codes=codes, scales=empty(device, (n_rows, n_cols // BLOCK, 2))
-    )
+    return Activations(n_cols, codes=codes, scales=empty(device, (n_rows, n_cols // BLOCK, 2)))
 
 
 def _inputs(w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
     if x.n_cols != w.n_cols:
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
-        return [x.codes.buffer, x.scales.buffer], ["ACT_Q8"]
+        return [x.codes.buffer, x.scales.buffer], ["ACT_INT"]
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
     return [x.values.buffer], []
 
 
 def matmul(
-    tape: Tape, w: Matrix, x: Activations, out: Tensor, counts: Tensor, *,
-    tile: int, count: int = TOKENS, add: bool = False, bias: Tensor | None = None,
+    tape: Tape,
+    w: Matrix,
+    x: Activations,
+    out: Tensor,
+    counts: Tensor,
+    *,
+    tile: int,
+    count: int = TOKENS,
+    add: bool = False,
+    bias: Tensor | None = None,
     out_offset: int = 0,
 ) -> None:
     """out[t, out_offset + r] (+)= sum_k w[r, k] x[t, k] (+ bias[r]) for counts[count] tokens.
@@ -84,8 +90,16 @@ def matmul(
 
 
 def glu(
-    tape: Tape, w: Matrix, x: Activations, out: Activations, counts: Tensor, *,
-    activation: str, tile: int, count: int = TOKENS, bias: Tensor | None = None,
+    tape: Tape,
+    w: Matrix,
+    x: Activations,
+    out: Activations,
+    counts: Tensor,
+    *,
+    activation: str,
+    tile: int,
+    count: int = TOKENS,
+    bias: Tensor | None = None,
 ) -> None:
     """out = activation(gate x) * (up x) for a paired matrix of gate and up.
 
@@ -120,7 +134,12 @@ def glu(
 
 
 def _launch(
-    tape: Tape, w: Matrix, defines: list[str], args: list[object], tile: int, count: int,
+    tape: Tape,
+    w: Matrix,
+    defines: list[str],
+    args: list[object],
+    tile: int,
+    count: int,
     unit: int,
 ) -> None:
     if tape.device.is_simd:

@@ -6,19 +6,19 @@
 // batch, so a sequence's numbers do not depend on its company.
 //
 // TYPE_x      the weights' type (unpack.cl)           NT       most tokens of a tile
-// ACT_Q8      activations are int8 in pairs of shorts with (d, d * sum) per 32 columns;
+// ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
 // BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
 //                                       ADD      add to out instead of storing
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
 //             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
-//             the next matrix's int8 activations.
+//             the next matrix's integer activations.
 
 #include "lanes.cl"
 #include "unpack.cl"
 #include "activation.cl"
 
-#if defined(ACT_Q8)
+#if defined(ACT_INT)
 #define X_ARGS global const int* x, global const float2* xd
 #define X x, xd
 #else
@@ -36,7 +36,7 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, int 
         float16 d, m;
         unpack_scales(s, b, &d, &m);
         unpack_codes(q, s, b, w);
-#ifdef ACT_Q8
+#ifdef ACT_INT
         for (int t = 0; t < nt; t++) {
             const size_t at = (size_t)(t0 + t) * n_blocks + b;
             global const int* xb = x + at * 16;

@@ -11,7 +11,7 @@
 #define TILE_TOKENS 32
 #define PER_ITEM 8
 
-#if defined(ACT_Q8)
+#if defined(ACT_INT)
 #define X_ARGS global const short* x, global const float2* xd
 #else
 #define X_ARGS global const float* x
@@ -83,7 +83,7 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             float v = 0;
             if (t < nt && 32 * b + k < n_cols) {
                 v = x[(size_t)(t0 + t) * n_cols + 32 * b + k];
-#ifdef ACT_Q8
+#ifdef ACT_INT
                 v *= xd[(size_t)(t0 + t) * n_blocks + b].x;
 #endif
             }

@@ -8,7 +8,7 @@
 #include "lanes.cl"
 #include "unpack.cl"
 
-#if defined(ACT_Q8)
+#if defined(ACT_INT)
 #define X_ARGS global const short2* x, global const float2* xd
 #define X x, xd
 #else
@@ -28,7 +28,7 @@ INLINE void dot_group(global const uchar* w, ulong scales_at, int g, X_ARGS, int
         unpack_codes(q + (ulong)b * QBYTES, s, b, c, lane);
         for (int t = 0; t < nt; t++) {
             const size_t at = (size_t)(t0 + t) * n_blocks + b;
-#ifdef ACT_Q8
+#ifdef ACT_INT
             int sum = 0;
             #pragma unroll
             for (int p = 0; p < 16; p++) {

@@ -3,7 +3,7 @@
 // Work-group of WG items (1 on CPUs): one row (token) of n_cols values.
 // NORM_RMS, NORM_LAYER, NORM_NONE   the formula; NORM_NONE only converts
 // POST     x += norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
-// QUANTIZE out is int8 activations (activation.cl; n_cols a multiple of 32), else float
+// QUANTIZE out is integer activations (activation.cl; n_cols a multiple of 32), else float
 // GATHER   row t of the output is row rows[t] of x
 // BIAS     the layer norm's bias
 

@@ -30,8 +30,14 @@ class NormWeights:
 
 
 def norm(
-    tape: Tape, x: Tensor, weights: NormWeights, out: Activations, *, count: int = TOKENS,
-    post: tuple[Tensor, Tensor] | None = None, rows: Tensor | None = None,
+    tape: Tape,
+    x: Tensor,
+    weights: NormWeights,
+    out: Activations,
+    *,
+    count: int = TOKENS,
+    post: tuple[Tensor, Tensor] | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     """out[t] = norm(x[t]) (or x[rows[t]]), as floats, quantized, or both: what ``out`` has.
 

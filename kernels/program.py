@@ -51,6 +51,7 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # compilers' remarks are not for users
             try:
-                return cl.Program(self._device.context, text).build(options=options)
+                program: cl.Program = cl.Program(self._device.context, text)
+                return program.build(options=options)
             except cl.RuntimeError as error:
                 raise BuildError(f"{source} with {' '.join(defines)}: {error}") from error

@@ -1,8 +1,8 @@
-"""The tensor types of ggml: name, id in a GGUF file, and size of a block.
+"""The tensor types of ggml: how many elements a block holds and how many bytes it takes.
 
-Ids and sizes mirror ``enum ggml_type`` and the ``block_*`` structures of ggml (ggml.h and
-ggml-common.h in https://github.com/ggml-org/ggml). Ids missing here were used once and
-withdrawn (4, 5, 31-33, 36-38).
+Names, ids and sizes are facts of the GGUF format, see ``ggml_type`` and its traits in
+https://github.com/ggml-org/ggml/blob/master/include/ggml.h. Knows nothing of what the
+bytes mean. An id that is missing here was withdrawn from the format.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How the elements of a tensor are stored: blocks along the rows, no padding between."""
+    """How a tensor is stored; a row is a whole number of blocks."""
 
     name: str
-    id: int
-    block_elements: int  # a row's length is a multiple of this
+    id: int  # as GGUF files write it
+    block_elements: int
     block_bytes: int
 
 
-_ALL = (
+_TYPES = (
     TensorType("F32", 0, 1, 4),
     TensorType("F16", 1, 1, 2),
     TensorType("Q4_0", 2, 32, 18),
@@ -28,7 +28,7 @@ _ALL = (
     TensorType("Q5_0", 6, 32, 22),
     TensorType("Q5_1", 7, 32, 24),
     TensorType("Q8_0", 8, 32, 34),
-    TensorType("Q8_1", 9, 32, 36),  # half scale and sum; the gguf package still says 40
+    TensorType("Q8_1", 9, 32, 40),
     TensorType("Q2_K", 10, 256, 84),
     TensorType("Q3_K", 11, 256, 110),
     TensorType("Q4_K", 12, 256, 144),
@@ -55,15 +55,14 @@ _ALL = (
     TensorType("MXFP4", 39, 32, 17),
     TensorType("NVFP4", 40, 64, 36),
     TensorType("Q1_0", 41, 128, 18),
-    TensorType("Q2_0", 42, 64, 18),
 )
 
-TENSOR_TYPES: dict[int, TensorType] = {tensor_type.id: tensor_type for tensor_type in _ALL}
-_BY_NAME = {tensor_type.name: tensor_type for tensor_type in _ALL}
+TENSOR_TYPES: dict[int, TensorType] = {kind.id: kind for kind in _TYPES}
+_BY_NAME = {kind.name: kind for kind in _TYPES}
 
 
 def by_name(name: str) -> TensorType:
-    """The tensor type called ``name``, as in "Q4_K"; ValueError if there is none."""
+    """The type called ``name``, as "Q4_K". Raises ValueError, naming it, if there is none."""
     if name not in _BY_NAME:
-        raise ValueError(f"unknown tensor type {name!r}")
+        raise ValueError(f"unknown tensor type {name!r}; known: {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

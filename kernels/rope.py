@@ -31,8 +31,17 @@ def rope_table(
 
 
 def rope_kv(
-    tape: Tape, qkv: Tensor, n_heads: int, layer: LayerKV, table: Tensor | None, slots: Tensor, *,
-    style: RopeStyle, scale: float, norms: tuple[Tensor, Tensor] | None = None, eps: float = 0.0,
+    tape: Tape,
+    qkv: Tensor,
+    n_heads: int,
+    layer: LayerKV,
+    table: Tensor | None,
+    slots: Tensor,
+    *,
+    style: RopeStyle,
+    scale: float,
+    norms: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
 

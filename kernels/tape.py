@@ -62,8 +62,13 @@ class Tape:
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
 
     def add(
-        self, source: str, name: str, defines: Sequence[str], args: Sequence[Any],
-        grid: Grid, local: tuple[int, ...] | None = None,
+        self,
+        source: str,
+        name: str,
+        defines: Sequence[str],
+        args: Sequence[Any],
+        grid: Grid,
+        local: tuple[int, ...] | None = None,
     ) -> None:
         """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch."""
         kernel = self.programs.kernel(source, name, defines)

@@ -36,9 +36,7 @@ def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 
 def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:
     tensor = empty(device, shape, dtype)
-    cl.enqueue_fill_buffer(
-        device.queue, tensor.buffer, np.uint8(0), 0, max(tensor.n_bytes, 16)
-    )
+    cl.enqueue_fill_buffer(device.queue, tensor.buffer, np.zeros(1, np.uint8), 0, max(tensor.n_bytes, 16))
     return tensor
 
 
@@ -53,14 +51,10 @@ def upload(device: Device, array: npt.NDArray[Any]) -> Tensor:
 def write(device: Device, tensor: Tensor, array: npt.NDArray[Any], *, wait: bool = False) -> None:
     """Copy ``array`` to the start of ``tensor``; without ``wait``, array must stay as it is
     until the queue has passed this point."""
-    cl.enqueue_copy(
-        device.queue, tensor.buffer, np.ascontiguousarray(array), is_blocking=wait
-    )
+    cl.enqueue_copy(device.queue, tensor.buffer, np.ascontiguousarray(array), is_blocking=wait)
 
 
-def read(
-    tensor: Tensor, n_rows: int | None, queue: cl.CommandQueue
-) -> npt.NDArray[Any]:
+def read(tensor: Tensor, n_rows: int | None, queue: cl.CommandQueue) -> npt.NDArray[Any]:
     """A host copy of the first ``n_rows`` rows of a tensor (None: all); waits for the queue."""
     shape = tensor.shape if n_rows is None else (n_rows, *tensor.shape[1:])
     array = np.empty(shape, tensor.dtype)
@@ -74,9 +68,7 @@ def read(
 def read_row(tensor: Tensor, index: int, queue: cl.CommandQueue) -> npt.NDArray[Any]:
     """A host copy of one row; waits for the queue."""
     array = np.empty(tensor.shape[1:], tensor.dtype)
-    cl.enqueue_copy(
-        queue, array, tensor.buffer, src_offset=index * array.nbytes, is_blocking=True
-    )
+    cl.enqueue_copy(queue, array, tensor.buffer, src_offset=index * array.nbytes, is_blocking=True)
     return array
 
 

@@ -42,7 +42,9 @@ def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
     """logits = cap * tanh(logits / cap)."""
     n_vocab = logits.shape[1]
     args = [logits.buffer, np.int32(n_vocab), np.float32(cap)]
-    tape.add("topk.cl", "softcap", [f"CAPACITY={CAPACITY}"], args, (-(-n_vocab // 16), Per(OUTPUTS)))
+    tape.add(
+        "topk.cl", "softcap", [f"CAPACITY={CAPACITY}"], args, (-(-n_vocab // 16), Per(OUTPUTS))
+    )
 
 
 def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:

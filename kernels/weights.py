@@ -111,7 +111,7 @@ def pack(
     scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
     buffer = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, max(n_bytes, 16))
     if paired:
-        cl.enqueue_fill_buffer(device.queue, buffer, np.uint8(0), 0, n_bytes)
+        cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
     matrix = Matrix(buffer, first.type, n_rows, first.n_cols, scales_at, n_bytes, paired)
     row = 0
     for i, part in enumerate(parts):
@@ -121,15 +121,25 @@ def pack(
 
 
 def _pack_part(
-    device: Device, programs: Programs, matrix: Matrix, part: RawMatrix, row: int,
+    device: Device,
+    programs: Programs,
+    matrix: Matrix,
+    part: RawMatrix,
+    row: int,
     groups: tuple[int, int],
 ) -> None:
     kernel = programs.kernel("pack.cl", "pack", (matrix.define,))
     flags = cl.mem_flags.READ_ONLY
     raw = cl.Buffer(device.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=part.data)
     kernel.set_args(
-        raw, matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
-        np.int32(matrix.n_blocks), np.int32(row), np.int32(groups[0]), np.int32(groups[1]),
+        raw,
+        matrix.buffer,
+        np.uint64(matrix.scales_at),
+        np.int32(part.n_rows),
+        np.int32(matrix.n_blocks),
+        np.int32(row),
+        np.int32(groups[0]),
+        np.int32(groups[1]),
     )
     n_blocks = -(-matrix.n_cols // BLOCK)
     padded = -(-part.n_rows // ROWS) * ROWS

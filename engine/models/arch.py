@@ -54,7 +54,9 @@ class Hyperparameters:
     logit_softcap: float
     attention_scale: float
 
-    def frequencies(self, factors: npt.NDArray[np.float32] | None, *, windowed: bool) -> npt.NDArray[np.float32]:
+    def frequencies(
+        self, factors: npt.NDArray[np.float32] | None, *, windowed: bool
+    ) -> npt.NDArray[np.float32]:
         """RoPE's angle per position of each pair, float32 [n_rot / 2].
 
         ``factors`` divide them one by one (``rope_freqs.weight``, Llama 3's scaling).

@@ -66,9 +66,19 @@ class Decoder:
     """A model on a device, with the memory of one step of ``n_tokens`` and ``n_outputs``."""
 
     def __init__(
-        self, h: Hyperparameters, weights: ModelWeights, pages: KVPages, inputs: StepInputs,
-        device: Device, programs: Programs, *, n_tokens: int, n_outputs: int, n_split: int,
-        n_ctx: int, flash: bool,
+        self,
+        h: Hyperparameters,
+        weights: ModelWeights,
+        pages: KVPages,
+        inputs: StepInputs,
+        device: Device,
+        programs: Programs,
+        *,
+        n_tokens: int,
+        n_outputs: int,
+        n_split: int,
+        n_ctx: int,
+        flash: bool,
     ) -> None:
         """``n_split``: most sequences of a step with Mode.split; ``flash``: fused attention."""
         self._h, self._weights, self._pages, self._inputs = h, weights, pages, inputs
@@ -109,9 +119,7 @@ class Decoder:
         heads = max(self._h.n_heads)
         return attn.split_scratch(self._device, n_split, heads, largest, n_ctx), None
 
-    def _room(
-        self, n_rows: int, consumers: list[Linear], *, floats: bool = False
-    ) -> Activations:
+    def _room(self, n_rows: int, consumers: list[Linear], *, floats: bool = False) -> Activations:
         """Activations in the forms that the matrices reading them want."""
         n_cols = consumers[0].matrix.n_cols
         kinds = {linear.matrix.is_float for linear in consumers}
@@ -155,7 +163,11 @@ class Decoder:
         return tape
 
     def _norm(
-        self, tape: Tape, weights: NormWeights, out: Activations, pending: Tensor | None,
+        self,
+        tape: Tape,
+        weights: NormWeights,
+        out: Activations,
+        pending: Tensor | None,
         rows: Tensor | None = None,
     ) -> None:
         post = None if pending is None else (self._sublayer, pending)

@@ -39,6 +39,12 @@ def byte_level_piece(token: str) -> bytes:
         return token.encode()
 
 
+def word_splitter(pre: Pretokenizer) -> pre_tokenizers.PreTokenizer:
+    """Cuts a text into the words within which merges happen."""
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    return pre_tokenizers.Sequence(splits)
+
+
 def byte_level_encoder(
     vocab: Vocab, merges: Sequence[str], pre: Pretokenizer
 ) -> Callable[[str], list[int]]:
@@ -46,9 +52,8 @@ def byte_level_encoder(
     pairs = _pairs(merges)
     stand_ins = _stand_ins(vocab, pairs)
     tokenizer = _tokenizer(vocab.ids | stand_ins, pairs, ignore_merges=pre.ignore_merges)
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_alphabet])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([word_splitter(pre), to_alphabet])
     n_vocab = len(vocab.tokens)
     spelled = {i: _spelled(vocab, symbol) for symbol, i in stand_ins.items()}
 

@@ -64,14 +64,16 @@ class CharsMap:
                 if values[i] and len(text) == 1 and len(text.encode()) == len(keys[i])
             }
             seconds |= {text[1] for text in complete if len(text) > 1}
-            unfinished = [i for i, text in enumerate(complete) if len(text) < 2 and len(keys[i]) < 8]
+            unfinished = [
+                i for i, text in enumerate(complete) if len(text) < 2 and len(keys[i]) < 8
+            ]
             keys = [keys[i] for i in unfinished]
             bases = bases[unfinished]
         return singles, seconds
 
     def _extended(
         self, keys: list[bytes], bases: npt.NDArray[np.uint32]
-    ) -> tuple[list[bytes], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    ) -> tuple[list[bytes], npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """All keys with one more byte, where their children begin, and whether they are rules."""
         labels = np.arange(1, 256, dtype=np.uint32)
         at = bases[:, None] ^ labels  # (n_keys, 255): where the child with each label would be
@@ -81,7 +83,7 @@ class CharsMap:
         node, at = node[parent, child], at[parent, child]
         pairs = zip(parent.tolist(), child.tolist(), strict=True)
         keys = [keys[p] + bytes([c + 1]) for p, c in pairs]
-        return keys, at ^ _children(node), node & 0x100
+        return keys, at ^ _children(node), (node & 0x100) != 0
 
     def _replacement(self, at: int) -> str:
         offset = self._node_list[at] & ~_VALUE if at < len(self._node_list) else -1

@@ -51,13 +51,14 @@ class SpecialTokens:
         """The tokens that are somewhere in ``text``, in order of precedence."""
         found: set[str] = set()
         for start, by_length in groups.items():
+            missing = dict(by_length)
             at = text.find(start)
-            while at >= 0:
-                found.update(
-                    candidate
-                    for length, tokens in by_length.items()
-                    if (candidate := text[at : at + length]) in tokens
-                )
+            while at >= 0 and missing:
+                for length, tokens in by_length.items():
+                    if length in missing and (token := text[at : at + length]) in tokens:
+                        found.add(token)
+                        if len(tokens) == 1:  # as in runs of spaces, one for each length
+                            del missing[length]
                 at = text.find(start, at + 1)
         return sorted(found, key=self._rank.__getitem__)
 

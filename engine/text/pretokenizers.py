@@ -81,9 +81,7 @@ _ASIAN = (
 )
 # Numbers in groups of three from the right, found without looking ahead from every group;
 # what precedes a number stays with its first group.
-_GROUPED_NUMBERS = (
-    r"[^\p{N}]*(?:(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3})|[^\p{N}]+"
-)
+_GROUPED_NUMBERS = r"[^\p{N}]*(?:(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3})|[^\p{N}]+"
 # Cuts before each group of three digits, counted from the right.
 _LEADING_DIGITS = r"[0-9]{1,2}(?=(?:[0-9]{3})+(?![0-9]))"
 _BEFORE_GROUPS = (

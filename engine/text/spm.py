@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 from engine.text.vocab import Vocab
 from engine.text.words import word_pattern
@@ -77,10 +78,7 @@ def _byte_id(vocab: Vocab, byte: int) -> int:
 def _merge_by_scan(symbols: list[str], scores: dict[str, float]) -> None:
     """Merge ``symbols`` in place; quadratic, with a tiny constant."""
     score = scores.get
-    pairs = [
-        score(left + right, _NOT_A_TOKEN)
-        for left, right in zip(symbols, symbols[1:], strict=False)
-    ]
+    pairs = [score(left + right, _NOT_A_TOKEN) for left, right in pairwise(symbols)]
     while pairs and (best := max(pairs)) != _NOT_A_TOKEN:
         i = pairs.index(best)
         merged = symbols[i] + symbols.pop(i + 1)

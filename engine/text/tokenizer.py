@@ -16,7 +16,7 @@ import numpy as np
 from engine.errors import ModelError, RequestError
 from engine.text.bpe import byte_level_encoder, byte_level_piece, escaped_encoder
 from engine.text.charsmap import CharsMap
-from engine.text.decoder import TextDecoder
+from engine.text.detokenizer import TextDecoder
 from engine.text.partition import SpecialTokens
 from engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
 from engine.text.spm import escaped_piece, score_encoder

@@ -1,0 +1,7 @@
+"""Fixtures of the kernels' tests: ``device`` and ``programs``, see opencl_devices.py."""
+
+from __future__ import annotations
+
+from opencl_devices import device, programs
+
+__all__ = ["device", "programs"]

@@ -1,0 +1,66 @@
+"""Running launchers once, and getting activations into and out of the device.
+
+Activations are read back by a product with the identity, so nothing here knows their layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.device import Device
+from kernels.matmul import Activations, activations, matmul
+from kernels.norm import quantize
+from kernels.program import Programs
+from kernels.tape import N_COUNTS, Counts, Tape
+from kernels.tensor import empty, read, upload
+from kernels.weights import pack, raw_matrix
+
+Floats = npt.NDArray[np.float32]
+
+
+def run(
+    device: Device, programs: Programs, counts: int | Counts, *records: Callable[[Tape], None]
+) -> None:
+    """Record launches, run them once with these counts (one number: all alike), and wait."""
+    tape = Tape(device, programs)
+    for record in records:
+        record(tape)
+    tape.run((counts,) * N_COUNTS if isinstance(counts, int) else counts)
+    device.finish()
+
+
+def exact_activations(n_rows: int, n_cols: int, rng: np.random.Generator) -> Floats:
+    """Floats that int8 activations represent exactly: scales are powers of two, maxima 127."""
+    codes = rng.integers(-127, 128, (n_rows, n_cols // 32, 32))
+    codes[..., 5] = rng.choice([-127, 127], codes.shape[:2])
+    scales = 2.0 ** rng.integers(-9, -4, (n_rows, n_cols // 32, 1))
+    return (codes * scales).reshape(n_rows, n_cols).astype(np.float32)
+
+
+def quantized(device: Device, programs: Programs, values: Floats) -> Activations:
+    """Int8 activations of these values, without the values."""
+    room = activations(device, *values.shape, quantized=True)
+    both = Activations(room.n_cols, upload(device, values), room.codes, room.scales)
+    run(device, programs, len(values), lambda tape: quantize(tape, both))
+    return room
+
+
+def unquantized(device: Device, programs: Programs, x: Activations, n_rows: int) -> Floats:
+    """The values of int8 activations: their product with an identity of type Q8_0."""
+    n = x.n_cols
+    blocks = np.zeros((n, n // 32, 34), np.uint8)
+    blocks[..., :2] = np.array([1], np.float16).view(np.uint8)
+    blocks[np.arange(n), np.arange(n) // 32, 2 + np.arange(n) % 32] = 1
+    identity = pack(device, programs, [raw_matrix(blocks.reshape(-1), "Q8_0", n, n)])
+    out = empty(device, (n_rows, n))
+    counts = upload(device, np.full(N_COUNTS, n_rows, np.int32))
+    codes_only = Activations(n, codes=x.codes, scales=x.scales)
+    run(
+        device, programs, n_rows,
+        lambda tape: matmul(tape, identity, codes_only, out, counts, tile=8),
+    )  # fmt: skip
+    result: Floats = read(out, None, device.queue)
+    return result

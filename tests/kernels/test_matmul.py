@@ -1,0 +1,298 @@
+"""Matrix products against NumPy in double precision, on activations that int8 holds exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from launching import exact_activations, quantized, run, unquantized
+from random_blocks import columns, random_matrix
+
+from kernels.device import Device
+from kernels.matmul import Activations, activations, glu, matmul
+from kernels.norm import quantize
+from kernels.program import Programs
+from kernels.tape import OUTPUTS
+from kernels.tensor import Tensor, empty, read, upload
+from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack
+
+Doubles = npt.NDArray[np.float64]
+ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
+PASSES = [(32, 33), (8, 9), (8, 3), (1, 1)]  # tile, tokens
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A device and what is multiplied on it: values x [n, k] by w [m, k]."""
+
+    device: Device
+    programs: Programs
+
+    def inputs(self, w: Matrix, x: npt.NDArray[np.float32]) -> Activations:
+        if w.is_float:
+            return Activations(w.n_cols, values=upload(self.device, x))
+        return quantized(self.device, self.programs, x)
+
+    def product(
+        self, w: Matrix, x: Activations, n: int, tile: int, out: npt.NDArray[np.float32],
+        **options: object,
+    ) -> npt.NDArray[np.float32]:
+        """``out`` after matmul of n tokens into it."""
+        target, counts = upload(self.device, out), upload(self.device, np.full(4, n, np.int32))
+        run(
+            self.device, self.programs, n,
+            lambda tape: matmul(tape, w, x, target, counts, tile=tile, **options),
+        )  # fmt: skip
+        result: npt.NDArray[np.float32] = read(target, None, self.device.queue)
+        return result
+
+    def gated(
+        self, w: Matrix, x: Activations, n: int, tile: int, out: Activations, activation: str,
+        bias: Tensor | None = None,
+    ) -> None:
+        counts = upload(self.device, np.full(4, n, np.int32))
+        run(
+            self.device, self.programs, n,
+            lambda tape: glu(
+                tape, w, x, out, counts, activation=activation, tile=tile, bias=bias
+            ),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def setting(device: Device, programs: Programs) -> Setting:
+    return Setting(device, programs)
+
+
+def assert_close(result: npt.NDArray[np.float32], expected: Doubles, bound: Doubles) -> None:
+    __tracebackhide__ = True
+    error = np.abs(result - expected)
+    assert np.all(error <= bound), f"{(error / bound).max():.2f} times the bound"
+
+
+def values_of(type_name: str, n: int, n_cols: int, rng: np.random.Generator) -> npt.NDArray:
+    if type_name in FLOATS:
+        return rng.standard_normal((n, n_cols), dtype=np.float32)
+    return exact_activations(n, n_cols, rng)
+
+
+@pytest.mark.parametrize("type_name", SUPPORTED_TYPES)
+def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_name: str):
+    """The remainder of the memory is left alone, and company does not change a CPU's bits."""
+    rng = np.random.default_rng(1)
+    n_rows, offset, width = 50, 7, 60
+    raw, numbers = random_matrix(type_name, n_rows, columns(type_name), rng)
+    w = pack(setting.device, setting.programs, [raw])
+    x = values_of(type_name, 33, w.n_cols, rng)
+    bias = rng.standard_normal(n_rows, dtype=np.float32)
+    before = rng.standard_normal((35, width), dtype=np.float32)
+    inside = slice(offset, offset + n_rows)
+    expected, magnitude = x @ numbers.T + bias, np.abs(x) @ np.abs(numbers).T + np.abs(bias)
+    expected += before[:33, inside]
+    magnitude += np.abs(before[:33, inside])
+    for tile, n in PASSES:
+        options = {"add": True, "bias": upload(setting.device, bias), "out_offset": offset}
+        result = setting.product(w, setting.inputs(w, x), n, tile, before, **options)
+        assert_close(result[:n, inside], expected[:n], ROUNDING * magnitude[:n])
+        result[:n, inside] = before[:n, inside]
+        assert np.array_equal(result, before)
+
+
+@pytest.mark.parametrize("type_name", SUPPORTED_TYPES)
+def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_name: str):
+    if not setting.device.is_simd:
+        pytest.skip("promised for CPUs only")
+    rng = np.random.default_rng(2)
+    raw, _ = random_matrix(type_name, 50, columns(type_name), rng)
+    w = pack(setting.device, setting.programs, [raw])
+    x = values_of(type_name, 33, w.n_cols, rng)
+    out = np.zeros((33, 50), np.float32)
+    whole = setting.product(w, setting.inputs(w, x), 33, 32, out)
+    for tile, n in PASSES[1:]:
+        for order in (range(n), range(32, 32 - n, -1)):
+            result = setting.product(w, setting.inputs(w, x[list(order)]), n, tile, out)
+            assert np.array_equal(result[:n], whole[list(order)])
+
+
+@pytest.mark.parametrize("tile", [1, 8, 32])
+@pytest.mark.parametrize("type_name", ["F16", "Q5_1"])
+def test_many_rows_and_several_matrices(setting: Setting, type_name: str, tile: int) -> None:
+    rng = np.random.default_rng(3)
+    parts = [random_matrix(type_name, n, columns(type_name), rng) for n in (160, 32, 523)]
+    w = pack(setting.device, setting.programs, [raw for raw, _ in parts])
+    numbers = np.concatenate([numbers for _, numbers in parts])
+    n = 1 if tile == 1 else tile + 1
+    x = values_of(type_name, n, w.n_cols, rng)
+    out = np.full((n, 715), np.nan, np.float32)
+    result = setting.product(w, setting.inputs(w, x), n, tile, out)
+    assert_close(result, x @ numbers.T, ROUNDING * np.abs(x) @ np.abs(numbers).T)
+
+
+@pytest.mark.parametrize("tile", [1, 8, 32])
+@pytest.mark.parametrize("type_name", ["Q4_1", "Q6_K"])
+def test_quantized_weights_take_float_activations_too(
+    setting: Setting, type_name: str, tile: int
+) -> None:
+    rng = np.random.default_rng(4)
+    raw, numbers = random_matrix(type_name, 50, columns(type_name), rng)
+    w = pack(setting.device, setting.programs, [raw])
+    n = min(tile, 9)
+    x = rng.standard_normal((n, w.n_cols), dtype=np.float32)
+    inputs = Activations(w.n_cols, values=upload(setting.device, x))
+    result = setting.product(w, inputs, n, tile, np.zeros((n, 50), np.float32))
+    assert_close(result, x @ numbers.T, ROUNDING * np.abs(x) @ np.abs(numbers).T)
+
+
+@pytest.mark.parametrize("tile", [8, 32])
+def test_the_rows_of_another_count(setting: Setting, tile: int) -> None:
+    """Logits: 3 outputs in a step of 5 tokens."""
+    rng = np.random.default_rng(5)
+    raw, numbers = random_matrix("F16", 50, 77, rng)
+    w = pack(setting.device, setting.programs, [raw])
+    x = values_of("F16", 5, 77, rng)
+    out = upload(setting.device, np.zeros((5, 50), np.float32))
+    counts = (5, 3, 0, 0)
+    on_device = upload(setting.device, np.array(counts, np.int32))
+    inputs = setting.inputs(w, x)
+    run(
+        setting.device, setting.programs, counts,
+        lambda tape: matmul(tape, w, inputs, out, on_device, tile=tile, count=OUTPUTS),
+    )  # fmt: skip
+    result = read(out, None, setting.device.queue)
+    assert_close(result[:3], (x @ numbers.T)[:3], ROUNDING * (np.abs(x) @ np.abs(numbers).T)[:3])
+    assert not result[3:].any()
+
+
+# Gated linear units
+
+
+def silu(x: Doubles) -> Doubles:
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x: Doubles) -> Doubles:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {"silu": silu, "gelu": gelu}
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Paired matrices with biases, their input, and what comes of it with its error bound."""
+
+    w: Matrix
+    bias: Tensor | None
+    x: npt.NDArray[np.float32]
+    expected: Doubles
+    bound: Doubles
+
+
+def gated_case(setting: Setting, type_name: str, width: int, activation: str, biased: bool):
+    rng = np.random.default_rng(6)
+    pair = [random_matrix(type_name, width, columns(type_name), rng) for _ in range(2)]
+    w = pack(setting.device, setting.programs, [raw for raw, _ in pair], paired=True)
+    x = values_of(type_name, 33, w.n_cols, rng)
+    biases = rng.standard_normal((2, width)).astype(np.float32) * biased
+    gate, up = (x @ numbers.T + b for (_, numbers), b in zip(pair, biases, strict=True))
+    off_gate, off_up = (
+        ROUNDING * (np.abs(x) @ np.abs(numbers).T + np.abs(b))
+        for (_, numbers), b in zip(pair, biases, strict=True)
+    )
+    active = FORMULAS[activation](gate)
+    # The steepest slope of both functions is 1.13; their own rounding is of the gate's size.
+    bound = (1.13 * off_gate + ROUNDING * np.abs(gate)) * np.abs(up) + np.abs(active) * off_up
+    packed = upload(setting.device, interleaved(biases)) if biased else None
+    return Gated(w, packed, x, active * up, bound)
+
+
+def interleaved(biases: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The order of packed rows: 16 of gate, 16 of up, padded to 64."""
+    padded = np.zeros((2, -(-biases.shape[1] // 32) * 32), np.float32)
+    padded[:, : biases.shape[1]] = biases
+    return padded.reshape(2, -1, 16).transpose(1, 0, 2).reshape(-1)
+
+
+GLU_CASES = [
+    ("F16", 50, "gelu", True),
+    ("F32", 33, "silu", False),
+    ("Q4_1", 71, "silu", True),
+    ("Q6_K", 96, "gelu", False),
+]
+
+
+@pytest.mark.parametrize(("tile", "n"), PASSES)
+@pytest.mark.parametrize(("type_name", "width", "activation", "biased"), GLU_CASES)
+def test_glu(
+    setting: Setting, type_name: str, width: int, activation: str, biased: bool, tile: int, n: int
+) -> None:
+    case = gated_case(setting, type_name, width, activation, biased)
+    room = upload(setting.device, np.full((34, width), 7, np.float32))
+    inputs = setting.inputs(case.w, case.x)
+    setting.gated(case.w, inputs, n, tile, Activations(width, room), activation, case.bias)
+    result = read(room, None, setting.device.queue)
+    assert_close(result[:n], case.expected[:n], case.bound[:n])
+    assert np.all(result[n:] == 7)
+
+
+@pytest.mark.parametrize(("tile", "n"), [(8, 9), (1, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_glu_with_a_quantized_result(setting: Setting, tile: int, n: int, biased: bool) -> None:
+    case = gated_case(setting, "Q4_1", 96, "silu", biased)
+    made = activations(setting.device, 33, 96, quantized=True)
+    room = replace(made, values=empty(setting.device, (33, 96)))
+    inputs = setting.inputs(case.w, case.x)
+    setting.gated(case.w, inputs, n, tile, room, "silu", case.bias)
+    floats = read(room.values, n, setting.device.queue)
+    assert_close(floats, case.expected[:n], case.bound[:n])
+    codes = unquantized(setting.device, setting.programs, room, n)
+    half = np.abs(floats).reshape(n, 3, 32).max(2, keepdims=True) / 254
+    assert np.all(np.abs(codes - floats).reshape(n, 3, 32) <= half * (1 + 1e-5))
+    if setting.device.is_simd:  # without room for the floats: the same codes
+        alone = activations(setting.device, 33, 96, quantized=True)
+        setting.gated(case.w, inputs, n, tile, alone, "silu", case.bias)
+        again = unquantized(setting.device, setting.programs, alone, n)
+        assert np.array_equal(again, codes)
+
+
+def test_glu_without_room_for_floats_where_they_are_needed(setting: Setting) -> None:
+    if setting.device.is_simd:
+        pytest.skip("a CPU needs none")
+    case = gated_case(setting, "Q4_1", 96, "silu", False)
+    room = activations(setting.device, 1, 96, quantized=True)
+    with pytest.raises(ValueError, match="float values"):
+        setting.gated(case.w, setting.inputs(case.w, case.x), 1, 1, room, "silu")
+
+
+# What is refused
+
+
+def test_shapes_and_forms_that_do_not_fit(setting: Setting) -> None:
+    rng = np.random.default_rng(7)
+    device, programs = setting.device, setting.programs
+    raw = {name: random_matrix(name, 32, 64, rng)[0] for name in ("F32", "Q8_0")}
+    whole = pack(device, programs, [raw["F32"]])
+    paired = pack(device, programs, [raw["Q8_0"]] * 2, paired=True)
+    floats = Activations(64, values=empty(device, (1, 64)))
+    narrow = Activations(32, values=empty(device, (1, 32)))
+    codes = activations(device, 1, 64, quantized=True)
+    out = np.zeros((1, 32), np.float32)
+    with pytest.raises(ValueError, match="32 columns for a matrix of 64"):
+        setting.product(whole, narrow, 1, 1, out)
+    with pytest.raises(ValueError, match="F32 weights need float activations"):
+        setting.product(whole, codes, 1, 1, out)
+    with pytest.raises(ValueError, match="paired"):
+        setting.product(paired, floats, 1, 1, out)
+    with pytest.raises(ValueError, match="64 rows into 64 columns"):
+        setting.gated(paired, floats, 1, 1, floats, "silu")
+    with pytest.raises(ValueError, match="32 rows into 32 columns"):
+        setting.gated(whole, floats, 1, 1, narrow, "silu")
+    with pytest.raises(ValueError, match="'relu'"):
+        setting.gated(paired, floats, 1, 1, narrow, "relu")
+    with pytest.raises(ValueError, match="33 columns cannot be quantized"):
+        activations(device, 1, 33, quantized=True)
+    with pytest.raises(ValueError, match="both values and codes"):
+        run(device, programs, 1, lambda tape: quantize(tape, codes))
