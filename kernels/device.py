@@ -93,7 +93,7 @@ def _limit_threads(n_threads: int) -> None:
 
 
 @functools.cache
-def _platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
+def platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
     """Every OpenCL device of the machine; the driver list is read by the first call only."""
     _limit_threads(n_threads)
     drivers = bundled_drivers()
@@ -132,7 +132,7 @@ def _kind(device: cl.Device) -> str:
 
 def list_devices(n_threads: int = -1) -> list[DeviceInfo]:
     """The machine's OpenCL devices, in the drivers' order."""
-    return [_info(i, device) for i, device in enumerate(_platform_devices(n_threads))]
+    return [_info(i, device) for i, device in enumerate(platform_devices(n_threads))]
 
 
 def _info(index: int, device: Any) -> DeviceInfo:
@@ -175,6 +175,14 @@ def choose(infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True) ->
     raise DeviceError(f"no OpenCL device {wanted!r}; there are {names}")
 
 
+def _defines(info: DeviceInfo, family: str) -> tuple[str, ...]:
+    if family == "simt":
+        return ("SIMT",)
+    from kernels.features import dot_defines  # which imports this module
+
+    return dot_defines(info)
+
+
 def open_device(
     wanted: str | None = None,
     *,
@@ -186,7 +194,7 @@ def open_device(
     import pyopencl as cl
 
     info = choose(list_devices(n_threads), wanted, use_gpu)
-    raw = _platform_devices(n_threads)[info.index]
+    raw = platform_devices(n_threads)[info.index]
     context = cl.Context([raw])
     if family is None:
         family = "simd" if info.kind == "cpu" else "simt"
@@ -200,5 +208,5 @@ def open_device(
         unified_memory=bool(raw.host_unified_memory),
         max_work_group=int(raw.max_work_group_size),
         max_allocation=int(raw.max_mem_alloc_size),
-        defines=("SIMT",) if family == "simt" else (),
+        defines=_defines(info, family),
     )

@@ -1,0 +1,131 @@
+"""What a CPU device's compiler can do beyond OpenCL C, found out by trying.
+
+OpenCL C has no name for the x86 instructions that multiply and add pairs of shorts into
+ints (VNNI), and compilers do not find them by themselves. They do take LLVM's intrinsic
+under an assembler label, but one that does not know it, or knows it with other types, ends
+the process. So each form is tried in a process of its own, once per machine and driver; the
+answer is kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+
+from kernels.device import DeviceInfo, list_devices
+
+# Defines of lanes.cl, best first; those after the first that works are not tried.
+DOT_FORMS = ("DOT_PAIRS_512", "DOT_INTS_512", "DOT_PAIRS_256", "DOT_INTS_256")
+CPU_FLAGS = {"512": ("avx512_vnni",), "256": ("avx_vnni", "avx512_vnni")}
+PROBE_SECONDS = 60
+
+PROBE_SOURCE = """
+#include "lanes.cl"
+kernel void probe(global const short* a, global const short* b, global int* c) {
+    vpair x, y;
+    for (int i = 0; i < 32; i++) { x[i] = a[i]; y[i] = b[i]; }
+    vstore16(madd(x, y, vload16(0, c)), 0, c);
+}
+"""
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, "").partition(":")[2].split())
+
+
+def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
+    """The define of the best form of ``madd`` that works on this CPU device, or none."""
+    flags = cpu_flags()
+    forms = [f for f in DOT_FORMS if flags.intersection(CPU_FLAGS[f.rpartition("_")[2]])]
+    if not forms:
+        return ()
+    key = hashlib.sha256(
+        "\n".join([info.name, info.platform, info.driver, *sorted(flags)]).encode()
+    ).hexdigest()
+    known = _read_cache()
+    if key not in known:
+        found = next((form for form in forms if _works(info.index, form)), "")
+        known = {**_read_cache(), key: found}
+        _write_cache(known)
+    return (known[key],) if known[key] else ()
+
+
+def _cache_path() -> Path:
+    return platformdirs.user_cache_path("gguf-serve") / "features.json"
+
+
+def _read_cache() -> Mapping[str, str]:
+    try:
+        known = json.loads(_cache_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in known.items() if v in DOT_FORMS or v == ""} if isinstance(known, dict) else {}
+
+
+def _write_cache(known: Mapping[str, str]) -> None:
+    """Best effort: without a cache folder the next start tries again."""
+    path = _cache_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(known, file)
+        os.replace(file.name, path)
+    except OSError:
+        pass
+
+
+def _works(index: int, form: str) -> bool:
+    command = [sys.executable, "-m", "kernels.features", str(index), form]
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    try:
+        result = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=PROBE_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0 and result.stdout.strip() == b"works"
+
+
+def _probe(index: int, form: str) -> bool:
+    """Build and run madd in one form; may end the process."""
+    import numpy as np
+    import pyopencl as cl
+
+    from kernels.device import platform_devices
+    from kernels.program import SOURCES
+
+    assert list_devices()
+    context = cl.Context([platform_devices()[index]])
+    queue = cl.CommandQueue(context)
+    options = [f"-I{SOURCES}", f"-D{form}"]
+    kernel = cl.Kernel(cl.Program(context, PROBE_SOURCE).build(options), "probe")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-20000, 20000, (2, 32)).astype(np.int16)
+    c = rng.integers(-1000, 1000, 16).astype(np.int32)
+    expected = c + (a.astype(np.int32) * b).reshape(16, 2).sum(1)
+    flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+    buffers = [cl.Buffer(context, flags, hostbuf=x) for x in (a, b, c)]
+    kernel.set_args(*buffers)
+    cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
+    cl.enqueue_copy(queue, c, buffers[2])
+    return bool((c == expected).all())
+
+
+if __name__ == "__main__" and _probe(int(sys.argv[1]), sys.argv[2]):
+    print("works")

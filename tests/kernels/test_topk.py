@@ -1,0 +1,111 @@
+"""The likeliest tokens of rows of logits against a stable sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from launching import run
+
+from kernels.device import Device
+from kernels.program import Programs
+from kernels.tensor import read, upload, write
+from kernels.topk import CAPACITY, MAX_K, Found, parse, softcap, topk, topk_buffers
+
+Floats = npt.NDArray[np.float32]
+
+
+def find(
+    device: Device, programs: Programs, logits: Floats, wanted: list[tuple[int, int]]
+) -> list[Found | None]:
+    """What is found in each row for its (k, picked token)."""
+    buffers = topk_buffers(device, *logits.shape)
+    write(device, buffers.wanted, np.array(wanted, np.int32), wait=True)
+    x = upload(device, logits)
+    run(device, programs, len(logits), lambda tape: topk(tape, x, buffers))
+    assert np.array_equal(read(x, None, device.queue), logits, equal_nan=True)
+    records = read(buffers.found, None, device.queue)
+    return [parse(record, k) for record, (k, _) in zip(records, wanted, strict=True)]
+
+
+def assert_best(found: Found | None, row: Floats, k: int, picked: int) -> None:
+    __tracebackhide__ = True
+    assert found is not None
+    best = np.lexsort((np.arange(len(row)), -row))[:k]
+    assert np.array_equal(found.ids, best)
+    assert np.array_equal(found.logits, row[best])
+    assert found.picked == row[picked]
+    top = float(row.max())
+    log_sum_exp = top + np.log(np.exp(row.astype(np.float64) - top).sum())
+    assert found.log_sum_exp == pytest.approx(log_sum_exp, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_vocab", [128, 500, 512, 20_001, 70_000])
+def test_random_rows(device: Device, programs: Programs, n_vocab: int) -> None:
+    logits = 3 * np.random.default_rng(1).standard_normal((4, n_vocab), dtype=np.float32)
+    most = MAX_K if n_vocab > 256 * MAX_K or n_vocab <= CAPACITY else 40
+    wanted = [(1, 0), (40, n_vocab - 1), (min(most, n_vocab), 5), (2, 77)]
+    found = find(device, programs, logits, wanted)
+    for row, result, (k, picked) in zip(logits, found, wanted, strict=True):
+        assert_best(result, row, k, picked)
+
+
+def test_equal_logits_come_by_id(device: Device, programs: Programs) -> None:
+    logits = np.random.default_rng(2).integers(-9, 9, (2, 20_000)).astype(np.float32)
+    logits[0, [19_999, 3, 700]] = 50
+    logits[0, [5, 12_000]] = 40
+    logits[1, ::100] = 20  # 200 of them
+    wanted = [(4, 0), (60, 0)]
+    for row, result, (k, picked) in zip(
+        logits, find(device, programs, logits, wanted), wanted, strict=True
+    ):
+        assert_best(result, row, k, picked)
+
+
+def test_more_ties_than_the_list_holds(device: Device, programs: Programs) -> None:
+    logits = np.zeros((2, 20_000), np.float32)
+    logits[1, 7] = 1
+    nothing, one = find(device, programs, logits, [(2, 3), (1, 7)])
+    assert nothing is None
+    assert_best(one, logits[1], 1, 7)
+
+
+@pytest.mark.parametrize("k", [5, 200])
+def test_fewer_segments_than_k(device: Device, programs: Programs, k: int) -> None:
+    """Then the whole row goes to the list, if it fits."""
+    rng = np.random.default_rng(3)
+    small, large = (rng.standard_normal((1, n), dtype=np.float32) for n in (CAPACITY, 1000))
+    assert_best(find(device, programs, small, [(k, 1)])[0], small[0], k, 1)
+    result = find(device, programs, large, [(k, 1)])[0]
+    if result is not None:
+        assert_best(result, large[0], k, 1)
+    assert (result is None) or k <= CAPACITY
+
+
+def test_minus_infinity(device: Device, programs: Programs) -> None:
+    """Whole stretches that are impossible, and a row with fewer possible tokens than k."""
+    logits = np.full((2, 5000), -np.inf, np.float32)
+    logits[0, [3, 900, 4000, 4999]] = 1, 3, 2, 3
+    logits[1, 4999] = -2
+    found = find(device, programs, logits, [(3, 3), (1, 0)])
+    assert_best(found[0], logits[0], 3, 3)
+    assert_best(found[1], logits[1], 1, 0)
+
+
+def test_extreme_logits(device: Device, programs: Programs) -> None:
+    logits = np.random.default_rng(4).uniform(-1e30, 1e30, (2, 6000)).astype(np.float32)
+    logits[1] = -np.abs(logits[1])
+    found = find(device, programs, logits, [(10, 0), (10, 0)])
+    for row, result in zip(logits, found, strict=True):
+        assert_best(result, row, 10, 0)
+
+
+@pytest.mark.parametrize("n_vocab", [128, 1001])
+def test_softcap(device: Device, programs: Programs, n_vocab: int) -> None:
+    logits = 40 * np.random.default_rng(5).standard_normal((3, n_vocab), dtype=np.float32)
+    x = upload(device, logits)
+    run(device, programs, (9, 2, 0, 0), lambda tape: softcap(tape, x, 30.0))
+    result = read(x, None, device.queue)
+    expected = 30 * np.tanh(logits.astype(np.float64) / 30)
+    assert np.abs(result[:2] - expected[:2]).max() <= 30 * 8 * 2.0**-24
+    assert np.array_equal(result[2], logits[2])
