@@ -57,6 +57,7 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     except DeviceError as error:
         raise EngineError(str(error)) from error
     runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
+    gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, pages)
     )

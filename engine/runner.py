@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from engine.batch import Batch, OutputRow
 from engine.cache import PageCopy
-from engine.models.decoder import Decoder, Mode
+from engine.models.decoder import AttentionMode, Decoder, Mode
 from engine.scheduler import Chunk
+from kernels.attention import PART
 from kernels.kv import KVPages
 from kernels.tape import Tape
 from kernels.tensor import read, read_row
@@ -21,6 +22,12 @@ from kernels.topk import MAX_K, Found, parse
 DECODE_TILES = (1, 8, 32)  # tokens per pass over the weights; more tokens, more passes
 PROMPT_TILE = 32
 FEW_OUTPUTS = 8
+
+
+def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
+    if any(chunk.count > 1 for chunk in chunks):
+        return "tiles"
+    return "single" if all(chunk.start < PART for chunk in chunks) else "split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,9 @@ class Runner:
     def warm_up(self) -> None:
         """Record, and so compile, what the first request will need."""
         for n in DECODE_TILES[:2]:
-            self._tape(self._mode(n, 1, split=True))
-        self._tape(self._mode(PROMPT_TILE, 1, split=False))
+            self._tape(self._mode(n, 1, "single"))
+        self._tape(self._mode(1, 1, "split"))
+        self._tape(self._mode(PROMPT_TILE, 1, "tiles"))
 
     def forward(
         self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
@@ -79,10 +87,11 @@ class Runner:
         """Compute a plan; the logits of ``rows`` hold until the next forward."""
         for copy in copies:
             self._pages.copy_page(copy.source, copy.target)
-        split = all(chunk.count == 1 for chunk in chunks)
+        attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
-        tape = self._tape(self._mode(n_tokens, len(rows), split=split))
-        counts = self._batch.fill(chunks, rows, 1 if split else self._decoder.tile_queries)
+        tape = self._tape(self._mode(n_tokens, len(rows), attention))
+        tile = self._decoder.tile_queries if attention == "tiles" else 1
+        counts = self._batch.fill(chunks, rows, tile)
         tape.run(counts)
         records = read(self._batch.found, len(rows), self._decoder.queue)
         return [RowLogits(self, i, record) for i, record in enumerate(records)]
@@ -90,11 +99,12 @@ class Runner:
     def read_logits(self, index: int) -> npt.NDArray[Any]:
         return read_row(self._decoder.logits, index, self._decoder.queue)
 
-    def _mode(self, n_tokens: int, n_outputs: int, *, split: bool) -> Mode:
-        if split:
+    def _mode(self, n_tokens: int, n_outputs: int, attention: AttentionMode) -> Mode:
+        if attention != "tiles":
             tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
-            return Mode(tile, True, min(tile, FEW_OUTPUTS))
-        return Mode(PROMPT_TILE, False, FEW_OUTPUTS if n_outputs <= FEW_OUTPUTS else PROMPT_TILE)
+            return Mode(tile, attention, min(tile, FEW_OUTPUTS))
+        few = n_outputs <= FEW_OUTPUTS
+        return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE)
 
     def _tape(self, mode: Mode) -> Tape:
         if mode not in self._tapes:

@@ -85,16 +85,19 @@ def attention(
     out: Activations,
     mask: Mask,
     *,
+    queries: int | None = None,
     split: Scratch | None = None,
     plain: Scratch | None = None,
 ) -> None:
     """out[t] = softmax(q[t] K) V, heads side by side, over the keys that the mask allows.
 
-    qkv: float32 rows whose first n_heads * head values are Q, scaled and rotated. ``out`` is
-    float, quantized or both; see ``fuses_quantization`` for when it may be quantized only.
+    ``queries``: the most that a tile has, if fewer than ``tile_queries``. qkv: float32 rows
+    whose first n_heads * head values are Q, scaled and rotated. ``out`` is float, quantized
+    or both; see ``fuses_quantization`` for when it may be quantized only.
     """
     shape, simd = layer.shape, tape.device.is_simd
-    queries = 1 if split else tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
+    most = tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
+    queries = 1 if split else min(queries or most, most)
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv}", f"PAGE={PAGE}",
         f"QB={queries}", *layer.defines, *(["SOFTCAP"] if mask.softcap else []),

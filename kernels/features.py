@@ -73,7 +73,11 @@ def _read_cache() -> Mapping[str, str]:
         known = json.loads(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in known.items() if v in DOT_FORMS or v == ""} if isinstance(known, dict) else {}
+    return (
+        {k: v for k, v in known.items() if v in DOT_FORMS or v == ""}
+        if isinstance(known, dict)
+        else {}
+    )
 
 
 def _write_cache(known: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
 """Products of weight matrices with activations: a linear layer of a model.
 
-The activations of quantized weights are integers of 15 bits (``Activations.quantized``), or float on demand;
-those of float weights are float. simd: matmul_simd.cl for any number of tokens. simt:
-matvec_simt.cl for few tokens, matmul_simt.cl for many.
+The activations of quantized weights are integers of 15 bits (``Activations.quantized``), or
+float on demand; those of float weights are float. simd: matmul_simd.cl for any number of
+tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GLU_ACTIVATIONS = ("silu", "gelu")
 class Activations:
     """Rows of ``n_cols`` values, as floats or as integer codes with scales per 32 (or both).
 
-    codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32 [n, n_cols / 32, 2], the scale and
-    scale * sum of the codes.
+    codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32
+    [n, n_cols / 32, 2], the scale and scale * sum of the codes.
     """
 
     n_cols: int

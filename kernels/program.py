@@ -51,7 +51,8 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # compilers' remarks are not for users
             try:
-                program: cl.Program = cl.Program(self._device.context, text)
-                return program.build(options=options)
+                program = cl.Program(self._device.context, text)
+                built: cl.Program = program.build(options=options)
+                return built
             except cl.RuntimeError as error:
                 raise BuildError(f"{source} with {' '.join(defines)}: {error}") from error

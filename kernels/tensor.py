@@ -36,7 +36,9 @@ def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 
 def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:
     tensor = empty(device, shape, dtype)
-    cl.enqueue_fill_buffer(device.queue, tensor.buffer, np.zeros(1, np.uint8), 0, max(tensor.n_bytes, 16))
+    cl.enqueue_fill_buffer(
+        device.queue, tensor.buffer, np.zeros(1, np.uint8), 0, max(tensor.n_bytes, 16)
+    )
     return tensor
 
 

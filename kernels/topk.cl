@@ -32,8 +32,10 @@ kernel void segments(global const float* logits, int n_vocab, global float2* fou
     for (; i < n; i++) top = fmax(top, x[i]);
     float16 sum16_ = 0;
     float sum = 0;
-    for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
-    for (; i < n; i++) sum += exp(x[i] - top);
+    if (top > -INFINITY) {  // else every difference is NaN
+        for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
+        for (; i < n; i++) sum += exp(x[i] - top);
+    }
     found[(size_t)row * get_global_size(0) + segment] = (float2)(top, sum + sum16(sum16_));
 }
 

@@ -38,10 +38,14 @@ class PeerSubject:
         system = llama_cpp.llama_print_system_info().decode()
         return {"value": time.perf_counter() - start, "version": version, "system": system}
 
+    @property
+    def _loaded(self) -> PeerModel:
+        assert self._model is not None, "load comes first"
+        return self._model
+
     def _context(self, n_sequences: int, n_ctx: int = 0) -> PeerContext:
         if n_sequences not in self._contexts:
-            assert self._model is not None
-            made = self._model.context(n_ctx or self._n_ctx, n_sequences)
+            made = self._loaded.context(n_ctx or self._n_ctx, n_sequences)
             self._contexts[n_sequences] = made
         return self._contexts[n_sequences]
 
@@ -65,7 +69,8 @@ class PeerSubject:
         else:
             context.clear()
             context.decode([tokens])
-            self._kept = tokens
+            # A window's keys are overwritten, so that nothing can be taken back.
+            self._kept = [] if self._loaded.has_window else tokens
         token = context.greedy()
         start = time.perf_counter()
         for _ in range(n - 1):

@@ -31,6 +31,7 @@ class PeerModel:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self.vocab = llama.llama_model_get_vocab(self.model)
         self.n_vocab = int(llama.llama_vocab_n_tokens(self.vocab))
+        self.has_window = llama.llama_model_n_swa(self.model) > 0
 
     def context(self, n_ctx: int, n_sequences: int = 1) -> PeerContext:
         """Room for ``n_sequences`` of ``n_ctx`` tokens each; flash attention, KV in f16."""
@@ -40,6 +41,7 @@ class PeerModel:
         params.n_seq_max = n_sequences
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.swa_full = False  # as llama-server: windowed layers keep their window only
         context = llama.llama_init_from_model(self.model, params)
         if not context:
             raise RuntimeError(f"llama.cpp has no room for {n_sequences} x {n_ctx} tokens")
@@ -113,10 +115,10 @@ class PeerContext:
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
 
-@llama.llama_log_callback
 def _errors_only(level: int, text: bytes, user_data: Any) -> None:
     if level == 4:  # GGML_LOG_LEVEL_ERROR
         os.write(2, text)
 
 
-llama.llama_log_set(_errors_only, ctypes.c_void_p(0))
+_log_callback = llama.llama_log_callback(_errors_only)  # kept: llama.cpp has only its address
+llama.llama_log_set(_log_callback, ctypes.c_void_p(0))

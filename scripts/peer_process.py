@@ -27,13 +27,16 @@ class PeerProcess:
 
     def __init__(self, python: str, script: Path) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            [python, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        except OSError as error:
+            raise PeerError(f"cannot start the peer's interpreter {python}: {error}") from None
 
     def ask(self, op: str, **arguments: Any) -> Answer:
         """Ask and wait for the answer; PeerError if there is none."""

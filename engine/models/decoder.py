@@ -7,6 +7,7 @@ its ``Mode``, whatever the tokens, positions, pages and their number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from kernels.rope import RopeStyle, rope_kv, rope_table
 from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty, upload
 from kernels.topk import TopKBuffers, softcap, topk
+
+AttentionMode = Literal["tiles", "single", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,12 @@ class StepInputs:
 class Mode:
     """What a recording is for: tokens per pass over the weights, and how attention goes.
 
-    ``split``: one token per sequence, keys in parts side by side.
+    ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
+    by side) or, where no sequence has more than one part of keys, "single".
     """
 
     tile: int
-    split: bool
+    attention: AttentionMode
     output_tile: int
 
 
@@ -80,7 +84,7 @@ class Decoder:
         n_ctx: int,
         flash: bool,
     ) -> None:
-        """``n_split``: most sequences of a step with Mode.split; ``flash``: fused attention."""
+        """``n_split``: most sequences of a step of single tokens; ``flash``: fused attention."""
         self._h, self._weights, self._pages, self._inputs = h, weights, pages, inputs
         self._device, self._programs, self._flash = device, programs, flash
         layers = weights.layers
@@ -205,7 +209,8 @@ class Decoder:
         attn.attention(
             tape, qkv, h.n_heads[i], kv, inputs.attention, out,
             Mask(_window(h, i), h.attention_softcap),
-            split=self._split if mode.split else None, plain=self._plain,
+            queries=1 if mode.attention == "single" else self.tile_queries,
+            split=self._split if mode.attention == "split" else None, plain=self._plain,
         )  # fmt: skip
         return self._sublayer_end(tape, mode, layer.output, out, layer.post_attention_norm)
 

@@ -1,0 +1,229 @@
+"""Measures the engine of this checkout, and llama.cpp on the same file if asked.
+
+    python scripts/bench.py -m model.gguf
+    python scripts/bench.py -m model.gguf --peer --peer-python other-venv/bin/python
+
+With --peer the two take turns at every measurement (ours, peer, ours, peer, ...) and the
+medians are compared; who is not measured waits and uses no processor. Prompts are random
+tokens of a fixed seed, the same for both, and generation is greedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
+
+import bench_report as report  # noqa: E402
+from bench_engine import EngineSubject  # noqa: E402
+from bench_report import Row  # noqa: E402
+from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
+
+from engine.errors import EngineError  # noqa: E402
+from engine.gguf import open_gguf  # noqa: E402
+
+SHORT_PROMPT = 16
+FIRST_TOKEN_PROMPT = 32
+SETTLE_SECONDS = 0.3  # for threads that spin for a while after their work
+SEED = 1
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A question to both subjects, and an untimed smaller one before the first."""
+
+    row: Row
+    op: str
+    arguments: Callable[[], dict[str, Any]]  # new random tokens with every call
+    warm_up: Callable[[], dict[str, Any]]
+    key: str = "value"
+    scale: float = 1.0
+
+
+class Plan:
+    """The measurements that fit the model's context."""
+
+    def __init__(self, options: argparse.Namespace, n_vocab: int, n_ctx_train: int) -> None:
+        self._random = np.random.default_rng(SEED)
+        self._n_vocab, self._options = n_vocab, options
+        longest = max([*options.prompts, options.depth, SHORT_PROMPT]) + options.generate + 8
+        self.n_ctx = min(longest, n_ctx_train)
+        self.skipped: list[str] = []
+        self.measurements = [
+            *(self._prompt(n) for n in options.prompts if self._fits(n, "prompt")),
+            self._first_token(),
+            self._generate(SHORT_PROMPT),
+        ]
+        if options.depth and self._fits(options.depth + options.generate, "depth"):
+            self.measurements.append(self._generate(options.depth))
+        if options.streams > 1:
+            self.measurements.append(self._streams(options.streams))
+
+    def _fits(self, n: int, what: str) -> bool:
+        if n + 1 >= self.n_ctx:
+            self.skipped.append(f"{what} of {n} tokens: the context has {self.n_ctx}")
+        return n + 1 < self.n_ctx
+
+    def _tokens(self, n: int) -> list[int]:
+        low = min(300, self._n_vocab // 4)  # above special tokens and bytes
+        return [int(t) for t in self._random.integers(low, self._n_vocab // 2, n)]
+
+    def _prompt(self, n: int) -> Measurement:
+        return Measurement(
+            Row(f"prompt, {n} tokens", "tok/s"), "prompt",
+            lambda: {"tokens": self._tokens(n)}, lambda: {"tokens": self._tokens(min(n, 64))},
+        )  # fmt: skip
+
+    def _first_token(self) -> Measurement:
+        ask = lambda: {"tokens": self._tokens(FIRST_TOKEN_PROMPT)}  # noqa: E731
+        row = Row(f"first token, prompt of {FIRST_TOKEN_PROMPT}", "ms", lower_is_better=True)
+        return Measurement(row, "prompt", ask, ask, key="first_token", scale=1e3)
+
+    def _generate(self, depth: int) -> Measurement:
+        n, tokens = self._options.generate, self._tokens(depth)
+        return Measurement(
+            Row(f"generate {n} after {depth}", "tok/s"), "generate",
+            lambda: {"tokens": tokens, "n": n}, lambda: {"tokens": tokens, "n": 8},
+        )  # fmt: skip
+
+    def _streams(self, n_streams: int) -> Measurement:
+        def ask(n: int) -> dict[str, Any]:
+            return {"prompts": [self._tokens(SHORT_PROMPT) for _ in range(n_streams)], "n": n}
+
+        n = self._options.generate
+        row = Row(f"{n_streams} streams generate {n} each, total", "tok/s")
+        return Measurement(row, "streams", lambda: ask(n), lambda: ask(n))
+
+
+def take_turns(
+    plan: Plan, ours: Ask, peer: Ask | None, repeat: int, row_done: Callable[[Row], None]
+) -> Row:
+    """Measure everything; returns the row of the engine's own time per token."""
+    host = Row("host time per token, short prompt", "ms", lower_is_better=True)
+    for m in plan.measurements:
+        warm_up = m.warm_up()
+        for ask in filter(None, (ours, peer)):
+            ask(m.op, **warm_up)
+        for _ in range(repeat):
+            arguments = m.arguments()
+            time.sleep(SETTLE_SECONDS)
+            answer = ours(m.op, **arguments)
+            m.row.ours.append(answer[m.key] * m.scale)
+            if "host_ms" in answer and len(host.ours) < repeat:
+                host.ours.append(answer["host_ms"])
+            if peer is not None:
+                time.sleep(SETTLE_SECONDS)
+                m.row.peer.append(peer(m.op, **arguments)[m.key] * m.scale)
+        row_done(m.row)
+    return host
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the engine, and llama.cpp beside it.")
+    add = parser.add_argument
+    add("-m", "--model", type=Path, required=True, help="GGUF file")
+    add("--device", help="as serve --device")
+    add("--threads", type=int, default=0, help="CPU threads of both; 0: every core")
+    add("--prompts", type=numbers, default=(512, 2048), help="lengths (default 512,2048)")
+    add("--generate", type=int, default=128, help="tokens to generate (default 128)")
+    add("--depth", type=int, default=4096, help="also generate after so many; 0: do not")
+    add("--streams", type=int, default=8, help="parallel streams (default 8); 1: do not")
+    add("--repeat", type=int, default=3, help="of every measurement (default 3)")
+    add("--peer", action="store_true", help="measure llama-cpp-python too")
+    add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
+    add("--markdown", action="store_true", help="print Markdown")
+    add("--json", type=Path, metavar="FILE", help="write every number to this file")
+    options = parser.parse_args()
+    if options.repeat < 1 or options.generate < 2 or options.streams < 1 or options.depth < 0:
+        parser.error("--repeat and --streams need 1 or more, --generate 2, --depth 0")
+    return options
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    values = tuple(int(part) for part in text.split(",") if part)
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers")
+    return values
+
+
+def load(options: argparse.Namespace, plan: Plan, ready: Row) -> EngineSubject:
+    subject = EngineSubject(
+        options.model, n_ctx=plan.n_ctx, n_slots=options.streams, device=options.device,
+        n_threads=options.threads,
+    )  # fmt: skip
+    ready.ours.append(subject.load_seconds)
+    return subject
+
+
+def start_peer(options: argparse.Namespace, plan: Plan, ready: Row) -> tuple[PeerProcess, str]:
+    script = Path(__file__).with_name("bench_peer.py")
+    peer = PeerProcess(peer_python(options.peer_python), script)
+    answer = peer.ask("load", model=str(options.model), n_ctx=plan.n_ctx, n_threads=options.threads)
+    ready.peer.append(answer["value"])
+    return peer, f"{answer['version']} ({answer['system'].strip()})"
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    with open_gguf(options.model) as gguf:
+        n_ctx_train = gguf.get_int(gguf.arch_key("context_length"))
+        n_vocab = len(gguf.metadata["tokenizer.ggml.tokens"])
+    facts = {"model": options.model.name, **report.machine()}
+    busy = report.is_busy()
+    plan = Plan(options, n_vocab, n_ctx_train)
+    ready = Row("ready after", "s", lower_is_better=True)
+    memory = Row("peak memory", "MiB", lower_is_better=True)
+    subject = load(options, plan, ready)
+    facts |= report.versions(subject.engine)
+    peer = None
+    try:
+        if options.peer:
+            peer, facts["peer"] = start_peer(options, plan, ready)
+        host = take_turns(
+            plan, subject.ask, peer.ask if peer else None, options.repeat,
+            lambda row: print(f"  {row.name}: {report.number(row.ours)}", file=sys.stderr),
+        )  # fmt: skip
+        memory.ours.append(subject.ask("memory")["value"])
+        if peer:
+            memory.peer.append(peer.ask("memory")["value"])
+    finally:
+        subject.close()
+        if peer:
+            peer.close()
+    rows = [*(m.row for m in plan.measurements), host, ready, memory]
+    return {"facts": facts, "busy": busy, "rows": rows, "skipped": plan.skipped}
+
+
+def main() -> int:
+    options = parse_arguments()
+    try:
+        result = run(options)
+    except (EngineError, PeerError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    table = report.cells(result["rows"], options.peer)
+    layout = report.markdown_table if options.markdown else report.text_table
+    print(report.facts(result["facts"], markdown=options.markdown), layout(table), sep="\n\n")
+    for skipped in result["skipped"]:
+        print(f"\nskipped: {skipped}")
+    if result["busy"]:
+        print("\nWARNING: the machine was busy before the run; the numbers are not comparable.")
+    if options.json is not None:
+        result["rows"] = [row.as_dict() for row in result["rows"]]
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

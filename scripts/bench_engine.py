@@ -1,0 +1,134 @@
+"""Our side of bench.py: measures the engine of this checkout, in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import runner
+from engine.engine import Engine, EngineOptions, load_engine
+from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+
+Answer = dict[str, Any]
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+@dataclass
+class Run:
+    """A request's events as they arrive, with the time of each token."""
+
+    request: Request
+    times: list[float] = field(default_factory=list)  # one of each generated token
+    tokens: list[int] = field(default_factory=list)
+    finished: Finished | None = None
+    failure: str = ""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, Delta):
+            self.tokens += event.tokens
+            self.times += [time.perf_counter()] * len(event.tokens)
+        elif isinstance(event, Finished):
+            self.finished = event
+            self.done.set()
+        elif isinstance(event, Failed):
+            self.failure = event.message
+            self.done.set()
+
+
+class Waiting:
+    """Seconds in which the engine's thread waited for the device, since ``reset``.
+
+    The one blocking call of a greedy step is the read of its best tokens.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._read = runner.read
+        runner.read = self._timed_read
+
+    def reset(self) -> None:
+        self.seconds = 0.0
+
+    def _timed_read(self, *args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self._read(*args)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class EngineSubject:
+    """A loaded engine; every measurement answers with ``value`` and maybe more."""
+
+    def __init__(
+        self, model: Path, *, n_ctx: int, n_slots: int, device: str | None, n_threads: int
+    ) -> None:
+        """``n_ctx``: tokens of each of the ``n_slots`` slots; ``n_threads``: 0 for all."""
+        options = EngineOptions(
+            n_ctx=n_ctx * n_slots,
+            n_parallel=n_slots,
+            device=device,
+            n_threads=n_threads or -1,
+        )
+        start = time.perf_counter()
+        self.engine: Engine = load_engine(model, options)
+        self.load_seconds = time.perf_counter() - start
+        self._waiting = Waiting()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def ask(self, op: str, **arguments: Any) -> Answer:
+        answer: Answer = getattr(self, f"op_{op}")(**arguments)
+        return answer
+
+    def op_prompt(self, tokens: list[int]) -> Answer:
+        start = time.perf_counter()
+        (run,) = self._run([Request(tuple(tokens), GREEDY, max_tokens=1, cache_prompt=False)])
+        seconds = run.times[0] - start
+        return {"value": len(tokens) / seconds, "first_token": seconds}
+
+    def op_generate(self, tokens: list[int], n: int) -> Answer:
+        """The prompt may come from the prefix cache: it is not what is measured."""
+        self._waiting.reset()
+        (run,) = self._run([Request(tuple(tokens), GREEDY, max_tokens=1)])
+        self._waiting.reset()
+        start = time.perf_counter()
+        (run,) = self._run([Request(tuple(tokens), GREEDY, max_tokens=n)])
+        busy = run.times[-1] - start - self._waiting.seconds
+        seconds = run.times[-1] - run.times[0]
+        return {"value": (n - 1) / seconds, "host_ms": 1e3 * busy / n}
+
+    def op_streams(self, prompts: list[list[int]], n: int) -> Answer:
+        """Tokens per second of all streams together, while all of them generate."""
+        runs = self._run(
+            [Request(tuple(p), GREEDY, max_tokens=n, cache_prompt=False) for p in prompts]
+        )
+        start = max(run.times[0] for run in runs)
+        end = min(run.times[-1] for run in runs)
+        n_tokens = sum(start < at <= end for run in runs for at in run.times)
+        return {"value": n_tokens / (end - start)}
+
+    def op_memory(self) -> Answer:
+        """Peak resident memory of this process in MiB."""
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+        return {"value": int(peak) / 1024}
+
+    def _run(self, requests: Sequence[Request]) -> list[Run]:
+        runs = [Run(request) for request in requests]
+        for run in runs:
+            self.engine.submit(run.request, run.on_event)
+        for run in runs:
+            run.done.wait()
+            if run.failure:
+                raise RuntimeError(run.failure)
+            wanted = run.request.max_tokens
+            if len(run.tokens) != wanted:
+                raise RuntimeError(f"{len(run.tokens)} tokens generated instead of {wanted}")
+        return runs

@@ -1,0 +1,138 @@
+"""Attention over pages against NumPy in double precision, in every mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from launching import run
+from paged import PagedCache, attended, filled_cache, nan_rows
+
+from kernels.attention import (
+    PART,
+    AttentionInputs,
+    Mask,
+    attention,
+    plain_scratch,
+    split_scratch,
+    tile_queries,
+)
+from kernels.device import Device
+from kernels.kv import PAGE, KVShape
+from kernels.matmul import Activations
+from kernels.program import Programs
+from kernels.tensor import upload
+
+Floats = npt.NDArray[np.float32]
+MODES = ["tiles", "split", "plain"]
+LENGTHS = (5, 700, 33)
+QUERIES = ((1, 690, 10), (0, 0, 5), (2, 31, 2))  # sequence, first position, count
+WINDOWS = (0, 40, 300)
+# Sums of up to 256 products give a score, whose rounding is an exponent's.
+ROUNDING = 32 * 2.0**-24
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an attention layer; ``group`` query heads share a KV head."""
+
+    n_kv: int
+    group: int
+    head: int
+    head_v: int
+    types: tuple[str, str]
+    softcap: float = 0.0
+
+    @property
+    def n_heads(self) -> int:
+        return self.n_kv * self.group
+
+
+SHAPES = [
+    pytest.param(Shape(2, 3, 64, 64, ("f16", "f16")), id="64x3"),
+    pytest.param(Shape(3, 1, 32, 32, ("f32", "f32")), id="32"),
+    pytest.param(Shape(1, 7, 80, 80, ("f16", "f32"), softcap=5.0), id="80x7-softcap"),
+    pytest.param(Shape(2, 1, 128, 128, ("f32", "f16")), id="128"),
+    pytest.param(Shape(1, 3, 256, 256, ("f16", "f16")), id="256x3"),
+    pytest.param(Shape(2, 1, 96, 40, ("f32", "f32")), id="96-40"),
+]
+
+
+class Case:
+    """Queries of several sequences in one batch, over a random cache."""
+
+    def __init__(self, device: Device, programs: Programs, shape: Shape) -> None:
+        rng = np.random.default_rng(1)
+        self.device, self.programs, self.shape = device, programs, shape
+        kv = KVShape(shape.n_kv, shape.head, shape.head_v)
+        self.cache: PagedCache = filled_cache(device, programs, kv, LENGTHS, shape.types, rng)
+        self.places = [(s, first + i) for s, first, n in QUERIES for i in range(n)]
+        q = rng.standard_normal((len(self.places), shape.n_heads, shape.head), dtype=np.float32)
+        self.q = q * np.float32(2 * shape.head**-0.5)
+
+    def inputs(self, tile: int) -> tuple[AttentionInputs, tuple[int, int, int, int]]:
+        tiles, at = [], 0
+        for sequence, _, n in QUERIES:
+            tiles += [(at + i, min(tile, n - i), sequence, 0) for i in range(0, n, tile)]
+            at += n
+        positions = [position for _, position in self.places]
+        counts = (len(positions), 0, len(tiles), -(-max(positions) // PART))
+        arrays = (tiles, positions, self.cache.tables, counts)
+        tensors = (upload(self.device, np.array(array, np.int32)) for array in arrays)
+        return AttentionInputs(*tensors), counts
+
+    def run(self, mode: str, mask: Mask, out: Activations) -> None:
+        shape, layer = self.shape, self.cache.layer
+        plain = mode == "plain"
+        most = tile_queries(self.device, shape.n_heads, shape.n_kv, plain=plain)
+        inputs, counts = self.inputs(1 if mode == "split" else most)
+        n_ctx = self.cache.tables.shape[1] * PAGE
+        split = split_scratch(self.device, counts[2], shape.n_heads, layer.shape, n_ctx)
+        scores = plain_scratch(self.device, n_ctx)
+        padding = np.full((len(self.q), shape.n_kv * (shape.head + shape.head_v)), np.nan)
+        rows = np.concatenate([self.q.reshape(len(self.q), -1), padding], axis=1)
+        qkv = upload(self.device, rows.astype(np.float32))
+        run(
+            self.device, self.programs, counts,
+            lambda tape: attention(
+                tape, qkv, shape.n_heads, layer, inputs, out, mask,
+                split=split if mode == "split" else None, plain=scores if plain else None,
+            ),
+        )  # fmt: skip
+
+    def floats(self, mode: str, window: int) -> Floats:
+        n, width = len(self.places), self.shape.n_heads * self.shape.head_v
+        room = nan_rows(self.device, n + 1, width)
+        self.run(mode, self.mask(window), Activations(width, room))
+        result = read_rows(self.device, room)
+        assert np.isnan(result[n]).all()
+        return result[:n]
+
+    def mask(self, window: int) -> Mask:
+        return Mask(window, self.shape.softcap)
+
+    def expected(self, window: int) -> npt.NDArray[np.float64]:
+        options = {"window": window, "softcap": self.shape.softcap}
+        rows = [
+            attended(q.astype(np.float64), self.cache.k[s], self.cache.v[s], position, **options)
+            for q, (s, position) in zip(self.q, self.places, strict=True)
+        ]
+        return np.array(rows).reshape(len(rows), -1)
+
+
+def read_rows(device: Device, tensor: object) -> Floats:
+    from kernels.tensor import read
+
+    return read(tensor, None, device.queue)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention(device: Device, programs: Programs, shape: Shape, mode: str) -> None:
+    case = Case(device, programs, shape)
+    for window in WINDOWS:
+        error = np.abs(case.floats(mode, window) - case.expected(window)).max()
+        print(mode, window, error / 2.0**-24)
+        assert error <= ROUNDING, f"{window=}: {error / 2.0**-24:.0f} * 2**-24"
