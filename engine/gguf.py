@@ -33,7 +33,7 @@ _FILE_TYPES = {
     17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
     23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
-    38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
+    38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 _GUESSED = 1024  # a flag beside the file type
 
@@ -74,6 +74,12 @@ class GGUFFile:
         if not self._maps:
             raise ValueError(f"{self.path} is closed")
         return np.frombuffer(self._maps[info.part], np.uint8, info.n_bytes, info.offset)
+
+    def drop_pages(self) -> None:
+        """Let the system take back the memory of what was read; it is read again if needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapping in self._maps:
+                mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Give the file up. Views from ``data`` stay valid; the last one frees its mapping."""

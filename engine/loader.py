@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from engine.options import DEFAULT_SLOTS, EngineOptions, ModelInfo
 from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.weights import load_weights
+from engine.weights import allocate_weights, pack_weights
 from kernels.device import Device, DeviceError, DeviceInfo, open_device
 from kernels.kv import KV_TYPES, PAGE, KVPages
 from kernels.program import Programs
@@ -54,9 +55,9 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     template = _chat_template(gguf.metadata, tokenizer, options)
     try:
         device = _open_device(options)
+        runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
     except DeviceError as error:
         raise EngineError(str(error)) from error
-    runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, pages)
@@ -127,7 +128,7 @@ def _runner(
     progress: Callable[[float], None],
 ) -> tuple[Runner, KVPages]:
     programs = Programs(device)
-    weights = load_weights(gguf, h, device, programs, progress)
+    weights, jobs = allocate_weights(gguf, h, device)
     pages = KVPages(device, kv_shapes(h), sizes.n_pages, options.cache_type_k, options.cache_type_v)
     batch = Batch(
         device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
@@ -139,7 +140,10 @@ def _runner(
         n_ctx=sizes.n_ctx_slot, flash=options.flash_attn != "off",
     )  # fmt: skip
     runner = Runner(decoder, batch, pages)
-    runner.warm_up()
+    with ThreadPoolExecutor(1) as pool:  # programs build while the weights are packed
+        recorded = pool.submit(runner.warm_up)
+        pack_weights(gguf, jobs, device, programs, progress)
+        recorded.result()
     return runner, pages
 
 

@@ -1,7 +1,9 @@
 """A model's weights on the device: each layer's matrices packed, norms and biases as floats.
 
-Tensors are taken from the file one after another, so that no second copy of the model is
-ever in memory. What is in the file decides what a layer has.
+All memory is allocated first (``allocate_weights``), so that launches can be recorded, and
+their programs built, while the matrices are packed (``pack_weights``): one after another, so
+that no second copy of the model is ever in memory. What is in the file decides what a layer
+has.
 """
 
 from __future__ import annotations
@@ -20,8 +22,17 @@ from kernels.device import Device
 from kernels.norm import NormWeights
 from kernels.program import Programs
 from kernels.tensor import Tensor, upload
-from kernels.weights import ROWS, SUPPORTED_TYPES, Matrix, RawMatrix, pack
+from kernels.weights import (
+    ROWS,
+    SUPPORTED_TYPES,
+    Matrix,
+    PackJob,
+    RawMatrix,
+    place,
+    run_job,
+)
 
+DROP_BYTES = 32 << 20  # of the file, read before its pages are let go
 FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
 
 
@@ -61,26 +72,22 @@ class ModelWeights:
     n_bytes: int
 
 
-def load_weights(
-    gguf: GGUFFile,
-    hparams: Hyperparameters,
-    device: Device,
-    programs: Programs,
-    progress: Callable[[float], None],
-) -> ModelWeights:
-    """Pack every tensor of the model; ``progress`` gets the share that is done, 0 to 1.
+def allocate_weights(
+    gguf: GGUFFile, hparams: Hyperparameters, device: Device
+) -> tuple[ModelWeights, list[PackJob]]:
+    """The model's weights with the matrices still empty, and the jobs that fill them.
 
     Raises ModelError, before anything is allocated, for a tensor that is missing, of a wrong
     shape, or of a type without kernels.
     """
-    source = _Source(gguf, device, programs, progress)
+    source = _Source(gguf, device)
     source.check_types()
     layers = range(hparams.n_layers)
     for layer in layers:
         _check_layer(source, hparams, layer)
     embedding = source.matrix(["token_embd.weight"])
     output = embedding if not source.has("output.weight") else source.matrix(["output.weight"])
-    return ModelWeights(
+    weights = ModelWeights(
         embedding=embedding,
         layers=tuple(_layer(source, hparams, layer) for layer in layers),
         output_norm=source.norm("output_norm", hparams),
@@ -88,23 +95,34 @@ def load_weights(
         rope_factors=source.floats("rope_freqs.weight"),
         n_bytes=gguf.n_bytes,
     )
+    return weights, source.jobs
+
+
+def pack_weights(
+    gguf: GGUFFile,
+    jobs: Sequence[PackJob],
+    device: Device,
+    programs: Programs,
+    progress: Callable[[float], None],
+) -> None:
+    """Fill the matrices; ``progress`` gets the share that is done, 0 to 1."""
+    total, done, dropped = sum(job.part.data.nbytes for job in jobs), 0, 0
+    for job in jobs:
+        run_job(device, programs, job)
+        done += job.part.data.nbytes
+        if done - dropped >= DROP_BYTES:
+            gguf.drop_pages()
+            dropped = done
+        progress(done / total)
 
 
 class _Source:
-    """The file's tensors by name, with what has been taken so far."""
+    """The file's tensors by name, and the packing jobs of those that were asked for."""
 
-    def __init__(
-        self,
-        gguf: GGUFFile,
-        device: Device,
-        programs: Programs,
-        progress: Callable[[float], None],
-    ) -> None:
+    def __init__(self, gguf: GGUFFile, device: Device) -> None:
         self._gguf = gguf
         self._device = device
-        self._programs = programs
-        self._progress = progress
-        self._done = 0
+        self.jobs: list[PackJob] = []
 
     def has(self, name: str) -> bool:
         return name in self._gguf.tensors
@@ -133,10 +151,8 @@ class _Source:
         return RawMatrix(self._gguf.data(name), info.type, n_rows, n_cols)
 
     def matrix(self, names: Sequence[str], *, paired: bool = False) -> Matrix:
-        parts = [self.raw(name) for name in names]
-        matrix = pack(self._device, self._programs, parts, paired=paired)
-        self._done += sum(part.data.nbytes for part in parts)
-        self._progress(min(self._done / max(self._gguf.n_bytes, 1), 1.0))
+        matrix, jobs = place(self._device, [self.raw(name) for name in names], paired=paired)
+        self.jobs += jobs
         return matrix
 
     def floats(self, name: str) -> npt.NDArray[np.float32] | None:
@@ -146,9 +162,7 @@ class _Source:
         kind = self._gguf.tensors[name].type.name
         if kind not in FLOAT_TYPES:
             raise ModelError(f"{self._gguf.path}: tensor {name} is of type {kind}, not a float")
-        data = self._gguf.data(name)
-        self._done += data.nbytes
-        return data.view(FLOAT_TYPES[kind]).astype(np.float32)
+        return self._gguf.data(name).view(FLOAT_TYPES[kind]).astype(np.float32)
 
     def vector(self, name: str) -> Tensor | None:
         array = self.floats(name)

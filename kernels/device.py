@@ -32,7 +32,7 @@ NO_DRIVER = (
 
 
 class DeviceError(Exception):
-    """No usable OpenCL device; the message says what to do."""
+    """The device cannot do what was asked of it; the message says what and, if known, why."""
 
 
 @dataclass(frozen=True, slots=True)

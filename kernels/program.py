@@ -14,12 +14,12 @@ from typing import Any
 
 import pyopencl as cl
 
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 
 SOURCES = Path(__file__).resolve().parent
 
 
-class BuildError(Exception):
+class BuildError(DeviceError):
     """A kernel does not compile on this device; the message carries the compiler's log."""
 
 

@@ -55,6 +55,7 @@ _TYPES = (
     TensorType("MXFP4", 39, 32, 17),
     TensorType("NVFP4", 40, 64, 36),
     TensorType("Q1_0", 41, 128, 18),
+    TensorType("Q2_0", 42, 64, 18),
 )
 
 TENSOR_TYPES: dict[int, TensorType] = {kind.id: kind for kind in _TYPES}

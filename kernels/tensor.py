@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyopencl as cl
 
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,23 @@ class Tensor:
 def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:
     """Uninitialized device memory (committed by the system when first written)."""
     kind = np.dtype(dtype)
-    size = max(math.prod(shape) * kind.itemsize, 16)
-    return Tensor(cl.Buffer(device.context, cl.mem_flags.READ_WRITE, size), shape, kind)
+    return Tensor(allocate(device, math.prod(shape) * kind.itemsize), shape, kind)
+
+
+def allocate(device: Device, n_bytes: int) -> Any:
+    """A device buffer; DeviceError says how much could not be had."""
+    limit = device.max_allocation
+    if n_bytes > limit:
+        raise DeviceError(
+            f"{device.info.name}: a buffer of {n_bytes >> 20} MiB is needed, at most "
+            f"{limit >> 20} MiB can be allocated at once"
+        )
+    try:
+        return cl.Buffer(device.context, cl.mem_flags.READ_WRITE, max(n_bytes, 16))
+    except (cl.MemoryError, cl.RuntimeError) as error:
+        raise DeviceError(
+            f"{device.info.name}: no memory for a buffer of {n_bytes >> 20} MiB ({error})"
+        ) from error
 
 
 def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:

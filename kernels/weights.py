@@ -16,9 +16,11 @@ import pyopencl as cl
 from kernels.device import Device
 from kernels.program import Programs
 from kernels.quants import TensorType, by_name
+from kernels.tensor import allocate
 
 ROWS = 16  # rows side by side (lanes.cl)
 BLOCK = 32  # columns per block
+SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
 
 # Bytes per 32 columns of 16 rows: codes, and scales with the blocks that share them.
 LAYOUTS: dict[str, tuple[int, int, int]] = {
@@ -90,12 +92,24 @@ class RawMatrix:
     n_cols: int
 
 
-def pack(
-    device: Device, programs: Programs, parts: Sequence[RawMatrix], *, paired: bool = False
-) -> Matrix:
-    """Pack one matrix, or several of one type and width, below each other or paired.
+@dataclass(frozen=True, slots=True)
+class PackJob:
+    """One part of a matrix that still has to be packed into its buffer."""
 
-    Stacked parts but the last need a multiple of 16 rows. Raises ValueError otherwise.
+    matrix: Matrix
+    part: RawMatrix
+    row: int  # where its rows begin
+    stride: int  # every so many groups of 16 rows ...
+    offset: int  # ... from this one on
+
+
+def place(
+    device: Device, parts: Sequence[RawMatrix], *, paired: bool = False
+) -> tuple[Matrix, list[PackJob]]:
+    """Allocate one matrix for several of one type and width, below each other or paired.
+
+    Its contents come with the jobs. Stacked parts but the last need a multiple of 16 rows.
+    Raises ValueError otherwise.
     """
     first = parts[0]
     if any((p.type, p.n_cols) != (first.type, first.n_cols) for p in parts):
@@ -109,43 +123,59 @@ def pack(
     if paired:
         n_groups = -(-n_groups // 4) * 4  # a unit of the kernels is two pairs
     scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
-    buffer = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, max(n_bytes, 16))
+    buffer = allocate(device, n_bytes)
     if paired:
         cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
     matrix = Matrix(buffer, first.type, n_rows, first.n_cols, scales_at, n_bytes, paired)
-    row = 0
+    jobs, row = [], 0
     for i, part in enumerate(parts):
-        _pack_part(device, programs, matrix, part, row, (2, i) if paired else (1, 0))
+        stride, offset = (2, i) if paired else (1, 0)
+        jobs += [PackJob(matrix, s, row + at, stride, offset) for at, s in _slices(part)]
         row += 0 if paired else part.n_rows
-    return matrix
+    return matrix, jobs
 
 
-def _pack_part(
-    device: Device,
-    programs: Programs,
-    matrix: Matrix,
-    part: RawMatrix,
-    row: int,
-    groups: tuple[int, int],
-) -> None:
+def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
+    """A matrix in pieces of whole groups of rows, with the row that each begins with."""
+    row_bytes = part.data.nbytes // part.n_rows
+    step = max(SLICE_BYTES // row_bytes // ROWS, 1) * ROWS
+    return [
+        (
+            at,
+            RawMatrix(
+                part.data[at * row_bytes : end * row_bytes], part.type, end - at, part.n_cols
+            ),
+        )
+        for at in range(0, part.n_rows, step)
+        for end in (min(at + step, part.n_rows),)
+    ]
+
+
+def run_job(device: Device, programs: Programs, job: PackJob) -> None:
+    """Pack a part: its bytes are copied to the device and freed again."""
+    matrix, part = job.matrix, job.part
     kernel = programs.kernel("pack.cl", "pack", (matrix.define,))
-    flags = cl.mem_flags.READ_ONLY
-    raw = cl.Buffer(device.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=part.data)
+    flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+    raw = cl.Buffer(device.context, flags, hostbuf=part.data)
     kernel.set_args(
-        raw,
-        matrix.buffer,
-        np.uint64(matrix.scales_at),
-        np.int32(part.n_rows),
-        np.int32(matrix.n_blocks),
-        np.int32(row),
-        np.int32(groups[0]),
-        np.int32(groups[1]),
-    )
+        raw, matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
+        np.int32(matrix.n_blocks), np.int32(job.row), np.int32(job.stride), np.int32(job.offset),
+    )  # fmt: skip
     n_blocks = -(-matrix.n_cols // BLOCK)
     padded = -(-part.n_rows // ROWS) * ROWS
     cl.enqueue_nd_range_kernel(device.queue, kernel, (n_blocks, padded), None)
     device.queue.finish()
     raw.release()
+
+
+def pack(
+    device: Device, programs: Programs, parts: Sequence[RawMatrix], *, paired: bool = False
+) -> Matrix:
+    """``place`` and its jobs at once."""
+    matrix, jobs = place(device, parts, paired=paired)
+    for job in jobs:
+        run_job(device, programs, job)
+    return matrix
 
 
 def raw_matrix(data: npt.NDArray[np.uint8], type_name: str, n_rows: int, n_cols: int) -> RawMatrix:

@@ -27,7 +27,7 @@ class CompareWorker:
 
     def op_load(self, model: str) -> Answer:
         self._model = PeerModel(model, 0)
-        self._context = self._model.context(N_CTX)
+        self._context = self._model.context(N_CTX, flash=False)
         return {}
 
     def op_tokenize(self, text: str) -> Answer:

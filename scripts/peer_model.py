@@ -33,14 +33,14 @@ class PeerModel:
         self.n_vocab = int(llama.llama_vocab_n_tokens(self.vocab))
         self.has_window = llama.llama_model_n_swa(self.model) > 0
 
-    def context(self, n_ctx: int, n_sequences: int = 1) -> PeerContext:
-        """Room for ``n_sequences`` of ``n_ctx`` tokens each; flash attention, KV in f16."""
+    def context(self, n_ctx: int, n_sequences: int = 1, *, flash: bool = True) -> PeerContext:
+        """Room for ``n_sequences`` of ``n_ctx`` tokens each; KV in f16."""
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx * n_sequences
         params.n_batch, params.n_ubatch = N_BATCH, N_UBATCH
         params.n_seq_max = n_sequences
         params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.flash_attn_type = int(flash)
         params.swa_full = False  # as llama-server: windowed layers keep their window only
         context = llama.llama_init_from_model(self.model, params)
         if not context:

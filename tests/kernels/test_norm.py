@@ -80,7 +80,8 @@ def test_formulas(device: Device, programs: Programs, rows: Rows, formula: str) 
 def test_norm_of_the_sublayer_is_added_first(
     device: Device, programs: Programs, rows: Rows
 ) -> None:
-    x, out = upload(device, rows.x), Activations(rows.x.shape[1], values=empty(device, rows.x.shape))
+    x = upload(device, rows.x)
+    out = Activations(rows.x.shape[1], values=empty(device, rows.x.shape))
     weights = NormWeights(upload(device, rows.weight), EPS)
     post = upload(device, rows.y), upload(device, rows.post)
     run(device, programs, 7, lambda tape: norm(tape, x, weights, out, post=post))

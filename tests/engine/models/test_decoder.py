@@ -1,0 +1,133 @@
+"""Whole models against the logits of llama.cpp, and of exactly dequantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyopencl as cl
+import pytest
+from stepping import Floats, Stepper, nmse, sequence
+
+from engine.cache import PageCopy
+from kernels.device import Device
+from kernels.program import Programs
+
+FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
+QUANTIZED_NMSE = 2e-4  # int8 activations: 1.2e-4 to 1.4e-4
+MODELS = ["llama-dense", "qwen2-dense", "gemma3-dense"]
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
+
+Load = Callable[..., Stepper]
+
+
+@pytest.fixture(scope="session")
+def load(device: Device, programs: Programs, conformance_model: Callable[[str], Path]) -> Load:
+    """Loads a model of the conformance data once per device."""
+
+    @cache
+    def loaded(name: str, flash: bool = True) -> Stepper:
+        return Stepper(conformance_model(name), device, programs, flash=flash)
+
+    return loaded
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def data(shared: Path, name: str) -> tuple[list[int], Floats]:
+    """The tokens and the logits after each of them."""
+    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
+        return arrays["tokens"].tolist(), arrays["logits"]
+
+
+@pytest.mark.parametrize(
+    "counts", [[64], [40] + [1] * 24, [7, 20, 37]], ids=["whole", "one by one", "uneven"]
+)
+def test_prompts_in_every_division(
+    load: Load, name: str, data: tuple[list[int], Floats], counts: list[int]
+) -> None:
+    tokens, logits = data
+    assert nmse(load(name).run(sequence(tokens, 1, TABLE), counts), logits) <= FLOAT_NMSE
+
+
+@pytest.mark.parametrize("counts", [[64], [61, 1, 1, 1]], ids=["whole", "one by one"])
+def test_attention_without_fusion(
+    load: Load, name: str, data: tuple[list[int], Floats], counts: list[int]
+) -> None:
+    tokens, logits = data
+    result = load(name, flash=False).run(sequence(tokens, 1, TABLE), counts)
+    assert nmse(result, logits) <= FLOAT_NMSE
+
+
+def test_company_changes_nothing(
+    load: Load, device: Device, name: str, data: tuple[list[int], Floats]
+) -> None:
+    """Steps of prompts and of single tokens, mixed; on CPUs the bits are those of one alone."""
+    model, (tokens, logits) = load(name), data
+    rng = np.random.default_rng(1)
+    alone = model.run(sequence(tokens, 1, TABLE), [64])
+    me = sequence(tokens, 1, [4, 6])
+    others = [
+        sequence(rng.integers(model.n_vocab, size=90), slot, pages)
+        for slot, pages in ((0, [3, 7, 5]), (2, [9, 2, 11]))
+    ]
+    model.step((others[0], 35))
+    results = [
+        model.step((others[0], 1), (me, 30), (others[1], 5))[1],
+        model.step((others[0], 20), (me, 1), (others[1], 1))[1],
+        *(model.step((me, 1), (others[1], 1), (others[0], 1))[0] for _ in range(3)),
+        model.step((others[1], 40), (me, 30))[1],
+    ]
+    result = np.concatenate(results)
+    assert nmse(result, logits) <= FLOAT_NMSE
+    if device.is_simd:
+        assert np.array_equal(result, alone)
+
+
+def test_a_copied_page_serves_as_the_original(
+    load: Load, name: str, data: tuple[list[int], Floats]
+) -> None:
+    """The first page is shared; of the second, four rows are taken over."""
+    model, (tokens, logits) = load(name), data
+    model.run(sequence(tokens, 0, [12, 13]), [40])
+    heir = sequence(tokens, 1, [12, 14])
+    heir.n_computed = 36
+    result = model.step((heir, 28), copies=[PageCopy(13, 14, 4)])[0]
+    assert nmse(result, logits[36:]) <= FLOAT_NMSE
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
+    folder = shared / "conformance" / "quants"
+    path = folder / f"{type_name}.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not among the conformance data")
+    with np.load(path.with_suffix(".npz")) as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    n = len(tokens)
+    result = Stepper(path, device, programs).run(sequence(tokens, 1, TABLE), [n - 9] + [1] * 9)
+    bound = FLOAT_NMSE if type_name in ("F32", "F16", "BF16") else QUANTIZED_NMSE
+    assert nmse(result, logits) <= bound
+
+
+def test_a_step_replays_without_setting_an_argument(
+    load: Load, name: str, data: tuple[list[int], Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (tokens, _) = load(name), data
+    seq = sequence(tokens, 1, TABLE)
+    model.run(seq, [33, 1])  # records both kinds of step, if they are new
+    seq.n_computed = 0
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError("a kernel's argument was set")
+
+    for method in ("set_arg", "set_args", "__call__"):
+        monkeypatch.setattr(cl.Kernel, method, forbidden)
+    model.run(seq, [20, 1, 40, 1])

@@ -1,0 +1,109 @@
+"""Recorded launches: what changes from step to step lies in buffers and grids alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyopencl as cl
+import pytest
+
+import kernels.tape
+from kernels.device import Device
+from kernels.matmul import Activations
+from kernels.norm import NormWeights, norm
+from kernels.program import BuildError, Programs
+from kernels.tape import MAX_GEOMETRIES, OUTPUTS, PARTS, TILES, TOKENS, Per, Tape
+from kernels.tensor import Tensor, read, upload, write, zeros
+
+
+class Copying:
+    """A tape that copies rows of ``x`` to ``out``: as many as there are tokens."""
+
+    def __init__(self, device: Device, programs: Programs, count: int = TOKENS) -> None:
+        self.x = upload(device, np.arange(48, dtype=np.float32).reshape(3, 16))
+        self.out: Tensor = zeros(device, (3, 16))
+        self.tape = Tape(device, programs)
+        out = Activations(16, values=self.out)
+        norm(self.tape, self.x, NormWeights(None, 0.0), out, count=count)
+
+
+@pytest.mark.parametrize(
+    ("per", "size"),
+    [
+        (Per(TOKENS), 5), (Per(OUTPUTS), 3), (Per(TILES), 8), (Per(PARTS), 0),
+        (Per(TOKENS, 2), 3), (Per(TOKENS, 5), 1), (Per(TILES, 8, 64), 64), (Per(PARTS, 4, 9), 0),
+    ],
+)  # fmt: skip
+def test_grids_follow_counts(per: Per, size: int) -> None:
+    assert per.size((5, 3, 8, 0)) == size
+
+
+def test_replay_reads_what_lies_in_the_buffers(device: Device, programs: Programs) -> None:
+    step = Copying(device, programs)
+    step.tape.run((2, 0, 0, 0))
+    result = read(step.out, None, device.queue)
+    assert result[:2].tolist() == np.arange(32).reshape(2, 16).tolist()
+    assert not result[2].any()
+    write(device, step.x, np.full((3, 16), 7, np.float32))
+    step.tape.run((3, 0, 0, 0))
+    assert np.all(read(step.out, None, device.queue) == 7)
+
+
+def test_launches_of_nothing_are_skipped(device: Device, programs: Programs) -> None:
+    step = Copying(device, programs, OUTPUTS)
+    step.tape.run((3, 0, 0, 0))
+    assert not read(step.out, None, device.queue).any()
+    step.tape.run((3, 1, 0, 0))
+    assert read(step.out, None, device.queue)[0, 1] == 1
+
+
+def test_no_argument_is_set_while_it_runs(
+    device: Device, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("set_args", "set_arg", "__call__"):
+        original = getattr(cl.Kernel, name)
+
+        def counted(self, *args, _name=name, _original=original, **options):
+            calls.append(_name)
+            return _original(self, *args, **options)
+
+        monkeypatch.setattr(cl.Kernel, name, counted)
+    step = Copying(device, programs)
+    assert calls, "recording binds the arguments"
+    calls.clear()
+    for n in (1, 3, 2, 3):
+        step.tape.run((n, 0, 0, 0))
+    device.finish()
+    assert calls == []
+
+
+def test_sizes_of_grids_are_kept_for_the_latest_counts(
+    device: Device, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Copying(device, programs, OUTPUTS)
+    computed: list[int] = []
+    original = kernels.tape.Launch.global_size
+
+    def counted(self: kernels.tape.Launch, counts: tuple[int, ...]) -> tuple[int, ...]:
+        computed.append(counts[0])
+        return original(self, counts)
+
+    monkeypatch.setattr(kernels.tape.Launch, "global_size", counted)
+    for n in (1, 2, 1, 2):
+        step.tape.run((n, 0, 0, 0))
+    assert computed == [1, 2]
+    for n in range(3, MAX_GEOMETRIES + 3):
+        step.tape.run((n, 0, 0, 0))
+    step.tape.run((1, 0, 0, 0))
+    assert computed == [*range(1, MAX_GEOMETRIES + 3), 1]
+
+
+def test_a_kernel_that_does_not_compile(device: Device, programs: Programs) -> None:
+    with pytest.raises(BuildError, match=r"embed\.cl with .*TYPE_Q99"):
+        programs.kernel("embed.cl", "embed", ["TYPE_Q99"])
+
+
+def test_programs_are_built_once(device: Device, programs: Programs) -> None:
+    first = programs.build("embed.cl", ["TYPE_F32"])
+    assert programs.build("embed.cl", ["TYPE_F32"]) is first
+    assert programs.build("embed.cl", ["TYPE_F16"]) is not first
