@@ -2,7 +2,8 @@
 
 The loop is: take the inbox, plan, forward, sample, commit. ``submit`` and ``cancel`` may be
 called from any thread; events come from the engine's. A fault in the loop ends every open
-stream with ``Failed`` and turns ``healthy`` off; nothing is left hanging.
+stream with ``Failed`` and turns ``healthy`` off; nothing is left hanging. A fault in the
+sampling of one request ends that request only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +20,11 @@ from typing import TYPE_CHECKING
 
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
-from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.errors import ContextOverflowError, EngineError, EngineStoppedError, RequestError
 from engine.loader import list_devices, load_model
 from engine.options import EngineOptions, ModelInfo
 from engine.output import Output
+from engine.pace import Pace
 from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
 from engine.sampling import Sampler
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineOptions", "Ticket", "list_devices", "load_engine"]
 
 log = logging.getLogger(__name__)
-JOIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +61,7 @@ class Engine:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
+        self._pace = Pace(scheduler.max_tokens)
         self._streams: dict[int, Stream] = {}  # by the id of their sequence
         self._inbox: deque[tuple[str, Stream]] = deque()
         self._wake = threading.Condition()
@@ -94,12 +97,12 @@ class Engine:
         self._post("cancel", ticket.stream, refuse=False)
 
     def close(self) -> None:
-        """End every stream and the thread."""
+        """End every stream and the thread; waits for the step that is running."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_SECONDS)
+            self._thread.join()
 
     def _check(self, request: Request) -> None:
         if not request.prompt:
@@ -134,7 +137,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                plan = self._scheduler.plan()
+                plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
         except Exception as error:
@@ -169,13 +172,17 @@ class Engine:
         for seq in plan.started:
             self._streams[seq.id].start()
         rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
+        began = time.perf_counter()
         logits = self._runner.forward(plan.chunks, plan.copies, rows)
+        n_tokens = sum(chunk.count for chunk in plan.chunks)
+        self._pace.note(n_tokens, time.perf_counter() - began)
         self._scheduler.advance(plan)
         for row, values in zip(rows, logits, strict=True):
-            self._deliver(row, values)
+            self._try_deliver(row, values)
         for chunk in plan.chunks:
-            if chunk.is_final and chunk.seq.request.max_tokens == 0:
-                self._end(self._streams[chunk.seq.id], "limit")
+            stream = self._streams.get(chunk.seq.id)
+            if stream and chunk.is_final and stream.request.max_tokens == 0:
+                self._end(stream, "limit")
 
     def _rows(self, chunk: Chunk) -> list[OutputRow]:
         """The rows of logits that a chunk asks for."""
@@ -192,16 +199,34 @@ class Engine:
             OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick) for i, pick in enumerate(picks)
         ]
 
-    def _deliver(self, row: OutputRow, logits: RowLogits) -> None:
+    def _try_deliver(self, row: OutputRow, logits: RowLogits) -> None:
+        """Deliver a row; what goes wrong with it ends its request, and no other.
+
+        Parameters that no token can be drawn with are not all known before; a fault of the
+        device shows in the next forward, too.
+        """
+        stream = self._streams.get(row.chunk.seq.id)
+        if stream is None:  # an earlier row of its chunk has ended it
+            return
+        try:
+            self._deliver(stream, row, logits)
+        except Exception as error:
+            if not isinstance(error, EngineError):
+                log.exception("a request has failed")
+            self._leave(stream)
+            stream.fail(str(error) or type(error).__name__)
+
+    def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""
-        seq = row.chunk.seq
-        stream = self._streams[seq.id]
+        seq = stream.seq
         if row.chunk.outputs == "all":
             stream.score_prompt(row.position, logits)
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
             return
         self._scheduler.append(seq, stream.sample(logits))
-        if stream.reason is not None:
+        if stream.deaf:
+            self._end(stream, "cancelled")
+        elif stream.reason is not None:
             self._end(stream, stream.reason)
         elif self._scheduler.is_full(seq):
             self._end(stream, "limit", truncated=True)
@@ -209,10 +234,13 @@ class Engine:
             self._end(stream, "limit")
 
     def _end(self, stream: Stream, reason: str, truncated: bool = False) -> None:
-        """The one place where a request leaves the engine."""
-        self._scheduler.finish(stream.seq)
-        del self._streams[stream.seq.id]
+        self._leave(stream)
         stream.finish(reason, truncated)  # type: ignore[arg-type]
+
+    def _leave(self, stream: Stream) -> None:
+        """The one place where a request leaves the engine; idempotent."""
+        self._scheduler.finish(stream.seq)
+        self._streams.pop(stream.seq.id, None)
 
 
 def load_engine(

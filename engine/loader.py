@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import kernels.device as devices
 from engine.batch import Batch
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
-from engine.errors import EngineError
+from engine.errors import EngineError, ModelError
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.models.arch import Hyperparameters, read_hyperparameters
 from engine.models.decoder import Decoder, kv_shapes
 from engine.models.table import find_architecture
 from engine.options import DEFAULT_SLOTS, EngineOptions, ModelInfo
+from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -26,6 +28,7 @@ from kernels.device import Device, DeviceError, DeviceInfo, open_device
 from kernels.kv import KV_TYPES, PAGE, KVPages
 from kernels.program import Programs
 
+log = logging.getLogger(__name__)
 LOGITS_BYTES = 64 << 20  # room for rows of logits, unless the slots need more
 
 
@@ -52,15 +55,18 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     sizes = _sizes(hparams, options)
     _check_cache_types(options)
     tokenizer = load_tokenizer(gguf.metadata)
+    _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
     try:
         device = _open_device(options)
         runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
+        if options.profile:
+            _log_profile(path, runner, sizes)
     except DeviceError as error:
         raise EngineError(str(error)) from error
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
-        runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, pages)
+        runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, runner, pages)
     )
 
 
@@ -106,6 +112,15 @@ def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
     )
 
 
+def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:
+    """Every token that can be drawn has a text, and every one of the text an embedding."""
+    if tokenizer.n_vocab != h.n_vocab:
+        raise ModelError(
+            f"{gguf.path}: the tokenizer has {tokenizer.n_vocab} tokens, "
+            f"token_embd.weight {h.n_vocab} rows"
+        )
+
+
 def _check_cache_types(options: EngineOptions) -> None:
     for name in (options.cache_type_k, options.cache_type_v):
         if name not in KV_TYPES:
@@ -147,6 +162,11 @@ def _runner(
     return runner, pages
 
 
+def _log_profile(path: Path, runner: Runner, sizes: _Sizes) -> None:
+    steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
+    log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
+
+
 def _chat_template(
     metadata: Mapping[str, Any], tokenizer: Tokenizer, options: EngineOptions
 ) -> ChatTemplate:
@@ -161,7 +181,9 @@ def _chat_template(
     return ChatTemplate(source, bos_token=text(tokenizer.bos_id), eos_token=text(tokenizer.eos_id))
 
 
-def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, pages: KVPages) -> ModelInfo:
+def _info(
+    gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner, pages: KVPages
+) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
         path=gguf.path,
@@ -181,4 +203,5 @@ def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, pages: KVPages) ->
         device_name=device.info.name,
         driver=f"{device.info.platform}, {device.info.driver}",
         kv_bytes=pages.n_bytes,
+        token_bytes=runner.token_bytes,
     )

@@ -25,6 +25,7 @@ class EngineOptions:
     n_threads: int = -1
     chat_template: str | None = None  # Jinja source or the name of a built-in one
     kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
+    profile: bool = False  # measure the kernels after loading and log the times
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +47,4 @@ class ModelInfo:
     device_name: str
     driver: str
     kv_bytes: int
+    token_bytes: int = 0  # of weights, read for a token that is computed alone

@@ -15,7 +15,7 @@ from engine.models.decoder import AttentionMode, Decoder, Mode
 from engine.scheduler import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages
-from kernels.tape import Tape
+from kernels.tape import Counts, Tape
 from kernels.tensor import read, read_row
 from kernels.topk import MAX_K, Found, parse
 
@@ -71,7 +71,7 @@ class Runner:
     """Carries out plans. Lives in the engine's thread: OpenCL kernels are not thread-safe."""
 
     def __init__(self, decoder: Decoder, batch: Batch, pages: KVPages) -> None:
-        self._decoder, self._batch, self._pages = decoder, batch, pages
+        self._decoder, self._batch, self.pages = decoder, batch, pages
         self._tapes: dict[Mode, Tape] = {}
 
     def warm_up(self) -> None:
@@ -81,20 +81,30 @@ class Runner:
         self._tape(self._mode(1, 1, "split"))
         self._tape(self._mode(PROMPT_TILE, 1, "tiles"))
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads."""
+        launches = self._tape(self._mode(1, 1, "single")).launches
+        return sum(launch.work.weight_bytes for launch in launches)
+
     def forward(
         self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
     ) -> list[RowLogits]:
         """Compute a plan; the logits of ``rows`` hold until the next forward."""
         for copy in copies:
-            self._pages.copy_page(copy.source, copy.target)
+            self.pages.copy_page(copy.source, copy.target)
+        tape, counts = self.prepare(chunks, rows)
+        tape.run(counts)
+        records = read(self._batch.found, len(rows), self._decoder.queue)
+        return [RowLogits(self, i, record) for i, record in enumerate(records)]
+
+    def prepare(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]) -> tuple[Tape, Counts]:
+        """Write a step's inputs to the device; what is left is to run its launches."""
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
         tape = self._tape(self._mode(n_tokens, len(rows), attention))
         tile = self._decoder.tile_queries if attention == "tiles" else 1
-        counts = self._batch.fill(chunks, rows, tile)
-        tape.run(counts)
-        records = read(self._batch.found, len(rows), self._decoder.queue)
-        return [RowLogits(self, i, record) for i, record in enumerate(records)]
+        return tape, self._batch.fill(chunks, rows, tile)
 
     def read_logits(self, index: int) -> npt.NDArray[Any]:
         return read_row(self._decoder.logits, index, self._decoder.queue)

@@ -144,14 +144,16 @@ class Scheduler:
         self._n_arrived += 1
         self.waiting.append(seq)
 
-    def plan(self) -> Plan | None:
-        """The next forward, or None if nothing is to be computed."""
+    def plan(self, most_tokens: int | None = None) -> Plan | None:
+        """The next forward, of at most so many prompt tokens; None: nothing to compute."""
         self._make_room()
         chunks = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
         n_tokens = self.max_tokens - len(chunks)
         n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
         if chunks:
             n_tokens = min(n_tokens, self.prompt_chunk)
+        if most_tokens is not None:
+            n_tokens = min(n_tokens, most_tokens)
         plan = Plan(chunks)
         prompts = [seq for seq in self.running if seq.n_pending > 1]
         while n_tokens > 0:

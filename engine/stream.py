@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 from engine.output import Output
 from engine.request import (
-    Delta,
     Event,
     Failed,
     Finished,
@@ -21,6 +21,8 @@ from engine.request import (
 from engine.runner import RowLogits
 from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
 from engine.scheduler import Sequence
+
+log = logging.getLogger(__name__)
 
 
 class Pieces(Protocol):
@@ -45,6 +47,7 @@ class Stream:
         self._scores: list[TokenScore | None] = [None]
         self._started_at = self._first_at = self._last_at = 0.0
         self.ended = False
+        self.deaf = False  # on_event has failed: nobody hears the rest
 
     @property
     def request(self) -> Request:
@@ -146,8 +149,15 @@ class Stream:
         self.ended = True
         self._emit(event)
 
-    def _emit(self, event: Event | Delta) -> None:
-        self._on_event(event)
+    def _emit(self, event: Event) -> None:
+        """Hand an event over. A receiver's fault is its own: it must not end the others."""
+        if self.deaf:
+            return
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("the receiver of a request's events has failed")
+            self.deaf = True
 
     def timings(self) -> Timings:
         started = self._started_at or self._last_at

@@ -8,7 +8,7 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ def allocate_weights(
     """
     source = _Source(gguf, device)
     source.check_types()
+    _check_ends(source, hparams)
     layers = range(hparams.n_layers)
     for layer in layers:
         _check_layer(source, hparams, layer)
@@ -145,6 +146,12 @@ class _Source:
                 f"{self._gguf.path}: tensor {name} has shape {info.shape}, not {tuple(shape)}"
             )
 
+    def check_optional(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """The shapes of those of these tensors that the file has."""
+        for name, shape in shapes.items():
+            if self.has(name):
+                self.check_shape(name, shape)
+
     def raw(self, name: str) -> RawMatrix:
         info = self._gguf.tensors[name]
         n_cols, n_rows = info.shape
@@ -172,11 +179,20 @@ class _Source:
         return upload(self._device, array)
 
     def norm(self, name: str, hparams: Hyperparameters) -> NormWeights:
-        self.check_shape(f"{name}.weight", (hparams.n_embd,))
         return NormWeights(
             self.vector(f"{name}.weight"), hparams.eps, self.vector(f"{name}.bias"),
             hparams.arch.layer_norm,
         )  # fmt: skip
+
+
+def _check_ends(source: _Source, h: Hyperparameters) -> None:
+    """What comes before the layers and after them."""
+    source.check_shape("token_embd.weight", (h.n_embd, h.n_vocab))
+    source.check_shape("output_norm.weight", (h.n_embd,))
+    source.check_optional({
+        "output_norm.bias": (h.n_embd,), "output.weight": (h.n_embd, h.n_vocab),
+        "output.bias": (h.n_vocab,), "rope_freqs.weight": (h.n_rot // 2,),
+    })  # fmt: skip
 
 
 def _check_layer(source: _Source, h: Hyperparameters, layer: int) -> None:
@@ -190,6 +206,17 @@ def _check_layer(source: _Source, h: Hyperparameters, layer: int) -> None:
     for name in ("ffn_gate", "ffn_up"):
         source.check_shape(f"{b}{name}.weight", (h.n_embd, h.n_ff[layer]))
     source.check_shape(f"{b}ffn_down.weight", (h.n_ff[layer], h.n_embd))
+    for name in ("attn_norm", "ffn_norm"):
+        source.check_shape(f"{b}{name}.weight", (h.n_embd,))
+    lengths = {
+        "attn_norm.bias": h.n_embd, "ffn_norm.bias": h.n_embd, "attn_q.bias": q_rows,
+        "attn_k.bias": k_rows, "attn_v.bias": v_rows, "attn_output.bias": h.n_embd,
+        "attn_q_norm.weight": h.head, "attn_k_norm.weight": h.head,
+        "post_attention_norm.weight": h.n_embd, "ffn_gate.bias": h.n_ff[layer],
+        "ffn_up.bias": h.n_ff[layer], "ffn_down.bias": h.n_embd,
+        "post_ffw_norm.weight": h.n_embd,
+    }  # fmt: skip
+    source.check_optional({f"{b}{name}": (length,) for name, length in lengths.items()})
 
 
 def _layer(source: _Source, h: Hyperparameters, layer: int) -> LayerWeights:

@@ -1,19 +1,31 @@
-// Activation functions and the integer quantization of activations, for vectors of 16.
+// Activation functions, for floats and vectors alike, and the integer quantization of
+// activations in vectors of 16. GLU(gate, up): the product in the middle of a gated FFN;
+// GLU_LIMIT bounds its factors.
 
-#if defined(GLU_SILU)
-#define GLU silu
-#elif defined(GLU_GELU)
-#define GLU gelu
-#endif
-
-INLINE float16 silu(float16 x) { return x / (1.0f + exp(-x)); }
-
+#define SIGMOID(x) (1.0f / (1.0f + exp(-(x))))
+#define SILU(x) ((x) / (1.0f + exp(-(x))))
 // The tanh approximation: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), with
 // 1 + tanh(y) = 2 - 2 / (exp(2y) + 1).
-INLINE float16 gelu(float16 x) {
-    const float16 y = 0.79788456080286535588f * x * (1.0f + 0.044715f * x * x);
-    return x - x / (exp(2.0f * y) + 1.0f);
-}
+#define GELU(x) \
+    ((x) - (x) / (exp(1.59576912160573071176f * (x) * (1.0f + 0.044715f * (x) * (x))) + 1.0f))
+#define RELU(x) fmax(x, 0.0f)
+#define RELU2(x) (fmax(x, 0.0f) * fmax(x, 0.0f))
+#define SOFTPLUS(x) (fmax(x, 0.0f) + log1p(exp(-fabs(x))))
+
+#if defined(GLU_SILU) && defined(GLU_LIMIT)
+#define GLU(g, u) (SILU(fmin(g, GLU_LIMIT)) * clamp(u, -GLU_LIMIT, GLU_LIMIT))
+#elif defined(GLU_SILU_LATE)  // bounded after the activation
+#define GLU(g, u) (fmin(SILU(g), GLU_LIMIT) * clamp(u, -GLU_LIMIT, GLU_LIMIT))
+#elif defined(GLU_SILU)
+#define GLU(g, u) (SILU(g) * (u))
+#elif defined(GLU_GELU)
+#define GLU(g, u) (GELU(g) * (u))
+#elif defined(GLU_RELU)
+#define GLU(g, u) (RELU(g) * (u))
+#elif defined(GLU_SWIGLU_OAI)  // gpt-oss
+#define OAI_GATE(g) (fmin(g, 7.0f) * SIGMOID(1.702f * fmin(g, 7.0f)))
+#define GLU(g, u) (OAI_GATE(g) * (clamp(u, -7.0f, 7.0f) + 1.0f))
+#endif
 
 INLINE float max16(float16 v) {
     float8 a = fmax(v.lo, v.hi);

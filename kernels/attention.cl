@@ -22,5 +22,35 @@
 #define CAPPED(s) (s)
 #endif
 
-// First key that any query from position `pos` on may see.
-INLINE int first_key(int pos, int window) { return window > 0 ? max(0, pos - window + 1) : 0; }
+// First key that any query from position `pos` on may see: of the last `window` ones, with
+// CHUNKED of those in its own stretch of so many.
+INLINE int first_key(int pos, int window) {
+#ifdef CHUNKED
+    return window > 0 ? pos / window * window : 0;
+#else
+    return window > 0 ? max(0, pos - window + 1) : 0;
+#endif
+}
+
+// ALIBI: slopes[head] times the distance to a key is subtracted from its score.
+// SINKS: sinks[head] is the score of one more key, whose value is zero.
+#ifdef ALIBI
+#define SLOPES_ARG , global const float* slopes
+#define SLOPES , slopes
+#else
+#define SLOPES_ARG
+#define SLOPES
+#endif
+#ifdef SINKS
+#define SINKS_ARG , global const float* sinks
+#define OUTPUT_FACTOR(m, l, head) output_factor(m, l, sinks[head])
+#else
+#define SINKS_ARG
+#define OUTPUT_FACTOR(m, l, head) (1.0f / (l))
+#endif
+
+// What turns the sum of weighted values into their mean.
+INLINE float output_factor(float m, float l, float sink) {
+    const float top = fmax(m, sink), f = exp(m - top);
+    return f / fma(l, f, exp(sink - top));
+}

@@ -17,6 +17,7 @@ from kernels.matmul import Activations
 from kernels.norm import quantize
 from kernels.tape import PARTS, TILES, Grid, Per, Tape
 from kernels.tensor import Tensor, empty
+from kernels.work import Work
 
 PART = 256  # keys per part (attention.cl)
 ROWS_PER_ITEM = 6  # query rows that a simd work-item takes through a page together
@@ -36,10 +37,26 @@ class AttentionInputs:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none."""
+    """window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none.
+
+    chunked: the window is the query's own stretch of so many tokens, not the last ones.
+    slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
+    [heads], the score of one more key without a value.
+    """
 
     window: int = 0
     softcap: float = 0.0
+    chunked: bool = False
+    slopes: Tensor | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def defines(self) -> list[str]:
+        flags = {
+            "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "ALIBI": self.slopes is not None,
+            "SINKS": self.sinks is not None,
+        }  # fmt: skip
+        return [name for name, on in flags.items() if on]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +117,39 @@ def attention(
     queries = 1 if split else min(queries or most, most)
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv}", f"PAGE={PAGE}",
-        f"QB={queries}", *layer.defines, *(["SOFTCAP"] if mask.softcap else []),
+        f"QB={queries}", *layer.defines, *mask.defines,
     ]  # fmt: skip
     args: list[object] = [
         qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
         inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
         layer.k.buffer, layer.v.buffer, np.int32(mask.window), np.float32(mask.softcap),
+        *(t.buffer for t in (mask.slopes, mask.sinks) if t is not None),
     ]  # fmt: skip
     fused = out.quantized and out.values is None
+    work = _work(n_heads, layer, mask)
     if split:
-        _split(tape, n_heads, layer, inputs, out, mask, split, defines, args, fused)
+        _split(tape, n_heads, layer, inputs, out, mask, split, defines, args, fused, work)
     elif plain:
         items = PLAIN_ITEMS[tape.device.family]
         args += [_values(out), plain.buffer.buffer, np.int32(plain.width)]
         args += [inputs.counts.buffer, np.int32(TILES)]
-        tape.add("attention_plain.cl", "attention", defines, args, (items,))
+        tape.add("attention_plain.cl", "attention", defines, args, (items,), work=work)
     else:
         defines += ["QUANTIZE_OUT"] if fused else []
         args += _outputs(out, fused)
-        _launch(tape, defines, args, (shape.n_kv if simd else n_heads, Per(TILES)))
+        _launch(tape, defines, args, (shape.n_kv if simd else n_heads, Per(TILES)), work)
     if out.quantized and not fused:
         quantize(tape, out)
+
+
+def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
+    shape = layer.shape
+    k_bytes, v_bytes = layer.k.dtype.itemsize, layer.v.dtype.itemsize
+    return Work(
+        key_bytes=shape.n_kv * (shape.head * k_bytes + shape.head_v * v_bytes),
+        pair_macs=n_heads * (shape.head + shape.head_v),
+        window=mask.window,
+    )
 
 
 def _split(
@@ -134,23 +163,25 @@ def _split(
     defines: list[str],
     args: list[object],
     fused: bool,
+    work: Work,
 ) -> None:
     args += [scratch.buffer.buffer, np.int32(scratch.width)]
     heads = layer.shape.n_kv if tape.device.is_simd else n_heads
-    _launch(tape, [*defines, "SPLIT"], args, (Per(PARTS), heads, Per(TILES)))
+    _launch(tape, [*defines, "SPLIT"], args, (Per(PARTS), heads, Per(TILES)), work)
     merge: list[object] = [
         scratch.buffer.buffer, np.int32(scratch.width), inputs.tiles.buffer,
-        inputs.positions.buffer, np.int32(mask.window), *_outputs(out, fused),
+        inputs.positions.buffer, np.int32(mask.window),
+        *([mask.sinks.buffer] if mask.sinks is not None else []), *_outputs(out, fused),
     ]  # fmt: skip
     grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
-    names = [d for d in defines if d.startswith(("HD", "PAGE"))]
+    names = [d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED"))]
     names += ["QUANTIZE_OUT"] if fused else []
     tape.add("attention_combine.cl", "combine", names, merge, grid)
 
 
-def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid) -> None:
+def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid, work: Work) -> None:
     if tape.device.is_simd:
-        tape.add("attention_simd.cl", "attention", defines, args, grid)
+        tape.add("attention_simd.cl", "attention", defines, args, grid, work=work)
         return
     first = grid[0]
     wide = (
@@ -161,7 +192,7 @@ def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid) -> N
     local = (SIMT_GROUP,) + (1,) * (len(grid) - 1)
     tape.add(
         "attention_simt.cl", "attention", [*defines, f"WG={SIMT_GROUP}"], args,
-        (wide, *grid[1:]), local,
+        (wide, *grid[1:]), local, work,
     )  # fmt: skip
 
 

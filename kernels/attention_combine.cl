@@ -6,7 +6,7 @@
 #include "attention.cl"
 
 kernel void combine(global const float* partial, int max_parts, global const int4* tiles,
-                    global const int* positions, int window,
+                    global const int* positions, int window SINKS_ARG,
 #ifdef QUANTIZE_OUT
                     global short* out_q, global float2* out_d
 #else
@@ -33,7 +33,7 @@ kernel void combine(global const float* partial, int max_parts, global const int
         if (n > 16) hi = fma(hi, (float16)(a), vload16(1, p + 32 * c) * b);
         m = top;
     }
-    const float inverse = 1.0f / l;
+    const float inverse = OUTPUT_FACTOR(m, l, head);
 #ifdef QUANTIZE_OUT
     out_d[at * (HDV / 32) + c] = quantize32(lo * inverse, hi * inverse, out_q + at * HDV + c * 32);
 #else

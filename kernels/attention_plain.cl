@@ -9,7 +9,7 @@
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const k_t* k_cache, global const v_t* v_cache, int window,
-                      float softcap, global float* out, global float* scratch, int scratch_stride,
+                      float softcap SLOPES_ARG SINKS_ARG, global float* out, global float* scratch, int scratch_stride,
                       global const int* counts, int count_at) {
     const int n_heads = n_kv * G;
     global float* s = scratch + (size_t)get_global_id(0) * scratch_stride;
@@ -26,7 +26,11 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             global const k_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
             float sum = 0;
             for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_K(k + d * PAGE), sum);
-            s[key - first] = CAPPED(sum);
+            sum = CAPPED(sum);
+#ifdef ALIBI
+            sum += slopes[head] * (key - pos);
+#endif
+            s[key - first] = sum;
             m = fmax(m, s[key - first]);
         }
         for (int d = 0; d < HDV; d++) acc[d] = 0;
@@ -37,6 +41,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             l += p;
             for (int d = 0; d < HDV; d++) acc[d] = fma(p, LOAD_V(v + d), acc[d]);
         }
-        for (int d = 0; d < HDV; d++) out[((size_t)t * n_heads + head) * HDV + d] = acc[d] / l;
+        const float factor = OUTPUT_FACTOR(m, l, head);
+        for (int d = 0; d < HDV; d++)
+            out[((size_t)t * n_heads + head) * HDV + d] = acc[d] * factor;
     }
 }

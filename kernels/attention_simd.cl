@@ -32,6 +32,8 @@ INLINE void page_scores(const float* q, global const k_t* k, float16 s[RB][HALVE
     }
 }
 
+#define ZERO_TO_15 (float16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+
 INLINE float16 masked(float16 s, int key, int pos, int window) {
     const int16 keys = key + (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const int16 seen = (keys <= pos) & (keys >= first_key(pos, window));
@@ -68,7 +70,8 @@ typedef struct {
 // One part: keys of pages [page, end) for queries from position pos on.
 INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
                         global const v_t* v_cache, global const int* table, int n_kv, int h,
-                        int page, int end, int pos, int kv_end, int window, float softcap) {
+                        int page, int end, int pos, int kv_end, int window,
+                        float softcap SLOPES_ARG) {
     for (int r = 0; r < RB; r++) {
         state->m[r] = M_NONE;
         state->l[r] = 0;
@@ -85,6 +88,10 @@ INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
             float16 top = M_NONE;
             for (int i = 0; i < HALVES; i++) {
                 s[r][i] = CAPPED(s[r][i]);
+#ifdef ALIBI
+                s[r][i] += slopes[h * G + r % G] *
+                           (ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
+#endif
                 if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window);
                 top = fmax(top, s[r][i]);
             }
@@ -118,7 +125,7 @@ INLINE void merge(State* total, const State* part) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const k_t* k_cache, global const v_t* v_cache, int window,
-                      float softcap,
+                      float softcap SLOPES_ARG SINKS_ARG,
 #if defined(SPLIT)
                       global float* partial, int max_parts
 #elif defined(QUANTIZE_OUT)
@@ -146,7 +153,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     }
 #define ATTEND(state, begin)                                                                   \
     attend_part(state, q, k_cache, v_cache, table, n_kv, h, max(first_page, begin),             \
-                min(last_page, (begin) + PART_PAGES), pos, kv_end, window, softcap)
+                min(last_page, (begin) + PART_PAGES), pos, kv_end, window,  \
+                softcap SLOPES)
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;
@@ -170,7 +178,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     for (int r = 0; r < nq * G; r++) {
         const int head = h * G + r % G;
         const size_t at = (size_t)(t0 + r / G) * (n_kv * G) + head;
-        const float inverse = 1.0f / total.l[r];
+        const float inverse = OUTPUT_FACTOR(total.m[r], total.l[r], head);
 #ifdef QUANTIZE_OUT
         for (int c = 0; c < VECTORS; c += 2)
             out_d[at * (HDV / 32) + c / 2] =

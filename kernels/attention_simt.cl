@@ -39,7 +39,7 @@ INLINE float reduce_sum(float v, local float* shared) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const k_t* k_cache, global const v_t* v_cache, int window,
-                      float softcap,
+                      float softcap SLOPES_ARG SINKS_ARG,
 #ifdef SPLIT
                       global float* partial, int max_parts
 #else
@@ -75,6 +75,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             s = 0;
             for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_K(k + d * PAGE), s);
             s = CAPPED(s);
+#ifdef ALIBI
+            s += slopes[head] * (key - pos);
+#endif
         }
         const float top = fmax(m, reduce_max(s, shared));
         const float factor = exp(m - top), e = exp(s - top);
@@ -104,7 +107,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         o[HDV_PADDED + 1] = l;
     }
 #else
+    const float factor = OUTPUT_FACTOR(m, l, head);
     for (int d = lid; d < HDV; d += WG)
-        out[((size_t)t * n_heads + head) * HDV + d] = acc[d / WG] / l;
+        out[((size_t)t * n_heads + head) * HDV + d] = acc[d / WG] * factor;
 #endif
 }

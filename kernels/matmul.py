@@ -15,10 +15,11 @@ from kernels.device import Device
 from kernels.tape import TOKENS, Grid, Per, Tape
 from kernels.tensor import Tensor, empty
 from kernels.weights import BLOCK, ROWS, Matrix
+from kernels.work import Work
 
 SIMT_SLICES = 8
 SIMT_TILE_TOKENS = 32
-GLU_ACTIVATIONS = ("silu", "gelu")
+GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "relu", "swiglu_oai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +143,18 @@ def _launch(
     count: int,
     unit: int,
 ) -> None:
+    work = Work(weight_bytes=w.n_bytes, macs=w.n_rows * w.n_cols, count=count)
     if tape.device.is_simd:
         grid, local = _simd_grid(tape.device, w, tile, count, unit)
-        tape.add("matmul_simd.cl", "matmul", [*defines, f"NT={tile}"], args, grid, local)
+        tape.add("matmul_simd.cl", "matmul", [*defines, f"NT={tile}"], args, grid, local, work)
     elif tile < SIMT_TILE_TOKENS:
         defines += [f"NT={tile}", f"SLICES={SIMT_SLICES}"]
         groups = -(-w.n_groups // unit)
         grid = (groups * ROWS * SIMT_SLICES, Per(count, tile))
-        tape.add("matvec_simt.cl", "matmul", defines, args, grid, (ROWS * SIMT_SLICES, 1))
+        tape.add("matvec_simt.cl", "matmul", defines, args, grid, (ROWS * SIMT_SLICES, 1), work)
     else:
         grid = (-(-w.n_groups // 4) * 64, Per(count, SIMT_TILE_TOKENS))
-        tape.add("matmul_simt.cl", "matmul", defines, args, grid, (64, 1))
+        tape.add("matmul_simt.cl", "matmul", defines, args, grid, (64, 1), work)
 
 
 def _simd_grid(

@@ -133,7 +133,7 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
 #endif
             CALL_DOT(4 * u + 2 * i, h[i]);
             CALL_DOT(4 * u + 2 * i + 1, up);
-            for (int t = 0; t < nt; t++) h[i][t] = GLU(h[i][t]) * up[t];
+            for (int t = 0; t < nt; t++) h[i][t] = GLU(h[i][t], up[t]);
         }
         for (int t = 0; t < nt; t++) {
 #ifdef QUANTIZE_OUT

@@ -7,6 +7,7 @@
 
 #include "lanes.cl"
 #include "unpack.cl"
+#include "activation.cl"
 
 #define TILE_TOKENS 32
 #define PER_ITEM 8
@@ -15,16 +16,6 @@
 #define X_ARGS global const short* x, global const float2* xd
 #else
 #define X_ARGS global const float* x
-#endif
-
-#if defined(GLU_SILU)
-#define GLU(x) ((x) / (1.0f + exp(-(x))))
-#elif defined(GLU_GELU)
-INLINE float gelu(float x) {
-    const float y = 0.79788456080286535588f * x * (1.0f + 0.044715f * x * x);
-    return x - x / (exp(2.0f * y) + 1.0f);
-}
-#define GLU gelu
 #endif
 
 kernel __attribute__((reqd_work_group_size(64, 1, 1)))
@@ -113,7 +104,7 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             gate += bias[(get_group_id(0) * 4 + i) * ROWS + lane];
             up += bias[(get_group_id(0) * 4 + i + 1) * ROWS + lane];
 #endif
-            o[row] = GLU(gate) * up;
+            o[row] = GLU(gate, up);
         }
 #else
         for (int i = 0; i < 4; i++) {

@@ -7,6 +7,7 @@
 
 #include "lanes.cl"
 #include "unpack.cl"
+#include "activation.cl"
 
 #if defined(ACT_INT)
 #define X_ARGS global const short2* x, global const float2* xd
@@ -74,16 +75,6 @@ INLINE float sum_slices(float v, int slice, int lane, local float* partial) {
     return total;
 }
 
-#if defined(GLU_SILU)
-#define GLU(x) ((x) / (1.0f + exp(-(x))))
-#elif defined(GLU_GELU)
-INLINE float gelu(float x) {
-    const float y = 0.79788456080286535588f * x * (1.0f + 0.044715f * x * x);
-    return x - x / (exp(2.0f * y) + 1.0f);
-}
-#define GLU gelu
-#endif
-
 kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
                    global const int* counts, int count_at,
 #ifdef BIAS
@@ -114,7 +105,7 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
         v += bias[2 * g * ROWS + lane];
         u += bias[(2 * g + 1) * ROWS + lane];
 #endif
-        v = GLU(v) * u;
+        v = GLU(v, u);
 #endif
         if (slice == 0 && row < n_rows) {
             global float* o = out + (size_t)(t0 + t) * out_stride + out_offset + row;

@@ -1,11 +1,12 @@
 // Normalization of rows, and what is done with its result, in one pass.
 //
-// Work-group of WG items (1 on CPUs): one row (token) of n_cols values.
+// Work-group of WG items (1 on CPUs), group: n_cols values of a row (token); rows of x are
+// `stride` apart and begin at `offset`.
 // NORM_RMS, NORM_LAYER, NORM_NONE   the formula; NORM_NONE only converts
-// POST     x += norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
+// WEIGHT, BIAS                      what the normalized values are multiplied with, and added to
+// POST     x += rms_norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
 // QUANTIZE out is integer activations (activation.cl; n_cols a multiple of 32), else float
 // GATHER   row t of the output is row rows[t] of x
-// BIAS     the layer norm's bias
 
 #include "lanes.cl"
 #include "activation.cl"
@@ -46,10 +47,14 @@ INLINE float moment(global const float* x, int n, float mean, int power, local f
     return sum_group(total, partial);
 }
 
+INLINE float rms_factor(global const float* x, int n, float eps, local float* partial) {
+    return 1.0f / sqrt(moment(x, n, 0.0f, 2, partial) / n + eps);
+}
+
 // (mean, factor) that normalize a row.
 INLINE float2 statistics(global const float* x, int n, float eps, local float* partial) {
 #if defined(NORM_RMS)
-    return (float2)(0.0f, 1.0f / sqrt(moment(x, n, 0.0f, 2, partial) / n + eps));
+    return (float2)(0.0f, rms_factor(x, n, eps, partial));
 #elif defined(NORM_LAYER)
     const float mean = moment(x, n, 0.0f, 1, partial) / n;
     return (float2)(mean, 1.0f / sqrt(moment(x, n, mean, 2, partial) / n + eps));
@@ -58,26 +63,28 @@ INLINE float2 statistics(global const float* x, int n, float eps, local float* p
 #endif
 }
 
-#ifdef NORM_NONE
+#if defined(NORM_NONE)
 #define NORMED(load) load(x)
 #elif defined(BIAS)
 #define NORMED(load) ((load(x) - s.x) * s.y * load(weight) + load(bias))
-#else
+#elif defined(WEIGHT)
 #define NORMED(load) ((load(x) - s.x) * s.y * load(weight))
+#else
+#define NORMED(load) ((load(x) - s.x) * s.y)
 #endif
 #define FIRST(p) vload16(0, p + i)
 #define SECOND(p) vload16(1, p + i)
 #define SCALAR(p) p[i]
 
-kernel void norm(global float* x, int n_cols, float eps,
-#ifndef NORM_NONE
+kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
+#ifdef WEIGHT
                  global const float* weight,
 #endif
 #ifdef BIAS
                  global const float* bias,
 #endif
 #ifdef POST
-                 global const float* y, global const float* post_weight,
+                 global const float* y, global const float* post_weight, float post_eps,
 #endif
 #ifdef GATHER
                  global const int* rows,
@@ -85,7 +92,7 @@ kernel void norm(global float* x, int n_cols, float eps,
 #ifdef QUANTIZE
                  global short* out_q, global float2* out_d
 #else
-                 global float* out
+                 global float* out, int out_stride, int out_offset
 #endif
 ) {
 #if WG > 1
@@ -94,15 +101,19 @@ kernel void norm(global float* x, int n_cols, float eps,
     local float* partial = 0;
 #endif
     const size_t t = get_group_id(0);
+    const int group = get_group_id(1);
 #ifdef GATHER
     const size_t row = rows[t];
 #else
     const size_t row = t;
 #endif
-    x += row * n_cols;
+    x += row * stride + offset + group * n_cols;
+#ifdef WEIGHT
+    weight += group * n_cols;
+#endif
 #ifdef POST
     y += row * n_cols;
-    const float factor = statistics(y, n_cols, eps, partial).y;
+    const float factor = rms_factor(y, n_cols, post_eps, partial);
     for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG)
         vstore16(FIRST(x) + FIRST(y) * factor * FIRST(post_weight), 0, x + i);
     if (LID == 0)
@@ -113,12 +124,13 @@ kernel void norm(global float* x, int n_cols, float eps,
 #endif
     const float2 s = statistics(x, n_cols, eps, partial);
 #ifdef QUANTIZE
-    out_q += t * n_cols;
-    out_d += t * (n_cols / 32);
+    const size_t at = t * get_num_groups(1) + group;
+    out_q += at * n_cols;
+    out_d += at * (n_cols / 32);
     for (int i = 32 * LID; i < n_cols; i += 32 * WG)
         out_d[i / 32] = quantize32(NORMED(FIRST), NORMED(SECOND), out_q + i);
 #else
-    out += t * n_cols;
+    out += t * out_stride + out_offset + group * n_cols;
     for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG) vstore16(NORMED(FIRST), 0, out + i);
     if (LID == 0)
         for (int i = n_cols & ~15; i < n_cols; i++) out[i] = NORMED(SCALAR);

@@ -21,12 +21,23 @@ class NormWeights:
     eps: float
     bias: Tensor | None = None
     layer: bool = False  # layer norm instead of RMS norm
+    weightless: bool = False  # a norm without weight; else one without weight does nothing
 
     @property
     def defines(self) -> list[str]:
-        if self.weight is None:
+        if self.weight is None and not self.weightless:
             return ["NORM_NONE"]
-        return ["NORM_LAYER" if self.layer else "NORM_RMS"] + ["BIAS"] * (self.bias is not None)
+        parts = ["WEIGHT"] * (self.weight is not None) + ["BIAS"] * (self.bias is not None)
+        return ["NORM_LAYER" if self.layer else "NORM_RMS", *parts]
+
+
+@dataclass(frozen=True, slots=True)
+class PostNorm:
+    """x += rms_norm(y) * weight, before anything else; y: float32 [n, n_cols]."""
+
+    y: Tensor
+    weight: Tensor
+    eps: float
 
 
 def norm(
@@ -36,36 +47,47 @@ def norm(
     out: Activations,
     *,
     count: int = TOKENS,
-    post: tuple[Tensor, Tensor] | None = None,
+    times: int = 1,
+    post: PostNorm | None = None,
     rows: Tensor | None = None,
+    offset: int = 0,
+    out_offset: int = 0,
+    groups: int = 1,
 ) -> None:
     """out[t] = norm(x[t]) (or x[rows[t]]), as floats, quantized, or both: what ``out`` has.
 
-    ``post`` = (y, weight): x[t] += rms_norm(y[t]) * weight before that.
+    Of a row of x the out.n_cols values from ``offset`` on are normalized, in ``groups`` of
+    equal size each by itself; floats go to ``out_offset`` of a row of out.values, which may be
+    x. There are ``times`` rows for each of counts[count].
     """
     group = 1 if tape.device.is_simd else SIMT_GROUP
     defines = [*weights.defines, f"WG={group}"]
-    args: list[object] = [x.buffer, np.int32(out.n_cols), np.float32(weights.eps)]
+    n_cols = out.n_cols // groups
+    args: list[object] = [
+        x.buffer, np.int32(n_cols), np.int32(x.shape[-1]), np.int32(offset),
+        np.float32(weights.eps),
+    ]  # fmt: skip
     args += [t.buffer for t in (weights.weight, weights.bias) if t is not None]
     if post is not None:
         defines.append("POST")
-        args += [post[0].buffer, post[1].buffer]
+        args += [post.y.buffer, post.weight.buffer, np.float32(post.eps)]
     if rows is not None:
         defines.append("GATHER")
         args.append(rows.buffer)
     if out.values is not None:
-        args.append(out.values.buffer)
+        args += [out.values.buffer, np.int32(out.values.shape[-1]), np.int32(out_offset)]
     elif out.codes is not None and out.scales is not None:
         defines.append("QUANTIZE")
         args += [out.codes.buffer, out.scales.buffer]
-    tape.add("norm.cl", "norm", defines, args, (Per(count, 1, group),), (group,))
+    grid = (Per(count, 1, group * times), groups)
+    tape.add("norm.cl", "norm", defines, args, grid, (group, 1))
     if out.values is not None and out.quantized:
-        quantize(tape, out, count=count)
+        quantize(tape, out, count=count, times=times)
 
 
-def quantize(tape: Tape, x: Activations, *, count: int = TOKENS) -> None:
+def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1) -> None:
     """Fill the codes and scales of ``x`` from its values."""
     if x.values is None or not x.quantized:
         raise ValueError("quantize needs both values and codes")
     codes = Activations(x.n_cols, codes=x.codes, scales=x.scales)
-    norm(tape, x.values, NormWeights(None, 0.0), codes, count=count)
+    norm(tape, x.values, NormWeights(None, 0.0), codes, count=count, times=times)

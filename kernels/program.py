@@ -23,6 +23,36 @@ class BuildError(DeviceError):
     """A kernel does not compile on this device; the message carries the compiler's log."""
 
 
+class _Quiet:
+    """No warnings while any thread builds: compilers' remarks are not for users.
+
+    ``catch_warnings`` alone is not made for threads: two that overlap leave the filters of the
+    one that began later.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 class Programs:
     """The built programs of one device. Thread-safe: loading builds several at a time."""
 
@@ -48,8 +78,7 @@ class Programs:
     def _compile(self, source: str, defines: Sequence[str]) -> cl.Program:
         text = (SOURCES / source).read_text(encoding="utf-8")
         options = [f"-I{SOURCES}", *(f"-D{define}" for define in defines)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # compilers' remarks are not for users
+        with _quiet:
             try:
                 program = cl.Program(self._device.context, text)
                 built: cl.Program = program.build(options=options)

@@ -4,8 +4,13 @@
 // rope_kv: work-item (head, token); heads are Q's, then K's, then V's, side by side in a row of
 // qkv. Q is rotated in place and multiplied by `scale`; K and V go to their page. The token's
 // place is slots[t] = page * PAGE + row.
-// NEOX: pairs (i, i + N_ROT/2), else (2i, 2i + 1).   QK_NORM: RMS norm per head before.
-// NO_ROPE: no rotation.
+// NEOX         pairs (i, i + N_ROT/2), else (2i, 2i + 1), of a head's values from ROT_AT on
+// NO_ROPE      no rotation
+// QK_NORM      each head of Q and K is normalized before the rotation, with NORM_AFTER after it:
+//              RMS, or with NORM_LAYER layer norm. Value i of head h is multiplied with
+//              weight[h * W_HEAD + i * W_ITEM], if there is one (Q_WEIGHT, K_WEIGHT).
+// CLAMP        values of Q, K and V are first bounded by +-clamp_to
+// TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
 
 #include "lanes.cl"
 #include "kv.cl"
@@ -28,9 +33,9 @@ INLINE void rotate(float* v, global const float* table) {
     for (int i = 0; i < HALF_ROT; i++) {
         const float c = table[i], s = table[HALF_ROT + i];
 #ifdef NEOX
-        const int a = i, b = i + HALF_ROT;
+        const int a = ROT_AT + i, b = a + HALF_ROT;
 #else
-        const int a = 2 * i, b = 2 * i + 1;
+        const int a = ROT_AT + 2 * i, b = a + 1;
 #endif
         const float x = v[a], y = v[b];
         v[a] = x * c - y * s;
@@ -39,26 +44,71 @@ INLINE void rotate(float* v, global const float* table) {
 #endif
 }
 
-INLINE void load_head(global const float* x, global const float* weight, float eps, float* v) {
-    float squares = 0;
-    for (int i = 0; i < HD; i++) v[i] = x[i];
+#ifdef CLAMP
+#define CLAMPED(v) clamp(v, -clamp_to, clamp_to)
+#else
+#define CLAMPED(v) (v)
+#endif
+
+INLINE void normalize(float* v, global const float* weight, int head, float eps) {
 #ifdef QK_NORM
-    for (int i = 0; i < HD; i++) squares = fma(v[i], v[i], squares);
+    float mean = 0, squares = 0;
+#ifdef NORM_LAYER
+    for (int i = 0; i < HD; i++) mean += v[i];
+    mean /= HD;
+#endif
+    for (int i = 0; i < HD; i++) squares = fma(v[i] - mean, v[i] - mean, squares);
     const float factor = 1.0f / sqrt(squares / HD + eps);
-    for (int i = 0; i < HD; i++) v[i] *= factor * weight[i];
+    for (int i = 0; i < HD; i++) {
+        v[i] = (v[i] - mean) * factor;
+        if (weight) v[i] *= weight[head * W_HEAD + i * W_ITEM];
+    }
+#endif
+}
+
+// A head of Q or K, normalized and rotated.
+INLINE void load_head(global const float* x, global const float* table,
+                      global const float* weight, int head, float eps, float clamp_to, float* v) {
+    for (int i = 0; i < HD; i++) v[i] = CLAMPED(x[i]);
+#ifdef NORM_AFTER
+    rotate(v, table);
+    normalize(v, weight, head, eps);
+#else
+    normalize(v, weight, head, eps);
+    rotate(v, table);
 #endif
 }
 
 kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float* table,
                     global const int* slots, global k_t* k_cache, global v_t* v_cache,
                     float scale
+#ifdef CLAMP
+                    , float clamp_to
+#endif
 #ifdef QK_NORM
-                    , global const float* q_norm, global const float* k_norm, float eps
+                    , float eps
+#endif
+#ifdef Q_WEIGHT
+                    , global const float* q_weight
+#endif
+#ifdef K_WEIGHT
+                    , global const float* k_weight
+#endif
+#ifdef TEMPERATURE
+                    , global const int* positions, float growth, float step, float shift
 #endif
 ) {
+#ifndef CLAMP
+    const float clamp_to = 0;
+#endif
 #ifndef QK_NORM
-    global const float *q_norm = 0, *k_norm = 0;
     const float eps = 0;
+#endif
+#ifndef Q_WEIGHT
+    global const float* q_weight = 0;
+#endif
+#ifndef K_WEIGHT
+    global const float* k_weight = 0;
 #endif
     const int head = get_global_id(0), t = get_global_id(1);
     const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
@@ -67,20 +117,21 @@ kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float
     float v[HD];
     if (head < n_heads) {
         global float* q = qkv + head * HD;
-        load_head(q, q_norm, eps, v);
-        rotate(v, table);
+        load_head(q, table, q_weight, head, eps, clamp_to, v);
+#ifdef TEMPERATURE
+        scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
+#endif
         for (int i = 0; i < HD; i++) q[i] = v[i] * scale;
     } else if (head < n_heads + n_kv) {
         const int h = head - n_heads;
         global k_t* k = K_PAGE(k_cache, page, n_kv, h) + row;
-        load_head(qkv + head * HD, k_norm, eps, v);
-        rotate(v, table);
+        load_head(qkv + head * HD, table, k_weight, h, eps, clamp_to, v);
         for (int i = 0; i < HD; i++) STORE_K(v[i], k + i * PAGE);
     } else {
         const int h = head - n_heads - n_kv;
         global const float* x = qkv + (n_heads + n_kv) * HD + h * HDV;
         global v_t* o = V_PAGE(v_cache, page, n_kv, h) + row * HDV_PADDED;
-        for (int i = 0; i < HDV; i++) STORE_V(x[i], o + i);
+        for (int i = 0; i < HDV; i++) STORE_V(CLAMPED(x[i]), o + i);
         for (int i = HDV; i < HDV_PADDED; i++) STORE_V(0.0f, o + i);
     }
 }

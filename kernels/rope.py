@@ -13,10 +13,48 @@ from kernels.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RopeStyle:
-    """n_rot: rotated values of a head; neox: pairs (i, i + n_rot/2), else (2i, 2i + 1)."""
+    """n_rot: rotated values of a head, from ``begin`` on; neox: pairs (i, i + n_rot/2), else
+    (2i, 2i + 1)."""
 
     n_rot: int
     neox: bool
+    begin: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """The norm of each head of Q and K: a weight of [head], of [heads, head] for heads that
+    have their own, of [heads, 1] for heads with one factor, or none."""
+
+    eps: float
+    q: Tensor | None = None
+    k: Tensor | None = None
+    layer: bool = False  # layer norm instead of RMS norm
+    after: bool = False  # after the rotation
+
+    def defines(self, head: int) -> list[str]:
+        weight = self.q or self.k
+        shape = (head,) if weight is None else weight.shape
+        strides = (0, 1) if len(shape) == 1 else (shape[1], int(shape[1] > 1))
+        flags = {
+            "NORM_LAYER": self.layer, "NORM_AFTER": self.after, "Q_WEIGHT": self.q is not None,
+            "K_WEIGHT": self.k is not None,
+        }  # fmt: skip
+        names = [name for name, on in flags.items() if on]
+        return ["QK_NORM", f"W_HEAD={strides[0]}", f"W_ITEM={strides[1]}", *names]
+
+    def args(self) -> list[object]:
+        return [np.float32(self.eps), *(w.buffer for w in (self.q, self.k) if w is not None)]
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Q of position p is multiplied with 1 + growth * log(1 + floor((p + shift) / step))."""
+
+    positions: Tensor
+    growth: float
+    step: int
+    shift: float
 
 
 def rope_table(
@@ -40,12 +78,14 @@ def rope_kv(
     *,
     style: RopeStyle,
     scale: float,
-    norms: tuple[Tensor, Tensor] | None = None,
-    eps: float = 0.0,
+    norm: HeadNorm | None = None,
+    clamp: float = 0.0,
+    temperature: Temperature | None = None,
 ) -> None:
     """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
 
-    qkv: float32 [n, (n_heads + n_kv) * head + n_kv * head_v].
+    qkv: float32 [n, (n_heads + n_kv) * head + n_kv * head_v], bounded by ``clamp`` if that is
+    not 0.
     """
     shape = layer.shape
     width = (n_heads + shape.n_kv) * shape.head + shape.n_kv * shape.head_v
@@ -53,15 +93,24 @@ def rope_kv(
         raise ValueError(f"rows of qkv have {qkv.shape[-1]} values, not {width}")
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
-        *(["NEOX"] if style.neox else []), *(["NO_ROPE"] if table is None else []),
-        *layer.defines,
+        f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
+        *(["NO_ROPE"] if table is None else []), *layer.defines,
     ]  # fmt: skip
     rotation = table or slots  # an argument that NO_ROPE does not read
     args: list[object] = [
         qkv.buffer, np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
         layer.k.buffer, layer.v.buffer, np.float32(scale),
     ]  # fmt: skip
-    if norms is not None:
-        defines.append("QK_NORM")
-        args += [norms[0].buffer, norms[1].buffer, np.float32(eps)]
+    if clamp:
+        defines.append("CLAMP")
+        args.append(np.float32(clamp))
+    if norm is not None:
+        defines += norm.defines(shape.head)
+        args += norm.args()
+    if temperature is not None:
+        defines.append("TEMPERATURE")
+        args += [
+            temperature.positions.buffer, np.float32(temperature.growth),
+            np.float32(temperature.step), np.float32(temperature.shift),
+        ]  # fmt: skip
     tape.add("rope.cl", "rope_kv", defines, args, (n_heads + 2 * shape.n_kv, Per(TOKENS)))

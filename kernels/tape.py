@@ -16,6 +16,7 @@ import pyopencl as cl
 
 from kernels.device import Device
 from kernels.program import Programs
+from kernels.work import NO_WORK, Work
 
 # What a step counts, in the order of the `counts` buffer that kernels read.
 TOKENS, OUTPUTS, TILES, PARTS = range(4)
@@ -47,6 +48,7 @@ class Launch:
     grid: Grid
     local: tuple[int, ...]
     name: str
+    work: Work = NO_WORK
 
     def global_size(self, counts: Counts) -> tuple[int, ...]:
         return tuple(g.size(counts) if isinstance(g, Per) else g for g in self.grid)
@@ -69,12 +71,16 @@ class Tape:
         args: Sequence[Any],
         grid: Grid,
         local: tuple[int, ...] | None = None,
+        work: Work = NO_WORK,
     ) -> None:
-        """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch."""
+        """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch.
+
+        ``work`` is what profiles compare its time with.
+        """
         kernel = self.programs.kernel(source, name, defines)
         kernel.set_args(*args)
         label = f"{name}({' '.join(defines)})"
-        self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label))
+        self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
 
     def run(self, counts: Counts) -> None:
         """Enqueue every launch for a step of these counts; does not wait."""

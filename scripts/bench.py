@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -72,9 +73,10 @@ class Plan:
             self.measurements.append(self._streams(options.streams))
 
     def _fits(self, n: int, what: str) -> bool:
-        if n + 1 >= self.n_ctx:
+        fits = bool(n + 1 < self.n_ctx)
+        if not fits:
             self.skipped.append(f"{what} of {n} tokens: the context has {self.n_ctx}")
-        return n + 1 < self.n_ctx
+        return fits
 
     def _tokens(self, n: int) -> list[int]:
         low = min(300, self._n_vocab // 4)  # above special tokens and bytes
@@ -135,6 +137,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("-m", "--model", type=Path, required=True, help="GGUF file")
     add("--device", help="as serve --device")
+    add("--kernel-family", choices=("simd", "simt"), help="as serve --kernel-family")
+    add("--profile", action="store_true", help="log each kernel's time, as a part of loading")
     add("--threads", type=int, default=0, help="CPU threads of both; 0: every core")
     add("--prompts", type=numbers, default=(512, 2048), help="lengths (default 512,2048)")
     add("--generate", type=int, default=128, help="tokens to generate (default 128)")
@@ -161,7 +165,8 @@ def numbers(text: str) -> tuple[int, ...]:
 def load(options: argparse.Namespace, plan: Plan, ready: Row) -> EngineSubject:
     subject = EngineSubject(
         options.model, n_ctx=plan.n_ctx, n_slots=options.streams, device=options.device,
-        n_threads=options.threads,
+        n_threads=options.threads, kernel_family=options.kernel_family,
+        profile=options.profile,
     )  # fmt: skip
     ready.ours.append(subject.load_seconds)
     return subject
@@ -173,6 +178,17 @@ def start_peer(options: argparse.Namespace, plan: Plan, ready: Row) -> tuple[Pee
     answer = peer.ask("load", model=str(options.model), n_ctx=plan.n_ctx, n_threads=options.threads)
     ready.peer.append(answer["value"])
     return peer, f"{answer['version']} ({answer['system'].strip()})"
+
+
+def bandwidth_share(subject: EngineSubject, plan: Plan, facts: dict[str, str]) -> Row:
+    """How much of the memory's measured read bandwidth one stream's weights take."""
+    bandwidth, token_bytes = subject.ask("bandwidth")["value"], subject.engine.info.token_bytes
+    facts["memory read"] = f"{bandwidth / 1e9:.1f} GB/s measured on the device"
+    facts["weights per token"] = f"{token_bytes / 1e6:.1f} MB"
+    generate = next(m.row for m in plan.measurements if m.op == "generate")
+    row = Row(f"share of memory read, {generate.name}", "%")
+    row.ours += [100 * rate * token_bytes / bandwidth for rate in generate.ours]
+    return row
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -197,16 +213,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         memory.ours.append(subject.ask("memory")["value"])
         if peer:
             memory.peer.append(peer.ask("memory")["value"])
+        share = bandwidth_share(subject, plan, facts)
     finally:
         subject.close()
         if peer:
             peer.close()
-    rows = [*(m.row for m in plan.measurements), host, ready, memory]
+    rows = [*(m.row for m in plan.measurements), share, host, ready, memory]
     return {"facts": facts, "busy": busy, "rows": rows, "skipped": plan.skipped}
 
 
 def main() -> int:
     options = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         result = run(options)
     except (EngineError, PeerError) as error:

@@ -12,6 +12,9 @@ from typing import Any
 from engine import runner
 from engine.engine import Engine, EngineOptions, load_engine
 from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from kernels.device import open_device
+from kernels.profile import read_bandwidth
+from kernels.program import Programs
 
 Answer = dict[str, Any]
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -66,7 +69,15 @@ class EngineSubject:
     """A loaded engine; every measurement answers with ``value`` and maybe more."""
 
     def __init__(
-        self, model: Path, *, n_ctx: int, n_slots: int, device: str | None, n_threads: int
+        self,
+        model: Path,
+        *,
+        n_ctx: int,
+        n_slots: int,
+        device: str | None,
+        n_threads: int,
+        kernel_family: str | None = None,
+        profile: bool = False,
     ) -> None:
         """``n_ctx``: tokens of each of the ``n_slots`` slots; ``n_threads``: 0 for all."""
         options = EngineOptions(
@@ -74,7 +85,10 @@ class EngineSubject:
             n_parallel=n_slots,
             device=device,
             n_threads=n_threads or -1,
+            kernel_family=kernel_family,
+            profile=profile,
         )
+        self._options = options
         start = time.perf_counter()
         self.engine: Engine = load_engine(model, options)
         self.load_seconds = time.perf_counter() - start
@@ -119,6 +133,11 @@ class EngineSubject:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
         return {"value": int(peak) / 1024}
+
+    def op_bandwidth(self) -> Answer:
+        """Bytes per second that the device reads; needs memory of its own."""
+        device = open_device(self._options.device, n_threads=self._options.n_threads)
+        return {"value": read_bandwidth(device, Programs(device))}
 
     def _run(self, requests: Sequence[Request]) -> list[Run]:
         runs = [Run(request) for request in requests]

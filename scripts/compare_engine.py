@@ -25,7 +25,8 @@ class CompareEngine:
         self._engine.close()
 
     def encode(self, text: str) -> list[int]:
-        return self._engine.tokenizer.encode(text, add_special=True, parse_special=False)
+        ids: list[int] = self._engine.tokenizer.encode(text, add_special=True, parse_special=False)
+        return ids
 
     def greedy(self, prompt: list[int], n: int) -> list[int]:
         run = Run(Request(tuple(prompt), GREEDY, max_tokens=n))

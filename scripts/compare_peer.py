@@ -5,11 +5,13 @@
 Two bars, each exit code 1 if it is missed:
 
 - Along llama.cpp's own greedy continuations, our likeliest token is llama.cpp's wherever its
-  two highest logits are more than 0.3 apart. (Nearer ones may differ: both quantize the
-  activations, each in its own way.)
+  two highest logits are more than 0.3 apart. (Nearer ones may differ: llama.cpp
+  rounds activations to 8 bits.)
 - Our perplexity over a few pages of text is within 0.5 % of llama.cpp's.
 
-That both make the same tokens of the text is checked too. How far a free greedy run of ours
+With --exact llama.cpp computes with the same weights dequantized to 32-bit floats, so that
+the bars measure our error alone and not what is between two; this is the test of the engine.
+That both make the same tokens of the texts is checked too. How far a free greedy run of ours
 agrees is only reported.
 """
 
@@ -23,7 +25,8 @@ import importlib
 import io
 import math
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 from compare_engine import CompareEngine  # noqa: E402
+from dequantize import dequantize  # noqa: E402
 from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
 
 from engine.errors import EngineError  # noqa: E402
@@ -109,6 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("-m", "--model", type=Path, required=True, help="GGUF file")
     add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
+    add("--exact", action="store_true", help="llama.cpp with the weights as 32-bit floats")
     add("--device", help="as serve --device")
     add("--family", choices=("simd", "simt"), help="kernels to use; the device's own otherwise")
     add("--text", type=Path, action="append", help="text file instead of ours; repeatable")
@@ -144,23 +149,28 @@ def compare(options: argparse.Namespace, ours: CompareEngine, peer: PeerProcess)
     return all(same) and n_equal == n_clear and n_clear > 0 and near
 
 
+@contextlib.contextmanager
+def started_peer(options: argparse.Namespace) -> Iterator[PeerProcess]:
+    worker = Path(__file__).with_name("compare_worker.py")
+    peer = PeerProcess(peer_python(options.peer_python), worker)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(peer):
+        model = options.model
+        if options.exact:
+            model = Path(folder) / "exact.gguf"
+            dequantize(options.model, model)
+        peer.ask("load", model=str(model))
+        yield peer
+
+
 def main() -> int:
     options = parse_arguments()
-    peer = None
     try:
         ours = CompareEngine(options.model, options.device, options.family)
-        peer = PeerProcess(
-            peer_python(options.peer_python), Path(__file__).with_name("compare_worker.py")
-        )
-        peer.ask("load", model=str(options.model))
-        reached = compare(options, ours, peer)
+        with contextlib.closing(ours), started_peer(options) as peer:
+            reached = compare(options, ours, peer)
     except (EngineError, PeerError, OSError) as error:
         print(f"compare_peer: {error}", file=sys.stderr)
         return 1
-    finally:
-        if peer is not None:
-            peer.close()
-    ours.close()
     print("both bars reached" if reached else "BAR MISSED")
     return 0 if reached else 1
 

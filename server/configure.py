@@ -29,6 +29,8 @@ def engine_options(settings: Settings) -> EngineOptions:
         device=settings.device,
         n_threads=settings.threads,
         chat_template=chat_template(settings),
+        kernel_family=settings.kernel_family,
+        profile=settings.profile,
     )
 
 

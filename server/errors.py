@@ -99,7 +99,7 @@ def on_http_exception(request: HttpRequest, error: Exception) -> Response:
     """Unknown paths and wrong methods, in the shape of every other error."""
     assert isinstance(error, HTTPException)
     message = {
-        404: f"File Not Found: {request.url.path}",
+        404: "File Not Found",  # llama-server's words
         405: f"Method {request.method} is not allowed on {request.url.path}",
     }.get(error.status_code, error.detail)
     kind = TYPE_OF_STATUS.get(error.status_code, "server_error")

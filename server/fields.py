@@ -20,6 +20,7 @@ from server.interface import Tokenizer
 
 T = TypeVar("T", bound=msgspec.Struct)
 INT32_MAX = 2**31 - 1
+MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
 
 CLAMPED: dict[str, tuple[float, float]] = {
     "top_k": (0, INT32_MAX),
@@ -281,6 +282,9 @@ def sampling_params(
     if fields.dry_sequence_breakers is not None:
         if not fields.dry_sequence_breakers:
             raise invalid("Field 'dry_sequence_breakers': must be a non-empty array of strings")
+        if len(fields.dry_sequence_breakers) > MAX_DRY_BREAKERS:
+            n = len(fields.dry_sequence_breakers)
+            raise invalid(f"Field 'dry_sequence_breakers': at most {MAX_DRY_BREAKERS}, got {n}")
         changes["dry_sequence_breakers"] = tuple(fields.dry_sequence_breakers)
     if fields.samplers is not None:
         changes["samplers"] = samplers(fields.samplers)
@@ -310,7 +314,8 @@ def logit_bias(
 ) -> tuple[tuple[int, float], ...]:
     """Pairs (token or text, bias), or an object of them; false bans, a text means its tokens."""
     if isinstance(value, dict):
-        pairs = [[int(key) if key.isdecimal() else key, bias] for key, bias in value.items()]
+        # 20 digits: enough to be outside of any vocabulary, and few enough for int().
+        pairs = [[int(key[:20]) if key.isdecimal() else key, bias] for key, bias in value.items()]
     else:
         pairs = value
     biases: list[tuple[int, float]] = []
@@ -325,9 +330,9 @@ def logit_bias(
 def bias_value(value: Any) -> float:
     if value is False:
         return float("-inf")
-    if type(value) in (int, float):
+    if type(value) is float or (type(value) is int and abs(value) < 2**64):
         return float(value)
-    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {value!r}")
+    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {value!r:.80}")
 
 
 def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:

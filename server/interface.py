@@ -22,11 +22,15 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], special: bool = ...) -> str: ...
 
 
+class Caps(Protocol):
+    def as_props(self) -> Mapping[str, bool]: ...
+
+
 class ChatTemplate(Protocol):
     @property
     def source(self) -> str: ...
     @property
-    def caps(self) -> Any: ...
+    def caps(self) -> Caps: ...
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

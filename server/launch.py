@@ -21,7 +21,7 @@ import uvicorn
 from engine.errors import EngineError
 from server import sockets as listeners
 from server.app import create_app
-from server.configure import api_keys, engine_options, request_defaults
+from server.configure import SettingsError, api_keys, engine_options, reason, request_defaults
 from server.interface import Engine
 from server.service import Service
 from server.settings import Settings, split_commas
@@ -185,10 +185,17 @@ def demo_path(report: Callable[[float], None]) -> Path:
         return demo_model(progress)
 
 
+def log_file_handler(path: str) -> logging.Handler:
+    try:
+        return logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--log-file: cannot write {path}: {reason(error)}") from None
+
+
 def set_up_logging(settings: Settings) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if settings.log_file is not None:
-        handlers.append(logging.FileHandler(settings.log_file, encoding="utf-8"))
+        handlers.append(log_file_handler(settings.log_file))
     level = logging.DEBUG if settings.verbose else logging.INFO
     logging.basicConfig(level=level, format=LOG_FORMAT, handlers=handlers, force=True)
     for name in ("uvicorn", "asyncio"):

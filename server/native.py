@@ -111,7 +111,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "endpoint_props": False,
             "endpoint_metrics": False,
             "chat_template": engine.chat_template.source,
-            "chat_template_caps": engine.chat_template.caps,
+            "chat_template_caps": engine.chat_template.caps.as_props(),
             "bos_token": token_text(tokenizer.bos_id, service),
             "eos_token": token_text(tokenizer.eos_id, service),
             "build_info": BUILD_INFO,

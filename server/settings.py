@@ -94,7 +94,8 @@ def option(
     bare: str | None = None,
 ) -> Any:
     """A field of Settings; ``env`` is the variable's name after LLAMA_ARG_, or all of it."""
-    name = env if env is None or env.startswith("LLAMA_") else f"LLAMA_ARG_{env}"
+    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_"))
+    name = env if whole else f"LLAMA_ARG_{env}"
     given = Option(flags, group, help, name, metavar, type, multiple, bare)
     return field(default=default, metadata={"option": given})
 
@@ -138,6 +139,10 @@ class Settings:
     threads: int = option(
         "-t", "--threads", group=DEVICE, env="THREADS", type=click.INT, default=-1,
         help="CPU threads; -1: all",
+    )
+    kernel_family: str | None = option(
+        "--kernel-family", group=DEVICE, type=click.Choice(("simd", "simt")), default=None,
+        help="kernels for CPUs (simd) or GPUs instead of the device's own; for tests",
     )
     ctx_size: int = option(
         "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=click.IntRange(0, INT32_MAX),
@@ -326,6 +331,10 @@ class Settings:
     log_file: str | None = option(
         "--log-file", group=LOGGING, env="LOG_FILE", type=FILE, default=None,
         help="write the log to this file too",
+    )
+    profile: bool = option(
+        "--profile", group=LOGGING, env="GGUF_SERVE_PROFILE", default=False,
+        help="measure the kernels at start and log their times",
     )
 # fmt: on
 

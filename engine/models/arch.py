@@ -73,7 +73,7 @@ class Hyperparameters:
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
-    n_layers = gguf.get_int(key("block_count"))
+    n_layers = _n_layers(gguf)
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads = _per_layer(gguf, "attention.head_count", n_layers, None)
     n_kv = _per_layer(gguf, "attention.head_count_kv", n_layers, n_heads)
@@ -105,9 +105,19 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     return hparams
 
 
+def _n_layers(gguf: GGUFFile) -> int:
+    """The number of layers; each has a tensor at least, so no file can claim too many."""
+    n_layers = gguf.get_int(gguf.arch_key("block_count"))
+    if not 0 < n_layers <= len(gguf.tensors):
+        raise ModelError(
+            f"{gguf.path}: {gguf.arch_key('block_count')} is {n_layers}, with "
+            f"{len(gguf.tensors)} tensors in the file"
+        )
+    return n_layers
+
+
 def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
     positive = {
-        "block_count": h.n_layers,
         "embedding_length": h.n_embd,
         "context_length": h.n_ctx_train,
         "attention.key_length": h.head,

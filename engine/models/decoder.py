@@ -19,9 +19,9 @@ from kernels.device import CommandQueue, Device
 from kernels.embed import embed
 from kernels.kv import KVPages, KVShape
 from kernels.matmul import Activations, activations, glu, matmul
-from kernels.norm import NormWeights, norm
+from kernels.norm import NormWeights, PostNorm, norm
 from kernels.program import Programs
-from kernels.rope import RopeStyle, rope_kv, rope_table
+from kernels.rope import HeadNorm, RopeStyle, rope_kv, rope_table
 from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty, upload
 from kernels.topk import TopKBuffers, softcap, topk
@@ -174,7 +174,7 @@ class Decoder:
         pending: Tensor | None,
         rows: Tensor | None = None,
     ) -> None:
-        post = None if pending is None else (self._sublayer, pending)
+        post = None if pending is None else PostNorm(self._sublayer, pending, self._h.eps)
         count = {} if rows is None else {"count": OUTPUTS}
         norm(tape, self._x, weights, out, post=post, rows=rows, **count)
 
@@ -203,7 +203,8 @@ class Decoder:
         style = RopeStyle(h.n_rot, h.arch.neox_rope)
         rope_kv(
             tape, qkv, h.n_heads[i], kv, self._tables[h.windowed[i]][1], inputs.slots,
-            style=style, scale=h.attention_scale, norms=layer.qk_norms, eps=h.eps,
+            style=style, scale=h.attention_scale,
+            norm=None if layer.qk_norms is None else HeadNorm(h.eps, *layer.qk_norms),
         )  # fmt: skip
         out = self._attended[layer.output.matrix.n_cols]
         attn.attention(

@@ -243,7 +243,7 @@ _LOADERS: dict[str, Callable[[Vocab, Mapping[str, Any]], Tokenizer]] = {
 def _without_vocab(metadata: Mapping[str, Any]) -> Tokenizer:
     key = f"{metadata.get('general.architecture', '')}.vocab_size"
     n_vocab = metadata.get(key)
-    if not isinstance(n_vocab, int) or n_vocab <= 0:
+    if not isinstance(n_vocab, int) or not 0 < n_vocab < 1 << 24:
         raise ModelError(f"a file without a tokenizer needs {key}, which is {n_vocab!r}")
 
     def encode(text: str) -> list[int]:

@@ -18,7 +18,7 @@ from engine.request import Request
 from engine.runner import Runner
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
-from engine.weights import load_weights
+from engine.weights import allocate_weights, pack_weights
 from kernels.device import Device
 from kernels.kv import KVPages
 from kernels.program import Programs
@@ -35,7 +35,8 @@ class Stepper:
     ) -> None:
         with open_gguf(path) as gguf:
             hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
-            weights = load_weights(gguf, hparams, device, programs, lambda share: None)
+            weights, jobs = allocate_weights(gguf, hparams, device)
+            pack_weights(gguf, jobs, device, programs, lambda share: None)
         pages = KVPages(device, kv_shapes(hparams), N_PAGES, "f32", "f32")
         batch = Batch(
             device, n_tokens=N_TOKENS, n_outputs=N_TOKENS, n_sequences=N_SLOTS, n_ctx=N_CTX,

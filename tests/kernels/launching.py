@@ -19,6 +19,7 @@ from kernels.tensor import empty, read, upload
 from kernels.weights import pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
+CODE_MAX = 16383  # the largest code of quantized activations (kernels.matmul.Activations)
 
 
 def run(
@@ -33,15 +34,15 @@ def run(
 
 
 def exact_activations(n_rows: int, n_cols: int, rng: np.random.Generator) -> Floats:
-    """Floats that int8 activations represent exactly: scales are powers of two, maxima 127."""
-    codes = rng.integers(-127, 128, (n_rows, n_cols // 32, 32))
-    codes[..., 5] = rng.choice([-127, 127], codes.shape[:2])
-    scales = 2.0 ** rng.integers(-9, -4, (n_rows, n_cols // 32, 1))
+    """Floats that quantized activations hold exactly: scales that are powers of two."""
+    codes = rng.integers(-CODE_MAX, CODE_MAX + 1, (n_rows, n_cols // 32, 32))
+    codes[..., 5] = rng.choice([-CODE_MAX, CODE_MAX], codes.shape[:2])
+    scales = 2.0 ** rng.integers(-16, -11, (n_rows, n_cols // 32, 1))
     return (codes * scales).reshape(n_rows, n_cols).astype(np.float32)
 
 
 def quantized(device: Device, programs: Programs, values: Floats) -> Activations:
-    """Int8 activations of these values, without the values."""
+    """Quantized activations of these values, without the values."""
     room = activations(device, *values.shape, quantized=True)
     both = Activations(room.n_cols, upload(device, values), room.codes, room.scales)
     run(device, programs, len(values), lambda tape: quantize(tape, both))
@@ -49,7 +50,7 @@ def quantized(device: Device, programs: Programs, values: Floats) -> Activations
 
 
 def unquantized(device: Device, programs: Programs, x: Activations, n_rows: int) -> Floats:
-    """The values of int8 activations: their product with an identity of type Q8_0."""
+    """The values of quantized activations: their product with an identity of type Q8_0."""
     n = x.n_cols
     blocks = np.zeros((n, n // 32, 34), np.uint8)
     blocks[..., :2] = np.array([1], np.float16).view(np.uint8)

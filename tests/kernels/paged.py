@@ -56,8 +56,12 @@ def slots_of(table: npt.NDArray[np.int32], positions: npt.NDArray[np.int32]) -> 
 
 
 def filled_cache(
-    device: Device, programs: Programs, shape: KVShape, lengths: Sequence[int],
-    types: tuple[str, str], rng: np.random.Generator,
+    device: Device,
+    programs: Programs,
+    shape: KVShape,
+    lengths: Sequence[int],
+    types: tuple[str, str],
+    rng: np.random.Generator,
 ) -> PagedCache:
     """Sequences of these lengths with random K and V, written by ``rope_kv``."""
     total = sum(lengths)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
-from launching import run, unquantized
+from launching import CODE_MAX, run, unquantized
 from paged import PagedCache, attended, filled_cache, nan_rows
 
 from kernels.attention import (
@@ -27,7 +27,7 @@ from kernels.program import Programs
 from kernels.tensor import read, upload
 
 Floats = npt.NDArray[np.float32]
-MODES = ["tiles", "split", "plain"]
+MODES = ["tiles", "single", "split", "plain"]
 LENGTHS = (5, 700, 33)
 QUERIES = ((1, 690, 10), (0, 0, 5), (2, 31, 2))  # sequence, first position, count
 WINDOWS = (0, 40, 300)
@@ -88,7 +88,7 @@ class Case:
         shape, layer = self.shape, self.cache.layer
         plain = mode == "plain"
         most = tile_queries(self.device, shape.n_heads, shape.n_kv, plain=plain)
-        inputs, counts = self.inputs(1 if mode == "split" else most)
+        inputs, counts = self.inputs(most if mode == "tiles" else 1)
         n_ctx = self.cache.tables.shape[1] * PAGE
         split = split_scratch(self.device, counts[2], shape.n_heads, layer.shape, n_ctx)
         scores = plain_scratch(self.device, n_ctx)
@@ -99,6 +99,7 @@ class Case:
             self.device, self.programs, counts,
             lambda tape: attention(
                 tape, qkv, shape.n_heads, layer, inputs, out, mask,
+                queries=1 if mode == "single" else None,
                 split=split if mode == "split" else None, plain=scores if plain else None,
             ),
         )  # fmt: skip
@@ -140,7 +141,9 @@ def test_prompts_and_single_tokens_agree_in_every_bit(case: Case) -> None:
     if not case.device.is_simd:
         pytest.skip("promised for CPUs only")
     for window in WINDOWS:
-        assert np.array_equal(case.floats("tiles", window), case.floats("split", window))
+        tiles = case.floats("tiles", window)
+        assert np.array_equal(case.floats("split", window), tiles)
+        assert np.array_equal(case.floats("single", window), tiles)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,7 +159,7 @@ def test_quantized_results(device: Device, programs: Programs, shape: Shape, mod
     case.run(mode, case.mask(40), out)
     result = unquantized(device, programs, out, n).reshape(n, -1, 32)
     expected = case.expected(40).reshape(n, -1, 32)
-    steps = (np.abs(expected).max(2, keepdims=True) + ROUNDING) / 127
+    steps = (np.abs(expected).max(2, keepdims=True) + ROUNDING) / CODE_MAX
     assert np.all(np.abs(result - expected) <= steps / 2 + 2 * ROUNDING)
     if not alone:
         floats = read(out.values, None, device.queue).reshape(expected.shape)

@@ -1,14 +1,15 @@
-"""Matrix products against NumPy in double precision, on activations that int8 holds exactly."""
+"""Matrix products against NumPy in double precision, on activations that codes hold exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from launching import exact_activations, quantized, run, unquantized
+from launching import CODE_MAX, exact_activations, quantized, run, unquantized
 from random_blocks import columns, random_matrix
 
 from kernels.device import Device
@@ -16,7 +17,7 @@ from kernels.matmul import Activations, activations, glu, matmul
 from kernels.program import Programs
 from kernels.tape import OUTPUTS
 from kernels.tensor import Tensor, empty, read, upload
-from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack
+from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack, raw_matrix
 
 Doubles = npt.NDArray[np.float64]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
@@ -36,7 +37,12 @@ class Setting:
         return quantized(self.device, self.programs, x)
 
     def product(
-        self, w: Matrix, x: Activations, n: int, tile: int, out: npt.NDArray[np.float32],
+        self,
+        w: Matrix,
+        x: Activations,
+        n: int,
+        tile: int,
+        out: npt.NDArray[np.float32],
         **options: object,
     ) -> npt.NDArray[np.float32]:
         """``out`` after matmul of n tokens into it."""
@@ -49,7 +55,13 @@ class Setting:
         return result
 
     def gated(
-        self, w: Matrix, x: Activations, n: int, tile: int, out: Activations, activation: str,
+        self,
+        w: Matrix,
+        x: Activations,
+        n: int,
+        tile: int,
+        out: Activations,
+        activation: str,
         bias: Tensor | None = None,
     ) -> None:
         counts = upload(self.device, np.full(4, n, np.int32))
@@ -145,6 +157,30 @@ def test_quantized_weights_take_float_activations_too(
     inputs = Activations(w.n_cols, values=upload(setting.device, x))
     result = setting.product(w, inputs, n, tile, np.zeros((n, 50), np.float32))
     assert_close(result, x @ numbers.T, ROUNDING * np.abs(x) @ np.abs(numbers).T)
+
+
+@pytest.mark.parametrize("tile", [1, 8, 32])
+@pytest.mark.parametrize("type_name", ["Q6_K", "Q5_K", "Q8_0"])
+def test_the_largest_sums(setting: Setting, type_name: str, tile: int) -> None:
+    """All codes and all scales of weights and activations at their ends, of one sign."""
+    n_bytes = {"Q6_K": 210, "Q5_K": 176, "Q8_0": 8 * 34}[type_name]
+    block = np.full(n_bytes, 0xFF, np.uint8)
+    one = np.array([1], np.float16).view(np.uint8)
+    if type_name == "Q6_K":  # codes of -32, scales of -128
+        block[:192], block[192:208], block[208:] = 0, 0x80, one
+    elif type_name == "Q5_K":  # codes of 31, scales of 63, minima of 0
+        block[:2], block[2:4] = one, 0
+    else:
+        block = np.concatenate([one, np.full(32, 0x80, np.uint8)] * 8)  # codes of -128
+    w = pack(setting.device, setting.programs, [raw_matrix(np.tile(block, 16), type_name, 16, 256)])
+    numbers = gguf.quants.dequantize(block, gguf.GGMLQuantizationType[type_name])
+    x = np.full((tile, 256), CODE_MAX / 1024, np.float32)
+    x[1::2] *= -1  # every other token
+    out = np.zeros((tile, 16), np.float32)
+    result = setting.product(w, setting.inputs(w, x), tile, tile, out)
+    expected = np.repeat(x @ numbers.astype(np.float64)[:, None], 16, axis=1)
+    # Equal terms may round the same way in each of 256 additions.
+    assert_close(result, expected, 128 * 2.0**-24 * np.abs(expected))
 
 
 @pytest.mark.parametrize("tile", [8, 32])
@@ -249,13 +285,28 @@ def test_glu_with_a_quantized_result(setting: Setting, tile: int, n: int, biased
     floats = read(room.values, n, setting.device.queue)
     assert_close(floats, case.expected[:n], case.bound[:n])
     codes = unquantized(setting.device, setting.programs, room, n)
-    half = np.abs(floats).reshape(n, 3, 32).max(2, keepdims=True) / 254
-    assert np.all(np.abs(codes - floats).reshape(n, 3, 32) <= half * (1 + 1e-5))
+    steps = np.abs(floats).reshape(n, 3, 32).max(2, keepdims=True) / CODE_MAX
+    half = 0.5 + CODE_MAX * 4 * 2.0**-24  # a value in steps has a float's rounding
+    assert np.all(np.abs(codes - floats).reshape(n, 3, 32) <= steps * half)
     if setting.device.is_simd:  # without room for the floats: the same codes
         alone = activations(setting.device, 33, 96, quantized=True)
         setting.gated(case.w, inputs, n, tile, alone, "silu", case.bias)
         again = unquantized(setting.device, setting.programs, alone, n)
         assert np.array_equal(again, codes)
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_activation_functions(setting: Setting, activation: str) -> None:
+    """One column and one token: the gates are the weights themselves, and up is 1."""
+    gates = np.linspace(-12, 12, 641, dtype=np.float32)
+    pair = [raw_matrix(a.view(np.uint8), "F32", 641, 1) for a in (gates, np.ones_like(gates))]
+    w = pack(setting.device, setting.programs, pair, paired=True)
+    room = Activations(641, empty(setting.device, (1, 641)))
+    x = setting.inputs(w, np.ones((1, 1), np.float32))
+    setting.gated(w, x, 1, 1, room, activation)
+    result = read(room.values, None, setting.device.queue)[0]
+    expected = FORMULAS[activation](gates.astype(np.float64))
+    assert_close(result, expected, ROUNDING * np.abs(gates) + 2.0**-149)
 
 
 def test_glu_without_room_for_floats_where_they_are_needed(setting: Setting) -> None:
@@ -290,7 +341,7 @@ def test_shapes_and_forms_that_do_not_fit(setting: Setting) -> None:
         setting.gated(paired, floats, 1, 1, floats, "silu")
     with pytest.raises(ValueError, match="32 rows into 32 columns"):
         setting.gated(whole, floats, 1, 1, narrow, "silu")
-    with pytest.raises(ValueError, match="'relu'"):
-        setting.gated(paired, floats, 1, 1, narrow, "relu")
+    with pytest.raises(ValueError, match="'tanh'"):
+        setting.gated(paired, floats, 1, 1, narrow, "tanh")
     with pytest.raises(ValueError, match="33 columns cannot be quantized"):
         activations(device, 1, 33, quantized=True)

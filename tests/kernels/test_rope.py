@@ -18,7 +18,7 @@ from kernels.device import Device
 from kernels.kv import KV_TYPES, PAGE, KVShape, LayerKV
 from kernels.matmul import Activations
 from kernels.program import Programs
-from kernels.rope import RopeStyle, rope_kv, rope_table
+from kernels.rope import HeadNorm, RopeStyle, rope_kv, rope_table
 from kernels.tensor import Tensor, empty, read, upload
 
 Doubles = npt.NDArray[np.float64]
@@ -115,14 +115,14 @@ class Case:
         half = variant.style.n_rot // 2
         angles = upload(device, frequencies(variant.style.n_rot))
         table = empty(device, (len(places), 2, half))
-        norms = upload(device, self.weights[0]), upload(device, self.weights[1])
+        norm = HeadNorm(EPS, upload(device, self.weights[0]), upload(device, self.weights[1]))
         run(
             device, self.programs, len(places),
             lambda tape: rope_table(tape, positions, angles, table),
             lambda tape: rope_kv(
                 tape, self.qkv, N_HEADS, self.layer, table if variant.rotates else None, slots,
                 style=variant.style, scale=SCALE,
-                norms=norms if variant.norms else None, eps=EPS,
+                norm=norm if variant.norms else None,
             ),
         )  # fmt: skip
 

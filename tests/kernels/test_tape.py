@@ -10,7 +10,7 @@ import kernels.tape
 from kernels.device import Device
 from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
-from kernels.program import BuildError, Programs
+from kernels.program import Programs
 from kernels.tape import MAX_GEOMETRIES, OUTPUTS, PARTS, TILES, TOKENS, Per, Tape
 from kernels.tensor import Tensor, read, upload, write, zeros
 
@@ -96,14 +96,3 @@ def test_sizes_of_grids_are_kept_for_the_latest_counts(
         step.tape.run((n, 0, 0, 0))
     step.tape.run((1, 0, 0, 0))
     assert computed == [*range(1, MAX_GEOMETRIES + 3), 1]
-
-
-def test_a_kernel_that_does_not_compile(device: Device, programs: Programs) -> None:
-    with pytest.raises(BuildError, match=r"embed\.cl with .*TYPE_Q99"):
-        programs.kernel("embed.cl", "embed", ["TYPE_Q99"])
-
-
-def test_programs_are_built_once(device: Device, programs: Programs) -> None:
-    first = programs.build("embed.cl", ["TYPE_F32"])
-    assert programs.build("embed.cl", ["TYPE_F32"]) is first
-    assert programs.build("embed.cl", ["TYPE_F16"]) is not first

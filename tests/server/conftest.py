@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -55,7 +56,7 @@ class LineTemplate:
     """<s>role: content, a line for each message."""
 
     source = "{{ lines }}"
-    caps: dict[str, bool] = {"supports_tools": True}  # noqa: RUF012
+    caps = SimpleNamespace(as_props=lambda: {"supports_tools": True})
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []

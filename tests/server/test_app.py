@@ -72,7 +72,7 @@ def test_options_always_answers(serve: Any) -> None:
 
 def test_unknown_paths_and_methods(serve: Any, fakes: Any) -> None:
     url = serve(fakes.engine())
-    assert error(httpx.get(url + "/nowhere"))[:2] == (404, "not_found_error")
+    assert error(httpx.get(url + "/nowhere")) == (404, "not_found_error", "File Not Found")
     response = httpx.get(url + CHAT)
     assert error(response)[:2] == (405, "method_not_allowed_error")
     assert response.headers["allow"] == "POST"

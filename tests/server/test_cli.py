@@ -17,6 +17,7 @@ from server.configure import (
     SettingsError,
     api_keys,
     chat_template,
+    engine_options,
     request_defaults,
     template_kwargs,
 )
@@ -75,6 +76,8 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
         (["--no-cache-prompt"], "cache_prompt", False),
         (["--host", "::1", "--host", "x.sock"], "host", ("::1", "x.sock")),
         (["-dev", "1"], "device", "1"),
+        (["--kernel-family", "simt"], "kernel_family", "simt"),
+        (["--profile"], "profile", True),
     ],
 )
 def test_options(settings_of: Any, args: list[str], name: str, value: Any) -> None:
@@ -100,6 +103,12 @@ def test_variables_lose_against_flags(settings_of: Any) -> None:
 )
 def test_words_of_boolean_variables(settings_of: Any, word: str, value: bool) -> None:
     assert settings_of(LLAMA_ARG_CACHE_PROMPT=word).cache_prompt is value
+
+
+def test_the_profile_has_a_variable_of_its_own(settings_of: Any) -> None:
+    settings = settings_of(GGUF_SERVE_PROFILE="1")
+    assert settings.profile
+    assert engine_options(settings).profile
 
 
 @pytest.mark.parametrize("name", ["-mg", "-sm", "-hf", "-cb", "-nx", "--mmproj", "-mu", "-ngl5"])

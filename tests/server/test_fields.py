@@ -111,7 +111,19 @@ def test_logit_bias(given: Any, taken: Any) -> None:
     assert sampling(logit_bias=given).logit_bias == taken
 
 
-@pytest.mark.parametrize("given", [[[300, 1]], [[5]], [[5, "x"]], [[5, True]], {"-": None}, "x"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [[300, 1]],
+        [[5]],
+        [[5, "x"]],
+        [[5, True]],
+        [[5, 10**400]],
+        {"-": None},
+        {"9" * 5000: 1},
+        "x",
+    ],
+)
 def test_bad_logit_bias(given: Any) -> None:
     assert "logit_bias" in refused(logit_bias=given)
 
@@ -145,6 +157,7 @@ def test_limits(name: str, value: int) -> None:
         ("samplers", ["magic"], "unknown sampler 'magic'"),
         ("samplers", "kz", "unknown sampler 'z'"),
         ("dry_sequence_breakers", [], "non-empty"),
+        ("dry_sequence_breakers", ["x"] * 65, "at most 64"),
     ],
 )
 def test_wrong_types(name: str, value: Any, kind: str) -> None:

@@ -184,6 +184,13 @@ def test_options_reach_the_engine_and_flags_win(start: Start, model: str, tmp_pa
     assert end(process)[0] == 0
 
 
+def test_a_log_file_that_cannot_be_written(start: Start, model: str, tmp_path: Path) -> None:
+    process = start("-m", model, "--port", "0", "--log-file", str(tmp_path / "no" / "log"))
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 1
+    assert errors.startswith("serve: --log-file: cannot write")
+
+
 def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

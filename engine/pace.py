@@ -1,0 +1,26 @@
+"""How many tokens a step may take so that nobody waits long for it.
+
+A step cannot be interrupted: who cancels a request, or waits for the next token beside
+another one's long prompt, waits for the step that is running.
+"""
+
+from __future__ import annotations
+
+STEP_SECONDS = 0.5
+LEAST_TOKENS = 64  # below that, a step's time says little of the time per token
+TILE = 32  # kernels take prompts in tiles of so many tokens
+
+
+class Pace:
+    """The most tokens of a step of about STEP_SECONDS, from how long the last ones took."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.n_tokens = min(LEAST_TOKENS, most)  # until the speed is known
+
+    def note(self, n_tokens: int, seconds: float) -> None:
+        """Take note of a step; one of a few tokens changes nothing."""
+        if n_tokens < min(LEAST_TOKENS, self._most) or seconds <= 0.0:
+            return
+        fitting = int(n_tokens / seconds * STEP_SECONDS) // TILE * TILE
+        self.n_tokens = min(max(fitting, LEAST_TOKENS), self._most)

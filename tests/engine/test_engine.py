@@ -1,0 +1,251 @@
+"""The engine's thread, with a runner that computes nothing: who ends, how, and who goes on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.batch import OutputRow
+from engine.cache import PageCache, PageCopy
+from engine.engine import Engine
+from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    PromptScored,
+    Request,
+    SamplingParams,
+    Started,
+)
+from engine.scheduler import Chunk, Scheduler
+from engine.text.detokenizer import TextDecoder
+from kernels.topk import Found
+
+N_VOCAB, EOS, N_CTX = 128, 0, 64
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class AsciiTokenizer:
+    """A token for each ASCII character; the zero byte ends a text."""
+
+    n_vocab = N_VOCAB
+    eog_ids = frozenset({EOS})
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, id: int, special: bool = True) -> bytes:
+        return bytes([id])
+
+    def decoder(self, special: bool) -> TextDecoder:
+        return TextDecoder(self.piece)
+
+
+class OneRow:
+    """The next token is the one after the last, cyclically, with logit 9; the others have 0."""
+
+    log_sum_exp = float(np.log(np.exp(9.0) + N_VOCAB - 1))
+    picked = 0.0
+
+    def __init__(self, last: int) -> None:
+        self._row = np.zeros(N_VOCAB, np.float32)
+        self._row[(last + 1) % N_VOCAB] = 9.0
+
+    def row(self) -> Any:
+        return self._row
+
+    def best(self, k: int) -> Found:
+        ids = np.argsort(-self._row, kind="stable")[:k].astype(np.int32)
+        return Found(ids, self._row[ids], self.log_sum_exp, self.picked)
+
+
+class CountingRunner:
+    """Waits for ``gate`` before each forward; ``fault`` is raised instead of one."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fault: Exception | None = None
+        self.sizes: list[int] = []  # tokens of each forward
+
+    def forward(
+        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
+    ) -> list[OneRow]:
+        self.gate.wait(10)
+        if self.fault is not None:
+            raise self.fault
+        self.sizes.append(sum(chunk.count for chunk in chunks))
+        return [OneRow(row.chunk.seq.tokens[row.position]) for row in rows]
+
+
+class Events:
+    """Receives the events of one request."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Event] = queue.Queue()
+
+    def __call__(self, event: Event) -> None:
+        self._queue.put(event)
+
+    def all(self) -> list[Event]:
+        """Everything up to the last event."""
+        events: list[Event] = []
+        while not events or not isinstance(events[-1], Finished | Failed):
+            events.append(self._queue.get(timeout=10))
+        return events
+
+    def text(self) -> str:
+        return "".join(event.text for event in self.all() if isinstance(event, Delta))
+
+
+@pytest.fixture
+def runner() -> CountingRunner:
+    return CountingRunner()
+
+
+@pytest.fixture
+def engine(runner: CountingRunner) -> Iterator[Engine]:
+    scheduler = Scheduler(
+        PageCache(16, 16), n_slots=2, n_ctx_slot=N_CTX, n_batch=32, n_ubatch=32, max_outputs=32
+    )
+    info: Any = SimpleNamespace(n_vocab=N_VOCAB)
+    made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
+    yield made
+    runner.gate.set()
+    made.close()
+
+
+def request(text: str, max_tokens: int = 3, **sampling: Any) -> Request:
+    params = replace(GREEDY, **sampling)
+    return Request(tuple(text.encode()), params, max_tokens=max_tokens)
+
+
+def run(engine: Engine, asked: Request) -> list[Event]:
+    events = Events()
+    engine.submit(asked, events)
+    return events.all()
+
+
+def test_events_in_order(engine: Engine) -> None:
+    events = run(engine, request("ab", 2))
+    assert [type(event) for event in events] == [Started, Delta, Delta, Finished]
+    assert [event.text for event in events if isinstance(event, Delta)] == ["c", "d"]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "limit"
+    assert events[-1].timings.predicted_n == 2
+
+
+def test_a_full_context_ends_truncated(engine: Engine) -> None:
+    last = run(engine, request("a" * (N_CTX - 2), -1))[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.truncated) == ("limit", True)
+
+
+def test_only_the_prompt(engine: Engine) -> None:
+    asked = replace(request("abc", 0), prompt_logprobs=1)
+    events = run(engine, asked)
+    assert [type(event) for event in events] == [Started, PromptScored, Finished]
+    assert isinstance(events[1], PromptScored)
+    assert len(events[1].scores) == 3
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 1e-310},  # the logits overflow
+        {"logit_bias": tuple((id, -float("inf")) for id in range(N_VOCAB))},
+    ],
+)
+def test_a_request_that_cannot_be_sampled_ends_alone(
+    engine: Engine, runner: CountingRunner, params: dict[str, Any]
+) -> None:
+    other, bad = Events(), Events()
+    runner.gate.clear()
+    engine.submit(request("A", 20), other)
+    engine.submit(request("B", 20, **({"temperature": 1.0} | params)), bad)
+    runner.gate.set()
+    assert isinstance(bad.all()[-1], Failed)
+    assert other.text() == "BCDEFGHIJKLMNOPQRSTU"
+    assert engine.healthy
+    assert isinstance(run(engine, request("x"))[-1], Finished)
+
+
+def test_a_receiver_that_fails_ends_only_its_request(engine: Engine) -> None:
+    heard: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        heard.append(event)
+        raise RuntimeError("no")
+
+    engine.submit(request("A", -1), on_event)
+    assert isinstance(run(engine, request("B"))[-1], Finished)
+    assert isinstance(run(engine, request("C"))[-1], Finished)
+    assert len(heard) == 1
+    assert engine.healthy
+
+
+def test_a_fault_of_the_runner_ends_all(engine: Engine, runner: CountingRunner) -> None:
+    streams = [Events() for _ in range(4)]  # two of them wait for a slot
+    runner.gate.clear()
+    for stream in streams:
+        engine.submit(request("A"), stream)
+    runner.fault = RuntimeError("the device is gone")
+    runner.gate.set()
+    for stream in streams:
+        last = stream.all()[-1]
+        assert isinstance(last, Failed)
+        assert "the device is gone" in last.message
+    assert not engine.healthy
+    with pytest.raises(EngineStoppedError, match="the device is gone"):
+        engine.submit(request("A"), Events())
+
+
+def test_cancel_wherever_the_request_is(engine: Engine, runner: CountingRunner) -> None:
+    streams = [Events() for _ in range(3)]
+    runner.gate.clear()
+    tickets = [engine.submit(request("A", -1), stream) for stream in streams]
+    for ticket in reversed(tickets):  # in the inbox, waiting for a slot, in the middle
+        engine.cancel(ticket)
+        engine.cancel(ticket)
+    runner.gate.set()
+    for stream in streams:
+        last = stream.all()[-1]
+        assert isinstance(last, Finished)
+        assert last.reason == "cancelled"
+    assert isinstance(run(engine, request("B"))[-1], Finished)
+
+
+def test_close_ends_every_stream(engine: Engine, runner: CountingRunner) -> None:
+    streams = [Events() for _ in range(3)]
+    runner.gate.clear()
+    for stream in streams:
+        engine.submit(request("A", -1), stream)
+    threading.Timer(0.05, runner.gate.set).start()
+    engine.close()
+    for stream in streams:
+        last = stream.all()[-1]
+        assert isinstance(last, Finished)
+        assert last.reason == "cancelled"
+    with pytest.raises(EngineStoppedError):
+        engine.submit(request("A"), Events())
+
+
+@pytest.mark.parametrize("prompt", [(), (N_VOCAB,), (-1,)])
+def test_prompts_that_are_refused(engine: Engine, prompt: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError):
+        engine.submit(Request(prompt), Events())
+
+
+def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
+    with pytest.raises(ContextOverflowError) as caught:
+        engine.submit(request("a" * N_CTX), Events())
+    assert (caught.value.n_prompt_tokens, caught.value.n_ctx) == (N_CTX, N_CTX)
