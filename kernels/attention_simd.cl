@@ -17,12 +17,16 @@
 #define CHUNK 1
 #endif
 
-// Scores of one page's keys for all rows: s[r][i] for key i.
-INLINE void page_scores(const float* q, global const k_t* k, float16 s[RB][HALVES]) {
+// Scores of one page's keys for all rows: s[r][i] for key i. Meanwhile the next page is
+// fetched, which no hardware prefetcher can guess.
+INLINE void page_scores(const float* q, global const k_t* k, global const k_t* next_k,
+                        global const v_t* next_v, float16 s[RB][HALVES]) {
     #pragma unroll
     for (int r = 0; r < RB; r++)
         for (int i = 0; i < HALVES; i++) s[r][i] = 0;
     for (int d = 0; d < HD; d++) {
+        PREFETCH(next_k + d * PAGE);
+        PREFETCH(next_v + d * PAGE);
         #pragma unroll
         for (int i = 0; i < HALVES; i++) {
             const float16 kv = LOAD_K16(k + d * PAGE + 16 * i);
@@ -81,7 +85,9 @@ INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
         const int key = page * PAGE;
         float16 s[RB][HALVES];
         float p[RB][PAGE], factor[RB];
-        page_scores(q, K_PAGE(k_cache, table[page], n_kv, h), s);
+        const int next = table[min(page + 1, end - 1)];
+        page_scores(q, K_PAGE(k_cache, table[page], n_kv, h), K_PAGE(k_cache, next, n_kv, h),
+                    V_PAGE(v_cache, next, n_kv, h), s);
         const bool whole = key + PAGE - 1 <= pos && (window <= 0 || key >= first_key(pos + QB - 1, window));
         #pragma unroll
         for (int r = 0; r < RB; r++) {

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernels.memory import HugePages
+
 if TYPE_CHECKING:
     import pyopencl as cl
 
@@ -60,6 +62,7 @@ class Device:
     max_work_group: int
     max_allocation: int
     defines: tuple[str, ...] = field(default=())
+    huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
 
     @property
     def is_simd(self) -> bool:
@@ -209,4 +212,5 @@ def open_device(
         max_work_group=int(raw.max_work_group_size),
         max_allocation=int(raw.max_mem_alloc_size),
         defines=_defines(info, family),
+        huge_pages=HugePages() if info.kind == "cpu" else None,
     )

@@ -9,6 +9,14 @@
 // vector load of the one is a coalesced load of the other. `i` counts such rows of 16.
 
 #define ROWS 16
+
+// Asks for the cache line at p, which may lie beyond the buffer; hardware prefetchers alone
+// reach two thirds of the memory's bandwidth.
+#ifdef __clang__
+#define PREFETCH(p) __builtin_prefetch((const global void*)(p), 0, 2)
+#else
+#define PREFETCH(p)
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__has_builtin) && defined(__AVX2__)

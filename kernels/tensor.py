@@ -41,9 +41,13 @@ def allocate(device: Device, n_bytes: int) -> Any:
             f"{device.info.name}: a buffer of {n_bytes >> 20} MiB is needed, at most "
             f"{limit >> 20} MiB can be allocated at once"
         )
+    flags = cl.mem_flags.READ_WRITE
     try:
-        return cl.Buffer(device.context, cl.mem_flags.READ_WRITE, max(n_bytes, 16))
-    except (cl.MemoryError, cl.RuntimeError) as error:
+        if device.huge_pages is None:
+            return cl.Buffer(device.context, flags, max(n_bytes, 16))
+        memory = device.huge_pages.take(max(n_bytes, 16))
+        return cl.Buffer(device.context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=memory)
+    except (MemoryError, cl.MemoryError, cl.RuntimeError) as error:
         raise DeviceError(
             f"{device.info.name}: no memory for a buffer of {n_bytes >> 20} MiB ({error})"
         ) from error
