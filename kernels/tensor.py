@@ -45,7 +45,7 @@ def allocate(device: Device, n_bytes: int) -> Any:
     try:
         if device.huge_pages is None:
             return cl.Buffer(device.context, flags, max(n_bytes, 16))
-        memory = device.huge_pages.take(max(n_bytes, 16))
+        memory = device.huge_pages.take(max(n_bytes, 16))[: max(n_bytes, 16)]
         return cl.Buffer(device.context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=memory)
     except (MemoryError, cl.MemoryError, cl.RuntimeError) as error:
         raise DeviceError(
