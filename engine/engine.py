@@ -137,6 +137,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._take_inbox():
+                self._scheduler.prompt_chunk = self._pace.n_beside
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)

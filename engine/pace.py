@@ -7,6 +7,7 @@ another one's long prompt, waits for the step that is running.
 from __future__ import annotations
 
 STEP_SECONDS = 0.5
+BESIDE_SECONDS = 0.15  # of a step in which others wait for their next token
 LEAST_TOKENS = 64  # below that, a step's time says little of the time per token
 TILE = 32  # kernels take prompts in tiles of so many tokens
 
@@ -17,10 +18,15 @@ class Pace:
     def __init__(self, most: int) -> None:
         self._most = most
         self.n_tokens = min(LEAST_TOKENS, most)  # until the speed is known
+        self.n_beside = self.n_tokens  # while others generate
 
     def note(self, n_tokens: int, seconds: float) -> None:
         """Take note of a step; one of a few tokens changes nothing."""
         if n_tokens < min(LEAST_TOKENS, self._most) or seconds <= 0.0:
             return
-        fitting = int(n_tokens / seconds * STEP_SECONDS) // TILE * TILE
-        self.n_tokens = min(max(fitting, LEAST_TOKENS), self._most)
+        self.n_tokens = self._fitting(n_tokens / seconds * STEP_SECONDS, LEAST_TOKENS)
+        self.n_beside = self._fitting(n_tokens / seconds * BESIDE_SECONDS, TILE)
+
+    def _fitting(self, n_tokens: float, least: int) -> int:
+        """Whole tiles, within the limits."""
+        return min(max(int(n_tokens) // TILE * TILE, least), self._most)

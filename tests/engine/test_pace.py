@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.pace import LEAST_TOKENS, STEP_SECONDS, TILE, Pace
+from engine.pace import BESIDE_SECONDS, LEAST_TOKENS, STEP_SECONDS, TILE, Pace
 
 
 def test_begins_with_a_short_step() -> None:
@@ -30,3 +30,12 @@ def test_single_tokens_say_nothing() -> None:
     pace.note(64, 0.01)
     pace.note(4, 10.0)
     assert pace.n_tokens == 512
+
+
+def test_steps_beside_others_are_shorter() -> None:
+    pace = Pace(512)
+    pace.note(512, 0.5)  # 1024 tokens a second
+    assert pace.n_tokens == 512
+    assert pace.n_beside == int(1024 * BESIDE_SECONDS) // TILE * TILE
+    pace.note(64, 64 / 20)
+    assert pace.n_beside == TILE
