@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.models.decoder import StepInputs
+from engine.models.step import StepInputs
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
 from kernels.attention import PART, AttentionInputs
@@ -49,7 +49,7 @@ class Batch:
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 2)),
-            Region("tiles", (n_tokens, 4)),
+            Region("tiles", (n_tokens, 4)), Region("sequences", (n_sequences, 4)),
         ]  # fmt: skip
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
         self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)
@@ -61,6 +61,7 @@ class Batch:
             tokens=tensors["tokens"],
             slots=tensors["slots"],
             rows=tensors["rows"],
+            sequences=tensors["sequences"],
             attention=AttentionInputs(
                 tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
             ),
@@ -79,8 +80,9 @@ class Batch:
         self._write_tables([chunk.seq for chunk in chunks])
         firsts: dict[int, int] = {}
         n, n_tiles, kv_end = 0, 0, 1
-        for chunk in chunks:
+        for i, chunk in enumerate(chunks):
             firsts[id(chunk)] = n
+            self._parts["sequences"][i] = n, chunk.count, chunk.seq.slot, chunk.start
             self._fill_chunk(chunk, n)
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count
@@ -88,7 +90,7 @@ class Batch:
         for i, row in enumerate(rows):
             self._parts["rows"][i] = firsts[id(row.chunk)] + row.position - row.chunk.start
             self._parts["wanted"][i] = row.k, row.pick
-        counts = (n, len(rows), n_tiles, -(-kv_end // PART))
+        counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
         write(self._device, self._memory, self._host)
         return counts

@@ -66,7 +66,11 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         raise EngineError(str(error)) from error
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
-        runner, sizes.scheduler(), tokenizer, template, _info(gguf, hparams, device, runner, pages)
+        runner,
+        sizes.scheduler(share=not hparams.recurrent),
+        tokenizer,
+        template,
+        _info(gguf, hparams, device, runner, pages),
     )
 
 
@@ -81,11 +85,11 @@ class _Sizes:
     n_batch: int
     n_outputs: int
 
-    def scheduler(self) -> Scheduler:
+    def scheduler(self, *, share: bool) -> Scheduler:
         cache = PageCache(self.n_pages, PAGE)
         return Scheduler(
             cache, n_slots=self.n_slots, n_ctx_slot=self.n_ctx_slot, n_batch=self.n_batch,
-            n_ubatch=self.n_tokens, max_outputs=self.n_outputs,
+            n_ubatch=self.n_tokens, max_outputs=self.n_outputs, share=share,
         )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from engine.batch import Batch, OutputRow
 from engine.cache import PageCopy
-from engine.models.decoder import AttentionMode, Decoder, Mode
+from engine.models.decoder import Decoder
+from engine.models.step import AttentionMode, Mode
 from engine.scheduler import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages

@@ -103,12 +103,14 @@ class Scheduler:
         n_ubatch: int,
         prompt_chunk: int | None = None,
         max_outputs: int | None = None,
+        share: bool = True,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
 
         While a sequence is decoding, a forward takes at most ``prompt_chunk`` prompt tokens.
-        Both default to ``n_ubatch``. Raises ValueError for numbers that leave a sequence
-        without a token per forward.
+        Both default to ``n_ubatch``. ``share`` False: no sequence uses what another computed,
+        because a model keeps more of it than its pages. Raises ValueError for numbers that
+        leave a sequence without a token per forward.
         """
         self.cache = cache
         self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
@@ -126,6 +128,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # by arrival
         self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
         self.n_preempted = 0
+        self._share = share
         self._n_arrived = 0
 
     def add(self, seq: Sequence) -> None:
@@ -140,6 +143,7 @@ class Scheduler:
         if seq.state != "new":
             raise ValueError(f"sequence {seq.id} was added before")
         seq.state = "waiting"
+        seq.share = seq.share and self._share
         seq.arrival = self._n_arrived
         self._n_arrived += 1
         self.waiting.append(seq)

@@ -22,6 +22,7 @@ from kernels.work import Work
 PART = 256  # keys per part (attention.cl)
 ROWS_PER_ITEM = 6  # query rows that a simd work-item takes through a page together
 SIMT_GROUP = 128
+HEADS_PER_ITEM = 16  # query heads of one KV head that a simd work-item takes at most
 PLAIN_ITEMS = {"simd": 8, "simt": 1024}
 
 
@@ -115,8 +116,10 @@ def attention(
     shape, simd = layer.shape, tape.device.is_simd
     most = tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
     queries = 1 if split else min(queries or most, most)
+    share = 1 if plain or not simd else _share(n_heads // shape.n_kv)
     defines = [
-        f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv}", f"PAGE={PAGE}",
+        f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv // share}",
+        *([f"SHARE={share}"] if share > 1 else []), f"PAGE={PAGE}",
         f"QB={queries}", *layer.defines, *mask.defines,
     ]  # fmt: skip
     args: list[object] = [
@@ -128,7 +131,7 @@ def attention(
     fused = out.quantized and out.values is None
     work = _work(n_heads, layer, mask)
     if split:
-        _split(tape, n_heads, layer, inputs, out, mask, split, defines, args, fused, work)
+        _split(tape, n_heads, share, layer, inputs, out, mask, split, defines, args, fused, work)
     elif plain:
         items = PLAIN_ITEMS[tape.device.family]
         args += [_values(out), plain.buffer.buffer, np.int32(plain.width)]
@@ -137,9 +140,15 @@ def attention(
     else:
         defines += ["QUANTIZE_OUT"] if fused else []
         args += _outputs(out, fused)
-        _launch(tape, defines, args, (shape.n_kv if simd else n_heads, Per(TILES)), work)
+        items = shape.n_kv * share if simd else n_heads
+        _launch(tape, defines, args, (items, Per(TILES)), work)
     if out.quantized and not fused:
         quantize(tape, out)
+
+
+def _share(group: int) -> int:
+    """How many work-items share the query heads of one KV head."""
+    return next(s for s in range(1, group + 1) if group % s == 0 and group // s <= HEADS_PER_ITEM)
 
 
 def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
@@ -155,6 +164,7 @@ def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
 def _split(
     tape: Tape,
     n_heads: int,
+    share: int,
     layer: LayerKV,
     inputs: AttentionInputs,
     out: Activations,
@@ -166,7 +176,7 @@ def _split(
     work: Work,
 ) -> None:
     args += [scratch.buffer.buffer, np.int32(scratch.width)]
-    heads = layer.shape.n_kv if tape.device.is_simd else n_heads
+    heads = layer.shape.n_kv * share if tape.device.is_simd else n_heads
     _launch(tape, [*defines, "SPLIT"], args, (Per(PARTS), heads, Per(TILES)), work)
     merge: list[object] = [
         scratch.buffer.buffer, np.int32(scratch.width), inputs.tiles.buffer,

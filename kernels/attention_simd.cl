@@ -2,13 +2,17 @@
 //
 // Grid: (KV heads, tiles of up to QB queries), or with SPLIT (parts, KV heads, tiles): then each
 // work-item leaves (acc, m, l) of its part in `partial` for attention_combine.cl.
-// G query heads share a KV head; QB * G rows go through a page together, so that each K and V
+// G query heads of one item share a KV head (SHARE items have the same one); QB * G rows go through a page together, so that each K and V
 // is loaded and converted once for all of them.
 // QUANTIZE_OUT writes the next matrix's integer activations (HDV a multiple of 32), else floats.
 
 #include "attention.cl"
 
 #define RB (QB * G)
+#ifndef SHARE
+#define SHARE 1
+#endif
+#define N_HEADS (n_kv * SHARE * G)
 #define HALVES (PAGE / 16)
 #define VECTORS (HDV_PADDED / 16)
 #if VECTORS % 2 == 0
@@ -73,7 +77,7 @@ typedef struct {
 
 // One part: keys of pages [page, end) for queries from position pos on.
 INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
-                        global const v_t* v_cache, global const int* table, int n_kv, int h,
+                        global const v_t* v_cache, global const int* table, int n_kv, int h, int first_head,
                         int page, int end, int pos, int kv_end, int window,
                         float softcap SLOPES_ARG) {
     for (int r = 0; r < RB; r++) {
@@ -95,7 +99,7 @@ INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
             for (int i = 0; i < HALVES; i++) {
                 s[r][i] = CAPPED(s[r][i]);
 #ifdef ALIBI
-                s[r][i] += slopes[h * G + r % G] *
+                s[r][i] += slopes[first_head + r % G] *
                            (ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
 #endif
                 if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window);
@@ -141,10 +145,11 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #endif
 ) {
 #ifdef SPLIT
-    const int part = get_global_id(0), h = get_global_id(1), tile_index = get_global_id(2);
+    const int part = get_global_id(0), item = get_global_id(1), tile_index = get_global_id(2);
 #else
-    const int h = get_global_id(0), tile_index = get_global_id(1);
+    const int item = get_global_id(0), tile_index = get_global_id(1);
 #endif
+    const int h = item / SHARE, first_head = item * G;
     const int4 tile = tiles[tile_index];
     const int t0 = tile.x, nq = tile.y, pos = positions[t0];
     const int kv_end = pos + nq;
@@ -154,21 +159,21 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     float q[HD * RB];
     for (int r = 0; r < RB; r++) {
         // Rows beyond the tile's queries repeat the last one; their result is not stored.
-        global const float* x = qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (h * G + r % G) * HD;
+        global const float* x = qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
         for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
     }
-#define ATTEND(state, begin)                                                                   \
-    attend_part(state, q, k_cache, v_cache, table, n_kv, h, max(first_page, begin),             \
-                min(last_page, (begin) + PART_PAGES), pos, kv_end, window,  \
-                softcap SLOPES)
+#define ATTEND(state, begin)                                                               \
+    attend_part(state, q, k_cache, v_cache, table, n_kv, h, first_head,                    \
+                max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, kv_end, \
+                window, softcap SLOPES)
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;
     ATTEND(&total, part * PART_PAGES);
     for (int r = 0; r < G; r++) {
-        const int head = h * G + r;
+        const int head = first_head + r;
         global float* o =
-            partial + (((size_t)tile_index * n_kv * G + head) * max_parts + part) * (HDV_PADDED + 2);
+            partial + (((size_t)tile_index * N_HEADS + head) * max_parts + part) * (HDV_PADDED + 2);
         for (int c = 0; c < VECTORS; c++) vstore16(total.acc[r][c], c, o);
         o[HDV_PADDED] = total.m[r];
         o[HDV_PADDED + 1] = total.l[r];
@@ -182,8 +187,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         merge(&total, &state);
     }
     for (int r = 0; r < nq * G; r++) {
-        const int head = h * G + r % G;
-        const size_t at = (size_t)(t0 + r / G) * (n_kv * G) + head;
+        const int head = first_head + r % G;
+        const size_t at = (size_t)(t0 + r / G) * N_HEADS + head;
         const float inverse = OUTPUT_FACTOR(total.m[r], total.l[r], head);
 #ifdef QUANTIZE_OUT
         for (int c = 0; c < VECTORS; c += 2)

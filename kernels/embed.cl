@@ -1,10 +1,17 @@
 // Rows of a packed matrix as floats: out[t] = scale * W[ids[t]]. Work-item (block of 32, token).
+// ADD: out[t] is increased instead.
 
 #ifndef SIMT
 #define SIMT  // one row at a time, whatever the family
 #endif
 #include "lanes.cl"
 #include "unpack.cl"
+
+#ifdef ADD
+#define PUT(i, v) out[i] += v
+#else
+#define PUT(i, v) out[i] = v
+#endif
 
 kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_cols,
                   global const int* ids, float scale, global float* out) {
@@ -14,15 +21,16 @@ kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_co
 #ifdef LOW_BITS
     global const uchar* s = w + scales_at + (ulong)g * (n_blocks / SUPER) * SBYTES;
     short2 c[16];
-    float d, m;
-    unpack_scales(s, b, &d, &m, lane);
+    float d[PARTS], m[PARTS];
+    unpack_scales(s, b, d, m, lane);
     unpack_codes(w + ((ulong)g * n_blocks + b) * QBYTES, s, b, c, lane);
     for (int p = 0; p < 16; p++) {
-        out[2 * p] = scale * fma(EVEN(c[p]), d, m);
-        out[2 * p + 1] = scale * fma(ODD(c[p]), d, m);
+        const int part = p * PARTS / 16;
+        PUT(2 * p, scale * fma(EVEN(c[p]), d[part], m[part]));
+        PUT(2 * p + 1, scale * fma(ODD(c[p]), d[part], m[part]));
     }
 #else
     w += (ulong)g * n_cols * (QBYTES / 32);
-    for (int k = 0; k < min(32, n_cols - 32 * b); k++) out[k] = scale * LOAD_WEIGHT(w, 32 * b + k);
+    for (int k = 0; k < min(32, n_cols - 32 * b); k++) PUT(k, scale * LOAD_WEIGHT(w, 32 * b + k));
 #endif
 }

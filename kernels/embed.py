@@ -9,12 +9,16 @@ from kernels.tensor import Tensor
 from kernels.weights import BLOCK, Matrix
 
 
-def embed(tape: Tape, w: Matrix, ids: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """out[t] = scale * w[ids[t]], float32 [n, n_cols]."""
+def embed(
+    tape: Tape, w: Matrix, ids: Tensor, out: Tensor, scale: float = 1.0, *, add: bool = False
+) -> None:
+    """out[t] (+)= scale * w[ids[t]], float32 [n, n_cols]."""
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
     args = [
         w.buffer, np.uint64(w.scales_at), np.int32(w.n_blocks), np.int32(w.n_cols), ids.buffer,
         np.float32(scale), out.buffer,
     ]  # fmt: skip
-    tape.add("embed.cl", "embed", [w.define], args, (-(-w.n_cols // BLOCK), Per(TOKENS)))
+    tape.add(
+        "embed.cl", "embed", [w.define, *["ADD"] * add], args, (-(-w.n_cols // BLOCK), Per(TOKENS))
+    )

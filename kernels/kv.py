@@ -73,6 +73,8 @@ class KVPages:
         for layer in self.layers:
             for tensor in (layer.k, layer.v):
                 size = tensor.n_bytes // self.n_pages
+                if size == 0:  # a layer without attention
+                    continue
                 cl.enqueue_copy(
                     self._queue, tensor.buffer, tensor.buffer, byte_count=size,
                     src_offset=source * size, dst_offset=target * size,

@@ -33,15 +33,29 @@ typedef short2 vpair;
 #define LANE , const int lane
 #define LANE_ARG , lane
 #define as_vpair as_short2
+#define as_vfloat as_float
 #define to_vfloat convert_float
 #define LOAD_INT(p, i) ((global const int*)(p))[(i) * ROWS + lane]
 #define LOAD_UCHAR(p, i) ((int)((global const uchar*)(p))[(i) * ROWS + lane])
 #define LOAD_CHAR(p, i) ((int)((global const char*)(p))[(i) * ROWS + lane])
+#define LOAD_USHORT(p, i) ((int)((global const ushort*)(p))[(i) * ROWS + lane])
 #define LOAD_HALF(p, i) vload_half((i) * ROWS + lane, (global const half*)(p))
 #define LOAD_FLOAT(p, i) ((global const float*)(p))[(i) * ROWS + lane]
 #define LOAD_BF16(p, i) as_float((uint)((global const ushort*)(p))[(i) * ROWS + lane] << 16)
 #define EVEN(pair) ((float)(pair).x)
 #define ODD(pair) ((float)(pair).y)
+
+INLINE vpair mul_high(vpair a, vpair b) { return mul_hi(a, b); }
+
+INLINE short lookup_one(ushort v, int at, ulong low, ulong high) {
+    const int code = v >> at;
+    return (short)((((code < 8 ? low : high) >> (8 * (code & 7))) & 255) << at);
+}
+// The codes of 4 bits that begin at bit `at`, 0 or 8, replaced by the bytes of a table, given as
+// two words whose lowest byte is 0. All other bits are 0.
+INLINE vpair lookup(vpair codes, int at, ulong low, ulong high) {
+    return (short2)(lookup_one(codes.x, at, low, high), lookup_one(codes.y, at, low, high));
+}
 
 #else
 
@@ -49,13 +63,17 @@ typedef int16 vint;
 typedef float16 vfloat;
 typedef short vpair __attribute__((ext_vector_type(32)));
 typedef int int32w __attribute__((ext_vector_type(32)));
+typedef char char32 __attribute__((ext_vector_type(32)));
+typedef char char64 __attribute__((ext_vector_type(64)));
 #define LANE
 #define LANE_ARG
 #define as_vpair(v) __builtin_astype(v, vpair)
+#define as_vfloat as_float16
 #define to_vfloat convert_float16
 #define LOAD_INT(p, i) vload16(i, (global const int*)(p))
 #define LOAD_UCHAR(p, i) convert_int16(vload16(i, (global const uchar*)(p)))
 #define LOAD_CHAR(p, i) convert_int16(vload16(i, (global const char*)(p)))
+#define LOAD_USHORT(p, i) convert_int16(vload16(i, (global const ushort*)(p)))
 #define LOAD_HALF(p, i) vload_half16(i, (global const half*)(p))
 #define LOAD_FLOAT(p, i) vload16(i, (global const float*)(p))
 #define LOAD_BF16(p, i) as_float16(convert_uint16(vload16(i, (global const ushort*)(p))) << 16)
@@ -95,6 +113,35 @@ INLINE int16 madd(vpair a, vpair b, int16 c) {
     int32w m = __builtin_convertvector(a, int32w) * __builtin_convertvector(b, int32w);
     return c + (EVENS(m) + ODDS(m));
 #endif
+}
+
+// The upper 16 bits of products; LLVM makes vpmulhw of it.
+INLINE vpair mul_high(vpair a, vpair b) {
+    const int32w m = __builtin_convertvector(a, int32w) * __builtin_convertvector(b, int32w);
+    return __builtin_convertvector(m >> (int32w)(16), vpair);
+}
+
+// The codes of 4 bits that begin at bit `at`, 0 or 8, replaced by the bytes of a table, given as
+// two words whose lowest byte is 0, so that a shuffle of bytes does for shorts: all other bits
+// are 0. Intel's compiler makes one vpshufb of the four shuffles.
+INLINE vpair lookup(vpair codes, int at, ulong low, ulong high) {
+    const uchar16 t = as_uchar16((ulong2)(low, high));
+    int16 v = __builtin_astype(codes, int16);
+#if defined(X86_BUILTINS) && defined(__AVX512BW__)
+    const int8 t2 = (int8)(as_int4(t), as_int4(t));
+    const char64 t4 = __builtin_astype((int16)(t2, t2), char64);
+    v = __builtin_astype(__builtin_ia32_pshufb512(t4, __builtin_astype(v, char64)), int16);
+#elif defined(X86_BUILTINS)
+    const char32 t2 = __builtin_astype((int8)(as_int4(t), as_int4(t)), char32);
+    v.lo = __builtin_astype(__builtin_ia32_pshufb256(t2, __builtin_astype(v.lo, char32)), int8);
+    v.hi = __builtin_astype(__builtin_ia32_pshufb256(t2, __builtin_astype(v.hi, char32)), int8);
+#else
+    v.lo.lo = as_int4(shuffle(t, as_uchar16(v.lo.lo)));
+    v.lo.hi = as_int4(shuffle(t, as_uchar16(v.lo.hi)));
+    v.hi.lo = as_int4(shuffle(t, as_uchar16(v.hi.lo)));
+    v.hi.hi = as_int4(shuffle(t, as_uchar16(v.hi.hi)));
+#endif
+    return __builtin_astype(v, vpair);
 }
 
 #endif

@@ -7,12 +7,12 @@ tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kernels.device import Device
-from kernels.tape import TOKENS, Grid, Per, Tape
+from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor, empty
 from kernels.weights import BLOCK, ROWS, Matrix
 from kernels.work import Work
@@ -38,6 +38,35 @@ class Activations:
     @property
     def quantized(self) -> bool:
         return self.codes is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """Which rows go through which expert, found on the device (moe.py).
+
+    tiles: int32 [n, 4], (expert, first entry, entries, -) of the lists in_rows and out_rows:
+    the rows of the input and the output. ``grid`` counts the tiles, ``used`` says how many
+    experts a token has. weights: float32 of an output row, multiplies what the matrix yields.
+    """
+
+    tiles: Tensor
+    in_rows: Tensor
+    out_rows: Tensor
+    grid: Per
+    used: int
+    weights: Tensor | None = None
+
+    def args(self) -> list[object]:
+        lists = (self.tiles, self.in_rows, self.out_rows, self.weights)
+        return [t.buffer for t in lists if t is not None]
+
+    def weighted(self, weights: Tensor) -> ExpertRows:
+        """The same rows with weights."""
+        return replace(self, weights=weights)
+
+    @property
+    def defines(self) -> list[str]:
+        return ["EXPERTS"] + ["WEIGHTED"] * (self.weights is not None)
 
 
 def activations(device: Device, n_rows: int, n_cols: int, *, quantized: bool) -> Activations:
@@ -72,22 +101,27 @@ def matmul(
     add: bool = False,
     bias: Tensor | None = None,
     out_offset: int = 0,
+    scale: float = 1.0,
+    experts: ExpertRows | None = None,
 ) -> None:
-    """out[t, out_offset + r] (+)= sum_k w[r, k] x[t, k] (+ bias[r]) for counts[count] tokens.
+    """out[t, out_offset + r] (+)= (sum_k w[r, k] x[t, k] (+ bias[r])) * scale.
 
-    ``tile`` is the number of tokens that share a pass over the weights: 1 if there will never
-    be more than one.
+    For counts[count] tokens, or for the rows and matrices that ``experts`` says. ``tile`` is
+    the number of tokens that share a pass over the weights: 1 if there will never be more than
+    one.
     """
     if w.paired:
         raise ValueError("a paired matrix is for glu()")
     inputs, defines = _inputs(w, x)
     defines += [w.define] + ["ADD"] * add + ["BIAS"] * (bias is not None)
+    defines += ["SCALE"] * (scale != 1.0) + (experts.defines if experts else [])
     args = [
         w.buffer, np.uint64(w.scales_at), *inputs, np.int32(w.n_blocks), np.int32(w.n_rows),
-        counts.buffer, np.int32(count), *([bias.buffer] if bias is not None else []),
+        counts.buffer, np.int32(count), *(experts.args() if experts else []),
+        *([bias.buffer] if bias is not None else []), *([np.float32(scale)] * (scale != 1.0)),
         out.buffer, np.int32(out.shape[-1]), np.int32(out_offset),
     ]  # fmt: skip
-    _launch(tape, w, defines, args, tile, count, unit=1)
+    _launch(tape, w, defines, args, tile, count, unit=1, experts=experts)
 
 
 def glu(
@@ -101,20 +135,22 @@ def glu(
     tile: int,
     count: int = TOKENS,
     bias: Tensor | None = None,
+    limit: float = 0.0,
+    experts: ExpertRows | None = None,
 ) -> None:
     """out = activation(gate x) * (up x) for a paired matrix of gate and up.
 
-    ``bias`` has the order of the packed rows: 16 of gate, 16 of up, padded to 64.
+    ``bias`` has the order of the packed rows: 16 of gate, 16 of up, padded to 64. ``limit``
+    bounds both factors, if it is not 0. ``experts``: see matmul().
 
     ``out`` is float, or quantized, or both; the simt family needs room for the floats
     (``values``) in any case and quantizes in a launch of its own.
     """
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
-    if activation not in GLU_ACTIVATIONS:
-        raise ValueError(f"unknown GLU activation {activation!r}: {GLU_ACTIVATIONS}")
     inputs, defines = _inputs(w, x)
-    defines += [w.define, f"GLU_{activation.upper()}"] + ["BIAS"] * (bias is not None)
+    defines += [w.define, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
+    defines += experts.defines if experts else []
     fused = tape.device.is_simd and out.values is None
     if fused and out.codes is not None and out.scales is not None:
         defines.append("QUANTIZE_OUT")
@@ -125,13 +161,21 @@ def glu(
         outputs = [out.values.buffer, np.int32(out.n_cols), np.int32(0)]
     args = [
         w.buffer, np.uint64(w.scales_at), *inputs, np.int32(w.n_blocks), np.int32(w.n_rows),
-        counts.buffer, np.int32(count), *([bias.buffer] if bias is not None else []), *outputs,
+        counts.buffer, np.int32(count), *(experts.args() if experts else []),
+        *([bias.buffer] if bias is not None else []), *outputs,
     ]  # fmt: skip
-    _launch(tape, w, defines, args, tile, count, unit=2)
+    _launch(tape, w, defines, args, tile, count, unit=2, experts=experts)
     if out.quantized and "QUANTIZE_OUT" not in defines:
         from kernels.norm import quantize
 
-        quantize(tape, out, count=count)
+        quantize(tape, out, count=count, times=experts.used if experts else 1)
+
+
+def glu_defines(activation: str, limit: float) -> list[str]:
+    """How activation.cl calls a gated activation; ValueError for an unknown one."""
+    if activation not in GLU_ACTIVATIONS:
+        raise ValueError(f"unknown GLU activation {activation!r}: {GLU_ACTIVATIONS}")
+    return [f"GLU_{activation.upper()}", *([f"GLU_LIMIT={limit!r}f"] if limit else [])]
 
 
 def _launch(
@@ -142,28 +186,29 @@ def _launch(
     tile: int,
     count: int,
     unit: int,
+    experts: ExpertRows | None,
 ) -> None:
-    work = Work(weight_bytes=w.n_bytes, macs=w.n_rows * w.n_cols, count=count)
+    used = experts.used if experts else 1
+    share = min(used, w.n_experts) / w.n_experts
+    work = Work(int(w.n_bytes * share), macs=w.n_rows * w.n_cols * used, count=count)
+    tiles = experts.grid if experts else Per(count, tile)
     if tape.device.is_simd:
-        grid, local = _simd_grid(tape.device, w, tile, count, unit)
-        tape.add("matmul_simd.cl", "matmul", [*defines, f"NT={tile}"], args, grid, local, work)
+        one = not experts and tile == 1
+        grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
+        tape.add("matmul_simd.cl", "matmul", [*defines, f"NT={tile}"], args, grid, (1, 1), work)
     elif tile < SIMT_TILE_TOKENS:
         defines += [f"NT={tile}", f"SLICES={SIMT_SLICES}"]
         groups = -(-w.n_groups // unit)
-        grid = (groups * ROWS * SIMT_SLICES, Per(count, tile))
+        grid = (groups * ROWS * SIMT_SLICES, tiles)
         tape.add("matvec_simt.cl", "matmul", defines, args, grid, (ROWS * SIMT_SLICES, 1), work)
     else:
-        grid = (-(-w.n_groups // 4) * 64, Per(count, SIMT_TILE_TOKENS))
+        grid = (-(-w.n_groups // 4) * 64, tiles)
         tape.add("matmul_simt.cl", "matmul", defines, args, grid, (64, 1), work)
 
 
-def _simd_grid(
-    device: Device, w: Matrix, tile: int, count: int, unit: int
-) -> tuple[Grid, tuple[int, int]]:
+def _simd_ranges(device: Device, w: Matrix, tile: int, unit: int, used: int) -> int:
     """Row ranges: a few per core for one token, smaller ones where tokens multiply them."""
     units = -(-w.n_rows // (ROWS * (4 if unit == 2 else 1)))
     if tile == 1:
-        ranges = min(units, device.info.compute_units * 4)
-        return (ranges, 1), (1, 1)
-    ranges = max(min(units, device.info.compute_units * 2), units // 4)
-    return (ranges, Per(count, tile)), (1, 1)
+        return min(units, max(device.info.compute_units * 4 // used, 1))
+    return max(min(units, device.info.compute_units * 2), units // 4)

@@ -9,7 +9,7 @@
 // ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
 // BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
-//                                       ADD      add to out instead of storing
+// SCALE       multiply with a factor after that     ADD    add to out instead of storing
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
 //             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
 //             the next matrix's integer activations.
@@ -17,6 +17,7 @@
 #include "lanes.cl"
 #include "unpack.cl"
 #include "activation.cl"
+#include "rows.cl"
 
 #define PREFETCH_BYTES 6144  // how far ahead of the codes in use; 2 to 8 KiB do nearly as well
 
@@ -30,38 +31,71 @@
 
 #ifdef LOW_BITS
 
+// Sums of products side by side. Where it believes that a chain of them is what takes the time,
+// LLVM makes a multiplication and an addition of each vpdpwssd, a quarter slower for many tokens;
+// with these numbers it does not.
+#if PARTS == 2 || defined(WITH_M)
+#define CHAINS 2
+#else
+#define CHAINS 4
+#endif
+
+// The sum of 8 pairs of activations, made of whole words so that it leaves the vector units
+// to the products: 16384 more each, they are positive, and two of 15 bits fit 16.
+INLINE float sum_pairs(global const int* x) {
+    global const ulong* v = (global const ulong*)x;
+    const ulong sign = 0x8000800080008000, bias = 0x4000400040004000, even = 0x0000FFFF0000FFFF;
+    const ulong a = (v[0] ^ sign) - bias + ((v[1] ^ sign) - bias);
+    const ulong b = (v[2] ^ sign) - bias + ((v[3] ^ sign) - bias);
+    const ulong c = (a & even) + ((a >> 16) & even) + (b & even) + ((b >> 16) & even);
+    return (float)((int)c + (int)(c >> 32) - 16 * 16384);
+}
+
 // Adds to acc the products of one group with nt tokens.
-INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, int t0, int nt,
+INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
                       int n_blocks, float16* acc) {
     for (int b = 0; b < n_blocks; b++, q += QBYTES) {
         vpair w[16];
-        float16 d, m;
+        float16 d[PARTS], m[PARTS];
         #pragma unroll
         for (int i = 0; i < QBYTES; i += 64) PREFETCH(q + PREFETCH_BYTES + i);
-        unpack_scales(s, b, &d, &m);
+        unpack_scales(s, b, d, m);
         unpack_codes(q, s, b, w);
 #ifdef ACT_INT
         for (int t = 0; t < nt; t++) {
-            const size_t at = (size_t)(t0 + t) * n_blocks + b;
+            const size_t at = (size_t)ROW_IN(t) * n_blocks + b;
             global const int* xb = x + at * 16;
-            int16 s0 = 0, s1 = 0;
+            int16 sum[CHAINS];
+            for (int i = 0; i < CHAINS; i++) sum[i] = 0;
             #pragma unroll
-            for (int p = 0; p < 16; p += 2) {
-                s0 = madd(w[p], as_vpair((int16)(xb[p])), s0);
-                s1 = madd(w[p + 1], as_vpair((int16)(xb[p + 1])), s1);
-            }
+            for (int p = 0; p < 16; p++)
+                sum[p * CHAINS / 16] = madd(w[p], as_vpair((int16)(xb[p])), sum[p * CHAINS / 16]);
             const float2 xs = xd[at];
-            acc[t] = fma(convert_float16(s0 + s1) * xs.x, d, acc[t]);
+#if PARTS == 2
+            const float16 first = convert_float16(sum[0]) * d[0];
+            acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
+#else
+#if CHAINS == 4
+            sum[0] += sum[1];
+            sum[1] = sum[2] + sum[3];
+#endif
+            acc[t] = fma(convert_float16(sum[0] + sum[1]) * xs.x, d[0], acc[t]);
+#endif
 #ifdef WITH_M
-            acc[t] = fma(m, (float16)(xs.y), acc[t]);
+            acc[t] = fma(m[0], (float16)(xs.y), acc[t]);
+#if PARTS == 2
+            acc[t] = fma(m[1] - m[0], (float16)(sum_pairs(xb + 8) * xs.x), acc[t]);
+#endif
 #endif
         }
 #else
         #pragma unroll
         for (int p = 0; p < 16; p++) {
-            const float16 w0 = fma(EVEN(w[p]), d, m), w1 = fma(ODD(w[p]), d, m);
+            const int part = p * PARTS / 16;
+            const float16 w0 = fma(EVEN(w[p]), d[part], m[part]);
+            const float16 w1 = fma(ODD(w[p]), d[part], m[part]);
             for (int t = 0; t < nt; t++) {
-                global const float* xb = x + ((size_t)(t0 + t) * n_blocks + b) * 32 + 2 * p;
+                global const float* xb = x + ((size_t)ROW_IN(t) * n_blocks + b) * 32 + 2 * p;
                 acc[t] = fma(w1, (float16)(xb[1]), fma(w0, (float16)(xb[0]), acc[t]));
             }
         }
@@ -71,18 +105,20 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, int 
 #define GROUP_BYTES ((size_t)n_blocks * QBYTES)
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
 #define CALL_DOT(g, acc)                                                              \
-    dot_group(w + (g) * GROUP_BYTES, w + scales_at + (g) * GROUP_SCALES, X, t0, nt, n_blocks, acc)
+    dot_group(w + (first_group + (g)) * GROUP_BYTES,                                  \
+              w + scales_at + (first_group + (g)) * GROUP_SCALES, X, IN, nt, n_blocks, acc)
 
 #else
 
-INLINE void dot_group(global const uchar* w, X_ARGS, int t0, int nt, int n_cols, float16* acc) {
+INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols, float16* acc) {
     for (int k = 0; k < n_cols; k++) {
         const float16 wk = LOAD_WEIGHT(w, k);
         for (int t = 0; t < nt; t++)
-            acc[t] = fma(wk, (float16)(x[(size_t)(t0 + t) * n_cols + k]), acc[t]);
+            acc[t] = fma(wk, (float16)(x[(size_t)ROW_IN(t) * n_cols + k]), acc[t]);
     }
 }
-#define CALL_DOT(g, acc) dot_group(w + (size_t)(g) * n_blocks * (QBYTES / 32), X, t0, nt, n_blocks, acc)
+#define CALL_DOT(g, acc) \
+    dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, acc)
 
 #endif
 
@@ -98,9 +134,12 @@ INLINE void store_rows(float16 v, global float* out, int n) {
 
 // n_blocks: K / 32 (float weights: K). counts[count_at]: the number of tokens.
 kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
-                   global const int* counts, int count_at,
+                   global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
 #ifdef BIAS
                    global const float* bias,
+#endif
+#ifdef SCALE
+                   float scale,
 #endif
 #ifdef QUANTIZE_OUT
                    global short* out_q, global float2* out_d
@@ -116,12 +155,7 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
     const int n_units = (n_rows + ROWS * unit - 1) / (ROWS * unit);
     const int first = (int)((long)n_units * get_global_id(0) / get_global_size(0));
     const int last = (int)((long)n_units * (get_global_id(0) + 1) / get_global_size(0));
-    const int t0 = get_global_id(1) * NT;
-#if NT == 1
-    const int nt = 1;
-#else
-    const int nt = min(NT, counts[count_at] - t0);
-#endif
+    BEGIN_TILE(get_global_id(1), n_rows / ROWS);
     for (int u = first; u < last; u++) {
 #ifdef GLU
         float16 h[2][NT];
@@ -129,22 +163,23 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
             float16 up[NT];
 #ifdef BIAS
             for (int t = 0; t < nt; t++) {
-                h[i][t] = vload16(4 * u + 2 * i, bias);
-                up[t] = vload16(4 * u + 2 * i + 1, bias);
+                h[i][t] = vload16(first_group + 4 * u + 2 * i, bias);
+                up[t] = vload16(first_group + 4 * u + 2 * i + 1, bias);
             }
 #else
             for (int t = 0; t < nt; t++) h[i][t] = up[t] = 0;
 #endif
             CALL_DOT(4 * u + 2 * i, h[i]);
             CALL_DOT(4 * u + 2 * i + 1, up);
-            for (int t = 0; t < nt; t++) h[i][t] = GLU(h[i][t], up[t]);
+            for (int t = 0; t < nt; t++)
+                h[i][t] = GLU(h[i][t] * WEIGHT_OF(t), up[t] * WEIGHT_OF(t));
         }
         for (int t = 0; t < nt; t++) {
 #ifdef QUANTIZE_OUT
-            const size_t at = (size_t)(t0 + t) * n_units + u;
+            const size_t at = (size_t)ROW_OUT(t) * n_units + u;
             out_d[at] = quantize32(h[0][t], h[1][t], out_q + at * 32);
 #else
-            global float* o = out + (size_t)(t0 + t) * out_stride + out_offset + u * 32;
+            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * 32;
             store_rows(h[0][t], o, n_rows / 2 - u * 32);
             store_rows(h[1][t], o + 16, n_rows / 2 - u * 32 - 16);
 #endif
@@ -155,11 +190,14 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
         CALL_DOT(u, acc);
         const int n = n_rows - u * ROWS;
         for (int t = 0; t < nt; t++) {
-            global float* o = out + (size_t)(t0 + t) * out_stride + out_offset + u * ROWS;
+            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * ROWS;
             float16 v = acc[t];
 #ifdef BIAS
-            if (n >= ROWS) v += vload16(u, bias);
+            if (n >= ROWS) v += vload16(first_group + u, bias);
             else for (int i = 0; i < n; i++) ((float*)&v)[i] += bias[u * ROWS + i];
+#endif
+#ifdef SCALE
+            v *= scale;
 #endif
 #ifdef ADD
             if (n >= ROWS) v += vload16(0, o);

@@ -8,8 +8,10 @@
 #include "lanes.cl"
 #include "unpack.cl"
 #include "activation.cl"
+#define NT 32
+#include "rows.cl"
 
-#define TILE_TOKENS 32
+#define TILE_TOKENS NT
 #define PER_ITEM 8
 
 #if defined(ACT_INT)
@@ -20,16 +22,18 @@
 
 kernel __attribute__((reqd_work_group_size(64, 1, 1)))
 void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
-            global const int* counts, int count_at,
+            global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
 #ifdef BIAS
             global const float* bias,
+#endif
+#ifdef SCALE
+            float scale,
 #endif
             global float* out, int out_stride, int out_offset) {
     local float wt[32][64];
     local float xt[32][TILE_TOKENS + 1];
     const int lane = get_local_id(0) % ROWS, quarter = get_local_id(0) / ROWS;
-    const int t0 = get_group_id(1) * TILE_TOKENS;
-    const int nt = min(TILE_TOKENS, counts[count_at] - t0);
+    BEGIN_TILE(get_group_id(1), n_rows / ROWS);
 #ifdef GLU
     const int n_groups = (n_rows / 2 + ROWS - 1) / ROWS * 2;
 #else
@@ -39,12 +43,12 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
 #ifdef LOW_BITS
     const int n_cols = n_blocks * 32;
     const int n_steps = n_blocks;
-    global const uchar* s = w + scales_at + (ulong)mine * (n_blocks / SUPER) * SBYTES;
-    global const uchar* q = w + (ulong)mine * n_blocks * QBYTES;
+    global const uchar* s = w + scales_at + (first_group + mine) * (n_blocks / SUPER) * SBYTES;
+    global const uchar* q = w + (first_group + mine) * n_blocks * QBYTES;
 #else
     const int n_cols = n_blocks;
     const int n_steps = (n_cols + 31) / 32;
-    global const uchar* q = w + (ulong)mine * n_cols * (QBYTES / 32);
+    global const uchar* q = w + (first_group + mine) * n_cols * (QBYTES / 32);
 #endif
     float acc[4][PER_ITEM];
     for (int i = 0; i < 4; i++)
@@ -54,15 +58,16 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
         const int column = quarter * ROWS + lane;
 #ifdef LOW_BITS
         short2 c[16];
-        float d = 0, m = 0;
+        float d[PARTS] = {0}, m[PARTS] = {0};
         for (int p = 0; p < 16; p++) c[p] = (short2)(0);
         if (mine < n_groups) {
-            unpack_scales(s, b, &d, &m, lane);
+            unpack_scales(s, b, d, m, lane);
             unpack_codes(q + (ulong)b * QBYTES, s, b, c, lane);
         }
         for (int p = 0; p < 16; p++) {
-            wt[2 * p][column] = fma(EVEN(c[p]), d, m);
-            wt[2 * p + 1][column] = fma(ODD(c[p]), d, m);
+            const int i = p * PARTS / 16;
+            wt[2 * p][column] = fma(EVEN(c[p]), d[i], m[i]);
+            wt[2 * p + 1][column] = fma(ODD(c[p]), d[i], m[i]);
         }
 #else
         for (int k = 0; k < 32; k++)
@@ -73,9 +78,9 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             const int t = i / 32, k = i % 32;
             float v = 0;
             if (t < nt && 32 * b + k < n_cols) {
-                v = x[(size_t)(t0 + t) * n_cols + 32 * b + k];
+                v = x[(size_t)ROW_IN(t) * n_cols + 32 * b + k];
 #ifdef ACT_INT
-                v *= xd[(size_t)(t0 + t) * n_blocks + b].x;
+                v *= xd[(size_t)ROW_IN(t) * n_blocks + b].x;
 #endif
             }
             xt[k][t] = v;
@@ -93,7 +98,7 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
     }
 
     for (int t = quarter * PER_ITEM; t < min(nt, (quarter + 1) * PER_ITEM); t++) {
-        global float* o = out + (size_t)(t0 + t) * out_stride + out_offset;
+        global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset;
         const int j = t - quarter * PER_ITEM;
 #ifdef GLU
         for (int i = 0; i < 4; i += 2) {
@@ -101,10 +106,10 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             float gate = acc[i][j], up = acc[i + 1][j];
             if (row >= n_rows / 2) continue;
 #ifdef BIAS
-            gate += bias[(get_group_id(0) * 4 + i) * ROWS + lane];
-            up += bias[(get_group_id(0) * 4 + i + 1) * ROWS + lane];
+            gate += bias[(first_group + get_group_id(0) * 4 + i) * ROWS + lane];
+            up += bias[(first_group + get_group_id(0) * 4 + i + 1) * ROWS + lane];
 #endif
-            o[row] = GLU(gate, up);
+            o[row] = GLU(gate * WEIGHT_OF(t), up * WEIGHT_OF(t));
         }
 #else
         for (int i = 0; i < 4; i++) {
@@ -112,7 +117,10 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             if (row >= n_rows) continue;
             float v = acc[i][j];
 #ifdef BIAS
-            v += bias[row];
+            v += bias[first_group * ROWS + row];
+#endif
+#ifdef SCALE
+            v *= scale;
 #endif
 #ifdef ADD
             v += o[row];

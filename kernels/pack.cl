@@ -1,64 +1,18 @@
 // GGUF blocks to the packed layout that unpack.cl describes; runs once, at load.
 //
 // One work-item packs the 32 columns of one block of one row (float types: the same, K may be
-// odd). Block layouts: ggml's block_q* structures, as documented with GGUF. Rows beyond M (the
-// last group's padding) are written as zeros. `group_stride` and `group_offset` place group g of
-// this matrix at g * group_stride + group_offset, which is how gate and up interleave.
+// odd). blocks.cl reads the file's blocks. Rows beyond M (the last group's padding) are written
+// as zeros. `group_stride` and `group_offset` place group g of this matrix at
+// g * group_stride + group_offset, which is how gate and up interleave.
 
 #include "lanes.cl"
 #include "unpack.cl"
 
-INLINE ushort u16(global const uchar* p) { return (ushort)(p[0] | (p[1] << 8)); }
-
-#if defined(TYPE_Q4_0)
-#define BLOCK_BYTES 18
-INLINE int code(global const uchar* p, int k) { return k < 16 ? p[2 + k] & 15 : p[2 + k - 16] >> 4; }
-#elif defined(TYPE_Q4_1)
-#define BLOCK_BYTES 20
-INLINE int code(global const uchar* p, int k) { return k < 16 ? p[4 + k] & 15 : p[4 + k - 16] >> 4; }
-#elif defined(TYPE_Q5_0)
-#define BLOCK_BYTES 22
-INLINE int code(global const uchar* p, int k) {
-    int low = k < 16 ? p[6 + k] & 15 : p[6 + k - 16] >> 4;
-    return low | ((p[2 + k / 8] >> (k % 8)) & 1) << 4;
-}
-#elif defined(TYPE_Q5_1)
-#define BLOCK_BYTES 24
-INLINE int code(global const uchar* p, int k) {
-    int low = k < 16 ? p[8 + k] & 15 : p[8 + k - 16] >> 4;
-    return low | ((p[4 + k / 8] >> (k % 8)) & 1) << 4;
-}
-#elif defined(TYPE_Q8_0)
-#define BLOCK_BYTES 34
-INLINE int code(global const uchar* p, int k) { return p[2 + k]; }
-#elif defined(TYPE_Q4_K)
-#define BLOCK_BYTES 144
-#define K_SCALES 4
-INLINE int code(global const uchar* p, int k) {
-    int v = p[16 + (k / 64) * 32 + k % 32];
-    return k % 64 < 32 ? v & 15 : v >> 4;
-}
-#elif defined(TYPE_Q5_K)
-#define BLOCK_BYTES 176
-#define K_SCALES 4
-INLINE int code(global const uchar* p, int k) {
-    int v = p[48 + (k / 64) * 32 + k % 32];
-    int low = k % 64 < 32 ? v & 15 : v >> 4;
-    return low | ((p[16 + k % 32] >> (k / 32)) & 1) << 4;
-}
-#elif defined(TYPE_Q6_K)
-#define BLOCK_BYTES 210
-INLINE int code(global const uchar* p, int k) {
-    int half_ = k / 128, r = k % 128;
-    int v = p[half_ * 64 + r % 64];
-    int low = r < 64 ? v & 15 : v >> 4;
-    return low | ((p[128 + half_ * 32 + r % 32] >> (2 * (r / 32))) & 3) << 4;
-}
-#endif
-
 #ifdef LOW_BITS
 
-#ifdef K_SCALES
+#include "blocks.cl"
+
+#if defined(SCALES_K)
 // The j-th six-bit scale (min) of a K block: 12 bytes, the upper two bits apart.
 INLINE uchar k_scale(global const uchar* s, int j) {
     return j < 4 ? s[j] & 63 : (s[j + 4] & 15) | ((s[j - 4] >> 6) << 4);
@@ -68,27 +22,96 @@ INLINE uchar k_min(global const uchar* s, int j) {
 }
 #endif
 
-INLINE void pack_scales(global const uchar* p, int sub, bool real, global uchar* s, int row) {
-    global ushort* h = (global ushort*)s;
-#if defined(K_SCALES)
-    h[row] = real ? u16(p) : 0;
-    h[16 + row] = real ? u16(p + 2) : 0;
-    s[64 + sub * 16 + row] = real ? k_scale(p + 4, sub) : 0;
-    s[192 + sub * 16 + row] = real ? k_min(p + 4, sub) : 0;
-#elif defined(SCALES_6K)
-    h[row] = real ? u16(p + 208) : 0;
-    s[32 + (2 * sub) * 16 + row] = real ? p[192 + 2 * sub] : 0;
-    s[32 + (2 * sub + 1) * 16 + row] = real ? p[192 + 2 * sub + 1] : 0;
+// The half-precision scale of a block.
+INLINE ushort scale_of(global const uchar* p) {
+#if defined(TYPE_Q2_K)
+    return u16(p + 80);
+#elif defined(TYPE_Q3_K)
+    return u16(p + 108);
+#elif defined(TYPE_Q6_K)
+    return u16(p + 208);
+#elif defined(TYPE_TQ1_0)
+    return u16(p + 52);
+#elif defined(TYPE_TQ2_0)
+    return u16(p + 64);
+#elif defined(TYPE_IQ1_M)  // four bits at the top of each of the four words of scales
+    return u16(p + 48) >> 12 | (u16(p + 50) >> 12) << 4 | (u16(p + 52) >> 12) << 8 |
+           (u16(p + 54) >> 12) << 12;
 #else
-    h[row] = real ? u16(p) : 0;
-#ifdef HAS_M
-    h[16 + row] = real ? u16(p + 2) : 0;
+    return u16(p);
+#endif
+}
+
+// The integer scale of 32 columns or, for types whose scales cover fewer, of the sub-th ones.
+INLINE int sub_scale(global const uchar* p, int sub) {
+#if defined(TYPE_Q2_K)
+    return p[sub];
+#elif defined(TYPE_Q3_K)
+    const int low = p[96 + sub % 8] >> (sub / 8 * 4), high = p[104 + sub % 4] >> (sub / 4 * 2);
+    return ((low & 15) | (high & 3) << 4) - 32;
+#elif defined(TYPE_Q6_K)
+    return p[192 + sub];
+#elif defined(TYPE_IQ1_S)
+    const int v = u16(p + 34 + 2 * sub);
+    return (2 * ((v >> 12) & 7) + 1) | (v >> 15) << 4;
+#elif defined(TYPE_IQ1_M)
+    const int v = (u16(p + 48 + sub / 2 * 2) >> (sub % 2 * 6)) & 63;
+    const int h = p[32 + 2 * sub], i = p[33 + 2 * sub];
+    return v | ((h >> 3 & 1) | (h >> 7) << 1 | (i >> 3 & 1) << 2 | (i >> 7) << 3) << 6;
+#elif defined(TYPE_IQ2_XXS)
+    return 2 * (p[9 + 8 * sub] >> 4) + 1;
+#elif defined(TYPE_IQ2_XS)
+    return p[66 + sub];
+#elif defined(TYPE_IQ2_S)
+    return p[74 + sub];
+#elif defined(TYPE_IQ3_XXS)
+    return 2 * (p[69 + 4 * sub] >> 4) + 1;
+#elif defined(TYPE_IQ3_S)
+    return 2 * ((p[106 + sub / 2] >> (sub % 2 * 4)) & 15) + 1;
+#elif defined(TYPE_IQ4_XS)
+    const int low = p[4 + sub / 2] >> (sub % 2 * 4), high = u16(p + 2) >> (2 * sub);
+    return ((low & 15) | (high & 3) << 4) - 32;
+#elif defined(TYPE_NVFP4)
+    return p[sub] == 127 ? 0 : p[sub] & 127;
+#else
+    return 0;
+#endif
+}
+
+INLINE void pack_scales(global const uchar* p, int sub, bool real, float scale, global uchar* s,
+                        int row) {
+    global ushort* h = (global ushort*)s;
+#if defined(SCALES_E8M0)
+    s[row] = real ? p[0] : 0;
+#elif defined(SCALES_UE4M3)
+    for (int i = 2 * sub; i < 2 * sub + 2; i++) s[i * ROWS + row] = real ? sub_scale(p, i) : 0;
+    if (row == 0) *(global float*)(s + 64) = scale;
+#else
+    h[row] = real ? scale_of(p) : 0;
+#if defined(SCALES_HALVES)
+    h[ROWS + row] = real ? u16(p + 2) : 0;
+#elif defined(SCALES_K)
+    h[ROWS + row] = real ? u16(p + 2) : 0;
+    s[64 + sub * ROWS + row] = real ? k_scale(p + 4, sub) : 0;
+    s[192 + sub * ROWS + row] = real ? k_min(p + 4, sub) : 0;
+#elif defined(SCALES_2K)
+    h[ROWS + row] = real ? u16(p + 82) : 0;
+    for (int i = 2 * sub; i < 2 * sub + 2; i++)
+        s[64 + i * ROWS + row] = real ? sub_scale(p, i) : 0;
+#elif defined(SCALES_CHARS)
+    for (int i = 2 * sub; i < 2 * sub + 2; i++)
+        s[32 + i * ROWS + row] = real ? sub_scale(p, i) : 0;
+#elif defined(SCALES_1M)
+    h[(1 + sub) * ROWS + row] = real ? sub_scale(p, sub) : 0;
+#elif defined(SCALES_CHAR) || defined(SCALES_NIBBLES) || defined(SCALES_1S)
+    s[32 + sub * ROWS + row] = real ? sub_scale(p, sub) : 0;
 #endif
 #endif
 }
 
+// scale: of the whole matrix, for types that keep one (NVFP4).
 kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at, int n_rows,
-                 int n_blocks, int row_offset, int group_stride, int group_offset) {
+                 int n_blocks, int row_offset, int group_stride, int group_offset, float scale) {
     const int b = get_global_id(0), local_row = get_global_id(1);
     const int g = (local_row / ROWS + row_offset / ROWS) * group_stride + group_offset;
     const int row = local_row % ROWS;
@@ -98,7 +121,7 @@ kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at,
         raw + ((ulong)(real ? local_row : 0) * (n_blocks / SUPER) + b / SUPER) * BLOCK_BYTES;
     global int* q = (global int*)(packed + ((ulong)g * n_blocks + b) * QBYTES);
     global uchar* s = packed + scales_at + ((ulong)g * (n_blocks / SUPER) + b / SUPER) * SBYTES;
-    pack_scales(p, sub, real, s, row);
+    pack_scales(p, sub, real, scale, s, row);
 #if LOW_BITS == 8
     for (int c = 0; c < 8; c++) {
         uint v = code(p, sub * 32 + 4 * c) | code(p, sub * 32 + 4 * c + 2) << 8 |
@@ -106,22 +129,23 @@ kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at,
         q[c * ROWS + row] = real ? v : 0;
     }
 #else
-    uint high[2] = {0, 0};
-    for (int c = 0; c < 4; c++) {
-        uint v = 0;
-        for (int j = 0; j < 4; j++) {
-            uint even = code(p, sub * 32 + 8 * c + 2 * j), odd = code(p, sub * 32 + 8 * c + 2 * j + 1);
-            v |= (even & 15) << (4 * j) | (odd & 15) << (16 + 4 * j);
-            const int pair = 4 * c + j;
+    const int n = 16 / LOW_BITS;
+    uint plane[LOW_BITS + HIGH_BITS] = {0};
+    for (int pair = 0; pair < 16; pair++) {
+        const int k = sub * 32 + 2 * pair;
+        const uint both = code(p, k) | (uint)code(p, k + 1) << 16;
+        const uint low = both & ((1 << LOW_BITS) - 1) * 0x00010001;
+        if (pair < n * LOW_BITS)
+            plane[pair / n] |= low << (LOW_BITS * (pair % n));
+        else
+            for (int i = 0; i < LOW_BITS; i++) plane[i] |= ((low >> i) & 0x00010001) << 15;
 #if HIGH_BITS == 1
-            high[0] |= (even >> 4) << pair | (odd >> 4) << (16 + pair);
+        plane[LOW_BITS] |= ((both >> LOW_BITS) & 0x00010001) << pair;
 #elif HIGH_BITS == 2
-            high[pair / 8] |= (even >> 4) << (2 * (pair % 8)) | (odd >> 4) << (16 + 2 * (pair % 8));
+        plane[LOW_BITS + pair / 8] |= ((both >> LOW_BITS) & 0x00030003) << (2 * (pair % 8));
 #endif
-        }
-        q[c * ROWS + row] = real ? v : 0;
     }
-    for (int h = 0; h < HIGH_BITS; h++) q[(4 + h) * ROWS + row] = real ? high[h] : 0;
+    for (int i = 0; i < LOW_BITS + HIGH_BITS; i++) q[i * ROWS + row] = real ? plane[i] : 0;
 #endif
 }
 
@@ -134,7 +158,7 @@ typedef ushort word;
 #endif
 
 kernel void pack(global const word* raw, global word* packed, ulong scales_at, int n_rows,
-                 int n_cols, int row_offset, int group_stride, int group_offset) {
+                 int n_cols, int row_offset, int group_stride, int group_offset, float scale) {
     const int b = get_global_id(0), local_row = get_global_id(1);
     const int g = (local_row / ROWS + row_offset / ROWS) * group_stride + group_offset;
     const bool real = local_row < n_rows;

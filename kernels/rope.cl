@@ -1,8 +1,8 @@
 // RoPE, the norms of Q and K, and the write to the KV cache, in one pass.
 //
 // rope_table: cos and sin for every token of the step, [n][2][N_ROT / 2]; one launch a step.
-// rope_kv: work-item (head, token); heads are Q's, then K's, then V's, side by side in a row of
-// qkv. Q is rotated in place and multiplied by `scale`; K and V go to their page. The token's
+// rope_kv: work-item (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
+// k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The token's
 // place is slots[t] = page * PAGE + row.
 // NEOX         pairs (i, i + N_ROT/2), else (2i, 2i + 1), of a head's values from ROT_AT on
 // NO_ROPE      no rotation
@@ -79,7 +79,9 @@ INLINE void load_head(global const float* x, global const float* table,
 #endif
 }
 
-kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float* table,
+kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
+                    global const float* v, int v_stride, int v_at,
+                    int n_heads, int n_kv, global const float* table,
                     global const int* slots, global k_t* k_cache, global v_t* v_cache,
                     float scale
 #ifdef CLAMP
@@ -112,26 +114,25 @@ kernel void rope_kv(global float* qkv, int n_heads, int n_kv, global const float
 #endif
     const int head = get_global_id(0), t = get_global_id(1);
     const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
-    qkv += (size_t)t * ((n_heads + n_kv) * HD + n_kv * HDV);
     table += (size_t)t * N_ROT;
-    float v[HD];
+    float x[HD];
     if (head < n_heads) {
-        global float* q = qkv + head * HD;
-        load_head(q, table, q_weight, head, eps, clamp_to, v);
+        q += (size_t)t * q_stride + head * HD;
+        load_head(q, table, q_weight, head, eps, clamp_to, x);
 #ifdef TEMPERATURE
         scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
 #endif
-        for (int i = 0; i < HD; i++) q[i] = v[i] * scale;
+        for (int i = 0; i < HD; i++) q[i] = x[i] * scale;
     } else if (head < n_heads + n_kv) {
         const int h = head - n_heads;
-        global k_t* k = K_PAGE(k_cache, page, n_kv, h) + row;
-        load_head(qkv + head * HD, table, k_weight, h, eps, clamp_to, v);
-        for (int i = 0; i < HD; i++) STORE_K(v[i], k + i * PAGE);
+        global k_t* o = K_PAGE(k_cache, page, n_kv, h) + row;
+        load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
+        for (int i = 0; i < HD; i++) STORE_K(x[i], o + i * PAGE);
     } else {
         const int h = head - n_heads - n_kv;
-        global const float* x = qkv + (n_heads + n_kv) * HD + h * HDV;
         global v_t* o = V_PAGE(v_cache, page, n_kv, h) + row * HDV_PADDED;
-        for (int i = 0; i < HDV; i++) STORE_V(CLAMPED(x[i]), o + i);
+        v += (size_t)t * v_stride + v_at + h * HDV;
+        for (int i = 0; i < HDV; i++) STORE_V(CLAMPED(v[i]), o + i);
         for (int i = HDV; i < HDV_PADDED; i++) STORE_V(0.0f, o + i);
     }
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.kv import PAGE, LayerKV
+from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
@@ -68,9 +68,35 @@ def rope_table(
     tape.add("rope.cl", "rope_table", [f"PAGE={PAGE}", "HDV=16"], args, (n, Per(TOKENS)))
 
 
+@dataclass(frozen=True, slots=True)
+class QKVRows:
+    """Where a token's Q, K and V are: in rows of float32, heads side by side, from an offset."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_at: int = 0
+    v_at: int = 0
+
+    def args(self) -> list[object]:
+        return [
+            self.q.buffer, np.int32(self.q.shape[-1]), self.k.buffer, np.int32(self.k.shape[-1]),
+            np.int32(self.k_at), self.v.buffer, np.int32(self.v.shape[-1]), np.int32(self.v_at),
+        ]  # fmt: skip
+
+
+def qkv_rows(qkv: Tensor, n_heads: int, shape: KVShape) -> QKVRows:
+    """Q, K and V side by side: float32 [n, (n_heads + n_kv) * head + n_kv * head_v]."""
+    k_at, v_at = n_heads * shape.head, (n_heads + shape.n_kv) * shape.head
+    width = v_at + shape.n_kv * shape.head_v
+    if qkv.shape[-1] != width:
+        raise ValueError(f"rows of qkv have {qkv.shape[-1]} values, not {width}")
+    return QKVRows(qkv, qkv, qkv, k_at, v_at)
+
+
 def rope_kv(
     tape: Tape,
-    qkv: Tensor,
+    rows: QKVRows,
     n_heads: int,
     layer: LayerKV,
     table: Tensor | None,
@@ -84,13 +110,9 @@ def rope_kv(
 ) -> None:
     """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
 
-    qkv: float32 [n, (n_heads + n_kv) * head + n_kv * head_v], bounded by ``clamp`` if that is
-    not 0.
+    All are first bounded by +-``clamp`` if that is not 0.
     """
     shape = layer.shape
-    width = (n_heads + shape.n_kv) * shape.head + shape.n_kv * shape.head_v
-    if qkv.shape[-1] != width:
-        raise ValueError(f"rows of qkv have {qkv.shape[-1]} values, not {width}")
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
         f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
@@ -98,7 +120,7 @@ def rope_kv(
     ]  # fmt: skip
     rotation = table or slots  # an argument that NO_ROPE does not read
     args: list[object] = [
-        qkv.buffer, np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
+        *rows.args(), np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
         layer.k.buffer, layer.v.buffer, np.float32(scale),
     ]  # fmt: skip
     if clamp:

@@ -19,21 +19,22 @@ from kernels.program import Programs
 from kernels.work import NO_WORK, Work
 
 # What a step counts, in the order of the `counts` buffer that kernels read.
-TOKENS, OUTPUTS, TILES, PARTS = range(4)
-N_COUNTS = 4
+TOKENS, OUTPUTS, TILES, PARTS, SEQUENCES = range(5)
+N_COUNTS = 5
 MAX_GEOMETRIES = 512  # distinct counts whose grid sizes are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Per:
-    """A grid size that follows a count: ceil(counts[index] / tile) * times."""
+    """A grid size that follows a count: ceil(counts[index] / tile) * times + plus."""
 
     index: int
     tile: int = 1
     times: int = 1
+    plus: int = 0
 
     def size(self, counts: Sequence[int]) -> int:
-        return -(-counts[self.index] // self.tile) * self.times
+        return -(-counts[self.index] // self.tile) * self.times + self.plus
 
 
 Grid = tuple[int | Per, ...]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,38 @@ ROWS = 16  # rows side by side (lanes.cl)
 BLOCK = 32  # columns per block
 SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
 
-# Bytes per 32 columns of 16 rows: codes, and scales with the blocks that share them.
+# Per 32 columns of 16 rows: bytes of codes; bytes of scales and how many blocks share them
+# (QBYTES, SBYTES and SUPER of unpack.cl).
 LAYOUTS: dict[str, tuple[int, int, int]] = {
+    "Q1_0": (64, 32, 4),
+    "Q2_0": (128, 32, 2),
     "Q4_0": (256, 32, 1),
     "Q4_1": (256, 64, 1),
     "Q5_0": (320, 32, 1),
     "Q5_1": (320, 64, 1),
     "Q8_0": (512, 32, 1),
+    "Q2_K": (128, 320, 8),
+    "Q3_K": (192, 288, 8),
     "Q4_K": (256, 320, 8),
     "Q5_K": (320, 320, 8),
     "Q6_K": (384, 288, 8),
+    "IQ1_S": (128, 160, 8),
+    "IQ1_M": (128, 288, 8),
+    "IQ2_XXS": (192, 160, 8),
+    "IQ2_XS": (192, 160, 8),
+    "IQ2_S": (192, 160, 8),
+    "IQ3_XXS": (256, 160, 8),
+    "IQ3_S": (256, 160, 8),
+    "IQ4_NL": (256, 32, 1),
+    "IQ4_XS": (256, 160, 8),
+    "TQ1_0": (128, 32, 8),
+    "TQ2_0": (128, 32, 8),
+    "MXFP4": (256, 16, 1),
+    "NVFP4": (256, 80, 2),
 }
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 SUPPORTED_TYPES = (*FLOATS, *LAYOUTS)
+SCALED_TYPES = ("NVFP4",)  # that keep a scale of the whole matrix beside those of blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +61,7 @@ class Matrix:
     """A packed weight matrix of ``n_rows`` x ``n_cols``.
 
     With ``paired``, rows of two matrices (gate and up) alternate in groups of 16 and n_rows
-    counts both.
+    counts both. With ``n_experts`` there are so many matrices of n_rows, one after another.
     """
 
     buffer: Any
@@ -52,6 +71,7 @@ class Matrix:
     scales_at: int
     n_bytes: int
     paired: bool = False
+    n_experts: int = 1
 
     @property
     def is_float(self) -> bool:
@@ -84,12 +104,22 @@ def packed_size(type_name: str, n_groups: int, n_cols: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class RawMatrix:
-    """A matrix as it lies in the file: ``data`` is its bytes, rows one after another."""
+    """A matrix as it lies in the file: ``data`` is its bytes, rows one after another.
+
+    ``scale`` multiplies all of it (``SCALED_TYPES`` only).
+    """
 
     data: npt.NDArray[np.uint8]
     type: TensorType
     n_rows: int
     n_cols: int
+    scale: float = 1.0
+
+    def rows(self, begin: int, end: int) -> RawMatrix:
+        """A view of some of the rows."""
+        row_bytes = self.data.nbytes // self.n_rows
+        data = self.data[begin * row_bytes : end * row_bytes]
+        return replace(self, data=data, n_rows=end - begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +144,7 @@ def place(
     first = parts[0]
     if any((p.type, p.n_cols) != (first.type, first.n_cols) for p in parts):
         raise ValueError("matrices of different types or widths cannot be packed together")
-    if first.type.name not in SUPPORTED_TYPES:
-        raise ValueError(f"no kernel for tensor type {first.type.name}")
+    _check_kernels(parts)
     if not paired and any(p.n_rows % ROWS for p in parts[:-1]):
         raise ValueError("a stacked matrix needs a multiple of 16 rows")
     n_rows = sum(p.n_rows for p in parts)
@@ -135,6 +164,47 @@ def place(
     return matrix, jobs
 
 
+def _check_kernels(parts: Sequence[RawMatrix]) -> None:
+    for part in parts:
+        if part.type.name not in SUPPORTED_TYPES:
+            raise ValueError(f"no kernel for tensor type {part.type.name}")
+        if part.scale != 1 and part.type.name not in SCALED_TYPES:
+            raise ValueError(f"{part.type.name} matrices with a scale of {part.scale:g}")
+
+
+def place_experts(
+    device: Device, first: Sequence[RawMatrix], second: Sequence[RawMatrix] = ()
+) -> tuple[Matrix, list[PackJob]]:
+    """Allocate one matrix of many equal ones, each a multiple of 16 rows (32 if paired).
+
+    ``second`` has the matrices that are paired with those of ``first``. Raises ValueError.
+    """
+    example = first[0]
+    if any(
+        (p.type, p.n_rows, p.n_cols) != (example.type, example.n_rows, example.n_cols)
+        for p in (*first, *second)
+    ):
+        raise ValueError("experts of different types or shapes")
+    _check_kernels((*first, *second))
+    paired = bool(second)
+    if example.n_rows % (2 * ROWS if paired else ROWS):
+        raise ValueError(f"experts of {example.n_rows} rows")
+    n_rows = example.n_rows * (2 if paired else 1)
+    n_groups = n_rows // ROWS * len(first)
+    scales_at, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    matrix = Matrix(
+        allocate(device, n_bytes), example.type, n_rows, example.n_cols, scales_at, n_bytes,
+        paired, len(first),
+    )  # fmt: skip
+    jobs = [
+        PackJob(matrix, piece, e * example.n_rows + at, 2 if paired else 1, i)
+        for i, parts in enumerate((first, second))
+        for e, part in enumerate(parts)
+        for at, piece in _slices(part)
+    ]
+    return matrix, jobs
+
+
 def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
     """A matrix in pieces of whole groups of rows, with the row that each begins with."""
     row_bytes = part.data.nbytes // part.n_rows
@@ -142,9 +212,7 @@ def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
     return [
         (
             at,
-            RawMatrix(
-                part.data[at * row_bytes : end * row_bytes], part.type, end - at, part.n_cols
-            ),
+            replace(part, data=part.data[at * row_bytes : end * row_bytes], n_rows=end - at),
         )
         for at in range(0, part.n_rows, step)
         for end in (min(at + step, part.n_rows),)
@@ -160,6 +228,7 @@ def run_job(device: Device, programs: Programs, job: PackJob) -> None:
     kernel.set_args(
         raw, matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
         np.int32(matrix.n_blocks), np.int32(job.row), np.int32(job.stride), np.int32(job.offset),
+        np.float32(part.scale),
     )  # fmt: skip
     n_blocks = -(-matrix.n_cols // BLOCK)
     padded = -(-part.n_rows // ROWS) * ROWS

@@ -49,7 +49,8 @@ mkdir -p "$out"
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "Python 3.11 or newer is needed"
 site=$work/site
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
@@ -126,12 +127,15 @@ section devices
 devices=$("$python" -m server --list-devices)
 echo "${devices:-none}"
 [ -n "$devices" ] || fail "no OpenCL device found"
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.max.memory --format=csv || true
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=name,driver_version,clocks.max.memory --format=csv || true
+fi
 
 status=0
 if [ $tests = yes ]; then
     section "kernel tests"
-    "$python" -m pytest tests/kernels -p no:cacheprovider -rfEs --tb=short 2>&1 | tee "$out/tests.log" || status=1
+    "$python" -m pytest tests/kernels -p no:cacheprovider -rfEs --tb=short 2>&1 |
+        tee "$out/tests.log" || status=1
 fi
 
 section benchmark

@@ -17,7 +17,7 @@ HEADER = """\
 """
 NAMES = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 ALIASES = {"IQ1_S": "defined(TYPE_IQ1_S) || defined(TYPE_IQ1_M)"}
-PER_LINE = 12
+PER_LINE = 13
 
 
 def entries(name: str) -> list[int]:
@@ -32,7 +32,7 @@ def entries(name: str) -> list[int]:
 
 def array(numbers: list[int]) -> str:
     words = [f"0x{n:04x}," for n in numbers]
-    lines = ["    " + " ".join(words[i : i + PER_LINE]) for i in range(0, len(words), PER_LINE)]
+    lines = ["    " + "".join(words[i : i + PER_LINE]) for i in range(0, len(words), PER_LINE)]
     return f"constant ushort GRID[{len(numbers)}] = {{\n" + "\n".join(lines) + "\n};"
 
 

@@ -107,6 +107,8 @@ def run(**values: Any) -> None:
     settings = Settings(**values)
     if settings.list_devices:
         return list_devices()
+    if settings.arch_list:
+        return list_architectures()
     if settings.demo and settings.model is not None:
         raise click.UsageError("-m and --demo cannot both be given")
     if not settings.demo and settings.model is None:
@@ -152,6 +154,13 @@ def list_devices() -> None:
         click.echo(f"   {device.platform}, {device.driver}")
     if not devices:
         click.echo("no OpenCL device found", err=True)
+
+
+def list_architectures() -> None:
+    from engine.models.table import ARCHITECTURES
+
+    for name in sorted(ARCHITECTURES):
+        click.echo(name)
 
 
 def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

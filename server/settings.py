@@ -131,6 +131,10 @@ class Settings:
     list_devices: bool = option(
         "--list-devices", group=DEVICE, default=False, help="print the devices and exit",
     )
+    arch_list: bool = option(
+        "--arch-list", group=MODEL, default=False,
+        help="print the architectures that can be served and exit",
+    )
     n_gpu_layers: str | int = option(
         "-ngl", "--gpu-layers", "--n-gpu-layers", group=DEVICE, env="N_GPU_LAYERS",
         type=layer_count, metavar="N|auto|all", default="auto",

@@ -22,6 +22,7 @@ from server.interface import Engine
 
 PING = b":\n\n"
 DONE = b"data: [DONE]\n\n"
+LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -70,7 +71,7 @@ class EventStream:
         self._n_submitted = 0
         self._pending: list[tuple[int, Event]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._ping_interval = ping_interval
+        self._ping_interval = max(ping_interval, LEAST_PING_INTERVAL) if ping_interval > 0 else 0.0
         self._last_batch = inbox.loop.time()
         self._ping_timer: asyncio.TimerHandle | None = None
 

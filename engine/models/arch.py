@@ -1,7 +1,7 @@
 """What distinguishes architectures: facts that a GGUF file does not show, as data.
 
-What the file shows (biases, tied output, Q/K norms, norms after sublayers, head sizes) is
-read from the file, never declared here.
+What the file shows (biases, tied output, norms and where they are, head sizes, experts,
+parallel sublayers) is read from the file, never declared here.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
+from engine.models.rope import RopeScaling, read_rope_scaling
+
+Positions = Literal["interleaved", "neox", "alibi", "none"]
+Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
+GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,53 @@ class Architecture:
     """One row of the table of architectures."""
 
     name: str
-    neox_rope: bool = False  # rotated pairs (i, i + n/2) instead of (2i, 2i + 1)
-    activation: Literal["silu", "gelu"] = "silu"
-    scale_embedding: bool = False  # by the square root of the embedding length
+    unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
+    # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
+    positions: Positions = "interleaved"
+    positions_at_depth: tuple[tuple[int, Positions], ...] = ()  # in models of so many layers
+    rope_layers: Literal["all", "windowed", "step", "step_first", "windowed_or_dense"] = "all"
+    rope_step: int = 4  # every so many layers one has no RoPE ("step": the last, else the first)
+    # Sliding windows
     window_pattern: int = 0  # every n-th layer sees all keys, the others a window; 0: all see all
+    window_all: bool = False  # all layers have the window that the file names
+    window_first: bool = False  # the first of n layers sees all keys, not the last
+    window_default: int = 0  # where the file names no window
+    window_min_layers: int = 0  # models with fewer layers have no windows
+    window_chunked: bool = False  # the window is a token's own stretch, not the last ones
     window_rope_base: float = 0.0  # RoPE base of the windowed layers; 0: the model's
+    window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
+    # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
+    weightless_norms: bool = False  # norms where the file has none, before sublayers and at the end
+    norm_embedding: bool = False  # RMS norm without weight after the embedding
+    post_norm_eps: float = 0.0  # of norms after sublayers; 0: as the others
+    # Attention
+    head_norm_after_rope: bool = False
+    head_norm_weightless: bool = False  # where there is RoPE, and not in models of 128 experts
+    attention_gate: Literal["sigmoid", "softplus"] = "sigmoid"  # where the file has the gate
+    attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
+    attention_scale_power: float = -0.5  # of the head size
+    wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
+    attention_softcap: float = 0.0  # where the file names none
+    fused_thirds: bool = False  # attn_qkv has Q, K, V each as wide as Q
+    # FFN and experts
+    activation: str = "silu"
+    gate: Gate = "softmax"
+    normalize_experts: bool = False
+    experts_scaled_before: bool = False  # a token's expert weight multiplies the expert's input
+    route_early: bool = False  # the router reads the stream before the layer's attention
+    experts_early: bool = False  # so do the experts, with their own norm, beside a dense FFN
+    dense_beside: bool = False  # a dense FFN beside the experts counts
+    ffn_scale: float = 1.0  # of the sum of experts and what is beside them
+    glu_limit_late: bool = True  # swiglu_clamp_exp bounds the gate after its activation
+    # Scales
+    scale_embedding: bool = False  # by the square root of the embedding length
+    embedding_scale: float = 1.0  # where the file names none
+    logit_softcap: float = 0.0  # where the file names none
+    divide_logits: bool = False  # by the logit scale, instead of multiplying
+    logit_scale: float = 1.0  # where the file names none
+    scaled_residuals: bool = False  # the file's residual scale, else 1.4 / sqrt(layers)
+    rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +84,80 @@ class Hyperparameters:
     n_embd: int
     n_vocab: int
     n_ctx_train: int
-    n_heads: tuple[int, ...]  # per layer
+    n_heads: tuple[int, ...]  # per layer; 0: no attention there
+    recurrent: bool  # some layers keep a state per sequence instead of keys and values
     n_kv: tuple[int, ...]
-    n_ff: tuple[int, ...]
     head: int  # values of a head of Q and K
     head_v: int
     n_rot: int
     eps: float
+    positions: Positions
     rope_base: float
-    rope_factor: float  # linear scaling: positions are divided by it
+    rope_base_window: float
+    rope_scaling: RopeScaling
+    rope: tuple[bool, ...]  # per layer
     window: int  # keys that a windowed layer's query sees
     windowed: tuple[bool, ...]  # per layer
     attention_softcap: float
     logit_softcap: float
     attention_scale: float
+    alibi_bias: float
+    mla_latent: int  # values of the latent vector that stands for K and V; 0: every head's own
+    mla_scale: float  # of the scores, beside 1/sqrt(head)
+    clamp_qkv: float
+    value_scale: float
+    temperature: tuple[float, int, float] | None  # growth, step, shift (kernels/rope.py)
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    parallel: bool  # attention and FFN read the same stream, though each has its norm
+    ssm_state: int  # values of state per channel, or of a key
+    ssm_norms: bool  # step size, B and C have norms even without weights
+    kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
+    chunk_experts: tuple[int, float]  # experts that share a smaller one, and its scale
+    n_experts: int
+    n_experts_used: int
+    expert_groups: tuple[int, int]
+    expert_scale: float
+    expert_gate: Gate
+    normalize_experts: bool
+    glu_limits: tuple[float, ...]  # per layer, of the experts; 0: none
 
-    def frequencies(
-        self, factors: npt.NDArray[np.float32] | None, *, windowed: bool
-    ) -> npt.NDArray[np.float32]:
-        """RoPE's angle per position of each pair, float32 [n_rot / 2].
+    @property
+    def post_eps(self) -> float:
+        """The epsilon of norms after sublayers."""
+        return self.arch.post_norm_eps or self.eps
 
-        ``factors`` divide them one by one (``rope_freqs.weight``, Llama 3's scaling).
-        """
-        local = windowed and self.arch.window_rope_base > 0
-        base = self.arch.window_rope_base if local else self.rope_base
-        exponents = np.arange(0, self.n_rot, 2, dtype=np.float64) / self.n_rot
-        result = base**-exponents / (1.0 if local else self.rope_factor)
-        if factors is not None:
-            result = result / factors[: len(result)].astype(np.float64)
-        return result.astype(np.float32)
+    def rope_scaling_of(self, scaled: bool) -> RopeScaling:
+        return self.rope_scaling if scaled else RopeScaling()
+
+    @property
+    def neox(self) -> bool:
+        return self.positions == "neox"
 
 
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
-    n_layers = _n_layers(gguf)
+    n_layers = gguf.get_int(key("block_count"))
     n_embd = gguf.get_int(key("embedding_length"))
-    n_heads = _per_layer(gguf, "attention.head_count", n_layers, None)
-    n_kv = _per_layer(gguf, "attention.head_count_kv", n_layers, n_heads)
-    if min(n_heads) < 1 or min(n_kv) < 1 or any(h % k for h, k in zip(n_heads, n_kv, strict=True)):
+    n_heads = per_layer_ints(gguf, "attention.head_count", n_layers, (0,) * n_layers)
+    n_kv = per_layer_ints(gguf, "attention.head_count_kv", n_layers, n_heads)
+    head_default = n_embd // max(*n_heads, 1)
+    recurrent = _recurrent_layers(gguf, n_layers)
+    attends = [not r and _attends(gguf, i) for i, r in enumerate(recurrent)]
+    n_heads, n_kv = (
+        tuple(n if on else 0 for n, on in zip(each, attends, strict=True))
+        for each in (n_heads, n_kv)
+    )
+    if any(h and k and h % k for h, k in zip(n_heads, n_kv, strict=True)):
         raise ModelError(f"{gguf.path}: {n_heads} attention heads over {n_kv} KV heads")
-    head = gguf.get_int(key("attention.key_length"), n_embd // n_heads[0])
+    head = gguf.get_int(key("attention.key_length"), head_default)
+    window, windowed = _windows(gguf, arch, n_layers)
+    positions = _positions(gguf, arch, n_layers)
+    base = gguf.get_float(key("rope.freq_base"), 10000.0)
+    base_window = arch.window_rope_base or base
+    n_experts = gguf.get_int(key("expert_count"), 0)
     hparams = Hyperparameters(
         arch=arch,
         n_layers=n_layers,
@@ -87,53 +165,76 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_vocab=_n_vocab(gguf),
         n_ctx_train=gguf.get_int(key("context_length")),
         n_heads=n_heads,
+        recurrent=any(".ssm_" in name or ".shortconv." in name for name in gguf.tensors),
         n_kv=n_kv,
-        n_ff=_per_layer(gguf, "feed_forward_length", n_layers, None),
         head=head,
-        head_v=gguf.get_int(key("attention.value_length"), n_embd // n_heads[0]),
+        head_v=gguf.get_int(key("attention.value_length"), head_default),
         n_rot=gguf.get_int(key("rope.dimension_count"), head),
         eps=_epsilon(gguf, arch),
-        rope_base=gguf.get_float(key("rope.freq_base"), 10000.0),
-        rope_factor=_rope_factor(gguf),
-        window=gguf.get_int(key("attention.sliding_window"), 0),
-        windowed=_windowed(gguf, arch, n_layers),
-        attention_softcap=gguf.get_float(key("attn_logit_softcapping"), 0.0),
-        logit_softcap=gguf.get_float(key("final_logit_softcapping"), 0.0),
-        attention_scale=gguf.get_float(key("attention.scale"), 0.0) or head**-0.5,
+        positions=positions,
+        rope_base=base,
+        rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base_window),
+        rope_scaling=read_rope_scaling(gguf),
+        rope=_rope_layers(gguf, arch, positions, windowed),
+        window=window,
+        windowed=windowed,
+        attention_softcap=gguf.get_float(key("attn_logit_softcapping"), arch.attention_softcap),
+        logit_softcap=gguf.get_float(key("final_logit_softcapping"), arch.logit_softcap),
+        attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
+        alibi_bias=_alibi_bias(gguf, positions),
+        mla_latent=_mla_latent(gguf),
+        mla_scale=read_rope_scaling(gguf).mla_scale,
+        clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
+        value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
+        temperature=_temperature(gguf, arch),
+        embedding_scale=_embedding_scale(gguf, arch, n_embd),
+        residual_scale=_residual_scale(gguf, arch, n_layers),
+        logit_scale=_logit_scale(gguf, arch),
+        parallel=bool(gguf.metadata.get(key("use_parallel_residual"), False)),
+        ssm_state=gguf.get_int(key("ssm.state_size"), 0),
+        ssm_norms=bool(gguf.metadata.get(key("ssm.dt_b_c_rms"), False)),
+        kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
+        chunk_experts=(
+            gguf.get_int(key("experts_per_group"), 1),
+            gguf.get_float(key("expert_group_scale"), 1.0),
+        ),
+        n_experts=n_experts,
+        n_experts_used=gguf.get_int(key("expert_used_count"), 0) if n_experts else 0,
+        expert_groups=(
+            gguf.get_int(key("expert_group_count"), 1) or 1,
+            gguf.get_int(key("expert_group_used_count"), 1) or 1,
+        ),
+        expert_scale=gguf.get_float(key("expert_weights_scale"), 0.0) or 1.0,
+        expert_gate=_expert_gate(gguf, arch),
+        normalize_experts=bool(
+            gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)
+        ),
+        glu_limits=per_layer_floats(gguf, "swiglu_clamp_exp", n_layers),
     )
     _check(gguf, hparams)
     return hparams
 
 
-def _n_layers(gguf: GGUFFile) -> int:
-    """The number of layers; each has a tensor at least, so no file can claim too many."""
-    n_layers = gguf.get_int(gguf.arch_key("block_count"))
-    if not 0 < n_layers <= len(gguf.tensors):
-        raise ModelError(
-            f"{gguf.path}: {gguf.arch_key('block_count')} is {n_layers}, with "
-            f"{len(gguf.tensors)} tensors in the file"
-        )
-    return n_layers
-
-
 def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
     positive = {
+        "block_count": h.n_layers,
         "embedding_length": h.n_embd,
         "context_length": h.n_ctx_train,
         "attention.key_length": h.head,
         "attention.value_length": h.head_v,
-        "feed_forward_length": min(h.n_ff),
     }
     for name, value in positive.items():
         if not 0 < value < 1 << 24:
             raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}")
-    if h.n_rot % 2 or not 0 < h.n_rot <= h.head:
+    if any(h.rope) and (h.n_rot % 2 or not 0 < h.n_rot <= h.head):
         raise ModelError(
             f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}"
         )
+    if h.n_experts and not 0 < h.n_experts_used <= h.n_experts <= 1024:
+        raise ModelError(f"{gguf.path}: {h.n_experts_used} of {h.n_experts} experts are used")
 
 
-def _per_layer(
+def per_layer_ints(
     gguf: GGUFFile, name: str, n_layers: int, default: Sequence[int] | None
 ) -> tuple[int, ...]:
     """A number for every layer: the file has one for all, or an array."""
@@ -148,20 +249,132 @@ def _per_layer(
     return (gguf.get_int(key),) * n_layers
 
 
-def _windowed(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[bool, ...]:
-    """Which layers have a window: the file's pattern (flags, or "every n-th sees all"), or the
-    architecture's."""
+def per_layer_floats(gguf: GGUFFile, name: str, n_layers: int) -> tuple[float, ...]:
+    """The same for floats; 0 where the file has none."""
+    value = gguf.metadata.get(gguf.arch_key(name), 0.0)
+    if isinstance(value, np.ndarray):
+        return tuple(float(v) for v in value)[:n_layers]
+    return (float(value),) * n_layers
+
+
+def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
+    """Layers with linear attention in the tensors of attention, where the file says which."""
+    key = gguf.arch_key("attention.recurrent_layers")
+    value = gguf.metadata.get(key)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(bool(v) for v in value)[:n_layers]
+    return tuple(f"blk.{i}.ssm_conv1d_k.weight" in gguf.tensors for i in range(n_layers))
+
+
+def _attends(gguf: GGUFFile, layer: int) -> bool:
+    return f"blk.{layer}.attn_output.weight" in gguf.tensors
+
+
+def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tuple[bool, ...]]:
+    """The window, and which layers have it: by the file's pattern (flags, or "every n-th sees
+    all"), or the architecture's."""
     key = gguf.arch_key("attention.sliding_window_pattern")
     value = gguf.metadata.get(key)
-    if not arch.window_pattern or gguf.get_int(gguf.arch_key("attention.sliding_window"), 0) < 1:
-        return (False,) * n_layers
+    window = gguf.get_int(gguf.arch_key("attention.sliding_window"), arch.window_default)
+    if arch.window_all:
+        return window, (window > 0,) * n_layers
+    if not arch.window_pattern or window < 1 or n_layers < arch.window_min_layers:
+        return 0, (False,) * n_layers
     if isinstance(value, Iterable) and not isinstance(value, str):
         flags = tuple(bool(v) for v in value)
         if len(flags) != n_layers:
             raise ModelError(f"{gguf.path}: {key} has {len(flags)} values for {n_layers} layers")
-        return flags
+        return window, flags
     n = gguf.get_int(key, arch.window_pattern)
-    return tuple(n > 0 and (i + 1) % n != 0 for i in range(n_layers))
+    shift = 0 if arch.window_first else 1
+    return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
+
+
+def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
+    found = dict(arch.positions_at_depth).get(n_layers, arch.positions)
+    sections = gguf.metadata.get(gguf.arch_key("rope.dimension_sections"))
+    if found == "interleaved" and isinstance(sections, np.ndarray) and any(sections):
+        return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
+    return found
+
+
+def _rope_layers(
+    gguf: GGUFFile, arch: Architecture, positions: Positions, windowed: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    layers = range(len(windowed))
+    pattern = gguf.metadata.get(gguf.arch_key("attention.rope_pattern"))
+    finetuned = bool(gguf.metadata.get(gguf.arch_key("rope.scaling.finetuned"), True))
+    if positions not in ("interleaved", "neox") or (arch.rope_unless_finetuned and not finetuned):
+        return (False,) * len(windowed)
+    if isinstance(pattern, Iterable) and not isinstance(pattern, str):
+        return tuple(bool(v) for v in pattern)[: len(windowed)]
+    if arch.rope_layers == "windowed" and any(windowed):
+        return windowed
+    if arch.rope_layers == "windowed_or_dense":
+        dense = gguf.get_int(gguf.arch_key("leading_dense_block_count"), 0)
+        return tuple(windowed[i] or i < dense for i in layers)
+    if arch.rope_layers == "step":
+        return tuple((i + 1) % arch.rope_step != 0 for i in layers)
+    if arch.rope_layers == "step_first" and any(windowed):
+        return tuple(i % arch.rope_step != 0 for i in layers)
+    return (True,) * len(windowed)
+
+
+def _attention_scale(
+    gguf: GGUFFile, arch: Architecture, n_layers: int, head: int, head_default: int
+) -> float:
+    wide = arch.wide_scale_layers == n_layers
+    default = arch.attention_scale or float(head_default if wide else head) ** (
+        arch.attention_scale_power
+    )
+    names = ("attention.scale", "attention.output_scale")
+    values = (gguf.get_float(gguf.arch_key(name), 0.0) for name in names)
+    return next((value for value in values if value), default)
+
+
+def _mla_latent(gguf: GGUFFile) -> int:
+    """Files with matrices per head say how long a head's K is without the latent space."""
+    if gguf.arch_key("attention.key_length_mla") not in gguf.metadata:
+        return 0
+    return gguf.get_int(gguf.arch_key("attention.kv_lora_rank"))
+
+
+def _alibi_bias(gguf: GGUFFile, positions: Positions) -> float:
+    default = 8.0 if positions == "alibi" else 0.0
+    return gguf.get_float(gguf.arch_key("attention.max_alibi_bias"), default)
+
+
+def _temperature(gguf: GGUFFile, arch: Architecture) -> tuple[float, int, float] | None:
+    """How Q grows with its position: llama4 in layers without RoPE, mistral3 in all."""
+    if arch.window_chunked:
+        return 0.1, 8192, 1.0
+    growth = gguf.get_float(gguf.arch_key("attention.temperature_scale"), 0.0)
+    n_ctx = gguf.get_int(gguf.arch_key("context_length"))
+    step = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
+    return (growth, step, 0.0) if growth else None
+
+
+def _embedding_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
+    if arch.scale_embedding:
+        return float(np.float32(np.sqrt(n_embd)))
+    return gguf.get_float(gguf.arch_key("embedding_scale"), 0.0) or arch.embedding_scale
+
+
+def _residual_scale(gguf: GGUFFile, arch: Architecture, n_layers: int) -> float:
+    value = gguf.get_float(gguf.arch_key("residual_scale"), 0.0)
+    return value or (1.4 / n_layers**0.5 if arch.scaled_residuals else 1.0)
+
+
+def _logit_scale(gguf: GGUFFile, arch: Architecture) -> float:
+    value = gguf.get_float(gguf.arch_key("logit_scale"), 0.0) or arch.logit_scale
+    return 1.0 / value if arch.divide_logits else value
+
+
+def _expert_gate(gguf: GGUFFile, arch: Architecture) -> Gate:
+    kind = gguf.get_int(gguf.arch_key("expert_gating_func"), 0)
+    if kind and kind not in GATES:
+        raise ModelError(f"{gguf.path}: unknown expert_gating_func {kind}")
+    return GATES.get(kind, arch.gate)
 
 
 def _n_vocab(gguf: GGUFFile) -> int:
@@ -173,15 +386,4 @@ def _n_vocab(gguf: GGUFFile) -> int:
 
 def _epsilon(gguf: GGUFFile, arch: Architecture) -> float:
     name = "layer_norm_epsilon" if arch.layer_norm else "layer_norm_rms_epsilon"
-    return gguf.get_float(gguf.arch_key(f"attention.{name}"))
-
-
-def _rope_factor(gguf: GGUFFile) -> float:
-    """The linear scaling factor; ModelError for a kind of scaling that is not known."""
-    kind = gguf.get_str(gguf.arch_key("rope.scaling.type"), "")
-    factor = gguf.get_float(gguf.arch_key("rope.scaling.factor"), 0.0)
-    if kind in ("", "linear"):
-        return factor or gguf.get_float(gguf.arch_key("rope.scale_linear"), 0.0) or 1.0
-    if kind == "none":
-        return 1.0
-    raise ModelError(f"{gguf.path}: RoPE scaling {kind!r} is not supported yet")
+    return gguf.get_float(gguf.arch_key(f"attention.{name}"), 1e-6)

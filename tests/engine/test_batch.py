@@ -30,9 +30,9 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     chunks = [Chunk(long, 30, 5, "none"), Chunk(single, 299, 1, "last"), Chunk(short, 0, 3, "all")]
     rows = [OutputRow(chunks[1], 299, 40), *(OutputRow(chunks[2], i, 3, 60 + i) for i in range(3))]
     counts = batch.fill(chunks, rows, tile=2)
-    assert counts == (9, 4, 6, 2)
+    assert counts == (9, 4, 6, 2, 3)
     inputs = batch.inputs
-    assert numbers(device, inputs.counts, 4) == list(counts)
+    assert numbers(device, inputs.counts, 5) == list(counts)
     assert numbers(device, inputs.tokens, 9) == [30, 31, 32, 33, 34, 399, 7, 8, 9]
     assert numbers(device, inputs.attention.positions, 9) == [30, 31, 32, 33, 34, 299, 0, 1, 2]
     places = [(5, 30), (5, 31), (9, 0), (9, 1), (9, 2), (29, 11), (11, 0), (11, 1), (11, 2)]
@@ -41,6 +41,8 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     assert numbers(device, inputs.topk.wanted, 4) == [[40, 0], [3, 60], [3, 61], [3, 62]]
     tiles = [(0, 2, 2), (2, 2, 2), (4, 1, 2), (5, 1, 0), (6, 2, 1), (8, 1, 1)]
     assert [tuple(tile[:3]) for tile in numbers(device, inputs.attention.tiles, 6)] == tiles
+    segments = [(0, 5, 2, 30), (5, 1, 0, 299), (6, 3, 1, 0)]
+    assert [tuple(row) for row in numbers(device, inputs.sequences, 3)] == segments
     tables = read(inputs.attention.tables, None, device.queue)
     for seq in (long, single, short):
         assert tables[seq.slot, : len(seq.table)].tolist() == seq.table
@@ -63,7 +65,7 @@ def test_later_steps_do_not_disturb_earlier_ones(device: Device, batch: Batch) -
     for n in (96, 1, 50):
         seq = sequence(np.arange(n) % 100, 0, list(range(3)))
         counts = batch.fill([Chunk(seq, 0, n, "none")], [], 32)
-        assert counts == (n, 0, -(-n // 32), 1)
+        assert counts == (n, 0, -(-n // 32), 1, 1)
         assert numbers(device, batch.inputs.tokens, n) == seq.tokens
 
 
@@ -72,4 +74,4 @@ def test_parts_of_the_longest_context(batch: Batch, end: int, parts: int) -> Non
     seq = sequence([0] * end, 0, list(range(20)))
     short = sequence([0], 1, [21])
     chunks = [Chunk(seq, end - 1, 1, "last"), Chunk(short, 0, 1, "last")]
-    assert batch.fill(chunks, [], 1) == (2, 0, 2, parts)
+    assert batch.fill(chunks, [], 1) == (2, 0, 2, parts, 2)

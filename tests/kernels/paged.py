@@ -12,7 +12,7 @@ from launching import run
 from kernels.device import Device
 from kernels.kv import KV_TYPES, PAGE, KVPages, KVShape, LayerKV
 from kernels.program import Programs
-from kernels.rope import RopeStyle, rope_kv
+from kernels.rope import RopeStyle, qkv_rows, rope_kv
 from kernels.tensor import Tensor, upload, write
 
 Doubles = npt.NDArray[np.float64]
@@ -75,7 +75,9 @@ def filled_cache(
     style = RopeStyle(n_rot=2, neox=False)
     run(
         device, programs, total,
-        lambda tape: rope_kv(tape, qkv, 1, layer, None, on_device, style=style, scale=1.0),
+        lambda tape: rope_kv(
+            tape, qkv_rows(qkv, 1, layer.shape), 1, layer, None, on_device, style=style, scale=1.0
+        ),
     )  # fmt: skip
     ends = np.cumsum(lengths)[:-1]
     stored = (a.astype(KV_TYPES[t]).astype(np.float64) for a, t in zip((k, v), types, strict=True))

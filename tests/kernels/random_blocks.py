@@ -6,37 +6,83 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from kernels.quants import by_name
 from kernels.weights import RawMatrix, raw_matrix
 
 # Byte offsets of the half-precision scales in a block; all other bytes may be anything.
-SCALES = {
+SCALES: dict[str, tuple[int, ...]] = {
+    "Q1_0": (0,),
+    "Q2_0": (0,),
     "Q4_0": (0,),
     "Q4_1": (0, 2),
     "Q5_0": (0,),
     "Q5_1": (0, 2),
     "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ1_S": (0,),
+    "IQ1_M": (),  # split: see below
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "MXFP4": (),
+    "NVFP4": (),
 }
+
+
+def random_blocks(
+    type_name: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Blocks of random bytes with finite scales of about the same size, uint8 [*shape, bytes]."""
+    n_bytes = by_name(type_name).block_bytes
+    blocks = rng.integers(0, 256, (*shape, n_bytes), dtype=np.uint8)
+    halves = rng.uniform(-0.02, 0.02, (*shape, 4)).astype(np.float16)
+    for i, at in enumerate(SCALES[type_name]):
+        blocks[..., at : at + 2] = halves[..., i : i + 1].view(np.uint8)
+    if type_name == "IQ1_M":  # four bits of the half at the top of each word of scales
+        digits = halves[..., :1].view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[..., 49::2] = blocks[..., 49::2] & 15 | (digits << 4).astype(np.uint8)
+    elif type_name == "MXFP4":  # an exponent
+        blocks[..., 0] = rng.integers(110, 125, shape)
+    return blocks
+
+
+def dequantize(data: npt.NDArray[np.uint8], type_name: str) -> npt.NDArray[np.float32]:
+    """Rows of blocks as numbers, by the gguf package or, where it is mute, by the definition.
+
+    Q1_0 and Q2_0: a half d, then a bit (d or -d) or two bits (less 1, times d) per element, the
+    first in the lowest bits.
+    """
+    if type_name not in ("Q1_0", "Q2_0"):
+        return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[type_name])
+    bits = int(type_name[1])
+    blocks = data.reshape(len(data), -1, 18)
+    d = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    codes = (blocks[..., 2:, None] >> np.arange(0, 8, bits)) & (2**bits - 1)
+    factors = np.float32([[-1, 1], [-1, 0, 1, 2]][bits - 1])
+    return (d[..., None] * factors[codes]).reshape(len(data), -1)
 
 
 def random_matrix(
     type_name: str, n_rows: int, n_cols: int, rng: np.random.Generator
 ) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
-    """A matrix of random bytes with finite scales, and its values by the gguf package."""
-    kind = gguf.GGMLQuantizationType[type_name]
+    """A matrix of random bytes with finite scales, and its values."""
     if type_name in SCALES:
-        n_elements, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-        blocks = rng.integers(0, 256, (n_rows, n_cols // n_elements, n_bytes), dtype=np.uint8)
-        for at in SCALES[type_name]:
-            scales = rng.uniform(-0.02, 0.02, (*blocks.shape[:2], 1)).astype(np.float16)
-            blocks[..., at : at + 2] = scales.view(np.uint8)
-        data = blocks.reshape(n_rows, -1)
+        shape = (n_rows, n_cols // by_name(type_name).block_elements)
+        data = random_blocks(type_name, shape, rng).reshape(n_rows, -1)
     else:
         values = rng.standard_normal((n_rows, n_cols), dtype=np.float32)
-        data = gguf.quants.quantize(values, kind).view(np.uint8)
-    numbers = gguf.quants.dequantize(data, kind).astype(np.float64)
+        data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name]).view(np.uint8)
+    numbers = dequantize(data, type_name).astype(np.float64)
     return raw_matrix(np.ascontiguousarray(data).reshape(-1), type_name, n_rows, n_cols), numbers
 
 
@@ -44,4 +90,5 @@ def columns(type_name: str) -> int:
     """A telling number of columns: odd for floats, else an odd number of blocks if it can be."""
     if type_name in ("F32", "F16", "BF16"):
         return 77
-    return 512 if type_name.endswith("_K") else 96
+    n = by_name(type_name).block_elements
+    return 512 if n == 256 else 3 * n

@@ -15,6 +15,7 @@ from random_blocks import columns, random_matrix
 from kernels.device import Device
 from kernels.matmul import Activations, activations, glu, matmul
 from kernels.program import Programs
+from kernels.quants import by_name
 from kernels.tape import OUTPUTS
 from kernels.tensor import Tensor, empty, read, upload
 from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack, raw_matrix
@@ -145,7 +146,7 @@ def test_many_rows_and_several_matrices(setting: Setting, type_name: str, tile: 
 
 
 @pytest.mark.parametrize("tile", [1, 8, 32])
-@pytest.mark.parametrize("type_name", ["Q4_1", "Q6_K"])
+@pytest.mark.parametrize("type_name", ["Q4_1", "Q6_K", "Q2_K", "NVFP4"])
 def test_quantized_weights_take_float_activations_too(
     setting: Setting, type_name: str, tile: int
 ) -> None:
@@ -160,16 +161,19 @@ def test_quantized_weights_take_float_activations_too(
 
 
 @pytest.mark.parametrize("tile", [1, 8, 32])
-@pytest.mark.parametrize("type_name", ["Q6_K", "Q5_K", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["Q6_K", "Q5_K", "Q8_0", "Q2_K", "IQ4_XS"])
 def test_the_largest_sums(setting: Setting, type_name: str, tile: int) -> None:
     """All codes and all scales of weights and activations at their ends, of one sign."""
-    n_bytes = {"Q6_K": 210, "Q5_K": 176, "Q8_0": 8 * 34}[type_name]
-    block = np.full(n_bytes, 0xFF, np.uint8)
+    block = np.full(by_name(type_name).block_bytes, 0xFF, np.uint8)
     one = np.array([1], np.float16).view(np.uint8)
     if type_name == "Q6_K":  # codes of -32, scales of -128
         block[:192], block[192:208], block[208:] = 0, 0x80, one
     elif type_name == "Q5_K":  # codes of 31, scales of 63, minima of 0
         block[:2], block[2:4] = one, 0
+    elif type_name == "Q2_K":  # codes of 3, scales and minima of 15
+        block[80:82] = block[82:84] = one
+    elif type_name == "IQ4_XS":  # codes of -127, scales of -32: sums of 240 * x below zero
+        block[:2], block[2:] = one, 0
     else:
         block = np.concatenate([one, np.full(32, 0x80, np.uint8)] * 8)  # codes of -128
     w = pack(setting.device, setting.programs, [raw_matrix(np.tile(block, 16), type_name, 16, 256)])
@@ -257,6 +261,7 @@ GLU_CASES = [
     ("F16", 50, "gelu", True),
     ("Q4_1", 71, "silu", True),
     ("Q6_K", 96, "gelu", False),
+    ("Q2_K", 50, "silu", True),
 ]
 
 

@@ -18,7 +18,7 @@ from kernels.device import Device
 from kernels.kv import KV_TYPES, PAGE, KVShape, LayerKV
 from kernels.matmul import Activations
 from kernels.program import Programs
-from kernels.rope import HeadNorm, RopeStyle, rope_kv, rope_table
+from kernels.rope import HeadNorm, RopeStyle, qkv_rows, rope_kv, rope_table
 from kernels.tensor import Tensor, empty, read, upload
 
 Doubles = npt.NDArray[np.float64]
@@ -120,7 +120,8 @@ class Case:
             device, self.programs, len(places),
             lambda tape: rope_table(tape, positions, angles, table),
             lambda tape: rope_kv(
-                tape, self.qkv, N_HEADS, self.layer, table if variant.rotates else None, slots,
+                tape, qkv_rows(self.qkv, N_HEADS, variant.shape), N_HEADS, self.layer,
+                table if variant.rotates else None, slots,
                 style=variant.style, scale=SCALE,
                 norm=norm if variant.norms else None,
             ),
@@ -210,6 +211,7 @@ def test_a_row_of_another_width_is_refused(device: Device, programs: Programs) -
         run(
             device, programs, 1,
             lambda tape: rope_kv(
-                tape, empty(device, (1, 512)), 4, layer, None, slots, style=style, scale=1.0
+                tape, qkv_rows(empty(device, (1, 512)), 4, layer.shape), 4, layer, None, slots,
+                style=style, scale=1.0,
             ),
         )  # fmt: skip

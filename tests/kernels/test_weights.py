@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from launching import run
-from random_blocks import columns, random_matrix
+from random_blocks import columns, dequantize, random_blocks, random_matrix
 
 from kernels.device import Device
 from kernels.embed import embed
@@ -27,6 +29,27 @@ def test_every_packed_weight_is_the_file_s(device: Device, programs: Programs, t
     w = pack(device, programs, [raw])
     assert (w.n_rows, w.n_cols) == values.shape
     assert np.array_equal(rows_of(device, programs, w, list(range(50))), values)
+
+
+def test_the_ends_of_the_scales_of_mxfp4(device: Device, programs: Programs) -> None:
+    """Exponents of subnormal numbers and the largest; 12 times the last are still finite."""
+    blocks = random_blocks("MXFP4", (16, 2), np.random.default_rng(6))
+    blocks[:, 0, 0], blocks[:, 1, 0] = np.arange(16), 250 - np.arange(16)
+    w = pack(device, programs, [raw_matrix(blocks.reshape(-1), "MXFP4", 16, 64)])
+    expected = dequantize(blocks.reshape(16, -1), "MXFP4")
+    assert np.array_equal(rows_of(device, programs, w, list(range(16))), expected)
+
+
+def test_nvfp4_with_a_scale_of_the_whole(device: Device, programs: Programs) -> None:
+    """All bytes of scales, among them those that mean 0; two matrices with scales of their own."""
+    blocks = random_blocks("NVFP4", (64,), np.random.default_rng(7))
+    blocks[:, :4] = np.arange(256).reshape(64, 4)
+    numbers = dequantize(blocks, "NVFP4")
+    raw = raw_matrix(blocks.reshape(-1), "NVFP4", 64, 64)
+    scaled = replace(raw, scale=0.75)
+    w = pack(device, programs, [raw, scaled])
+    expected = np.concatenate([numbers, numbers * np.float32(0.75)])
+    assert np.array_equal(rows_of(device, programs, w, list(range(128))), expected)
 
 
 @pytest.mark.parametrize("type_name", ["F16", "Q4_K", "Q5_1"])
@@ -66,8 +89,10 @@ def test_what_cannot_be_packed_together(device: Device, programs: Programs) -> N
         pack(device, programs, [a, random_matrix("Q4_0", 20, 64, rng)[0]])
     with pytest.raises(ValueError, match="different types or widths"):
         pack(device, programs, [a, random_matrix("Q8_0", 20, 96, rng)[0]], paired=True)
-    with pytest.raises(ValueError, match="IQ4_NL"):
-        pack(device, programs, [raw_matrix(np.zeros(18, np.uint8), "IQ4_NL", 1, 32)])
+    with pytest.raises(ValueError, match="Q8_K"):
+        pack(device, programs, [raw_matrix(np.zeros(292, np.uint8), "Q8_K", 1, 256)])
+    with pytest.raises(ValueError, match=r"Q8_0 matrices with a scale of 0\.5"):
+        pack(device, programs, [replace(a, scale=0.5)])
 
 
 def test_an_embedding_of_another_width_is_refused(device: Device, programs: Programs) -> None:

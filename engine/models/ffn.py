@@ -1,0 +1,99 @@
+"""Feed-forward networks: gated (one paired matrix, or two) or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.models.arch import Hyperparameters
+from engine.models.step import Context, Step
+from engine.tensors import Linear, TensorSource
+from kernels.activate import activate, activate_glu
+from kernels.kv import LayerKV
+from kernels.matmul import Activations, glu, matmul
+from kernels.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FFNWeights:
+    """``first`` is gate and up paired, or gate and up, or up alone where nothing is gated."""
+
+    first: tuple[Linear, ...]
+    down: Linear
+    divisors: Tensor | None = None  # of the activation's output
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> FFN:
+        return FFN(self, context)
+
+
+def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str = "") -> FFNWeights:
+    """The FFN of a layer, or with a suffix a part of one, as ``ffn_up_shexp``."""
+    b = f"blk.{layer}."
+    down = source.linear(f"{b}ffn_down{suffix}")
+    n_ff = down.matrix.n_cols
+    up = source.part(f"{b}ffn_up{suffix}")
+    if source.has(f"{b}ffn_gate{suffix}.weight"):
+        gate = source.part(f"{b}ffn_gate{suffix}")
+        source.check_rows(f"{b}ffn_gate{suffix}.weight", n_ff)
+        source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
+        if gate.raw.type == up.raw.type:
+            return FFNWeights((source.paired(gate, up),), down)
+        return FFNWeights((*source.stacked([gate]), *source.stacked([up])), down)
+    if up.n_rows == 2 * n_ff:
+        return FFNWeights((source.paired(up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)),), down)
+    source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
+    return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"))
+
+
+class FFN:
+    """An FFN with the memory that it needs."""
+
+    def __init__(self, weights: FFNWeights, context: Context, scale: float | None = None) -> None:
+        """``scale`` of what it yields, if not the model's residual scale."""
+        self._w, self._c = weights, context
+        self._scale = context.h.residual_scale if scale is None else scale
+        workspace, n_ff = context.workspace, weights.down.matrix.n_cols
+        self._hidden = workspace.activations(
+            "hidden", [weights.down], floats=self._is_paired and not context.device.is_simd
+        )
+        self._parts = () if self._is_paired else tuple(
+            workspace.rows(f"ffn {i}", n_ff) for i in range(len(weights.first))
+        )  # fmt: skip
+
+    @property
+    def _is_paired(self) -> bool:
+        return self._w.first[0].matrix.paired
+
+    @property
+    def readers(self) -> Sequence[Linear]:
+        return self._w.first
+
+    def prepare(self, step: Step, stream: Tensor) -> None:
+        pass
+
+    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
+        tape, counts, tile = step.tape, self._c.inputs.counts, step.mode.tile
+        first, down = self._w.first[0], self._w.down
+        activation = self._c.h.arch.activation
+        if self._is_paired:
+            glu(
+                tape, first.matrix, x, self._hidden, counts, activation=activation, tile=tile,
+                bias=first.bias,
+            )  # fmt: skip
+        else:
+            for linear, part in zip(self._w.first, self._parts, strict=True):
+                matmul(tape, linear.matrix, x, part, counts, tile=tile, bias=linear.bias)
+            self._activate(step, activation)
+        matmul(
+            tape, down.matrix, self._hidden, out, counts, tile=tile, add=add, bias=down.bias,
+            scale=self._scale,
+        )  # fmt: skip
+
+    def _activate(self, step: Step, activation: str) -> None:
+        if len(self._parts) == 2:
+            activate_glu(step.tape, *self._parts, self._hidden, activation=activation)
+        else:
+            activate(
+                step.tape, self._parts[0], self._hidden, activation=activation,
+                divisors=self._w.divisors,
+            )  # fmt: skip

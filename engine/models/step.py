@@ -1,0 +1,148 @@
+"""What the parts of a model share while a step is recorded: inputs, memory, and their ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.models.arch import Hyperparameters
+from engine.tensors import Linear
+from kernels.attention import AttentionInputs, Scratch
+from kernels.device import Device
+from kernels.kv import LayerKV
+from kernels.matmul import Activations, activations
+from kernels.moe import RoutingBuffers, routing_buffers
+from kernels.tape import Tape
+from kernels.tensor import Tensor, empty
+from kernels.topk import TopKBuffers
+
+AttentionMode = Literal["tiles", "single", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What a step reads, written by the engine before it; n tokens, m rows of logits."""
+
+    tokens: Tensor  # int32 [n]
+    slots: Tensor  # int32 [n]: page * PAGE + row, where a token's K and V go
+    rows: Tensor  # int32 [m]: which tokens' logits are wanted
+    sequences: Tensor  # int32 [s, 4]: first token, tokens, slot, position of the first
+    attention: AttentionInputs
+    topk: TopKBuffers
+
+    @property
+    def counts(self) -> Tensor:
+        return self.attention.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a recording is for: tokens per pass over the weights, and how attention goes.
+
+    ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
+    by side) or, where no sequence has more than one part of keys, "single".
+    """
+
+    tile: int
+    attention: AttentionMode
+    output_tile: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A recording in progress."""
+
+    tape: Tape
+    mode: Mode
+
+
+@dataclass(slots=True)
+class Workspace:
+    """Memory of one step, by name: layers follow each other, so they use the same."""
+
+    device: Device
+    n_tokens: int
+    _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
+
+    def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
+        """The memory of that name and shape."""
+        key = (name, shape, np.dtype(dtype).name)
+        if key not in self._tensors:
+            self._tensors[key] = empty(self.device, shape, dtype)
+        return self._tensors[key]
+
+    def rows(self, name: str, n_cols: int, times: int = 1) -> Tensor:
+        """float32 [n_tokens * times, n_cols]."""
+        return self.tensor(name, self.n_tokens * times, n_cols)
+
+    def routing(self, name: str, n_experts: int, used: int) -> RoutingBuffers:
+        """Room for the choice of experts."""
+        key = (name, n_experts, used)
+        if key not in self._routing:
+            self._routing[key] = routing_buffers(self.device, self.n_tokens, n_experts, used)
+        return self._routing[key]
+
+    def activations(
+        self,
+        name: str,
+        readers: Sequence[Linear],
+        *,
+        n_rows: int = 0,
+        times: int = 1,
+        floats: bool = False,
+    ) -> Activations:
+        """Rows in the forms that the matrices reading them want, floats too if asked for."""
+        n_cols = readers[0].matrix.n_cols
+        n = n_rows or self.n_tokens * times
+        kinds = {linear.matrix.is_float for linear in readers}
+        values = self.tensor(name, n, n_cols) if floats or True in kinds else None
+        if False not in kinds:
+            return Activations(n_cols, values)
+        key = (name, "quantized", n, n_cols)
+        if (*key, 0) not in self._tensors:
+            made = activations(self.device, n, n_cols, quantized=True)
+            for i, tensor in enumerate((made.codes, made.scales)):
+                assert tensor is not None
+                self._tensors[(*key, i)] = tensor
+        return Activations(n_cols, values, self._tensors[(*key, 0)], self._tensors[(*key, 1)])
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a layer's parts are built with."""
+
+    h: Hyperparameters
+    device: Device
+    workspace: Workspace
+    inputs: StepInputs
+    n_slots: int  # sequences that have a state
+    flash: bool
+    rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by whether windowed
+    split: Scratch | None
+    plain: Scratch | None
+    tile_queries: int  # the most tokens of a tile of attention
+
+
+class Sublayer(Protocol):
+    """A mixer or an FFN: reads the normalized stream, yields what is added to the stream."""
+
+    @property
+    def readers(self) -> Sequence[Linear]:
+        """The matrices that read the normalized stream."""
+
+    def prepare(self, step: Step, stream: Tensor) -> None:
+        """Record what is to be done before the layer changes the stream."""
+
+    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
+        """Record the sublayer: ``out`` gets the result, or is increased by it."""
+
+
+class SublayerWeights(Protocol):
+    """A sublayer's weights, which know how to make it."""
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> Sublayer: ...

@@ -1,0 +1,84 @@
+"""Activations outside of matmul (activate.cl): ungated FFNs, gates on what a mixer yields."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.matmul import Activations, glu_defines
+from kernels.norm import quantize
+from kernels.tape import TOKENS, Per, Tape
+from kernels.tensor import Tensor
+
+ACTIVATIONS = ("silu", "gelu", "relu", "relu2", "sigmoid", "softplus")
+
+
+def activate(
+    tape: Tape,
+    x: Tensor,
+    out: Activations,
+    *,
+    activation: str,
+    x_at: int = 0,
+    repeat: int = 1,
+    y: Tensor | None = None,
+    y_at: int = 0,
+    divisors: Tensor | None = None,
+    times: int = 1,
+) -> None:
+    """out[t, c] = activation(x[t, x_at + c / repeat]) * y[t, y_at + c] / divisors[c].
+
+    y and divisors may be missing; x and y may be out.values. ``times`` rows per token.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: {ACTIVATIONS}")
+    _launch(tape, x, x_at, [f"ACT_{activation.upper()}"], repeat, y, y_at, divisors, out, times)
+
+
+def activate_glu(
+    tape: Tape,
+    gate: Tensor,
+    up: Tensor,
+    out: Activations,
+    *,
+    activation: str,
+    gate_at: int = 0,
+    up_at: int = 0,
+    limit: float = 0.0,
+    times: int = 1,
+) -> None:
+    """out = activation(gate) * up, for a gate and an up that are not in one paired matrix."""
+    defines = glu_defines(activation, limit)
+    _launch(tape, gate, gate_at, defines, 1, up, up_at, None, out, times)
+
+
+def _launch(
+    tape: Tape,
+    x: Tensor,
+    x_at: int,
+    defines: list[str],
+    repeat: int,
+    y: Tensor | None,
+    y_at: int,
+    divisors: Tensor | None,
+    out: Activations,
+    times: int,
+) -> None:
+    defines = [*defines, f"REPEAT={repeat}"]
+    args: list[object] = [x.buffer, np.int32(x.shape[-1]), np.int32(x_at)]
+    if y is not None:
+        defines.append("TIMES")
+        args += [y.buffer, np.int32(y.shape[-1]), np.int32(y_at)]
+    if divisors is not None:
+        defines.append("DIVIDE")
+        args.append(divisors.buffer)
+    args.append(np.int32(out.n_cols))
+    if out.values is not None:
+        args.append(out.values.buffer)
+    elif out.codes is not None and out.scales is not None:
+        defines.append("QUANTIZE")
+        args += [out.codes.buffer, out.scales.buffer]
+    tape.add(
+        "activate.cl", "activate", defines, args, (-(-out.n_cols // 32), Per(TOKENS, 1, times))
+    )
+    if out.values is not None and out.quantized:
+        quantize(tape, out, times=times)

@@ -1,0 +1,106 @@
+"""Every architecture's small random model against the logits of llama.cpp, four ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stepping import Floats, Stepper, nmse, sequence
+
+from engine.models.table import ARCHITECTURES
+from kernels.device import Device
+from kernels.program import Programs
+
+SPECS = Path(__file__).resolve().parents[4] / "shared" / "conformance" / "specs"
+NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
+NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
+# llama.cpp's GELU is a table of halves; all others are below 1e-11.
+FLOAT_NMSE = 1e-7
+UNSUPPORTED = {
+    "deepseek4-moe": "hyper-connections and compressed attention",
+    "glm5-next-moe": "hyper-connections and Kimi's delta attention",
+    "hrm_text-dense": "stacks of layers in cycles",
+    "hy_v4-moe": "hyper-connections",
+    "kimi-k3-moe": "Kimi's delta attention, experts in a latent space",
+    "minimax-01-moe": "lightning attention",
+    "qwen4exp-moe": "hyper-connections and n-gram embeddings",
+    "refact-moe": "the reference was computed without its experts",
+}
+SUPPORTED = [name for name in NAMES if name not in UNSUPPORTED]
+# One of each kind of layer.
+FAST = [
+    "bloom-dense", "deepseek2-moe", "falcon-dense", "gpt-oss-moe", "grok-moe", "lfm2-dense",
+    "llama4-moe", "mamba-dense", "mamba2-dense", "minicpm3-dense", "olmo2-dense", "qwen3next-moe",
+]  # fmt: skip
+TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
+
+Load = Callable[[str], Stepper]
+
+
+@pytest.fixture(scope="session")
+def load(device: Device, programs: Programs, conformance_model: Callable[[str], Path]) -> Load:
+    """Loads a model of the conformance data once per device."""
+    return cache(lambda name: Stepper(conformance_model(name), device, programs))
+
+
+def reference(name: str) -> tuple[list[int], Floats]:
+    """The tokens and the logits after each of them."""
+    with np.load(SPECS.parent / "logits" / f"{name}.npz") as arrays:
+        return arrays["tokens"].tolist(), arrays["logits"]
+
+
+def beside_others(model: Stepper, tokens: list[int]) -> Floats:
+    """The logits of a sequence that shares its steps with two of other lengths."""
+    rng = np.random.default_rng(1)
+    me = sequence(tokens, 1, [4, 6])
+    others = [
+        sequence(rng.integers(model.n_vocab, size=90), slot, pages)
+        for slot, pages in ((0, [3, 7, 5]), (2, [9, 2, 11]))
+    ]
+    model.step((others[0], 35))
+    rows = [
+        model.step((others[0], 1), (me, 30), (others[1], 5))[1],
+        model.step((others[0], 20), (me, 1), (others[1], 1))[1],
+        *(model.step((me, 1), (others[1], 1), (others[0], 1))[0] for _ in range(3)),
+        model.step((others[1], 40), (me, 30))[1],
+    ]
+    return np.concatenate(rows)
+
+
+def test_what_is_not_supported_is_known() -> None:
+    """A spec that is listed here comes off the list when its architecture is in the table."""
+    for name in NAMES:
+        arch = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))["arch"]
+        if name != "refact-moe":
+            assert (arch in ARCHITECTURES) == (name not in UNSUPPORTED), name
+
+
+@pytest.mark.parametrize("name", FAST if NAMES else NO_DATA)
+def test_a_prompt_and_single_tokens(load: Load, name: str) -> None:
+    tokens, logits = reference(name)
+    result = load(name).run(sequence(tokens, 1, TABLE), [59, 1, 1, 1, 1, 1])
+    assert nmse(result, logits) <= FLOAT_NMSE
+
+
+@pytest.mark.parametrize("name", FAST if NAMES else NO_DATA)
+def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
+    """On CPUs the bits are those of a sequence alone."""
+    model, (tokens, logits) = load(name), reference(name)
+    result = beside_others(model, tokens)
+    assert nmse(result, logits) <= FLOAT_NMSE
+    if device.is_simd:
+        assert np.array_equal(result, model.run(sequence(tokens, 1, TABLE), [64]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUPPORTED or NO_DATA)
+def test_four_ways(load: Load, name: str) -> None:
+    """One prompt, a prompt and single tokens, uneven chunks, in company."""
+    model, (tokens, logits) = load(name), reference(name)
+    for counts in ([64], [40] + [1] * 24, [7, 20, 37]):
+        assert nmse(model.run(sequence(tokens, 1, TABLE), counts), logits) <= FLOAT_NMSE
+    assert nmse(beside_others(model, tokens), logits) <= FLOAT_NMSE
