@@ -49,7 +49,7 @@ class Batch:
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 2)),
-            Region("tiles", (n_tokens, 4)), Region("sequences", (n_sequences, 4)),
+            Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
         ]  # fmt: skip
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
         self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)

@@ -208,7 +208,10 @@ class TensorSource:
         return Linear(matrix, self.upload(np.concatenate(rows)))
 
     def _place(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
-        matrix, jobs = place(self._device, raws, paired=paired)
+        try:
+            matrix, jobs = place(self._device, raws, paired=paired)
+        except ValueError as error:
+            raise ModelError(f"{self._gguf.path}: {error}") from error
         self.jobs += jobs
         return matrix
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.checks import check_tensors
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
 from engine.models.attention import load_attention
@@ -83,6 +84,7 @@ def allocate_weights(
     """
     source = TensorSource(gguf, device, hparams.arch.unused)
     source.check_types()
+    check_tensors(gguf, hparams)
     embedding = source.matrix("token_embd.weight")
     output = embedding
     if source.has("output.weight"):

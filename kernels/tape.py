@@ -62,6 +62,7 @@ class Tape:
         self.device = device
         self.programs = programs
         self.launches: list[Launch] = []
+        self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
 
     def add(
@@ -80,6 +81,7 @@ class Tape:
         """
         kernel = self.programs.kernel(source, name, defines)
         kernel.set_args(*args)
+        self._bound.append(args)
         label = f"{name}({' '.join(defines)})"
         self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
 

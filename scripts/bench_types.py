@@ -26,7 +26,7 @@ from kernels.program import Programs
 from kernels.quants import by_name
 from kernels.tape import N_COUNTS, Tape
 from kernels.tensor import empty, upload
-from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from kernels.weights import SUPPORTED_TYPES, Matrix, pack, raw_matrix
 
 VECTOR = (16384, 4096)
 PROMPT = (2048, 2048)
@@ -40,18 +40,18 @@ def random_bytes(name: str, n_weights: int) -> npt.NDArray[np.uint8]:
     which would cost time of their own."""
     rng, kind = np.random.default_rng(1), by_name(name)
     normal = rng.standard_normal(1 << 18, dtype=np.float32)
-    if name in FLOATS:
-        floats = {"F32": normal, "F16": normal.astype(np.float16)}
-        some = (
-            floats[name] if name in floats else np.ascontiguousarray(normal.view(np.uint16)[1::2])
-        )
-        some = some.view(np.uint8)
+    if name == "F32":
+        some = normal.view(np.uint8)
+    elif name == "F16":
+        some = normal.astype(np.float16).view(np.uint8)
+    elif name == "BF16":
+        some = np.ascontiguousarray(normal.view(np.uint16)[1::2]).view(np.uint8)
     else:
         n_blocks = (1 << 20) // kind.block_bytes
-        some = rng.integers(0, 256, (n_blocks, kind.block_bytes), dtype=np.uint8)
-        some &= 0x3B  # finite halves, whereever they are
-        some[:, :1] |= 0x40 if name == "MXFP4" else 0  # 2^-63 or more
-        some = some.reshape(-1)
+        blocks = rng.integers(0, 256, (n_blocks, kind.block_bytes), dtype=np.uint8)
+        blocks &= 0x3B  # finite halves, wherever they are
+        blocks[:, :1] |= 0x40 if name == "MXFP4" else 0  # 2^-64 or more
+        some = blocks.reshape(-1)
     return np.resize(some, n_weights // kind.block_elements * kind.block_bytes)
 
 

@@ -21,12 +21,16 @@ Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
 
 
+MOST_LAYERS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """One row of the table of architectures."""
 
     name: str
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
+    needs: tuple[str, ...] = ()  # tensors of every layer, "|" between alternatives (checks.py)
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
     positions: Positions = "interleaved"
     positions_at_depth: tuple[tuple[int, Positions], ...] = ()  # in models of so many layers
@@ -140,6 +144,8 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
     n_layers = gguf.get_int(key("block_count"))
+    if not 0 < n_layers <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
+        raise ModelError(f"{gguf.path}: {key('block_count')} is {n_layers}")
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads = per_layer_ints(gguf, "attention.head_count", n_layers, (0,) * n_layers)
     n_kv = per_layer_ints(gguf, "attention.head_count_kv", n_layers, n_heads)

@@ -146,6 +146,17 @@ def test_second_request_starts_behind_what_is_cached():
     assert seq.n_cached == 9
 
 
+def test_a_model_with_states_shares_nothing():
+    """Not what ended, not what runs at the same time, and not after a pause."""
+    scheduler = make(share=False)
+    first = add(scheduler, range(12))
+    step(scheduler)
+    scheduler.finish(first)
+    second, third = add(scheduler, range(12)), add(scheduler, range(12))
+    assert [part[1:3] for part in shares(step(scheduler))] == [(0, 12), (0, 4)]
+    assert (second.n_cached, third.n_cached) == (0, 0)
+
+
 def test_equal_prompts_at_once_are_computed_once():
     scheduler = make(n_ctx=128)
     seqs = [add(scheduler, range(40)) for _ in range(3)]

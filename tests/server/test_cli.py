@@ -230,3 +230,12 @@ def test_api_keys(tmp_path: Path) -> None:
         api_keys(Settings(api_key_file=str(path)))
     with pytest.raises(SettingsError, match="cannot read"):
         api_keys(Settings(api_key_file=str(tmp_path / "none")))
+
+
+def test_arch_list() -> None:
+    """Every architecture on a line of its own; no model is asked for."""
+    result = CliRunner().invoke(cli.main, ["--arch-list"])
+    names = result.output.split("\n")
+    assert result.exit_code == 0
+    assert {"llama", "qwen3moe", "mamba2"} <= set(names)
+    assert names[:-1] == sorted(names[:-1])
