@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyopencl as cl
 
 from kernels.device import Device
@@ -99,7 +98,3 @@ class Tape:
             sized = [(x.kernel, x.global_size(counts), x.local) for x in self.launches]
             found = self._geometries[counts] = [s for s in sized if 0 not in s[1]]
         return found
-
-
-def int32(value: int) -> np.int32:
-    return np.int32(value)

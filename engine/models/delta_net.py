@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
 from engine.models.attention import project
 from engine.models.short_conv import load_convs
@@ -44,7 +45,7 @@ def load_delta_net(source: TensorSource, h: Hyperparameters, layer: int) -> Delt
     a, bias = source.vector(f"{b}ssm_a"), source.vector(f"{b}ssm_dt.bias")
     weight = source.vector(f"{b}ssm_norm.weight")
     if a is None or bias is None or weight is None:
-        raise AssertionError
+        raise ModelError(f"{b}ssm_a, {b}ssm_dt.bias or {b}ssm_norm.weight is missing")
     n_heads, key = a.shape[0], h.ssm_state
     value = output.matrix.n_cols // n_heads
     conv_weights = load_convs(source, [f"{b}ssm_conv1d"])
