@@ -29,6 +29,7 @@ from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
 from engine.sampling import Sampler
 from engine.scheduler import Chunk, Plan, Scheduler, Sequence
+from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
 from engine.stream import Stream
 from engine.text.tokenizer import Tokenizer
 
@@ -62,6 +63,8 @@ class Engine:
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
         self._pace = Pace(scheduler.max_tokens)
+        self._counters = Counters()
+        self._latest: list[Stream | None] = [None] * self.n_slots  # by slot
         self._streams: dict[int, Stream] = {}  # by the id of their sequence
         self._inbox: deque[tuple[str, Stream]] = deque()
         self._wake = threading.Condition()
@@ -95,6 +98,16 @@ class Engine:
     def cancel(self, ticket: Ticket) -> None:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
         self._post("cancel", ticket.stream, refuse=False)
+
+    def stats(self) -> EngineStats:
+        """What has been counted so far; from any thread, at no cost to the engine's."""
+        with self._wake:
+            n_posted = sum(kind == "submit" for kind, _ in self._inbox)
+        return engine_stats(self._counters, self._scheduler, n_posted)
+
+    def slots(self) -> list[SlotState]:
+        """What each slot does or did last; from any thread."""
+        return slot_states(self._scheduler, self._latest)
 
     def close(self) -> None:
         """End every stream and the thread; waits for the step that is running."""
@@ -171,6 +184,7 @@ class Engine:
 
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
+            self._latest[seq.slot] = self._streams[seq.id]
             self._streams[seq.id].start()
         rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
         began = time.perf_counter()
@@ -178,11 +192,13 @@ class Engine:
         n_tokens = sum(chunk.count for chunk in plan.chunks)
         self._pace.note(n_tokens, time.perf_counter() - began)
         self._scheduler.advance(plan)
+        self._counters.note_forward(plan, len(self._scheduler.running))
         for row, values in zip(rows, logits, strict=True):
             self._try_deliver(row, values)
         for chunk in plan.chunks:
             stream = self._streams.get(chunk.seq.id)
             if stream and chunk.is_final and stream.request.max_tokens == 0:
+                self._counters.note_prompt(stream.timings())
                 self._end(stream, "limit")
 
     def _rows(self, chunk: Chunk) -> list[OutputRow]:
@@ -225,6 +241,8 @@ class Engine:
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
             return
         self._scheduler.append(seq, stream.sample(logits))
+        if seq.n_generated == 1:
+            self._counters.note_prompt(stream.timings())
         if stream.deaf:
             self._end(stream, "cancelled")
         elif stream.reason is not None:
@@ -241,7 +259,8 @@ class Engine:
     def _leave(self, stream: Stream) -> None:
         """The one place where a request leaves the engine; idempotent."""
         self._scheduler.finish(stream.seq)
-        self._streams.pop(stream.seq.id, None)
+        if self._streams.pop(stream.seq.id, None):
+            self._counters.note_generation(stream.timings())
 
 
 def load_engine(

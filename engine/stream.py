@@ -47,6 +47,7 @@ class Stream:
         self._scores: list[TokenScore | None] = [None]
         self._started_at = self._first_at = self._last_at = 0.0
         self.ended = False
+        self.has_new_line = False  # in the text so far
         self.deaf = False  # on_event has failed: nobody hears the rest
 
     @property
@@ -93,6 +94,7 @@ class Stream:
         score = self._sampled_score(sampled, logits) if self.request.n_probs else None
         delta = self._output.push(sampled.token, score)
         if delta is not None:
+            self.has_new_line = self.has_new_line or "\n" in delta.text
             self._emit(delta)
         return sampled.token
 

@@ -103,6 +103,10 @@ class Events:
             events.append(self._queue.get(timeout=10))
         return events
 
+    def wait_for(self, kind: type[Event]) -> None:
+        while not isinstance(self._queue.get(timeout=10), kind):
+            pass
+
     def text(self) -> str:
         return "".join(event.text for event in self.all() if isinstance(event, Delta))
 
@@ -249,3 +253,50 @@ def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
     with pytest.raises(ContextOverflowError) as caught:
         engine.submit(request("a" * N_CTX), Events())
     assert (caught.value.n_prompt_tokens, caught.value.n_ctx) == (N_CTX, N_CTX)
+
+
+def test_stats_count_prompts_tokens_and_steps(engine: Engine) -> None:
+    assert engine.stats().n_decodes == 0
+    run(engine, request("a" * 40, 5))  # in two steps: a forward takes 32 tokens
+    run(engine, request("a" * 40, 0))  # 32 of them are cached
+    stats = engine.stats()
+    assert (stats.n_prompt_tokens, stats.n_cached_tokens) == (40 + 40 - 39, 39)
+    assert (stats.n_generated_tokens, stats.n_decodes) == (5, 2 + 4 + 1)
+    assert stats.n_busy_slots == stats.n_decodes
+    assert stats.n_tokens_max == 44
+    assert stats.prompt_seconds > 0.0 < stats.generation_seconds
+    assert (stats.n_processing, stats.n_deferred, stats.n_pages_used) == (0, 0, 0)
+    assert stats.kv_cache_usage_ratio == 0.0
+
+
+def test_stats_of_requests_that_run_and_wait(engine: Engine, runner: CountingRunner) -> None:
+    runner.gate.clear()
+    streams = [Events() for _ in range(3)]
+    engine.submit(request("A", 3), streams[0])
+    streams[0].wait_for(Started)  # the engine's thread is in its first forward
+    for stream in streams[1:]:
+        engine.submit(request("A", 3), stream)
+    stats = engine.stats()
+    assert (stats.n_processing, stats.n_deferred, stats.n_slots) == (1, 2, 2)
+    assert (stats.n_pages_used, stats.n_pages, stats.kv_cache_tokens) == (1, 16, 16)
+    runner.gate.set()
+    for stream in streams:
+        stream.all()
+
+
+def test_slots_show_their_request(engine: Engine, runner: CountingRunner) -> None:
+    assert [slot.request for slot in engine.slots()] == [None, None]
+    runner.gate.clear()
+    events, asked = Events(), request("\x08\x09", 3)
+    engine.submit(asked, events)
+    events.wait_for(Started)
+    busy, idle = engine.slots()
+    assert (busy.is_processing, busy.request, busy.n_remain) == (True, asked, 3)
+    assert (busy.n_prompt, busy.n_processed, busy.n_decoded) == (2, 0, 0)
+    assert not idle.is_processing
+    runner.gate.set()
+    events.all()
+    done = engine.slots()[0]
+    assert (done.id, done.n_ctx, done.is_processing) == (0, N_CTX, False)
+    assert (done.n_prompt, done.n_processed, done.n_cached, done.n_decoded) == (2, 2, 0, 3)
+    assert (done.n_remain, done.has_next_token, done.has_new_line) == (0, False, True)
