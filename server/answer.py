@@ -1,42 +1,76 @@
-"""The state of an answer while its events arrive: one Choice for each engine request."""
+"""The state of an answer while its events arrive: one Choice for each engine request.
+
+This is the one stream that every dialect translates: the engine's events go in, Pieces of
+reasoning, answer and tool calls come out, with the tokens and scores they stand for.
+"""
 
 from __future__ import annotations
 
+import secrets
+import string
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from engine.request import Delta, Finished, PromptScored, Started, Timings, TokenScore
+from server.interface import ChatParser, ParsedDelta
 from server.prompts import Prompt
 
 FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length", "cancelled": "stop"}
+ID_LETTERS = string.ascii_letters + string.digits
+
+
+def random_id(prefix: str = "") -> str:
+    return prefix + "".join(secrets.choice(ID_LETTERS) for _ in range(32))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call, or what has been written of one since the last piece.
+
+    ``id`` and ``name`` are in the first piece of a call only, ``arguments`` are JSON text.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that can be sent, with the tokens and scores that came up to it."""
+    """What can be sent: of one kind of text, or calls; with the tokens and scores up to it."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] = ()
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def shows(self) -> bool:
+        """False for tokens whose text nobody sees, such as the end of generation."""
+        return bool(self.text or self.reasoning or self.calls)
 
 
 class Choice:
     """One completion. Tokens whose text is held back wait for the piece that shows it."""
 
-    def __init__(self, prompt: Prompt) -> None:
+    def __init__(self, prompt: Prompt, parser: ChatParser | None = None) -> None:
         self.prompt = prompt
         self.started = Started(n_prompt=len(prompt.ids), n_cached=0, id_slot=-1)
         self.prompt_scores: tuple[TokenScore | None, ...] = ()
         self.finished: Finished | None = None
+        self._parser = parser  # None: all text is answer
+        self._n_calls = 0
         self._held_tokens: tuple[int, ...] = ()
         self._held_scores: tuple[TokenScore, ...] = ()
         self._n_decoded = 0
         self._started_at = time.perf_counter()
         self._first_token_at: float | None = None
 
-    def take(self, event: object) -> Piece | None:
-        """The piece that an event completes; the last one, maybe without text, at the end."""
+    def take(self, event: object) -> Sequence[Piece]:
+        """The pieces that an event completes; at the end what was held back, if anything."""
         if type(event) is Delta:
             return self._push(event)
         if type(event) is Started:
@@ -46,25 +80,70 @@ class Choice:
             self.prompt_scores = event.scores
         elif type(event) is Finished:
             self.finished = event
-            if event.reason != "word":  # the tokens of a stop word are cut
-                return Piece("", self._held_tokens, self._held_scores)
-        return None
+            return self._rest(event)
+        return ()
 
-    def _push(self, delta: Delta) -> Piece | None:
+    def _push(self, delta: Delta) -> Sequence[Piece]:
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         self._n_decoded += len(delta.tokens)
-        tokens = self._held_tokens + delta.tokens
-        scores = self._held_scores + delta.scores
+        tokens, scores = delta.tokens, delta.scores
+        if self._held_tokens:
+            tokens, scores = self._held_tokens + tokens, self._held_scores + scores
         if delta.text:
-            self._held_tokens, self._held_scores = (), ()
-            return Piece(delta.text, tokens, scores)
+            pieces = self._pieces(delta.text, tokens, scores)
+            if pieces:
+                self._held_tokens, self._held_scores = (), ()
+                return pieces
         self._held_tokens, self._held_scores = tokens, scores
-        return None
+        return ()
+
+    def _pieces(
+        self, text: str, tokens: tuple[int, ...], scores: tuple[TokenScore, ...]
+    ) -> Sequence[Piece]:
+        if self._parser is None:
+            return (Piece(text, tokens, scores),)
+        return self._split(self._parser.push(text), tokens, scores)
+
+    def _rest(self, event: Finished) -> Sequence[Piece]:
+        rest = self._parser.finish() if self._parser is not None else None
+        held = self._held_tokens, self._held_scores
+        pieces = self._split(rest, *held) if rest is not None else ()
+        if pieces or not self._held_tokens or event.reason == "word":
+            return pieces  # the tokens of a stop word are cut
+        return (Piece("", *held),)
+
+    def _split(
+        self, delta: ParsedDelta, tokens: tuple[int, ...], scores: tuple[TokenScore, ...]
+    ) -> Sequence[Piece]:
+        """A piece of each kind that the delta has; the tokens go with the first."""
+        pieces = []
+        if delta.reasoning:
+            pieces.append(Piece("", tokens, scores, delta.reasoning))
+            tokens, scores = (), ()
+        if delta.content:
+            pieces.append(Piece(delta.content, tokens, scores))
+            tokens, scores = (), ()
+        if delta.calls:
+            pieces.append(Piece("", tokens, scores, "", tuple(self._calls(delta))))
+        return pieces
+
+    def _calls(self, delta: ParsedDelta) -> Iterable[Call]:
+        for call in delta.calls:
+            if call.index < self._n_calls:
+                yield Call(call.index, arguments=call.arguments)
+            else:  # syntaxes without an id get one here
+                self._n_calls = call.index + 1
+                yield Call(call.index, call.id or random_id(), call.name, call.arguments)
 
     @property
     def finish_reason(self) -> str | None:
-        return FINISH_REASONS[self.finished.reason] if self.finished else None
+        """OpenAI's; "tool_calls" if there are any and the model itself has ended."""
+        if self.finished is None:
+            return None
+        if self._n_calls and self.finished.reason in ("eos", "word"):
+            return "tool_calls"
+        return FINISH_REASONS[self.finished.reason]
 
     @property
     def timings(self) -> Timings:
@@ -80,6 +159,26 @@ class Choice:
             predicted_n=self._n_decoded,
             predicted_ms=1e3 * (now - first),
         )
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """All pieces of an answer as one, with its calls whole."""
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        tuple(token for piece in pieces for token in piece.tokens),
+        tuple(score for piece in pieces for score in piece.scores),
+        "".join(piece.reasoning for piece in pieces),
+        joined_calls(call for piece in pieces for call in piece.calls),
+    )
+
+
+def joined_calls(parts: Iterable[Call]) -> tuple[Call, ...]:
+    first: dict[int, Call] = {}
+    arguments: dict[int, list[str]] = {}
+    for part in parts:
+        first.setdefault(part.index, part)
+        arguments.setdefault(part.index, []).append(part.arguments)
+    return tuple(replace(call, arguments="".join(arguments[i])) for i, call in first.items())
 
 
 def usage(choices: Sequence[Choice], n: int) -> dict[str, object]:

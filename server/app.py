@@ -30,7 +30,7 @@ class Gate:
             return await Response(status_code=204)(scope, receive, send)
         if self.service.loaded_engine is None and scope["path"] != "/":
             error = ApiError("unavailable_error", "Loading model")
-            return await error.response()(scope, receive, send)
+            return await error.response(scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)
 
 

@@ -29,7 +29,7 @@ class KeyCheck:
                     "Invalid API Key",
                     headers={"www-authenticate": "Bearer"},
                 )
-                return await error.response()(scope, receive, send)
+                return await error.response(scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)
 
     def accepts(self, given: str | None) -> bool:

@@ -6,19 +6,16 @@ between the two APIs is a Shape.
 
 from __future__ import annotations
 
-import secrets
-import string
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.request import Event, Finished
-from server.answer import Choice, Piece, timings, usage
-from server.prompts import Prompt
+from server.answer import Choice, Piece, join, random_id, timings, usage
+from server.errors import ApiError
+from server.framing import SSE_DONE
+from server.generate import Options
 from server.version import BUILD_INFO
-
-ID_LETTERS = string.ascii_letters + string.digits
 
 
 class Shape(Protocol):
@@ -38,32 +35,22 @@ class Shape(Protocol):
     def whole(self, index: int, choice: Choice, piece: Piece) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the client wants to see beside the text."""
-
-    n: int = 1  # choices of each prompt
-    n_top: int | None = None  # not None: log-probabilities, with so many likeliest tokens
-    post_sampling: bool = False
-    return_tokens: bool = False
-    timings_per_token: bool = False
-    include_usage: bool = False
-
-
 class Completions:
     """The dialect of both APIs: events in, chunks or the whole object out."""
 
+    framing = SSE_DONE
+
     def __init__(
-        self, shape: Shape, options: Options, prompts: Sequence[Prompt], model: str
+        self, shape: Shape, options: Options, choices: Sequence[Choice], model: str
     ) -> None:
         self.shape = shape
         self.options = options
-        self.choices = [Choice(prompt) for prompt in prompts for _ in range(options.n)]
+        self.choices = choices
         self._parts: list[list[Piece]] = [[] for _ in self.choices]  # of a whole answer
         self._opened: set[int] = set()
         self._n_running = len(self.choices)
         self._head = {
-            "id": shape.id_prefix + "".join(secrets.choice(ID_LETTERS) for _ in range(32)),
+            "id": random_id(shape.id_prefix),
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": BUILD_INFO,
@@ -71,27 +58,24 @@ class Completions:
         self._chunk_head = self._head | {"object": shape.chunk_object}
 
     def chunks(self, index: int, event: Event) -> Iterable[object]:
-        choice = self.choices[index]
-        piece = choice.take(event)
+        pieces = self.choices[index].take(event)
         if type(event) is Finished:
-            return [*self._open(index), self._final(index, piece or Piece())]
-        if piece is None:
+            return self._end(index, pieces)
+        if not pieces:
             return ()
-        opening = () if index in self._opened else self._open(index)
-        chunk = self._chunk(self.shape.delta(index, piece))
-        if self.options.timings_per_token:
-            chunk["timings"] = timings([choice])
-        return (*opening, chunk)
+        opening = self._open(index)
+        return [*opening, *(self._delta(index, piece) for piece in pieces)]
 
     def last_chunks(self) -> Iterable[object]:
         if self.shape.usage_in_final_chunk or not self.options.include_usage:
             return ()
         return (self._chunk_head | {"choices": []} | self._totals(),)
 
+    def failed(self, error: ApiError) -> Iterable[object]:
+        return (error.body(),)
+
     def take(self, index: int, event: Event) -> None:
-        piece = self.choices[index].take(event)
-        if piece is not None:
-            self._parts[index].append(piece)
+        self._parts[index].extend(self.choices[index].take(event))
 
     def whole(self) -> object:
         choices = [
@@ -107,6 +91,19 @@ class Completions:
         self._opened.add(index)
         opening = self.shape.opening(index, self.choices[index])
         return [] if opening is None else [self._chunk(opening)]
+
+    def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        chunk = self._chunk(self.shape.delta(index, piece))
+        if self.options.timings_per_token:
+            chunk["timings"] = timings([self.choices[index]])
+        return chunk
+
+    def _end(self, index: int, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        """What was held back, and the final chunk, with the tokens that show no text."""
+        shown = [piece for piece in pieces if piece.shows]
+        rest = next((piece for piece in pieces if not piece.shows), Piece())
+        opening = self._open(index)
+        return [*opening, *(self._delta(index, piece) for piece in shown), self._final(index, rest)]
 
     def _final(self, index: int, rest: Piece) -> dict[str, Any]:
         chunk = self._chunk(self.shape.final(index, rest, self.choices[index].finish_reason))
@@ -127,11 +124,3 @@ class Completions:
             "usage": usage(self.choices, self.options.n),
             "timings": timings(self.choices),
         }
-
-
-def join(pieces: Sequence[Piece]) -> Piece:
-    return Piece(
-        "".join(piece.text for piece in pieces),
-        tuple(token for piece in pieces for token in piece.tokens),
-        tuple(score for piece in pieces for score in piece.scores),
-    )

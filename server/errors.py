@@ -1,12 +1,13 @@
-"""The error shape of every endpoint: ``{"error": {"code", "message", "type", ...}}``.
+"""The error shape of every dialect; most have ``{"error": {"code", "message", "type", ...}}``.
 
 The types and their status codes are llama-server's; ``code`` repeats the HTTP status.
+Paths tell which dialect a client speaks: an error can come before anything has read its body.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -58,8 +59,36 @@ class ApiError(Exception):
         error = {"code": self.status, "message": self.message, "type": self.type}
         return {"error": error | self.details}
 
-    def response(self) -> Response:
-        return json_response(self.body(), self.status, self.headers)
+    def response(self, path: str) -> Response:
+        """The answer to a request of `path`, in the shape of its dialect."""
+        shape = next((shape for start, shape in SHAPES if path.startswith(start)), ApiError.body)
+        return json_response(shape(self), self.status, self.headers)
+
+
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> dict[str, object]:
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def ollama_body(error: ApiError) -> dict[str, object]:
+    return {"error": error.message}
+
+
+# The beginnings of paths whose dialect has an error shape of its own.
+SHAPES: tuple[tuple[str, Callable[[ApiError], dict[str, object]]], ...] = (
+    ("/v1/messages", anthropic_body),
+    ("/api/", ollama_body),
+)
 
 
 def invalid(message: str) -> ApiError:
@@ -85,14 +114,14 @@ def json_response(
     return Response(body, status, headers, media_type="application/json; charset=utf-8")
 
 
-def on_api_error(_: HttpRequest, error: Exception) -> Response:
+def on_api_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(request.url.path)
 
 
-def on_engine_error(_: HttpRequest, error: Exception) -> Response:
+def on_engine_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, EngineError)
-    return from_engine(error).response()
+    return from_engine(error).response(request.url.path)
 
 
 def on_http_exception(request: HttpRequest, error: Exception) -> Response:
@@ -103,7 +132,7 @@ def on_http_exception(request: HttpRequest, error: Exception) -> Response:
         405: f"Method {request.method} is not allowed on {request.url.path}",
     }.get(error.status_code, error.detail)
     kind = TYPE_OF_STATUS.get(error.status_code, "server_error")
-    return ApiError(kind, message, headers=error.headers).response()
+    return ApiError(kind, message, headers=error.headers).response(request.url.path)
 
 
 def on_client_gone(_: HttpRequest, error: Exception) -> Response:
@@ -113,8 +142,8 @@ def on_client_gone(_: HttpRequest, error: Exception) -> Response:
 
 def on_exception(request: HttpRequest, error: Exception) -> Response:
     """A fault of the server's own; the framework raises it again, which logs it."""
-    kind = type(error).__name__
-    return ApiError("server_error", f"{request.url.path}: {kind}: {error}").response()
+    kind, path = type(error).__name__, request.url.path
+    return ApiError("server_error", f"{path}: {kind}: {error}").response(path)
 
 
 EXCEPTION_HANDLERS = {

@@ -161,24 +161,6 @@ class GenerationFields(SamplingFields, kw_only=True):
     sse_ping_interval: float | None = None
 
 
-class TemplateFields(msgspec.Struct, kw_only=True):
-    """What the chat template sees."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | None = None
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-
-
-class ChatFields(GenerationFields, kw_only=True):
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-
 class CompletionFields(GenerationFields, kw_only=True):
     prompt: Any
     echo: bool | None = None
@@ -207,14 +189,18 @@ def read_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise invalid("The request body must be a JSON object")
     data = {name: value for name, value in decoded.items() if value is not None}
-    for name, neutral in UNSUPPORTED.items():
-        if name in data and data[name] not in neutral:
-            shown = msgspec.json.encode(data[name]).decode()
-            raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
     for name, value in data.items():
         if type(value) is float and value.is_integer():
             data[name] = int(value)  # 10.0 is an integer in JSON; float fields take both
     return data
+
+
+def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]]) -> None:
+    """ApiError for a field that cannot be honoured, unless its value asks for nothing."""
+    for name, neutral in unsupported.items():
+        if name in data and data[name] not in neutral:
+            shown = msgspec.json.encode(data[name]).decode()
+            raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
 
 
 def convert(data: dict[str, Any], kind: type[T]) -> T:

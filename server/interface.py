@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from engine.request import Event, Request
 
@@ -37,9 +37,36 @@ class ChatTemplate(Protocol):
         *,
         tools: Sequence[Mapping[str, Any]] | None = ...,
         add_generation_prompt: bool = ...,
-        continue_final_message: bool = ...,
+        continue_final_message: bool | Literal["content", "reasoning_content"] = ...,
         extra: Mapping[str, Any] | None = ...,
     ) -> str: ...
+
+
+class ParsedCall(Protocol):
+    @property
+    def index(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> str: ...
+
+
+class ParsedDelta(Protocol):
+    @property
+    def content(self) -> str: ...
+    @property
+    def reasoning(self) -> str: ...
+    @property
+    def calls(self) -> Sequence[ParsedCall]: ...
+
+
+class ChatParser(Protocol):
+    """Reads the model's own syntax as it is written; what it returns can be sent."""
+
+    def push(self, text: str, /) -> ParsedDelta: ...
+    def finish(self) -> ParsedDelta: ...
 
 
 class ModelInfo(Protocol):

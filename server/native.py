@@ -13,9 +13,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server.chat import chat_text, read_chat
 from server.errors import ApiError, json_response
-from server.fields import Defaults, TemplateFields, convert
-from server.prompts import chat_text, checked_token, encode_mixed
+from server.fields import Defaults, convert
+from server.prompts import checked_token, encode_mixed
 from server.service import Service
 from server.version import BUILD_INFO, NAME, VERSION
 
@@ -87,9 +88,9 @@ async def detokenize(service: Service, http: HttpRequest) -> Response:
 
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:
-    fields = convert(await service.read_object(http), TemplateFields)
+    chat = read_chat(await service.read_object(http))
     template = service.engine.chat_template
-    text = await asyncio.to_thread(chat_text, fields, template, service.defaults)
+    text = await asyncio.to_thread(chat_text, chat, template, service.defaults)
     return json_response({"prompt": text})
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.request import TokenScore
-from server.answer import Choice, Piece
-from server.chunks import Options
+from server.answer import Call, Choice, Piece
+from server.generate import Options
 from server.interface import Tokenizer
 from server.logprobs import TextOffsets, content_logprobs, legacy_logprobs
 
@@ -26,7 +26,13 @@ class ChatShape:
         return {"index": index, "delta": delta, "finish_reason": None}
 
     def delta(self, index: int, piece: Piece) -> dict[str, Any]:
-        delta = {"content": piece.text}
+        delta: dict[str, Any]
+        if piece.text:
+            delta = {"content": piece.text}
+        elif piece.reasoning:
+            delta = {"reasoning_content": piece.reasoning}
+        else:
+            delta = {"tool_calls": [call_delta(call) for call in piece.calls]}
         return self._with_scores({"index": index, "delta": delta, "finish_reason": None}, piece)
 
     def final(self, index: int, rest: Piece, finish_reason: str | None) -> dict[str, Any]:
@@ -34,7 +40,11 @@ class ChatShape:
         return self._with_scores(chunk, rest) if rest.scores or rest.tokens else chunk
 
     def whole(self, index: int, choice: Choice, piece: Piece) -> dict[str, Any]:
-        message = {"role": "assistant", "content": piece.text}
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text}
+        if piece.reasoning:
+            message["reasoning_content"] = piece.reasoning
+        if piece.calls:
+            message["tool_calls"] = [whole_call(call) for call in piece.calls]
         whole = {"index": index, "message": message, "finish_reason": choice.finish_reason}
         return self._with_scores(whole, piece)
 
@@ -46,6 +56,18 @@ class ChatShape:
         if options.return_tokens:
             choice["tokens"] = piece.tokens
         return choice
+
+
+def call_delta(call: Call) -> dict[str, Any]:
+    """Its id and name once, and from then on only more of its arguments."""
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index} | whole_call(call)
+
+
+def whole_call(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class TextShape:

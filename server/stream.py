@@ -13,23 +13,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from engine.request import Event, Failed, Finished, Request
 from server.errors import ApiError, json_response
+from server.framing import Framing
 from server.interface import Engine
 
-PING = b":\n\n"
-DONE = b"data: [DONE]\n\n"
 LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
-SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold the chunks back
-]
-
-encode = msgspec.json.Encoder().encode
 
 
 class Inbox:
@@ -139,6 +130,8 @@ class EventStream:
 class Dialect(Protocol):
     """Translates the events of a stream into the objects of one API."""
 
+    framing: Framing
+
     def chunks(self, index: int, event: Event) -> Iterable[object]:
         """What a streaming client is sent for an event; none for most."""
         ...
@@ -153,9 +146,13 @@ class Dialect(Protocol):
 
     def whole(self) -> object: ...
 
+    def failed(self, error: ApiError) -> Iterable[object]:
+        """What ends a stream that has begun and then fails."""
+        ...
+
 
 class Reply:
-    """The ASGI response made of a stream of events: SSE or one JSON object."""
+    """The ASGI response made of a stream of events: a streamed body or one JSON object."""
 
     def __init__(self, stream: EventStream, dialect: Dialect, streaming: bool) -> None:
         self.stream = stream
@@ -190,38 +187,39 @@ class Reply:
 
     async def _send_events(self, send: Send) -> None:
         """Errors before the first request has started go out as plain HTTP errors."""
+        framing = self.dialect.framing
         started = False
         async for batch in self.stream:
             if not started:
                 if not batch:  # still queued: a ping would commit us to status 200
                     continue
                 raise_if_ended_early(batch[0][1])
-                await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+                headers = framing.headers()
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
                 started = True
-            body, error = self._translate(batch) if batch else (PING, None)
+            body, error = self._translate(batch) if batch else (framing.ping, None)
             if error is not None:
-                return await end_body(send, body + b"data: " + encode(error.body()) + b"\n\n")
+                return await end_body(send, body + self._framed(self.dialect.failed(error)))
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         if not self.stream.gone:
-            tail = b"".join(map(sse, self.dialect.last_chunks()))
-            await end_body(send, tail + DONE)
+            await end_body(send, self._framed(self.dialect.last_chunks()) + framing.done)
         return None
 
     def _translate(self, batch: list[tuple[int, Event]]) -> tuple[bytes, ApiError | None]:
         """The bytes of a batch, up to the event that ends the stream with an error."""
+        frame = self.dialect.framing.frame
         parts: list[bytes] = []
         for index, event in batch:
             try:
                 raise_if_ended_early(event)
             except ApiError as error:
                 return b"".join(parts), error
-            parts.extend(map(sse, self.dialect.chunks(index, event)))
+            parts.extend(map(frame, self.dialect.chunks(index, event)))
         return b"".join(parts), None
 
-
-def sse(chunk: object) -> bytes:
-    return b"data: " + encode(chunk) + b"\n\n"
+    def _framed(self, chunks: Iterable[object]) -> bytes:
+        return b"".join(map(self.dialect.framing.frame, chunks))
 
 
 async def end_body(send: Send, body: bytes) -> None:

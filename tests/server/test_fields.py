@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from engine.request import DEFAULT_SAMPLERS, SamplingParams
+from server.chat import Chat
 from server.errors import ApiError
 from server.fields import (
     UNSUPPORTED,
-    ChatFields,
     CompletionFields,
     convert,
     max_tokens,
     n_choices,
     read_object,
+    refuse,
     sampling_params,
     stop_strings,
 )
@@ -31,7 +32,9 @@ class Tokenizer:
 
 
 def parse(**body: Any) -> CompletionFields:
-    return convert(read_object(json.dumps({"prompt": "x"} | body).encode()), CompletionFields)
+    data = read_object(json.dumps({"prompt": "x"} | body).encode())
+    refuse(data, UNSUPPORTED)
+    return convert(data, CompletionFields)
 
 
 def sampling(default: SamplingParams | None = None, **body: Any) -> SamplingParams:
@@ -51,7 +54,7 @@ def test_an_empty_body_gives_the_defaults() -> None:
 
 
 def test_null_is_absent() -> None:
-    names = [*ChatFields.__struct_fields__, *UNSUPPORTED]
+    names = [*Chat.__struct_fields__, *UNSUPPORTED]
     body = {name: None for name in names if name != "prompt"}
     assert sampling(**body) == SamplingParams()
 

@@ -1,0 +1,99 @@
+"""From a request that has been read to the engine: what every generating endpoint shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from engine.request import Request
+from server.answer import Choice
+from server.fields import (
+    GenerationFields,
+    max_tokens,
+    n_choices,
+    sampling_params,
+    stop_strings,
+)
+from server.prompts import Prompt
+from server.stream import Dialect, Reply
+
+if TYPE_CHECKING:
+    from server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the client wants to see beside the text."""
+
+    n: int = 1  # choices of each prompt
+    n_top: int | None = None  # not None: log-probabilities, with so many likeliest tokens
+    post_sampling: bool = False
+    return_tokens: bool = False
+    timings_per_token: bool = False
+    include_usage: bool = False
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts, and how what is generated for them is read."""
+
+    prompts: Sequence[Prompt]
+
+    def choices(self, n: int = 1) -> list[Choice]:
+        """n for each prompt, in the order of their engine requests."""
+        return [Choice(prompt) for prompt in self.prompts for _ in range(n)]
+
+
+def make_options(
+    fields: GenerationFields, n_top: int | None, service: Service, prompt_logprobs: bool = False
+) -> Options:
+    stream_options = fields.stream_options
+    return Options(
+        n=n_choices(fields, service.engine.n_slots),
+        n_top=n_top,
+        post_sampling=bool(fields.post_sampling_probs),
+        return_tokens=bool(fields.return_tokens),
+        timings_per_token=bool(fields.timings_per_token),
+        include_usage=bool(stream_options and stream_options.include_usage),
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def start(
+    service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Dialect
+) -> Reply:
+    """Submit a request for every choice; refusals of the engine are raised here."""
+    interval = fields.sse_ping_interval
+    stream = service.event_stream(
+        (service.ping_interval if interval is None else interval) if fields.stream else 0.0
+    )
+    stream.submit(engine_requests(service, fields, job, options))
+    return Reply(stream, dialect, bool(fields.stream))
+
+
+def engine_requests(
+    service: Service, fields: GenerationFields, job: Job, options: Options
+) -> list[Request]:
+    """n for each prompt, in the order of the choices; a given seed counts up over the n."""
+    defaults = service.defaults
+    sampling = sampling_params(fields, defaults.sampling, service.engine.tokenizer)
+    request = Request(
+        prompt=(),
+        sampling=sampling,
+        max_tokens=max_tokens(fields, defaults.max_tokens),
+        stop=stop_strings(fields, defaults.stop),
+        n_probs=0 if options.n_top is None else max(options.n_top, 1),
+        post_sampling_probs=options.post_sampling,
+        prompt_logprobs=options.n_top if options.prompt_logprobs else None,
+        cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
+        special=defaults.special,
+        id_slot=-1 if fields.id_slot is None else fields.id_slot,
+    )
+    seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
+    return [
+        replace(request, prompt=prompt.ids, sampling=replace(sampling, seed=seed))
+        for prompt in job.prompts
+        for seed in seeds
+    ]
