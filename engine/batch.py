@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,17 @@ from kernels.device import Device
 from kernels.kv import PAGE
 from kernels.tape import N_COUNTS, Counts
 from kernels.tensor import Region, Tensor, empty, regions, write
-from kernels.topk import TopKBuffers, topk_buffers
+from kernels.topk import topk_buffers
 
 Ints = npt.NDArray[np.int32]
+
+
+class Mask(Protocol):
+    """What says which tokens may follow, once the step is on its way."""
+
+    def fill(self, words: Ints) -> None:
+        """Write a bit for each token: int32 [ceil(n_vocab / 32)], from the lowest bit on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class OutputRow:
     position: int
     k: int
     pick: int = 0  # a token whose logit is asked for
+    mask: Mask | None = None  # which tokens are allowed; None: all
 
 
 class Batch:
@@ -48,7 +58,7 @@ class Batch:
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
-            Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 2)),
+            Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 4)),
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
         ]  # fmt: skip
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
@@ -56,7 +66,9 @@ class Batch:
         self._written: list[list[int]] = [[] for _ in range(n_sequences)]
         self._tables = empty(device, self._pages.shape, np.int32)
         write(device, self._tables, self._pages, wait=True)
-        found = topk_buffers(device, n_outputs, n_vocab)
+        found = topk_buffers(device, n_outputs, n_vocab, n_sequences)
+        self._masks: Ints = np.zeros(found.masks.shape, np.int32)
+        self._n_mask_words = -(-n_vocab // 32)
         self.inputs = StepInputs(
             tokens=tensors["tokens"],
             slots=tensors["slots"],
@@ -65,7 +77,7 @@ class Batch:
             attention=AttentionInputs(
                 tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
             ),
-            topk=TopKBuffers(tensors["wanted"], found.found, found.maxima, found.thresholds),
+            topk=replace(found, wanted=tensors["wanted"]),
         )
 
     @property
@@ -87,13 +99,31 @@ class Batch:
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count
             kv_end = max(kv_end, chunk.start + chunk.count)
+        n_masks = 0
         for i, row in enumerate(rows):
             self._parts["rows"][i] = firsts[id(row.chunk)] + row.position - row.chunk.start
-            self._parts["wanted"][i] = row.k, row.pick
+            self._parts["wanted"][i] = row.k, row.pick, n_masks if row.mask else -1, 0
+            n_masks += row.mask is not None
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
         write(self._device, self._memory, self._host)
         return counts
+
+    def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
+        """Have the rows' masks written, to the device too; each row's, None where it has none.
+
+        Called while the device computes the step: the host is idle then.
+        """
+        masks: list[Ints | None] = [None] * len(rows)
+        masked = [(i, row.mask) for i, row in enumerate(rows) if row.mask is not None]
+        if not masked:
+            return masks
+        self._device.queue.flush()
+        for n, (i, mask) in enumerate(masked):
+            words = masks[i] = self._masks[n, : self._n_mask_words]
+            mask.fill(words)
+        write(self._device, self.inputs.topk.masks, self._masks[: len(masked)])
+        return masks
 
     def _fill_chunk(self, chunk: Chunk, n: int) -> None:
         seq, start, end = chunk.seq, chunk.start, chunk.start + chunk.count

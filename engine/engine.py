@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
+from engine.constraint import Constraint
 from engine.errors import ContextOverflowError, EngineError, EngineStoppedError, RequestError
+from engine.grammar import Grammars
+from engine.guide import Guide
 from engine.loader import list_devices, load_model
 from engine.options import EngineOptions, ModelInfo
 from engine.output import Output
@@ -70,6 +73,7 @@ class Engine:
         self._wake = threading.Condition()
         self._ids = itertools.count()
         self._stopping, self._fault = False, ""
+        self._grammars = Grammars(tokenizer, info.n_vocab)
         self._piece = tokenizer.piece  # one bound method: what samplers derive is cached by it
         self._encode_plain = functools.partial(
             tokenizer.encode, add_special=False, parse_special=False
@@ -89,11 +93,20 @@ class Engine:
         """
         self._check(request)
         seq = Sequence.from_request(next(self._ids), request)
+        constraint = request.constraint
+        guide = None if constraint is None else Guide(constraint, self._grammars)
         stream = Stream(
-            seq, self._sampler(request), self._output(request), self.tokenizer, on_event
+            seq, self._sampler(request), self._output(request), self.tokenizer, on_event, guide
         )
         self._post("submit", stream)
         return Ticket(stream)
+
+    def compile(self, constraint: Constraint) -> None:
+        """Compile a constraint ahead, which ``submit`` would wait for; the result is kept.
+
+        Raises RequestError for one that is malformed, too large or cannot be enforced.
+        """
+        self._grammars.matcher(constraint)
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
@@ -122,6 +135,8 @@ class Engine:
             raise RequestError("the prompt has no tokens")
         if len(request.prompt) >= self.n_ctx:
             raise ContextOverflowError(len(request.prompt), self.n_ctx)
+        if request.constraint is not None and request.sampling.ignore_eos:
+            raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
         n_vocab = self.info.n_vocab
         for token in (min(request.prompt), max(request.prompt)):
             if not 0 <= token < n_vocab:
@@ -209,11 +224,13 @@ class Engine:
         if chunk.outputs == "none":
             return []
         if chunk.outputs == "last":
-            return [OutputRow(chunk, end - 1, min(stream.k, n_vocab))]
+            return [OutputRow(chunk, end - 1, min(stream.k, n_vocab), mask=stream.mask)]
         k = max(stream.k, seq.request.prompt_logprobs or 0)
         picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
+        masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
         return [
-            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick) for i, pick in enumerate(picks)
+            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick, mask)
+            for i, (pick, mask) in enumerate(zip(picks, masks, strict=False))
         ]
 
     def _try_deliver(self, row: OutputRow, logits: RowLogits) -> None:

@@ -78,7 +78,8 @@ def profile(runner: Runner, steps: Sequence[Step]) -> Iterator[str]:
     for step in steps:
         tape, counts = runner.prepare(*_inputs(step))
         yield ""
-        yield from report(step, time_step(tape, counts), counts, limits)
+        times = time_step(tape.joined(runner.topk), counts)
+        yield from report(step, times, counts, limits)
 
 
 def _inputs(step: Step) -> tuple[list[Chunk], list[OutputRow]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.constraint import Constraint
+
 DEFAULT_SAMPLERS = (
     "penalties",
     "dry",
@@ -68,6 +70,7 @@ class Request:
     post_sampling_probs: bool = False  # probabilities after the samplers, not of raw logits
     prompt_logprobs: int | None = None  # not None: score the prompt, with n likeliest each
     cache_prompt: bool = True
+    constraint: Constraint | None = None  # what the text must match
     special: bool = False  # render special tokens as text
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 

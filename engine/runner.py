@@ -38,15 +38,28 @@ class RowLogits:
     _runner: Runner
     _index: int
     _record: npt.NDArray[np.int32]
+    _mask: npt.NDArray[np.int32] | None = None  # bits of the allowed tokens; None: all are
 
     def best(self, k: int) -> Found:
-        """The k likeliest tokens; k at most what the step was told to look for."""
+        """The k likeliest tokens, allowed or not; k at most what the step looked for."""
+        return self.allowed(k) if self._mask is None else _best_of_row(self.row(), k, self._record)
+
+    def allowed(self, k: int) -> Found:
+        """The k likeliest of the allowed tokens, or as many as there are."""
         found = parse(self._record, k) if k <= MAX_K else None
-        return found or _best_of_row(self.row(), k, self._record)
+        return found or _best_of_row(self.allowed_row(), k, self._record)
 
     def row(self) -> npt.NDArray[np.float32]:
         """All raw logits, float32 [n_vocab]."""
         return self._runner.read_logits(self._index)
+
+    def allowed_row(self) -> npt.NDArray[np.float32]:
+        """The same, -inf for tokens that are not allowed."""
+        row = self.row()
+        if self._mask is not None:
+            bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=len(row))
+            row[bits == 0] = -np.inf
+        return row
 
     @property
     def log_sum_exp(self) -> float:
@@ -74,6 +87,7 @@ class Runner:
     def __init__(self, decoder: Decoder, batch: Batch, pages: KVPages) -> None:
         self._decoder, self._batch, self.pages = decoder, batch, pages
         self._tapes: dict[Mode, Tape] = {}
+        self.topk = decoder.record_topk()
 
     def warm_up(self) -> None:
         """Record, and so compile, what the first request will need."""
@@ -96,11 +110,16 @@ class Runner:
             self.pages.copy_page(copy.source, copy.target)
         tape, counts = self.prepare(chunks, rows)
         tape.run(counts)
+        masks = self._batch.write_masks(rows)  # while the device computes
+        self.topk.run(counts)
         records = read(self._batch.found, len(rows), self._decoder.queue)
-        return [RowLogits(self, i, record) for i, record in enumerate(records)]
+        return [
+            RowLogits(self, i, record, mask)
+            for i, (record, mask) in enumerate(zip(records, masks, strict=True))
+        ]
 
     def prepare(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]) -> tuple[Tape, Counts]:
-        """Write a step's inputs to the device; what is left is to run its launches."""
+        """Write a step's inputs to the device; what is left is to run its launches and topk's."""
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
         tape = self._tape(self._mode(n_tokens, len(rows), attention))

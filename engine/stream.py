@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from engine.guide import Guide
 from engine.output import Output
 from engine.request import (
     Event,
@@ -41,8 +42,10 @@ class Stream:
         output: Output,
         tokenizer: Pieces,
         on_event: Callable[[Event], None],
+        guide: Guide | None = None,
     ) -> None:
         self.seq, self._sampler, self._output = seq, sampler, output
+        self._guide = guide
         self._tokenizer, self._on_event = tokenizer, on_event
         self._scores: list[TokenScore | None] = [None]
         self._started_at = self._first_at = self._last_at = 0.0
@@ -63,6 +66,11 @@ class Stream:
         """How many of the likeliest tokens the next step is to find."""
         scored = 0 if self.request.post_sampling_probs else self.request.n_probs
         return max(1, self.needs.k, scored)
+
+    @property
+    def mask(self) -> Guide | None:
+        """What says which tokens may come next; None: any."""
+        return self._guide if self._guide is not None and self._guide.constrains else None
 
     def start(self) -> None:
         self._started_at = time.perf_counter()
@@ -89,6 +97,8 @@ class Stream:
         n_probs = self.request.n_probs if self.request.post_sampling_probs else 0
         sampled = self._sampler.sample(candidates, n_probs=n_probs)
         self._sampler.accept(sampled.token)
+        if self._guide is not None:
+            self._guide.accept(sampled.token)
         self._last_at = time.perf_counter()
         self._first_at = self._first_at or self._last_at
         score = self._sampled_score(sampled, logits) if self.request.n_probs else None
@@ -105,11 +115,11 @@ class Stream:
 
     def _candidates(self, needs: Needs, logits: RowLogits) -> Candidates:
         if needs.full_row:
-            return Candidates(row=logits.row())
-        best = logits.best(needs.k)
+            return Candidates(row=logits.allowed_row())
+        best = logits.allowed(needs.k)
         if not needs.ids:
             return Candidates(best.ids, best.logits)
-        return Candidates(best.ids, best.logits, id_logits=logits.row()[needs.ids])
+        return Candidates(best.ids, best.logits, id_logits=logits.allowed_row()[needs.ids])
 
     def _sampled_score(self, sampled: Sampled, logits: RowLogits) -> TokenScore:
         piece = self._tokenizer.piece

@@ -84,6 +84,13 @@ class Tape:
         label = f"{name}({' '.join(defines)})"
         self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
 
+    def joined(self, other: Tape) -> Tape:
+        """The launches of this tape, then of the other; not copied."""
+        both = Tape(self.device, self.programs)
+        both.launches = self.launches + other.launches
+        both._bound = self._bound + other._bound
+        return both
+
     def run(self, counts: Counts) -> None:
         """Enqueue every launch for a step of these counts; does not wait."""
         queue, enqueue = self.device.queue, cl.enqueue_nd_range_kernel

@@ -5,9 +5,13 @@
 //             least k logits reach (found by bisection over the floats' order); log-sum-exp.
 // 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
 //             row's list, in any order; segments whose maximum does not are skipped.
-// wanted[row] = (k, token whose logit is asked for). found[row]: 4 + 2 * CAPACITY words: how
-// many reached the threshold (may exceed CAPACITY: then the caller must read the row), the
-// log-sum-exp and the asked-for logit as floats, -; then pairs (token, logit).
+// wanted[row] = (k, token whose logit is asked for, mask or -1, -). A mask has a bit for each
+// token, padded to whole segments; where it is 0, the token is not among the largest, but it
+// still counts in the log-sum-exp. So `tops` are maxima over the allowed tokens, and `maxima`
+// are (maximum, sum of exps below it) over all. found[row]: 4 + 2 * CAPACITY words: how many
+// reached the threshold (may exceed CAPACITY: then the caller must read the row), the
+// log-sum-exp and the asked-for logit as floats, whether there is a mask; then pairs (token,
+// logit). Fewer than k are found if fewer are allowed.
 
 #include "lanes.cl"
 #include "activation.cl"
@@ -21,7 +25,26 @@ INLINE int ordered(float v) {
     return i < 0 ? i ^ 0x7FFFFFFF : i;
 }
 
-kernel void segments(global const float* logits, int n_vocab, global float2* found) {
+INLINE bool allowed(global const uint* mask, int i) { return mask[i >> 5] >> (i & 31) & 1; }
+
+// The largest of the n allowed logits from token `begin` on; x points to the first of them.
+INLINE float allowed_top(global const float* x, global const uint* mask, int begin, int n) {
+    const int16 lanes = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    float16 top16 = -INFINITY;
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const int at = begin + i, bits = mask[at >> 5] >> (at & 31);
+        const int16 chosen = ((int16)(bits) >> lanes) << 31;  // select() looks at the sign
+        top16 = fmax(top16, select((float16)(-INFINITY), vload16(0, x + i), chosen));
+    }
+    float top = max16(top16);
+    for (; i < n; i++)
+        if (allowed(mask, begin + i)) top = fmax(top, x[i]);
+    return top;
+}
+
+kernel void segments(global const float* logits, int n_vocab, global const int4* wanted,
+                     global const uint* masks, global float2* found, global float* tops) {
     const int segment = get_global_id(0), row = get_global_id(1);
     const int begin = segment * SEGMENT, n = min(SEGMENT, n_vocab - begin);
     global const float* x = logits + (size_t)row * n_vocab + begin;
@@ -36,45 +59,57 @@ kernel void segments(global const float* logits, int n_vocab, global float2* fou
         for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
         for (; i < n; i++) sum += exp(x[i] - top);
     }
-    found[(size_t)row * get_global_size(0) + segment] = (float2)(top, sum + sum16(sum16_));
+    const int n_segments = get_global_size(0);
+    const size_t at = (size_t)row * n_segments + segment;
+    found[at] = (float2)(top, sum + sum16(sum16_));
+    const int mask = wanted[row].z;
+    const size_t words = (size_t)n_segments * (SEGMENT / 32);
+    tops[at] = mask < 0 ? top : allowed_top(x, masks + mask * words, begin, n);
 }
 
-kernel void select_threshold(global const float2* maxima, int n_segments, int n_vocab,
-                             global const int2* wanted, global const float* logits,
-                             global int* found, global int* thresholds) {
+kernel void select_threshold(global const float2* maxima, global const float* tops,
+                             int n_segments, int n_vocab, global const int4* wanted,
+                             global const float* logits, global int* found,
+                             global int* thresholds) {
     const int row = get_global_id(0);
     maxima += (size_t)row * n_segments;
+    tops += (size_t)row * n_segments;
     found += (size_t)row * RECORD;
-    float top = -INFINITY;
+    float top = -INFINITY, top_allowed = -INFINITY;
     for (int i = 0; i < n_segments; i++) top = fmax(top, maxima[i].x);
+    for (int i = 0; i < n_segments; i++) top_allowed = fmax(top_allowed, tops[i]);
     float sum = 0;
     for (int i = 0; i < n_segments; i++) sum += maxima[i].y * exp(maxima[i].x - top);
     const int k = min(wanted[row].x, n_segments);
     // The largest t such that at least k maxima are >= t. Fewer segments than k: everything.
-    int low = ordered(-INFINITY), high = ordered(top);
+    int low = ordered(-INFINITY), high = ordered(top_allowed);
     if (wanted[row].x <= n_segments)
         while (low < high) {
             const int middle = (int)(((long)low + high + 1) >> 1);
             int n = 0;
-            for (int i = 0; i < n_segments; i++) n += ordered(maxima[i].x) >= middle;
+            for (int i = 0; i < n_segments; i++) n += ordered(tops[i]) >= middle;
             if (n >= k) low = middle; else high = middle - 1;
         }
     thresholds[row] = low;
     found[0] = 0;
     found[1] = as_int(top + log(sum));
     found[2] = as_int(logits[(size_t)row * n_vocab + wanted[row].y]);
-    found[3] = 0;
+    found[3] = wanted[row].z >= 0;
 }
 
-kernel void collect(global const float* logits, int n_vocab, global const float2* maxima,
+kernel void collect(global const float* logits, int n_vocab, global const int4* wanted,
+                    global const uint* masks, global const float* tops,
                     global const int* thresholds, global int* found) {
     const int segment = get_global_id(0), row = get_global_id(1), t = thresholds[row];
-    if (ordered(maxima[(size_t)row * get_global_size(0) + segment].x) < t) return;
+    const int n_segments = get_global_size(0), mask = wanted[row].z;
+    const float top = tops[(size_t)row * n_segments + segment];
+    if (ordered(top) < t || (mask >= 0 && top == -INFINITY)) return;
+    if (mask >= 0) masks += (size_t)mask * n_segments * (SEGMENT / 32);
     const int begin = segment * SEGMENT, end = min(begin + SEGMENT, n_vocab);
     found += (size_t)row * RECORD;
     for (int i = begin; i < end; i++) {
         const float v = logits[(size_t)row * n_vocab + i];
-        if (ordered(v) >= t) {
+        if (ordered(v) >= t && (mask < 0 || allowed(masks, i))) {
             const int at = atomic_inc(found);
             if (at < CAPACITY) {
                 found[4 + 2 * at] = i;

@@ -20,20 +20,25 @@ HEADER = 4
 
 @dataclass(frozen=True, slots=True)
 class TopKBuffers:
-    """wanted: int32 [n, 2], k and the token whose logit is asked for; found: int32 records."""
+    """wanted: int32 [n, 4]: k, the token whose logit is asked for, the row of ``masks`` or -1,
+    and nothing; masks: int32 [m, words], a bit per token; found: int32 records."""
 
     wanted: Tensor
+    masks: Tensor
     found: Tensor
     maxima: Tensor
+    tops: Tensor
     thresholds: Tensor
 
 
-def topk_buffers(device: Device, n_rows: int, n_vocab: int) -> TopKBuffers:
+def topk_buffers(device: Device, n_rows: int, n_vocab: int, n_masks: int) -> TopKBuffers:
     n_segments = -(-n_vocab // SEGMENT)
     return TopKBuffers(
-        wanted=empty(device, (n_rows, 2), np.int32),
+        wanted=empty(device, (n_rows, 4), np.int32),
+        masks=empty(device, (n_masks, n_segments * SEGMENT // 32), np.int32),
         found=empty(device, (n_rows, HEADER + 2 * CAPACITY), np.int32),
         maxima=empty(device, (n_rows, n_segments, 2)),
+        tops=empty(device, (n_rows, n_segments)),
         thresholds=empty(device, (n_rows,), np.int32),
     )
 
@@ -53,12 +58,14 @@ def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     n_segments = -(-int(n_vocab) // SEGMENT)
     defines = [f"CAPACITY={CAPACITY}"]
     grid = (n_segments, Per(OUTPUTS))
-    x, maxima, thresholds = logits.buffer, buffers.maxima.buffer, buffers.thresholds.buffer
-    found, wanted = buffers.found.buffer, buffers.wanted.buffer
-    tape.add("topk.cl", "segments", defines, [x, n_vocab, maxima], grid)
-    args = [maxima, np.int32(n_segments), n_vocab, wanted, x, found, thresholds]
+    x, maxima, tops = logits.buffer, buffers.maxima.buffer, buffers.tops.buffer
+    wanted, masks, found = buffers.wanted.buffer, buffers.masks.buffer, buffers.found.buffer
+    thresholds = buffers.thresholds.buffer
+    tape.add("topk.cl", "segments", defines, [x, n_vocab, wanted, masks, maxima, tops], grid)
+    args = [maxima, tops, np.int32(n_segments), n_vocab, wanted, x, found, thresholds]
     tape.add("topk.cl", "select_threshold", defines, args, (Per(OUTPUTS),))
-    tape.add("topk.cl", "collect", defines, [x, n_vocab, maxima, thresholds, found], grid)
+    args = [x, n_vocab, wanted, masks, tops, thresholds, found]
+    tape.add("topk.cl", "collect", defines, args, grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +79,12 @@ class Found:
 
 
 def parse(record: npt.NDArray[Any], k: int) -> Found | None:
-    """The k best of a row of ``TopKBuffers.found``; None if too many tie: read the row."""
-    count = int(record[0])
-    if count > CAPACITY or count < k:
+    """The k best of a row of ``TopKBuffers.found``; None if too many tie: read the row.
+
+    Fewer than k where a mask allows no more.
+    """
+    count, masked = int(record[0]), bool(record[3])
+    if count > CAPACITY or (count < k and not masked):
         return None
     floats = record.view(np.float32)
     ids = record[HEADER : HEADER + 2 * count : 2]

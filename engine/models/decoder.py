@@ -123,7 +123,7 @@ class Decoder:
         return self._device.queue
 
     def record(self, mode: Mode) -> Tape:
-        """The launches of a step: from token ids to logits and their top-k."""
+        """The launches of a step: from token ids to logits."""
         tape, inputs, h = Tape(self._device, self._programs), self._inputs, self._h
         step = Step(tape, mode)
         self._embed(tape)
@@ -143,7 +143,12 @@ class Decoder:
         )  # fmt: skip
         if h.logit_softcap:
             softcap(tape, self.logits, h.logit_softcap)
-        topk(tape, self.logits, inputs.topk)
+        return tape
+
+    def record_topk(self) -> Tape:
+        """The last launches of every step, for which masks must be there."""
+        tape = Tape(self._device, self._programs)
+        topk(tape, self.logits, self._inputs.topk)
         return tape
 
     def _embed(self, tape: Tape) -> None:

@@ -67,6 +67,8 @@ class OneRow:
         ids = np.argsort(-self._row, kind="stable")[:k].astype(np.int32)
         return Found(ids, self._row[ids], self.log_sum_exp, self.picked)
 
+    allowed_row, allowed = row, best
+
 
 class CountingRunner:
     """Waits for ``gate`` before each forward; ``fault`` is raised instead of one."""

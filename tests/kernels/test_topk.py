@@ -16,11 +16,23 @@ Floats = npt.NDArray[np.float32]
 
 
 def find(
-    device: Device, programs: Programs, logits: Floats, wanted: list[tuple[int, int]]
+    device: Device,
+    programs: Programs,
+    logits: Floats,
+    wanted: list[tuple[int, int]],
+    allowed: dict[int, list[int]] | None = None,
 ) -> list[Found | None]:
-    """What is found in each row for its (k, picked token)."""
-    buffers = topk_buffers(device, *logits.shape)
-    write(device, buffers.wanted, np.array(wanted, np.int32), wait=True)
+    """What is found in each row for its (k, picked token), of the tokens allowed there."""
+    allowed = allowed or {}
+    buffers = topk_buffers(device, *logits.shape, 3)
+    masks = [list(allowed).index(i) if i in allowed else -1 for i in range(len(logits))]
+    rows = [(k, picked, mask, 0) for (k, picked), mask in zip(wanted, masks, strict=True)]
+    write(device, buffers.wanted, np.array(rows, np.int32), wait=True)
+    bits = np.zeros((3, buffers.masks.shape[1] * 32), np.uint8)
+    for mask, tokens in enumerate(allowed.values()):
+        bits[mask, tokens] = 1
+    words = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    write(device, buffers.masks, words, wait=True)
     x = upload(device, logits)
     run(device, programs, len(logits), lambda tape: topk(tape, x, buffers))
     assert np.array_equal(read(x, None, device.queue), logits, equal_nan=True)
@@ -94,6 +106,41 @@ def test_extreme_logits(device: Device, programs: Programs) -> None:
     found = find(device, programs, logits, [(10, 0), (10, 0)])
     for row, result in zip(logits, found, strict=True):
         assert_best(result, row, 10, 0)
+
+
+@pytest.mark.parametrize("n_vocab", [128, 1001, 151_936])
+def test_masked_rows(device: Device, programs: Programs, n_vocab: int) -> None:
+    """Only the allowed are found, if need be fewer than k; the log-sum-exp is that of all."""
+    random = np.random.default_rng(6)
+    logits = random.standard_normal((4, n_vocab), dtype=np.float32)
+    many = np.flatnonzero(random.random(n_vocab) < 0.5)
+    few = random.choice(n_vocab, 9, replace=False)
+    allowed = {0: many.tolist(), 2: few.tolist(), 3: [n_vocab - 1]}
+    wanted = [(40, 1), (3, 2), (40, 3), (1, 4)]
+    for row, found in enumerate(find(device, programs, logits, wanted, allowed)):
+        tokens = np.array(allowed.get(row, np.arange(n_vocab)))
+        assert found is not None
+        best = tokens[np.lexsort((tokens, -logits[row, tokens]))][: wanted[row][0]]
+        assert found.ids.tolist() == best.tolist()
+        assert np.array_equal(found.logits, logits[row, best])
+        assert found.picked == logits[row, wanted[row][1]]
+        expected = np.log(np.exp(logits[row].astype(np.float64)).sum())
+        assert found.log_sum_exp == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_mask_of_neighbours_overflows(device: Device, programs: Programs) -> None:
+    """More allowed tokens than the list holds, in fewer segments than k: read the row."""
+    logits = np.random.default_rng(7).standard_normal((1, 40_000), dtype=np.float32)
+    assert find(device, programs, logits, [(40, 0)], {0: list(range(600))}) == [None]
+    found = find(device, programs, logits, [(2, 0)], {0: list(range(600))})[0]
+    assert found is not None
+    assert found.ids.tolist() == np.argsort(-logits[0, :600])[:2].tolist()
+
+
+def test_nothing_is_allowed(device: Device, programs: Programs) -> None:
+    found = find(device, programs, np.zeros((1, 3000), np.float32), [(40, 0)], {0: []})[0]
+    assert found is not None
+    assert found.ids.tolist() == []
 
 
 @pytest.mark.parametrize("n_vocab", [128, 1001])

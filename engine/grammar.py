@@ -1,0 +1,148 @@
+"""Compiling constraints to matchers over a model's own vocabulary, with llguidance.
+
+Compilation may take seconds for a huge grammar: it happens in the caller's thread, without
+the interpreter's lock, and is cached. Nothing here knows of requests or of sampling.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
+
+from engine.constraint import Constraint, Kind, Trigger
+from engine.errors import RequestError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["Constraint", "Grammars", "Trigger"]
+
+MAX_TEXT = 2**20  # characters; a schema of so many takes about a second
+CACHED_GRAMMARS = 64
+CACHED_VOCABULARIES = 4
+# Models in doubt write white space for ever: it is bounded between JSON's tokens.
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
+    "lenient": False,  # what cannot be enforced is an error, whatever the schema says
+    "coerce_one_of": False,
+}
+MARK = "\x02"  # a character that merges with no other
+NAMES = {"json_schema": "JSON schema", "regex": "regex", "gbnf": "grammar", "lark": "Lark grammar"}
+
+
+class Vocabulary(Protocol):
+    """What of a tokenizer a grammar needs."""
+
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def eog_ids(self) -> Collection[int]: ...
+    def is_special(self, id: int, /) -> bool: ...
+    def piece(self, id: int, /) -> bytes: ...
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+
+class _Tokens:
+    """A vocabulary as llguidance wants it: texts, which tokens have none, and an encoder.
+
+    The encoder serves where a grammar leaves no choice of text: the tokens that the model
+    itself would be given for it are the ones allowed.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, n_vocab: int, preserved: Collection[str]) -> None:
+        self._encode, self._parse_special = vocabulary.encode, bool(preserved)
+        kept = {text.encode() for text in preserved}
+        ids = range(vocabulary.n_vocab)
+        self.tokens = [vocabulary.piece(i) for i in ids]
+        self.special_token_ids = [
+            i
+            for i in ids
+            if i in vocabulary.eog_ids or (vocabulary.is_special(i) and self.tokens[i] not in kept)
+        ]
+        self.tokens += [b""] * (n_vocab - len(self.tokens))  # no text: never allowed
+        self.eos_token_id = min(vocabulary.eog_ids)
+        # What some encoders put before a text does not belong into the middle of one.
+        self._adds_space = self._bytes(self._plain("a")) != b"a"
+
+    def __call__(self, text: str) -> list[int]:
+        if not self._adds_space:
+            return self._plain(text)
+        ids = self._plain(MARK + text)
+        ends = (n for n in range(len(ids)) if self._bytes(ids[:n]).endswith(MARK.encode()))
+        return ids[next(ends, 0) :]
+
+    def _plain(self, text: str) -> list[int]:
+        return self._encode(text, add_special=False, parse_special=self._parse_special)
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return b"".join(self.tokens[i] for i in ids)
+
+
+class Grammars:
+    """Compiles the constraints of one model's requests. May be called from any thread."""
+
+    def __init__(self, vocabulary: Vocabulary, n_vocab: int) -> None:
+        self.vocabulary = vocabulary
+        self.n_vocab = n_vocab  # logits in a row; may be more than there are tokens
+        self._limits = LLParserLimits(verbose_errors=False)
+        self._lock = threading.Lock()
+        self._tokenizer = lru_cache(CACHED_VOCABULARIES)(self._new_tokenizer)
+        self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
+
+    def matcher(self, constraint: Constraint) -> LLMatcher:
+        """A fresh matcher at the grammar's beginning.
+
+        Raises RequestError for a grammar that is malformed, too large, or asks for what
+        cannot be enforced.
+        """
+        return self._compiled(constraint.kind, constraint.text, constraint.preserved).deep_copy()
+
+    def tokenizer(self, constraint: Constraint) -> LLTokenizer:
+        with self._lock:  # one of 150,000 tokens takes half a second: not twice at a time
+            return self._tokenizer(frozenset(constraint.preserved))
+
+    def _new_tokenizer(self, preserved: frozenset[str]) -> LLTokenizer:
+        if not self.vocabulary.eog_ids:
+            raise RequestError("a grammar needs a tokenizer with a token that ends generation")
+        wrapped = TokenizerWrapper(_Tokens(self.vocabulary, self.n_vocab, preserved))
+        return LLTokenizer(wrapped, eos_token=sorted(self.vocabulary.eog_ids))
+
+    def _compile(self, kind: Kind, text: str, preserved: tuple[str, ...]) -> LLMatcher:
+        grammar = _grammar(kind, text)
+        tokenizer = self.tokenizer(Constraint(kind, text, preserved=preserved))
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise _refused(kind, matcher.get_error())
+        return matcher
+
+
+def _refused(kind: Kind, reason: str) -> RequestError:
+    return RequestError(f"invalid {NAMES[kind]}: {reason.strip()}")
+
+
+def _grammar(kind: Kind, text: str) -> str:
+    """llguidance's own form of the grammar."""
+    if len(text) > MAX_TEXT:
+        raise _refused(kind, f"it has {len(text)} characters, at most {MAX_TEXT} are taken")
+    try:
+        if kind == "json_schema":
+            return LLMatcher.grammar_from_json_schema(_schema(text), overrides=JSON_OPTIONS)
+        return grammar_from(kind, text)
+    except (ValueError, RecursionError) as error:
+        raise _refused(kind, str(error)) from None
+
+
+def _schema(text: str) -> dict[str, Any]:
+    schema = json.loads(text)
+    if schema is True:
+        return {}
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"a schema is an object or true, not {json.dumps(schema):.80}")
+    return dict(schema)

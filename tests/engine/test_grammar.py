@@ -1,0 +1,107 @@
+"""What is compiled, and what is refused with which reason."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from byte_vocabulary import N_VOCAB, ByteVocabulary
+
+from engine.constraint import Constraint, Kind
+from engine.errors import RequestError
+from engine.grammar import MAX_TEXT, Grammars
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return Grammars(ByteVocabulary(), N_VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reason"),
+    [
+        ("json_schema", "{", "JSON schema: Expecting property name"),
+        ("json_schema", "[1]", r"an object or true, not \[1\]"),
+        ("json_schema", "false", "an object or true, not false"),
+        ("json_schema", '{"type": "strin"}', "Invalid type: strin"),
+        ("json_schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
+        ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', '"not"'),
+        ("json_schema", '{"type": "string", "format": "zip"}', "Unknown format: zip"),
+        ("json_schema", '{"type": "string", "pattern": "("}', "unclosed group"),
+        ("json_schema", '{"$ref": "#/$defs/none"}', "/none"),
+        ("json_schema", '{"$ref": "http://localhost/schema"}', "does not fetch"),
+        ("json_schema", '{"oneOf": [{"type": "number"}, {"type": "integer"}]}', "oneOf"),
+        ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
+        ("json_schema", '{"a":' * 500 + "1" + "}" * 500, "recursion"),
+        ("json_schema", " " * (MAX_TEXT + 1), "1048577 characters, at most 1048576"),
+        ("regex", "(a", "regex: .*unclosed group"),
+        ("gbnf", "root ::= other", "grammar: .*'other' not found"),
+        ("gbnf", 'rest ::= "a"', "No 'root' rule"),
+        ("gbnf", "root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "recursion"),
+        ("lark", 'start: "a" b', 'Lark grammar: .*unknown name: "b"'),
+        ("lark", "start: <|none|>", "unknown special token"),
+    ],
+)
+def test_refused_with_a_reason(grammars: Grammars, kind: Kind, text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=f"(?s)invalid .*{reason}"):
+        grammars.matcher(Constraint(kind, text))
+
+
+def test_compiled_once_and_used_apart(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    constraint = Constraint("regex", "[ab]{4}x")
+    first = grammars.matcher(constraint)
+    assert first.consume_token(ord("a"))
+    monkeypatch.setattr("engine.grammar.LLMatcher", None)
+    second = grammars.matcher(constraint)
+    assert second.validate_tokens(list(b"abbax")) == 5
+    assert first.validate_tokens(list(b"bbax")) == 4
+
+
+def test_from_many_threads(grammars: Grammars) -> None:
+    found: list[Any] = []
+
+    def compile(i: int) -> None:
+        found.append(grammars.matcher(Constraint("regex", f"x{i}", preserved=("<|call|>",))))
+
+    threads = [threading.Thread(target=compile, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+
+
+def test_a_model_without_an_end_has_no_grammars() -> None:
+    vocabulary = ByteVocabulary()
+    vocabulary.eog_ids = frozenset()
+    with pytest.raises(RequestError, match="ends generation"):
+        Grammars(vocabulary, N_VOCAB).matcher(Constraint("regex", "x"))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('root ::= "yes" | "no"', ["yes", "no"], ["ye", "maybe", "yesno"]),
+        (
+            'root ::= item+\nitem ::= "- " [^\\r\\n\\x0b\\x0c\\x85\\u2028\\u2029]+ "\\n"',
+            ["- a\n- b c\n"],
+            ["a\n", "- a", "- \n"],
+        ),
+        (
+            'root ::= (expr "=" term "\\n")+\nexpr ::= term ([-+*/] term)*\n'
+            'term ::= num | "(" expr ")"\nnum ::= [0-9]+',
+            ["1+2=3\n", "(4*(5-6))=7\n1=1\n"],
+            ["1+=3\n", "(1=1\n", "x=1\n"],
+        ),
+        ('root ::= "a"{2,3} "b"? # twice\n', ["aa", "aaab"], ["a", "aaaa"]),
+        ("root ::= [ぁ-んァ-ン]+ .", ["こン!"], ["x!", "こ\n"]),
+    ],
+)
+def test_gbnf(grammars: Grammars, grammar: str, good: list[str], bad: list[str]) -> None:
+    for texts, valid in ((good, True), (bad, False)):
+        for text in texts:
+            matcher = grammars.matcher(Constraint("gbnf", grammar))
+            tokens = list(text.encode())
+            whole = matcher.validate_tokens(tokens) == len(tokens)
+            assert (whole and matcher.consume_tokens(tokens) and matcher.is_accepting()) is valid
