@@ -177,12 +177,16 @@ def _chat_template(
     def text(token: int | None) -> str:
         return "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
 
-    source = (
-        named_template(options.chat_template)
-        if options.chat_template is not None
-        else select_template(metadata).default
+    if options.chat_template is not None:
+        source, tool_use = named_template(options.chat_template), None
+    else:
+        source, tool_use = select_template(metadata)
+    return ChatTemplate(
+        source,
+        bos_token=text(tokenizer.bos_id),
+        eos_token=text(tokenizer.eos_id),
+        tool_use=tool_use,
     )
-    return ChatTemplate(source, bos_token=text(tokenizer.bos_id), eos_token=text(tokenizer.eos_id))
 
 
 def _info(

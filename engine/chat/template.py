@@ -2,7 +2,7 @@
 
 A template is Jinja from a model file (``tokenizer.chat_template``), from the user, or one
 of builtin.py's. The prompt holds the BOS text if the template writes it; whoever
-tokenizes with a BOS of its own calls ``without_bos`` first.
+tokenizes with a BOS of its own drops one of the two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from engine.errors import ModelError, RequestError
 
 
 class ChatTemplate:
-    """A compiled template. ``now`` is the clock that templates with a date read."""
+    """A compiled template. ``now`` is the clock that templates with a date read.
+
+    Requests with tools take the template ``tool_use`` instead, if there is one.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class ChatTemplate:
         *,
         bos_token: str = "",
         eos_token: str = "",
+        tool_use: str | None = None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.source = source
@@ -47,6 +51,15 @@ class ChatTemplate:
             raise ModelError(f"chat template, line {error.lineno}: {error.message}") from error
         except (RecursionError, MemoryError, SyntaxError) as error:
             raise ModelError(f"chat template: nested too deeply ({error})") from error
+        self._tool_use = (
+            ChatTemplate(tool_use, bos_token=bos_token, eos_token=eos_token, now=now)
+            if tool_use
+            else None
+        )
+
+    def for_tools(self, has_tools: bool) -> ChatTemplate:
+        """The template of a request that has tools, or has not."""
+        return self._tool_use if has_tools and self._tool_use else self
 
     @functools.cached_property
     def caps(self) -> Caps:
@@ -73,19 +86,21 @@ class ChatTemplate:
         ``extra`` are more variables (enable_thinking, chat_template_kwargs). RequestError
         with the template's own message where it refuses the conversation.
         """
-        variables = families.variables(self.source, json_schema) | with_aliases(extra or {})
+        template = self.for_tools(bool(tools))
+        source = template.source
+        variables = families.variables(source, json_schema) | with_aliases(extra or {})
 
         def run(adapted: list[Message], add: bool) -> str:
-            return self._run(families.prepare(self.source, adapted), tools, add, variables)
+            return template._run(families.prepare(source, adapted), tools, add, variables)
 
         try:
-            adapted = adapt(messages, self.caps)
+            adapted = adapt(messages, template.caps)
             if continue_final_message:
-                return self._continued(run, messages, adapted, continue_final_message)
+                return template._continued(run, messages, adapted, continue_final_message)
             prompt = run(adapted, add_generation_prompt)
         except RENDER_ERRORS as error:
             raise RequestError(_explain(error)) from error
-        return families.complete(self.source, prompt) if add_generation_prompt else prompt
+        return families.complete(source, prompt) if add_generation_prompt else prompt
 
     def _continued(
         self,
@@ -130,9 +145,6 @@ class TemplateSources(NamedTuple):
     default: str
     tool_use: str | None
 
-    def choose(self, has_tools: bool) -> str:
-        return self.tool_use if has_tools and self.tool_use else self.default
-
 
 def select_template(metadata: Mapping[str, object]) -> TemplateSources:
     """The templates in a GGUF file's metadata, ChatML where it has none.
@@ -170,11 +182,6 @@ def with_aliases(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if "reasoning_effort" in kwargs:
         aliases["reasoning_strength"] = kwargs["reasoning_effort"]
     return aliases | dict(kwargs)
-
-
-def without_bos(prompt: str, bos_token: str, tokenizer_adds_bos: bool) -> str:
-    """The prompt without the BOS text that the tokenizer is going to add as a token."""
-    return prompt.removeprefix(bos_token) if tokenizer_adds_bos else prompt
 
 
 def _explain(error: BaseException) -> str:

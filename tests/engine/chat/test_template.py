@@ -15,7 +15,6 @@ from engine.chat.template import (
     named_template,
     select_template,
     with_aliases,
-    without_bos,
 )
 from engine.errors import ModelError, RequestError
 
@@ -219,22 +218,22 @@ def test_aliases_of_reasoning_options():
     assert with_aliases({"preserve_reasoning": True, "drop_thinking": True})["drop_thinking"]
 
 
-def test_bos_is_not_doubled():
-    assert without_bos("<s>[INST] x", "<s>", tokenizer_adds_bos=True) == "[INST] x"
-    assert without_bos("<s>[INST] x", "<s>", tokenizer_adds_bos=False) == "<s>[INST] x"
-    assert without_bos("<s><s>x", "<s>", tokenizer_adds_bos=True) == "<s>x"
-    assert without_bos("x", "", tokenizer_adds_bos=True) == "x"
-
-
 def test_templates_of_a_file():
     metadata = {"tokenizer.chat_template": "A", "tokenizer.chat_template.tool_use": "B"}
-    both = select_template(metadata)
-    assert (both.choose(has_tools=False), both.choose(has_tools=True)) == ("A", "B")
-    one = select_template({"tokenizer.chat_template": "A"})
-    assert one.choose(has_tools=True) == "A"
+    assert select_template(metadata) == ("A", "B")
+    assert select_template({"tokenizer.chat_template": "A"}) == ("A", None)
     assert select_template({}).default == builtin_template("chatml")
     with pytest.raises(ModelError, match="expected a string, got int"):
         select_template({"tokenizer.chat_template": 3})
+
+
+def test_requests_with_tools_take_the_template_for_them():
+    messages, tools = [{"role": "user", "content": "x"}], [{"type": "function"}]
+    both = ChatTemplate("A", tool_use="B")
+    assert both.render(messages) == "A"
+    assert both.render(messages, tools=tools) == "B"
+    assert (both.for_tools(False).source, both.for_tools(True).source) == ("A", "B")
+    assert ChatTemplate("A").render(messages, tools=tools) == "A"
 
 
 def test_template_by_name_or_text():
