@@ -1,0 +1,34 @@
+"""What a chat parser makes of the model's text: pieces of content, reasoning and tool calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of one call: id and name come once, at its beginning; arguments grow after it.
+
+    The id is "" where the model's syntax has none: whoever answers makes one up.
+    ``arguments`` of one index, put together, are JSON text.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """What new text added to the answer; reasoning comes before content, content before calls."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.calls)
+
+
+NOTHING = ChatDelta()

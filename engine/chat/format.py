@@ -1,0 +1,183 @@
+"""What one chat request means with one template: its prompt, and how to read the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.chat.continuation import Continuation
+from engine.chat.delta import ChatDelta
+from engine.chat.formats.table import layout_of
+from engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
+from engine.chat.scanner import MalformedError, Scanner
+from engine.chat.template import ChatTemplate
+from engine.errors import RequestError
+
+ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"function": {"name": ...}}
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """Where a lazy grammar begins: at a literal text, or at the first group of a pattern."""
+
+    value: str
+    is_pattern: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGrammar:
+    """What constrains the output: an llguidance Lark grammar.
+
+    Without triggers it holds for the whole output. With triggers, which are searched in
+    generation prompt + output, outside of reasoning, it holds from the first one on (that
+    included) and the text before is free.
+    """
+
+    lark: str
+    triggers: tuple[Trigger, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """One request with one template.
+
+    ``generation_prompt`` is the end of ``prompt`` that opens the assistant's turn, with a
+    prefilled thinking tag or message. ``stops`` come on top of end-of-generation tokens;
+    ``preserved_tokens`` are special tokens that the parser must get as text. ``thinking.ends[0]``
+    is the text with which a reasoning budget is ended.
+    """
+
+    prompt: str
+    generation_prompt: str
+    stops: tuple[str, ...]
+    preserved_tokens: tuple[str, ...]
+    thinking: Thinking | None
+    grammar: OutputGrammar | None
+    turn: Turn
+    opened: str  # the part of the generation prompt that the answer's text begins with
+
+    def parser(self) -> ChatParser:
+        return ChatParser(self.turn, self.opened)
+
+
+class ChatParser:
+    """Reads one answer, piece by piece; never raises, whatever the model writes.
+
+    What the prompt has already opened (a prefilled message) comes with the first delta.
+    """
+
+    def __init__(self, turn: Turn, opened: str = "") -> None:
+        self._scanner = Scanner()
+        self._reader = turn.layout.read(self._scanner, turn)
+        self._done = False
+        self._scanner.feed(opened)
+
+    def push(self, text: str) -> ChatDelta:
+        """What new text adds; the beginning of a marker waits for more."""
+        self._scanner.feed(text)
+        self._advance()
+        return self._scanner.take()
+
+    def finish(self) -> ChatDelta:
+        """What had waited. Nothing may be pushed after it."""
+        self._scanner.ended = True
+        self._advance()
+        return self._scanner.take()
+
+    def _advance(self) -> None:
+        if not self._done:
+            try:
+                next(self._reader)
+            except (StopIteration, MalformedError):
+                self._done = True
+            else:
+                return
+        scanner = self._scanner
+        scanner.content(scanner.text[scanner.pos :])  # after the end of what can be read
+        scanner.pos = len(scanner.text)
+
+
+def chat_format(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    tool_choice: ToolChoice = "auto",
+    parallel_tool_calls: bool = False,
+    reasoning_format: ReasoningFormat = "auto",
+    template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: Continuation = False,
+    json_schema: Mapping[str, Any] | None = None,
+) -> ChatFormat:
+    """Render the prompt and find out how the answer is written.
+
+    ``template_kwargs`` are the template's own variables (enable_thinking and such).
+    RequestError where the template refuses, or for a tool that is not there.
+    """
+    template = template.for_tools(bool(tools))
+    layout = layout_of(template.source)
+
+    def render(messages: Sequence[Mapping[str, Any]], add: bool, mode: Continuation) -> str:
+        return template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add,
+            continue_final_message=mode,
+            json_schema=json_schema,
+            extra=template_kwargs,
+        )
+
+    prompt = render(messages, add_generation_prompt, continue_final_message)
+    if continue_final_message:
+        before = messages[:-1]
+        opening = _added(render(before, False, False), render(before, True, False))
+        generation_prompt = _added(render(before, False, False), prompt)
+    elif add_generation_prompt:
+        opening = generation_prompt = _added(render(messages, False, False), prompt)
+    else:
+        opening = generation_prompt = _added(prompt, render(messages, True, False))
+    return ChatFormat(
+        prompt=prompt,
+        generation_prompt=generation_prompt,
+        stops=layout.stops,
+        preserved_tokens=layout.tokens,
+        thinking=layout.thinking,
+        grammar=None,
+        turn=Turn(layout, layout.thinking, _chosen(tools or (), tool_choice), reasoning_format),
+        opened=_opened(layout, generation_prompt, opening),
+    )
+
+
+def _added(before: str, after: str) -> str:
+    """What ``after`` has beyond the beginning that both share."""
+    pairs = enumerate(zip(before, after, strict=False))
+    shared = min(len(before), len(after))
+    return after[next((i for i, (a, b) in pairs if a != b), shared) :]
+
+
+def _opened(layout: Layout, generation_prompt: str, opening: str) -> str:
+    """The part of the generation prompt that the reader reads before the model's text."""
+    if layout.opening:
+        return generation_prompt.partition(layout.opening)[2]
+    if layout.thinking:
+        for tag in (layout.thinking.start, *layout.thinking.ends):
+            _, found, after = generation_prompt.partition(tag)
+            if found:
+                return tag + after
+    return generation_prompt.removeprefix(opening)
+
+
+def _chosen(tools: Sequence[Mapping[str, Any]], choice: ToolChoice) -> Tools:
+    """The schemas of the tools that may be called; RequestError for one that is not there."""
+    functions = [tool["function"] for tool in tools if tool.get("type", "function") == "function"]
+    schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+    if choice == "none":
+        return {}
+    if isinstance(choice, str):
+        return schemas
+    name = choice.get("function", {}).get("name")
+    if name not in schemas:
+        raise RequestError(f"tool_choice: no tool is named {name!r}")
+    return {name: schemas[name]}

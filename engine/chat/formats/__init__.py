@@ -1,0 +1,1 @@
+"""The syntaxes of tool calls, a module for each family, and the table that chooses."""

@@ -1,0 +1,82 @@
+import pytest
+
+from engine.chat.delta import ChatDelta
+from engine.chat.format import ChatFormat, chat_format
+from engine.chat.template import ChatTemplate, named_template
+from engine.errors import RequestError
+
+USER = {"role": "user", "content": "U"}
+THINKS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def read(chat: ChatFormat, *pieces: str) -> tuple[str, str]:
+    parser = chat.parser()
+    deltas = [parser.push(piece) for piece in pieces] + [parser.finish()]
+    return "".join(d.content for d in deltas), "".join(d.reasoning for d in deltas)
+
+
+def test_reasoning_is_split_off():
+    chat = chat_format(ChatTemplate(THINKS), [USER])
+    assert chat.prompt == "<user>U</end><assistant>"
+    assert chat.generation_prompt == "<assistant>"
+    assert read(chat, "<think>\nR\n</think>\n\nC\n") == ("C\n", "R\n")
+    assert read(chat, *"<think>\nR\n</think>\n\nC\n") == ("C\n", "R\n")
+    assert read(chat, "C <think> D") == ("C <think> D", "")
+    assert read(chat, "<think>R") == ("", "R")
+    assert read(chat, "<thi") == ("<thi", "")
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        ("none", ("<think>\nR</think>\nC", "")),
+        ("deepseek-legacy", ("<think>\nR</think>\nC", "R")),
+        ("deepseek", ("C", "R")),
+        ("auto", ("C", "R")),
+    ],
+)
+def test_reasoning_formats(format, expected):
+    chat = chat_format(ChatTemplate(THINKS), [USER], reasoning_format=format)
+    assert read(chat, *"<think>\nR</think>\nC") == expected
+
+
+def test_prefilled_thinking():
+    off = chat_format(ChatTemplate(THINKS), [USER], template_kwargs={"enable_thinking": False})
+    assert off.generation_prompt == "<assistant><think>\n\n</think>\n\n"
+    assert read(off, "C") == ("C", "")
+    last = {"role": "assistant", "content": "C", "reasoning_content": "R"}
+    on = chat_format(
+        ChatTemplate(THINKS),
+        [USER, last],
+        add_generation_prompt=False,
+        continue_final_message="reasoning_content",
+    )
+    assert on.generation_prompt == "<assistant><think>R"
+    assert read(on, " S</think>T") == ("T", "R S")
+
+
+def test_a_continued_message_comes_with_the_first_delta():
+    chat = chat_format(
+        ChatTemplate(named_template("llama3")),
+        [USER, {"role": "assistant", "content": "It "}],
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    parser = chat.parser()
+    assert parser.push("is") == ChatDelta("It is")
+    assert parser.push(" so") == ChatDelta(" so")
+
+
+def test_choice_of_a_tool():
+    template = ChatTemplate(THINKS)
+    named = {"type": "function", "function": {"name": "f"}}
+    assert list(chat_format(template, [USER], tools=[TOOL], tool_choice=named).turn.tools) == ["f"]
+    assert not chat_format(template, [USER], tools=[TOOL], tool_choice="none").turn.tools
+    other = {"type": "function", "function": {"name": "g"}}
+    with pytest.raises(RequestError, match="no tool is named 'g'"):
+        chat_format(template, [USER], tools=[TOOL], tool_choice=other)
