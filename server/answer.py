@@ -62,6 +62,7 @@ class Choice:
         self.prompt_scores: tuple[TokenScore | None, ...] = ()
         self.finished: Finished | None = None
         self._parser = parser  # None: all text is answer
+        self.n_reasoning = 0  # tokens
         self._n_calls = 0
         self._held_tokens: tuple[int, ...] = ()
         self._held_scores: tuple[TokenScore, ...] = ()
@@ -120,6 +121,7 @@ class Choice:
         pieces = []
         if delta.reasoning:
             pieces.append(Piece("", tokens, scores, delta.reasoning))
+            self.n_reasoning += len(tokens)
             tokens, scores = (), ()
         if delta.content:
             pieces.append(Piece(delta.content, tokens, scores))

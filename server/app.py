@@ -10,10 +10,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import native, openai
+from server import anthropic, native, ollama, openai, responses
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
 from server.service import Service
+
+DIALECTS = (openai, responses, anthropic, ollama, native)
 
 
 class Gate:
@@ -36,7 +38,7 @@ class Gate:
 
 def create_app(service: Service, api_keys: Iterable[str] = ()) -> Starlette:
     return Starlette(
-        routes=[*openai.routes(service), *native.routes(service)],
+        routes=[route for dialect in DIALECTS for route in dialect.routes(service)],
         middleware=[
             Middleware(
                 CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]

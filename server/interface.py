@@ -8,7 +8,24 @@ from typing import Any, Literal, Protocol
 from engine.request import Event, Request
 
 
+class FimTokens(Protocol):
+    """Ids of the tokens for filling in; None where the vocabulary has none."""
+
+    @property
+    def prefix(self) -> int | None: ...
+    @property
+    def suffix(self) -> int | None: ...
+    @property
+    def middle(self) -> int | None: ...
+    @property
+    def repo(self) -> int | None: ...
+    @property
+    def separator(self) -> int | None: ...
+
+
 class Tokenizer(Protocol):
+    @property
+    def fim(self) -> FimTokens: ...
     @property
     def n_vocab(self) -> int: ...
     @property

@@ -26,6 +26,7 @@ from engine.request import (
     Timings,
     TokenScore,
 )
+from engine.text.vocab import FimTokens
 from server.app import create_app
 from server.service import Service
 
@@ -36,6 +37,7 @@ class ByteTokenizer:
     """A token for each byte, BOS and EOS."""
 
     n_vocab, bos_id, eos_id = N_VOCAB, BOS, EOS
+    fim = FimTokens()
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         ids = [BOS] if add_special else []
@@ -178,6 +180,7 @@ class Fakes:
     say = staticmethod(say)
     score = staticmethod(score)
     failed = Failed
+    fim = FimTokens
 
 
 @pytest.fixture

@@ -1,0 +1,185 @@
+"""Ollama's API: its conversations and options to a Chat, the answer's pieces to lines of JSON.
+
+This process serves one file, so that the endpoints that manage models answer 501.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Literal
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from engine.request import Event, Finished
+from server.answer import Call, Choice, Piece, join, joined_calls
+from server.anthropic import arguments_object
+from server.chat import prepare, read_chat
+from server.errors import ApiError, json_response, ollama_body
+from server.fields import CompletionFields, convert
+from server.framing import NDJSON
+from server.generate import Job, make_options, start
+from server.infill import infill_prompt
+from server.logprobs import content_logprobs
+from server.ollama_input import ChatFields, GenerateFields, chat_body, generate_body, plain_body
+from server.ollama_models import MODEL_ROUTES
+from server.prompts import completion_prompts
+from server.service import Service
+from server.stream import Reply
+
+Field = Literal["message", "response"]
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        Route("/api/chat", partial(chat, service), methods=["POST"]),
+        Route("/api/generate", partial(generate, service), methods=["POST"]),
+        *(
+            Route(path, partial(endpoint, service), methods=methods)
+            for path, endpoint, methods in MODEL_ROUTES
+        ),
+    ]
+
+
+async def chat(service: Service, http: HttpRequest) -> Reply | Response:
+    fields = convert(await service.read_object(http), ChatFields)
+    if not fields.messages:
+        return loaded(service, "message", fields.keep_alive)
+    request = read_chat(chat_body(fields))
+    job = await prepare(service, request)
+    n_top = (fields.top_logprobs or 0) if fields.logprobs else None
+    options = make_options(request, n_top, service)
+    dialect = Lines("message", job.choices()[0], service.model_name, n_top)
+    return start(service, request, job, options, dialect)
+
+
+async def generate(service: Service, http: HttpRequest) -> Reply | Response:
+    fields = convert(await service.read_object(http), GenerateFields)
+    if not fields.prompt and not fields.suffix:
+        return loaded(service, "response", fields.keep_alive)
+    request: Any
+    if fields.raw or fields.suffix:
+        request = convert(plain_body(fields), CompletionFields)
+        job = Job(await asyncio.to_thread(plain_prompts, service, fields))
+    else:
+        request = read_chat(generate_body(fields))
+        job = await prepare(service, request)
+    n_top = (fields.top_logprobs or 0) if fields.logprobs else None
+    options = make_options(request, n_top, service)
+    dialect = Lines("response", job.choices()[0], service.model_name, n_top)
+    return start(service, request, job, options, dialect)
+
+
+def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
+    tokenizer = service.engine.tokenizer
+    if fields.suffix:
+        return [infill_prompt(tokenizer, fields.prompt, fields.suffix)]
+    return completion_prompts(fields.prompt, tokenizer)
+
+
+def loaded(service: Service, field: Field, keep_alive: object) -> Response:
+    """The answer to no prompt, which asks to load the model, or with 0 to unload it."""
+    reason = "unload" if keep_alive in (0, "0") else "load"
+    head = {"model": service.model_name, "created_at": now()}
+    return json_response(head | empty(field) | {"done": True, "done_reason": reason})
+
+
+def empty(field: Field) -> dict[str, Any]:
+    return {"response": ""} if field == "response" else {"message": message("")}
+
+
+def message(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+class Lines:
+    """The dialect of both endpoints: a line for each piece, the last with counts and times.
+
+    Ollama's calls are whole: one is sent when the next begins, or the answer ends.
+    """
+
+    framing = NDJSON
+
+    def __init__(self, field: Field, choice: Choice, model: str, n_top: int | None) -> None:
+        self.field = field
+        self.choice = choice
+        self.model = model
+        self.n_top = n_top
+        self._parts: list[Piece] = []  # of a whole answer
+        self._call: list[Call] = []  # the one that grows
+        self._began = time.perf_counter_ns()
+
+    def chunks(self, index: int, event: Event) -> Iterable[object]:
+        lines: list[dict[str, Any]] = []
+        for piece in self.choice.take(event):
+            calls = tuple(call for part in piece.calls for call in self._complete(part))
+            if piece.text or piece.reasoning or calls:
+                lines.append(self._line(piece, calls) | {"done": False})
+        if type(event) is Finished:
+            if self._call:
+                lines.append(self._line(Piece(), joined_calls(self._call)) | {"done": False})
+            lines.append(self._line(Piece(), ()) | self._totals())
+        return lines
+
+    def last_chunks(self) -> Iterable[object]:
+        return ()
+
+    def failed(self, error: ApiError) -> Iterable[object]:
+        return (ollama_body(error),)
+
+    def take(self, index: int, event: Event) -> None:
+        self._parts.extend(self.choice.take(event))
+
+    def whole(self) -> object:
+        answer = join(self._parts)
+        return self._line(answer, answer.calls) | self._totals()
+
+    def _complete(self, part: Call) -> Iterable[Call]:
+        """The call before, once the next begins."""
+        if part.id and self._call:
+            yield from joined_calls(self._call)
+            self._call = []
+        self._call.append(part)
+
+    def _line(self, piece: Piece, calls: tuple[Call, ...]) -> dict[str, Any]:
+        line: dict[str, Any] = {"model": self.model, "created_at": now()}
+        if self.field == "response":
+            line["response"] = piece.text
+            shown = line
+        else:
+            shown = line["message"] = message(piece.text)
+        if piece.reasoning:
+            shown["thinking"] = piece.reasoning
+        if calls:
+            shown["tool_calls"] = [whole_call(call) for call in calls]
+        if self.n_top is not None and piece.scores:
+            line["logprobs"] = content_logprobs(piece.scores, self.n_top, False)
+        return line
+
+    def _totals(self) -> dict[str, Any]:
+        """Durations in nanoseconds."""
+        timings, started = self.choice.timings, self.choice.started
+        return {
+            "done": True,
+            "done_reason": "length" if self.choice.finish_reason == "length" else "stop",
+            "total_duration": time.perf_counter_ns() - self._began,
+            "load_duration": 0,
+            "prompt_eval_count": started.n_prompt,
+            "prompt_eval_duration": int(timings.prompt_ms * 1e6),
+            "eval_count": timings.predicted_n,
+            "eval_duration": int(timings.predicted_ms * 1e6),
+        }
+
+
+def whole_call(call: Call) -> Mapping[str, Any]:
+    function = {"index": call.index, "name": call.name, "arguments": arguments_object(call)}
+    return {"id": call.id, "function": function}

@@ -1,0 +1,123 @@
+"""Ollama's endpoints about models: there is one, and it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.errors import ApiError, json_response
+from server.service import Service
+
+API_VERSION = "0.12.6"  # of the API that is spoken here: clients look whether it is too old
+
+
+async def version(service: Service, http: HttpRequest) -> Response:
+    return json_response({"version": API_VERSION})
+
+
+async def tags(service: Service, http: HttpRequest) -> Response:
+    return json_response({"models": [entry(service)]})
+
+
+async def ps(service: Service, http: HttpRequest) -> Response:
+    info = service.engine.info
+    running = {
+        "expires_at": timestamp(service.created + timedelta(days=36500).total_seconds()),
+        "size_vram": info.n_bytes,
+        "context_length": service.engine.n_ctx,
+    }
+    return json_response({"models": [entry(service) | running]})
+
+
+async def show(service: Service, http: HttpRequest) -> Response:
+    await service.read_object(http)
+    engine = service.engine
+    info = engine.info
+    defaults = service.defaults.sampling
+    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+    return json_response(
+        {
+            "license": "",
+            "modelfile": f"FROM {info.path}",
+            "parameters": "\n".join(f"{name} {getattr(defaults, name)}" for name in names),
+            "template": engine.chat_template.source,
+            "details": details(service),
+            "model_info": {
+                "general.architecture": info.architecture,
+                "general.basename": info.name,
+                "general.parameter_count": info.n_params,
+                f"{info.architecture}.context_length": info.n_ctx_train,
+                f"{info.architecture}.embedding_length": info.n_embd,
+            },
+            "capabilities": capabilities(service),
+            "modified_at": timestamp(service.created),
+        }
+    )
+
+
+async def refused(service: Service, http: HttpRequest) -> Response:
+    raise ApiError(
+        "not_supported_error",
+        f"{http.url.path}: this server serves one model file, {service.model_name}, and does "
+        "not fetch, make, copy or delete models",
+    )
+
+
+def entry(service: Service) -> dict[str, Any]:
+    """The model in a list."""
+    info = service.engine.info
+    return {
+        "name": service.model_name,
+        "model": service.model_name,
+        "modified_at": timestamp(service.created),
+        "size": info.n_bytes,
+        "digest": "",
+        "details": details(service),
+    }
+
+
+def details(service: Service) -> dict[str, Any]:
+    info = service.engine.info
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": info.architecture,
+        "families": [info.architecture],
+        "parameter_size": info.size_label,
+        "quantization_level": info.file_type,
+    }
+
+
+def capabilities(service: Service) -> list[str]:
+    caps = service.engine.chat_template.caps.as_props()
+    found = ["completion"]
+    if service.engine.tokenizer.fim.middle is not None:
+        found.append("insert")
+    if caps.get("supports_tools"):
+        found.append("tools")
+    if caps.get("supports_preserve_reasoning") or caps.get("supports_reasoning_effort"):
+        found.append("thinking")
+    return found
+
+
+def timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+Endpoint = Callable[[Service, HttpRequest], Awaitable[Response]]
+MODEL_ROUTES: tuple[tuple[str, Endpoint, list[str]], ...] = (
+    ("/api/version", version, ["GET"]),
+    ("/api/tags", tags, ["GET"]),
+    ("/api/ps", ps, ["GET"]),
+    ("/api/show", show, ["POST"]),
+    ("/api/pull", refused, ["POST"]),
+    ("/api/push", refused, ["POST"]),
+    ("/api/create", refused, ["POST"]),
+    ("/api/copy", refused, ["POST"]),
+    ("/api/delete", refused, ["DELETE"]),
+    ("/api/blobs/{digest}", refused, ["HEAD", "POST"]),
+)

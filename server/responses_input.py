@@ -1,0 +1,214 @@
+"""The body of OpenAI's Responses as the body of a chat completion."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from server.errors import invalid
+
+# What asks for a memory of earlier responses, or for work that outlives the request.
+STATEFUL: dict[str, tuple[object, ...]] = {
+    "background": (False,),
+    "conversation": (),
+    "previous_response_id": (),
+    "prompt": (),
+}
+TRANSLATED = frozenset(
+    {
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "reasoning",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "truncation",
+    }
+)
+TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
+# Traces of tools that OpenAI's servers run: this model has never called them.
+HOSTED_SUFFIXES = ("_call", "_call_output", "_list_tools", "_approval_request", "compaction")
+
+
+def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that both APIs have keep their names; the rest is translated or left out."""
+    body = {name: value for name, value in data.items() if name not in TRANSLATED}
+    if "max_output_tokens" in data:
+        body["max_tokens"] = data["max_output_tokens"]
+    effort = object_of(data, "reasoning").get("effort")
+    if effort is not None:
+        body["reasoning_effort"] = effort
+    form = object_of(data, "text").get("format")
+    if form is not None:
+        body["response_format"] = response_format(form)
+    if "message.output_text.logprobs" in (data.get("include") or []):
+        body |= {"logprobs": True, "top_logprobs": data.get("top_logprobs", 0)}
+    return body | {"messages": messages(data)} | tool_fields(data)
+
+
+def object_of(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = data.get(name, {})
+    if not isinstance(value, dict):
+        raise invalid(f"Field '{name}': expected an object, got {value!r:.80}")
+    return value
+
+
+def response_format(form: Any) -> dict[str, Any]:
+    """Here the schema lies beside the type, there in an object of its own."""
+    if not isinstance(form, dict) or not isinstance(form.get("type"), str):
+        raise invalid(f"Field 'text.format': expected an object with a type, got {form!r:.80}")
+    if form["type"] != "json_schema":
+        return form
+    return {"type": "json_schema", "json_schema": {k: form[k] for k in form if k != "type"}}
+
+
+def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Function tools; the others are OpenAI's own services and are left out."""
+    given = data.get("tools", [])
+    if not isinstance(given, list):
+        raise invalid(f"Field 'tools': expected an array, got {given!r:.80}")
+    functions = [tool for tool in given if is_function(tool)]
+    if not functions:
+        return {}
+    body: dict[str, Any] = {"tools": [chat_tool(tool) for tool in functions]}
+    choice = data.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("tools")
+        names = [tool for tool in allowed if is_function(tool)] if isinstance(allowed, list) else []
+        body["tool_choice"] = choice | {"tools": names}
+    elif isinstance(choice, str) or is_function(choice):
+        body["tool_choice"] = choice
+    return body
+
+
+def is_function(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "function"
+
+
+def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("name", "description", "parameters", "strict")
+    function = {name: tool[name] for name in names if tool.get(name) is not None}
+    return {"type": "function", "function": function}
+
+
+def messages(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if "instructions" in data:
+        found.append({"role": "system", "content": data["instructions"]})
+    given = data.get("input")
+    if isinstance(given, str):
+        return [*found, {"role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise invalid("Field 'input' is required: a string or an array of items")
+    for place, item in enumerate(given):
+        add_item(found, f"input[{place}]", item)
+    return found
+
+
+def add_item(found: list[dict[str, Any]], name: str, item: Any) -> None:
+    """Items of one turn of the assistant (reasoning, text, calls) become one message."""
+    if not isinstance(item, dict):
+        raise invalid(f"Field '{name}': expected an object, got {item!r:.80}")
+    kind = item.get("type", "message")
+    if kind == "message":
+        add_message(found, name, item)
+    elif kind == "reasoning":
+        assistant(found)["reasoning_content"] = reasoning_text(name, item)
+    elif kind == "function_call":
+        assistant(found).setdefault("tool_calls", []).append(chat_call(name, item))
+    elif kind == "function_call_output":
+        if not isinstance(item.get("call_id"), str):
+            raise invalid(f"Field '{name}.call_id': expected a string")
+        output = parts(f"{name}.output", item.get("output"))
+        found.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+    elif not (isinstance(kind, str) and kind.endswith(HOSTED_SUFFIXES)):
+        raise invalid(f"Field '{name}.type': {kind!r:.80} is not supported by this server")
+
+
+def add_message(found: list[dict[str, Any]], name: str, item: Mapping[str, Any]) -> None:
+    role = item.get("role")
+    content = parts(f"{name}.content", item.get("content"))
+    if role == "assistant" and found and is_bare(found[-1]):
+        found[-1]["content"] = content
+    else:
+        found.append({"role": role, "content": content})
+
+
+def assistant(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant's turn that is being put together."""
+    if not found or found[-1]["role"] != "assistant":
+        found.append({"role": "assistant", "content": ""})
+    return found[-1]
+
+
+def is_bare(message: Mapping[str, Any]) -> bool:
+    return (message["role"], message["content"]) == ("assistant", "")
+
+
+def chat_call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    values = [item.get(key) for key in ("call_id", "name", "arguments")]
+    if not all(isinstance(value, str) for value in values):
+        raise invalid(f"Field '{name}': expected call_id, name and arguments as strings")
+    function = {"name": item["name"], "arguments": item["arguments"]}
+    return {"id": item["call_id"], "type": "function", "function": function}
+
+
+def parts(name: str, content: Any) -> list[dict[str, str]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise invalid(f"Field '{name}': expected a string or an array, got {content!r:.80}")
+    return [text_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
+
+
+def text_part(name: str, part: Any) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else part
+    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+    if not (kind in TEXT_PARTS or kind == "refusal") or not isinstance(text, str):
+        raise invalid(f"Field '{name}': input of type {kind!r:.80} is not supported by this server")
+    return {"type": "text", "text": text}
+
+
+def reasoning_text(name: str, item: Mapping[str, Any]) -> str:
+    """The reasoning of an earlier answer, in whichever field the client has kept it."""
+    for field in ("content", "summary"):
+        if item.get(field):
+            return "".join(part["text"] for part in parts(f"{name}.{field}", item[field]))
+    return unsealed(item.get("encrypted_content"))
+
+
+def sealed(reasoning: str) -> str:
+    """``encrypted_content``: opaque, since some clients send back nothing else. No secret."""
+    return base64.b64encode(reasoning.encode()).decode()
+
+
+def unsealed(content: Any) -> str:
+    try:
+        return base64.b64decode(content, validate=True).decode() if content else ""
+    except (TypeError, ValueError, binascii.Error):
+        return ""  # of another server
+
+
+def echoed(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """What a response repeats of its request, with OpenAI's defaults."""
+    defaults: dict[str, Any] = {
+        "instructions": None,
+        "max_output_tokens": None,
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
+        "store": False,
+        "temperature": None,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": None,
+        "truncation": "disabled",
+        "user": None,
+    }
+    return ((name, data.get(name, value)) for name, value in defaults.items())
