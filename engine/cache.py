@@ -113,14 +113,16 @@ class PageCache:
         path, _, n_rows = self._longest_prefix(tokens, self._root(salt))
         return len(path) * self.page_size + n_rows
 
-    def acquire(self, seq: PagedTokens, spare: int = 0) -> list[PageCopy] | None:
+    def acquire(
+        self, seq: PagedTokens, spare: int = 0, most: int | None = None
+    ) -> list[PageCopy] | None:
         """Give ``seq`` pages for all its tokens, computed ones as far as there are any.
 
-        Sets ``seq.table`` and ``seq.n_computed``, at most the number of tokens - 1: the
-        last one is always evaluated. Returns the copies to issue before the next forward;
-        no copy reads what another one writes, and their sources are not given away before
-        ``unpin_sources``. None, and nothing changed, if fewer than ``spare`` pages would
-        remain. Raises ValueError if there are no tokens or the sequence has pages already.
+        Sets ``seq.table`` and ``seq.n_computed``, at most ``most`` and at most the number of
+        tokens - 1: the last one is always evaluated. Returns the copies to issue before the
+        next forward; no copy reads what another one writes, and their sources are not given
+        away before ``unpin_sources``. None, and nothing changed, if fewer than ``spare`` pages
+        would remain. Raises ValueError if there are no tokens or the sequence has pages already.
         """
         if seq.table or not seq.tokens:
             raise ValueError(f"{len(seq.tokens)} tokens with {len(seq.table)} pages: not new")
@@ -128,7 +130,7 @@ class PageCache:
         path: list[_Node] = []
         source, n_rows = -1, 0
         if seq.share:
-            path, source, n_rows = self._longest_prefix(seq.tokens, root)
+            path, source, n_rows = self._longest_prefix(seq.tokens, root, most)
         n_new = self._pages_of(len(seq.tokens)) - len(path)
         n_left = self.n_available - sum(not self._refs[node.page] for node in path)
         if n_new + spare > n_left:
@@ -208,10 +210,12 @@ class PageCache:
             root = self._roots[salt] = _Node((), -1, 0, None)
         return root
 
-    def _longest_prefix(self, tokens: Sequence[int], node: _Node) -> tuple[list[_Node], int, int]:
+    def _longest_prefix(
+        self, tokens: Sequence[int], node: _Node, most: int | None = None
+    ) -> tuple[list[_Node], int, int]:
         """(full pages that agree, the page that agrees with what follows, its rows that do)."""
         path: list[_Node] = []
-        end = len(tokens) - 1
+        end = len(tokens) - 1 if most is None else min(most, len(tokens) - 1)
         while True:
             start = node.depth * self.page_size
             wanted = tuple(tokens[start : max(start, min(start + self.page_size, end))])
@@ -224,12 +228,12 @@ class PageCache:
             path.append(node)
         source, n_rows = -1, 0
         for child in node.children[max(i - 1, 0) : i + 1]:
-            n = _n_common(child.tokens, wanted)
+            n = n_common(child.tokens, wanted)
             if n > n_rows:
                 source, n_rows = child.page, n
         for seq in self._sequences:
             if seq.leaf is node and seq.share:
-                n = _n_common(seq.tokens[start : seq.n_computed], wanted)
+                n = n_common(seq.tokens[start : seq.n_computed], wanted)
                 if n > n_rows:
                     source, n_rows = seq.table[node.depth], n
         return path, source, n_rows
@@ -331,7 +335,8 @@ class PageCache:
             parent = parent.parent
 
 
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading items agree."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

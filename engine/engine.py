@@ -203,6 +203,8 @@ class Engine:
             self._streams[seq.id].start()
         rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
         began = time.perf_counter()
+        if plan.saves or plan.restores:
+            self._runner.copy_states(plan.saves, plan.restores)
         logits = self._runner.forward(plan.chunks, plan.copies, rows)
         n_tokens = sum(chunk.count for chunk in plan.chunks)
         self._pace.note(n_tokens, time.perf_counter() - began)

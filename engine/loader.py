@@ -13,6 +13,7 @@ import kernels.device as devices
 from engine.batch import Batch
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
+from engine.checkpoints import Checkpoints
 from engine.errors import EngineError, ModelError
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.models.arch import Hyperparameters, read_hyperparameters
@@ -67,7 +68,7 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
-        sizes.scheduler(share=not hparams.recurrent),
+        sizes.scheduler(runner.state_bytes, options),
         tokenizer,
         template,
         _info(gguf, hparams, device, runner, pages),
@@ -85,12 +86,22 @@ class _Sizes:
     n_batch: int
     n_outputs: int
 
-    def scheduler(self, *, share: bool) -> Scheduler:
+    def scheduler(self, state_bytes: int, options: EngineOptions) -> Scheduler:
+        """``state_bytes``: what a slot keeps beside pages, at most."""
         cache = PageCache(self.n_pages, PAGE)
+        checkpoints = self._checkpoints(state_bytes, options) if state_bytes else None
         return Scheduler(
             cache, n_slots=self.n_slots, n_ctx_slot=self.n_ctx_slot, n_batch=self.n_batch,
-            n_ubatch=self.n_tokens, max_outputs=self.n_outputs, share=share,
+            n_ubatch=self.n_tokens, max_outputs=self.n_outputs,
+            share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
         )  # fmt: skip
+
+    def _checkpoints(self, state_bytes: int, options: EngineOptions) -> Checkpoints | None:
+        n = options.ctx_checkpoints * self.n_slots
+        if options.cache_ram_mib >= 0:
+            n = min(n, (options.cache_ram_mib << 20) // state_bytes)
+        log.info("checkpoints: at most %d of %.1f MiB each", n, state_bytes / 2**20)
+        return Checkpoints(n, options.checkpoint_min_step) if n else None
 
 
 def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:

@@ -21,6 +21,9 @@ class EngineOptions:
     flash_attn: str = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    ctx_checkpoints: int = 32  # copies of states kept per slot
+    checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt
+    cache_ram_mib: int = 8192  # of the host's memory for them; -1: no limit
     device: str | None = None  # an index, or part of a name, of list_devices()
     n_threads: int = -1
     chat_template: str | None = None  # Jinja source or the name of a built-in one

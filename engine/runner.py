@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from engine.batch import Batch, OutputRow
 from engine.cache import PageCopy
+from engine.checkpoints import StateCopy
 from engine.models.decoder import Decoder
 from engine.models.step import AttentionMode, Mode
 from engine.scheduler import Chunk
@@ -102,6 +103,11 @@ class Runner:
         launches = self._tape(self._mode(1, 1, "single")).launches
         return sum(launch.work.weight_bytes for launch in launches)
 
+    @property
+    def state_bytes(self) -> int:
+        """What a slot keeps beside pages, at most."""
+        return self._decoder.states.copy_bytes
+
     def forward(
         self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
     ) -> list[RowLogits]:
@@ -117,6 +123,13 @@ class Runner:
             RowLogits(self, i, record, mask)
             for i, (record, mask) in enumerate(zip(records, masks, strict=True))
         ]
+
+    def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
+        """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
+        for save in saves:
+            self._decoder.states.save(save.slot, save.position, save.copy)
+        for restore in restores:
+            self._decoder.states.restore(restore.slot, restore.copy)
 
     def prepare(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]) -> tuple[Tape, Counts]:
         """Write a step's inputs to the device; what is left is to run its launches and topk's."""

@@ -17,11 +17,15 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
-from engine.cache import PageCache, PageCopy, PagedTokens
+from engine.cache import PageCache, PageCopy, PagedTokens, n_common
+from engine.checkpoints import Checkpoints, StateCopy
 from engine.errors import ContextOverflowError, RequestError
 from engine.request import Request
 
 _arrival = attrgetter("arrival")
+# The end of a prompt opens the answer, which the next turn of a chat may render otherwise.
+PROMPT_END = 16  # tokens
+LEAST_PAGES = 2  # a checkpoint after fewer new ones is not worth a step of its own
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -35,6 +39,8 @@ class Sequence(PagedTokens):
     slot: int = -1
     n_cached: int = 0  # prompt tokens that were computed when it first got a slot
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
+    marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
+    awaited: int = -1  # the last sequence that was seen computing this one's prefix
     state: Literal["new", "waiting", "running", "finished"] = "new"
 
     @classmethod
@@ -83,10 +89,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One forward. It must be carried out, its copies first; the cache counts on it."""
+    """One forward. It must be carried out, all its copies first; the cache counts on it."""
 
     chunks: list[Chunk]
     copies: list[PageCopy] = field(default_factory=list)
+    saves: list[StateCopy] = field(default_factory=list)
+    restores: list[StateCopy] = field(default_factory=list)  # after the saves
     started: list[Sequence] = field(default_factory=list)  # got their slot just now
 
 
@@ -104,13 +112,15 @@ class Scheduler:
         prompt_chunk: int | None = None,
         max_outputs: int | None = None,
         share: bool = True,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
 
         While a sequence is decoding, a forward takes at most ``prompt_chunk`` prompt tokens.
-        Both default to ``n_ubatch``. ``share`` False: no sequence uses what another computed,
-        because a model keeps more of it than its pages. Raises ValueError for numbers that
-        leave a sequence without a token per forward.
+        Both default to ``n_ubatch``. ``checkpoints``: the model keeps more of a sequence than
+        its pages, so that prefixes are shared up to a checkpoint only. ``share`` False: no
+        sequence uses what another computed. Raises ValueError for numbers that leave a
+        sequence without a token per forward.
         """
         self.cache = cache
         self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
@@ -128,7 +138,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # by arrival
         self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
         self.n_preempted = 0
-        self._share = share
+        self._share, self._checkpoints = share, checkpoints
+        self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
 
     def add(self, seq: Sequence) -> None:
@@ -170,7 +181,11 @@ class Scheduler:
                 n_tokens -= chunk.count
                 n_outputs -= chunk.n_outputs
         self.cache.unpin_sources()
-        return plan if chunks else None
+        if not chunks:
+            return None
+        plan.saves.extend(self._saves)
+        self._saves.clear()
+        return plan
 
     def advance(self, plan: Plan) -> None:
         """The plan's forward is enqueued: whatever is enqueued later finds its KV written."""
@@ -180,6 +195,8 @@ class Scheduler:
                 self.cache.commit(seq, end)
                 if chunk.outputs == "all":
                     seq.n_scored = end
+                if self._next_mark(seq, end - 1) == end:
+                    self._checkpoint(seq)
 
     def append(self, seq: Sequence, token: int) -> None:
         """Add a sampled token. Raises ValueError if there is no room or none was due."""
@@ -201,8 +218,8 @@ class Scheduler:
             self.running.remove(seq)
         elif seq.state == "waiting":
             self.waiting.remove(seq)
+        self._release(seq)
         seq.state = "finished"
-        self.cache.release(seq)
         if seq.slot >= 0 and self.slots[seq.slot] is seq:
             self.slots[seq.slot] = None
 
@@ -219,7 +236,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         assert len(self.running) > 1, "n_ctx is not more than the pool, so one always fits"
         self.running.remove(seq)
-        self.cache.release(seq)
+        self._release(seq)
         seq.state = "waiting"
         insort(self.waiting, seq, key=_arrival)
         self.n_preempted += 1
@@ -237,13 +254,57 @@ class Scheduler:
             slot = self._free_slot(seq)
             if slot is None or self._is_in_the_making(seq):
                 continue
-            copies = self.cache.acquire(seq, spare=len(self.running))
-            if copies is None:
+            found = self._acquire(seq, slot, spare=len(self.running))
+            if found is None:
                 return None
-            plan.copies.extend(copies)
+            plan.copies.extend(found[0])
+            plan.restores.extend(found[1])
             self._start(seq, slot, plan)
             return seq
         return None
+
+    def _acquire(
+        self, seq: Sequence, slot: int, spare: int
+    ) -> tuple[list[PageCopy], list[StateCopy]] | None:
+        """Pages for all tokens, and what is to be copied; None if there is no room."""
+        if self._checkpoints is None or not seq.share:
+            copies = self.cache.acquire(seq, spare)
+            return None if copies is None else (copies, [])
+        n_agreed = self.cache.match(seq.tokens, seq.salt)
+        found = self._checkpoints.find(seq.tokens, seq.salt, n_agreed)
+        copies = self.cache.acquire(seq, spare, found.position if found else 0)
+        if found and copies is not None and seq.n_computed < found.position:  # a page short
+            self.cache.release(seq)
+            found, copies = None, self.cache.acquire(seq, spare, 0)
+        if copies is None:
+            return None
+        self._mark(seq, n_agreed, len(seq.tokens) - PROMPT_END)
+        return copies, [StateCopy(slot, *found)] if found else []
+
+    def _mark(self, seq: Sequence, *positions: int) -> None:
+        """Have checkpoints made at the ends of the pages before these positions."""
+        size = self.cache.page_size
+        ends = {position // size * size for position in positions}
+        seq.marks |= {end for end in ends if end - seq.n_computed >= LEAST_PAGES * size}
+
+    def _next_mark(self, seq: Sequence, start: int) -> int | None:
+        """The next position after ``start`` at which a checkpoint is to be made."""
+        if self._checkpoints is None or not seq.share:
+            return None
+        step = self._checkpoints.min_step
+        return min([(start // step + 1) * step, *(mark for mark in seq.marks if mark > start)])
+
+    def _checkpoint(self, seq: Sequence) -> None:
+        """Have the state copied before the next forward changes it, unless there is a copy."""
+        if self._checkpoints is None or not seq.share or seq.n_computed < self.cache.page_size:
+            return
+        copy = self._checkpoints.add(seq.tokens, seq.salt, seq.n_computed)
+        if copy is not None:
+            self._saves.append(StateCopy(seq.slot, seq.n_computed, copy))
+
+    def _release(self, seq: Sequence) -> None:
+        self._checkpoint(seq)
+        self.cache.release(seq)
 
     def _start(self, seq: Sequence, slot: int, plan: Plan) -> None:
         self.waiting.remove(seq)
@@ -278,6 +339,9 @@ class Scheduler:
             # Most differ in the last page already; the whole comparison is for the rest.
             agree = seq.tokens[end - size : end] == other.tokens[end - size : end]
             if agree and seq.tokens[:end] == other.tokens[:end]:
+                if seq.awaited != other.id:  # it is to leave what this one can begin with
+                    seq.awaited = other.id
+                    self._mark(other, n_common(seq.tokens[:-1], other.tokens))
                 return True
         return False
 
@@ -285,7 +349,8 @@ class Scheduler:
         """The next tokens of a sequence, so many and with so many logits rows at most."""
         start = seq.n_computed
         pending = len(seq.tokens) - start
-        count = min(pending, n_tokens)
+        mark = self._next_mark(seq, start)
+        count = min(pending, n_tokens, pending if mark is None else mark - start)
         if seq.request.prompt_logprobs is not None and seq.n_scored < seq.n_prompt:
             if start < seq.n_scored:  # computed again after a pause
                 return Chunk(seq, start, min(count, seq.n_scored - start), "none")

@@ -89,7 +89,6 @@ class Hyperparameters:
     n_vocab: int
     n_ctx_train: int
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
-    recurrent: bool  # some layers keep a state per sequence instead of keys and values
     n_kv: tuple[int, ...]
     head: int  # values of a head of Q and K
     head_v: int
@@ -171,7 +170,6 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_vocab=_n_vocab(gguf),
         n_ctx_train=gguf.get_int(key("context_length")),
         n_heads=n_heads,
-        recurrent=any(".ssm_" in name or ".shortconv." in name for name in gguf.tensors),
         n_kv=n_kv,
         head=head,
         head_v=gguf.get_int(key("attention.value_length"), head_default),

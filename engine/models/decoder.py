@@ -22,6 +22,7 @@ from kernels.moe import combine
 from kernels.norm import NormWeights, PostNorm, norm
 from kernels.program import Programs
 from kernels.rope import rope_table
+from kernels.state import SlotStates
 from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty, upload
 from kernels.topk import softcap, topk
@@ -79,8 +80,9 @@ class Decoder:
         }
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
+        self.states = SlotStates(n_split)
         self._context = Context(
-            h, device, workspace, inputs, n_split, flash,
+            h, device, workspace, inputs, self.states, flash,
             {windowed: table for windowed, (_, table) in self._rope.items()},
             split, plain, self.tile_queries,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from kernels.kv import LayerKV
 from kernels.matmul import Activations, matmul
 from kernels.norm import NormWeights, norm
 from kernels.scan import Columns
-from kernels.tensor import Tensor, zeros
+from kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,9 @@ class DeltaNet:
         self._qkv = workspace.rows("delta qkv", w.conv.n_channels)
         self._yield = workspace.rows("delta yield", self._n_values)
         self._out = workspace.activations("delta out", [w.output])
-        n, device = context.n_slots, context.device
-        self._conv_state = zeros(device, (n, *w.conv.state_shape))
-        self._state = zeros(device, (n, rule.n_heads, rule.value, rule.key))
+        device, states = context.device, context.states
+        self._conv_state = states.rows(device, *w.conv.state_shape)
+        self._state = states.rows(device, rule.n_heads, rule.value, rule.key)
 
     @property
     def readers(self) -> Sequence[Linear]:

@@ -18,7 +18,7 @@ from kernels.kv import LayerKV
 from kernels.matmul import Activations, matmul
 from kernels.norm import NormWeights, norm, quantize
 from kernels.scan import Columns, ScanWeights, scan
-from kernels.tensor import Tensor, zeros
+from kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ class Mamba:
             self._for_size = workspace.activations("ssm convolved", [size.inputs], floats=True)
             self._low = workspace.activations("ssm dt low", [size.dt])
             self._dt = workspace.rows("ssm dt", size.dt.matrix.n_rows)
-        n, device = context.n_slots, context.device
-        self._conv_state = zeros(device, (n, *w.conv.state_shape))
-        self._state = zeros(device, (n, w.scan.n_channels, w.scan.n_state))
+        device, states = context.device, context.states
+        self._conv_state = states.rows(device, *w.conv.state_shape)
+        self._state = states.rows(device, w.scan.n_channels, w.scan.n_state)
 
     @property
     def readers(self) -> Sequence[Linear]:

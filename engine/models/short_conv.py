@@ -13,7 +13,7 @@ from kernels.conv import ConvWeights, conv
 from kernels.kv import LayerKV
 from kernels.matmul import Activations, matmul
 from kernels.norm import NormWeights, norm
-from kernels.tensor import Tensor, zeros
+from kernels.tensor import Tensor
 
 
 def load_convs(source: TensorSource, names: Sequence[str]) -> ConvWeights:
@@ -62,7 +62,7 @@ class ShortConv:
         self._rows = workspace.rows("conv inputs", weights.inputs.matrix.n_rows)
         self._convolved = workspace.rows("convolved", n)
         self._out = workspace.activations("conv out", [weights.output])
-        self._state = zeros(context.device, (context.n_slots, *weights.conv.state_shape))
+        self._state = context.states.rows(context.device, *weights.conv.state_shape)
 
     @property
     def readers(self) -> Sequence[Linear]:

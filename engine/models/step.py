@@ -16,6 +16,7 @@ from kernels.device import Device
 from kernels.kv import LayerKV
 from kernels.matmul import Activations, activations
 from kernels.moe import RoutingBuffers, routing_buffers
+from kernels.state import SlotStates
 from kernels.tape import Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import TopKBuffers
@@ -120,7 +121,7 @@ class Context:
     device: Device
     workspace: Workspace
     inputs: StepInputs
-    n_slots: int  # sequences that have a state
+    states: SlotStates
     flash: bool
     rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by whether windowed
     split: Scratch | None

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache import PageCache
+from engine.checkpoints import Checkpoints
 from engine.errors import ContextOverflowError, RequestError
 from engine.request import Request
 from engine.scheduler import Plan, Scheduler, Sequence
@@ -337,7 +338,11 @@ class Simulation:
             n_ubatch=rng.randint(n_slots, 20),
             prompt_chunk=rng.choice([None, rng.randint(1, 20)]),
             max_outputs=rng.choice([None, rng.randint(n_slots, 20)]),
+            checkpoints=rng.choice([None, Checkpoints(rng.randint(1, 6), rng.choice([5, 100]))]),
         )
+        self.has_states = self.scheduler._checkpoints is not None
+        self.states = [0] * n_slots  # what slots keep beside pages
+        self.copies: dict[int, tuple[int, int]] = {}  # of them: position, state
         if self.scheduler.max_outputs < n_slots:
             self.scheduler.max_outputs = n_slots
         cache = self.scheduler.cache
@@ -414,6 +419,11 @@ class Simulation:
         read = [(copy, self.rows[copy.source][: copy.n_rows]) for copy in plan.copies]
         for copy, rows in read:
             self.rows[copy.target][: copy.n_rows] = rows
+        for save in plan.saves:
+            self.copies[save.copy] = save.position, self.states[save.slot]
+        for restore in plan.restores:
+            position, self.states[restore.slot] = self.copies[restore.copy]
+            assert position == restore.position
 
     def forward(self, chunk):
         seq = chunk.seq
@@ -422,7 +432,9 @@ class Simulation:
             page = seq.table[i // SIZE]
             assert self.scheduler.cache._refs[page] == 1 + (page in self.scheduler.cache._pinned)
             before = self.row(seq, i - 1) if i else hash((seq.salt or 0,))
-            self.rows[page][i % SIZE] = hash((before, seq.tokens[i]))
+            if self.has_states and i:
+                before = self.states[seq.slot]
+            self.states[seq.slot] = self.rows[page][i % SIZE] = hash((before, seq.tokens[i]))
         assert (chunk.outputs == "last") <= chunk.is_final
         assert not chunk.is_final or seq.request.max_tokens == 0 or chunk.n_outputs
         if chunk.outputs == "all":
@@ -460,6 +472,75 @@ class Simulation:
                 owners[page] += 1
         assert owners == cache._refs
         assert cache.n_available == owners.count(0)
+
+
+def kept(n_copies=8, min_step=100, **more):
+    """A scheduler for a model with a state beside pages."""
+    return make(checkpoints=Checkpoints(n_copies, min_step), **more)
+
+
+def run_to_end(scheduler, seq, n_tokens=1):
+    """The plans until the sequence has generated so many tokens and is finished."""
+    plans = []
+    while seq.n_generated < n_tokens:
+        plans.append(step(scheduler))
+    scheduler.finish(seq)
+    return plans
+
+
+def test_a_state_is_copied_at_the_end_and_put_back():
+    scheduler = kept()
+    first = add(scheduler, range(10))
+    run_to_end(scheduler, first, 3)  # 12 tokens are computed
+    second = add(scheduler, [*first.tokens, 7, 8], id_slot=2)
+    plan = step(scheduler)
+    assert plan.saves == [(0, 12, plan.saves[0].copy)]
+    assert plan.restores == [(2, 12, plan.saves[0].copy)]
+    assert shares(plan) == [(second.id, 12, 3, "last")]
+
+
+def test_without_a_checkpoint_all_is_computed():
+    scheduler = kept()
+    run_to_end(scheduler, add(scheduler, range(12)))
+    assert scheduler.cache.match([*range(10), 50, 51]) == 10
+    second = add(scheduler, [*range(10), 50, 51])
+    plan = step(scheduler)
+    assert (shares(plan), plan.restores) == ([(second.id, 0, 8, "none")], [])
+    assert step(scheduler).saves[0].position == 8  # for the next one that begins like that
+
+
+def test_a_prompt_is_cut_before_its_end_and_at_every_step():
+    scheduler = kept(min_step=20, n_ubatch=64)
+    plans = run_to_end(scheduler, add(scheduler, range(50)))
+    starts = [chunk.start for plan in plans for chunk in plan.chunks]
+    assert starts == [0, 20, 32, 40]  # 32 is the last page's end at least 16 tokens before 50
+    assert [save.position for plan in plans for save in plan.saves] == [20, 32, 40]
+
+
+def test_who_waits_for_a_prefix_has_a_checkpoint_made_for_it():
+    scheduler = kept(n_ubatch=8)
+    common = list(range(22))
+    first = add(scheduler, [*common, 90, *range(30, 37)])
+    step(scheduler)
+    second = add(scheduler, [*common, 91, 92])
+    starts = []
+    while second.state == "waiting":
+        plan = step(scheduler)
+        starts += [chunk.start for chunk in plan.chunks if chunk.seq is first]
+    assert starts == [8, 12, 20, 28]  # 12: near the end of its own prompt
+    assert [(r.slot, r.position) for r in plan.restores] == [(1, 20)]
+    assert (second.n_cached, shares(plan)[1]) == (20, (second.id, 20, 4, "last"))
+
+
+def test_the_oldest_copy_goes():
+    scheduler = kept(n_copies=2)
+    prompts = [list(range(i, i + 8)) for i in (0, 20, 40)]
+    for prompt in prompts:
+        run_to_end(scheduler, add(scheduler, prompt))
+    found = [scheduler._checkpoints.find(prompt, None, 8) for prompt in prompts]
+    assert found[0] is None
+    assert {c.copy for c in found[1:]} == {0, 1}
+    assert {c.position for c in found[1:]} == {8}
 
 
 @settings(max_examples=600, deadline=None)

@@ -1,0 +1,74 @@
+"""Checkpoints: copies of what a slot keeps beside pages, found by the tokens before them.
+
+Recurrent layers keep no past: a sequence that shares a prefix with an earlier one can begin
+after it only where the earlier one's state was copied. Integers and lists only; the copies
+themselves are kernels/state.py's.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+
+class StateCopy(NamedTuple):
+    """What slot ``slot`` keeps at ``position`` (tokens computed), and the copy's number."""
+
+    slot: int
+    position: int
+    copy: int
+
+
+class Checkpoint(NamedTuple):
+    position: int
+    copy: int
+
+
+class Checkpoints:
+    """Which prefixes have a copy: ``n_copies`` at most, the least recently used one goes."""
+
+    def __init__(self, n_copies: int, min_step: int) -> None:
+        """``min_step``: long prompts get one every so many tokens. ValueError: none at all."""
+        if n_copies < 1 or min_step < 1:
+            raise ValueError(f"{n_copies} checkpoints every {min_step} tokens")
+        self.min_step = min_step
+        self._free = list(range(n_copies - 1, -1, -1))
+        self._known: OrderedDict[Hashable, Checkpoint] = OrderedDict()  # oldest use first
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, tokens: Sequence[int], salt: Hashable, most: int) -> Checkpoint | None:
+        """The longest prefix of at most ``most`` tokens that has a copy."""
+        found = None
+        positions = sorted({c.position for c in self._known.values() if c.position <= most})
+        for key in _keys(tokens, salt, positions):
+            found = key if key in self._known else found
+        if found is None:
+            return None
+        self._known.move_to_end(found)
+        return self._known[found]
+
+    def add(self, tokens: Sequence[int], salt: Hashable, position: int) -> int | None:
+        """The number of the copy to make of the state after so many tokens; None: there is one."""
+        key = next(_keys(tokens, salt, [position]))
+        if key in self._known:
+            self._known.move_to_end(key)
+            return None
+        if not self._free:
+            self._free.append(self._known.popitem(last=False)[1].copy)
+        made = Checkpoint(position, self._free.pop())
+        self._known[key] = made
+        return made.copy
+
+
+def _keys(tokens: Sequence[int], salt: Hashable, positions: Iterable[int]) -> Iterator[Hashable]:
+    """What stands for the first so many tokens, for ascending positions."""
+    digest, begin = blake2b(digest_size=16), 0
+    for end in positions:
+        digest.update(array("i", tokens[begin:end]).tobytes())
+        begin = end
+        yield salt, digest.digest()

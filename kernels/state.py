@@ -1,0 +1,85 @@
+"""What a sequence keeps in its slot beside pages, and copies of it in the host's memory.
+
+Recurrent layers keep a row per slot. A copy is what a slot held at a position of its sequence;
+put into another slot, the sequence can go on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyopencl as cl
+
+from kernels.device import Device
+from kernels.tensor import Tensor, zeros
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A tensor whose row i belongs to slot i."""
+
+    queue: cl.CommandQueue
+    tensor: Tensor
+
+    @property
+    def most_bytes(self) -> int:
+        return self.tensor.n_bytes // self.tensor.shape[0]
+
+    def spans(self, slot: int, position: int) -> list[tuple[int, int]]:
+        """(offset, size) in bytes of what slot ``slot`` keeps at a position."""
+        return [(slot * self.most_bytes, self.most_bytes)]
+
+
+class SlotStates:
+    """The states of all slots, on the device, and numbered copies of them on the host."""
+
+    def __init__(self, n_slots: int) -> None:
+        self._n_slots = n_slots
+        self._parts: list[_Rows] = []
+        self._copies: dict[int, tuple[int, Bytes]] = {}  # by number: position, bytes
+
+    def rows(self, device: Device, *shape: int) -> Tensor:
+        """A new state, float32 [slots, *shape]."""
+        tensor = zeros(device, (self._n_slots, *shape))
+        self._parts.append(_Rows(device.queue, tensor))
+        return tensor
+
+    @property
+    def copy_bytes(self) -> int:
+        """The most bytes of a copy; 0 if slots keep nothing beside pages."""
+        return sum(part.most_bytes for part in self._parts)
+
+    def save(self, slot: int, position: int, copy: int) -> None:
+        """Enqueue: copy number ``copy`` is what slot ``slot`` keeps at this position."""
+        spans = self._spans(slot, position)
+        array = np.empty(sum(size for _, _, size in spans), np.uint8)
+        self._copies[copy] = position, array
+        for part, offset, here in _pieces(array, spans):
+            buffer = part.tensor.buffer
+            cl.enqueue_copy(part.queue, here, buffer, src_offset=offset, is_blocking=False)
+
+    def restore(self, slot: int, copy: int) -> None:
+        """Enqueue: slot ``slot`` keeps what copy number ``copy`` is."""
+        position, array = self._copies[copy]
+        for part, offset, here in _pieces(array, self._spans(slot, position)):
+            buffer = part.tensor.buffer
+            cl.enqueue_copy(part.queue, buffer, here, dst_offset=offset, is_blocking=False)
+
+    def _spans(self, slot: int, position: int) -> list[_Span]:
+        return [(part, *span) for part in self._parts for span in part.spans(slot, position)]
+
+
+_Span = tuple[_Rows, int, int]  # offset and size in bytes
+
+
+def _pieces(array: Bytes, spans: list[_Span]) -> Iterator[tuple[_Rows, int, Bytes]]:
+    """Each span's place in the tensor, and its bytes in the copy."""
+    at = 0
+    for part, offset, size in spans:
+        yield part, offset, array[at : at + size]
+        at += size

@@ -1,0 +1,74 @@
+"""Models with a state beside pages: prefixes are shared, and the logits stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asking import Reply, ask, engine_of, random_prompt
+
+from engine.engine import Engine
+from engine.loader import load_model
+from engine.options import EngineOptions
+from kernels.device import list_devices
+
+OPTIONS = EngineOptions(
+    n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
+    cache_type_k="f32", cache_type_v="f32",
+)  # fmt: skip
+# Of each kind of layer that keeps a state, with attention and without.
+NAMES = [
+    "mamba-dense", "mamba2-dense", "jamba-dense", "falcon-h1-dense", "nemotron_h-dense",
+    "plamo2-dense", "granitehybrid-dense", "lfm2-dense", "qwen35-dense", "qwen3next-moe",
+    "kimi-linear-moe", "bailingmoe3-moe",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def engine(
+    request: pytest.FixtureRequest, conformance_model: Callable[[str], Path]
+) -> Iterator[Engine]:
+    if not list_devices():
+        pytest.skip("no OpenCL device")
+    engine = engine_of(load_model(conformance_model(request.param), OPTIONS, lambda share: None))
+    yield engine
+    assert engine.healthy
+    engine.close()
+
+
+def assert_same_logits(shared: Reply, alone: Reply) -> None:
+    """Log-probabilities of all tokens, at every step."""
+    assert shared.tokens == alone.tokens
+    for a, b in zip(shared.scores, alone.scores, strict=True):
+        left, right = (np.array([p for _, _, p in sorted(s.top)]) for s in (a, b))
+        assert np.abs(left - right).max() < 1e-3
+
+
+def test_a_second_turn_computes_only_what_is_new(engine: Engine) -> None:
+    first = random_prompt(100, 1)
+    answer = ask(engine, first, 20).tokens
+    second = [*first, *answer, *random_prompt(30, 2)]
+    reply = ask(engine, second, 8, n_probs=128)
+    assert reply.n_cached == len(first) + len(answer) - 1  # the last one was never computed
+    assert reply.end.timings.prompt_n == 31
+    assert_same_logits(reply, ask(engine, second, 8, n_probs=128, cache_prompt=False))
+
+
+def test_a_second_turn_whose_answer_is_rendered_otherwise(engine: Engine) -> None:
+    first = random_prompt(150, 3)
+    ask(engine, first, 20)
+    second = [*first[:-5], *random_prompt(30, 4)]
+    reply = ask(engine, second, 8, n_probs=128)
+    assert reply.n_cached == 128
+    assert_same_logits(reply, ask(engine, second, 8, n_probs=128, cache_prompt=False))
+
+
+def test_a_common_beginning_is_computed_twice_at_most(engine: Engine) -> None:
+    common = random_prompt(200, 5)
+    replies = [ask(engine, [*common, *random_prompt(20, 10 + i)], 4, n_probs=128) for i in range(3)]
+    assert replies[0].n_cached == 0
+    assert replies[2].n_cached == 192
+    prompt = [*common, *random_prompt(20, 12)]
+    assert_same_logits(replies[2], ask(engine, prompt, 4, n_probs=128, cache_prompt=False))
