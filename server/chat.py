@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
+from engine.constraint import Constraint
+from server.constraints import compiled, read_constraint
 from server.errors import invalid
 from server.fields import UNSUPPORTED, Defaults, GenerationFields, convert, refuse
 from server.generate import Job
@@ -48,10 +50,22 @@ def read_chat(data: dict[str, Any]) -> Chat:
 async def prepare(service: Service, chat: Chat) -> Job:
     """Render and tokenize, in a thread: a long conversation takes milliseconds."""
     engine, defaults = service.engine, service.defaults
+    asked = chat_constraint(chat, defaults, engine.tokenizer)
     prompt = await asyncio.to_thread(
         chat_prompt, chat, engine.chat_template, engine.tokenizer, defaults
     )
-    return Job([prompt])
+    return Job([prompt], await compiled(engine, asked))
+
+
+def chat_constraint(chat: Chat, defaults: Defaults, tokenizer: Tokenizer) -> Constraint | None:
+    """A schema or grammar for the answer; the syntax of tool calls has its own."""
+    constraint = read_constraint(chat, defaults.constraint, tokenizer)
+    mode, tools = tool_choice(chat)
+    if constraint is not None and tools and mode != "none":
+        if constraint.kind == "json_schema":
+            raise invalid("Field 'response_format': cannot go with tools yet")
+        raise invalid("Cannot use custom grammar constraints with tools.")
+    return constraint
 
 
 def chat_prompt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine.constraint import Constraint, Kind
 from engine.options import EngineOptions
 from engine.request import SamplingParams
 from server.errors import ApiError
@@ -54,7 +55,24 @@ def request_defaults(settings: Settings) -> Defaults:
         cache_prompt=settings.cache_prompt,
         prefill_assistant=settings.prefill_assistant,
         template_kwargs=template_kwargs(settings.chat_template_kwargs),
+        constraint=default_constraint(settings),
     )
+
+
+def default_constraint(settings: Settings) -> Constraint | None:
+    """What every answer must match, unless its request says otherwise."""
+    given: tuple[tuple[str, Kind, str | None, str | None], ...] = (
+        ("--grammar", "gbnf", settings.grammar, None),
+        ("--grammar-file", "gbnf", None, settings.grammar_file),
+        ("--json-schema", "json_schema", settings.json_schema, None),
+        ("--json-schema-file", "json_schema", None, settings.json_schema_file),
+    )
+    found = [(option, kind, text, path) for option, kind, text, path in given if text or path]
+    if len(found) > 1:
+        raise SettingsError(f"{found[0][0]} and {found[1][0]} cannot both be given")
+    for option, kind, text, path in found:
+        return Constraint(kind, read_text(option, path) if path else text or "")
+    return None
 
 
 def sampling_defaults(settings: Settings) -> SamplingParams:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from engine.constraint import Constraint
 from engine.request import SamplingParams
 from server.errors import ApiError, invalid
 from server.interface import Tokenizer
@@ -51,12 +52,13 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "backend_sampling": (False,),
     "best_of": (1,),
+    "ebnf": (),
     "function_call": ("auto", "none"),
     "functions": ([],),
-    "grammar": ("",),
-    "grammar_lazy": (False,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
     "image_data": ([],),
-    "json_schema": (),
     "lora": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
@@ -65,8 +67,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "reasoning_control": (False,),
     "reasoning_format": ("auto", "none"),
     "response_fields": ([],),
-    "response_format": ({"type": "text"},),
     "return_progress": (False,),
+    "structured_outputs": (),
     "suffix": ("",),
     "t_max_predict_ms": (-1, 0),
     "thinking_budget_tokens": (-1,),
@@ -159,6 +161,14 @@ class GenerationFields(SamplingFields, kw_only=True):
     cache_prompt: bool | None = None
     id_slot: int | None = None
     sse_ping_interval: float | None = None
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    grammar: str | None = None
+    grammar_lazy: bool | None = None
+    grammar_triggers: list[dict[str, Any]] | None = None
+    preserved_tokens: list[str] | None = None
+    regex: str | None = None
+    guided_regex: str | None = None
 
 
 class CompletionFields(GenerationFields, kw_only=True):
@@ -178,6 +188,7 @@ class Defaults:
     cache_prompt: bool = True
     prefill_assistant: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    constraint: Constraint | None = None
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from engine.constraint import Constraint
 from engine.request import Request
 from server.answer import Choice
 from server.fields import (
@@ -40,6 +41,7 @@ class Job:
     """Prompts, and how what is generated for them is read."""
 
     prompts: Sequence[Prompt]
+    constraint: Constraint | None = None
 
     def choices(self, n: int = 1) -> list[Choice]:
         """n for each prompt, in the order of their engine requests."""
@@ -88,6 +90,7 @@ def engine_requests(
         post_sampling_probs=options.post_sampling,
         prompt_logprobs=options.n_top if options.prompt_logprobs else None,
         cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
+        constraint=job.constraint,
         special=defaults.special,
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )

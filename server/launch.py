@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
     def _load_model(self) -> None:
         try:
             engine = self._load(self._report)
+            if self.service.defaults.constraint is not None:
+                engine.compile(self.service.defaults.constraint)
         except LoadStoppedError:
             pass
         except EngineError as error:

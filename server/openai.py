@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.chat import Chat, prepare, read_chat
 from server.chunks import Completions
+from server.constraints import compiled, read_constraint
 from server.errors import invalid, json_response
 from server.fields import UNSUPPORTED, CompletionFields, convert, refuse
 from server.generate import Job, make_options, start
@@ -51,7 +52,9 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
         raise invalid(f"Field 'logprobs': Value must be 0 or more, got {n_top}")
     options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
     tokenizer = service.engine.tokenizer
-    job = Job(await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer))
+    asked = read_constraint(fields, service.defaults.constraint, tokenizer)
+    prompts = await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer)
+    job = Job(prompts, await compiled(service.engine, asked))
     shape = TextShape(options, tokenizer, echo=bool(fields.echo))
     dialect = Completions(shape, options, job.choices(options.n), service.model_name)
     return start(service, fields, job, options, dialect)

@@ -266,6 +266,21 @@ class Settings:
         "--dry-penalty-last-n", group=SAMPLING, type=OR_ALL, default=64,
         help="tokens that DRY looks at; 0: off, -1: the context",
     )
+    grammar: str | None = option(
+        "--grammar", group=SAMPLING, type=click.STRING, metavar="GBNF", default=None,
+        help="grammar that every answer must match",
+    )
+    grammar_file: str | None = option(
+        "--grammar-file", group=SAMPLING, type=FILE, default=None, help="the same from a file",
+    )
+    json_schema: str | None = option(
+        "-j", "--json-schema", group=SAMPLING, type=click.STRING, metavar="SCHEMA", default=None,
+        help="JSON schema that every answer must match; {}: any JSON",
+    )
+    json_schema_file: str | None = option(
+        "-jf", "--json-schema-file", group=SAMPLING, type=FILE, default=None,
+        help="the same from a file",
+    )
     dry_sequence_breaker: tuple[str, ...] = option(
         "--dry-sequence-breaker", group=SAMPLING, type=click.STRING, multiple=True, default=(),
         help="replaces the breakers of DRY; 'none': no breaker; repeatable",

@@ -14,7 +14,8 @@ import openai
 import pytest
 import uvicorn
 
-from engine.errors import ContextOverflowError, EngineStoppedError
+from engine.constraint import Constraint
+from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from engine.request import (
     Delta,
     Event,
@@ -138,8 +139,15 @@ class FakeEngine:
         self.chat_template = LineTemplate()
         self.healthy = True
         self.requests: list[Request] = []
+        self.compiled: list[Constraint] = []
         self.cancelled: list[tuple[int, float]] = []  # (number of the request, when)
         self._tickets: list[tuple[threading.Event, threading.Thread]] = []
+
+    def compile(self, constraint: Constraint) -> None:
+        """What begins with a parenthesis is malformed."""
+        if constraint.text.startswith("("):
+            raise RequestError(f"invalid grammar: {constraint.text}")
+        self.compiled.append(constraint)
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         if not self.healthy:

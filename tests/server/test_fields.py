@@ -172,9 +172,8 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("grammar", "root ::= 'a'"),
-        ("json_schema", {}),
-        ("response_format", {"type": "json_object"}),
+        ("ebnf", "root ::= 'a'"),
+        ("guided_json", {}),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("lora", [{"id": 0, "scale": 1}]),
