@@ -149,6 +149,7 @@ class Batch:
         rows[:, 0] = firsts + n
         rows[:, 1] = np.minimum(tile, chunk.count - firsts)
         rows[:, 2] = chunk.seq.slot
+        rows[:, 3] = chunk.start + chunk.count
         return at + n_tiles
 
     def _write_tables(self, sequences: Sequence[RunningSequence]) -> None:

@@ -14,14 +14,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
-from engine.errors import ContextOverflowError, EngineError, EngineStoppedError, RequestError
+from engine.errors import EngineError, EngineStoppedError, RequestError
 from engine.grammar import Grammars
 from engine.guide import Guide
 from engine.loader import list_devices, load_model
@@ -131,10 +131,11 @@ class Engine:
             self._thread.join()
 
     def _check(self, request: Request) -> None:
-        if not request.prompt:
-            raise RequestError("the prompt has no tokens")
-        if len(request.prompt) >= self.n_ctx:
-            raise ContextOverflowError(len(request.prompt), self.n_ctx)
+        self._scheduler.check(request)
+        if request.pooling is None and self.info.is_encoder:
+            raise RequestError("this model is an encoder: it has embeddings, not completions")
+        if request.pooling == "rank" and not self.info.ranks:
+            raise RequestError("this model has no head for ranking: it cannot rerank")
         if request.constraint is not None and request.sampling.ignore_eos:
             raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
         n_vocab = self.info.n_vocab
@@ -212,19 +213,36 @@ class Engine:
         self._counters.note_forward(plan, len(self._scheduler.running))
         for row, values in zip(rows, logits, strict=True):
             self._try_deliver(row, values)
+        self._embed(plan.chunks)
         for chunk in plan.chunks:
             stream = self._streams.get(chunk.seq.id)
-            if stream and chunk.is_final and stream.request.max_tokens == 0:
+            if stream and chunk.is_final and stream.ends_with_prompt:
                 self._counters.note_prompt(stream.timings())
                 self._end(stream, "limit")
+
+    def _embed(self, chunks: Iterable[Chunk]) -> None:
+        """Hand out the hidden states of a step to those who asked for them."""
+        at = 0  # of the chunk's first token in the step
+        for chunk in chunks:
+            stream = self._streams.get(chunk.seq.id)
+            if stream and chunk.outputs == "hidden":
+                wanted = stream.pool.wants(chunk.start, chunk.count)
+                first = at - chunk.start
+                states = self._runner.hidden(range(wanted.start + first, wanted.stop + first))
+                stream.pool.add(wanted.start, states)
+                if chunk.is_final:
+                    stream.embed()
+            at += chunk.count
 
     def _rows(self, chunk: Chunk) -> list[OutputRow]:
         """The rows of logits that a chunk asks for."""
         seq, end = chunk.seq, chunk.start + chunk.count
         stream = self._streams[seq.id]
         n_vocab = self.info.n_vocab
-        if chunk.outputs == "none":
+        if chunk.outputs in ("none", "hidden"):
             return []
+        if stream.request.pooling == "rank":  # an encoder's first token stands for the text
+            return [OutputRow(chunk, chunk.start if self.info.is_encoder else end - 1, 1)]
         if chunk.outputs == "last":
             return [OutputRow(chunk, end - 1, min(stream.k, n_vocab), mask=stream.mask)]
         k = max(stream.k, seq.request.prompt_logprobs or 0)
@@ -255,6 +273,9 @@ class Engine:
     def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""
         seq = stream.seq
+        if seq.request.pooling == "rank":
+            stream.rank(logits)
+            return
         if row.chunk.outputs == "all":
             stream.score_prompt(row.position, logits)
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:

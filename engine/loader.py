@@ -68,7 +68,7 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
-        sizes.scheduler(runner.state_bytes, options),
+        sizes.scheduler(runner.state_bytes, options, whole_prompts=not hparams.causal),
         tokenizer,
         template,
         _info(gguf, hparams, device, runner, pages),
@@ -86,7 +86,9 @@ class _Sizes:
     n_batch: int
     n_outputs: int
 
-    def scheduler(self, state_bytes: int, options: EngineOptions) -> Scheduler:
+    def scheduler(
+        self, state_bytes: int, options: EngineOptions, *, whole_prompts: bool
+    ) -> Scheduler:
         """``state_bytes``: what a slot keeps beside pages, at most."""
         cache = PageCache(self.n_pages, PAGE)
         checkpoints = self._checkpoints(state_bytes, options) if state_bytes else None
@@ -94,6 +96,7 @@ class _Sizes:
             cache, n_slots=self.n_slots, n_ctx_slot=self.n_ctx_slot, n_batch=self.n_batch,
             n_ubatch=self.n_tokens, max_outputs=self.n_outputs,
             share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
+            whole_prompts=whole_prompts,
         )  # fmt: skip
 
     def _checkpoints(self, state_bytes: int, options: EngineOptions) -> Checkpoints | None:
@@ -111,6 +114,8 @@ def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
     shared = options.n_parallel < 1
     n_slots = DEFAULT_SLOTS if shared else options.n_parallel
     n_ctx_slot = n_ctx if shared else n_ctx // n_slots
+    if h.n_positions:
+        n_ctx_slot = min(n_ctx_slot, h.n_positions)
     n_tokens = min(options.n_ubatch, options.n_batch, n_ctx)
     if n_ctx_slot < 1 or n_tokens < n_slots:
         raise EngineError(
@@ -222,5 +227,9 @@ def _info(
         device_name=device.info.name,
         driver=f"{device.info.platform}, {device.info.driver}",
         kv_bytes=pages.n_bytes,
+        pooling=h.pooling,
+        is_encoder=not h.causal,
+        ranks=runner.ranks,
+        labels=h.labels,
         token_bytes=runner.token_bytes,
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.request import Pooling
+
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
 
 
@@ -50,4 +52,8 @@ class ModelInfo:
     device_name: str
     driver: str
     kv_bytes: int
+    pooling: Pooling = "none"  # the file's; what is asked for where a client does not say
+    is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
+    ranks: bool = False  # it has a head that the pooling "rank" needs
+    labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     token_bytes: int = 0  # of weights, read for a token that is computed alone

@@ -12,6 +12,8 @@ from typing import Literal
 
 from engine.constraint import Constraint
 
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+
 DEFAULT_SAMPLERS = (
     "penalties",
     "dry",
@@ -60,7 +62,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion: a prompt of token ids and how to continue it."""
+    """A prompt of token ids and how to continue it, or with ``pooling`` which vectors it has.
+
+    ``pooling`` not None: nothing is generated. One ``Embedded`` comes, then ``Finished`` with
+    the reason "limit"; ``max_tokens``, samplers and stop strings do not matter. What it is to
+    be by default is in ``ModelInfo.pooling``. "rank" needs a model with ``ModelInfo.ranks``; a
+    model with ``ModelInfo.is_encoder`` serves no request without pooling. Engine.submit
+    refuses what does not fit.
+    """
 
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -72,6 +81,7 @@ class Request:
     cache_prompt: bool = True
     constraint: Constraint | None = None  # what the text must match
     special: bool = False  # render special tokens as text
+    pooling: Pooling | None = None
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 
@@ -99,6 +109,18 @@ class PromptScored:
     """Scores of the whole prompt; the first token has none, hence None."""
 
     scores: tuple[TokenScore | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the model makes of the prompt, not normalized (engine.embedding.normalized).
+
+    One vector of ``ModelInfo.n_embd`` values, or with the pooling "none" one for each token;
+    with "rank" one vector of scores, a score for each of ``ModelInfo.labels`` (of a reranker
+    mostly one, or as Qwen3's the probabilities of yes and no: the first is the relevance).
+    """
+
+    vectors: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +165,4 @@ class Failed:
     message: str
 
 
-Event = Started | PromptScored | Delta | Finished | Failed
+Event = Started | PromptScored | Embedded | Delta | Finished | Failed

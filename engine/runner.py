@@ -18,7 +18,7 @@ from engine.scheduler import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages
 from kernels.tape import Counts, Tape
-from kernels.tensor import read, read_row
+from kernels.tensor import read, read_row, read_rows
 from kernels.topk import MAX_K, Found, parse
 
 DECODE_TILES = (1, 8, 32)  # tokens per pass over the weights; more tokens, more passes
@@ -49,6 +49,10 @@ class RowLogits:
         """The k likeliest of the allowed tokens, or as many as there are."""
         found = parse(self._record, k) if k <= MAX_K else None
         return found or _best_of_row(self.allowed_row(), k, self._record)
+
+    def scores(self) -> npt.NDArray[np.float32]:
+        """What the model's ranking head makes of the row's hidden state."""
+        return self._runner.read_scores(self._index)
 
     def row(self) -> npt.NDArray[np.float32]:
         """All raw logits, float32 [n_vocab]."""
@@ -92,6 +96,9 @@ class Runner:
 
     def warm_up(self) -> None:
         """Record, and so compile, what the first request will need."""
+        if not self._decoder.generates:
+            self._tape(self._mode(PROMPT_TILE, 0, "tiles", hidden=True))
+            return
         for n in DECODE_TILES[:2]:
             self._tape(self._mode(n, 1, "single"))
         self._tape(self._mode(1, 1, "split"))
@@ -100,7 +107,10 @@ class Runner:
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that a step of one token reads."""
-        launches = self._tape(self._mode(1, 1, "single")).launches
+        if self._decoder.generates:
+            launches = self._tape(self._mode(1, 1, "single")).launches
+        else:
+            launches = self._tape(self._mode(PROMPT_TILE, 0, "tiles", hidden=True)).launches
         return sum(launch.work.weight_bytes for launch in launches)
 
     @property
@@ -108,10 +118,16 @@ class Runner:
         """What a slot keeps beside pages, at most."""
         return self._decoder.states.copy_bytes
 
+    @property
+    def ranks(self) -> bool:
+        """Whether the model has a head for ranking."""
+        return self._decoder.scores is not None
+
     def forward(
         self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
     ) -> list[RowLogits]:
-        """Compute a plan; the logits of ``rows`` hold until the next forward."""
+        """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
+        them, hold until the next forward."""
         for copy in copies:
             self.pages.copy_page(copy.source, copy.target)
         tape, counts = self.prepare(chunks, rows)
@@ -135,19 +151,33 @@ class Runner:
         """Write a step's inputs to the device; what is left is to run its launches and topk's."""
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
-        tape = self._tape(self._mode(n_tokens, len(rows), attention))
+        hidden = any(chunk.outputs == "hidden" for chunk in chunks)
+        tape = self._tape(self._mode(n_tokens, len(rows), attention, hidden=hidden))
         tile = self._decoder.tile_queries if attention == "tiles" else 1
         return tape, self._batch.fill(chunks, rows, tile)
 
     def read_logits(self, index: int) -> npt.NDArray[Any]:
         return read_row(self._decoder.logits, index, self._decoder.queue)
 
-    def _mode(self, n_tokens: int, n_outputs: int, attention: AttentionMode) -> Mode:
+    def read_scores(self, index: int) -> npt.NDArray[np.float32]:
+        scores = self._decoder.scores
+        if scores is None:
+            raise ValueError("the model has no ranking head")
+        return read_row(scores, index, self._decoder.queue)
+
+    def hidden(self, rows: range) -> npt.NDArray[np.float32]:
+        """Hidden states of tokens of the last forward, by their places in it: float32
+        [rows, n_embd]. The forward must have had a chunk with outputs "hidden"."""
+        return read_rows(self._decoder.hidden, rows, self._decoder.queue)
+
+    def _mode(
+        self, n_tokens: int, n_outputs: int, attention: AttentionMode, *, hidden: bool = False
+    ) -> Mode:
         if attention != "tiles":
             tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
-            return Mode(tile, attention, min(tile, FEW_OUTPUTS))
+            return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden)
         few = n_outputs <= FEW_OUTPUTS
-        return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE)
+        return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden)
 
     def _tape(self, mode: Mode) -> Tape:
         if mode not in self._tapes:

@@ -45,11 +45,12 @@ class Sequence(PagedTokens):
 
     @classmethod
     def from_request(cls, id: int, request: Request, salt: Hashable = None) -> Sequence:
-        """A scored prompt shares nothing: the logits of cached tokens are not cached."""
+        """A prompt that is scored or embedded shares nothing: what comes out of the model for
+        cached tokens is not cached."""
         return cls(
             list(request.prompt),
             salt,
-            request.cache_prompt and request.prompt_logprobs is None,
+            request.cache_prompt and request.prompt_logprobs is None and request.pooling is None,
             id=id,
             request=request,
             n_prompt=len(request.prompt),
@@ -67,16 +68,19 @@ class Sequence(PagedTokens):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``count`` tokens of a sequence from position ``start``, and where logits are wanted."""
+    """``count`` tokens of a sequence from position ``start``, and where logits are wanted.
+
+    ``outputs`` "hidden": no logits, but the hidden states of the tokens.
+    """
 
     seq: Sequence
     start: int
     count: int
-    outputs: Literal["none", "last", "all"]
+    outputs: Literal["none", "last", "all", "hidden"]
 
     @property
     def n_outputs(self) -> int:
-        return {"none": 0, "last": 1, "all": self.count}[self.outputs]
+        return {"none": 0, "last": 1, "all": self.count, "hidden": 0}[self.outputs]
 
     @property
     def is_final(self) -> bool:
@@ -113,14 +117,16 @@ class Scheduler:
         max_outputs: int | None = None,
         share: bool = True,
         checkpoints: Checkpoints | None = None,
+        whole_prompts: bool = False,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
 
         While a sequence is decoding, a forward takes at most ``prompt_chunk`` prompt tokens.
         Both default to ``n_ubatch``. ``checkpoints``: the model keeps more of a sequence than
         its pages, so that prefixes are shared up to a checkpoint only. ``share`` False: no
-        sequence uses what another computed. Raises ValueError for numbers that leave a
-        sequence without a token per forward.
+        sequence uses what another computed. ``whole_prompts``: a prompt is one chunk, because
+        its tokens see those after them; they share nothing. Raises ValueError for numbers that
+        leave a sequence without a token per forward.
         """
         self.cache = cache
         self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
@@ -138,7 +144,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # by arrival
         self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
         self.n_preempted = 0
-        self._share, self._checkpoints = share, checkpoints
+        self._share, self._checkpoints = share and not whole_prompts, checkpoints
+        self.whole_prompts = whole_prompts
         self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
 
@@ -147,10 +154,7 @@ class Scheduler:
 
         Raises RequestError if its prompt is empty, ContextOverflowError if too long.
         """
-        if not seq.tokens:
-            raise RequestError("the prompt has no tokens")
-        if len(seq.tokens) >= self.n_ctx:
-            raise ContextOverflowError(len(seq.tokens), self.n_ctx)
+        self.check(seq.request)
         if seq.state != "new":
             raise ValueError(f"sequence {seq.id} was added before")
         seq.state = "waiting"
@@ -159,15 +163,28 @@ class Scheduler:
         self._n_arrived += 1
         self.waiting.append(seq)
 
+    def check(self, request: Request) -> None:
+        """Raise what ``add`` raises for this request."""
+        n = len(request.prompt)
+        if not n:
+            raise RequestError("the prompt has no tokens")
+        if n > self.n_ctx or (n == self.n_ctx and request.pooling is None):
+            raise ContextOverflowError(n, self.n_ctx)
+        if self.whole_prompts and n > self.max_tokens:
+            raise RequestError(
+                f"the input has {n} tokens, but this model must process it at once: increase the "
+                f"physical batch size (--ubatch-size and --batch-size), now {self.max_tokens}"
+            )
+
     def plan(self, most_tokens: int | None = None) -> Plan | None:
         """The next forward, of at most so many prompt tokens; None: nothing to compute."""
         self._make_room()
         chunks = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
         n_tokens = self.max_tokens - len(chunks)
         n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
-        if chunks:
+        if chunks and not self.whole_prompts:
             n_tokens = min(n_tokens, self.prompt_chunk)
-        if most_tokens is not None:
+        if most_tokens is not None and not self.whole_prompts:
             n_tokens = min(n_tokens, most_tokens)
         plan = Plan(chunks)
         prompts = [seq for seq in self.running if seq.n_pending > 1]
@@ -355,8 +372,13 @@ class Scheduler:
             if start < seq.n_scored:  # computed again after a pause
                 return Chunk(seq, start, min(count, seq.n_scored - start), "none")
             return Chunk(seq, start, min(count, n_outputs), "all")
-        if count < pending or seq.request.max_tokens == 0:
+        pooling = seq.request.pooling
+        if self.whole_prompts and count < pending:  # not in this forward
+            return Chunk(seq, start, 0, "none")
+        if pooling not in (None, "rank"):
+            return Chunk(seq, start, count, "hidden")
+        if count < pending or (seq.request.max_tokens == 0 and pooling is None):
             return Chunk(seq, start, count, "none")
         if n_outputs < 1:
-            return Chunk(seq, start, count - 1, "none")
+            return Chunk(seq, start, 0 if self.whole_prompts else count - 1, "none")
         return Chunk(seq, start, count, "last")

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from engine.embedding import Pool
 from engine.guide import Guide
 from engine.output import Output
 from engine.request import (
+    Embedded,
     Event,
     Failed,
     Finished,
@@ -47,6 +49,7 @@ class Stream:
         self.seq, self._sampler, self._output = seq, sampler, output
         self._guide = guide
         self._tokenizer, self._on_event = tokenizer, on_event
+        self.pool = Pool(seq.request.pooling or "none", seq.n_prompt)
         self._scores: list[TokenScore | None] = [None]
         self._started_at = self._first_at = self._last_at = 0.0
         self.ended = False
@@ -56,6 +59,10 @@ class Stream:
     @property
     def request(self) -> Request:
         return self.seq.request
+
+    @property
+    def ends_with_prompt(self) -> bool:
+        return self.request.max_tokens == 0 or self.request.pooling is not None
 
     @property
     def needs(self) -> Needs:
@@ -89,6 +96,14 @@ class Stream:
         if self._scores:
             self._emit(PromptScored(tuple(self._scores)))
             self._scores = []
+
+    def embed(self) -> None:
+        """Send the vectors of the prompt, all of which has been taken into the pool."""
+        self._emit(Embedded(tuple(tuple(vector) for vector in self.pool.vectors.tolist())))
+
+    def rank(self, logits: RowLogits) -> None:
+        """Send the scores of the prompt."""
+        self._emit(Embedded((tuple(logits.scores().tolist()),)))
 
     def sample(self, logits: RowLogits) -> int:
         """Choose the next token from its row of logits and send what it completes."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.checks import check_tensors
+from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
 from engine.models.attention import load_attention
@@ -23,6 +24,7 @@ from engine.models.kimi_delta import load_kimi_delta
 from engine.models.mamba import load_mamba
 from engine.models.mla import load_mla
 from engine.models.moe import load_moe
+from engine.models.rank import RankWeights, load_rank
 from engine.models.short_conv import load_short_conv
 from engine.models.step import SublayerWeights
 from engine.tensors import Linear, TensorSource
@@ -39,12 +41,15 @@ DROP_BYTES = 32 << 20  # of the file, read before its pages are let go
 class SublayerPlan:
     """A mixer or FFN with the norm before it and the weight of one after it.
 
-    ``norm`` None: it reads what the sublayer before it read.
+    ``norm`` None: it reads what the sublayer before it read. ``after``: norms of the stream
+    itself, when the sublayer has been added to it; a second one is of the sum of what the first
+    yields and the stream before.
     """
 
     norm: NormWeights | None
     weights: SublayerWeights
     post_norm: Tensor | None
+    after: tuple[NormWeights, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +66,17 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """``output`` is the embedding matrix itself where the file ties them."""
+    """``output`` is the embedding matrix itself where the file ties them, None for encoders;
+    of ``token_types`` the first counts, and is added to every embedding."""
 
     embedding: Matrix
     embedding_norm: NormWeights | None
     positions: Matrix | None  # learned, one row per position
+    token_types: Matrix | None
     layers: tuple[LayerWeights, ...]
     output_norm: NormWeights
-    output: Linear
+    output: Linear | None
+    rank: RankWeights | None
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
@@ -86,17 +94,16 @@ def allocate_weights(
     source.check_types()
     check_tensors(gguf, hparams)
     embedding = source.matrix("token_embd.weight")
-    output = embedding
-    if source.has("output.weight"):
-        output = source.matrix("output.weight")
-    positions = "position_embd.weight"
+    positions, types = "position_embd.weight", "token_types.weight"
     weights = ModelWeights(
         embedding=embedding,
         embedding_norm=_embedding_norm(source, hparams),
         positions=source.matrix(positions) if source.has(positions) else None,
+        token_types=source.matrix(types) if source.has(types) else None,
         layers=tuple(_layer(source, hparams, i) for i in range(hparams.n_layers)),
-        output_norm=_norm(source, hparams, "output_norm", "token_embd_norm"),
-        output=Linear(output, source.vector("output.bias")),
+        output_norm=_output_norm(source, hparams),
+        output=_output(source, embedding) if hparams.causal else None,
+        rank=load_rank(source, hparams),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         n_bytes=gguf.n_bytes,
@@ -122,6 +129,18 @@ def pack_weights(
         progress(done / total)
 
 
+def _output(source: TensorSource, embedding: Matrix) -> Linear:
+    name = "output.weight"
+    matrix = source.matrix(name) if source.has(name) else embedding
+    return Linear(matrix, source.vector("output.bias"))
+
+
+def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
+    if h.arch.norms_after:  # the last layer has normalized the stream
+        return NormWeights(None, h.eps)
+    return _norm(source, h, "output_norm", "token_embd_norm")
+
+
 def _first(source: TensorSource, *names: str) -> npt.NDArray[np.float32] | None:
     found = (source.floats(name) for name in names)
     return next((array for array in found if array is not None), None)
@@ -141,7 +160,8 @@ def _norm(source: TensorSource, h: Hyperparameters, *names: str) -> NormWeights:
 
 
 def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | None:
-    if source.has("token_embd_norm.weight") and source.has("output_norm.weight"):
+    own = h.arch.norms_after or source.has("output_norm.weight")
+    if source.has("token_embd_norm.weight") and own:
         return _norm(source, h, "token_embd_norm")
     return NormWeights(None, h.eps, weightless=True) if h.arch.norm_embedding else None
 
@@ -153,6 +173,8 @@ def _layer(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights
     is none before attention either. An FFN without a norm of its own reads what attention reads.
     """
     b = f"blk.{layer}."
+    if h.arch.norms_after:
+        return _layer_with_norms_after(source, h, layer)
     mixers = _mixers(source, h, layer)
     ffn = _ffn(source, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
@@ -176,6 +198,19 @@ def _layer(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights
         tuple(plans), parallel=not has_own or h.parallel,
         skip=0.0 if skip is None else float(skip[0]),
     )  # fmt: skip
+
+
+def _layer_with_norms_after(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights:
+    b, unchanged = f"blk.{layer}.", NormWeights(None, h.eps)
+    after = [f"{b}attn_output_norm", *[f"{b}attn_norm_2"] * source.has(f"{b}attn_norm_2.weight")]
+    mixer, ffn = load_attention(source, h, layer), _ffn(source, h, layer)
+    if ffn is None:
+        raise ModelError(f"tensor {b}ffn_up.weight is missing")
+    plans = (
+        SublayerPlan(unchanged, mixer, None, tuple(_norm(source, h, name) for name in after)),
+        SublayerPlan(unchanged, ffn, None, (_norm(source, h, f"{b}layer_output_norm"),)),
+    )
+    return LayerWeights(plans, parallel=False, skip=0.0)
 
 
 def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[SublayerWeights]:

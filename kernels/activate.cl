@@ -2,7 +2,7 @@
 //
 // out[t, c] = ACT(x[t, x_at + c / REPEAT]) (* y[t, y_at + c]) (/ divisors[c]), or with GLU_x
 // GLU(x, y). Work-item (32 columns, token).
-// ACT_x     SILU GELU RELU RELU2 SIGMOID SOFTPLUS          TIMES   with y
+// ACT_x     SILU GELU RELU RELU2 SIGMOID SOFTPLUS TANH        TIMES   with y
 // QUANTIZE  out is integer activations (n_cols a multiple of 32), else float
 
 #include "lanes.cl"
@@ -20,6 +20,8 @@
 #define ACT SIGMOID
 #elif defined(ACT_SOFTPLUS)
 #define ACT SOFTPLUS
+#elif defined(ACT_TANH)
+#define ACT TANH
 #endif
 
 kernel void activate(global const float* x, int x_stride, int x_at,

@@ -9,7 +9,7 @@ from kernels.norm import quantize
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
-ACTIVATIONS = ("silu", "gelu", "relu", "relu2", "sigmoid", "softplus")
+ACTIVATIONS = ("silu", "gelu", "relu", "relu2", "sigmoid", "softplus", "tanh")
 
 
 def activate(
@@ -23,15 +23,18 @@ def activate(
     y: Tensor | None = None,
     y_at: int = 0,
     divisors: Tensor | None = None,
+    count: int = TOKENS,
     times: int = 1,
 ) -> None:
     """out[t, c] = activation(x[t, x_at + c / repeat]) * y[t, y_at + c] / divisors[c].
 
-    y and divisors may be missing; x and y may be out.values. ``times`` rows per token.
+    y and divisors may be missing; x and y may be out.values. ``times`` rows for each of
+    counts[count].
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: {ACTIVATIONS}")
-    _launch(tape, x, x_at, [f"ACT_{activation.upper()}"], repeat, y, y_at, divisors, out, times)
+    defines = [f"ACT_{activation.upper()}"]
+    _launch(tape, x, x_at, defines, repeat, y, y_at, divisors, out, Per(count, 1, times))
 
 
 def activate_glu(
@@ -48,7 +51,7 @@ def activate_glu(
 ) -> None:
     """out = activation(gate) * up, for a gate and an up that are not in one paired matrix."""
     defines = glu_defines(activation, limit)
-    _launch(tape, gate, gate_at, defines, 1, up, up_at, None, out, times)
+    _launch(tape, gate, gate_at, defines, 1, up, up_at, None, out, Per(TOKENS, 1, times))
 
 
 def _launch(
@@ -61,7 +64,7 @@ def _launch(
     y_at: int,
     divisors: Tensor | None,
     out: Activations,
-    times: int,
+    rows: Per,
 ) -> None:
     defines = [*defines, f"REPEAT={repeat}"]
     args: list[object] = [x.buffer, np.int32(x.shape[-1]), np.int32(x_at)]
@@ -77,8 +80,6 @@ def _launch(
     elif out.codes is not None and out.scales is not None:
         defines.append("QUANTIZE")
         args += [out.codes.buffer, out.scales.buffer]
-    tape.add(
-        "activate.cl", "activate", defines, args, (-(-out.n_cols // 32), Per(TOKENS, 1, times))
-    )
+    tape.add("activate.cl", "activate", defines, args, (-(-out.n_cols // 32), rows))
     if out.values is not None and out.quantized:
-        quantize(tape, out, times=times)
+        quantize(tape, out, count=rows.index, times=rows.times)

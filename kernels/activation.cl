@@ -9,6 +9,7 @@
 #define GELU(x) \
     ((x) - (x) / (exp(1.59576912160573071176f * (x) * (1.0f + 0.044715f * (x) * (x))) + 1.0f))
 #define RELU(x) fmax(x, 0.0f)
+#define TANH(x) tanh(x)
 #define RELU2(x) (fmax(x, 0.0f) * fmax(x, 0.0f))
 #define SOFTPLUS(x) (fmax(x, 0.0f) + log1p(exp(-fabs(x))))
 

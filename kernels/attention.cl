@@ -1,11 +1,12 @@
 // What the attention kernels share: masks, the merge of partial softmaxes, the output.
 //
 // A query sees the keys of its sequence up to its own position, and with `window` > 0 only the
-// last `window` of them. Keys are taken in parts of PART tokens, each with its own maximum m,
+// last `window` of them. BIDIRECTIONAL: it sees the keys after it too, up to tile.w, and with a
+// window those at most window / 2 away. Keys are taken in parts of PART tokens, each with its own maximum m,
 // sum l and weighted values acc; parts are then merged from the first to the last. Single
 // tokens (one work-item per part) and prompts (a loop over parts) so do the same arithmetic.
 //
-// tiles[i] = (first token, number of queries, page table row, -) of the step's tokens.
+// tiles[i] = (first token, number of queries, page table row, keys of the sequence).
 
 #include "lanes.cl"
 #include "activation.cl"
@@ -25,14 +26,30 @@
 // First key that any query from position `pos` on may see: of the last `window` ones, with
 // CHUNKED of those in its own stretch of so many.
 INLINE int first_key(int pos, int window) {
-#ifdef CHUNKED
+#if defined(BIDIRECTIONAL)
+    return window > 0 ? max(0, pos - window / 2) : 0;
+#elif defined(CHUNKED)
     return window > 0 ? pos / window * window : 0;
 #else
     return window > 0 ? max(0, pos - window + 1) : 0;
 #endif
 }
 
+// The end of the keys that the query at `pos` sees, of a sequence of n_keys.
+INLINE int end_key(int pos, int window, int n_keys) {
+#ifdef BIDIRECTIONAL
+    return window > 0 ? min(n_keys, pos + window / 2 + 1) : n_keys;
+#else
+    return pos + 1;
+#endif
+}
+
 // ALIBI: slopes[head] times the distance to a key is subtracted from its score.
+#ifdef BIDIRECTIONAL
+#define NEARNESS(d) (-fabs(d))
+#else
+#define NEARNESS(d) (d)
+#endif
 // SINKS: sinks[head] is the score of one more key, whose value is zero.
 #ifdef ALIBI
 #define SLOPES_ARG , global const float* slopes

@@ -30,7 +30,7 @@ PLAIN_ITEMS = {"simd": 8, "simt": 1024}
 class AttentionInputs:
     """What every layer's attention reads: buffers that the engine fills before each step."""
 
-    tiles: Tensor  # int32 [n, 4]: first token, queries, row of tables, 0
+    tiles: Tensor  # int32 [n, 4]: first token, queries, row of tables, keys
     positions: Tensor  # int32 [n]
     tables: Tensor  # int32 [sequences, pages]
     counts: Tensor
@@ -41,6 +41,7 @@ class Mask:
     """window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none.
 
     chunked: the window is the query's own stretch of so many tokens, not the last ones.
+    bidirectional: keys after the query count too; the window is half before it, half after.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
     [heads], the score of one more key without a value.
     """
@@ -48,6 +49,7 @@ class Mask:
     window: int = 0
     softcap: float = 0.0
     chunked: bool = False
+    bidirectional: bool = False
     slopes: Tensor | None = None
     sinks: Tensor | None = None
 
@@ -55,7 +57,7 @@ class Mask:
     def defines(self) -> list[str]:
         flags = {
             "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "ALIBI": self.slopes is not None,
-            "SINKS": self.sinks is not None,
+            "SINKS": self.sinks is not None, "BIDIRECTIONAL": self.bidirectional,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
 
@@ -184,7 +186,7 @@ def _split(
         *([mask.sinks.buffer] if mask.sinks is not None else []), *_outputs(out, fused),
     ]  # fmt: skip
     grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
-    names = [d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED"))]
+    names = [d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED", "BIDI"))]
     names += ["QUANTIZE_OUT"] if fused else []
     tape.add("attention_combine.cl", "combine", names, merge, grid)
 

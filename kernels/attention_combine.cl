@@ -19,7 +19,7 @@ kernel void combine(global const float* partial, int max_parts, global const int
     const size_t at = (size_t)t * n_heads + head;
     const size_t row = (size_t)tile * n_heads + head;
     int part = first_key(pos, window) / PART;
-    const int end = pos / PART + 1;
+    const int end = (end_key(pos, window, tiles[tile].w) - 1) / PART + 1;
     const int n = min(32, HDV_PADDED - 32 * c);
     global const float* p = partial + (row * max_parts + part) * (HDV_PADDED + 2);
     float16 lo = vload16(0, p + 32 * c), hi = n > 16 ? vload16(1, p + 32 * c) : (float16)(0);

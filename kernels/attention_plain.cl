@@ -20,21 +20,21 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int t = tile.x + query, pos = positions[t];
         global const int* table = tables + (size_t)tile.z * table_stride;
         global const float* q = qkv + (size_t)t * q_stride + head * HD;
-        const int first = first_key(pos, window);
+        const int first = first_key(pos, window), end = end_key(pos, window, tile.w);
         float m = M_NONE, l = 0, acc[HDV_PADDED];
-        for (int key = first; key <= pos; key++) {
+        for (int key = first; key < end; key++) {
             global const k_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
             float sum = 0;
             for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_K(k + d * PAGE), sum);
             sum = CAPPED(sum);
 #ifdef ALIBI
-            sum += slopes[head] * (key - pos);
+            sum += slopes[head] * NEARNESS((float)(key - pos));
 #endif
             s[key - first] = sum;
             m = fmax(m, s[key - first]);
         }
         for (int d = 0; d < HDV; d++) acc[d] = 0;
-        for (int key = first; key <= pos; key++) {
+        for (int key = first; key < end; key++) {
             const float p = exp(s[key - first] - m);
             global const v_t* v =
                 V_PAGE(v_cache, table[key / PAGE], n_kv, h) + (key % PAGE) * HDV_PADDED;

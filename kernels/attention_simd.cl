@@ -42,9 +42,9 @@ INLINE void page_scores(const float* q, global const k_t* k, global const k_t* n
 
 #define ZERO_TO_15 (float16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 
-INLINE float16 masked(float16 s, int key, int pos, int window) {
+INLINE float16 masked(float16 s, int key, int pos, int window, int n_keys) {
     const int16 keys = key + (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const int16 seen = (keys <= pos) & (keys >= first_key(pos, window));
+    const int16 seen = (keys < end_key(pos, window, n_keys)) & (keys >= first_key(pos, window));
     return select((float16)(S_MASKED), s, seen);
 }
 
@@ -78,7 +78,7 @@ typedef struct {
 // One part: keys of pages [page, end) for queries from position pos on.
 INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
                         global const v_t* v_cache, global const int* table, int n_kv, int h, int first_head,
-                        int page, int end, int pos, int kv_end, int window,
+                        int page, int end, int pos, int kv_end, int n_keys, int window,
                         float softcap SLOPES_ARG) {
     for (int r = 0; r < RB; r++) {
         state->m[r] = M_NONE;
@@ -92,7 +92,8 @@ INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
         const int next = table[min(page + 1, end - 1)];
         page_scores(q, K_PAGE(k_cache, table[page], n_kv, h), K_PAGE(k_cache, next, n_kv, h),
                     V_PAGE(v_cache, next, n_kv, h), s);
-        const bool whole = key + PAGE - 1 <= pos && (window <= 0 || key >= first_key(pos + QB - 1, window));
+        const bool whole = key + PAGE <= end_key(pos, window, n_keys) &&
+                           (window <= 0 || key >= first_key(pos + QB - 1, window));
         #pragma unroll
         for (int r = 0; r < RB; r++) {
             float16 top = M_NONE;
@@ -100,9 +101,9 @@ INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
                 s[r][i] = CAPPED(s[r][i]);
 #ifdef ALIBI
                 s[r][i] += slopes[first_head + r % G] *
-                           (ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
+                           NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
 #endif
-                if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window);
+                if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window, n_keys);
                 top = fmax(top, s[r][i]);
             }
             const float m = fmax(state->m[r], max16(top));
@@ -152,7 +153,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const int h = item / SHARE, first_head = item * G;
     const int4 tile = tiles[tile_index];
     const int t0 = tile.x, nq = tile.y, pos = positions[t0];
-    const int kv_end = pos + nq;
+    const int kv_end = end_key(pos + nq - 1, window, tile.w);
     const int first_page = first_key(pos, window) / PAGE;
     const int last_page = (kv_end + PAGE - 1) / PAGE;
     global const int* table = tables + (size_t)tile.z * table_stride;
@@ -165,7 +166,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #define ATTEND(state, begin)                                                               \
     attend_part(state, q, k_cache, v_cache, table, n_kv, h, first_head,                    \
                 max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, kv_end, \
-                window, softcap SLOPES)
+                tile.w, window, softcap SLOPES)
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;

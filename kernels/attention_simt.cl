@@ -56,9 +56,10 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const int4 tile = tiles[tile_index];
     const int t = tile.x, pos = positions[t], h = head / G, n_heads = n_kv * G;
     global const int* table = tables + (size_t)tile.z * table_stride;
-    int page = first_key(pos, window) / PAGE, end = pos / PAGE + 1;
+    const int n_seen = end_key(pos, window, tile.w);
+    int page = first_key(pos, window) / PAGE, end = (n_seen + PAGE - 1) / PAGE;
 #ifdef SPLIT
-    if (part * PART > pos) return;
+    if (part * PART >= n_seen) return;
     page = max(page, part * PART_PAGES);
     end = min(end, (part + 1) * PART_PAGES);
 #endif
@@ -70,13 +71,13 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     for (; page < end; page += PAGES_AT_ONCE) {
         const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
         float s = S_MASKED;
-        if (mine < end && key <= pos && key >= first_key(pos, window)) {
+        if (mine < end && key < n_seen && key >= first_key(pos, window)) {
             global const k_t* k = K_PAGE(k_cache, table[mine], n_kv, h) + lid % PAGE;
             s = 0;
             for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_K(k + d * PAGE), s);
             s = CAPPED(s);
 #ifdef ALIBI
-            s += slopes[head] * (key - pos);
+            s += slopes[head] * NEARNESS((float)(key - pos));
 #endif
         }
         const float top = fmax(m, reduce_max(s, shared));
@@ -87,7 +88,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         for (int c = 0; c < COLUMNS; c++) acc[c] *= factor;
         for (int i = 0; i < PAGES_AT_ONCE && page + i < end; i++) {
             global const v_t* v = V_PAGE(v_cache, table[page + i], n_kv, h);
-            const int n = min(PAGE, pos + 1 - (page + i) * PAGE);
+            const int n = min(PAGE, n_seen - (page + i) * PAGE);
             for (int c = 0; c < COLUMNS; c++) {
                 const int d = c * WG + lid;
                 if (d < HDV_PADDED)

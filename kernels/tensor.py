@@ -88,8 +88,16 @@ def read(tensor: Tensor, n_rows: int | None, queue: cl.CommandQueue) -> npt.NDAr
 
 def read_row(tensor: Tensor, index: int, queue: cl.CommandQueue) -> npt.NDArray[Any]:
     """A host copy of one row; waits for the queue."""
-    array = np.empty(tensor.shape[1:], tensor.dtype)
-    cl.enqueue_copy(queue, array, tensor.buffer, src_offset=index * array.nbytes, is_blocking=True)
+    array: npt.NDArray[Any] = read_rows(tensor, range(index, index + 1), queue)[0]
+    return array
+
+
+def read_rows(tensor: Tensor, rows: range, queue: cl.CommandQueue) -> npt.NDArray[Any]:
+    """A host copy of consecutive rows; waits for the queue."""
+    array = np.empty((len(rows), *tensor.shape[1:]), tensor.dtype)
+    if array.size:
+        at = rows.start * (array.nbytes // len(rows))
+        cl.enqueue_copy(queue, array, tensor.buffer, src_offset=at, is_blocking=True)
     return array
 
 

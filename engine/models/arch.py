@@ -12,9 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from engine.embedding import pooling_of
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.rope import RopeScaling, read_rope_scaling
+from engine.request import Pooling
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
 Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
@@ -50,6 +52,7 @@ class Architecture:
     weightless_norms: bool = False  # norms where the file has none, before sublayers and at the end
     norm_embedding: bool = False  # RMS norm without weight after the embedding
     post_norm_eps: float = 0.0  # of norms after sublayers; 0: as the others
+    norms_after: bool = False  # of the stream itself, after each sublayer (BERT)
     # Attention
     head_norm_after_rope: bool = False
     head_norm_weightless: bool = False  # where there is RoPE, and not in models of 128 experts
@@ -76,6 +79,7 @@ class Architecture:
     divide_logits: bool = False  # by the logit scale, instead of multiplying
     logit_scale: float = 1.0  # where the file names none
     scaled_residuals: bool = False  # the file's residual scale, else 1.4 / sqrt(layers)
+    rank_activation: Literal["tanh", "gelu"] = "tanh"  # in the head of a reranker
     rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
 
 
@@ -88,6 +92,7 @@ class Hyperparameters:
     n_embd: int
     n_vocab: int
     n_ctx_train: int
+    n_positions: int  # that the model has learned one by one; 0: any
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
     n_kv: tuple[int, ...]
     head: int  # values of a head of Q and K
@@ -113,6 +118,9 @@ class Hyperparameters:
     embedding_scale: float
     residual_scale: float
     logit_scale: float
+    causal: bool  # tokens see those before them only
+    pooling: Pooling  # of embeddings, where nobody says
+    labels: tuple[str, ...]  # of the ranking head's scores
     parallel: bool  # attention and FFN read the same stream, though each has its norm
     ssm_state: int  # values of state per channel, or of a key
     ssm_norms: bool  # step size, B and C have norms even without weights
@@ -169,6 +177,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_embd=n_embd,
         n_vocab=_n_vocab(gguf),
         n_ctx_train=gguf.get_int(key("context_length")),
+        n_positions=_n_positions(gguf),
         n_heads=n_heads,
         n_kv=n_kv,
         head=head,
@@ -194,6 +203,9 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         embedding_scale=_embedding_scale(gguf, arch, n_embd),
         residual_scale=_residual_scale(gguf, arch, n_layers),
         logit_scale=_logit_scale(gguf, arch),
+        causal=bool(gguf.metadata.get(key("attention.causal"), True)),
+        pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
+        labels=_labels(gguf),
         parallel=bool(gguf.metadata.get(key("use_parallel_residual"), False)),
         ssm_state=gguf.get_int(key("ssm.state_size"), 0),
         ssm_norms=bool(gguf.metadata.get(key("ssm.dt_b_c_rms"), False)),
@@ -259,6 +271,13 @@ def per_layer_floats(gguf: GGUFFile, name: str, n_layers: int) -> tuple[float, .
     if isinstance(value, np.ndarray):
         return tuple(float(v) for v in value)[:n_layers]
     return (float(value),) * n_layers
+
+
+def _labels(gguf: GGUFFile) -> tuple[str, ...]:
+    value = gguf.metadata.get(gguf.arch_key("classifier.output_labels"), ())
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return ()
+    return tuple(str(label) for label in value)
 
 
 def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
@@ -379,6 +398,11 @@ def _expert_gate(gguf: GGUFFile, arch: Architecture) -> Gate:
     if kind and kind not in GATES:
         raise ModelError(f"{gguf.path}: unknown expert_gating_func {kind}")
     return GATES.get(kind, arch.gate)
+
+
+def _n_positions(gguf: GGUFFile) -> int:
+    tensor = gguf.tensors.get("position_embd.weight")
+    return 0 if tensor is None else tensor.shape[-1]
 
 
 def _n_vocab(gguf: GGUFFile) -> int:

@@ -6,9 +6,13 @@ its ``Mode``, whatever the tokens, positions, pages and their number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.models.arch import Hyperparameters
+from engine.models.rank import RankHead
 from engine.models.step import Context, Mode, Step, StepInputs, Sublayer, Workspace
 from engine.tensors import Linear
 from engine.weights import LayerWeights, ModelWeights
@@ -24,7 +28,7 @@ from kernels.program import Programs
 from kernels.rope import rope_table
 from kernels.state import SlotStates
 from kernels.tape import OUTPUTS, Tape
-from kernels.tensor import Tensor, empty, upload
+from kernels.tensor import Tensor, empty, upload, zeros
 from kernels.topk import softcap, topk
 
 
@@ -36,6 +40,7 @@ class _Placed:
     sublayer: Sublayer
     x: Activations
     post_norm: Tensor | None
+    after: tuple[NormWeights, ...]
 
 
 def kv_shapes(h: Hyperparameters) -> list[KVShape]:
@@ -68,12 +73,20 @@ class Decoder:
         self._h, self._weights, self._inputs = h, weights, inputs
         self._device, self._programs = device, programs
         workspace = Workspace(device, n_tokens)
-        self.logits = empty(device, (n_outputs, h.n_vocab))
+        self.logits = empty(device, (n_outputs, h.n_vocab if self.generates else 0))
+        self.hidden = workspace.rows("hidden states", h.n_embd)
         self._x = workspace.rows("stream", h.n_embd)
         self._sublayer = workspace.rows("sublayer", h.n_embd)
         skips = any(layer.skip for layer in weights.layers)
         self._embedding = workspace.rows("embedding", h.n_embd) if skips else None
-        self._last = workspace.activations("last", [weights.output], n_rows=n_outputs)
+        self._rank = None if weights.rank is None else RankHead(
+            weights.rank, h, workspace, n_outputs
+        )  # fmt: skip
+        readers = [*([weights.output] if weights.output else []), *self._rank_readers]
+        self._last = None if not readers else workspace.activations(
+            "last", readers, n_rows=n_outputs
+        )  # fmt: skip
+        self._zeros = zeros(device, (n_tokens,), np.int32)
         self._rope = {
             windowed: self._rope_memory(workspace, n_ctx, windowed)
             for windowed in {w for w, rope in zip(h.windowed, h.rope, strict=True) if rope}
@@ -117,16 +130,30 @@ class Decoder:
             name = f"normed {n}" if layer.parallel else "normed"
             shares = plan.norm is None and placed
             x = placed[-1].x if shares else workspace.activations(name, readers)
-            placed.append(_Placed(plan.norm, sublayer, x, plan.post_norm))
+            placed.append(_Placed(plan.norm, sublayer, x, plan.post_norm, plan.after))
         return placed
+
+    @property
+    def generates(self) -> bool:
+        """Whether it yields logits; an encoder does not."""
+        return self._weights.output is not None
+
+    @property
+    def scores(self) -> Tensor | None:
+        """What the ranking head makes of the wanted rows, if the model has one."""
+        return None if self._rank is None else self._rank.scores
+
+    @property
+    def _rank_readers(self) -> Sequence[Linear]:
+        return () if self._weights.rank is None else self._weights.rank.readers
 
     @property
     def queue(self) -> CommandQueue:
         return self._device.queue
 
     def record(self, mode: Mode) -> Tape:
-        """The launches of a step: from token ids to logits."""
-        tape, inputs, h = Tape(self._device, self._programs), self._inputs, self._h
+        """The launches of a step: from token ids to what is made of the last hidden states."""
+        tape = Tape(self._device, self._programs)
         step = Step(tape, mode)
         self._embed(tape)
         pending: PostNorm | None = None  # a norm that the last sublayer's output awaits
@@ -134,23 +161,39 @@ class Decoder:
             pending = self._layer(step, layer, weights.parallel, pending)
             if self._embedding is not None:
                 combine(tape, self._embedding, self._x, scale=weights.skip, add=True)
-        norm(
-            tape, self._x, self._weights.output_norm, self._last, post=pending, rows=inputs.rows,
-            count=OUTPUTS,
-        )  # fmt: skip
-        output = self._weights.output
+        self._finish(step, pending)
+        return tape
+
+    def _finish(self, step: Step, pending: PostNorm | None) -> None:
+        """Hidden states of all tokens, if they are wanted; scores and logits of some."""
+        tape, inputs, last_norm = step.tape, self._inputs, self._weights.output_norm
+        if step.mode.hidden:
+            states = Activations(self._h.n_embd, self.hidden)
+            norm(tape, self._x, last_norm, states, post=pending)
+            pending = None
+        if self._last is None:
+            return
+        norm(tape, self._x, last_norm, self._last, post=pending, rows=inputs.rows, count=OUTPUTS)
+        if self._rank is not None:
+            self._rank.record(step, self._last, inputs.counts)
+        if self._weights.output is not None:
+            self._predict(step, self._weights.output, self._last)
+
+    def _predict(self, step: Step, output: Linear, last: Activations) -> None:
+        """Logits and their top-k."""
+        tape, inputs, h = step.tape, self._inputs, self._h
         matmul(
-            tape, output.matrix, self._last, self.logits, inputs.counts, tile=mode.output_tile,
+            tape, output.matrix, last, self.logits, inputs.counts, tile=step.mode.output_tile,
             count=OUTPUTS, bias=output.bias, scale=h.logit_scale,
         )  # fmt: skip
         if h.logit_softcap:
             softcap(tape, self.logits, h.logit_softcap)
-        return tape
 
     def record_topk(self) -> Tape:
         """The last launches of every step, for which masks must be there."""
         tape = Tape(self._device, self._programs)
-        topk(tape, self.logits, self._inputs.topk)
+        if self.generates:
+            topk(tape, self.logits, self._inputs.topk)
         return tape
 
     def _embed(self, tape: Tape) -> None:
@@ -162,6 +205,8 @@ class Decoder:
         embed(tape, weights.embedding, inputs.tokens, self._x, h.embedding_scale)
         if weights.positions is not None:
             embed(tape, weights.positions, positions, self._x, add=True)
+        if weights.token_types is not None:
+            embed(tape, weights.token_types, self._zeros, self._x, add=True)
         if weights.embedding_norm is not None:
             norm(tape, self._x, weights.embedding_norm, Activations(h.n_embd, self._x))
         if self._embedding is not None:
@@ -183,7 +228,10 @@ class Decoder:
                 pending = self._normalize(step, part, pending)
             post = part.post_norm
             out = self._x if post is None else self._sublayer
-            part.sublayer.record(step, part.x, out, add=post is None)
+            if len(part.after) > 1:
+                out = self._sublayer
+            part.sublayer.record(step, part.x, out, add=out is self._x)
+            self._normalize_after(step.tape, part.after)
             if post is not None:
                 pending = PostNorm(self._sublayer, post, self._h.post_eps)
         return pending
@@ -193,6 +241,15 @@ class Decoder:
             return pending
         norm(step.tape, self._x, part.norm, part.x, post=pending)
         return None
+
+    def _normalize_after(self, tape: Tape, norms: Sequence[NormWeights]) -> None:
+        """The stream's own norms after a sublayer; see SublayerPlan."""
+        if len(norms) > 1:
+            combine(tape, self._x, self._sublayer, scale=1.0, add=True)
+            norm(tape, self._sublayer, norms[0], Activations(self._h.n_embd, self._sublayer))
+            combine(tape, self._sublayer, self._x, scale=1.0, add=True)
+        for weights in norms[-1:]:
+            norm(tape, self._x, weights, Activations(self._h.n_embd, self._x))
 
 
 def _tile_queries(h: Hyperparameters, device: Device, flash: bool) -> int:

@@ -45,12 +45,14 @@ class Mode:
     """What a recording is for: tokens per pass over the weights, and how attention goes.
 
     ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
-    by side) or, where no sequence has more than one part of keys, "single".
+    by side) or, where no sequence has more than one part of keys, "single". ``hidden``: the
+    hidden states of all tokens are wanted.
     """
 
     tile: int
     attention: AttentionMode
     output_tile: int
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,14 @@ class Stepper:
         ends = np.cumsum([count for _, count in shares])[:-1]
         return np.split(np.array(rows), ends)
 
+    def states(self, *seqs: RunningSequence) -> list[Floats]:
+        """The hidden states of whole prompts, in one step: float32 [tokens, n_embd] each."""
+        chunks = [Chunk(seq, 0, len(seq.tokens), "hidden") for seq in seqs]
+        self.runner.forward(chunks, (), ())
+        ends = np.cumsum([chunk.count for chunk in chunks])
+        states = self.runner.hidden(range(int(ends[-1])))
+        return np.split(states, ends[:-1])
+
     def run(self, seq: RunningSequence, counts: Iterable[int]) -> Floats:
         """The logits of one sequence, in steps of so many tokens."""
         return np.concatenate([self.step((seq, count))[0] for count in counts])
@@ -85,7 +94,7 @@ def sequence(tokens: Iterable[int], slot: int, table: list[int]) -> RunningSeque
     return seq
 
 
-def nmse(result: Floats, reference: Floats) -> float:
+def nmse(result: Floats, reference: npt.NDArray[np.floating[Any]]) -> float:
     """Squared error, relative to the reference's squares."""
     assert result.shape == reference.shape
     difference = result.astype(np.float64) - reference

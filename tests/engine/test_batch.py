@@ -41,8 +41,10 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     assert [row[:3] for row in numbers(device, inputs.topk.wanted, 4)] == [
         [40, 0, -1], [3, 60, -1], [3, 61, -1], [3, 62, -1],
     ]  # fmt: skip
-    tiles = [(0, 2, 2), (2, 2, 2), (4, 1, 2), (5, 1, 0), (6, 2, 1), (8, 1, 1)]
-    assert [tuple(tile[:3]) for tile in numbers(device, inputs.attention.tiles, 6)] == tiles
+    tiles = [
+        (0, 2, 2, 35), (2, 2, 2, 35), (4, 1, 2, 35), (5, 1, 0, 300), (6, 2, 1, 3), (8, 1, 1, 3)
+    ]  # fmt: skip
+    assert [tuple(tile) for tile in numbers(device, inputs.attention.tiles, 6)] == tiles
     segments = [(0, 5, 2, 30), (5, 1, 0, 299), (6, 3, 1, 0)]
     assert [tuple(row) for row in numbers(device, inputs.sequences, 3)] == segments
     tables = read(inputs.attention.tables, None, device.queue)

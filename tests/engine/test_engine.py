@@ -123,7 +123,7 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
     scheduler = Scheduler(
         PageCache(16, 16), n_slots=2, n_ctx_slot=N_CTX, n_batch=32, n_ubatch=32, max_outputs=32
     )
-    info: Any = SimpleNamespace(n_vocab=N_VOCAB)
+    info: Any = SimpleNamespace(n_vocab=N_VOCAB, is_encoder=False, ranks=False)
     made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
     yield made
     runner.gate.set()

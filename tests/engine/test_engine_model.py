@@ -13,10 +13,13 @@ from asking import GREEDY, SECONDS, Reply, ask, engine_of, random_prompt, submit
 from stepping import Floats, Stepper, sequence
 
 from engine.engine import Engine
+from engine.errors import RequestError
+from engine.gguf import open_gguf
 from engine.loader import Model, load_model
 from engine.options import EngineOptions
 from engine.request import (
     Delta,
+    Embedded,
     Finished,
     PromptScored,
     Request,
@@ -346,3 +349,28 @@ def test_scores_of_tokens_that_are_not_the_likeliest(engine: Engine, stepper: St
     for score, token, row in zip(reply.scores, reply.tokens, rows, strict=True):
         assert_scored(score, token, log_softmax(row), 1)
     assert any(score.id != score.top[0][0] for score in reply.scores)
+
+
+@pytest.mark.parametrize("pooling", ["none", "mean", "last"])
+def test_embeddings_of_a_decoder(
+    engine: Engine, stepper: Stepper, pooling: str, path: Path
+) -> None:
+    """Hidden states after the last norm, beside a stream: through the output matrix they are
+    the logits."""
+    prompt = np.random.default_rng(3).integers(128, size=150).tolist()
+    beside = submit(engine, range(20), max_tokens=30)
+    reply = ask(engine, prompt, pooling=pooling)
+    assert reply.end.reason == "limit"
+    assert reply.n_cached == 0
+    (embedded,) = reply.all(Embedded)
+    logits = stepper.run(sequence(prompt, 0, [*range(5)]), [90, 60])
+    expected = {"none": logits, "mean": logits.mean(0)[None], "last": logits[-1:]}[pooling]
+    with open_gguf(path) as file:
+        output = file.data("output.weight").view(np.float32).reshape(stepper.n_vocab, -1)
+    assert np.abs(np.array(embedded.vectors) @ output.T - expected).max() <= 1e-3
+    assert beside.wait().end.reason == "limit"
+
+
+def test_what_cannot_be_embedded(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="no head for ranking"):
+        ask(engine, [1], pooling="rank")

@@ -562,3 +562,47 @@ def test_random_lives(seed):
         assert n_steps < 14 * 100, "somebody starves"
     assert simulation.scheduler.cache.stats().n_used == 0
     assert simulation.scheduler.slots == [None] * len(simulation.scheduler.slots)
+
+
+def test_embedded_prompts_ask_for_states():
+    """The pooling "rank" reads the last token only, as sampling does."""
+    scheduler = make()
+    embedded = add(scheduler, range(20), pooling="mean")
+    assert shares(step(scheduler)) == [(embedded.id, 0, 16, "hidden")]
+    ranked = add(scheduler, range(8), pooling="rank", max_tokens=0)
+    assert shares(scheduler.plan()) == [
+        (embedded.id, 16, 4, "hidden"),
+        (ranked.id, 0, 8, "last"),
+    ]
+    assert not embedded.share
+
+
+def test_whole_prompts_wait_for_a_forward_with_room():
+    """Neither the pace nor others' tokens cut them; shorter ones fill what is left."""
+    scheduler = make(whole_prompts=True, prompt_chunk=2)
+    seqs = [add(scheduler, range(n), pooling="mean") for n in (9, 10, 6, 1)]
+    plan = scheduler.plan(3)
+    assert [(chunk.seq, chunk.count) for chunk in plan.chunks] == [
+        (seqs[0], 9),
+        (seqs[2], 6),
+        (seqs[3], 1),
+    ]
+    scheduler.advance(plan)
+    for seq in (seqs[0], seqs[2], seqs[3]):
+        scheduler.finish(seq)
+    assert shares(scheduler.plan(3)) == [(seqs[1].id, 0, 10, "hidden")]
+
+
+def test_whole_prompts_that_no_forward_can_take():
+    scheduler = make(whole_prompts=True)
+    add(scheduler, range(16), pooling="cls")
+    with pytest.raises(RequestError, match=r"17 tokens.*--ubatch-size.*16"):
+        add(scheduler, range(17), pooling="cls")
+
+
+def test_an_embedded_prompt_may_fill_the_context():
+    scheduler = make(n_ctx=16)
+    add(scheduler, range(16), pooling="last")
+    for fields in ({"pooling": "last"}, {}):
+        with pytest.raises(ContextOverflowError):
+            add(scheduler, range(17 if fields else 16), **fields)

@@ -91,12 +91,23 @@ def joined(*heads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def attended(
-    q: Doubles, k: Doubles, v: Doubles, position: int, *, window: int = 0, softcap: float = 0.0
+    q: Doubles,
+    k: Doubles,
+    v: Doubles,
+    position: int,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    bidirectional: bool = False,
 ) -> Doubles:
     """Attention of one token in double precision: q [n_heads, head] to [n_heads, head_v]."""
     first = max(0, position - window + 1) if window else 0
+    end = position + 1
+    if bidirectional:
+        first = max(0, position - window // 2) if window else 0
+        end = min(len(k), position + window // 2 + 1) if window else len(k)
     group = len(q) // k.shape[1]
-    keys, values = (np.repeat(a[first : position + 1], group, axis=1) for a in (k, v))
+    keys, values = (np.repeat(a[first:end], group, axis=1) for a in (k, v))
     scores = np.einsum("hd,thd->ht", q, keys)
     if softcap:
         scores = softcap * np.tanh(scores / softcap)

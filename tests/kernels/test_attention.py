@@ -45,6 +45,7 @@ class Shape:
     head_v: int
     types: tuple[str, str]
     softcap: float = 0.0
+    bidirectional: bool = False
 
     @property
     def n_heads(self) -> int:
@@ -58,6 +59,7 @@ SHAPES = [
     pytest.param(Shape(2, 1, 128, 128, ("f32", "f16")), id="128"),
     pytest.param(Shape(1, 3, 256, 256, ("f16", "f16")), id="256x3"),
     pytest.param(Shape(2, 1, 96, 40, ("f32", "f32")), id="96-40"),
+    pytest.param(Shape(2, 2, 64, 64, ("f16", "f32"), bidirectional=True), id="both ways"),
 ]
 
 
@@ -76,10 +78,12 @@ class Case:
     def inputs(self, tile: int) -> tuple[AttentionInputs, tuple[int, int, int, int]]:
         tiles, at = [], 0
         for sequence, _, n in QUERIES:
-            tiles += [(at + i, min(tile, n - i), sequence, 0) for i in range(0, n, tile)]
+            tiles += [
+                (at + i, min(tile, n - i), sequence, LENGTHS[sequence]) for i in range(0, n, tile)
+            ]
             at += n
         positions = [position for _, position in self.places]
-        counts = (len(positions), 0, len(tiles), -(-max(positions) // PART))
+        counts = (len(positions), 0, len(tiles), -(-max(LENGTHS) // PART))
         arrays = (tiles, positions, self.cache.tables, counts)
         tensors = (upload(self.device, np.array(array, np.int32)) for array in arrays)
         return AttentionInputs(*tensors), counts
@@ -113,10 +117,13 @@ class Case:
         return result[:n]
 
     def mask(self, window: int) -> Mask:
-        return Mask(window, self.shape.softcap)
+        return Mask(window, self.shape.softcap, bidirectional=self.shape.bidirectional)
 
     def expected(self, window: int) -> npt.NDArray[np.float64]:
-        options = {"window": window, "softcap": self.shape.softcap}
+        options = {
+            "window": window, "softcap": self.shape.softcap,
+            "bidirectional": self.shape.bidirectional,
+        }  # fmt: skip
         rows = [
             attended(q.astype(np.float64), self.cache.k[s], self.cache.v[s], position, **options)
             for q, (s, position) in zip(self.q, self.places, strict=True)

@@ -1,0 +1,76 @@
+"""Embeddings: from the hidden states of a prompt's tokens to its vectors.
+
+Hidden states are what the last norm leaves (encoders: the last layer). They come in the order
+of the tokens, in as many pieces as the prompt was computed in, some again if it was paused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ModelError
+from engine.request import Pooling
+
+Floats = npt.NDArray[np.float32]
+# The numbers of ``pooling_type`` in GGUF files.
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+def pooling_of(number: int, path: object) -> Pooling:
+    """The name of a file's ``pooling_type``; ModelError for one that does not exist."""
+    if not 0 <= number < len(POOLINGS):
+        raise ModelError(f"{path}: unknown pooling_type {number}")
+    return POOLINGS[number]
+
+
+class Pool:
+    """The hidden states of one prompt of ``n_tokens``, taken in as they come."""
+
+    def __init__(self, pooling: Pooling, n_tokens: int) -> None:
+        self._pooling, self._n_tokens = pooling, n_tokens
+        self._n_seen = 0
+        self._kept: list[Floats] = []
+        self._sum: npt.NDArray[np.float64] | None = None
+
+    def wants(self, start: int, count: int) -> range:
+        """Which of ``count`` tokens from position ``start`` matter, by their positions."""
+        begin, end = max(start, self._n_seen), start + count
+        if self._pooling == "cls":
+            end = min(end, 1)
+        elif self._pooling == "last":
+            begin = max(begin, self._n_tokens - 1)
+        return range(begin, max(begin, end))
+
+    def add(self, start: int, states: Floats) -> None:
+        """Take the states of the tokens from ``start`` on, those that ``wants`` names."""
+        if not len(states):
+            return
+        self._n_seen = max(self._n_seen, start + len(states))
+        if self._pooling == "mean":
+            total = states.sum(0, dtype=np.float64)
+            self._sum = total if self._sum is None else self._sum + total
+        else:
+            self._kept.append(states)
+
+    @property
+    def vectors(self) -> Floats:
+        """float32 [vectors, n_embd], when all tokens have been taken in."""
+        if self._sum is not None:
+            return (self._sum / self._n_tokens)[None].astype(np.float32)
+        return np.concatenate(self._kept)
+
+
+def normalized(vector: Sequence[float], kind: int) -> list[float]:
+    """A vector as llama-server's ``--embd-normalize`` wants it: -1 as it is, 0 with the largest
+    magnitude 32760, 2 of Euclidean length 1, any other p of p-norm 1. Zeros stay zeros."""
+    x = np.array(vector, np.float64)
+    factor = 1.0
+    if kind == 0 and x.any():
+        factor = 32760.0 / float(np.abs(x).max())
+    elif kind > 0 and x.any():
+        factor = float((np.abs(x) ** kind).sum() ** (-1.0 / kind))
+    return [float(value) * factor for value in x]
