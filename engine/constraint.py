@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+# How schemas are enforced, in the words of llguidance's docs/json_schema.md.
+JSON_OPTIONS = {
+    # Models in doubt write white space for ever: it is bounded between JSON's tokens.
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
+    # Without \u: a key written with it would pass as another than the one it is.
+    "json_allowed_escapes": 'nrbtf\\"',
+    "lenient": False,  # what cannot be enforced is an error, whatever the schema says
+    "coerce_one_of": False,
+}
 
 Kind = Literal["json_schema", "regex", "gbnf", "lark"]
 
@@ -25,7 +37,7 @@ class Constraint:
     """A grammar, and from where on it holds.
 
     ``text`` is a JSON schema, a regular expression (Rust's syntax, matched as a whole),
-    llama.cpp's GBNF, or llguidance's Lark, in which ``%json {...}`` is a schema's JSON.
+    llama.cpp's GBNF, or llguidance's Lark, in which ``inline_schema`` is a schema's JSON.
 
     With ``triggers`` the text is free until the first of them appears, and from there on it
     must match; without, it must match from the first token on.
@@ -48,3 +60,8 @@ class Constraint:
     reasoning: tuple[str, str] | None = None
     prefix: str = ""
     preserved: tuple[str, ...] = ()
+
+
+def inline_schema(schema: Mapping[str, Any]) -> str:
+    """What in a rule of a Lark grammar stands for the JSON that is valid by a schema."""
+    return "%json " + json.dumps({**schema, "x-guidance": JSON_OPTIONS})

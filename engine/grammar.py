@@ -7,14 +7,15 @@ the interpreter's lock, and is cached. Nothing here knows of requests or of samp
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
-from engine.constraint import Constraint, Kind, Trigger
+from engine.constraint import JSON_OPTIONS, Constraint, Kind, Trigger
 from engine.errors import RequestError
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ __all__ = ["Constraint", "Grammars", "Trigger"]
 MAX_TEXT = 2**20  # characters; a schema of so many takes about a second
 CACHED_GRAMMARS = 64
 CACHED_VOCABULARIES = 4
-# Models in doubt write white space for ever: it is bounded between JSON's tokens.
-JSON_OPTIONS: JsonCompileOptions = {
-    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
-    "lenient": False,  # what cannot be enforced is an error, whatever the schema says
-    "coerce_one_of": False,
-}
+WORDS = {  # llguidance's, where they name its own options
+    "Unimplemented keys": "Keywords that cannot be enforced",
+    "oneOf constraints are not supported. "
+    "Enable 'coerce_one_of' option to approximate oneOf with anyOf":
+    "oneOf cannot be enforced unless it is plain that no two branches can match",
+}  # fmt: skip
+# JSON has these only as \u, which JSON_OPTIONS do without.
+_CONTROL = re.compile(r"(?<!\\)(?:\\\\)*(\\u00[01][0-9a-f])")
 MARK = "\x02"  # a character that merges with no other
 NAMES = {"json_schema": "JSON schema", "regex": "regex", "gbnf": "grammar", "lark": "Lark grammar"}
 
@@ -124,6 +127,8 @@ class Grammars:
 
 
 def _refused(kind: Kind, reason: str) -> RequestError:
+    for theirs, ours in WORDS.items():
+        reason = reason.replace(theirs, ours)
     return RequestError(f"invalid {NAMES[kind]}: {reason.strip()}")
 
 
@@ -133,16 +138,26 @@ def _grammar(kind: Kind, text: str) -> str:
         raise _refused(kind, f"it has {len(text)} characters, at most {MAX_TEXT} are taken")
     try:
         if kind == "json_schema":
-            return LLMatcher.grammar_from_json_schema(_schema(text), overrides=JSON_OPTIONS)
+            options = cast("JsonCompileOptions", JSON_OPTIONS)
+            return LLMatcher.grammar_from_json_schema(_schema(text), overrides=options)
         return grammar_from(kind, text)
     except (ValueError, RecursionError) as error:
         raise _refused(kind, str(error)) from None
 
 
+def _number(text: str) -> int | float:
+    """Limits such as 2.0 are integers to JSON Schema."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
 def _schema(text: str) -> dict[str, Any]:
-    schema = json.loads(text)
+    schema = json.loads(text, parse_float=_number)
     if schema is True:
         return {}
     if not isinstance(schema, Mapping):
         raise ValueError(f"a schema is an object or true, not {json.dumps(schema):.80}")
+    found = _CONTROL.search(json.dumps(schema, ensure_ascii=False))
+    if found:
+        raise ValueError(f"text with the control character {found[1]} cannot be enforced")
     return dict(schema)
