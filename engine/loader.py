@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kernels.device as devices
-from engine.batch import Batch
+from engine.assembly import CacheTypes, Sizes, assemble
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.errors import EngineError, ModelError
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.models.arch import Hyperparameters, read_hyperparameters
-from engine.models.decoder import Decoder, kv_shapes
 from engine.models.table import find_architecture
 from engine.options import DEFAULT_SLOTS, EngineOptions, ModelInfo
+from engine.placement import Placement, on_one_device
 from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import allocate_weights, pack_weights
 from kernels.device import Device, DeviceError, DeviceInfo, open_device
-from kernels.kv import KV_TYPES, PAGE, KVPages
+from kernels.kv import KV_TYPES, PAGE
 from kernels.program import Programs
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
     try:
-        device = _open_device(options)
-        runner, pages = _runner(gguf, hparams, sizes, options, device, progress)
+        device, placement = _open_device(options), on_one_device(hparams.n_layers)
+        runner = _runner(gguf, hparams, sizes, options, [device], placement, progress)
         if options.profile:
             _log_profile(path, runner, sizes)
     except DeviceError as error:
@@ -68,46 +68,14 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
-        sizes.scheduler(runner.state_bytes, options, whole_prompts=not hparams.causal),
+        _scheduler(sizes, runner.state_bytes, options, whole_prompts=not hparams.causal),
         tokenizer,
         template,
-        _info(gguf, hparams, device, runner, pages),
+        _info(gguf, hparams, device, runner),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Tokens, slots and pages that follow from the options."""
-
-    n_pages: int
-    n_slots: int
-    n_ctx_slot: int
-    n_tokens: int
-    n_batch: int
-    n_outputs: int
-
-    def scheduler(
-        self, state_bytes: int, options: EngineOptions, *, whole_prompts: bool
-    ) -> Scheduler:
-        """``state_bytes``: what a slot keeps beside pages, at most."""
-        cache = PageCache(self.n_pages, PAGE)
-        checkpoints = self._checkpoints(state_bytes, options) if state_bytes else None
-        return Scheduler(
-            cache, n_slots=self.n_slots, n_ctx_slot=self.n_ctx_slot, n_batch=self.n_batch,
-            n_ubatch=self.n_tokens, max_outputs=self.n_outputs,
-            share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
-            whole_prompts=whole_prompts,
-        )  # fmt: skip
-
-    def _checkpoints(self, state_bytes: int, options: EngineOptions) -> Checkpoints | None:
-        n = options.ctx_checkpoints * self.n_slots
-        if options.cache_ram_mib >= 0:
-            n = min(n, (options.cache_ram_mib << 20) // state_bytes)
-        log.info("checkpoints: at most %d of %.1f MiB each", n, state_bytes / 2**20)
-        return Checkpoints(n, options.checkpoint_min_step) if n else None
-
-
-def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
+def _sizes(h: Hyperparameters, options: EngineOptions) -> Sizes:
     """llama-server's meanings: with --parallel N each slot has a share of --ctx-size; without
     it there are four, each of which may use all of it."""
     n_ctx = options.n_ctx or h.n_ctx_train
@@ -122,7 +90,7 @@ def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
             f"a context of {n_ctx} and batches of {n_tokens} tokens are too small for "
             f"{n_slots} slots"
         )
-    return _Sizes(
+    return Sizes(
         n_pages=-(-n_ctx // PAGE) + (0 if shared else n_slots),
         n_slots=n_slots,
         n_ctx_slot=n_ctx_slot,
@@ -130,6 +98,28 @@ def _sizes(h: Hyperparameters, options: EngineOptions) -> _Sizes:
         n_batch=options.n_batch,
         n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
     )
+
+
+def _scheduler(
+    sizes: Sizes, state_bytes: int, options: EngineOptions, *, whole_prompts: bool
+) -> Scheduler:
+    """``state_bytes``: what a slot keeps beside pages, at most."""
+    cache = PageCache(sizes.n_pages, PAGE)
+    checkpoints = _checkpoints(sizes, state_bytes, options) if state_bytes else None
+    return Scheduler(
+        cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
+        n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
+        share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
+        whole_prompts=whole_prompts,
+    )  # fmt: skip
+
+
+def _checkpoints(sizes: Sizes, state_bytes: int, options: EngineOptions) -> Checkpoints | None:
+    n = options.ctx_checkpoints * sizes.n_slots
+    if options.cache_ram_mib >= 0:
+        n = min(n, (options.cache_ram_mib << 20) // state_bytes)
+    log.info("checkpoints: at most %d of %.1f MiB each", n, state_bytes / 2**20)
+    return Checkpoints(n, options.checkpoint_min_step) if n else None
 
 
 def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:
@@ -157,32 +147,25 @@ def _open_device(options: EngineOptions) -> Device:
 def _runner(
     gguf: GGUFFile,
     h: Hyperparameters,
-    sizes: _Sizes,
+    sizes: Sizes,
     options: EngineOptions,
-    device: Device,
+    devices: Sequence[Device],
+    placement: Placement,
     progress: Callable[[float], None],
-) -> tuple[Runner, KVPages]:
-    programs = Programs(device)
-    weights, jobs = allocate_weights(gguf, h, device)
-    pages = KVPages(device, kv_shapes(h), sizes.n_pages, options.cache_type_k, options.cache_type_v)
-    batch = Batch(
-        device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
-        n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab,
-    )  # fmt: skip
-    decoder = Decoder(
-        h, weights, pages, batch.inputs, device, programs, n_tokens=sizes.n_tokens,
-        n_outputs=sizes.n_outputs, n_split=sizes.n_slots,
-        n_ctx=sizes.n_ctx_slot, flash=options.flash_attn != "off",
-    )  # fmt: skip
-    runner = Runner(decoder, batch, pages)
+) -> Runner:
+    placed = [(device, Programs(device)) for device in devices]
+    weights, jobs = allocate_weights(gguf, h, devices, placement)
+    types = CacheTypes(options.cache_type_k, options.cache_type_v)
+    runner = assemble(h, weights, placed, sizes, types, flash=options.flash_attn != "off")
     with ThreadPoolExecutor(1) as pool:  # programs build while the weights are packed
         recorded = pool.submit(runner.warm_up)
-        pack_weights(gguf, jobs, device, programs, progress)
+        listed = [(*on, job) for on, some in zip(placed, jobs, strict=True) for job in some]
+        pack_weights(gguf, listed, progress)
         recorded.result()
-    return runner, pages
+    return runner
 
 
-def _log_profile(path: Path, runner: Runner, sizes: _Sizes) -> None:
+def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
     steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
     log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
 
@@ -205,9 +188,7 @@ def _chat_template(
     )
 
 
-def _info(
-    gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner, pages: KVPages
-) -> ModelInfo:
+def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
         path=gguf.path,
@@ -226,7 +207,7 @@ def _info(
         ),
         device_name=device.info.name,
         driver=f"{device.info.platform}, {device.info.driver}",
-        kv_bytes=pages.n_bytes,
+        kv_bytes=sum(pages.n_bytes for pages in runner.pages),
         pooling=h.pooling,
         is_encoder=not h.causal,
         ranks=runner.ranks,

@@ -67,19 +67,27 @@ def profile(runner: Runner, steps: Sequence[Step]) -> Iterator[str]:
 
     Writes to pages of the KV cache, from the first on.
     """
-    tape, _ = runner.prepare(*_inputs(steps[0]))
+    recording, _ = runner.prepare(*_inputs(steps[0]))
+    tapes = dict(recording.tapes)
+    _, tape = max(tapes.items())
     limits = measure_limits(tape.device, tape.programs)
     yield (
         f"limits: memory {limits.bytes_per_second / 1e9:.1f} GB/s read, "
         f"{limits.macs_per_second / 1e9:.0f} GMAC/s ({tape.device.family})"
     )
     ends = [at + n for step in steps for at, n in step.spans]
-    touch_pages(tape.device, runner.pages, -(-max(ends) // PAGE))
+    for at, tape in tapes.items():
+        touch_pages(tape.device, runner.pages[at], -(-max(ends) // PAGE))
     for step in steps:
-        tape, counts = runner.prepare(*_inputs(step))
+        recording, counts = runner.prepare(*_inputs(step))
+        *runs, (last, tape) = recording.tapes  # the last device finds the best logits
+        runs.append((last, tape.joined(runner.topk)))
+        times = [time_step(tape, counts[at]) for at, tape in runs]
+        whole = StepTimes(
+            sum(time.seconds for time in times), tuple(x for time in times for x in time.launches)
+        )
         yield ""
-        times = time_step(tape.joined(runner.topk), counts)
-        yield from report(step, times, counts, limits)
+        yield from report(step, whole, counts[0], limits)
 
 
 def _inputs(step: Step) -> tuple[list[Chunk], list[OutputRow]]:

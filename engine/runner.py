@@ -13,11 +13,13 @@ from engine.batch import Batch, OutputRow
 from engine.cache import PageCopy
 from engine.checkpoints import StateCopy
 from engine.models.decoder import Decoder
+from engine.models.recording import Recording
 from engine.models.step import AttentionMode, Mode
 from engine.scheduler import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages
-from kernels.tape import Counts, Tape
+from kernels.state import SlotStates
+from kernels.tape import Counts
 from kernels.tensor import read, read_row, read_rows
 from kernels.topk import MAX_K, Found, parse
 
@@ -89,34 +91,44 @@ def _best_of_row(row: npt.NDArray[np.float32], k: int, record: npt.NDArray[np.in
 class Runner:
     """Carries out plans. Lives in the engine's thread: OpenCL kernels are not thread-safe."""
 
-    def __init__(self, decoder: Decoder, batch: Batch, pages: KVPages) -> None:
-        self._decoder, self._batch, self.pages = decoder, batch, pages
-        self._tapes: dict[Mode, Tape] = {}
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: Sequence[Batch],
+        pages: Sequence[KVPages],
+        states: SlotStates,
+        output_at: int,
+    ) -> None:
+        """``batches`` and ``pages`` of each device; that of ``output_at`` has the logits."""
+        self._decoder, self._batches, self.pages = decoder, batches, pages
+        self._states = states
+        self._output_at, self._last = output_at, batches[output_at]
+        self._recordings: dict[Mode, Recording] = {}
         self.topk = decoder.record_topk()
 
     def warm_up(self) -> None:
         """Record, and so compile, what the first request will need."""
         if not self._decoder.generates:
-            self._tape(self._mode(PROMPT_TILE, 0, "tiles", hidden=True))
+            self._recording(self._mode(PROMPT_TILE, 0, "tiles", hidden=True))
             return
         for n in DECODE_TILES[:2]:
-            self._tape(self._mode(n, 1, "single"))
-        self._tape(self._mode(1, 1, "split"))
-        self._tape(self._mode(PROMPT_TILE, 1, "tiles"))
+            self._recording(self._mode(n, 1, "single"))
+        self._recording(self._mode(1, 1, "split"))
+        self._recording(self._mode(PROMPT_TILE, 1, "tiles"))
 
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that a step of one token reads."""
-        if self._decoder.generates:
-            launches = self._tape(self._mode(1, 1, "single")).launches
-        else:
-            launches = self._tape(self._mode(PROMPT_TILE, 0, "tiles", hidden=True)).launches
-        return sum(launch.work.weight_bytes for launch in launches)
+        mode = self._mode(1, 1, "single")
+        if not self._decoder.generates:
+            mode = self._mode(PROMPT_TILE, 0, "tiles", hidden=True)
+        tapes = self._recording(mode).tapes
+        return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
 
     @property
     def state_bytes(self) -> int:
         """What a slot keeps beside pages, at most."""
-        return self._decoder.states.copy_bytes
+        return self._states.copy_bytes
 
     @property
     def ranks(self) -> bool:
@@ -129,12 +141,13 @@ class Runner:
         """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
         them, hold until the next forward."""
         for copy in copies:
-            self.pages.copy_page(copy.source, copy.target)
-        tape, counts = self.prepare(chunks, rows)
-        tape.run(counts)
-        masks = self._batch.write_masks(rows)  # while the device computes
-        self.topk.run(counts)
-        records = read(self._batch.found, len(rows), self._decoder.queue)
+            for pages in self.pages:
+                pages.copy_page(copy.source, copy.target)
+        recording, counts = self.prepare(chunks, rows)
+        recording.run(counts)
+        masks = self._last.write_masks(rows)  # while the device computes
+        self.topk.run(counts[self._output_at])
+        records = read(self._last.found, len(rows), self._decoder.queue)
         return [
             RowLogits(self, i, record, mask)
             for i, (record, mask) in enumerate(zip(records, masks, strict=True))
@@ -143,18 +156,23 @@ class Runner:
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
         for save in saves:
-            self._decoder.states.save(save.slot, save.position, save.copy)
+            self._states.save(save.slot, save.position, save.copy)
         for restore in restores:
-            self._decoder.states.restore(restore.slot, restore.copy)
+            self._states.restore(restore.slot, restore.copy)
 
-    def prepare(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]) -> tuple[Tape, Counts]:
-        """Write a step's inputs to the device; what is left is to run its launches and topk's."""
+    def prepare(
+        self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]
+    ) -> tuple[Recording, list[Counts]]:
+        """Write a step's inputs to the devices; what is left is to run its launches and topk's."""
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
         hidden = any(chunk.outputs == "hidden" for chunk in chunks)
-        tape = self._tape(self._mode(n_tokens, len(rows), attention, hidden=hidden))
-        tile = self._decoder.tile_queries if attention == "tiles" else 1
-        return tape, self._batch.fill(chunks, rows, tile)
+        recording = self._recording(self._mode(n_tokens, len(rows), attention, hidden=hidden))
+        counts = [
+            batch.fill(chunks, rows, tile if attention == "tiles" else 1)
+            for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
+        ]
+        return recording, counts
 
     def read_logits(self, index: int) -> npt.NDArray[Any]:
         return read_row(self._decoder.logits, index, self._decoder.queue)
@@ -179,7 +197,7 @@ class Runner:
         few = n_outputs <= FEW_OUTPUTS
         return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden)
 
-    def _tape(self, mode: Mode) -> Tape:
-        if mode not in self._tapes:
-            self._tapes[mode] = self._decoder.record(mode)
-        return self._tapes[mode]
+    def _recording(self, mode: Mode) -> Recording:
+        if mode not in self._recordings:
+            self._recordings[mode] = self._decoder.record(mode)
+        return self._recordings[mode]

@@ -27,6 +27,7 @@ from engine.models.moe import load_moe
 from engine.models.rank import RankWeights, load_rank
 from engine.models.short_conv import load_short_conv
 from engine.models.step import SublayerWeights
+from engine.placement import Placement
 from engine.tensors import Linear, TensorSource
 from kernels.device import Device
 from kernels.norm import NormWeights
@@ -44,11 +45,13 @@ class SublayerPlan:
     ``norm`` None: it reads what the sublayer before it read. ``after``: norms of the stream
     itself, when the sublayer has been added to it; a second one is of the sum of what the first
     yields and the stream before.
+    ``at``: the device's index.
     """
 
     norm: NormWeights | None
     weights: SublayerWeights
     post_norm: Tensor | None
+    at: int
     after: tuple[NormWeights, ...] = ()
 
 
@@ -56,20 +59,24 @@ class SublayerPlan:
 class LayerWeights:
     """A layer's sublayers in their order; ``parallel``: they all read the layer's input.
 
-    ``skip`` times the embedding is added to the layer's output.
+    ``skip`` times the embedding is added to the layer's output. ``mixers_at``: the device that
+    has its part of the KV cache.
     """
 
     sublayers: tuple[SublayerPlan, ...]
+    mixers_at: int
     parallel: bool
     skip: float
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """``output`` is the embedding matrix itself where the file ties them, None for encoders;
-    of ``token_types`` the first counts, and is added to every embedding."""
+    """``output`` is the embedding matrix itself where the file ties them and both are on one
+    device, None for encoders; of ``token_types`` the first counts, and is added to every
+    embedding."""
 
     embedding: Matrix
+    embedding_at: int
     embedding_norm: NormWeights | None
     positions: Matrix | None  # learned, one row per position
     token_types: Matrix | None
@@ -77,50 +84,52 @@ class ModelWeights:
     output_norm: NormWeights
     output: Linear | None
     rank: RankWeights | None
+    output_at: int
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
 
 
 def allocate_weights(
-    gguf: GGUFFile, hparams: Hyperparameters, device: Device
-) -> tuple[ModelWeights, list[PackJob]]:
-    """The model's weights with the matrices still empty, and the jobs that fill them.
+    gguf: GGUFFile, hparams: Hyperparameters, devices: Sequence[Device], placement: Placement
+) -> tuple[ModelWeights, list[list[PackJob]]]:
+    """The model's weights with the matrices still empty, and the jobs that fill them, by device.
 
     Raises ModelError for a tensor that is missing, of a wrong shape, or of a type without
     kernels.
     """
-    source = TensorSource(gguf, device, hparams.arch.unused)
+    sources = [TensorSource(gguf, device, hparams.arch.unused) for device in devices]
+    source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     check_tensors(gguf, hparams)
     embedding = source.matrix("token_embd.weight")
     positions, types = "position_embd.weight", "token_types.weight"
     weights = ModelWeights(
         embedding=embedding,
+        embedding_at=placement.embedding,
         embedding_norm=_embedding_norm(source, hparams),
         positions=source.matrix(positions) if source.has(positions) else None,
         token_types=source.matrix(types) if source.has(types) else None,
-        layers=tuple(_layer(source, hparams, i) for i in range(hparams.n_layers)),
-        output_norm=_output_norm(source, hparams),
-        output=_output(source, embedding) if hparams.causal else None,
-        rank=load_rank(source, hparams),
+        layers=tuple(_layer(sources, hparams, i, placement) for i in range(hparams.n_layers)),
+        output_norm=_output_norm(last, hparams),
+        output=_output(last, None if last is not source else embedding) if hparams.causal else None,
+        output_at=placement.output,
+        rank=load_rank(last, hparams),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         n_bytes=gguf.n_bytes,
     )
-    return weights, source.jobs
+    return weights, [source.jobs for source in sources]
 
 
 def pack_weights(
     gguf: GGUFFile,
-    jobs: Sequence[PackJob],
-    device: Device,
-    programs: Programs,
+    jobs: Sequence[tuple[Device, Programs, PackJob]],
     progress: Callable[[float], None],
 ) -> None:
     """Fill the matrices; ``progress`` gets the share that is done, 0 to 1."""
-    total, done, dropped = sum(job.part.data.nbytes for job in jobs), 0, 0
-    for job in jobs:
+    total, done, dropped = sum(job.part.data.nbytes for _, _, job in jobs), 0, 0
+    for device, programs, job in jobs:
         run_job(device, programs, job)
         done += job.part.data.nbytes
         if done - dropped >= DROP_BYTES:
@@ -129,9 +138,11 @@ def pack_weights(
         progress(done / total)
 
 
-def _output(source: TensorSource, embedding: Matrix) -> Linear:
-    name = "output.weight"
-    matrix = source.matrix(name) if source.has(name) else embedding
+def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
+    """``embedding``: the matrix that the file ties to it, if that is on the same device."""
+    tied, matrix = not source.has("output.weight"), embedding
+    if matrix is None or not tied:
+        matrix = source.matrix("token_embd.weight" if tied else "output.weight")
     return Linear(matrix, source.vector("output.bias"))
 
 
@@ -166,17 +177,22 @@ def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | N
     return NormWeights(None, h.eps, weightless=True) if h.arch.norm_embedding else None
 
 
-def _layer(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights:
+def _layer(
+    sources: Sequence[TensorSource], h: Hyperparameters, layer: int, placement: Placement
+) -> LayerWeights:
     """The layer's sublayers, and its norms in their places.
 
     A norm called "post attention" without one called "ffn_norm" is the FFN's own, unless there
-    is none before attention either. An FFN without a norm of its own reads what attention reads.
+    is none before attention either. An FFN without a norm of its own reads what attention reads;
+    on another device it has the same norm again.
     """
     b = f"blk.{layer}."
+    mixer_at, ffn_at = placement.mixers[layer], placement.ffns[layer]
+    source, elsewhere = sources[mixer_at], sources[ffn_at]
     if h.arch.norms_after:
-        return _layer_with_norms_after(source, h, layer)
+        return _layer_with_norms_after(sources, h, layer, placement)
     mixers = _mixers(source, h, layer)
-    ffn = _ffn(source, h, layer)
+    ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
     after = [f"{b}post_attention_norm", f"{b}attn_output_norm"]
     if source.has(f"{before}.weight") and not source.has(f"{own}.weight"):
@@ -186,31 +202,38 @@ def _layer(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights
     for i, mixer in enumerate(mixers):  # the second reads what the first read
         norm = _norm(source, h, f"{b}attn_norm_2", before) if i == 0 else None
         post = source.vector(*(f"{name}.weight" for name in after))
-        plans.append(SublayerPlan(norm, mixer, post))
+        plans.append(SublayerPlan(norm, mixer, post, mixer_at))
     if ffn is not None:
-        second = source.has(f"{b}attn_norm_2.weight") or not mixers
+        second = source.has(f"{b}attn_norm_2.weight") or not mixers or ffn_at != mixer_at
         norms = [own] if has_own else [before] if second else []
         names = f"{b}post_ffw_norm", f"{b}layer_output_norm"
-        post = source.vector(*(f"{name}.weight" for name in names))
-        plans.append(SublayerPlan(_norm(source, h, *norms) if norms else None, ffn, post))
+        post = elsewhere.vector(*(f"{name}.weight" for name in names))
+        plans.append(
+            SublayerPlan(_norm(elsewhere, h, *norms) if norms else None, ffn, post, ffn_at)
+        )
     skip = source.floats(f"{b}layer_output_scale.weight")
     return LayerWeights(
-        tuple(plans), parallel=not has_own or h.parallel,
+        tuple(plans), mixer_at, parallel=not has_own or h.parallel,
         skip=0.0 if skip is None else float(skip[0]),
     )  # fmt: skip
 
 
-def _layer_with_norms_after(source: TensorSource, h: Hyperparameters, layer: int) -> LayerWeights:
+def _layer_with_norms_after(
+    sources: Sequence[TensorSource], h: Hyperparameters, layer: int, placement: Placement
+) -> LayerWeights:
+    mixer_at, ffn_at = placement.mixers[layer], placement.ffns[layer]
+    source, elsewhere = sources[mixer_at], sources[ffn_at]
     b, unchanged = f"blk.{layer}.", NormWeights(None, h.eps)
     after = [f"{b}attn_output_norm", *[f"{b}attn_norm_2"] * source.has(f"{b}attn_norm_2.weight")]
-    mixer, ffn = load_attention(source, h, layer), _ffn(source, h, layer)
+    mixer, ffn = load_attention(source, h, layer), _ffn(elsewhere, h, layer)
+    attention_norms = tuple(_norm(source, h, name) for name in after)
     if ffn is None:
         raise ModelError(f"tensor {b}ffn_up.weight is missing")
     plans = (
-        SublayerPlan(unchanged, mixer, None, tuple(_norm(source, h, name) for name in after)),
-        SublayerPlan(unchanged, ffn, None, (_norm(source, h, f"{b}layer_output_norm"),)),
+        SublayerPlan(unchanged, mixer, None, mixer_at, attention_norms),
+        SublayerPlan(unchanged, ffn, None, ffn_at, (_norm(elsewhere, h, f"{b}layer_output_norm"),)),
     )
-    return LayerWeights(plans, parallel=False, skip=0.0)
+    return LayerWeights(plans, mixer_at, parallel=False, skip=0.0)
 
 
 def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[SublayerWeights]:

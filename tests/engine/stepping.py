@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import Batch, OutputRow
+from engine.assembly import CacheTypes, Sizes, assemble
+from engine.batch import OutputRow
 from engine.cache import PageCopy
 from engine.gguf import open_gguf
 from engine.models.arch import read_hyperparameters
-from engine.models.decoder import Decoder, kv_shapes
 from engine.models.table import find_architecture
+from engine.placement import Placement, on_one_device
 from engine.request import Request
-from engine.runner import Runner
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
 from engine.weights import allocate_weights, pack_weights
 from kernels.device import Device
-from kernels.kv import KVPages
 from kernels.program import Programs
 
 Floats = npt.NDArray[np.float32]
-N_CTX, N_PAGES, N_SLOTS, N_TOKENS = 256, 32, 3, 96
+SIZES = Sizes(n_pages=32, n_slots=3, n_ctx_slot=256, n_tokens=96, n_batch=96, n_outputs=96)
 
 
 class Stepper:
     """A loaded model with room for three sequences of 256 tokens; the KV cache is float32."""
 
     def __init__(
-        self, path: Path, device: Device, programs: Programs, *, flash: bool = True
+        self,
+        path: Path,
+        device: Device,
+        programs: Programs,
+        *,
+        flash: bool = True,
+        others: Sequence[tuple[Device, Programs]] = (),
+        place: Callable[[int], Placement] | None = None,
     ) -> None:
+        """``place``: from the number of layers to which device has what; all on the first."""
         with open_gguf(path) as gguf:
             hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
-            weights, jobs = allocate_weights(gguf, hparams, device)
-            pack_weights(gguf, jobs, device, programs, lambda share: None)
-        pages = KVPages(device, kv_shapes(hparams), N_PAGES, "f32", "f32")
-        batch = Batch(
-            device, n_tokens=N_TOKENS, n_outputs=N_TOKENS, n_sequences=N_SLOTS, n_ctx=N_CTX,
-            n_vocab=hparams.n_vocab,
-        )  # fmt: skip
-        decoder = Decoder(
-            hparams, weights, pages, batch.inputs, device, programs, n_tokens=N_TOKENS,
-            n_outputs=N_TOKENS, n_split=N_SLOTS, n_ctx=N_CTX, flash=flash,
-        )  # fmt: skip
+            devices = [(device, programs), *others]
+            placement = (place or on_one_device)(hparams.n_layers)
+            weights, jobs = allocate_weights(gguf, hparams, [d for d, _ in devices], placement)
+            listed = zip(devices, jobs, strict=True)
+            pack_weights(
+                gguf, [(*on, job) for on, some in listed for job in some], lambda share: None
+            )
         self.n_vocab = hparams.n_vocab
-        self.runner = Runner(decoder, batch, pages)
+        types = CacheTypes("f32", "f32")
+        self.runner = assemble(hparams, weights, devices, SIZES, types, flash=flash)
 
     def step(
         self, *shares: tuple[RunningSequence, int], copies: Sequence[PageCopy] = ()

@@ -14,6 +14,7 @@ from engine.errors import ModelError
 from engine.gguf import open_gguf
 from engine.models.arch import read_hyperparameters
 from engine.models.table import find_architecture
+from engine.placement import on_one_device
 from engine.weights import allocate_weights
 
 N_EMBD, N_FF, N_VOCAB, HEAD = 8, 12, 10, 4
@@ -58,7 +59,7 @@ def check(tmp_path: Path) -> Check:
         with open_gguf(path) as gguf:
             hparams = read_hyperparameters(gguf, find_architecture("llama"))
             device: Any = None
-            allocate_weights(gguf, hparams, device)
+            allocate_weights(gguf, hparams, [device], on_one_device(1))
 
     return run
 

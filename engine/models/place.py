@@ -1,0 +1,88 @@
+"""A device with what the parts of a model on it share: inputs, KV pages, memory of a step."""
+
+from __future__ import annotations
+
+from engine.models.arch import Hyperparameters
+from engine.models.step import Context, StepInputs, Workspace
+from engine.weights import ModelWeights
+from kernels import attention as attn
+from kernels.attention import Scratch
+from kernels.device import Device
+from kernels.kv import KVPages
+from kernels.program import Programs
+from kernels.rope import rope_table
+from kernels.state import SlotStates
+from kernels.tape import Tape
+from kernels.tensor import Tensor, upload
+
+
+class Place:
+    """One of the devices that compute a model, in steps of up to ``n_tokens``."""
+
+    def __init__(
+        self,
+        h: Hyperparameters,
+        weights: ModelWeights,
+        pages: KVPages,
+        inputs: StepInputs,
+        device: Device,
+        programs: Programs,
+        states: SlotStates,
+        *,
+        n_tokens: int,
+        n_split: int,
+        n_ctx: int,
+        flash: bool,
+    ) -> None:
+        """``n_split``: most sequences of a step of single tokens; ``flash``: fused attention."""
+        self._h, self._weights = h, weights
+        self.pages, self.inputs, self.device, self.programs = pages, inputs, device, programs
+        workspace = self.workspace = Workspace(device, n_tokens)
+        self.stream = workspace.rows("stream", h.n_embd)
+        self.sublayer = workspace.rows("sublayer", h.n_embd)
+        skips = any(layer.skip for layer in weights.layers)
+        self.embedding = workspace.rows("embedding", h.n_embd) if skips else None
+        self._rope = {
+            windowed: self._rope_memory(n_ctx, windowed)
+            for windowed in {w for w, rope in zip(h.windowed, h.rope, strict=True) if rope}
+        }
+        split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
+        self.tile_queries = _tile_queries(h, device, flash)
+        self.context = Context(
+            h, device, workspace, inputs, states, flash,
+            {windowed: table for windowed, (_, table) in self._rope.items()},
+            split, plain, self.tile_queries,
+        )  # fmt: skip
+
+    def record_positions(self, tape: Tape) -> None:
+        """Record what depends on the positions of a step's tokens alone."""
+        positions = self.inputs.attention.positions
+        for frequencies, table in self._rope.values():
+            rope_table(tape, positions, frequencies, table, self._h.rope_scaling.magnitude)
+
+    def _rope_memory(self, n_ctx: int, windowed: bool) -> tuple[Tensor, Tensor]:
+        """Frequencies, and room for cos and sin of a step's tokens."""
+        h, weights, workspace = self._h, self._weights, self.workspace
+        scaled = h.arch.window_rope_scaled or not windowed
+        long = n_ctx > h.rope_scaling.original_context
+        factors = weights.rope_factors_long if long else weights.rope_factors
+        frequencies = h.rope_scaling_of(scaled).frequencies(
+            h.rope_base_window if windowed else h.rope_base, h.n_rot, factors
+        )
+        table = workspace.tensor(f"rope {windowed}", workspace.n_tokens, 2, h.n_rot // 2)
+        return upload(self.device, frequencies), table
+
+
+def _tile_queries(h: Hyperparameters, device: Device, flash: bool) -> int:
+    """The most tokens of a tile in a mode without split."""
+    groups = [n // k for n, k in zip(h.n_heads, h.n_kv, strict=True) if n and k]
+    return attn.tile_queries(device, max(groups, default=1), 1, plain=not flash)
+
+
+def _scratch(
+    h: Hyperparameters, device: Device, pages: KVPages, n_split: int, n_ctx: int, flash: bool
+) -> tuple[Scratch | None, Scratch | None]:
+    if not flash:
+        return None, attn.plain_scratch(device, n_ctx)
+    largest = max((layer.shape for layer in pages.layers), key=lambda s: s.head_v_padded)
+    return attn.split_scratch(device, n_split, max(h.n_heads), largest, n_ctx), None

@@ -1,0 +1,120 @@
+"""A step's launches on the devices of a model, and what is carried between these.
+
+The stream of activations is wherever the next part of the model is computed: the recording
+knows which devices have its present state and puts a transfer where one is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from engine.models.place import Place
+from engine.models.step import Mode, Step
+from kernels.matmul import Activations
+from kernels.norm import NormWeights, PostNorm, norm
+from kernels.tape import Counts, Tape
+from kernels.tensor import Tensor
+from kernels.transfer import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Launches on the device ``at``, or a transfer to it."""
+
+    at: int
+    run: Tape | Transfer
+
+
+class Recording:
+    """What a step of one mode does, for replay: one tape if there is one device."""
+
+    def __init__(self, places: Sequence[Place], mode: Mode) -> None:
+        self.mode = mode
+        self._places = places
+        self._parts: list[Part] = []
+        self._started: set[int] = set()
+        self._present: dict[str, set[int]] = {"stream": set(), "embedding": set()}
+        self._pending: tuple[int, PostNorm] | None = None
+
+    def run(self, counts: Sequence[Counts]) -> None:
+        """Enqueue all for a step; ``counts`` has those of each device (Batch.fill)."""
+        for part in self._parts:
+            part.run.run(counts[part.at])
+
+    @property
+    def tapes(self) -> Iterator[tuple[int, Tape]]:
+        """The runs of launches, each with the index of its device."""
+        return ((part.at, part.run) for part in self._parts if isinstance(part.run, Tape))
+
+    def on(self, at: int) -> Step:
+        """The step on a device, for launches that leave the stream alone."""
+        last = self._parts[-1] if self._parts else None
+        if last is not None and last.at == at and isinstance(last.run, Tape):
+            return Step(last.run, self.mode)
+        place = self._places[at]
+        tape = Tape(place.device, place.programs)
+        self._parts.append(Part(at, tape))
+        if at not in self._started:
+            self._started.add(at)
+            place.record_positions(tape)
+        return Step(tape, self.mode)
+
+    def writing(self, at: int, *, anew: bool = False) -> Step:
+        """The step on a device which will change the stream, or write it ``anew``."""
+        if not anew:
+            self.reading(at)
+        self._present["stream"] = {at}
+        return self.on(at)
+
+    def reading(self, at: int) -> Step:
+        """The step on a device that has the stream."""
+        self._carry("stream", at, [place.stream for place in self._places])
+        return self.on(at)
+
+    def keep_embedding(self) -> None:
+        """The stream is the embedding, which layers will ask for."""
+        (at,) = self._present["stream"]
+        place, unchanged = self._places[at], NormWeights(None, 0.0)
+        assert place.embedding is not None
+        kept = Activations(place.stream.shape[1], place.embedding)
+        norm(self.on(at).tape, place.stream, unchanged, kept)
+        self._present["embedding"] = {at}
+
+    def embedding(self, at: int) -> Tensor:
+        """The embedding, brought to a device."""
+        kept = [place.embedding for place in self._places if place.embedding is not None]
+        self._carry("embedding", at, kept)
+        return kept[at]
+
+    @property
+    def stream_at(self) -> int:
+        """A device that has the stream."""
+        return min(self._present["stream"])
+
+    def await_norm(self, at: int, post: PostNorm) -> None:
+        """The next norm of the stream carries out ``post`` before anything else."""
+        self._pending = at, post
+
+    def take_pending(self, at: int) -> PostNorm | None:
+        """The norm that is awaited, if it can be carried out on this device; on another it is
+        at once."""
+        if self._pending is None:
+            return None
+        (where, post), self._pending = self._pending, None
+        if where == at:
+            return post
+        stream = self._places[where].stream
+        same = Activations(stream.shape[1], stream)
+        norm(self.writing(where).tape, stream, NormWeights(None, 0.0), same, post=post)
+        return None
+
+    def _carry(self, name: str, at: int, tensors: Sequence[Tensor]) -> None:
+        present = self._present[name]
+        if at in present:
+            return
+        source = min(present)
+        devices = [place.device for place in self._places]
+        transfer = Transfer(devices[source], tensors[source], devices[at], tensors[at])
+        self._parts.append(Part(at, transfer))
+        present.add(at)
