@@ -27,3 +27,7 @@ class ContextOverflowError(RequestError):
 
 class EngineStoppedError(EngineError):
     """The engine has ended, or is ending, and takes no further requests."""
+
+
+class MediaError(RequestError):
+    """An image or a sound that cannot be used; the text says why."""

@@ -70,6 +70,9 @@ class TensorSource:
     def has(self, name: str) -> bool:
         return self._named(name) in self._gguf.tensors and not name.endswith(self._unused)
 
+    def names(self) -> list[str]:
+        return list(self._gguf.tensors)
+
     def check_types(self) -> None:
         for info in self._gguf.tensors.values():
             if info.type.name not in SUPPORTED_TYPES:

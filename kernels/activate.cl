@@ -2,7 +2,7 @@
 //
 // out[t, c] = ACT(x[t, x_at + c / REPEAT]) (* y[t, y_at + c]) (/ divisors[c]), or with GLU_x
 // GLU(x, y). Work-item (32 columns, token).
-// ACT_x     SILU GELU RELU RELU2 SIGMOID SOFTPLUS TANH        TIMES   with y
+// ACT_x     a function of activation.cl                     TIMES   with y
 // QUANTIZE  out is integer activations (n_cols a multiple of 32), else float
 
 #include "lanes.cl"
@@ -12,6 +12,14 @@
 #define ACT SILU
 #elif defined(ACT_GELU)
 #define ACT GELU
+#elif defined(ACT_GELU_ERF)
+#define ACT GELU_ERF
+#elif defined(ACT_GELU_QUICK)
+#define ACT GELU_QUICK
+#elif defined(ACT_HARDSIGMOID)
+#define ACT HARDSIGMOID
+#elif defined(ACT_HARDSWISH)
+#define ACT HARDSWISH
 #elif defined(ACT_RELU)
 #define ACT RELU
 #elif defined(ACT_RELU2)

@@ -9,7 +9,10 @@ from kernels.norm import quantize
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
-ACTIVATIONS = ("silu", "gelu", "relu", "relu2", "sigmoid", "softplus", "tanh")
+ACTIVATIONS = (
+    "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "sigmoid", "softplus",
+    "hardsigmoid", "hardswish", "tanh",
+)  # fmt: skip
 
 
 def activate(

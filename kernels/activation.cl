@@ -8,10 +8,14 @@
 // 1 + tanh(y) = 2 - 2 / (exp(2y) + 1).
 #define GELU(x) \
     ((x) - (x) / (exp(1.59576912160573071176f * (x) * (1.0f + 0.044715f * (x) * (x))) + 1.0f))
+#define GELU_ERF(x) (0.5f * (x) * (1.0f + erf(0.70710678118654752440f * (x))))
+#define GELU_QUICK(x) ((x) / (1.0f + exp(-1.702f * (x))))
 #define RELU(x) fmax(x, 0.0f)
 #define TANH(x) tanh(x)
 #define RELU2(x) (fmax(x, 0.0f) * fmax(x, 0.0f))
 #define SOFTPLUS(x) (fmax(x, 0.0f) + log1p(exp(-fabs(x))))
+#define HARDSIGMOID(x) clamp(((x) + 3.0f) / 6.0f, 0.0f, 1.0f)
+#define HARDSWISH(x) ((x) * HARDSIGMOID(x))
 
 #if defined(GLU_SILU) && defined(GLU_LIMIT)
 #define GLU(g, u) (SILU(fmin(g, GLU_LIMIT)) * clamp(u, -GLU_LIMIT, GLU_LIMIT))
@@ -21,6 +25,8 @@
 #define GLU(g, u) (SILU(g) * (u))
 #elif defined(GLU_GELU)
 #define GLU(g, u) (GELU(g) * (u))
+#elif defined(GLU_GELU_QUICK)
+#define GLU(g, u) (GELU_QUICK(g) * (u))
 #elif defined(GLU_RELU)
 #define GLU(g, u) (RELU(g) * (u))
 #elif defined(GLU_SWIGLU_OAI)  // gpt-oss

@@ -35,6 +35,10 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
     "relu2": lambda x: np.maximum(x, 0) ** 2,
     "sigmoid": sigmoid,
     "softplus": lambda x: np.log1p(np.exp(x)),
+    "gelu_erf": np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
+    "gelu_quick": lambda x: x * sigmoid(1.702 * x),
+    "hardsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
+    "hardswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
 }
 
 

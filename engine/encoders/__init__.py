@@ -1,0 +1,1 @@
+"""Encoders of images and sounds: from pixels or spectrograms to rows of embeddings."""

@@ -1,0 +1,47 @@
+"""An encoder of sounds: a projector file on a device, from spectrograms to embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.encoders import whisper
+from engine.encoders.audio_file import AudioFile
+from engine.encoders.geometry import Floats
+from engine.encoders.graph import Graph, Rows
+from engine.encoders.weights import EncoderWeights
+from engine.media.mel import qwen3_pieces, whisper_pieces
+from kernels.device import Device
+from kernels.program import Programs
+
+BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
+    "ultravox": whisper.ultravox,
+    "qwen2a": whisper.qwen2a,
+    "voxtral": whisper.voxtral,
+    "qwen3a": whisper.qwen3a,
+}
+
+
+def spectrograms(spec: AudioFile, samples: Floats) -> list[Floats]:
+    """The encoder's inputs for a sound at 16 kHz, float32 [mels, frames] each."""
+    pieces = qwen3_pieces if spec.kind == "qwen3a" else whisper_pieces
+    return pieces(samples, spec.n_mels)
+
+
+class AudioEncoder:
+    """Encodes one spectrogram at a time. Lives in the engine's thread."""
+
+    def __init__(
+        self, spec: AudioFile, weights: EncoderWeights, device: Device, programs: Programs
+    ) -> None:
+        self.spec = spec
+        self._weights, self._device, self._programs = weights, device, programs
+        self._recorded: dict[int, tuple[Graph, Rows]] = {}  # by the number of frames
+
+    def encode(self, mel: Floats) -> Floats:
+        """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
+        n_frames = mel.shape[1]
+        if n_frames not in self._recorded:
+            graph = Graph(self._weights, self._device, self._programs)
+            self._recorded[n_frames] = graph, BUILD[self.spec.kind](graph, self.spec, n_frames)
+        graph, out = self._recorded[n_frames]
+        return graph.run([whisper.frames(self.spec, mel)], out)

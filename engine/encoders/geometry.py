@@ -1,0 +1,118 @@
+"""Where patches are: their order, their learned and rotary positions, how grids are resized.
+
+Grids are (rows, columns) of patches; patches are numbered row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
+Grid = tuple[int, int]
+
+
+def patch_rows(image: Floats, patch: int) -> Floats:
+    """[patches, 3 * patch * patch], channel by channel, of an image [height, width, 3]."""
+    rows, columns = image.shape[0] // patch, image.shape[1] // patch
+    cells = image.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cells).reshape(rows * columns, 3 * patch * patch)
+
+
+def coordinates(grid: Grid) -> tuple[Ints, Ints]:
+    """Row and column of each patch."""
+    rows, columns = np.indices(grid, np.int32)
+    return rows.reshape(-1), columns.reshape(-1)
+
+
+def squares(grid: Grid, side: int) -> Ints:
+    """[squares, side * side]: the patches of each square of side by side, row by row."""
+    numbers = np.arange(grid[0] * grid[1], dtype=np.int32).reshape(
+        grid[0] // side, side, grid[1] // side, side
+    )
+    return numbers.transpose(0, 2, 1, 3).reshape(-1, side * side)
+
+
+def windows(grid: Grid, side: int) -> tuple[Ints, list[int]]:
+    """(cells by window, row by row, and the size of each window), windows of side by side cells
+    cut off at the right and lower edge."""
+    numbers = np.arange(grid[0] * grid[1], dtype=np.int32).reshape(grid)
+    cells = [
+        numbers[y : y + side, x : x + side].reshape(-1)
+        for y in range(0, grid[0], side)
+        for x in range(0, grid[1], side)
+    ]
+    return np.concatenate(cells), [len(window) for window in cells]
+
+
+# --- rotary positions: angles are [patches, head / 2], one for each pair of values ---
+
+
+def by_halves(first: Ints, second: Ints, head: int, base: float, shift: bool = False) -> Doubles:
+    """The first half of the pairs turns by one coordinate, the second half by the other.
+
+    Pair i of a half has the frequency base^(-2i / (head / 2)); with ``shift`` those of the
+    second half are base^(-2 / head) times that (Pixtral: the odd ones of head / 2 frequencies).
+    """
+    n = head // 4
+    frequencies = float(base) ** (-2.0 * np.arange(n) / (2 * n))
+    others = frequencies * float(base) ** (-2.0 / head) if shift else frequencies
+    return np.concatenate([first[:, None] * frequencies, second[:, None] * others], axis=1)
+
+
+def rotation(angles: Doubles) -> Floats:
+    """cos and sin, float32 [patches, 2, head / 2]."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+# --- learned positions: tables are [rows, columns, width] ---
+
+
+def resized(table: Floats, grid: Grid, kernel: Callable[[int, int], Doubles]) -> Floats:
+    """A table at another size, flat [patches, width]; ``kernel`` gives each axis's weights."""
+    if table.shape[:2] != grid:
+        rows, columns = (kernel(*sizes) for sizes in zip(grid, table.shape[:2], strict=True))
+        table = np.einsum("ya,xb,abc->yxc", rows, columns, table.astype(np.float64))
+    return table.reshape(-1, table.shape[-1]).astype(np.float32)
+
+
+def square_table(table: Floats) -> Floats:
+    """[positions, width] as a square grid."""
+    side = math.isqrt(len(table))
+    return table.reshape(side, side, -1)
+
+
+def antialiased(size: int, source: int) -> Doubles:
+    """[size, source]: bilinear, the filter widened when shrinking, pixel centres at half."""
+    scale = source / size
+    width = max(scale, 1.0)
+    centers = (np.arange(size) + 0.5) * scale
+    distances = np.abs(np.arange(source) + 0.5 - centers[:, None]) / width
+    weights: Doubles = np.maximum(0.0, 1.0 - distances)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def aligned(size: int, source: int) -> Doubles:
+    """[size, source]: bilinear, the corners of both grids on each other."""
+    at = np.linspace(0, source - 1, size) if size > 1 else np.zeros(1)
+    return np.maximum(0.0, 1.0 - np.abs(np.arange(source) - at[:, None]))
+
+
+def bicubic(size: int, source: int, a: float = -0.75) -> Doubles:
+    """[size, source]: four-point cubic, pixel centres at half, edges repeated."""
+    at = (np.arange(size) + 0.5) * source / size - 0.5
+    weights = np.zeros((size, source))
+    for tap in range(-1, 3):
+        place = np.floor(at) + tap
+        x = np.abs(at - place)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        index = np.clip(place, 0, source - 1).astype(int)
+        np.add.at(weights, (np.arange(size), index), np.where(x <= 1, near, far))
+    return weights

@@ -1,0 +1,77 @@
+"""What every vision encoder begins with: patches to rows, positions, the class token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.encoders.geometry import Floats, Grid, Ints
+from engine.encoders.graph import Graph, Rows
+from engine.encoders.vision_file import VisionFile
+from engine.encoders.vit import Tower, optional_norm
+from engine.tensors import Linear
+
+
+def same(rows: Floats) -> Floats:
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A recorded encoder: its output rows, the order in which it takes the patches (None: row
+    by row), and what is done to the result on the host."""
+
+    out: Rows
+    order: Ints | None = None
+    finish: Callable[[Floats], Floats] = same
+
+
+def tower(spec: VisionFile, **differences: object) -> Tower:
+    """The transformer of a vision file."""
+    return Tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, spec.activation, **differences)  # type: ignore[arg-type]
+
+
+def patch_matrix(g: Graph) -> Linear:
+    """The patch convolution as a matrix. Two kernels are for two frames of a video; a still
+    image is both frames, so their sum does."""
+    w, name = g.weights, "v.patch_embd"
+    if not w.has(f"{name}.weight.1"):
+        return w.linear(name)
+
+    def total() -> Floats:
+        kernels = [w.floats(f"{name}.weight"), w.floats(f"{name}.weight.1")]
+        return (kernels[0] + kernels[1]).reshape(len(kernels[0]), -1)
+
+    bias = (lambda: w.floats(f"{name}.bias")) if w.has(f"{name}.bias") else None
+    return w.computed(name, total, bias)
+
+
+def embedded(g: Graph, spec: VisionFile, grid: Grid, positions: Floats | None = None) -> Rows:
+    """The rows of all patches, plus learned positions [patches, width]."""
+    n = grid[0] * grid[1]
+    x = g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g))
+    if positions is not None:
+        g.add(x, g.constant(positions))
+    return x
+
+
+def with_class_token(g: Graph, spec: VisionFile, grid: Grid, places: npt.ArrayLike) -> Rows:
+    """Patches and, as the last row, the class token. ``places``: their rows in the table of
+    learned positions; the order of the rows themselves means nothing to attention."""
+    w, n = g.weights, grid[0] * grid[1]
+    start = w.floats("v.position_embd.weight")[np.asarray(places)]
+    start[n] += w.floats("v.class_embd")
+    x = g.copy(g.constant(start))
+    g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g), add_to=x.first(n))
+    return x
+
+
+def pre_norm(g: Graph, x: Rows, tower: Tower) -> Rows:
+    return optional_norm(g, x, "v.pre_ln", tower)
+
+
+def post_norm(g: Graph, x: Rows, tower: Tower) -> Rows:
+    return optional_norm(g, x, "v.post_ln", tower)

@@ -1,0 +1,59 @@
+"""Encoders for images of any size with interleaved rotary positions: Pixtral, Mistral 3,
+LightOnOCR, Kimi-VL."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.encoders.geometry import (
+    Floats,
+    Grid,
+    antialiased,
+    by_halves,
+    coordinates,
+    resized,
+    rotation,
+    square_table,
+    squares,
+)
+from engine.encoders.graph import Graph
+from engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
+from engine.encoders.vision_file import VisionFile
+from engine.encoders.vit import linear, mlp, normalized, transformer
+
+ROPE_BASE = 10000.0
+PROJECTOR_EPS = 1e-5
+
+
+def pixtral(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    w, t = g.weights, tower(spec, rms=True)
+    rows, columns = coordinates(grid)
+    x = pre_norm(g, embedded(g, spec, grid), t)
+    rope = g.constant_rope(rotation(by_halves(rows, columns, t.head, ROPE_BASE, shift=True)))
+    x = transformer(g, x, t, lambda i: [x.n], rope, neox=False)
+    merge = spec.merge if w.has("mm.patch_merger.weight") else 1
+    if merge > 1:
+        x = normalized(g, x, "mm.input_norm", spec.eps, rms=True)
+        x = g.gather(x, squares(grid, merge), by_channel=True)
+        x = linear(g, x, "mm.patch_merger")
+    x = mlp(g, x, "mm.1", "mm.2")
+    if not w.has("v.token_embd.img_break"):
+        return Encoding(x)
+    end, columns_out = w.floats("v.token_embd.img_break"), grid[1] // merge
+
+    def finish(rows: Floats) -> Floats:
+        """The break token after every row of the image but the last."""
+        return np.insert(rows, np.arange(columns_out, len(rows), columns_out), end, axis=0)
+
+    return Encoding(x, finish=finish)
+
+
+def kimivl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    t = tower(spec)
+    rows, columns = coordinates(grid)
+    table = square_table(g.weights.floats("v.position_embd.weight"))
+    x = embedded(g, spec, grid, resized(table, grid, antialiased))
+    rope = g.constant_rope(rotation(by_halves(columns, rows, t.head, ROPE_BASE)))
+    x = post_norm(g, transformer(g, x, t, lambda i: [x.n], rope, neox=False), t)
+    x = normalized(g, x, "mm.input_norm", PROJECTOR_EPS)
+    return Encoding(mlp(g, g.gather(x, squares(grid, spec.merge)), "mm.1", "mm.2"))

@@ -1,0 +1,80 @@
+"""Encoders after SigLIP: Gemma 3 and 4, Idefics 3 (SmolVLM), LFM2."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from engine.encoders.geometry import (
+    Grid,
+    antialiased,
+    by_halves,
+    coordinates,
+    resized,
+    rotation,
+    square_table,
+    squares,
+)
+from engine.encoders.graph import Graph, Rows
+from engine.encoders.patches import Encoding, embedded, post_norm, tower
+from engine.encoders.vision_file import VisionFile
+from engine.encoders.vit import linear, mlp, normalized, transformer
+from kernels.norm import NormWeights
+
+
+def _siglip(g: Graph, spec: VisionFile, grid: Grid) -> Rows:
+    """The transformer's output after its last norm."""
+    t = tower(spec)
+    table = square_table(g.weights.floats("v.position_embd.weight"))
+    x = embedded(g, spec, grid, resized(table, grid, antialiased))
+    return post_norm(g, transformer(g, x, t, lambda i: [x.n]), t)
+
+
+def _pooled(g: Graph, x: Rows, grid: Grid, side: int) -> Rows:
+    """The mean of each square of side by side patches."""
+    index = squares(grid, side)
+    return g.mixed(x, index, np.full(index.shape, 1 / side**2, np.float32))
+
+
+def gemma3(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    x = _pooled(g, _siglip(g, spec, grid), grid, spec.merge)
+    x = normalized(g, x, "mm.soft_emb_norm", spec.eps, rms=True)
+    name = "mm.input_projection.weight"  # stored as [inputs, outputs]
+    return Encoding(g.linear(x, g.weights.computed(name, lambda: g.weights.floats(name).T)))
+
+
+def idefics3(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    x = g.gather(_siglip(g, spec, grid), squares(grid, spec.merge))
+    return Encoding(linear(g, x, "mm.model.fc"))
+
+
+def lfm2(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    x = g.gather(_siglip(g, spec, grid), squares(grid, spec.merge))
+    if g.weights.has("mm.input_norm.weight"):
+        x = normalized(g, x, "mm.input_norm", spec.eps)
+    return Encoding(mlp(g, x, "mm.1", "mm.2"))
+
+
+def gemma4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Positions are a table for columns and one for rows, and rotary as well. Inside each half
+    of a head pairs are (i, i + head / 4); moving the rows of Q and K makes them (i, i + head / 2).
+    """
+    w, head = g.weights, spec.width // spec.n_heads
+    quarter = head // 4
+    moved = np.concatenate([np.arange(quarter) + quarter * part for part in (0, 2, 1, 3)])
+    order = (np.arange(spec.n_heads)[:, None] * head + moved).reshape(-1)
+    t = tower(spec, rms=True, scale=1.0, norm_v=True, order=tuple(order), moved=tuple(moved))
+    rows, columns = coordinates(grid)
+    tables = w.floats("v.position_embd.weight")
+    x = embedded(g, spec, grid, tables[0][columns] + tables[1][rows])
+    rope = g.constant_rope(rotation(by_halves(columns, rows, head, 100.0)))
+    x = transformer(g, x, t, lambda i: [x.n], rope)
+    x = _pooled(g, x, grid, spec.merge)
+    if w.has("v.std_scale"):
+        factor = math.sqrt(spec.width)
+        scale, bias = w.floats("v.std_scale"), w.floats("v.std_bias")
+        x = g.mixed(x, np.arange(x.n)[:, None], (factor * scale)[None])
+        g.mixed(g.constant(-(bias * scale)[None]), np.zeros((x.n, 1)), add_to=x)
+    x = g.norm(x, NormWeights(None, spec.eps, weightless=True))
+    return Encoding(linear(g, x, "mm.input_projection"))

@@ -1,0 +1,98 @@
+"""An image encoder: a projector file on a device, from pixels to embeddings."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.encoders import clip, minicpm, pixtral, qwen, siglip
+from engine.encoders.geometry import Floats, Grid, patch_rows
+from engine.encoders.graph import Graph
+from engine.encoders.patches import Encoding
+from engine.encoders.vision_file import VisionFile
+from engine.encoders.weights import EncoderWeights
+from engine.media.resize import Pixels
+from kernels.device import Device
+from kernels.program import Programs
+
+Build = Callable[[Graph, VisionFile, Grid, bool], Encoding]
+BUILD: dict[str, Build] = {
+    "mlp": clip.llava,
+    "ldp": clip.ldp,
+    "ldpv2": clip.ldpv2,
+    "internvl": clip.internvl,
+    "cogvlm": clip.cogvlm,
+    "llama4": clip.llama4,
+    "gemma3": siglip.gemma3,
+    "gemma4v": siglip.gemma4,
+    "idefics3": siglip.idefics3,
+    "lfm2": siglip.lfm2,
+    "qwen2vl_merger": qwen.qwen2vl,
+    "qwen2.5vl_merger": qwen.qwen25vl,
+    "qwen3vl_merger": qwen.qwen3vl,
+    "glm4v": qwen.glm4v,
+    "dots_ocr": qwen.dots_ocr,
+    "paddleocr": qwen.paddleocr,
+    "pixtral": pixtral.pixtral,
+    "lightonocr": pixtral.pixtral,
+    "kimivl": pixtral.kimivl,
+    "resampler": minicpm.resampler,
+    "minicpmv4_6": minicpm.minicpmv46,
+}
+MAX_GRAPHS = 4  # sizes of input whose recordings and memory are kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    graph: Graph
+    encoding: Encoding
+
+
+class VisionEncoder:
+    """Encodes one tile at a time. Lives in the engine's thread."""
+
+    def __init__(
+        self,
+        spec: VisionFile,
+        weights: EncoderWeights,
+        device: Device,
+        programs: Programs,
+        *,
+        like_llama_cpp: bool = False,
+    ) -> None:
+        self.spec = spec
+        self._weights, self._device, self._programs = weights, device, programs
+        self._like_llama_cpp = like_llama_cpp
+        self._recorded: OrderedDict[Grid, _Recorded] = OrderedDict()
+
+    def encode(self, pixels: Pixels) -> Floats:
+        """Embeddings float32 [tokens, width] of a tile, uint8 [height, width, 3]."""
+        patch = self.spec.patch
+        grid = pixels.shape[0] // patch, pixels.shape[1] // patch
+        recorded = self._record(grid)
+        rows = patch_rows(self._normalized(pixels), patch)
+        order = recorded.encoding.order
+        found = recorded.graph.run([rows if order is None else rows[order]], recorded.encoding.out)
+        return recorded.encoding.finish(found)
+
+    def _normalized(self, pixels: Pixels) -> Floats:
+        mean, std = (np.array(x, np.float32) for x in (self.spec.mean, self.spec.std))
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        if self.spec.kind == "gemma4v":
+            return scaled * np.float32(2) - np.float32(1)
+        result: Floats = (scaled - mean) / std
+        return result
+
+    def _record(self, grid: Grid) -> _Recorded:
+        if grid in self._recorded:
+            self._recorded.move_to_end(grid)
+            return self._recorded[grid]
+        while len(self._recorded) >= MAX_GRAPHS:
+            self._recorded.popitem(last=False)
+        graph = Graph(self._weights, self._device, self._programs)
+        encoding = BUILD[self.spec.kind](graph, self.spec, grid, self._like_llama_cpp)
+        self._recorded[grid] = _Recorded(graph, encoding)
+        return self._recorded[grid]

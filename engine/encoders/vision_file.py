@@ -1,0 +1,138 @@
+"""What a projector file says of its vision encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import ModelError
+from engine.gguf import GGUFFile
+from engine.media.prepare import PREPARE, ImageLimits
+
+# Tokens of an image of free size, least and most, where the file does not say.
+TOKENS: dict[str, tuple[int, int]] = {
+    "qwen2vl_merger": (8, 4096),
+    "qwen2.5vl_merger": (8, 4096),
+    "qwen3vl_merger": (8, 4096),
+    "glm4v": (8, 4096),
+    "gemma4v": (70, 1120),
+    "pixtral": (8, 1024),
+    "kimivl": (8, 1024),
+    "lfm2": (64, 256),
+}
+# Patches a side that become one token, where the file does not say.
+MERGE: dict[str, int] = {
+    "qwen2vl_merger": 2,
+    "qwen2.5vl_merger": 2,
+    "qwen3vl_merger": 2,
+    "glm4v": 2,
+    "paddleocr": 2,
+    "dots_ocr": 2,
+    "gemma4v": 3,
+    "gemma3": 4,
+}
+PLAIN = ("resampler", "internvl", "llama4")  # their inputs are made of patches, not of tokens
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFile:
+    """Hyperparameters of a vision encoder, from the metadata of its file."""
+
+    kind: str
+    width: int
+    n_layers: int
+    n_heads: int
+    eps: float
+    activation: str
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    limits: ImageLimits
+    feature_layers: tuple[int, ...] = ()
+    window_layers: tuple[int, ...] = ()  # after which layer windows of patches are merged
+    window_pattern: int = 0  # every so many layers is global
+    n_queries: int = 0  # of a resampler
+
+    @property
+    def patch(self) -> int:
+        return self.limits.patch
+
+
+def read_vision_file(
+    gguf: GGUFFile, min_tokens: int | None = None, max_tokens: int | None = None
+) -> VisionFile:
+    """The vision encoder of a projector file; ModelError if it is none that is known.
+
+    ``min_tokens`` and ``max_tokens`` take the place of the type's own limits.
+    """
+    kind = gguf.get_str("clip.vision.projector_type", gguf.get_str("clip.projector_type", ""))
+    if kind not in PREPARE:
+        known = ", ".join(sorted(PREPARE))
+        raise ModelError(f"{gguf.path}: projector type {kind!r} is not supported; known: {known}")
+    version = gguf.get_int("clip.minicpmv_version", 0)
+    return VisionFile(
+        kind=kind,
+        width=gguf.get_int("clip.vision.embedding_length"),
+        n_layers=gguf.get_int("clip.vision.block_count"),
+        n_heads=gguf.get_int("clip.vision.attention.head_count"),
+        eps=gguf.get_float("clip.vision.attention.layer_norm_epsilon"),
+        activation=_activation(gguf),
+        merge=_merge(gguf, kind),
+        mean=_floats(gguf, "clip.vision.image_mean"),
+        std=_floats(gguf, "clip.vision.image_std"),
+        limits=_limits(gguf, kind, min_tokens, max_tokens, version),
+        feature_layers=_ints(gguf, "clip.vision.feature_layer"),
+        window_layers=_ints(gguf, "clip.vision.wa_layer_indexes"),
+        window_pattern=gguf.get_int("clip.vision.n_wa_pattern", 0),
+        n_queries=gguf.get_int("clip.minicpmv_query_num", 0),
+    )
+
+
+def _activation(gguf: GGUFFile) -> str:
+    if gguf.metadata.get("clip.use_gelu"):
+        return "gelu"
+    return "silu" if gguf.metadata.get("clip.use_silu") else "gelu_quick"
+
+
+def _merge(gguf: GGUFFile, kind: str) -> int:
+    declared = gguf.get_int("clip.vision.spatial_merge_size", 0)
+    declared = declared or gguf.get_int("clip.vision.projector.scale_factor", 0)
+    return declared or MERGE.get(kind, 1)
+
+
+def _limits(
+    gguf: GGUFFile, kind: str, min_tokens: int | None, max_tokens: int | None, version: int
+) -> ImageLimits:
+    patch = gguf.get_int("clip.vision.patch_size")
+    merge = 1 if kind in PLAIN else _merge(gguf, kind)
+    area = (patch * merge) ** 2
+    least, most = (n * area for n in TOKENS.get(kind, (0, 0)))
+    least = gguf.get_int("clip.vision.image_min_pixels", least)
+    most = gguf.get_int("clip.vision.image_max_pixels", most)
+    sides = _ints(gguf, "clip.vision.image_grid_pinpoints")
+    return ImageLimits(
+        image_size=gguf.get_int("clip.vision.image_size"),
+        patch=patch,
+        merge=merge,
+        min_pixels=least if min_tokens is None else min_tokens * area,
+        max_pixels=most if max_tokens is None else max_tokens * area,
+        canvases=tuple(zip(sides[::2], sides[1::2], strict=True)),
+        preproc_size=gguf.get_int("clip.vision.preproc_image_size", 0),
+        tiles=(
+            gguf.get_int("clip.vision.preproc_min_tiles", 1),
+            gguf.get_int("clip.vision.preproc_max_tiles", 12),
+        ),
+        version=version,
+    )
+
+
+def _ints(gguf: GGUFFile, key: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in np.asarray(gguf.metadata.get(key, ())))
+
+
+def _floats(gguf: GGUFFile, key: str) -> tuple[float, ...]:
+    values = tuple(float(x) for x in np.asarray(gguf.metadata.get(key, ())))
+    if len(values) != 3:
+        raise ModelError(f"{gguf.path}: {key} has {len(values)} values, not 3")
+    return values

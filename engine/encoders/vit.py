@@ -1,0 +1,197 @@
+"""The vision transformer that most encoders share: what differs is a row of ``Tower``.
+
+Layers are x += attention(norm(x)), x += ffn(norm(x)). Biases, gates, layer scales, Q/K norms and
+norms after a sublayer are used where the file has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from engine.encoders.graph import Bounds, Graph, Heads, Rows
+from engine.encoders.weights import EncoderWeights
+from kernels.norm import NormWeights
+from kernels.rope import HeadNorm
+from kernels.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """An encoder's transformer. ``rms``: RMS norms; ``after``: norms follow the sublayers;
+    ``scale``: of the scores, 0 for 1 / sqrt(head); ``norm_v``: V's heads are normalized."""
+
+    n_layers: int
+    n_heads: int
+    width: int
+    eps: float
+    activation: str
+    rms: bool = False
+    after: bool = False
+    prefix: str = "v"
+    scale: float = 0.0
+    norm_v: bool = False
+    order: tuple[int, ...] | None = None  # of the rows of Q and K, where pairs are moved,
+    moved: tuple[int, ...] | None = None  # and of the values of one head
+
+    @property
+    def head(self) -> int:
+        return self.width // self.n_heads
+
+
+def layer_norm(weights: EncoderWeights, name: str, eps: float, rms: bool = False) -> NormWeights:
+    """The norm ``name``; without a weight in the file it only normalizes."""
+    weight = weights.vector(f"{name}.weight")
+    return NormWeights(
+        weight, eps, weights.vector(f"{name}.bias"), layer=not rms, weightless=weight is None
+    )
+
+
+def normalized(g: Graph, x: Rows, name: str, eps: float, rms: bool = False) -> Rows:
+    return g.norm(x, layer_norm(g.weights, name, eps, rms))
+
+
+def optional_norm(g: Graph, x: Rows, name: str, tower: Tower) -> Rows:
+    """x normalized if the file has that norm."""
+    has = g.weights.has(f"{name}.weight")
+    return normalized(g, x, name, tower.eps, tower.rms) if has else x
+
+
+def transformer(
+    g: Graph,
+    x: Rows,
+    tower: Tower,
+    groups: Callable[[int], Sequence[int]],
+    rope: Tensor | None = None,
+    neox: bool = True,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    keep: Callable[[int, Rows], None] = lambda layer, x: None,
+) -> Rows:
+    """The layers from ``first`` to before ``last``, in place.
+
+    ``groups(layer)``: how many consecutive rows attend to each other, one number per group.
+    ``keep(layer, x)`` sees what each layer gives before the next one changes it.
+    """
+    for i in range(first, tower.n_layers if last is None else last):
+        b = f"{tower.prefix}.blk.{i}."
+        attend = partial(attention, tower=tower, b=b, lengths=groups(i), rope=rope, neox=neox)
+        with g.scope():
+            _residual(g, x, tower, b, "1", attend)
+            _residual(g, x, tower, b, "2", partial(feed_forward, tower=tower, b=b))
+        keep(i, x)
+    return x
+
+
+Sublayer = Callable[[Graph, Rows], Rows]
+_POST_NORMS = {"1": "attn_post_norm", "2": "ffn_post_norm"}
+
+
+def _residual(g: Graph, x: Rows, tower: Tower, b: str, which: str, sublayer: Sublayer) -> None:
+    own = layer_norm(g.weights, f"{b}ln{which}", tower.eps, tower.rms)
+    y = sublayer(g, x) if tower.after else sublayer(g, g.norm(x, own))
+    if tower.after:
+        y = g.norm(y, own)
+    y = optional_norm(g, y, b + _POST_NORMS[which], tower)
+    scale = g.weights.vector(f"{b}ls{which}.weight")
+    g.add(x, y, None if scale is None else Tensor(scale.buffer, (1, x.width), scale.dtype))
+
+
+def attention(
+    g: Graph, x: Rows, tower: Tower, b: str, lengths: Sequence[int], rope: Tensor | None,
+    neox: bool,
+) -> Rows:  # fmt: skip
+    """Self-attention with the tensors whose names begin with ``b``."""
+    w = g.weights
+    q_norm, k_norm = (_head_norm(w, f"{b}attn_{x_}_norm.weight", tower) for x_ in "qk")
+    norm = HeadNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
+    scale = tower.scale or 1 / math.sqrt(tower.head)
+    heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox)
+    rows = _qkv(g, x, tower, b)
+    return linear(g, g.attention(*rows, heads, lengths), f"{b}attn_out")
+
+
+def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
+    """The norm of single heads; one of a whole row is not meant."""
+    if not w.has(name) or w.shape(name) != (tower.head,):
+        return None
+    order = list(tower.moved or range(tower.head))
+    return w.constant(name, lambda: w.floats(name)[order])
+
+
+def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> tuple[Rows, Rows | None, Rows | None]:
+    """Q, K and V: all in the first, or each by itself where something comes in between."""
+    w = g.weights
+    if w.has(f"{b}attn_qkv.weight"):
+        if not w.has(f"{b}attn_q_norm.weight"):
+            return linear(g, x, f"{b}attn_qkv"), None, None
+        whole, n = linear(g, x, f"{b}attn_qkv"), x.width
+        third = whole.reshaped(3 * x.n)  # q, k, v of a row below each other
+        parts = [g.gather(third, np.arange(x.n)[:, None] * 3 + i) for i in range(3)]
+        assert parts[0].width == n
+    elif _simple(w, tower, b):
+        return g.side_by_side(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])), None, None
+    else:
+        parts = [linear(g, x, f"{b}attn_{x_}", tower.order if x_ != "v" else None) for x_ in "qkv"]
+    for i, name in enumerate(("attn_q_norm", "attn_k_norm")):
+        if w.has(f"{b}{name}.weight") and w.shape(f"{b}{name}.weight") == (tower.width,):
+            parts[i] = normalized(g, parts[i], f"{b}{name}", tower.eps, tower.rms)
+    if tower.norm_v:
+        plain = NormWeights(None, tower.eps, weightless=True)
+        parts[2] = g.norm(parts[2], plain, groups=tower.n_heads)
+    return parts[0], parts[1], parts[2]
+
+
+def _simple(w: EncoderWeights, tower: Tower, b: str) -> bool:
+    """Whether Q, K and V can come out of one matrix."""
+    whole_norm = w.has(f"{b}attn_q_norm.weight")
+    bounded = w.has(f"{b}attn_q.input_max")
+    return not (whole_norm or bounded or tower.norm_v or tower.order)
+
+
+def feed_forward(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
+    """The FFN; files that have its matrices exchanged are known by the width of "down"."""
+    w = g.weights
+    up, down, gate = f"{b}ffn_up", f"{b}ffn_down", f"{b}ffn_gate"
+    if w.shape(f"{down}.weight")[0] == tower.width != w.shape(f"{up}.weight")[0]:
+        up, down = down, up
+    if w.has(f"{gate}.weight"):
+        return linear(g, gated(g, x, gate, up, tower.activation), down)
+    return linear(g, g.activate(linear(g, x, up), tower.activation), down)
+
+
+def gated(g: Graph, x: Rows, gate: str, up: str, activation: str) -> Rows:
+    """activation(gate x) * (up x)."""
+    if not g.weights.has(f"{gate}.input_max"):
+        return g.gated(x, g.weights.paired(gate, up), activation)
+    factors = linear(g, x, up)
+    return g.activate(linear(g, x, gate), activation, times=factors)
+
+
+def linear(g: Graph, x: Rows, name: str, order: Sequence[int] | None = None) -> Rows:
+    """A matrix with its bias, and with the bounds of its input and output that Gemma 4 has.
+    ``order``: its rows in another order."""
+    w = g.weights
+    layer = w.linear(name) if order is None else w.stacked([name], order)[0]
+    inside, outside = (_bounds(w, name, side) for side in ("input", "output"))
+    if inside is not None:
+        x = g.bounded(x, inside)
+    y = g.linear(x, layer)
+    return y if outside is None else g.bounded(y, outside)
+
+
+def _bounds(w: EncoderWeights, name: str, side: str) -> Bounds | None:
+    if not w.has(f"{name}.{side}_max"):
+        return None
+    low, high = (float(w.floats(f"{name}.{side}_{end}")[0]) for end in ("min", "max"))
+    return low, high
+
+
+def mlp(g: Graph, x: Rows, first: str, second: str, activation: str = "gelu") -> Rows:
+    """Two matrices with an activation in between."""
+    return linear(g, g.activate(linear(g, x, first), activation), second)

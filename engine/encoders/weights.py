@@ -1,0 +1,123 @@
+"""The tensors of a projector file (GGUF architecture "clip"), placed at their first use.
+
+A graph asks for what it needs by name, whatever the input's size, so the first graph of an
+encoder decides what is loaded. Nothing here knows a projector type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.gguf import GGUFFile
+from engine.tensors import Linear, Part, TensorSource
+from kernels.device import Device
+from kernels.program import Programs
+from kernels.quants import by_name
+from kernels.tensor import Tensor
+from kernels.weights import RawMatrix, run_job
+
+Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+
+class EncoderWeights:
+    """What a projector file holds, on one device."""
+
+    def __init__(self, gguf: GGUFFile, device: Device, programs: Programs) -> None:
+        self._source = TensorSource(gguf, device)
+        self._source.check_types()
+        self._device, self._programs = device, programs
+        self._kept: dict[tuple[object, ...], Any] = {}
+
+    def has(self, name: str) -> bool:
+        return self._source.has(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """In the file's order, columns first; ModelError if there is no such tensor."""
+        return self._source.shape(name)
+
+    def names(self, end: str) -> list[str]:
+        """The names of the tensors that end so."""
+        return [name for name in self._source.names() if name.endswith(end)]
+
+    def floats(self, name: str) -> Floats:
+        """A float tensor with its shape, rows first; ModelError if it is missing."""
+        shape = self.shape(name)
+        found = self._source.floats(name)
+        assert found is not None
+        return found.reshape(shape[::-1])
+
+    def vector(self, name: str) -> Tensor | None:
+        """A float tensor on the device, None if the file has none of that name."""
+        return self._keep(("vector", name), lambda: self._source.vector(name))
+
+    def constant(self, key: str, make: Callable[[], Floats]) -> Tensor:
+        """An array that is made once, on the device."""
+        return self._keep(("constant", key), lambda: self._source.upload(make()))
+
+    def linear(self, name: str) -> Linear:
+        """``name``.weight with its bias. A tensor of more dimensions is a matrix of as many
+        rows as its last one."""
+        return self._keep(("linear", name), lambda: self._stack([self._part(name)])[0])
+
+    def stacked(self, names: Sequence[str], rows: Sequence[int] | None = None) -> Sequence[Linear]:
+        """Matrices side by side; ``rows``: the order in which each one's rows are taken."""
+
+        def make() -> Sequence[Linear]:
+            parts = [self._part(name) for name in names]
+            return self._stack(parts if rows is None else [_reordered(p, rows) for p in parts])
+
+        return self._keep(("stacked", *names), make)
+
+    def paired(self, gate: str, up: str) -> Linear:
+        """Gate and up in one matrix; both need a bias or none."""
+        return self._keep(
+            ("paired", gate, up),
+            lambda: self._packed(lambda: self._source.paired(self._part(gate), self._part(up))),
+        )
+
+    def computed(
+        self, key: str, make: Callable[[], Floats], bias: Callable[[], Floats] | None = None
+    ) -> Linear:
+        """A matrix that is made from others on the host, float32 [rows, columns]."""
+
+        def place() -> Linear:
+            values = np.ascontiguousarray(make(), np.float32)
+            raw = RawMatrix(values.view(np.uint8).reshape(-1), by_name("F32"), *values.shape)
+            return self._stack([Part(raw, None if bias is None else bias())])[0]
+
+        return self._keep(("computed", key), place)
+
+    def _part(self, name: str) -> Part:
+        raw = self._source.raw(f"{name}.weight")
+        n_rows = self.shape(f"{name}.weight")[-1]
+        n_cols = raw.n_rows * raw.n_cols // n_rows
+        bias = self._source.floats(f"{name}.bias")
+        return Part(RawMatrix(raw.data, raw.type, n_rows, n_cols, raw.scale), bias)
+
+    def _stack(self, parts: Sequence[Part]) -> Sequence[Linear]:
+        return self._packed(lambda: self._source.stacked(parts))
+
+    def _packed(self, make: Callable[[], T]) -> T:
+        made = make()
+        for job in self._source.jobs:
+            run_job(self._device, self._programs, job)
+        self._source.jobs.clear()
+        return made
+
+    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
+
+
+def _reordered(part: Part, rows: Sequence[int]) -> Part:
+    raw, order = part.raw, np.asarray(rows)
+    data = raw.data.reshape(raw.n_rows, -1)[order].reshape(-1)
+    bias = None if part.bias is None else part.bias[order]
+    return Part(RawMatrix(data, raw.type, raw.n_rows, raw.n_cols, raw.scale), bias)

@@ -1,0 +1,110 @@
+"""Encoders of sounds: Whisper's transformer before three projectors (Ultravox, Qwen2-Audio,
+Voxtral), and Qwen3's with convolutions in two dimensions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.encoders.audio_file import AudioFile
+from engine.encoders.geometry import Floats, Ints
+from engine.encoders.graph import Graph, Rows
+from engine.encoders.vit import Tower, linear, mlp, normalized, transformer
+from engine.media.mel import QWEN3_UNIT
+
+ULTRAVOX_EPS = 1e-6
+
+
+def tower(spec: AudioFile) -> Tower:
+    return Tower(
+        spec.n_layers, spec.n_heads, spec.width, spec.eps, "gelu_erf", prefix="a"
+    )  # fmt: skip
+
+
+def _taps(n: int, stride: int) -> Ints:
+    """[outputs, 3]: the frames under a kernel of three, -1 outside."""
+    centers = np.arange(0, n, stride)[:, None] + np.array([-1, 0, 1])
+    return np.where((centers < 0) | (centers >= n), -1, centers).astype(np.int32)
+
+
+def _convolved(g: Graph, x: Rows, taps: Ints, name: str) -> Rows:
+    return g.activate(linear(g, g.gather(x, taps, by_channel=True), name), "gelu_erf")
+
+
+def _whisper(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """The transformer's output, one row for two frames."""
+    x = g.input(n_frames, spec.n_mels)
+    x = _convolved(g, x, _taps(n_frames, 1), "a.conv1d.1")
+    x = _convolved(g, x, _taps(n_frames, 2), "a.conv1d.2")
+    g.add(x, g.constant(g.weights.floats("a.position_embd.weight")[: x.n]))
+    return transformer(g, x, tower(spec), lambda i: [x.n])
+
+
+def _means(g: Graph, x: Rows) -> Rows:
+    """The means of every two rows."""
+    index = np.arange(x.n // 2 * 2).reshape(-1, 2)
+    return g.mixed(x, index, np.full(index.shape, 0.5, np.float32))
+
+
+def _stacked(x: Rows, factor: int) -> Rows:
+    """Rows side by side; a last incomplete group is dropped."""
+    n = x.n // factor
+    return x.first(n * factor).reshaped(n)
+
+
+def qwen2a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
+    return linear(g, x, "mm.a.fc")
+
+
+def ultravox(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    x = normalized(g, _whisper(g, spec, n_frames), "a.post_ln", spec.eps)
+    x = normalized(g, _stacked(x, spec.stack), "mm.a.norm_pre", ULTRAVOX_EPS, rms=True)
+    halves = linear(g, x, "mm.a.mlp.1").reshaped(2 * x.n)  # value and gate below each other
+    value, gate = (g.gather(halves, 2 * np.arange(x.n)[:, None] + i) for i in range(2))
+    x = g.activate(gate, "silu", times=value)
+    x = normalized(g, x, "mm.a.norm_mid", ULTRAVOX_EPS, rms=True)
+    return linear(g, x, "mm.a.mlp.2")
+
+
+def voxtral(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
+    return mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+
+
+def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """Every 100 frames are convolved by themselves; attention is over all of them."""
+    chunks = n_frames // QWEN3_UNIT
+    height, width = spec.n_mels, QWEN3_UNIT
+    x = g.input(chunks * height * width, 1)
+    for i in range(1, 4):
+        taps, (height, width) = _planes(chunks, height, width)
+        x = _convolved(g, x, taps, f"a.conv2d.{i}")
+    places = np.arange(chunks * height * width).reshape(chunks, height, width)
+    x = g.gather(x, places.transpose(0, 2, 1).reshape(-1, height), by_channel=True)
+    x = linear(g, x, "a.conv_out")
+    positions = g.weights.floats("a.position_embd.weight")[:width]
+    g.add(x, g.constant(np.tile(positions, (chunks, 1))))
+    x = transformer(g, x, tower(spec), lambda i: [x.n])
+    x = normalized(g, x, "a.post_ln", spec.eps)
+    return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+
+
+def _planes(n: int, height: int, width: int) -> tuple[Ints, tuple[int, int]]:
+    """[rows of the output, 9]: what lies under a 3 x 3 kernel of stride 2 in n planes."""
+    numbers = np.arange(n * height * width).reshape(n, height, width)
+    padded = np.pad(numbers, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    out = (height + 1) // 2, (width + 1) // 2
+    taps = [
+        padded[:, dy : dy + 2 * out[0] : 2, dx : dx + 2 * out[1] : 2].reshape(-1)
+        for dy in range(3)
+        for dx in range(3)
+    ]
+    return np.stack(taps, axis=1).astype(np.int32), out
+
+
+def frames(spec: AudioFile, mel: Floats) -> Floats:
+    """A spectrogram [mels, frames] as the graph's input."""
+    if spec.kind != "qwen3a":
+        return mel.T
+    chunks = mel.reshape(mel.shape[0], -1, QWEN3_UNIT)
+    return chunks.transpose(1, 0, 2).reshape(-1, 1)

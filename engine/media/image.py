@@ -1,0 +1,64 @@
+"""Image files to pixels: any colour mode, the right way up, within limits.
+
+Pillow decodes. Transparent pixels show white, as on a page; of an animation the first frame
+counts. What cannot be decoded is a MediaError whose text says why.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engine.errors import MediaError
+from engine.media.resize import Pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 64_000_000  # of a decoded image; a bomb is refused before it is decoded
+WHITE = (255, 255, 255, 255)
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """uint8 [height, width, 3]; MediaError for anything that is no image of these formats."""
+    if not data:
+        raise MediaError("the image is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damage that Pillow has repaired
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise MediaError(
+                        f"the image has {image.width} x {image.height} pixels, more than the "
+                        f"limit of {max_pixels}"
+                    )
+                return np.ascontiguousarray(_rgb(image))
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise MediaError(f"the image is in none of these formats: {known}") from None
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"the image is too large: {error}") from None
+    except MemoryError:
+        raise MediaError("the image needs more memory than there is") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        raise MediaError(f"the image cannot be decoded: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """The first frame in RGB, turned as its EXIF data says."""
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith(("I", "F")):  # 16 bits or more in one channel
+        return _from_deep(np.asarray(turned))
+    if turned.has_transparency_data:
+        canvas = Image.new("RGBA", turned.size, WHITE)
+        turned = Image.alpha_composite(canvas, turned.convert("RGBA"))
+    return np.asarray(turned.convert("RGB"))
+
+
+def _from_deep(values: np.ndarray) -> Pixels:
+    """Grey values of 16 bits (or floats from 0 to 1) to RGB."""
+    most = 1.0 if values.dtype.kind == "f" else 65535.0
+    grey = np.clip(np.rint(values / most * 255.0), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,74 @@
+"""Embeddings of all projector types against llama.cpp's, from the same pixels on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vision_data import IMAGES, SOUNDS, Reference, nmse
+
+from engine.encoders.audio import AudioEncoder, spectrograms
+from engine.encoders.audio_file import read_audio_file
+from engine.encoders.vision import VisionEncoder
+from engine.encoders.vision_file import read_vision_file
+from engine.encoders.weights import EncoderWeights
+from engine.gguf import open_gguf
+from engine.media.prepare import Tile, prepare
+from engine.media.sound import decode_sound
+from kernels.device import Device, open_device
+from kernels.program import Programs
+
+LIMIT = 1e-5  # NMSE; most are at 2e-7, which is llama.cpp's table of GELU in half precision
+Build = Callable[[str], Path]
+FEW = ("cogvlm", "gemma4v", "minicpmv2.6", "mistral3", "qwen2.5vl")  # each has a kernel or a path
+
+
+@pytest.fixture(scope="session")
+def first_device() -> tuple[Device, Programs]:
+    device = open_device(None)
+    return device, Programs(device)
+
+
+def check_images(
+    device: Device, programs: Programs, build: Build, reference: Reference, keys: list[str]
+) -> None:
+    with open_gguf(build(reference.spec)) as gguf:
+        spec = read_vision_file(gguf, *reference.token_limits)
+        weights = EncoderWeights(gguf, device, programs)
+        encoder = VisionEncoder(spec, weights, device, programs, like_llama_cpp=True)
+        for key in keys:
+            pieces = prepare(spec.kind, reference.image(key), spec.limits)
+            rows = [encoder.encode(piece.pixels) for piece in pieces if isinstance(piece, Tile)]
+            error = nmse(np.concatenate(rows), reference.arrays[f"embd.{key}"])
+            assert error < LIMIT, f"{key}: NMSE {error:.1e}"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(
+    first_device: tuple[Device, Programs], conformance_model: Build, vision_folder: Path, name: str
+) -> None:
+    reference = Reference(vision_folder, name)
+    check_images(*first_device, conformance_model, reference, list(reference.media))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_images_on_every_device_in_both_families(
+    device: Device, programs: Programs, conformance_model: Build, vision_folder: Path, name: str
+) -> None:
+    check_images(device, programs, conformance_model, Reference(vision_folder, name), ["tall"])
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_sounds(
+    first_device: tuple[Device, Programs], conformance_model: Build, vision_folder: Path, name: str
+) -> None:
+    device, programs = first_device
+    reference = Reference(vision_folder, name)
+    samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
+    with open_gguf(conformance_model(reference.spec)) as gguf:
+        spec = read_audio_file(gguf)
+        encoder = AudioEncoder(spec, EncoderWeights(gguf, device, programs), device, programs)
+        rows = [encoder.encode(mel) for mel in spectrograms(spec, samples)]
+    assert nmse(np.concatenate(rows), reference.arrays["embd.sound"]) < LIMIT

@@ -1,0 +1,40 @@
+"""Spectrograms against llama.cpp's, and their shapes at the edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vision_data import Reference
+
+from engine.media.mel import mel_filters, qwen3_pieces, whisper_pieces
+from engine.media.sound import decode_sound
+
+
+@pytest.mark.parametrize("name", ["qwen2a", "qwen3a"])
+def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
+    samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
+    assert len(samples) == 32000
+    expected = Reference(vision_folder, name).arrays["mel.sound.0"]
+    pieces = qwen3_pieces if name == "qwen3a" else whisper_pieces
+    found = pieces(samples, expected.shape[0])
+    assert len(found) == 1
+    assert np.abs(found[0] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 160, 199, 201, 480_000, 480_161])
+def test_lengths(n: int) -> None:
+    samples = np.random.default_rng(2).standard_normal(n).astype(np.float32)
+    whole = whisper_pieces(samples, 80)
+    assert [piece.shape for piece in whole] == [(80, 3000)] * -(-n // 480_000)
+    pieces = qwen3_pieces(samples, 128)
+    assert all(piece.shape[1] % 100 == 0 for piece in pieces)
+    assert sum(piece.shape[1] for piece in pieces) >= n // 160
+
+
+def test_filters_are_triangles_of_unit_area() -> None:
+    filters = mel_filters(80)
+    assert filters.shape == (80, 201)
+    areas = filters.sum(axis=1) * 40  # hertz per bin
+    np.testing.assert_allclose(areas[40:], 1.0, atol=0.08)

@@ -1,0 +1,81 @@
+"""The reference data of ../shared/conformance/vision: files, images, what llama.cpp computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+IMAGES = (
+    "cogvlm", "dots_ocr", "gemma3", "gemma4v", "glm4v", "granite-vision", "idefics3", "internvl",
+    "kimivl", "ldp", "ldpv2", "lfm2", "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15",
+    "llava15-swapped", "llava16", "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3",
+    "paddleocr", "pixtral", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
+)  # fmt: skip
+SOUNDS = ("qwen2a", "qwen3a", "ultravox", "voxtral")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What llama.cpp makes of the test images with one projector file."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def arrays(self) -> Any:
+        return np.load(self.folder / "embeddings" / f"{self.name}.npz")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(str(self.arrays["meta"]))
+        return found
+
+    @property
+    def spec(self) -> str:
+        """The path of the projector file's spec, for the fixture conformance_model."""
+        return str(self.folder / "specs" / f"{self.meta.get('spec', self.name)}.json")
+
+    @property
+    def token_limits(self) -> tuple[int | None, int | None]:
+        return self.meta.get("image_min_tokens"), self.meta.get("image_max_tokens")
+
+    @property
+    def media(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.meta["media"]
+        return found
+
+    def pixels(self, key: str, tile: int) -> Pixels | None:
+        """The encoder's input, where the data has it."""
+        other = self.meta.get("pixels_in")
+        arrays = Reference(self.folder, other).arrays if other else self.arrays
+        name = f"pixels.{key}.{tile}"
+        return arrays[name] if name in arrays.files else None
+
+    def image(self, key: str) -> Pixels:
+        """A test image; the JPEG as llama.cpp decodes it."""
+        if key == "square.jpg":
+            return np.load(self.folder / "images" / "decoded.npz")[key]
+        return np.asarray(Image.open(self.folder / "images" / f"{key}.png").convert("RGB"))
+
+    def texts(self, key: str) -> Iterator[str]:
+        for chunk in self.media[key]["chunks"]:
+            if "tokens" in chunk:
+                yield "".join(chunk["pieces"])
+
+    def inputs(self, key: str) -> list[dict[str, Any]]:
+        return [chunk for chunk in self.media[key]["chunks"] if "tokens" not in chunk]
+
+
+def nmse(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> float:
+    assert found.shape == reference.shape
+    difference = found.astype(np.float64) - reference
+    return float((difference**2).sum() / (reference.astype(np.float64) ** 2).sum())
