@@ -145,7 +145,12 @@ def chat_format(
         preserved_tokens=layout.tokens,
         thinking=layout.thinking,
         grammar=None,
-        turn=Turn(layout, layout.thinking, _chosen(tools or (), tool_choice), reasoning_format),
+        turn=Turn(
+            layout,
+            _chosen(tools or (), tool_choice),
+            reasoning_format,
+            is_json=json_schema is not None,
+        ),
         opened=_opened(layout, generation_prompt, opening),
     )
 

@@ -29,6 +29,10 @@ class Syntax(Protocol):
 
     def starts(self, tools: Tools) -> tuple[str, ...]: ...
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Marks around calls, which say nothing."""
+
     def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
         """Read calls, of which ``start`` has been read.
 
@@ -41,9 +45,9 @@ class Turn:
     """One request's turn: the layout with what the request wants of it."""
 
     layout: Layout
-    thinking: Thinking | None
     tools: Tools  # none: calls are text
     reasoning: ReasoningFormat = "auto"
+    is_json: bool = False  # the content follows a schema, and may stand in a code fence
 
     def reasoned(self, scanner: Scanner, text: str, markup: str = "") -> None:
         """Send reasoning, after tags that only those see who get it within the content."""
@@ -51,6 +55,99 @@ class Turn:
             scanner.content(markup + text)
         if self.reasoning != "none":
             scanner.reasoning(text)
+
+    def call_marks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What begins calls, and what stands around them; nothing without tools."""
+        syntax = self.layout.syntax
+        return (syntax.starts(self.tools), syntax.dropped) if syntax and self.tools else ((), ())
+
+    def thinking_ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What closes the thinking, and what ends it too but belongs to the text after it."""
+        if self.layout.thinking is None:
+            return (), ()
+        starts, dropped = self.call_marks()
+        after = {*starts, *dropped, *self.layout.ends_thinking}
+        ends = (*self.layout.thinking.ends, *self.layout.ends_thinking)
+        syntax = self.layout.syntax
+        not_ours = {*syntax.starts(self.tools), *syntax.dropped} if syntax else set()
+        closing = tuple(end for end in ends if end not in after | not_ours)
+        return closing, tuple(end for end in ends if end in after)
+
+
+def read_message(scanner: Scanner, turn: Turn) -> Parse[None]:
+    yield from _read_opening(scanner, turn)
+    if turn.is_json and (yield from read_fenced(scanner)):
+        return
+    starts, dropped = turn.call_marks()
+    thinking = turn.layout.thinking
+    thoughts = (thinking.start,) if thinking and turn.layout.thinks_anywhere else ()
+    stops = marks(*starts, *dropped, *turn.layout.dropped, *thoughts)
+    while (mark := (yield from until(scanner, stops, scanner.content))) is not None:
+        if mark in starts:
+            yield from _read_calls(scanner, turn, mark)
+        elif mark in thoughts:
+            yield from _read_thinking(scanner, turn, mark)
+        elif mark in dropped:
+            yield from skip_space(scanner)
+
+
+def _read_opening(scanner: Scanner, turn: Turn) -> Parse[None]:
+    """Thinking at the beginning, if there is any; an end without a beginning says nothing."""
+    thinking = turn.layout.thinking
+    if thinking is None:
+        return
+    space = yield from skip_space(scanner)
+    tag = yield from accept(scanner, marks(thinking.start, *turn.thinking_ends()[0]))
+    if tag == thinking.start:
+        yield from _read_thinking(scanner, turn, tag)
+    elif tag is None:
+        scanner.content(space)
+
+
+def _read_thinking(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
+    """Reasoning after its start tag; white space around it is the template's."""
+    markup = start + (yield from skip_space(scanner))
+    closing, after = turn.thinking_ends()
+
+    def send(text: str) -> None:
+        nonlocal markup
+        turn.reasoned(scanner, text, markup)
+        markup = ""
+
+    end = yield from until(scanner, marks(*closing, *after), send)
+    if end in after:
+        scanner.pos -= len(end or "")
+        return
+    space = yield from skip_space(scanner)
+    if end is not None and not markup:
+        turn.reasoned(scanner, "", end + space)
+
+
+def read_fenced(scanner: Scanner) -> Parse[bool]:
+    """JSON in a code fence, without it; False if there is no fence."""
+    yield from skip_space(scanner)
+    if not (yield from accept(scanner, marks("```json"))):
+        return False
+    yield from skip_space(scanner)
+    yield from until(scanner, marks("\n```", "```"), scanner.content)
+    yield from skip_space(scanner)
+    return True
+
+
+def _read_calls(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
+    """Calls after their start; what does not parse is content, from the start of it on."""
+    assert turn.layout.syntax is not None
+    scanner.kept = scanner.pos - len(start)
+    try:
+        yield from turn.layout.syntax.read(scanner, start, turn.tools)
+    except MalformedError:
+        if scanner.kept >= 0:
+            scanner.pos = scanner.kept + len(start)
+            scanner.content(scanner.text[scanner.kept : scanner.pos])
+            scanner.kept = -1
+            return
+    scanner.kept = -1
+    yield from skip_space(scanner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,62 +157,8 @@ class Layout:
     thinking: Thinking | None = None
     opening: str = ""  # what the generation prompt holds before the text that is read
     dropped: tuple[str, ...] = ()  # marks around the content
+    ends_thinking: tuple[str, ...] = ()  # marks that end it too, and are read after it
+    thinks_anywhere: bool = False  # not only at the beginning
     stops: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()  # special tokens that the reader needs as text
-    read: Callable[[Scanner, Turn], Parse[None]] = lambda scanner, turn: read_message(scanner, turn)
-
-
-def read_message(scanner: Scanner, turn: Turn) -> Parse[None]:
-    thinking, layout = turn.thinking, turn.layout
-    if thinking:
-        space = yield from skip_space(scanner)
-        start = yield from accept(scanner, marks(thinking.start, *thinking.ends))
-        if start == thinking.start:
-            yield from read_thinking(scanner, turn, start)
-        elif start is None:
-            scanner.content(space)
-        elif start in calls_of(turn):
-            scanner.pos -= len(start)
-    starts = calls_of(turn)
-    stops = marks(*starts, *layout.dropped)
-    while (mark := (yield from until(scanner, stops, scanner.content))) is not None:
-        if mark in starts:
-            yield from read_calls(scanner, turn, mark)
-
-
-def calls_of(turn: Turn) -> tuple[str, ...]:
-    return turn.layout.syntax.starts(turn.tools) if turn.layout.syntax and turn.tools else ()
-
-
-def read_thinking(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
-    """Reasoning after its start tag; white space around it is the template's."""
-    assert turn.thinking is not None
-    markup = start + (yield from skip_space(scanner))
-
-    def send(text: str) -> None:
-        nonlocal markup
-        turn.reasoned(scanner, text, markup)
-        markup = ""
-
-    end = yield from until(scanner, marks(*turn.thinking.ends), send)
-    if end is not None and end in calls_of(turn):
-        scanner.pos -= len(end)
-        return
-    space = yield from skip_space(scanner)
-    if end is not None and not markup and turn.reasoning != "auto":
-        turn.reasoned(scanner, "", end + space)
-
-
-def read_calls(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
-    """Calls after their start; what does not parse is content, from the start of it on."""
-    assert turn.layout.syntax is not None
-    scanner.kept = scanner.pos - len(start)
-    try:
-        yield from turn.layout.syntax.read(scanner, start, turn.tools)
-    except MalformedError:
-        if scanner.kept >= 0:
-            end = max(scanner.kept + len(start), scanner.pos if scanner.ended else 0)
-            scanner.content(scanner.text[scanner.kept : end])
-            scanner.pos = end
-    scanner.kept = -1
-    yield from skip_space(scanner)
+    read: Callable[[Scanner, Turn], Parse[None]] = read_message

@@ -18,6 +18,7 @@ T = TypeVar("T")
 Parse = Generator[None, None, T]
 Sink = Callable[[str], None]
 
+MAX_NAME = 256  # characters of a name, a key or an id
 _SPACE = re.compile(r"\s*")
 
 
@@ -84,7 +85,7 @@ class Marks:
     __slots__ = ("_beginnings", "_first", "_longest", "_pattern")
 
     def __init__(self, literals: Iterable[str]) -> None:
-        known = sorted(set(literals), key=len, reverse=True)
+        known = sorted(filter(None, set(literals)), key=len, reverse=True)
         # Without literals: patterns that match nowhere.
         self._pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)")
         firsts = {literal[0] for literal in known}
@@ -92,11 +93,17 @@ class Marks:
         self._beginnings = {lit[:n] for lit in known for n in range(1, len(lit))}
         self._longest = len(known[0]) if known else 0
 
-    def search(self, text: str, pos: int) -> re.Match[str] | None:
-        return self._pattern.search(text, pos)
+    def search(self, text: str, pos: int, is_all: bool) -> re.Match[str] | None:
+        """The first mark; not one that may be a part of another, if more text may come."""
+        found = self._pattern.search(text, pos)
+        if found and not is_all and self.unfinished(text, pos) <= found.start():
+            return None
+        return found
 
-    def match(self, text: str, pos: int) -> re.Match[str] | None:
-        return self._pattern.match(text, pos)
+    def match(self, text: str, pos: int, is_all: bool) -> re.Match[str] | None:
+        """The mark that the text goes on with."""
+        found = self._pattern.match(text, pos)
+        return None if found and not is_all and self.unfinished(text, pos) == pos else found
 
     def unfinished(self, text: str, pos: int) -> int:
         """Where the beginning of a mark begins at the end of the text; len(text) if nowhere."""
@@ -116,7 +123,7 @@ def marks(*literals: str) -> Marks:
 def until(scanner: Scanner, stops: Marks, sink: Sink) -> Parse[str | None]:
     """Send the text up to the first stop and skip that; which it was, None at the end."""
     while True:
-        found = stops.search(scanner.text, scanner.pos)
+        found = stops.search(scanner.text, scanner.pos, scanner.ended)
         end = found.start() if found else len(scanner.text)
         if not found and not scanner.ended:
             end = stops.unfinished(scanner.text, scanner.pos)
@@ -131,7 +138,7 @@ def until(scanner: Scanner, stops: Marks, sink: Sink) -> Parse[str | None]:
 def accept(scanner: Scanner, choices: Marks) -> Parse[str | None]:
     """Skip one of the choices if the text goes on with it."""
     while True:
-        found = choices.match(scanner.text, scanner.pos)
+        found = choices.match(scanner.text, scanner.pos, scanner.ended)
         if found:
             scanner.pos = found.end()
             return found.group()
@@ -163,8 +170,15 @@ def skip_space(scanner: Scanner) -> Parse[str]:
 
 
 def enclosed(scanner: Scanner, end: Marks) -> Parse[str]:
-    """The text up to ``end``, which is skipped; MalformedError if it does not come."""
-    parts: list[str] = []
-    if (yield from until(scanner, end, parts.append)) is None:
+    """The short text up to ``end``, which is skipped; MalformedError if that does not come."""
+    text = ""
+
+    def collect(more: str) -> None:
+        nonlocal text
+        text += more
+        if len(text) > MAX_NAME:
+            raise MalformedError
+
+    if (yield from until(scanner, end, collect)) is None:
         raise MalformedError
-    return "".join(parts)
+    return text

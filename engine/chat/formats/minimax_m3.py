@@ -1,0 +1,107 @@
+"""MiniMax M3: a tag for each parameter, item and property, as deep as the schema goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from engine.chat.json_text import MAX_DEPTH
+from engine.chat.layout import Tools
+from engine.chat.scanner import (
+    MalformedError,
+    Parse,
+    Scanner,
+    accept,
+    enclosed,
+    expect,
+    marks,
+    skip_space,
+)
+from engine.chat.values import Schema, kinds_of, parameter_schema, read_value, resolved
+
+_MARK = "]<]minimax[>["  # in front of every tag
+_ITEM = "item"
+_NESTED = frozenset({"object", "array"})
+
+
+@dataclass(frozen=True, slots=True)
+class MinimaxM3Calls:
+    """``<invoke name="NAME"> <key>text</key> <key><item>text</item>...</key> </invoke>``."""
+
+    def starts(self, tools: Tools) -> tuple[str, ...]:
+        return (_MARK + '<invoke name="',)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return (_MARK + "<tool_call>", _MARK + "</tool_call>")
+
+    def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
+        name = yield from enclosed(scanner, marks('">'))
+        scanner.begin_call(name)
+        root = tools.get(name, {})
+        scanner.arguments("{")
+        separator = ""
+        while (key := (yield from _tag(scanner, "invoke"))) is not None:
+            scanner.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}:")
+            yield from _value(scanner, key, parameter_schema(tools, name, key), root, 0)
+            separator = ","
+        scanner.arguments("}")
+
+
+def _tag(scanner: Scanner, parent: str) -> Parse[str | None]:
+    """The next tag's name, None at the end of the parent."""
+    yield from skip_space(scanner)
+    if (yield from expect(scanner, marks(f"{_MARK}<", f"{_MARK}</{parent}>"))) == f"{_MARK}<":
+        return (yield from enclosed(scanner, marks(">")))
+    return None
+
+
+def _value(scanner: Scanner, tag: str, schema: Schema, root: Schema, depth: int) -> Parse[None]:
+    """What is in a tag, up to its end, which is skipped."""
+    kinds = kinds_of(schema, root)
+    end = f"{_MARK}</{tag}>"
+    if "string" in kinds or (kinds and not kinds & _NESTED) or depth > MAX_DEPTH:
+        # Where text is allowed, tags are text.
+        return (yield from read_value(scanner, marks(end), kinds - _NESTED, scanner.arguments))
+    mark = yield from accept(scanner, marks(end, f"{_MARK}<"))
+    if mark is None:
+        return (yield from read_value(scanner, marks(end), kinds, scanner.arguments))
+    if mark == end:
+        empty = "[]" if "array" in kinds else "{}" if "object" in kinds else '""'
+        return scanner.arguments(empty)
+    name = yield from enclosed(scanner, marks(">"))
+    is_array = name == _ITEM and "array" in (kinds or {"array"})
+    yield from _nested(scanner, tag, name, is_array, _branch(schema, root, is_array), root, depth)
+    return None
+
+
+def _nested(
+    scanner: Scanner,
+    tag: str,
+    name: str | None,
+    is_array: bool,
+    schema: Schema,
+    root: Schema,
+    depth: int,
+) -> Parse[None]:
+    scanner.arguments("[" if is_array else "{")
+    separator = ""
+    while name is not None:
+        if is_array and name != _ITEM:
+            raise MalformedError
+        key = "" if is_array else f"{json.dumps(name, ensure_ascii=False)}:"
+        inner = schema.get("items") if is_array else schema.get("properties", {}).get(name)
+        scanner.arguments(separator + key)
+        separator = ","
+        yield from _value(scanner, name, resolved(inner, root), root, depth + 1)
+        name = yield from _tag(scanner, tag)
+    scanner.arguments("]" if is_array else "}")
+
+
+def _branch(schema: Schema, root: Schema, is_array: bool) -> Schema:
+    """Of alternatives the one for arrays, or for objects."""
+    wanted = "array" if is_array else "object"
+    choices: list[Any] = schema.get("anyOf") or schema.get("oneOf") or []
+    fitting = (resolved(c, root) for c in choices if wanted in kinds_of(c, root))
+    return next(fitting, schema)

@@ -1,0 +1,51 @@
+"""Calls whose name is written in front of JSON arguments."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from engine.chat.json_text import json_value
+from engine.chat.layout import Tools
+from engine.chat.scanner import Parse, Scanner, enclosed, expect, marks, skip_space
+
+_FIELD = re.compile(r"\{(name|id)\}")
+_FULL_ID = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")  # of Kimi K2: functions.NAME:0
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCalls:
+    """``start header arguments end``, the header holding ``{name}`` and ``{id}``.
+
+    ``section`` are marks around all calls. A header without a name has it in the id.
+    """
+
+    start: str
+    header: str
+    end: str = ""
+    section: tuple[str, ...] = ()
+
+    def starts(self, tools: Tools) -> tuple[str, ...]:
+        return (self.start,)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return (*self.section, self.end) if self.end else self.section
+
+    def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
+        # Literals and fields in turns, literals first and last.
+        first, *rest = _FIELD.split(self.header)
+        if first:
+            yield from expect(scanner, marks(first))
+        fields = {}
+        for field, literal in zip(rest[::2], rest[1::2], strict=True):
+            fields[field] = (yield from enclosed(scanner, marks(literal))).strip()
+        id = fields.get("id", "")
+        yield from skip_space(scanner)
+        scanner.begin_call(fields.get("name") or _name_in(id), id)
+        yield from json_value(scanner, scanner.arguments)
+
+
+def _name_in(id: str) -> str:
+    found = _FULL_ID.fullmatch(id)
+    return found[1] if found else id

@@ -1,0 +1,154 @@
+"""Values that are written as bare text: what JSON they are, by the schema of the parameter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.chat.json_text import json_value
+from engine.chat.layout import Tools
+from engine.chat.scanner import (
+    MalformedError,
+    Marks,
+    Parse,
+    Scanner,
+    Sink,
+    expect,
+    skip_space,
+    until,
+)
+
+Schema = Mapping[str, Any]
+Kinds = frozenset[str]  # JSON types; none: any
+
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_NESTED = frozenset({"object", "array"})
+# The beginnings of what is no string.
+_BEGINNINGS = {
+    "object": re.compile(r"\s*(\{.*)?", re.DOTALL),
+    "array": re.compile(r"\s*(\[.*)?", re.DOTALL),
+    "number": re.compile(r"\s*[-+.eE\d]*\s*"),
+    "integer": re.compile(r"\s*[-+.eE\d]*\s*"),
+    "boolean": re.compile(r"\s*(t(r(ue?)?)?|f(a(l(se?)?)?)?|T(r(ue?)?)?|F(a(l(se?)?)?)?)?\s*"),
+    "null": re.compile(r"\s*(n(u(ll?)?)?|N(o(ne?)?)?)?\s*"),
+    "quoted": re.compile(r'\s*(".*)?', re.DOTALL),
+}
+
+
+def parameter_schema(tools: Tools, name: str, key: str) -> Schema:
+    """The schema of a parameter, {} if nothing is known about it; references are followed."""
+    root = tools.get(name, {})
+    schema = (root.get("properties") or {}).get(key)
+    if schema is None:
+        schema = root.get("additionalProperties")
+    return resolved(schema, root)
+
+
+def resolved(schema: Any, root: Schema) -> Schema:
+    for _ in range(10):  # references may go in circles
+        if not isinstance(schema, Mapping):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = root
+        for step in reference.removeprefix("#/").split("/"):
+            schema = schema.get(step, {}) if isinstance(schema, Mapping) else {}
+    return {}
+
+
+def kinds_of(schema: Schema, root: Schema | None = None) -> Kinds:
+    """The JSON types that a schema allows; none if it does not say."""
+    root = schema if root is None else root
+    schema = resolved(schema, root)
+    found: set[str] = set()
+    if "type" in schema:
+        types = schema["type"]
+        found.update([types] if isinstance(types, str) else types)
+    elif "enum" in schema or "const" in schema:
+        found.update(map(kind, schema.get("enum", [schema.get("const")])))
+    elif choices := schema.get("anyOf") or schema.get("oneOf"):
+        each = [kinds_of(choice, root) for choice in choices]
+        found.update(*each if all(each) else ())
+    elif parts := schema.get("allOf"):
+        found.update(next(filter(None, (kinds_of(part, root) for part in parts)), ()))
+    if found and schema.get("nullable"):
+        found.add("null")
+    return frozenset(found)
+
+
+def kind(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+    return "null" if value is None else names.get(type(value), "object")
+
+
+def as_json(text: str, kinds: Kinds) -> str:
+    """The JSON text of a value; a string where it is nothing else that the kinds allow."""
+    bare = text.strip()
+    bare = _PYTHON_WORDS.get(bare, bare)
+    try:
+        found = kind(json.loads(bare, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+    allowed = kinds | ({"integer"} if "number" in kinds else set())
+    if not kinds or found in allowed or (found == "number" and "integer" in kinds):
+        return bare
+    return json.dumps(text, ensure_ascii=False)
+
+
+def read_value(scanner: Scanner, end: Marks, kinds: Kinds, sink: Sink) -> Parse[None]:
+    """Send the text up to ``end``, which is skipped, as JSON, as early as its kind is clear.
+
+    MalformedError where the text ends or an object or array goes wrong.
+    """
+    if kinds and kinds <= _NESTED:
+        yield from skip_space(scanner)
+        if scanner.text[scanner.pos : scanner.pos + 1] in ("{", "["):
+            yield from json_value(scanner, sink)
+            yield from skip_space(scanner)
+            yield from expect(scanner, end)
+            return
+    value = _Value(kinds, sink)
+    if (yield from until(scanner, end, value.more)) is None:
+        raise MalformedError
+    value.end()
+
+
+class _Value:
+    """Text that may be a string or something else; sent as a string once nothing else fits."""
+
+    def __init__(self, kinds: Kinds, sink: Sink) -> None:
+        self._sink = sink
+        self._kinds = kinds
+        self._held = ""
+        self._is_string = False
+        others = (kinds or (_BEGINNINGS.keys())) - {"string"}
+        self._others = [_BEGINNINGS[other] for other in others if other in _BEGINNINGS]
+
+    def more(self, text: str) -> None:
+        if self._is_string:
+            self._sink(escaped(text))
+            return
+        self._held += text
+        is_open = any(beginning.fullmatch(self._held) for beginning in self._others)
+        if not is_open and (not self._kinds or "string" in self._kinds):
+            self._is_string = True
+            self._sink('"' + escaped(self._held))
+
+    def end(self) -> None:
+        if self._is_string:
+            self._sink('"')
+        elif self._kinds == {"string"}:
+            self._sink('""')  # no text came at all
+        else:
+            self._sink(as_json(self._held, self._kinds))
+
+
+def escaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
