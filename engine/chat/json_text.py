@@ -19,7 +19,7 @@ from engine.chat.scanner import (
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _UNFINISHED_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _NUMBER_CHARACTERS = re.compile(r"[-+.eE\d]*", re.ASCII)
 _QUOTE = marks('"')
 _COLON = marks(":")
@@ -84,7 +84,7 @@ def _number(scanner: Scanner, sink: Sink) -> Parse[None]:
         if found.end() < len(scanner.text) or scanner.ended:
             break
         yield
-    if not _NUMBER.fullmatch(found.group()):
+    if not NUMBER.fullmatch(found.group()):
         raise MalformedError
     scanner.pos = found.end()
     sink(found.group())
@@ -110,7 +110,7 @@ def json_string(scanner: Scanner, sink: Sink) -> Parse[None]:
             return sink('"')
         else:
             scanner.pos += 1
-            sink(json.dumps(text[pos])[1:-1])
+            sink(escaped(text[pos]))
 
 
 def string_value(scanner: Scanner) -> Parse[str]:
@@ -143,3 +143,8 @@ def members(scanner: Scanner) -> Parse[str | None]:
     yield from expect(scanner, _COLON)
     yield from more(scanner)
     return key
+
+
+def escaped(text: str) -> str:
+    """The text as it stands in a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

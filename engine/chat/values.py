@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.chat.json_text import json_value
+from engine.chat.json_text import escaped
 from engine.chat.layout import Tools
+from engine.chat.literals import PYTHON, literal
 from engine.chat.scanner import (
     MalformedError,
     Marks,
@@ -23,7 +25,6 @@ from engine.chat.scanner import (
 Schema = Mapping[str, Any]
 Kinds = frozenset[str]  # JSON types; none: any
 
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NESTED = frozenset({"object", "array"})
 # The beginnings of what is no string.
 _BEGINNINGS = {
@@ -86,11 +87,10 @@ def kind(value: Any) -> str:
 
 def as_json(text: str, kinds: Kinds) -> str:
     """The JSON text of a value; a string where it is nothing else that the kinds allow."""
-    bare = text.strip()
-    bare = _PYTHON_WORDS.get(bare, bare)
     try:
-        found = kind(json.loads(bare, parse_constant=_refuse))
-    except (ValueError, RecursionError):
+        bare = _python_as_json(text.strip())
+        found = kind(json.loads(bare))
+    except (MalformedError, ValueError):
         return json.dumps(text, ensure_ascii=False)
     allowed = kinds | ({"integer"} if "number" in kinds else set())
     if not kinds or found in allowed or (found == "number" and "integer" in kinds):
@@ -106,7 +106,7 @@ def read_value(scanner: Scanner, end: Marks, kinds: Kinds, sink: Sink) -> Parse[
     if kinds and kinds <= _NESTED:
         yield from skip_space(scanner)
         if scanner.text[scanner.pos : scanner.pos + 1] in ("{", "["):
-            yield from json_value(scanner, sink)
+            yield from literal(scanner, sink, PYTHON)
             yield from skip_space(scanner)
             yield from expect(scanner, end)
             return
@@ -146,9 +146,13 @@ class _Value:
             self._sink(as_json(self._held, self._kinds))
 
 
-def escaped(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _python_as_json(text: str) -> str:
+    """A whole text in JSON's or Python's notation; MalformedError if it is in neither."""
+    scanner, parts = Scanner(), list[str]()
+    scanner.feed(text)
+    scanner.ended = True
+    with contextlib.suppress(StopIteration):
+        next(literal(scanner, parts.append, PYTHON))
+    if scanner.pos != len(text):
+        raise MalformedError
+    return "".join(parts)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.chat.formats.literals import GEMMA, PYTHON, bare_word, mapping
 from engine.chat.layout import Tools
+from engine.chat.literals import GEMMA, PYTHON, bare_word, mapping
 from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space
 
 

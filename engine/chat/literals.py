@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.chat.json_text import MAX_DEPTH, more
+from engine.chat.json_text import MAX_DEPTH, NUMBER, escaped, more
 from engine.chat.scanner import (
     MalformedError,
     Marks,
@@ -20,11 +20,18 @@ from engine.chat.scanner import (
     marks,
     until,
 )
-from engine.chat.values import as_json, escaped
 
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 _BARE = re.compile(r"[^\s,:{}\[\]()<>\"'=]*")
-_ESCAPED = re.compile(r"[^xuU0-7]|x..|u.{4}|U.{8}|[0-7]{1,3}", re.DOTALL)
+_ESCAPED = re.compile(r"[^xuU]|x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}", re.DOTALL | re.ASCII)
+_LONGEST_ESCAPE = 9
+_ESCAPES = {character: "\\" + character for character in '"\\/bfnrt'} | {
+    "'": "'",
+    "\n": "",  # a line that goes on
+    "0": "\\u0000",
+    "a": "\\u0007",
+    "v": "\\u000b",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +39,13 @@ class Notation:
     quotes: tuple[str, ...]
     has_escapes: bool
     words: Mapping[str, str]
+    has_bare_texts: bool = False  # keys and values may stand without quotes
 
 
-PYTHON = Notation(('"', "'"), True, {"True": "true", "False": "false", "None": "null"})
-GEMMA = Notation(('<|"|>',), False, {})
+_WORDS = {word: word for word in ("true", "false", "null")}
+_WORDS |= {"True": "true", "False": "false", "None": "null"}
+PYTHON = Notation(('"', "'"), True, _WORDS)  # reads JSON as well
+GEMMA = Notation(('<|"|>',), False, _WORDS, has_bare_texts=True)
 
 
 def literal(scanner: Scanner, sink: Sink, notation: Notation, depth: int = 0) -> Parse[None]:
@@ -44,7 +54,7 @@ def literal(scanner: Scanner, sink: Sink, notation: Notation, depth: int = 0) ->
     opening = yield from accept(scanner, marks(*notation.quotes, *_CLOSERS))
     if opening is None:
         word = yield from bare_word(scanner)
-        sink(notation.words.get(word) or as_json(word, frozenset()))
+        sink(_bare_value(word, notation))
     elif opening in notation.quotes:
         yield from _text(scanner, sink, notation, opening)
     elif depth > MAX_DEPTH:
@@ -71,8 +81,10 @@ def mapping(
         sink(separator)
         if quote:
             yield from _text(scanner, sink, notation, quote)
-        else:
+        elif notation.has_bare_texts or closer == ")":  # keywords of a call
             sink(json.dumps((yield from bare_word(scanner)), ensure_ascii=False))
+        else:
+            raise MalformedError
         yield from more(scanner)
         yield from expect(scanner, colon)
         sink(":")
@@ -99,15 +111,23 @@ def _sequence(
     sink("]")
 
 
+def _bare_value(word: str, notation: Notation) -> str:
+    if word in notation.words:
+        return notation.words[word]
+    if NUMBER.fullmatch(word):
+        return word
+    if not notation.has_bare_texts:
+        raise MalformedError
+    return json.dumps(word, ensure_ascii=False)
+
+
 def bare_word(scanner: Scanner) -> Parse[str]:
     """A word without quotes, up to white space or punctuation; MalformedError if none."""
     while True:
         found = _BARE.match(scanner.text, scanner.pos)
         assert found is not None  # the pattern matches the empty text
-        if found.end() < len(scanner.text):
+        if found.end() < len(scanner.text) or scanner.ended:
             break
-        if scanner.ended:
-            raise MalformedError
         yield
     if not found.group():
         raise MalformedError
@@ -122,23 +142,22 @@ def _text(scanner: Scanner, sink: Sink, notation: Notation, quote: str) -> Parse
     while (stop := (yield from until(scanner, stops, lambda text: sink(escaped(text))))) != quote:
         if stop is None:
             raise MalformedError
-        sink(escaped((yield from _escape(scanner))))
+        sink((yield from _escape(scanner)))
     sink('"')
 
 
 def _escape(scanner: Scanner) -> Parse[str]:
-    """The character that a Python escape, whose backslash has been read, stands for."""
+    """The JSON of an escape whose backslash has been read; of none, the backslash itself."""
     while True:
         found = _ESCAPED.match(scanner.text, scanner.pos)
-        # An octal escape may go on with the next character.
-        if found and (found.end() < len(scanner.text) or not found.group()[0].isdigit()):
+        if found or scanner.ended or len(scanner.text) - scanner.pos >= _LONGEST_ESCAPE:
             break
-        if scanner.ended or len(scanner.text) - scanner.pos > 8:
-            return "\\"
         yield
+    if found is None:
+        return "\\\\"
     scanner.pos = found.end()
-    try:
-        character = ast.literal_eval(f'"\\{found.group()}"')
-    except (ValueError, SyntaxError):
-        return "\\" + found.group()
-    return str(character)
+    kind, digits = found.group()[0], found.group()[1:]
+    if digits:
+        code = int(digits, 16)
+        return f"\\u{code:04x}" if code < 0x10000 else chr(min(code, sys.maxunicode))
+    return _ESCAPES.get(kind, escaped("\\" + kind))
