@@ -112,6 +112,10 @@ class Engine:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
         self._post("cancel", ticket.stream, refuse=False)
 
+    def end_reasoning(self, ticket: Ticket) -> None:
+        """Close the reasoning of a request that has a budget, if it is open then."""
+        self._post("end_reasoning", ticket.stream, refuse=False)
+
     def stats(self) -> EngineStats:
         """What has been counted so far; from any thread, at no cost to the engine's."""
         with self._wake:
@@ -151,8 +155,11 @@ class Engine:
         )  # fmt: skip
 
     def _output(self, request: Request) -> Output:
-        decoder = self.tokenizer.decoder(request.special)
-        return Output(decoder, stop=request.stop, eog_ids=self.tokenizer.eog_ids)
+        decoder = self.tokenizer.decoder(request.special, request.shown)
+        return Output(
+            decoder, stop=request.stop, eog_ids=self.tokenizer.eog_ids,
+            min_indent=request.min_indent,
+        )  # fmt: skip
 
     def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:
         with self._wake:
@@ -194,8 +201,12 @@ class Engine:
             if kind == "submit":
                 self._streams[stream.seq.id] = stream
                 self._scheduler.add(stream.seq)
-            elif stream.seq.id in self._streams:
+            elif stream.seq.id not in self._streams:
+                continue
+            elif kind == "cancel":
                 self._end(stream, "cancelled")
+            else:
+                stream.end_reasoning()
         return not stopping
 
     def _step(self, plan: Plan) -> None:
@@ -211,6 +222,8 @@ class Engine:
         self._pace.note(n_tokens, time.perf_counter() - began)
         self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))
+        for chunk in plan.chunks:
+            self._streams[chunk.seq.id].progress(chunk.start + chunk.count)
         for row, values in zip(rows, logits, strict=True):
             self._try_deliver(row, values)
         self._embed(plan.chunks)
@@ -289,7 +302,7 @@ class Engine:
             self._end(stream, stream.reason)
         elif self._scheduler.is_full(seq):
             self._end(stream, "limit", truncated=True)
-        elif 0 <= seq.request.max_tokens <= seq.n_generated:
+        elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
             self._end(stream, "limit")
 
     def _end(self, stream: Stream, reason: str, truncated: bool = False) -> None:

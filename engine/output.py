@@ -8,6 +8,7 @@ into tokens. Nothing here knows how tokens are chosen or where deltas go.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, Protocol
@@ -34,22 +35,28 @@ class _Waiting(NamedTuple):
 class Output:
     """The text of one completion, token by token.
 
-    ``reason`` is None until the tokens themselves end it: "eos" or "word", the latter with
-    ``stopping_word``. The end-of-generation token is counted and scored among the tokens
-    but has no text.
+    ``reason`` is None until the tokens themselves end it: "eos", "word", this with
+    ``stopping_word``, or "limit" for a line with less than ``min_indent`` spaces before it. The
+    end-of-generation token is counted and scored among the tokens but has no text.
     """
 
     def __init__(
-        self, decoder: Decoder, *, stop: Iterable[str] = (), eog_ids: Collection[int] = ()
+        self,
+        decoder: Decoder,
+        *,
+        stop: Iterable[str] = (),
+        eog_ids: Collection[int] = (),
+        min_indent: int = 0,
     ) -> None:
         self._decoder = decoder
         self._stop = tuple(word for word in stop if word)
         self._eog_ids = frozenset(eog_ids)
+        self._dedent = dedent_pattern(min_indent) if min_indent > 0 else None
         self._held = ""  # decoded, not sent; no stop string in it
         self._n_sent = 0  # characters
         self._waiting: deque[_Waiting] = deque()
         self._finished = False
-        self.reason: Literal["eos", "word"] | None = None
+        self.reason: Literal["eos", "word", "limit"] | None = None
         self.stopping_word = ""
 
     def push(self, token: int, score: TokenScore | None = None) -> Delta | None:
@@ -64,7 +71,7 @@ class Output:
         if not text:
             return None
         self._held += text
-        if self._cut_at_stop():
+        if self._cut_at_stop() or self._cut_at_dedent():
             return self._send(len(self._held), all_tokens=False)
         return self._send(len(self._held) - self._n_undecided(), all_tokens=False)
 
@@ -94,10 +101,22 @@ class Output:
         self._finished = True
         return True
 
+    def _cut_at_dedent(self) -> bool:
+        """Whether a line is indented too little; then drop it, with the line's beginning."""
+        found = self._dedent.search(self._held) if self._dedent is not None else None
+        if found is None or found["text"] is None:
+            return False
+        self._held = self._held[: found.start()]
+        self.reason = "limit"
+        self._finished = True
+        return True
+
     def _n_undecided(self) -> int:
         """The length of the longest end of the text that a stop string begins with."""
         held = self._held
         longest = 0
+        if self._dedent is not None and (line := self._dedent.search(held)):
+            longest = len(held) - line.start()
         for word in self._stop:
             # The first place from which the rest fits: the earliest is the longest.
             start = held.find(word[0], max(len(held) - len(word) + 1, 0))
@@ -120,3 +139,8 @@ class Output:
             if score is not None:
                 scores.append(score)
         return Delta(text, tuple(tokens), tuple(scores)) if text or tokens else None
+
+
+def dedent_pattern(min_indent: int) -> re.Pattern[str]:
+    """A new line with too few spaces before its text, or so far none of it."""
+    return re.compile(rf"\n[ \t]{{0,{min_indent - 1}}}(?:(?P<text>[^ \t\n])|\Z)")

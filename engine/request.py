@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.constraint import Constraint
+from engine.reasoning import ReasoningBudget
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
@@ -82,6 +83,11 @@ class Request:
     constraint: Constraint | None = None  # what the text must match
     special: bool = False  # render special tokens as text
     pooling: Pooling | None = None
+    shown: frozenset[int] = frozenset()  # special tokens to render as text in any case
+    reasoning: ReasoningBudget | None = None
+    progress: bool = False  # Progress events while the prompt is computed
+    max_ms: int = 0  # > 0: generation ends so long after its first token, at a new line
+    min_indent: int = 0  # > 0: it ends before a line that is indented less
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 
@@ -102,6 +108,16 @@ class Started:
     n_prompt: int
     n_cached: int  # tokens of the prompt whose KV came from the prefix cache
     id_slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the prompt is; ``n_done`` counts cached tokens, too."""
+
+    n_prompt: int
+    n_cached: int
+    n_done: int
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +181,4 @@ class Failed:
     message: str
 
 
-Event = Started | PromptScored | Embedded | Delta | Finished | Failed
+Event = Started | Progress | PromptScored | Embedded | Delta | Finished | Failed

@@ -10,11 +10,13 @@ from typing import Literal, Protocol
 from engine.embedding import Pool
 from engine.guide import Guide
 from engine.output import Output
+from engine.reasoning import BudgetWatch
 from engine.request import (
     Embedded,
     Event,
     Failed,
     Finished,
+    Progress,
     PromptScored,
     Request,
     Started,
@@ -48,6 +50,8 @@ class Stream:
     ) -> None:
         self.seq, self._sampler, self._output = seq, sampler, output
         self._guide = guide
+        budget = seq.request.reasoning
+        self._budget = None if budget is None else BudgetWatch(budget, tokenizer.piece)
         self._tokenizer, self._on_event = tokenizer, on_event
         self.pool = Pool(seq.request.pooling or "none", seq.n_prompt)
         self._scores: list[TokenScore | None] = [None]
@@ -83,6 +87,22 @@ class Stream:
         self._started_at = time.perf_counter()
         self._emit(Started(self.seq.n_prompt, self.seq.n_cached, self.seq.slot))
 
+    def progress(self, n_done: int) -> None:
+        """Tell that so many tokens of the prompt are computed, if anybody wants to know."""
+        if self.request.progress and n_done <= self.seq.n_prompt:
+            ms = 1e3 * (time.perf_counter() - self._started_at)
+            self._emit(Progress(self.seq.n_prompt, self.seq.n_cached, n_done, ms))
+
+    def end_reasoning(self) -> None:
+        if self._budget is not None:
+            self._budget.end()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the request's time is up; what is written ends with its line."""
+        spent = 1e3 * (self._last_at - self._first_at)
+        return 0 < self.request.max_ms < spent and self.has_new_line
+
     def score_prompt(self, position: int, logits: RowLogits) -> None:
         """Note the score of the prompt's token after ``position``."""
         top = self.request.prompt_logprobs or 0
@@ -111,6 +131,8 @@ class Stream:
         candidates = self._candidates(needs, logits)
         n_probs = self.request.n_probs if self.request.post_sampling_probs else 0
         sampled = self._sampler.sample(candidates, n_probs=n_probs)
+        if self._budget is not None:
+            sampled = self._within_budget(sampled, self._budget)
         self._sampler.accept(sampled.token)
         if self._guide is not None:
             self._guide.accept(sampled.token)
@@ -123,8 +145,15 @@ class Stream:
             self._emit(delta)
         return sampled.token
 
+    def _within_budget(self, sampled: Sampled, budget: BudgetWatch) -> Sampled:
+        """The token itself, or the one that ends the reasoning."""
+        if budget.next is not None:
+            sampled = sampled._replace(token=budget.next)
+        budget.accept(sampled.token)
+        return sampled
+
     @property
-    def reason(self) -> Literal["eos", "word"] | None:
+    def reason(self) -> Literal["eos", "word", "limit"] | None:
         """Why the text itself has ended, if it has."""
         return self._output.reason
 

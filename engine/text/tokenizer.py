@@ -7,7 +7,7 @@ those that llama.cpp gives for the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -120,9 +120,14 @@ class Tokenizer:
             pieces[0] = pieces[0].removeprefix(b" ")
         return b"".join(pieces).decode(errors="replace")
 
-    def decoder(self, special: bool = False) -> TextDecoder:
-        """A decoder for tokens that come one at a time, after other text."""
-        return TextDecoder(partial(self.piece, special=special))
+    def decoder(self, special: bool = False, shown: Collection[int] = ()) -> TextDecoder:
+        """A decoder for tokens that come one at a time, after other text.
+
+        ``shown`` are special tokens that are text even if the others are not.
+        """
+        if not shown:
+            return TextDecoder(partial(self.piece, special=special))
+        return TextDecoder(lambda id: self.piece(id, special=special or id in shown))
 
     def _checked(self, token_id: int) -> int:
         if not 0 <= token_id < self.n_vocab:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class CharacterTokenizer:
     ) -> list[int]:
         return list(text.encode("ascii"))
 
-    def decoder(self, special: bool = False) -> CharacterDecoder:
+    def decoder(self, special: bool = False, shown: Collection[int] = ()) -> CharacterDecoder:
         return CharacterDecoder()
 
 

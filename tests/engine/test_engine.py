@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,13 @@ from engine.batch import OutputRow
 from engine.cache import PageCache, PageCopy
 from engine.engine import Engine
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.reasoning import ReasoningBudget
 from engine.request import (
     Delta,
     Event,
     Failed,
     Finished,
+    Progress,
     PromptScored,
     Request,
     SamplingParams,
@@ -46,7 +48,7 @@ class AsciiTokenizer:
     def piece(self, id: int, special: bool = True) -> bytes:
         return bytes([id])
 
-    def decoder(self, special: bool) -> TextDecoder:
+    def decoder(self, special: bool, shown: Collection[int] = ()) -> TextDecoder:
         return TextDecoder(self.piece)
 
 
@@ -162,6 +164,38 @@ def test_only_the_prompt(engine: Engine) -> None:
     assert [type(event) for event in events] == [Started, PromptScored, Finished]
     assert isinstance(events[1], PromptScored)
     assert len(events[1].scores) == 3
+
+
+def test_progress_of_a_prompt(engine: Engine) -> None:
+    events = run(engine, replace(request("a" * 40, 1), progress=True))
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [(event.n_prompt, event.n_done) for event in progress] == [(40, 32), (40, 40)]
+    assert not any(isinstance(event, Progress) for event in run(engine, request("b" * 40, 1)))
+
+
+def test_a_budget_forces_the_end_of_reasoning(engine: Engine) -> None:
+    budget = ReasoningBudget("C", ("Z",), tuple(b"!Z"), n_tokens=2)
+    events = Events()
+    engine.submit(replace(request("A", 8), reasoning=budget), events)
+    # After "!Z" the model goes on from Z; the tag that it writes itself opens nothing more.
+    assert events.text() == "BCDE!Z[\\"
+
+
+def test_reasoning_is_ended_from_outside(engine: Engine, runner: CountingRunner) -> None:
+    budget = ReasoningBudget("A", ("~",), tuple(b"~"), is_open=True)
+    events = Events()
+    runner.gate.clear()
+    ticket = engine.submit(replace(request("A", 4), reasoning=budget), events)
+    engine.end_reasoning(ticket)
+    runner.gate.set()
+    assert "~" in events.text()
+
+
+def test_time_is_up_at_a_new_line(engine: Engine) -> None:
+    events = run(engine, replace(request(chr(8), -1), max_ms=1))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "limit"
+    assert 2 < events[-1].timings.predicted_n < N_CTX - 2
 
 
 @pytest.mark.parametrize(

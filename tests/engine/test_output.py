@@ -234,3 +234,22 @@ def test_long_outputs_cost_no_more_a_token() -> None:
     for _ in range(100_000):
         output.push(1)
     assert time.perf_counter() - began < 10.0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "reason"),
+    [
+        (["  a", "\n", "  b\n", " ", "c"], "  a\n  b", "limit"),
+        (["  a\n\n  b\n  ", " c"], "  a\n\n  b\n   c", None),
+        (["x", "\ny"], "x", "limit"),
+        (["x", "\n "], "x\n ", None),
+    ],
+)
+def test_lines_indented_too_little_end_the_text(
+    pieces: list[str], text: str, reason: str | None
+) -> None:
+    spelled = [b"", *(piece.encode() for piece in pieces)]
+    output = Output(SpelledDecoder(spelled), min_indent=2)
+    deltas = [output.push(token) for token in range(1, len(spelled)) if not output.reason]
+    assert text_of([d for d in [*deltas, output.finish()] if d is not None]) == text
+    assert output.reason == reason
