@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.chat.delta import ChatDelta, ToolCallDelta
+from engine.chat.format import ChatParser
 from engine.request import Delta, Finished, PromptScored, Started, Timings, TokenScore
-from server.interface import ChatParser, ParsedDelta
 from server.prompts import Prompt
 
 FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length", "cancelled": "stop"}
@@ -25,19 +26,6 @@ def random_id(prefix: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A tool call, or what has been written of one since the last piece.
-
-    ``id`` and ``name`` are in the first piece of a call only, ``arguments`` are JSON text.
-    """
-
-    index: int
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """What can be sent: of one kind of text, or calls; with the tokens and scores up to it."""
 
@@ -45,7 +33,7 @@ class Piece:
     tokens: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     reasoning: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCallDelta, ...] = ()
 
     @property
     def shows(self) -> bool:
@@ -115,7 +103,7 @@ class Choice:
         return (Piece("", *held),)
 
     def _split(
-        self, delta: ParsedDelta, tokens: tuple[int, ...], scores: tuple[TokenScore, ...]
+        self, delta: ChatDelta, tokens: tuple[int, ...], scores: tuple[TokenScore, ...]
     ) -> Sequence[Piece]:
         """A piece of each kind that the delta has; the tokens go with the first."""
         pieces = []
@@ -130,13 +118,13 @@ class Choice:
             pieces.append(Piece("", tokens, scores, "", tuple(self._calls(delta))))
         return pieces
 
-    def _calls(self, delta: ParsedDelta) -> Iterable[Call]:
+    def _calls(self, delta: ChatDelta) -> Iterable[ToolCallDelta]:
         for call in delta.calls:
             if call.index < self._n_calls:
-                yield Call(call.index, arguments=call.arguments)
+                yield ToolCallDelta(call.index, arguments=call.arguments)
             else:  # syntaxes without an id get one here
                 self._n_calls = call.index + 1
-                yield Call(call.index, call.id or random_id(), call.name, call.arguments)
+                yield ToolCallDelta(call.index, call.id or random_id(), call.name, call.arguments)
 
     @property
     def finish_reason(self) -> str | None:
@@ -174,8 +162,8 @@ def join(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def joined_calls(parts: Iterable[Call]) -> tuple[Call, ...]:
-    first: dict[int, Call] = {}
+def joined_calls(parts: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    first: dict[int, ToolCallDelta] = {}
     arguments: dict[int, list[str]] = {}
     for part in parts:
         first.setdefault(part.index, part)

@@ -17,10 +17,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from engine.chat.delta import ToolCallDelta
 from engine.request import Event, Finished, Started
-from server.answer import Call, Choice, Piece, join, random_id
+from server.answer import Choice, Piece, join, random_id
 from server.anthropic_input import MessagesFields, chat_body
-from server.chat import prepare, read_chat
+from server.chat import prepare
+from server.conversation import read_chat
 from server.errors import ApiError, anthropic_body, json_response
 from server.fields import convert
 from server.framing import EVENT_STREAM, Framing, named_sse
@@ -174,7 +176,7 @@ def thinking_block(thinking: str, signed: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": thinking, "signature": signed}
 
 
-def tool_block(call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
+def tool_block(call: ToolCallDelta, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
 
 
@@ -183,7 +185,7 @@ def signature(thought: Any) -> str:
     return base64.b64encode(thought.digest()).decode()
 
 
-def arguments_object(call: Call) -> Mapping[str, Any]:
+def arguments_object(call: ToolCallDelta) -> Mapping[str, Any]:
     """The arguments as an object; text that was cut off is wrapped, as Anthropic advises."""
     try:
         value = msgspec.json.decode(call.arguments or "{}")

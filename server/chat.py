@@ -1,193 +1,147 @@
-"""The one chat request that every dialect is translated to, and the prompt made of it.
-
-A dialect writes its conversation as the body of a chat completion (messages, tools and
-tool_choice in OpenAI's shape); what is checked, rendered and parsed is the same for all.
-"""
+"""What a chat request means with the served model: prompt, grammar, limits, and its parser."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from engine.constraint import Constraint
+import msgspec
+
+from engine.chat.format import ChatFormat, chat_format
+from engine.chat.layout import Thinking
+from engine.constraint import Constraint, Trigger
+from engine.reasoning import ReasoningBudget
 from server.constraints import compiled, read_constraint
+from server.conversation import Chat, continued_field, tool_choice
 from server.errors import invalid
-from server.fields import UNSUPPORTED, Defaults, GenerationFields, convert, refuse
+from server.fields import Defaults
 from server.generate import Job
-from server.interface import ChatTemplate, Tokenizer
+from server.interface import Engine, Tokenizer
 from server.prompts import Prompt
 from server.service import Service
-
-ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
-
-
-class Chat(GenerationFields, kw_only=True):
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    reasoning_format: ReasoningFormat | None = None
-    reasoning_budget_tokens: int | None = None
-    thinking_budget_tokens: int | None = None
-    reasoning_budget_message: str | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | Literal["content", "reasoning_content"] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-
-def read_chat(data: dict[str, Any]) -> Chat:
-    """A chat from the body of a chat completion, or from what a dialect has made of its own."""
-    refuse(data, UNSUPPORTED)
-    chat = convert(data, Chat)
-    check_messages(chat.messages)
-    check_tools(chat.tools or [])
-    return chat
 
 
 async def prepare(service: Service, chat: Chat) -> Job:
     """Render and tokenize, in a thread: a long conversation takes milliseconds."""
-    engine, defaults = service.engine, service.defaults
-    asked = chat_constraint(chat, defaults, engine.tokenizer)
-    prompt = await asyncio.to_thread(
-        chat_prompt, chat, engine.chat_template, engine.tokenizer, defaults
+    job = await asyncio.to_thread(read_job, chat, service.engine, service.defaults)
+    await compiled(service.engine, job.constraint)
+    return job
+
+
+def read_job(chat: Chat, engine: Engine, defaults: Defaults) -> Job:
+    tokenizer = engine.tokenizer
+    asked = read_constraint(chat, defaults.constraint, tokenizer)
+    form = render(chat, engine, defaults, asked)
+    parsed = not defaults.skip_chat_parsing
+    return Job(
+        [Prompt(prompt_ids(form.prompt, tokenizer), form.prompt)],
+        constraint=constraint(chat, form, asked),
+        format=form if parsed else None,
+        stop=form.stops,
+        shown=frozenset(special_tokens(form, tokenizer)) if parsed else frozenset(),
+        reasoning=reasoning_budget(chat, form, tokenizer, defaults),
     )
-    return Job([prompt], await compiled(engine, asked))
 
 
-def chat_constraint(chat: Chat, defaults: Defaults, tokenizer: Tokenizer) -> Constraint | None:
-    """A schema or grammar for the answer; the syntax of tool calls has its own."""
-    constraint = read_constraint(chat, defaults.constraint, tokenizer)
-    mode, tools = tool_choice(chat)
-    if constraint is not None and tools and mode != "none":
-        if constraint.kind == "json_schema":
-            raise invalid("Field 'response_format': cannot go with tools yet")
-        raise invalid("Cannot use custom grammar constraints with tools.")
-    return constraint
-
-
-def chat_prompt(
-    chat: Chat, template: ChatTemplate, tokenizer: Tokenizer, defaults: Defaults
-) -> Prompt:
-    text = chat_text(chat, template, defaults)
-    ids = tokenizer.encode(text, add_special=True, parse_special=True)
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
-        del ids[0]  # the template has written one too
-    return Prompt(tuple(ids), text)
-
-
-def chat_text(chat: Chat, template: ChatTemplate, defaults: Defaults) -> str:
+def render(
+    chat: Chat, engine: Engine, defaults: Defaults, asked: Constraint | None = None
+) -> ChatFormat:
     continues = continued_field(chat, defaults.prefill_assistant)
     mode, tools = tool_choice(chat)
-    return template.render(
+    template = engine.chat_template
+    parallel = chat.parallel_tool_calls
+    if parallel is None:
+        parallel = template.caps.supports_parallel_tool_calls
+    return chat_format(
+        template,
         chat.messages,
-        tools=tools if mode != "none" else None,
+        tools=tools if tools and mode != "none" else None,
+        tool_choice=mode,
+        parallel_tool_calls=parallel,
+        reasoning_format=chat.reasoning_format or defaults.reasoning_format,
+        template_kwargs=template_variables(chat, defaults),
         add_generation_prompt=chat.add_generation_prompt is not False and not continues,
         continue_final_message=continues,
-        extra=template_variables(chat, defaults),
+        json_schema=schema_object(asked),
     )
+
+
+def schema_object(asked: Constraint | None) -> dict[str, Any] | None:
+    """Some templates write the schema into the prompt."""
+    if asked is None or asked.kind != "json_schema":
+        return None
+    schema = msgspec.json.decode(asked.text)
+    return schema if isinstance(schema, dict) else None
 
 
 def template_variables(chat: Chat, defaults: Defaults) -> dict[str, Any]:
     extra: dict[str, Any] = dict(defaults.template_kwargs)
-    if chat.reasoning_effort is not None:
-        extra["reasoning_effort"] = chat.reasoning_effort
+    if defaults.thinks is not None:
+        extra.setdefault("enable_thinking", defaults.thinks)
+    effort = chat.reasoning_effort or defaults.reasoning_effort
+    if effort == "none":
+        extra["enable_thinking"] = False
+    elif effort is not None:
+        extra["reasoning_effort"] = effort
     if chat.parallel_tool_calls is not None:
         extra["parallel_tool_calls"] = chat.parallel_tool_calls
     return extra | (chat.chat_template_kwargs or {})
 
 
-def tool_choice(chat: Chat) -> tuple[str, list[dict[str, Any]]]:
-    """What the model is to do about tools: auto, none or required, and with which of them.
-
-    A named function is required, and the only one; "allowed_tools" leaves out the others.
-    """
-    tools = chat.tools or []
-    choice = chat.tool_choice
-    if choice is None or isinstance(choice, str):
-        return named_mode(choice or "auto", tools)
-    if choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools", choice)
-        names = [function_name(tool) for tool in allowed.get("tools", [])]
-        mode = allowed.get("mode", "auto")
-    else:
-        names, mode = [function_name(choice)], "required"
-    known = {tool["function"]["name"] for tool in tools}
-    for name in names:
-        if name not in known:
-            raise invalid(f"Field 'tool_choice': there is no tool {name!r}")
-    return named_mode(mode, [tool for tool in tools if tool["function"]["name"] in names])
+def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = tokenizer.encode(text, add_special=True, parse_special=True)
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
+        del ids[0]  # the template has written one too
+    return tuple(ids)
 
 
-def named_mode(mode: str, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    if mode not in ("auto", "none", "required"):
-        raise invalid(f"Field 'tool_choice': expected auto, none or required, got {mode!r:.80}")
-    if mode == "required" and not tools:
-        raise invalid("Field 'tool_choice': required, but there are no tools")
-    return mode, tools
+def special_tokens(form: ChatFormat, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that the parser needs as text; others of their kind stay hidden."""
+    found = []
+    for text in form.preserved_tokens:
+        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+        found += ids if len(ids) == 1 else []
+    return found
 
 
-def function_name(value: Any) -> Any:
-    """The name in ``{"type": "function", "function": {"name"}}``, or flat as in Responses."""
-    if isinstance(value, dict) and value.get("type") == "function":
-        function = value.get("function", value)
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            return function["name"]
-    raise invalid(f"Field 'tool_choice': expected a function with a name, got {value!r:.80}")
+def constraint(chat: Chat, form: ChatFormat, asked: Constraint | None) -> Constraint | None:
+    """The syntax of calls, or what the client wants of the answer after its reasoning."""
+    mode, tools = tool_choice(chat)
+    if asked is not None and tools and mode != "none" and asked.kind != "json_schema":
+        raise invalid("Cannot use custom grammar constraints with tools.")
+    if form.grammar is not None:
+        return Constraint(
+            "lark",
+            form.grammar.lark,
+            tuple(Trigger(one.value, one.is_pattern) for one in form.grammar.triggers),
+            prefix=form.generation_prompt,
+            preserved=form.preserved_tokens,
+        )
+    if asked is not None and tools and mode != "none":
+        raise invalid("Field 'response_format': cannot go with tools for this model's template")
+    if asked is None or form.thinking is None or asked.triggers:
+        return asked
+    tags = form.thinking.start, form.thinking.ends[0]
+    return replace(asked, reasoning=tags, prefix=form.generation_prompt)
 
 
-def continued_field(chat: Chat, prefill: bool) -> bool | Literal["content", "reasoning_content"]:
-    """An assistant message at the end is the beginning of the answer."""
-    roles = [message["role"] for message in chat.messages]
-    continues = chat.continue_final_message
-    if continues and roles[-1] != "assistant":
-        raise invalid("Field 'continue_final_message': the last message is not the assistant's")
-    if continues and chat.add_generation_prompt:
-        raise invalid("Field 'continue_final_message': cannot go with 'add_generation_prompt'")
-    if continues is None:
-        continues = prefill and roles[-1] == "assistant" and not chat.messages[-1].get("tool_calls")
-    if continues and roles[-2:] == ["assistant", "assistant"]:
-        raise invalid("Cannot have 2 or more assistant messages at the end of the list.")
-    return continues
+def reasoning_budget(
+    chat: Chat, form: ChatFormat, tokenizer: Tokenizer, defaults: Defaults
+) -> ReasoningBudget | None:
+    given = (chat.reasoning_budget_tokens, chat.thinking_budget_tokens, defaults.reasoning_budget)
+    n_tokens = next(value for value in given if value is not None)
+    thinking = form.thinking
+    if thinking is None or (n_tokens < 0 and not chat.reasoning_control):
+        return None
+    message = chat.reasoning_budget_message
+    message = defaults.reasoning_budget_message if message is None else message
+    forced = tokenizer.encode(message + thinking.ends[0], add_special=False, parse_special=True)
+    opened = is_open(form.generation_prompt, thinking)
+    return ReasoningBudget(thinking.start, thinking.ends, tuple(forced), n_tokens, opened)
 
 
-def check_tools(tools: list[dict[str, Any]]) -> None:
-    for place, tool in enumerate(tools):
-        name = f"tools[{place}]"
-        if tool.get("type") != "function":
-            kind = tool.get("type")
-            raise invalid(f"Field '{name}.type': {kind!r:.80} is not supported by this server")
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise invalid(f"Field '{name}.function': expected an object with a name")
-        if not isinstance(function.get("parameters", {}), dict | None):
-            raise invalid(f"Field '{name}.function.parameters': expected a JSON schema")
-
-
-def check_messages(messages: list[dict[str, Any]]) -> None:
-    if not messages:
-        raise invalid("Field 'messages': the list is empty")
-    for place, message in enumerate(messages):
-        name = f"messages[{place}]"
-        if not isinstance(message.get("role"), str):
-            raise invalid(f"Field '{name}.role': expected a string, got {message.get('role')!r}")
-        content = message.get("content")
-        if isinstance(content, list):
-            for number, part in enumerate(content):
-                check_part(f"{name}.content[{number}]", part)
-        elif content is not None and not isinstance(content, str):
-            raise invalid(f"Field '{name}.content': expected a string, an array or null")
-        elif content is None and message["role"] != "assistant":
-            raise invalid(f"Field '{name}.content' is required")
-
-
-def check_part(name: str, part: Any) -> None:
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise invalid(f"Field '{name}': expected an object with a type, got {part!r:.80}")
-    if part["type"] != "text":
-        kind = part["type"]
-        raise invalid(f"Field '{name}': input of type '{kind}' is not supported by this server")
-    if not isinstance(part.get("text"), str):
-        raise invalid(f"Field '{name}.text': expected a string")
+def is_open(generation_prompt: str, thinking: Thinking) -> bool:
+    """Whether the prompt ends inside of reasoning."""
+    last_end = max(generation_prompt.rfind(end) for end in thinking.ends)
+    return generation_prompt.rfind(thinking.start) > last_end

@@ -49,8 +49,9 @@ class Completions:
         self._parts: list[list[Piece]] = [[] for _ in self.choices]  # of a whole answer
         self._opened: set[int] = set()
         self._n_running = len(self.choices)
+        self.id = random_id(shape.id_prefix)
         self._head = {
-            "id": random_id(shape.id_prefix),
+            "id": self.id,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": BUILD_INFO,

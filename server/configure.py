@@ -56,6 +56,12 @@ def request_defaults(settings: Settings) -> Defaults:
         prefill_assistant=settings.prefill_assistant,
         template_kwargs=template_kwargs(settings.chat_template_kwargs),
         constraint=default_constraint(settings),
+        skip_chat_parsing=settings.skip_chat_parsing,
+        thinks={"on": True, "off": False}.get(settings.reasoning),
+        reasoning_format=settings.reasoning_format,
+        reasoning_effort=settings.reasoning_effort,
+        reasoning_budget=settings.reasoning_budget,
+        reasoning_budget_message=settings.reasoning_budget_message,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -44,6 +44,8 @@ LIMITED: dict[str, tuple[int, int]] = {
     "min_keep": (0, INT32_MAX),
     "n_probs": (0, INT32_MAX),
     "top_logprobs": (0, INT32_MAX),
+    "reasoning_budget_tokens": (-1, INT32_MAX),
+    "thinking_budget_tokens": (-1, INT32_MAX),
     "id_slot": (-1, INT32_MAX),
 }
 
@@ -63,16 +65,11 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
     "n_indent": (0,),
-    "reasoning_budget_tokens": (-1,),
-    "reasoning_control": (False,),
-    "reasoning_format": ("auto", "none"),
     "response_fields": ([],),
     "return_progress": (False,),
     "structured_outputs": (),
     "suffix": ("",),
     "t_max_predict_ms": (-1, 0),
-    "thinking_budget_tokens": (-1,),
-    "tool_choice": ("auto", "none"),
     "verbose": (False,),
     "web_search_options": (),
 }
@@ -189,6 +186,12 @@ class Defaults:
     prefill_assistant: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     constraint: Constraint | None = None
+    skip_chat_parsing: bool = False
+    thinks: bool | None = None  # None: as the template does it
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = "auto"
+    reasoning_effort: str | None = None
+    reasoning_budget: int = -1  # tokens; -1: no limit
+    reasoning_budget_message: str = ""
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from engine.chat.format import ChatFormat, ChatParser
 from engine.constraint import Constraint
+from engine.reasoning import ReasoningBudget
 from engine.request import Request
 from server.answer import Choice
 from server.fields import (
@@ -42,10 +44,21 @@ class Job:
 
     prompts: Sequence[Prompt]
     constraint: Constraint | None = None
+    format: ChatFormat | None = None  # None: the text is the answer
+    stop: tuple[str, ...] = ()  # beside the client's
+    shown: frozenset[int] = frozenset()  # special tokens that are text here
+    reasoning: ReasoningBudget | None = None
 
     def choices(self, n: int = 1) -> list[Choice]:
         """n for each prompt, in the order of their engine requests."""
-        return [Choice(prompt) for prompt in self.prompts for _ in range(n)]
+        return [Choice(prompt, self._parser()) for prompt in self.prompts for _ in range(n)]
+
+    def _parser(self) -> ChatParser | None:
+        if self.format is None:
+            return None
+        parser = self.format.parser()
+        parser.push("")  # a message that is continued comes first: the client has it
+        return parser
 
 
 def make_options(
@@ -85,13 +98,15 @@ def engine_requests(
         prompt=(),
         sampling=sampling,
         max_tokens=max_tokens(fields, defaults.max_tokens),
-        stop=stop_strings(fields, defaults.stop),
+        stop=stop_strings(fields, defaults.stop) + job.stop,
         n_probs=0 if options.n_top is None else max(options.n_top, 1),
         post_sampling_probs=options.post_sampling,
         prompt_logprobs=options.n_top if options.prompt_logprobs else None,
         cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
         constraint=job.constraint,
         special=defaults.special,
+        shown=job.shown,
+        reasoning=job.reasoning,
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
 from engine.request import Event, Request
 
@@ -38,53 +39,6 @@ class Tokenizer(Protocol):
     ) -> list[int]: ...
     def piece(self, id: int, /, special: bool = ...) -> bytes: ...
     def decode(self, ids: Sequence[int], special: bool = ...) -> str: ...
-
-
-class Caps(Protocol):
-    def as_props(self) -> Mapping[str, bool]: ...
-
-
-class ChatTemplate(Protocol):
-    @property
-    def source(self) -> str: ...
-    @property
-    def caps(self) -> Caps: ...
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = ...,
-        add_generation_prompt: bool = ...,
-        continue_final_message: bool | Literal["content", "reasoning_content"] = ...,
-        extra: Mapping[str, Any] | None = ...,
-    ) -> str: ...
-
-
-class ParsedCall(Protocol):
-    @property
-    def index(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def arguments(self) -> str: ...
-
-
-class ParsedDelta(Protocol):
-    @property
-    def content(self) -> str: ...
-    @property
-    def reasoning(self) -> str: ...
-    @property
-    def calls(self) -> Sequence[ParsedCall]: ...
-
-
-class ChatParser(Protocol):
-    """Reads the model's own syntax as it is written; what it returns can be sent."""
-
-    def push(self, text: str, /) -> ParsedDelta: ...
-    def finish(self) -> ParsedDelta: ...
 
 
 class ModelInfo(Protocol):
@@ -136,4 +90,5 @@ class Engine(Protocol):
     def compile(self, constraint: Constraint) -> None: ...
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Any: ...
     def cancel(self, ticket: Any) -> None: ...
+    def end_reasoning(self, ticket: Any) -> None: ...
     def close(self) -> None: ...

@@ -13,7 +13,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from server.chat import chat_text, read_chat
+from server.chat import render
+from server.conversation import read_chat
 from server.errors import ApiError, json_response
 from server.fields import Defaults, convert
 from server.prompts import checked_token, encode_mixed
@@ -89,9 +90,8 @@ async def detokenize(service: Service, http: HttpRequest) -> Response:
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:
     chat = read_chat(await service.read_object(http))
-    template = service.engine.chat_template
-    text = await asyncio.to_thread(chat_text, chat, template, service.defaults)
-    return json_response({"prompt": text})
+    form = await asyncio.to_thread(render, chat, service.engine, service.defaults)
+    return json_response({"prompt": form.prompt})
 
 
 async def props(service: Service, http: HttpRequest) -> Response:

@@ -16,10 +16,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from engine.chat.delta import ToolCallDelta
 from engine.request import Event, Finished
-from server.answer import Call, Choice, Piece, join, joined_calls
+from server.answer import Choice, Piece, join, joined_calls
 from server.anthropic import arguments_object
-from server.chat import prepare, read_chat
+from server.chat import prepare
+from server.conversation import read_chat
 from server.errors import ApiError, json_response, ollama_body
 from server.fields import CompletionFields, convert
 from server.framing import NDJSON
@@ -115,7 +117,7 @@ class Lines:
         self.model = model
         self.n_top = n_top
         self._parts: list[Piece] = []  # of a whole answer
-        self._call: list[Call] = []  # the one that grows
+        self._call: list[ToolCallDelta] = []  # the one that grows
         self._began = time.perf_counter_ns()
 
     def chunks(self, index: int, event: Event) -> Iterable[object]:
@@ -143,14 +145,14 @@ class Lines:
         answer = join(self._parts)
         return self._line(answer, answer.calls) | self._totals()
 
-    def _complete(self, part: Call) -> Iterable[Call]:
+    def _complete(self, part: ToolCallDelta) -> Iterable[ToolCallDelta]:
         """The call before, once the next begins."""
         if part.id and self._call:
             yield from joined_calls(self._call)
             self._call = []
         self._call.append(part)
 
-    def _line(self, piece: Piece, calls: tuple[Call, ...]) -> dict[str, Any]:
+    def _line(self, piece: Piece, calls: tuple[ToolCallDelta, ...]) -> dict[str, Any]:
         line: dict[str, Any] = {"model": self.model, "created_at": now()}
         if self.field == "response":
             line["response"] = piece.text
@@ -180,6 +182,6 @@ class Lines:
         }
 
 
-def whole_call(call: Call) -> Mapping[str, Any]:
+def whole_call(call: ToolCallDelta) -> Mapping[str, Any]:
     function = {"index": call.index, "name": call.name, "arguments": arguments_object(call)}
     return {"id": call.id, "function": function}

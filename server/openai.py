@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Literal
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from server.chat import Chat, prepare, read_chat
+from server.chat import prepare
 from server.chunks import Completions
 from server.constraints import compiled, read_constraint
+from server.conversation import Chat, read_chat
 from server.errors import invalid, json_response
 from server.fields import UNSUPPORTED, CompletionFields, convert, refuse
 from server.generate import Job, make_options, start
@@ -28,6 +31,11 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/chat/completions", chat, methods=["POST"]),
+        *(
+            Route(f"{start}/chat/completions/{name}", partial(endpoint, service), methods=["POST"])
+            for start in ("/v1", "")
+            for name, endpoint in (("input_tokens", input_tokens), ("control", control))
+        ),
         Route("/v1/completions", partial(completions, service), methods=["POST"]),
         Route("/v1/models", partial(models, service)),
         Route("/models", partial(models, service)),
@@ -40,7 +48,32 @@ async def chat_completions(service: Service, http: HttpRequest) -> Reply:
     options = make_options(chat, chat_n_top(chat), service)
     job = await prepare(service, chat)
     dialect = Completions(ChatShape(options), options, job.choices(options.n), service.model_name)
-    return start(service, chat, job, options, dialect)
+    reply = start(service, chat, job, options, dialect)
+    if chat.reasoning_control:
+        service.controlled[dialect.id] = reply.stream
+    return reply
+
+
+async def input_tokens(service: Service, http: HttpRequest) -> Response:
+    job = await prepare(service, read_chat(await service.read_object(http)))
+    n_tokens = len(job.prompts[0].ids)
+    return json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+
+class ControlFields(msgspec.Struct):
+    id: str
+    action: Literal["reasoning_end"]
+
+
+async def control(service: Service, http: HttpRequest) -> Response:
+    """End the reasoning of a running completion that has asked for ``reasoning_control``."""
+    fields = convert(await service.read_object(http), ControlFields)
+    stream = service.controlled.get(fields.id)
+    if stream is None:
+        message = f"no completion {fields.id} with reasoning_control is running"
+        return json_response({"success": False, "message": message})
+    stream.end_reasoning()
+    return json_response({"success": True, "message": "the reasoning is being ended"})
 
 
 async def completions(service: Service, http: HttpRequest) -> Reply:

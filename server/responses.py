@@ -15,9 +15,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from engine.chat.delta import ToolCallDelta
 from engine.request import Event, Finished, Started
-from server.answer import Call, Choice, Piece, join, random_id, timings
-from server.chat import Chat, prepare, read_chat
+from server.answer import Choice, Piece, join, random_id, timings
+from server.chat import prepare
+from server.conversation import Chat, read_chat
 from server.errors import ApiError, json_response
 from server.fields import refuse
 from server.framing import NAMED_SSE
@@ -232,7 +234,7 @@ def message_item() -> dict[str, Any]:
     return item | {"status": "in_progress"}
 
 
-def call_item(call: Call) -> dict[str, Any]:
+def call_item(call: ToolCallDelta) -> dict[str, Any]:
     return {
         "type": "function_call",
         "id": random_id("fc_"),

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request as HttpRequest
 
@@ -35,6 +36,8 @@ class Service:
         self.ping_interval = ping_interval
         self.max_body = max_body
         self.created = int(time.time())
+        # Streams by the id of their answer, for as long as it is written.
+        self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
         self._inbox: Inbox | None = None
 
     @property

@@ -333,6 +333,32 @@ class Settings:
         "--prefill-assistant/--no-prefill-assistant", group=CHAT, env="PREFILL_ASSISTANT",
         default=True, help="continue an assistant message at the end of a conversation",
     )
+    skip_chat_parsing: bool = option(
+        "--skip-chat-parsing/--no-skip-chat-parsing", group=CHAT, env="SKIP_CHAT_PARSING",
+        default=False, help="leave reasoning and tool calls in the text as the model writes them",
+    )
+    reasoning: str = option(
+        "-rea", "--reasoning", group=CHAT, env="REASONING",
+        type=click.Choice(("on", "off", "auto")), default="auto",
+        help="whether templates that can be told let the model think; auto: as they do it",
+    )
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = option(
+        "--reasoning-format", group=CHAT, env="THINK", default="auto",
+        type=click.Choice(("none", "auto", "deepseek", "deepseek-legacy")),
+        help="where reasoning goes: none: into content; else into reasoning_content",
+    )
+    reasoning_effort: str | None = option(
+        "--reasoning-effort", group=CHAT, env="REASONING_EFFORT", type=click.STRING,
+        default=None, help="effort that the template is told, such as low; none: no thinking",
+    )
+    reasoning_budget: int = option(
+        "--reasoning-budget", group=CHAT, env="THINK_BUDGET", type=OR_ALL, default=-1,
+        help="tokens of reasoning before its end is forced; -1: no limit",
+    )
+    reasoning_budget_message: str = option(
+        "--reasoning-budget-message", group=CHAT, env="THINK_BUDGET_MESSAGE", type=click.STRING,
+        default="", help="text that is written before a forced end",
+    )
     host: tuple[str, ...] = option(
         "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
         default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",

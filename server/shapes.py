@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from engine.chat.delta import ToolCallDelta
 from engine.request import TokenScore
-from server.answer import Call, Choice, Piece
+from server.answer import Choice, Piece
 from server.generate import Options
 from server.interface import Tokenizer
 from server.logprobs import TextOffsets, content_logprobs, legacy_logprobs
@@ -58,14 +59,14 @@ class ChatShape:
         return choice
 
 
-def call_delta(call: Call) -> dict[str, Any]:
+def call_delta(call: ToolCallDelta) -> dict[str, Any]:
     """Its id and name once, and from then on only more of its arguments."""
     if not call.id:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     return {"index": call.index} | whole_call(call)
 
 
-def whole_call(call: Call) -> dict[str, Any]:
+def whole_call(call: ToolCallDelta) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}
 

@@ -91,6 +91,10 @@ class EventStream:
         self.close()
         self._wake()
 
+    def end_reasoning(self) -> None:
+        for ticket in self._tickets.values():
+            self.engine.end_reasoning(ticket)
+
     def close(self) -> None:
         """Cancel whatever still runs; its slots are free at the engine's next step."""
         if self._ping_timer is not None:

@@ -29,6 +29,7 @@ from engine.request import (
 )
 from engine.text.vocab import FimTokens
 from server.app import create_app
+from server.fields import Defaults
 from server.service import Service
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -59,10 +60,20 @@ class LineTemplate:
     """<s>role: content, a line for each message."""
 
     source = "{{ lines }}"
-    caps = SimpleNamespace(as_props=lambda: {"supports_tools": True})
+    caps = SimpleNamespace(
+        as_props=lambda: {"supports_tools": True}, supports_parallel_tool_calls=True
+    )
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+
+    def asked(self) -> dict[str, Any]:
+        """How the last prompt was rendered; what follows it asks for parts of it only."""
+        call, self.calls = self.calls[0], []
+        return call
+
+    def for_tools(self, has_tools: bool) -> LineTemplate:
+        return self
 
     def render(self, messages: Any, **how: Any) -> str:
         self.calls.append({"messages": messages, **how})
@@ -189,6 +200,11 @@ class Fakes:
     score = staticmethod(score)
     failed = Failed
     fim = FimTokens
+
+
+@pytest.fixture
+def defaults() -> type[Defaults]:
+    return Defaults
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_message(url: str, client: Any, engine: Any) -> None:
     (request,) = engine.requests
     assert (request.max_tokens, request.stop) == (99, ("STOP",))
     assert (request.sampling.temperature, request.sampling.top_k) == (0.5, 3)
-    assert engine.chat_template.calls[-1]["messages"][0] == {
+    assert engine.chat_template.asked()["messages"][0] == {
         "role": "system",
         "content": "Be brief",
     }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.request import DEFAULT_SAMPLERS, SamplingParams
-from server.chat import Chat
+from server.conversation import Chat
 from server.errors import ApiError
 from server.fields import (
     UNSUPPORTED,
@@ -174,8 +174,6 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
     [
         ("ebnf", "root ::= 'a'"),
         ("guided_json", {}),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("lora", [{"id": 0, "scale": 1}]),
         ("suffix", "x"),
         ("best_of", 2),

@@ -215,7 +215,7 @@ def test_return_tokens(url: str) -> None:
 def test_prefilled_assistant_message(url: str, client: Any, engine: Any) -> None:
     messages = [*USER, {"role": "assistant", "content": "Well"}]
     client(url).chat.completions.create(model="m", messages=messages)
-    call = engine.chat_template.calls[-1]
+    call = engine.chat_template.asked()
     assert call["continue_final_message"] is True
     assert call["add_generation_prompt"] is False
     with pytest.raises(openai.BadRequestError, match="2 or more assistant messages"):
@@ -232,11 +232,11 @@ def test_what_reaches_the_template(url: str, client: Any, engine: Any) -> None:
         reasoning_effort="low",
         extra_body={"chat_template_kwargs": {"enable_thinking": False}},
     )
-    call = engine.chat_template.calls[-1]
+    call = engine.chat_template.asked()
     assert call["tools"] == tools
     assert call["extra"] == {"reasoning_effort": "low", "enable_thinking": False}
     create(model="m", messages=USER, tools=tools, tool_choice="none")
-    assert engine.chat_template.calls[-1]["tools"] is None
+    assert engine.chat_template.asked()["tools"] is None
 
 
 @pytest.mark.parametrize(

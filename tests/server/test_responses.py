@@ -42,7 +42,7 @@ def test_response(url: str, client: Any, engine: Any) -> None:
     assert answer.usage.output_tokens == N_BYTES
     assert answer.usage.input_tokens_details.cached_tokens == 2
     assert engine.requests[0].max_tokens == 50
-    assert engine.chat_template.calls[-1]["messages"] == [
+    assert engine.chat_template.asked()["messages"] == [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "hi"},
     ]
