@@ -113,6 +113,27 @@ class PageCache:
         path, _, n_rows = self._longest_prefix(tokens, self._root(salt))
         return len(path) * self.page_size + n_rows
 
+    def find_pages(self, tokens: Sequence[int], salt: Hashable = None) -> tuple[list[int], int]:
+        """The pages of the longest computed prefix, and its length; the last token counts."""
+        path, source, n_rows = self._longest_prefix([*tokens, -1], self._root(salt))
+        table = [node.page for node in path] + [source] * (n_rows > 0)
+        return table, len(path) * self.page_size + n_rows
+
+    def forget(self, tokens: Sequence[int], salt: Hashable = None) -> int:
+        """Free the pages of these tokens that nobody holds and no other tokens continue.
+
+        Returns how many of the tokens were cached.
+        """
+        table, n = self.find_pages(tokens, salt)
+        for depth in range(len(table) - 1, -1, -1):
+            node = self._nodes[table[depth]]
+            if node is None or self._refs[node.page] or node.children:
+                break
+            start = depth * self.page_size
+            if tuple(tokens[start : start + len(node.tokens)]) == node.tokens:
+                self._forget(node)
+        return n
+
     def acquire(
         self, seq: PagedTokens, spare: int = 0, most: int | None = None
     ) -> list[PageCopy] | None:
@@ -271,7 +292,7 @@ class PageCache:
         return node
 
     def _forget(self, node: _Node) -> None:
-        """Free a page whose content is in another one, too."""
+        """Free a page that is not needed, because its content is in another one, too."""
         self._detach(node)
         if node.page in self._unreferenced:  # else it is pinned, and freed afterwards
             del self._unreferenced[node.page]

@@ -15,8 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
@@ -32,6 +33,7 @@ from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
 from engine.sampling import Sampler
 from engine.scheduler import Chunk, Plan, Scheduler, Sequence
+from engine.slot_cache import SlotCache, SlotFile, SlotTask
 from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
 from engine.stream import Stream
 from engine.text.tokenizer import Tokenizer
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineOptions", "Ticket", "list_devices", "load_engine"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +70,8 @@ class Engine:
         self._runner, self._scheduler = runner, scheduler
         self._pace = Pace(scheduler.max_tokens)
         self._counters = Counters()
+        self._slot_cache = SlotCache(scheduler, runner, info)
+        self._slot_tasks: list[SlotTask] = []
         self._latest: list[Stream | None] = [None] * self.n_slots  # by slot
         self._streams: dict[int, Stream] = {}  # by the id of their sequence
         self._inbox: deque[tuple[str, Stream]] = deque()
@@ -126,6 +131,22 @@ class Engine:
         """What each slot does or did last; from any thread."""
         return slot_states(self._scheduler, self._latest)
 
+    def save_slot(self, id_slot: int, path: Path) -> Future[SlotFile]:
+        """Write what is cached of a slot's last tokens to a file.
+
+        This and the two below wait for the slot to be idle. RequestError, raised or in the
+        future, names what is wrong with the slot or the file; EngineStoppedError: too late.
+        """
+        return self._when_idle(id_slot, lambda: self._slot_cache.save(id_slot, path))
+
+    def restore_slot(self, id_slot: int, path: Path) -> Future[SlotFile]:
+        """Bring a file's tokens into the cache, where every slot finds them."""
+        return self._when_idle(id_slot, lambda: self._slot_cache.restore(id_slot, path))
+
+    def erase_slot(self, id_slot: int) -> Future[int]:
+        """Free what is cached of a slot's last tokens; the result is their number."""
+        return self._when_idle(id_slot, lambda: self._slot_cache.erase(id_slot))
+
     def close(self) -> None:
         """End every stream and the thread; waits for the step that is running."""
         with self._wake:
@@ -163,10 +184,24 @@ class Engine:
 
     def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:
         with self._wake:
-            if refuse and (self._stopping or self._fault):
-                raise EngineStoppedError(self._fault or "the server is shutting down")
+            if refuse:
+                self._check_running()
             self._inbox.append((kind, stream))
             self._wake.notify()
+
+    def _when_idle(self, id_slot: int, action: Callable[[], T]) -> Future[T]:
+        if not 0 <= id_slot < self.n_slots:
+            raise RequestError(f"there is no slot {id_slot}, only 0 to {self.n_slots - 1}")
+        future: Future[T] = Future()
+        with self._wake:
+            self._check_running()
+            self._slot_tasks.append(SlotTask(id_slot, action, future))
+            self._wake.notify()
+        return future
+
+    def _check_running(self) -> None:
+        if self._stopping or self._fault:
+            raise EngineStoppedError(self._fault or "the server is shutting down")
 
     # The engine's thread
 
@@ -177,12 +212,15 @@ class Engine:
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
+                self._run_slot_tasks()
         except Exception as error:
             log.exception("the engine has failed")
             self._fault = f"the engine has failed: {error}"
         with self._wake:
             self._stopping = True
             left = [*self._streams.values(), *(stream for _, stream in self._inbox)]
+        for task in self._slot_tasks:
+            task.fail(EngineStoppedError(self._fault or "the server has stopped"))
         for stream in left:
             if self._fault:
                 stream.fail(self._fault)
@@ -192,7 +230,7 @@ class Engine:
     def _take_inbox(self) -> bool:
         """Take in what was posted, waiting if there is nothing else to do; False: stop."""
         with self._wake:
-            while not (self._inbox or self._streams or self._stopping):
+            while not (self._inbox or self._streams or self._slot_tasks or self._stopping):
                 self._wake.wait()
             posted = list(self._inbox)
             self._inbox.clear()
@@ -209,9 +247,17 @@ class Engine:
                 stream.end_reasoning()
         return not stopping
 
+    def _run_slot_tasks(self) -> None:
+        with self._wake:
+            idle = [task for task in self._slot_tasks if self._scheduler.slots[task.slot] is None]
+            self._slot_tasks = [task for task in self._slot_tasks if task not in idle]
+        for task in idle:
+            task.run()
+
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
             self._latest[seq.slot] = self._streams[seq.id]
+            self._slot_cache.note(seq.slot, seq.tokens, seq.salt)
             self._streams[seq.id].start()
         rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
         began = time.perf_counter()

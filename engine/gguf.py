@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -74,6 +75,16 @@ class GGUFFile:
         if not self._maps:
             raise ValueError(f"{self.path} is closed")
         return np.frombuffer(self._maps[info.part], np.uint8, info.n_bytes, info.offset)
+
+    def fingerprint(self) -> str:
+        """Hash of the metadata and of the beginning of every tensor: what tells models apart."""
+        digest = blake2b(digest_size=16)
+        for part, mapping in enumerate(self._maps):
+            offsets = [info.offset for info in self.tensors.values() if info.part == part]
+            digest.update(mapping[: min(offsets, default=len(mapping))])
+            for offset in offsets:
+                digest.update(mapping[offset : offset + 64])
+        return digest.hexdigest()
 
     def drop_pages(self) -> None:
         """Let the system take back the memory of what was read; it is read again if needed."""

@@ -65,13 +65,14 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
             _log_profile(path, runner, sizes)
     except DeviceError as error:
         raise EngineError(str(error)) from error
+    info = _info(gguf, hparams, device, runner, options)
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
         _scheduler(sizes, runner.state_bytes, options, whole_prompts=not hparams.causal),
         tokenizer,
         template,
-        _info(gguf, hparams, device, runner),
+        info,
     )
 
 
@@ -188,7 +189,9 @@ def _chat_template(
     )
 
 
-def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner) -> ModelInfo:
+def _info(
+    gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner, options: EngineOptions
+) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
         path=gguf.path,
@@ -212,5 +215,7 @@ def _info(gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner) ->
         is_encoder=not h.causal,
         ranks=runner.ranks,
         labels=h.labels,
+        fingerprint=gguf.fingerprint(),
+        cache_types=(options.cache_type_k, options.cache_type_v),
         token_bytes=runner.token_bytes,
     )

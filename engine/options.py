@@ -56,4 +56,6 @@ class ModelInfo:
     is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
     ranks: bool = False  # it has a head that the pooling "rank" needs
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
+    fingerprint: str = ""  # of the file
+    cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     token_bytes: int = 0  # of weights, read for a token that is computed alone

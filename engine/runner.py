@@ -101,7 +101,7 @@ class Runner:
     ) -> None:
         """``batches`` and ``pages`` of each device; that of ``output_at`` has the logits."""
         self._decoder, self._batches, self.pages = decoder, batches, pages
-        self._states = states
+        self.states = states
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
         self.topk = decoder.record_topk()
@@ -128,7 +128,7 @@ class Runner:
     @property
     def state_bytes(self) -> int:
         """What a slot keeps beside pages, at most."""
-        return self._states.copy_bytes
+        return self.states.copy_bytes
 
     @property
     def ranks(self) -> bool:
@@ -156,9 +156,9 @@ class Runner:
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
         for save in saves:
-            self._states.save(save.slot, save.position, save.copy)
+            self.states.save(save.slot, save.position, save.copy)
         for restore in restores:
-            self._states.restore(restore.slot, restore.copy)
+            self.states.restore(restore.slot, restore.copy)
 
     def prepare(
         self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]

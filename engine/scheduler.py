@@ -144,7 +144,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # by arrival
         self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
         self.n_preempted = 0
-        self._share, self._checkpoints = share and not whole_prompts, checkpoints
+        self._share, self.checkpoints = share and not whole_prompts, checkpoints
         self.whole_prompts = whole_prompts
         self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
@@ -200,9 +200,13 @@ class Scheduler:
         self.cache.unpin_sources()
         if not chunks:
             return None
-        plan.saves.extend(self._saves)
-        self._saves.clear()
+        plan.saves.extend(self.take_saves())
         return plan
+
+    def take_saves(self) -> list[StateCopy]:
+        """What is to be saved before anything changes a slot's state; the caller does it."""
+        saves, self._saves = self._saves, []
+        return saves
 
     def advance(self, plan: Plan) -> None:
         """The plan's forward is enqueued: whatever is enqueued later finds its KV written."""
@@ -284,11 +288,11 @@ class Scheduler:
         self, seq: Sequence, slot: int, spare: int
     ) -> tuple[list[PageCopy], list[StateCopy]] | None:
         """Pages for all tokens, and what is to be copied; None if there is no room."""
-        if self._checkpoints is None or not seq.share:
+        if self.checkpoints is None or not seq.share:
             copies = self.cache.acquire(seq, spare)
             return None if copies is None else (copies, [])
         n_agreed = self.cache.match(seq.tokens, seq.salt)
-        found = self._checkpoints.find(seq.tokens, seq.salt, n_agreed)
+        found = self.checkpoints.find(seq.tokens, seq.salt, n_agreed)
         copies = self.cache.acquire(seq, spare, found.position if found else 0)
         if found and copies is not None and seq.n_computed < found.position:  # a page short
             self.cache.release(seq)
@@ -306,16 +310,16 @@ class Scheduler:
 
     def _next_mark(self, seq: Sequence, start: int) -> int | None:
         """The next position after ``start`` at which a checkpoint is to be made."""
-        if self._checkpoints is None or not seq.share:
+        if self.checkpoints is None or not seq.share:
             return None
-        step = self._checkpoints.min_step
+        step = self.checkpoints.min_step
         return min([(start // step + 1) * step, *(mark for mark in seq.marks if mark > start)])
 
     def _checkpoint(self, seq: Sequence) -> None:
         """Have the state copied before the next forward changes it, unless there is a copy."""
-        if self._checkpoints is None or not seq.share or seq.n_computed < self.cache.page_size:
+        if self.checkpoints is None or not seq.share or seq.n_computed < self.cache.page_size:
             return
-        copy = self._checkpoints.add(seq.tokens, seq.salt, seq.n_computed)
+        copy = self.checkpoints.add(seq.tokens, seq.salt, seq.n_computed)
         if copy is not None:
             self._saves.append(StateCopy(seq.slot, seq.n_computed, copy))
 

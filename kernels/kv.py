@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyopencl as cl
 
 from kernels.device import Device
 from kernels.tensor import Tensor, empty
 
 PAGE = 32  # tokens per page
+Bytes = npt.NDArray[np.uint8]
 KV_TYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 
 
@@ -67,6 +69,33 @@ class KVPages:
     @property
     def n_bytes(self) -> int:
         return sum(layer.k.n_bytes + layer.v.n_bytes for layer in self.layers)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page in all layers."""
+        return self.n_bytes // self.n_pages
+
+    def read_page(self, layer: int, page: int) -> list[Bytes]:
+        """A layer's K and V of a page; nothing for a layer without attention."""
+        parts = []
+        for tensor, size in self._tensors(layer):
+            parts.append(np.empty(size, np.uint8))
+            cl.enqueue_copy(self._queue, parts[-1], tensor.buffer, src_offset=page * size)
+        return parts
+
+    def write_page(self, layer: int, page: int, data: Bytes) -> int:
+        """Take a layer's K and V of a page from the beginning of data; returns their bytes."""
+        at = 0
+        for tensor, size in self._tensors(layer):
+            part = data[at : at + size]
+            cl.enqueue_copy(self._queue, tensor.buffer, part, dst_offset=page * size)
+            at += size
+        return at
+
+    def _tensors(self, layer: int) -> list[tuple[Tensor, int]]:
+        """K and V of a layer with the bytes of a page."""
+        tensors = (self.layers[layer].k, self.layers[layer].v)
+        return [(t, t.n_bytes // self.n_pages) for t in tensors if t.n_bytes]
 
     def copy_page(self, source: int, target: int) -> None:
         """Enqueue the copy of a page in every layer."""

@@ -70,6 +70,22 @@ class SlotStates:
             buffer = part.tensor.buffer
             cl.enqueue_copy(part.queue, buffer, here, dst_offset=offset, is_blocking=False)
 
+    def copy_bytes_at(self, position: int) -> int:
+        """The bytes of a copy at a position."""
+        return sum(size for _, _, size in self._spans(0, position))
+
+    def read_copy(self, copy: int) -> Bytes:
+        """The bytes of a copy, when they are there."""
+        for part in self._parts:
+            part.queue.finish()
+        return self._copies[copy][1]
+
+    def write_copy(self, copy: int, position: int, array: Bytes) -> None:
+        """Copy number ``copy`` is these bytes, of a position."""
+        if array.nbytes != self.copy_bytes_at(position):
+            raise ValueError(f"{array.nbytes} bytes are no state at {position}")
+        self._copies[copy] = position, array
+
     def _spans(self, slot: int, position: int) -> list[_Span]:
         return [(part, *span) for part in self._parts for span in part.spans(slot, position)]
 

@@ -117,5 +117,14 @@ def engine_of(model: Model, eog_ids: Iterable[int] = ()) -> Engine:
     return Engine(model.runner, model.scheduler, tokenizer, model.chat_template, model.info)
 
 
+def assert_same_logits(shared: Reply, alone: Reply) -> None:
+    """Log-probabilities of all tokens, at every step."""
+    assert shared.tokens == alone.tokens
+    for a, b in zip(shared.scores, alone.scores, strict=True):
+        left, right = (np.array([p for _, _, p in sorted(s.top)]) for s in (a, b))
+        assert len(left) == 128
+        assert np.abs(left - right).max() < 1e-3
+
+
 def random_prompt(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([n, seed]).integers(0, 128, n).tolist()

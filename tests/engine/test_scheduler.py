@@ -340,7 +340,7 @@ class Simulation:
             max_outputs=rng.choice([None, rng.randint(n_slots, 20)]),
             checkpoints=rng.choice([None, Checkpoints(rng.randint(1, 6), rng.choice([5, 100]))]),
         )
-        self.has_states = self.scheduler._checkpoints is not None
+        self.has_states = self.scheduler.checkpoints is not None
         self.states = [0] * n_slots  # what slots keep beside pages
         self.copies: dict[int, tuple[int, int]] = {}  # of them: position, state
         if self.scheduler.max_outputs < n_slots:
@@ -537,7 +537,7 @@ def test_the_oldest_copy_goes():
     prompts = [list(range(i, i + 8)) for i in (0, 20, 40)]
     for prompt in prompts:
         run_to_end(scheduler, add(scheduler, prompt))
-    found = [scheduler._checkpoints.find(prompt, None, 8) for prompt in prompts]
+    found = [scheduler.checkpoints.find(prompt, None, 8) for prompt in prompts]
     assert found[0] is None
     assert {c.copy for c in found[1:]} == {0, 1}
     assert {c.position for c in found[1:]} == {8}

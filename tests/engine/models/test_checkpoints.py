@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from asking import Reply, ask, engine_of, random_prompt
+from asking import ask, assert_same_logits, engine_of, random_prompt
 
 from engine.engine import Engine
 from engine.loader import load_model
@@ -36,14 +35,6 @@ def engine(
     yield engine
     assert engine.healthy
     engine.close()
-
-
-def assert_same_logits(shared: Reply, alone: Reply) -> None:
-    """Log-probabilities of all tokens, at every step."""
-    assert shared.tokens == alone.tokens
-    for a, b in zip(shared.scores, alone.scores, strict=True):
-        left, right = (np.array([p for _, _, p in sorted(s.top)]) for s in (a, b))
-        assert np.abs(left - right).max() < 1e-3
 
 
 def test_a_second_turn_computes_only_what_is_new(engine: Engine) -> None:

@@ -1,0 +1,95 @@
+"""Slots saved to files and restored by another engine; erased; only when they are idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from asking import SECONDS, ask, assert_same_logits, engine_of, random_prompt, submit
+
+from engine.engine import Engine
+from engine.errors import EngineStoppedError, RequestError
+from engine.loader import load_model
+from engine.options import EngineOptions
+from kernels.device import list_devices
+
+OPTIONS = EngineOptions(
+    n_ctx=512, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd"
+)  # fmt: skip
+PROMPT = random_prompt(100, 1)
+
+Start = Callable[[str], Engine]
+
+
+@pytest.fixture
+def start(conformance_model: Callable[[str], Path]) -> Iterator[Start]:
+    """Loads a model and starts its engine."""
+    engines: list[Engine] = []
+
+    def started(name: str) -> Engine:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        path = conformance_model(name)
+        engines.append(engine_of(load_model(path, OPTIONS, lambda share: None)))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "falcon-h1-dense", "mamba2-dense"])
+def test_another_engine_goes_on(start: Start, tmp_path: Path, name: str) -> None:
+    first, other = start(name), start(name)
+    answer = ask(first, PROMPT, 20, id_slot=1).tokens
+    saved = first.save_slot(1, tmp_path / "slot").result(SECONDS)
+    assert saved.n_tokens == 119  # the last one was never computed
+    assert saved.n_bytes == (tmp_path / "slot").stat().st_size
+    restored = other.restore_slot(0, tmp_path / "slot").result(SECONDS)
+    assert (restored.n_tokens, restored.n_bytes) == (saved.n_tokens, saved.n_bytes)
+    assert other.stats().n_pages_used == 0
+    again = other.save_slot(0, tmp_path / "again").result(SECONDS)
+    assert again.n_tokens == 119
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "slot").read_bytes()
+    second = [*PROMPT, *answer, *random_prompt(10, 2)]
+    reply = ask(other, second, 8, n_probs=128)
+    assert reply.n_cached == 119
+    assert_same_logits(reply, ask(other, second, 8, n_probs=128, cache_prompt=False))
+
+
+def test_a_file_of_another_model(start: Start, tmp_path: Path) -> None:
+    first, other = start("llama-dense"), start("qwen2-dense")
+    ask(first, PROMPT)
+    first.save_slot(0, tmp_path / "slot").result(SECONDS)
+    with pytest.raises(RequestError, match="made with model"):
+        other.restore_slot(0, tmp_path / "slot").result(SECONDS)
+    assert other.healthy
+
+
+def test_erase(start: Start) -> None:
+    engine = start("llama-dense")
+    assert engine.erase_slot(1).result(SECONDS) == 0  # nothing was there
+    ask(engine, PROMPT, 5, id_slot=0)
+    assert engine.erase_slot(0).result(SECONDS) == 104
+    assert engine.stats().n_pages_cached == 0
+    assert ask(engine, PROMPT, 1).n_cached == 0
+
+
+def test_a_slot_that_has_served_nobody_is_saved_empty(start: Start, tmp_path: Path) -> None:
+    engine = start("llama-dense")
+    assert engine.save_slot(1, tmp_path / "slot").result(SECONDS).n_tokens == 0
+    assert engine.restore_slot(0, tmp_path / "slot").result(SECONDS).n_tokens == 0
+
+
+def test_it_waits_for_the_slot(start: Start, tmp_path: Path) -> None:
+    engine = start("llama-dense")
+    reply = submit(engine, PROMPT, 60)
+    saved = engine.save_slot(0, tmp_path / "slot").result(SECONDS)
+    assert reply.wait().tokens
+    assert saved.n_tokens == 159
+    with pytest.raises(RequestError, match="no slot 2"):
+        engine.save_slot(2, tmp_path / "slot")
+    engine.close()
+    with pytest.raises(EngineStoppedError):
+        engine.erase_slot(0)
