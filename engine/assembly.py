@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.batch import Batch
+from engine.errors import EngineError
 from engine.models.arch import Hyperparameters
 from engine.models.decoder import Decoder, kv_shapes
 from engine.models.place import Place
+from engine.options import DEFAULT_SLOTS, EngineOptions
 from engine.runner import Runner
 from engine.weights import ModelWeights
 from kernels.device import Device
-from kernels.kv import KVPages, KVShape
+from kernels.kv import PAGE, KVPages, KVShape
 from kernels.program import Programs
 from kernels.state import SlotStates
+
+LOGITS_BYTES = 64 << 20  # room for rows of logits, unless the slots need more
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,46 @@ class Sizes:
     n_outputs: int
 
 
+def sizes_of(h: Hyperparameters, options: EngineOptions, n_ctx: int) -> Sizes:
+    """For ``n_ctx`` tokens of context, in llama-server's way: with --parallel N each slot has a
+    share of them; without it there are four, each of which may use all."""
+    shared = options.n_parallel < 1
+    n_slots = DEFAULT_SLOTS if shared else options.n_parallel
+    n_ctx_slot = n_ctx if shared else n_ctx // n_slots
+    if h.n_positions:
+        n_ctx_slot = min(n_ctx_slot, h.n_positions)
+    n_tokens = min(options.n_ubatch, options.n_batch, n_ctx)
+    if n_ctx_slot < 1 or n_tokens < n_slots:
+        raise EngineError(
+            f"a context of {n_ctx} and batches of {n_tokens} tokens are too small for "
+            f"{n_slots} slots"
+        )
+    return Sizes(
+        n_pages=-(-n_ctx // PAGE) + (0 if shared else n_slots),
+        n_slots=n_slots,
+        n_ctx_slot=n_ctx_slot,
+        n_tokens=n_tokens,
+        n_batch=options.n_batch,
+        n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CacheTypes:
     """How K and V are kept: keys of kernels.kv.KV_TYPES."""
 
     k: str
     v: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a model has on its devices beside its weights."""
+
+    decoder: Decoder
+    batches: list[Batch]
+    pages: list[KVPages]
+    states: SlotStates
 
 
 def assemble(
@@ -47,6 +85,20 @@ def assemble(
     flash: bool,
 ) -> Runner:
     """A runner of the model on its devices, in the order of the weights' indices."""
+    memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash)
+    return Runner(memory.decoder, memory.batches, memory.pages, memory.states, weights.output_at)
+
+
+def allocate_memory(
+    h: Hyperparameters,
+    weights: ModelWeights,
+    devices: Sequence[tuple[Device, Programs]],
+    sizes: Sizes,
+    cache: CacheTypes,
+    *,
+    flash: bool,
+) -> Memory:
+    """All that a runner needs; on dry devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
     for at, (device, programs) in enumerate(devices):
         batch = Batch(
@@ -60,7 +112,7 @@ def assemble(
             n_tokens=sizes.n_tokens, n_split=sizes.n_slots, n_ctx=sizes.n_ctx_slot, flash=flash,
         ))  # fmt: skip
     decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs)
-    return Runner(decoder, batches, [place.pages for place in places], states, weights.output_at)
+    return Memory(decoder, batches, [place.pages for place in places], states)
 
 
 def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int) -> list[KVShape]:

@@ -15,22 +15,22 @@ from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.errors import EngineError, ModelError
+from engine.fit import Fitting, Trial, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
+from engine.machine import find_machine
 from engine.models.arch import Hyperparameters, read_hyperparameters
 from engine.models.table import find_architecture
-from engine.options import DEFAULT_SLOTS, EngineOptions, ModelInfo
-from engine.placement import Placement, on_one_device
+from engine.options import EngineOptions, ModelInfo
 from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import allocate_weights, pack_weights
-from kernels.device import Device, DeviceError, DeviceInfo, open_device
+from kernels.device import Device, DeviceError, DeviceInfo
 from kernels.kv import KV_TYPES, PAGE
 from kernels.program import Programs
 
 log = logging.getLogger(__name__)
-LOGITS_BYTES = 64 << 20  # room for rows of logits, unless the slots need more
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,21 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
     gguf = open_gguf(path)
     hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
-    sizes = _sizes(hparams, options)
     _check_cache_types(options)
     tokenizer = load_tokenizer(gguf.metadata)
     _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
     try:
-        device, placement = _open_device(options), on_one_device(hparams.n_layers)
-        runner = _runner(gguf, hparams, sizes, options, [device], placement, progress)
+        machine = find_machine(options)
+        model = outline(gguf, hparams, machine.open(0))
+        chosen = Fitting(model, options, machine).choose()
+        opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
+        runner = _runner(gguf, hparams, chosen, options, opened, progress)
         if options.profile:
             _log_profile(path, runner, sizes)
     except DeviceError as error:
         raise EngineError(str(error)) from error
-    info = _info(gguf, hparams, device, runner, options)
+    info = _info(gguf, hparams, opened, runner, options)
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
@@ -73,31 +75,6 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         tokenizer,
         template,
         info,
-    )
-
-
-def _sizes(h: Hyperparameters, options: EngineOptions) -> Sizes:
-    """llama-server's meanings: with --parallel N each slot has a share of --ctx-size; without
-    it there are four, each of which may use all of it."""
-    n_ctx = options.n_ctx or h.n_ctx_train
-    shared = options.n_parallel < 1
-    n_slots = DEFAULT_SLOTS if shared else options.n_parallel
-    n_ctx_slot = n_ctx if shared else n_ctx // n_slots
-    if h.n_positions:
-        n_ctx_slot = min(n_ctx_slot, h.n_positions)
-    n_tokens = min(options.n_ubatch, options.n_batch, n_ctx)
-    if n_ctx_slot < 1 or n_tokens < n_slots:
-        raise EngineError(
-            f"a context of {n_ctx} and batches of {n_tokens} tokens are too small for "
-            f"{n_slots} slots"
-        )
-    return Sizes(
-        n_pages=-(-n_ctx // PAGE) + (0 if shared else n_slots),
-        n_slots=n_slots,
-        n_ctx_slot=n_ctx_slot,
-        n_tokens=n_tokens,
-        n_batch=options.n_batch,
-        n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
     )
 
 
@@ -138,26 +115,18 @@ def _check_cache_types(options: EngineOptions) -> None:
             raise EngineError(f"KV cache type {name!r} is not supported: {', '.join(KV_TYPES)}")
 
 
-def _open_device(options: EngineOptions) -> Device:
-    return open_device(
-        options.device, family=options.kernel_family, n_threads=options.n_threads,
-        use_gpu=str(options.n_gpu_layers) != "0",
-    )  # fmt: skip
-
-
 def _runner(
     gguf: GGUFFile,
     h: Hyperparameters,
-    sizes: Sizes,
+    chosen: Trial,
     options: EngineOptions,
     devices: Sequence[Device],
-    placement: Placement,
     progress: Callable[[float], None],
 ) -> Runner:
     placed = [(device, Programs(device)) for device in devices]
-    weights, jobs = allocate_weights(gguf, h, devices, placement)
+    weights, jobs = allocate_weights(gguf, h, devices, chosen.placement)
     types = CacheTypes(options.cache_type_k, options.cache_type_v)
-    runner = assemble(h, weights, placed, sizes, types, flash=options.flash_attn != "off")
+    runner = assemble(h, weights, placed, chosen.sizes, types, flash=options.flash_attn != "off")
     with ThreadPoolExecutor(1) as pool:  # programs build while the weights are packed
         recorded = pool.submit(runner.warm_up)
         listed = [(*on, job) for on, some in zip(placed, jobs, strict=True) for job in some]
@@ -190,7 +159,11 @@ def _chat_template(
 
 
 def _info(
-    gguf: GGUFFile, h: Hyperparameters, device: Device, runner: Runner, options: EngineOptions
+    gguf: GGUFFile,
+    h: Hyperparameters,
+    devices: Sequence[Device],
+    runner: Runner,
+    options: EngineOptions,
 ) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
@@ -208,8 +181,8 @@ def _info(
         vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4}.get(
             str(metadata.get("tokenizer.ggml.model")), 0
         ),
-        device_name=device.info.name,
-        driver=f"{device.info.platform}, {device.info.driver}",
+        device_name=" + ".join(device.info.name for device in devices),
+        driver="; ".join(f"{d.info.platform}, {d.info.driver}" for d in devices),
         kv_bytes=sum(pages.n_bytes for pages in runner.pages),
         pooling=h.pooling,
         is_encoder=not h.causal,

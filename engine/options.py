@@ -19,14 +19,24 @@ class EngineOptions:
     n_batch: int = 2048
     n_ubatch: int = 512
     n_parallel: int = -1  # slots; -1: four, each of which may use the whole cache
-    n_gpu_layers: str | int = "auto"  # 0: not on a GPU; the rest: wherever the device is
+    n_gpu_layers: str | int = "auto"  # the last so many layers on the devices, the rest on the CPU
     flash_attn: str = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     ctx_checkpoints: int = 32  # copies of states kept per slot
     checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt
     cache_ram_mib: int = 8192  # of the host's memory for them; -1: no limit
-    device: str | None = None  # an index, or part of a name, of list_devices()
+    device: str | None = None  # indices, or parts of names, of list_devices(); commas between
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()  # shares of the devices; none: by their memory
+    main_gpu: int = 0  # which of the devices, if split_mode is none
+    override_tensor: tuple[str, ...] = ()  # PATTERN=DEVICE
+    cpu_moe: bool = False  # FFNs with experts on the CPU
+    n_cpu_moe: int = 0  # those of the first so many layers
+    kv_offload: bool = True  # False: attention and its KV cache on the CPU
+    fit: bool = True  # shrink what is not set until it fits into memory
+    fit_target: int = 1024  # MiB that fitting leaves free on each device
+    fit_ctx: int = 4096  # tokens of context that fitting does not go below
     n_threads: int = -1
     chat_template: str | None = None  # Jinja source or the name of a built-in one
     kernel_family: str | None = None  # simd or simt instead of the device's own; for tests

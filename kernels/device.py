@@ -13,11 +13,11 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels.memory import HugePages
+from kernels.memory import HugePages, available_memory
 
 if TYPE_CHECKING:
     import pyopencl as cl
@@ -50,9 +50,19 @@ class DeviceInfo:
     compute_units: int
 
 
+@dataclass(slots=True)
+class Usage:
+    """How much has been allocated on a device (kernels/tensor.py)."""
+
+    n_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class Device:
-    """A device with its context and its one in-order queue."""
+    """A device with its context and its one in-order queue.
+
+    On a dry one allocations are counted but not made, and nothing may be run.
+    """
 
     info: DeviceInfo
     context: cl.Context
@@ -63,10 +73,16 @@ class Device:
     max_allocation: int
     defines: tuple[str, ...] = field(default=())
     huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
+    is_dry: bool = False
+    usage: Usage = field(default_factory=Usage, compare=False)
 
     @property
     def is_simd(self) -> bool:
         return self.family == "simd"
+
+    def dry(self) -> Device:
+        """A dry device like this one, with nothing allocated."""
+        return replace(self, is_dry=True, usage=Usage())
 
     def finish(self) -> None:
         self.queue.finish()
@@ -176,6 +192,42 @@ def choose(infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True) ->
                 return info
     names = ", ".join(f"{i.index}: {i.name} ({i.platform})" for i in infos)
     raise DeviceError(f"no OpenCL device {wanted!r}; there are {names}")
+
+
+def choose_all(
+    infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True
+) -> list[DeviceInfo]:
+    """The devices that have layers: those of ``wanted`` with commas between (see ``choose``), or
+    every GPU of the best one's driver, the best first, or else the one that is best.
+
+    "none" is the processor. Raises DeviceError for a name that no device has, or one twice.
+    """
+    if wanted is None:
+        best = choose(infos, None, use_gpu)
+        if best.kind != "gpu":
+            return [best]
+        gpus = [i for i in infos if i.kind == "gpu" and i.platform == best.platform]
+        return sorted(gpus, key=_preference)
+    if wanted == "none":
+        return [choose_cpu(infos)]
+    chosen = [choose(infos, name.strip()) for name in wanted.split(",")]
+    if len(set(chosen)) < len(chosen):
+        raise DeviceError(f"{wanted!r} names a device twice")
+    return chosen
+
+
+def choose_cpu(infos: list[DeviceInfo]) -> DeviceInfo:
+    """The device that is the processor; DeviceError if it has no driver."""
+    cpus = [info for info in infos if info.kind == "cpu"]
+    if not cpus:
+        raise DeviceError(f"no OpenCL device for what is to be on the CPU; {NO_DRIVER}")
+    return min(cpus, key=_preference)
+
+
+def free_memory(info: DeviceInfo) -> int:
+    """Bytes that can be allocated on a device: the host's available ones on a CPU."""
+    available = available_memory() if info.kind == "cpu" else None
+    return info.memory_bytes if available is None else available
 
 
 def _defines(info: DeviceInfo, family: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Host memory for the buffers of CPU devices, on huge pages.
+"""Host memory: how much there is, and buffers of CPU devices on huge pages.
 
 A CPU reads its weights and KV pages from main memory at every token. On pages of 4 KiB the
 processor's prefetchers stop at each page's end and half of the bandwidth is lost to address
@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +60,51 @@ def _map(n_bytes: int) -> npt.NDArray[np.uint8]:
             mapping.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return np.frombuffer(mapping, np.uint8, n_bytes, -address % HUGE_PAGE)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of host memory that can be had now, or None if the system does not tell.
+
+    What a control group leaves is less, where there is one; files that are cached count as
+    available (https://docs.kernel.org/admin-guide/cgroup-v2.html#memory).
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        available = int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+    return min([available, *_group_memory(root)])
+
+
+def _group_memory(root: Path) -> Iterator[int]:
+    """What each control group of this process has left, up to the one of the whole system."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root / "sys/fs/cgroup" / controllers
+        names = ("memory.max", "memory.current") if not controllers else (
+            "memory.limit_in_bytes", "memory.usage_in_bytes"
+        )  # fmt: skip
+        inner = base / path.strip("/")
+        for group in (inner, *inner.parents):
+            if not group.is_relative_to(base):
+                break
+            with contextlib.suppress(OSError, ValueError):
+                limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)
+                yield max(limit - used + _cached(group), 0)
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files in memory that can be dropped."""
+    with contextlib.suppress(OSError):
+        for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("total_inactive_file", "inactive_file"):
+                return int(value)
+    return 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyopencl as cl
 
 from kernels.device import Device, DeviceError
+from kernels.memory import ALIGNMENT as BUFFER_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,15 @@ def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 
 def allocate(device: Device, n_bytes: int) -> Any:
     """A device buffer; DeviceError says how much could not be had."""
+    device.usage.n_bytes += _granted(device, n_bytes)
     limit = device.max_allocation
     if n_bytes > limit:
         raise DeviceError(
             f"{device.info.name}: a buffer of {n_bytes >> 20} MiB is needed, at most "
             f"{limit >> 20} MiB can be allocated at once"
         )
+    if device.is_dry:
+        return None
     flags = cl.mem_flags.READ_WRITE
     try:
         if device.huge_pages is None:
@@ -53,12 +57,22 @@ def allocate(device: Device, n_bytes: int) -> Any:
         ) from error
 
 
+def _granted(device: Device, n_bytes: int) -> int:
+    """Bytes that a buffer takes, with what is lost to alignment."""
+    unit = 16 if device.huge_pages is None else BUFFER_ALIGNMENT
+    return max(-(-n_bytes // unit), 1) * unit
+
+
 def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:
     tensor = empty(device, shape, dtype)
-    cl.enqueue_fill_buffer(
-        device.queue, tensor.buffer, np.zeros(1, np.uint8), 0, max(tensor.n_bytes, 16)
-    )
+    fill_zero(device, tensor.buffer, max(tensor.n_bytes, 16))
     return tensor
+
+
+def fill_zero(device: Device, buffer: Any, n_bytes: int) -> None:
+    """Enqueue zeros for the first bytes of a buffer."""
+    if not device.is_dry:
+        cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
 
 
 def upload(device: Device, array: npt.NDArray[Any]) -> Tensor:
@@ -72,7 +86,8 @@ def upload(device: Device, array: npt.NDArray[Any]) -> Tensor:
 def write(device: Device, tensor: Tensor, array: npt.NDArray[Any], *, wait: bool = False) -> None:
     """Copy ``array`` to the start of ``tensor``; without ``wait``, array must stay as it is
     until the queue has passed this point."""
-    cl.enqueue_copy(device.queue, tensor.buffer, np.ascontiguousarray(array), is_blocking=wait)
+    if not device.is_dry:
+        cl.enqueue_copy(device.queue, tensor.buffer, np.ascontiguousarray(array), is_blocking=wait)
 
 
 def read(tensor: Tensor, n_rows: int | None, queue: cl.CommandQueue) -> npt.NDArray[Any]:
@@ -123,7 +138,7 @@ def regions(
     for part, size in zip(parts, sizes, strict=True):
         n = math.prod(part.shape)
         arrays[part.name] = host[offset // 4 : offset // 4 + n].reshape(part.shape)
-        sub = memory.buffer.get_sub_region(offset, size)
+        sub = None if device.is_dry else memory.buffer.get_sub_region(offset, size)
         tensors[part.name] = Tensor(sub, part.shape, np.dtype(np.int32))
         offset += size
     return memory, host, arrays, tensors

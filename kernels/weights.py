@@ -16,7 +16,7 @@ import pyopencl as cl
 from kernels.device import Device
 from kernels.program import Programs
 from kernels.quants import TensorType, by_name
-from kernels.tensor import allocate
+from kernels.tensor import allocate, fill_zero
 
 ROWS = 16  # rows side by side (lanes.cl)
 BLOCK = 32  # columns per block
@@ -154,7 +154,7 @@ def place(
     scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
     buffer = allocate(device, n_bytes)
     if paired:
-        cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
+        fill_zero(device, buffer, n_bytes)
     matrix = Matrix(buffer, first.type, n_rows, first.n_cols, scales_at, n_bytes, paired)
     jobs, row = [], 0
     for i, part in enumerate(parts):

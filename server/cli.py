@@ -21,6 +21,15 @@ Examples:
 # Options with a value that may be left out; the others take the next word in any case.
 WITHOUT_VALUE = {field.name for field in fields(Settings) if field.metadata["option"].bare}
 
+# Options of llama-server that a person may bring along, and why nothing would act on them.
+MAPPED = "the file is read once, into the memory of the devices, and its pages are let go"
+REFUSED = {
+    **dict.fromkeys(("--mmap", "--no-mmap", "-lm", "--load-mode"), MAPPED),
+    **dict.fromkeys(("-dio", "--direct-io", "-ndio", "--no-direct-io"), MAPPED),
+    "--mlock": "the memory of devices is their drivers', which have no such setting",
+    "--numa": "threads are the OpenCL driver's (taskset or numactl confine the process)",
+}
+
 
 class ServeCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -52,7 +61,7 @@ def help_record(option: Option, default: Any) -> tuple[str, str]:
 
 
 def refuse_unknown(ctx: click.Context, params: Sequence[click.Parameter], args: list[str]) -> None:
-    """Options are exact names: without this click reads -mg 0 as -m with the value g."""
+    """Options are exact names: without this click reads -mx 0 as -m with the value x."""
     options = {
         flag: param
         for param in params
@@ -66,6 +75,8 @@ def refuse_unknown(ctx: click.Context, params: Sequence[click.Parameter], args: 
             return
         if not name.startswith("-") or name == "-":
             continue
+        if name in REFUSED:
+            raise click.UsageError(f"{name} is not supported: {REFUSED[name]}", ctx=ctx)
         if name not in options:
             raise click.NoSuchOption(name, possibilities=similar(name, options), ctx=ctx)
         option = options[name]

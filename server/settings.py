@@ -6,6 +6,7 @@ fields; an option is added here only when something acts on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -76,6 +77,23 @@ def layer_count(value: str) -> str | int:
     return int(value)
 
 
+class Shares(click.ParamType["tuple[float, ...]"]):
+    """Numbers with commas between, as llama.cpp's -ts 3,1."""
+
+    name = "shares"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            shares = ()
+        if not all(0 <= share < math.inf for share in shares) or not sum(shares):
+            self.fail(f"{value!r} is not a list of shares such as 3,1")
+        return shares
+
+
 def slot_count(value: str | int) -> int:
     if str(value) != "-1" and not (str(value).isdecimal() and int(value) > 0):
         raise click.BadParameter(f"{value!r} is neither a number of slots nor -1")
@@ -126,7 +144,8 @@ class Settings:
     )
     device: str | None = option(
         "-dev", "--device", group=DEVICE, env="DEVICE", type=click.STRING, default=None,
-        help="OpenCL device: a number or a part of a name of --list-devices",
+        help="OpenCL devices for layers: numbers or parts of names of --list-devices, commas "
+        "between; none: the CPU",
     )
     list_devices: bool = option(
         "--list-devices", group=DEVICE, default=False, help="print the devices and exit",
@@ -138,7 +157,50 @@ class Settings:
     n_gpu_layers: str | int = option(
         "-ngl", "--gpu-layers", "--n-gpu-layers", group=DEVICE, env="N_GPU_LAYERS",
         type=layer_count, metavar="N|auto|all", default="auto",
-        help="layers on the device; 0: run on the CPU",
+        help="the last so many layers go to the devices, the others to the CPU",
+    )
+    split_mode: str = option(
+        "-sm", "--split-mode", group=DEVICE, env="SPLIT_MODE",
+        type=click.Choice(("none", "layer", "row", "tensor")), default="layer",
+        help="layer: layers are shared out to all devices; none: one has all; the others are not "
+        "supported",
+    )
+    tensor_split: tuple[float, ...] = option(
+        "-ts", "--tensor-split", group=DEVICE, env="TENSOR_SPLIT", type=Shares(),
+        metavar="N,N,...", default=(), help="shares of the devices; by their memory otherwise",
+    )
+    main_gpu: int = option(
+        "-mg", "--main-gpu", group=DEVICE, env="MAIN_GPU", type=click.IntRange(0), default=0,
+        help="which of the devices has the model with --split-mode none",
+    )
+    override_tensor: tuple[str, ...] = option(
+        "-ot", "--override-tensor", group=DEVICE, env="OVERRIDE_TENSOR", type=click.STRING,
+        metavar="PATTERN=DEVICE,...", multiple=True, default=(),
+        help="what computes with the tensors whose names match goes to this device, or to CPU",
+    )
+    cpu_moe: bool = option(
+        "-cmoe", "--cpu-moe", group=DEVICE, env="CPU_MOE", default=False,
+        help="experts on the CPU",
+    )
+    n_cpu_moe: int = option(
+        "-ncmoe", "--n-cpu-moe", group=DEVICE, env="N_CPU_MOE", type=click.IntRange(0),
+        default=0, help="experts of the first so many layers on the CPU",
+    )
+    kv_offload: bool = option(
+        "-kvo/-nkvo", "--kv-offload/--no-kv-offload", group=DEVICE, env="KV_OFFLOAD",
+        default=True, help="the KV cache, and so attention, where the layers are, or on the CPU",
+    )
+    fit: str = option(
+        "-fit", "--fit", group=DEVICE, env="FIT", type=click.Choice(("on", "off")), default="on",
+        help="shrink what is not set (context, layers on the devices) to fit into memory",
+    )
+    fit_target: int = option(
+        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET", type=click.IntRange(0),
+        metavar="MiB", default=1024, help="memory to leave free on each device",
+    )
+    fit_ctx: int = option(
+        "-fitc", "--fit-ctx", group=DEVICE, env="FIT_CTX", type=COUNT, default=4096,
+        help="the smallest context that fitting may choose",
     )
     threads: int = option(
         "-t", "--threads", group=DEVICE, env="THREADS", type=click.INT, default=-1,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 
-from kernels.memory import ALIGNMENT, CHUNK_BYTES, HugePages
+from kernels.memory import ALIGNMENT, CHUNK_BYTES, HugePages, available_memory
 
 
 def test_pieces_are_aligned_zeroed_and_apart() -> None:
@@ -42,3 +43,32 @@ def test_a_chunk_goes_with_its_last_piece() -> None:
 def test_absurd_size_is_a_memory_error() -> None:
     with pytest.raises(MemoryError):
         HugePages().take(1 << 60)
+
+
+def files(root: Path, contents: dict[str, str]) -> Path:
+    for name, text in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n"}
+GROUP = "sys/fs/cgroup/"
+
+
+@pytest.mark.parametrize(
+    ("contents", "n_bytes"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 9000 kB\n"}, None),
+        (MEMINFO, 8000 << 10),
+        (MEMINFO | {"proc/self/cgroup": "0::/a/b\n", f"{GROUP}a/b/memory.max": "max\n",
+                    f"{GROUP}a/memory.max": "5000\n", f"{GROUP}a/memory.current": "3000\n",
+                    f"{GROUP}a/memory.stat": "anon 7\ninactive_file 100\n"}, 2100),
+        (MEMINFO | {"proc/self/cgroup": "9:cpu:/\n4:memory:/x\n",
+                    f"{GROUP}memory/x/memory.limit_in_bytes": "9000\n",
+                    f"{GROUP}memory/x/memory.usage_in_bytes": "10000\n"}, 0),
+    ],
+)  # fmt: skip
+def test_memory_that_is_left(tmp_path: Path, contents: dict[str, str], n_bytes: int | None) -> None:
+    assert available_memory(files(tmp_path, contents)) == n_bytes

@@ -76,6 +76,12 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
         (["--no-cache-prompt"], "cache_prompt", False),
         (["--host", "::1", "--host", "x.sock"], "host", ("::1", "x.sock")),
         (["-dev", "1"], "device", "1"),
+        (["-ts", "3,1.5"], "tensor_split", (3.0, 1.5)),
+        (["-ot", "a=CPU", "-ot", "b=0"], "override_tensor", ("a=CPU", "b=0")),
+        (["-sm", "none", "-mg", "1"], "main_gpu", 1),
+        (["-ncmoe", "4"], "n_cpu_moe", 4),
+        (["-nkvo"], "kv_offload", False),
+        (["-fit", "off"], "fit", "off"),
         (["--kernel-family", "simt"], "kernel_family", "simt"),
         (["--profile"], "profile", True),
     ],
@@ -111,7 +117,7 @@ def test_the_profile_has_a_variable_of_its_own(settings_of: Any) -> None:
     assert engine_options(settings).profile
 
 
-@pytest.mark.parametrize("name", ["-mg", "-sm", "-hf", "-cb", "-nx", "--mmproj", "-mu", "-ngl5"])
+@pytest.mark.parametrize("name", ["-mx", "-sx", "-hf", "-cb", "-nx", "--mmproj", "-mu", "-ngl5"])
 def test_unknown_options_are_named(name: str) -> None:
     result = invoke("-m", "x.gguf", name, "0")
     assert result.exit_code == 2
@@ -239,3 +245,17 @@ def test_arch_list() -> None:
     assert result.exit_code == 0
     assert {"llama", "qwen3moe", "mamba2"} <= set(names)
     assert names[:-1] == sorted(names[:-1])
+
+
+@pytest.mark.parametrize("args", [["--mlock"], ["--no-mmap"], ["--numa", "isolate"]])
+def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: list[str]) -> None:
+    result = invoke("-m", "x.gguf", *args)
+    assert result.exit_code == 2
+    assert f"{args[0]} is not supported: " in result.output
+
+
+@pytest.mark.parametrize("shares", ["", "1;2", "0,0", "1,-1", "inf"])
+def test_shares_that_are_none(shares: str) -> None:
+    result = invoke("-m", "x.gguf", "-ts", shares)
+    assert result.exit_code == 2
+    assert f"{shares!r} is not a list of shares such as 3,1" in result.output
