@@ -103,7 +103,7 @@ def allocate_memory(
     for at, (device, programs) in enumerate(devices):
         batch = Batch(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
-            n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab,
+            n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
         )  # fmt: skip
         pages = KVPages(device, _kv_shapes(h, weights, at), sizes.n_pages, cache.k, cache.v)
         batches.append(batch)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.models.step import StepInputs
+from engine.ngrams import NGrams
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
 from kernels.attention import PART, AttentionInputs
@@ -53,14 +54,17 @@ class Batch:
         n_sequences: int,
         n_ctx: int,
         n_vocab: int,
+        ngrams: NGrams | None = None,
     ) -> None:
-        self._device = device
+        self._device, self._ngrams = device, ngrams
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 4)),
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
         ]  # fmt: skip
+        if ngrams is not None:
+            shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
         self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)
         self._written: list[list[int]] = [[] for _ in range(n_sequences)]
@@ -78,6 +82,7 @@ class Batch:
                 tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
             ),
             topk=replace(found, wanted=tensors["wanted"]),
+            ngrams=tensors.get("ngrams"),
         )
 
     @property
@@ -127,6 +132,9 @@ class Batch:
 
     def _fill_chunk(self, chunk: Chunk, n: int) -> None:
         seq, start, end = chunk.seq, chunk.start, chunk.start + chunk.count
+        if self._ngrams is not None:
+            rows = self._ngrams.rows(seq.tokens, start, chunk.count)
+            self._parts["ngrams"][n : n + chunk.count] = rows
         if chunk.count == 1:
             page = seq.table[start // PAGE]
             self._parts["tokens"][n] = seq.tokens[start]

@@ -34,7 +34,7 @@ def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelEr
 
 def _check_ends(gguf: GGUFFile, h: Hyperparameters, shapes: dict[str, Shape]) -> None:
     if not h.arch.weightless_norms and not shapes.keys() & {
-        "output_norm.weight", "output_norm", "token_embd_norm.weight",
+        "output_norm.weight", "output_norm", "token_embd_norm.weight", "output_hc_norm.weight",
     }:  # fmt: skip
         raise ModelError(f"{gguf.path}: tensor output_norm.weight is missing")
     expected: dict[str, Shape] = {

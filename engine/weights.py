@@ -21,10 +21,12 @@ from engine.models.attention import load_attention
 from engine.models.delta_net import load_delta_net
 from engine.models.ffn import load_ffn
 from engine.models.kimi_delta import load_kimi_delta
+from engine.models.lightning import load_lightning
 from engine.models.mamba import load_mamba
 from engine.models.mla import load_mla
 from engine.models.moe import load_moe
 from engine.models.rank import RankWeights, load_rank
+from engine.models.residuals import ResidualsWeights, load_residuals
 from engine.models.short_conv import load_short_conv
 from engine.models.step import SublayerWeights
 from engine.placement import Placement
@@ -84,6 +86,7 @@ class ModelWeights:
     output_norm: NormWeights
     output: Linear | None
     rank: RankWeights | None
+    residuals: ResidualsWeights | None  # None: the ordinary sum; where the output is
     output_at: int
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
@@ -110,11 +113,12 @@ def allocate_weights(
         embedding_norm=_embedding_norm(source, hparams),
         positions=source.matrix(positions) if source.has(positions) else None,
         token_types=source.matrix(types) if source.has(types) else None,
-        layers=tuple(_layer(sources, hparams, i, placement) for i in range(hparams.n_layers)),
+        layers=_layers(sources, hparams, placement),
         output_norm=_output_norm(last, hparams),
         output=_output(last, None if last is not source else embedding) if hparams.causal else None,
         output_at=placement.output,
         rank=load_rank(last, hparams),
+        residuals=load_residuals(last, gguf, hparams),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         n_bytes=gguf.n_bytes,
@@ -147,7 +151,7 @@ def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
 
 
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
-    if h.arch.norms_after:  # the last layer has normalized the stream
+    if h.arch.norms_after or h.cycles:  # the last layer has normalized the stream
         return NormWeights(None, h.eps)
     return _norm(source, h, "output_norm", "token_embd_norm")
 
@@ -177,6 +181,19 @@ def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | N
     return NormWeights(None, h.eps, weightless=True) if h.arch.norm_embedding else None
 
 
+def _layers(
+    sources: Sequence[TensorSource], h: Hyperparameters, placement: Placement
+) -> tuple[LayerWeights, ...]:
+    if h.cycles is None:
+        return tuple(_layer(sources, h, i, placement) for i in range(h.n_layers))
+    per_stack, n_low, _ = h.cycles  # the file has each of the two stacks once
+    low, high = (
+        [_layer(sources, h, i, placement) for i in range(first, first + per_stack)]
+        for first in (0, per_stack)
+    )
+    return tuple((low * n_low + high) * (h.n_layers // (per_stack * (n_low + 1))))
+
+
 def _layer(
     sources: Sequence[TensorSource], h: Hyperparameters, layer: int, placement: Placement
 ) -> LayerWeights:
@@ -200,11 +217,13 @@ def _layer(
     has_own = source.has(f"{own}.weight") or not source.has(f"{before}.weight")
     plans = []
     for i, mixer in enumerate(mixers):  # the second reads what the first read
-        norm = _norm(source, h, f"{b}attn_norm_2", before) if i == 0 else None
+        first = [before] if h.arch.lightning else [f"{b}attn_norm_2", before]
+        norm = _norm(source, h, *first) if i == 0 else None
         post = source.vector(*(f"{name}.weight" for name in after))
         plans.append(SublayerPlan(norm, mixer, post, mixer_at))
     if ffn is not None:
-        second = source.has(f"{b}attn_norm_2.weight") or not mixers or ffn_at != mixer_at
+        second = source.has(f"{b}attn_norm_2.weight") and not h.arch.lightning
+        second = second or not mixers or ffn_at != mixer_at
         norms = [own] if has_own else [before] if second else []
         names = f"{b}post_ffw_norm", f"{b}layer_output_norm"
         post = elsewhere.vector(*(f"{name}.weight" for name in names))
@@ -241,6 +260,8 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
     if h.n_heads[layer]:
         latent = source.has(f"{b}attn_kv_a_mqa.weight")
         found.append(load_mla(source, h, layer) if latent else load_attention(source, h, layer))
+    if h.arch.lightning and source.has(f"{b}attn_norm_2.weight"):
+        found.append(load_lightning(source, h, layer))
     if source.has(f"{b}ssm_a") and source.has(f"{b}ssm_d"):
         found.append(load_mamba(source, h, layer))
     elif source.has(f"{b}ssm_conv1d_k.weight"):

@@ -32,6 +32,8 @@
 #elif defined(GLU_SWIGLU_OAI)  // gpt-oss
 #define OAI_GATE(g) (fmin(g, 7.0f) * SIGMOID(1.702f * fmin(g, 7.0f)))
 #define GLU(g, u) (OAI_GATE(g) * (clamp(u, -7.0f, 7.0f) + 1.0f))
+#elif defined(GLU_SITU)  // Kimi K3: both factors are bounded softly
+#define GLU(g, u) (4 * tanh((g) / 4) * SIGMOID(g) * (25 * tanh((u) / 25)))
 #endif
 
 INLINE float max16(float16 v) {

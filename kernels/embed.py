@@ -10,9 +10,16 @@ from kernels.weights import BLOCK, Matrix
 
 
 def embed(
-    tape: Tape, w: Matrix, ids: Tensor, out: Tensor, scale: float = 1.0, *, add: bool = False
+    tape: Tape,
+    w: Matrix,
+    ids: Tensor,
+    out: Tensor,
+    scale: float = 1.0,
+    *,
+    add: bool = False,
+    times: int = 1,
 ) -> None:
-    """out[t] (+)= scale * w[ids[t]], float32 [n, n_cols]."""
+    """out[t] (+)= scale * w[ids[t]], float32 [n, n_cols]; ``times`` rows for each token."""
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
     args = [
@@ -20,5 +27,9 @@ def embed(
         np.float32(scale), out.buffer,
     ]  # fmt: skip
     tape.add(
-        "embed.cl", "embed", [w.define, *["ADD"] * add], args, (-(-w.n_cols // BLOCK), Per(TOKENS))
+        "embed.cl",
+        "embed",
+        [w.define, *["ADD"] * add],
+        args,
+        (-(-w.n_cols // BLOCK), Per(TOKENS, 1, times)),
     )

@@ -19,7 +19,7 @@ from kernels.work import Work
 
 SIMT_SLICES = 8
 SIMT_TILE_TOKENS = 32
-GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai")
+GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
 @dataclass(frozen=True, slots=True)

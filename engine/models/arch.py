@@ -16,6 +16,7 @@ from engine.embedding import pooling_of
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.rope import RopeScaling, read_rope_scaling
+from engine.ngrams import NGrams, read_ngrams
 from engine.request import Pooling
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
@@ -56,6 +57,9 @@ class Architecture:
     # Attention
     head_norm_after_rope: bool = False
     head_norm_weightless: bool = False  # where there is RoPE, and not in models of 128 experts
+    lightning: bool = False  # linear attention where the file has attn_norm_2
+    kda_negated: bool = False  # ssm_a is negative, where the decay has a bound too
+    delta_gate: Literal["silu", "sigmoid"] = "silu"  # of what a delta net yields
     attention_gate: Literal["sigmoid", "softplus"] = "sigmoid"  # where the file has the gate
     attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
     attention_scale_power: float = -0.5  # of the head size
@@ -79,6 +83,7 @@ class Architecture:
     divide_logits: bool = False  # by the logit scale, instead of multiplying
     logit_scale: float = 1.0  # where the file names none
     scaled_residuals: bool = False  # the file's residual scale, else 1.4 / sqrt(layers)
+    normed_residuals: bool = False  # sublayers add to the normalized stream, times a scale
     rank_activation: Literal["tanh", "gelu"] = "tanh"  # in the head of a reranker
     rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
 
@@ -92,6 +97,7 @@ class Hyperparameters:
     n_embd: int
     n_vocab: int
     n_ctx_train: int
+    ngrams: NGrams | None  # of embeddings of several tokens
     n_positions: int  # that the model has learned one by one; 0: any
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
     n_kv: tuple[int, ...]
@@ -118,6 +124,7 @@ class Hyperparameters:
     embedding_scale: float
     residual_scale: float
     logit_scale: float
+    cycles: tuple[int, int, int] | None  # layers per stack, runs of the low one, of both (HRM)
     causal: bool  # tokens see those before them only
     pooling: Pooling  # of embeddings, where nobody says
     labels: tuple[str, ...]  # of the ranking head's scores
@@ -177,6 +184,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_embd=n_embd,
         n_vocab=_n_vocab(gguf),
         n_ctx_train=gguf.get_int(key("context_length")),
+        ngrams=read_ngrams(gguf),
         n_positions=_n_positions(gguf),
         n_heads=n_heads,
         n_kv=n_kv,
@@ -203,6 +211,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         embedding_scale=_embedding_scale(gguf, arch, n_embd),
         residual_scale=_residual_scale(gguf, arch, n_layers),
         logit_scale=_logit_scale(gguf, arch),
+        cycles=_cycles(gguf, n_layers),
         causal=bool(gguf.metadata.get(key("attention.causal"), True)),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
         labels=_labels(gguf),
@@ -246,6 +255,12 @@ def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
         raise ModelError(
             f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}"
         )
+    betas = [
+        gguf.get_float(gguf.arch_key(f"activation.situ_{name}"), default)
+        for name, default in (("beta", 4.0), ("linear_beta", 25.0))
+    ]
+    if h.arch.activation == "situ" and betas != [4.0, 25.0]:
+        raise ModelError(f"{gguf.path}: an activation with situ_beta, situ_linear_beta {betas}")
     if h.n_experts and not 0 < h.n_experts_used <= h.n_experts <= 1024:
         raise ModelError(f"{gguf.path}: {h.n_experts_used} of {h.n_experts} experts are used")
 
@@ -290,7 +305,23 @@ def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
 
 
 def _attends(gguf: GGUFFile, layer: int) -> bool:
-    return f"blk.{layer}.attn_output.weight" in gguf.tensors
+    in_cycles = "hrm.z_l_init" in gguf.tensors  # a layer is a run through one of fewer
+    return in_cycles or f"blk.{layer}.attn_output.weight" in gguf.tensors
+
+
+def _cycles(gguf: GGUFFile, n_layers: int) -> tuple[int, int, int] | None:
+    if "hrm.z_l_init" not in gguf.tensors:
+        return None
+    names = ("layers_per_stack", "l_cycles", "h_cycles")
+    per_stack, low, high = (gguf.get_int(gguf.arch_key(f"hrm.{name}")) for name in names)
+    if min(per_stack, low, high) < 1 or per_stack * (low + 1) * high != n_layers:
+        raise ModelError(
+            f"{gguf.path}: {high} times {low} low stacks and a high one of {per_stack} layers "
+            f"are not {n_layers} layers"
+        )
+    if gguf.metadata.get(gguf.arch_key("hrm.prefix_lm")):
+        raise ModelError(f"{gguf.path}: prompts that see both ways (hrm.prefix_lm)")
+    return per_stack, low, high
 
 
 def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tuple[bool, ...]]:
@@ -384,6 +415,8 @@ def _embedding_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
 
 
 def _residual_scale(gguf: GGUFFile, arch: Architecture, n_layers: int) -> float:
+    if arch.normed_residuals:  # it is of what outputs are added to
+        return 1.0
     value = gguf.get_float(gguf.arch_key("residual_scale"), 0.0)
     return value or (1.4 / n_layers**0.5 if arch.scaled_residuals else 1.0)
 

@@ -15,6 +15,7 @@ from engine.models.arch import Hyperparameters
 from engine.models.place import Place
 from engine.models.rank import RankHead
 from engine.models.recording import Recording
+from engine.models.residuals import Residuals
 from engine.models.step import Mode, Step, Sublayer
 from engine.tensors import Linear
 from engine.weights import LayerWeights, ModelWeights
@@ -67,6 +68,9 @@ class Decoder:
             "last", readers, n_rows=n_outputs
         )  # fmt: skip
         self._zeros = zeros(first.device, (first.workspace.n_tokens,), np.int32)
+        self._residuals = None if weights.residuals is None else weights.residuals.build(
+            last.context, last.stream
+        )  # fmt: skip
         self._layers = [self._build(layer, i) for i, layer in enumerate(weights.layers)]
 
     def _build(self, layer: LayerWeights, i: int) -> list[_Placed]:
@@ -118,13 +122,20 @@ class Decoder:
         """The launches of a step: from token ids to what is made of the last hidden states."""
         recording, weights = Recording(self._places, mode), self._weights
         self._embed(recording)
-        for layer, sublayers in zip(weights.layers, self._layers, strict=True):
-            self._layer(recording, sublayers, layer.parallel)
+        if self._residuals is not None:
+            self._residuals.start(recording.reading(weights.output_at))
+        for i, (layer, sublayers) in enumerate(zip(weights.layers, self._layers, strict=True)):
+            if self._residuals is None:
+                self._layer(recording, sublayers, layer.parallel)
+            else:
+                self._layer_within(recording, i, sublayers, self._residuals)
             if layer.skip:
                 at = recording.stream_at
                 embedding, stream = recording.embedding(at), self._places[at].stream
                 tape = recording.writing(at).tape
                 combine(tape, embedding, stream, scale=layer.skip, add=True)
+        if self._residuals is not None:
+            self._residuals.finish(recording.writing(weights.output_at, anew=True))
         self._finish(recording)
         return recording
 
@@ -163,6 +174,18 @@ class Decoder:
             self._normalize_after(step, place, part.after)
             if post is not None:
                 recording.await_norm(part.at, PostNorm(place.sublayer, post, self._h.post_eps))
+
+    def _layer_within(
+        self, recording: Recording, i: int, layer: list[_Placed], residuals: Residuals
+    ) -> None:
+        """A layer whose sublayers read and write what the residual streams' keeper says."""
+        home = self._weights.output_at
+        for n, part in enumerate(layer):
+            residuals.enter(recording.writing(home, anew=True), i, n)
+            self._normalize(recording, part)
+            step = recording.writing(part.at)
+            part.sublayer.record(step, part.x, self._places[part.at].stream, add=False)
+            residuals.leave(recording.reading(home), i, n)
 
     def _normalize(self, recording: Recording, part: _Placed) -> None:
         if part.norm is None:

@@ -121,8 +121,9 @@ class DeltaNet:
         )  # fmt: skip
         self._norm(step)
         activate(
-            tape, self._rows, self._out, activation="silu", x_at=w.conv.n_channels, y=self._yield
-        )
+            tape, self._rows, self._out, activation=self._c.h.arch.delta_gate,
+            x_at=w.conv.n_channels, y=self._yield,
+        )  # fmt: skip
         matmul(
             tape, w.output.matrix, self._out, out, inputs.counts, tile=step.mode.tile, add=add,
             bias=w.output.bias, scale=self._c.h.residual_scale,

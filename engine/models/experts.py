@@ -54,7 +54,7 @@ class Experts:
             f"{name} hidden", [weights.down], times=used,
             floats=self._up is None and not context.device.is_simd,
         )  # fmt: skip
-        self._yield = workspace.rows(f"{name} yield", h.n_embd, used)
+        self._yield = workspace.rows(f"{name} yield", weights.down.matrix.n_rows, used)
 
     @property
     def readers(self) -> Sequence[Linear]:

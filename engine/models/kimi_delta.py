@@ -42,7 +42,7 @@ class KimiDeltaWeights:
 def load_kimi_delta(source: TensorSource, h: Hyperparameters, layer: int) -> KimiDeltaWeights:
     """Layer ``layer``'s delta attention; ModelError for tensors that are missing."""
     b = f"blk.{layer}."
-    a, bias = source.vector(f"{b}ssm_a"), source.vector(f"{b}ssm_dt.bias")
+    a, bias = _decay(source, h, f"{b}ssm_a"), source.vector(f"{b}ssm_dt.bias")
     weight = source.vector(f"{b}ssm_norm.weight")
     if a is None or bias is None or weight is None:
         raise ModelError(f"{b}ssm_a, {b}ssm_dt.bias or {b}ssm_norm.weight is missing")
@@ -64,6 +64,14 @@ def load_kimi_delta(source: TensorSource, h: Hyperparameters, layer: int) -> Kim
         norm=NormWeights(weight, h.eps),
         output=output,
     )  # fmt: skip
+
+
+def _decay(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None:
+    """The decay's factor of each head, with the sign that delta.cl wants."""
+    a = source.floats(name)
+    if a is None:
+        return None
+    return source.upload(-a if h.kda_lower and h.arch.kda_negated else a)
 
 
 def _one_or_two(source: TensorSource, name: str) -> tuple[Linear, ...]:

@@ -171,7 +171,8 @@ class MLA:
         query = _by_head(self._q, self._n)
         norm(step.tape, per_head, UNCHANGED, self._q_nope, times=self._n)
         self._through_heads(step, self._w.k_up, self._q_nope, query)
-        self._copy(step, per_head, self._nope, query, self._latent, self._rot)
+        if self._rot:
+            self._copy(step, per_head, self._nope, query, self._latent, self._rot)
         return QKVRows(self._q, self._latents, self._latents)
 
     def _expand(self, step: Step, kv_up: Linear) -> QKVRows:

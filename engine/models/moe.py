@@ -18,16 +18,26 @@ from kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class LatentWeights:
+    """Ways to the space that experts work in, and back after a norm (Kimi K3)."""
+
+    down: Linear
+    norm: NormWeights
+    up: Linear
+
+
+@dataclass(frozen=True, slots=True)
 class MoEWeights:
     """``beside`` is an FFN that every token takes, with ``beside_gate`` as far as that says;
     ``chunks`` are smaller experts, each shared by a few of the others, that read what those
-    yield (GroveMoE)."""
+    yield (GroveMoE). With ``latent`` the experts work in a space of their own."""
 
     router: Linear
     choice_bias: Tensor | None
     experts: ExpertsWeights
     chunks: ExpertsWeights | None
     norm: NormWeights | None  # of what the experts read, if that is not what the layer reads
+    latent: LatentWeights | None
     beside: FFNWeights | None
     beside_gate: Linear | None
 
@@ -52,9 +62,20 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
         choice_bias=source.vector(f"{b}exp_probs_b.bias", f"{b}exp_probs_b.weight"),
         experts=load_experts(source, f"{b}ffn_", "_exps"),
         chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
+        latent=_load_latent(source, h, b),
         norm=None if own_norm is None else NormWeights(own_norm, h.eps),
         beside=beside,
         beside_gate=source.optional_linear(f"{b}ffn_gate_inp_shexp"),
+    )
+
+
+def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeights | None:
+    if not source.has(f"{b}ffn_routed_down.weight"):
+        return None
+    return LatentWeights(
+        source.linear(f"{b}ffn_routed_down", h.n_embd),
+        NormWeights(source.vector(f"{b}ffn_routed_norm.weight"), h.eps),
+        source.linear(f"{b}ffn_routed_up"),
     )
 
 
@@ -76,6 +97,9 @@ class MoE:
         self._summed = None if self._chunks is None else workspace.activations(
             "experts summed", self._chunks.readers
         )  # fmt: skip
+        self._latent = None if weights.latent is None else Latent(
+            weights.latent, context, self._experts.readers
+        )  # fmt: skip
         self._beside = FFN(weights.beside, context, scale=1.0) if weights.beside else None
         self._extra = workspace.rows("beside experts", h.n_embd)
         self._extra_gate = workspace.rows("beside gate", 1)
@@ -84,7 +108,8 @@ class MoE:
 
     @property
     def _expert_readers(self) -> Sequence[Linear]:
-        return (*self._experts.readers, self._w.router)
+        first = self._experts.readers if self._w.latent is None else (self._w.latent.down,)
+        return (*first, self._w.router)
 
     @property
     def readers(self) -> Sequence[Linear]:
@@ -103,6 +128,11 @@ class MoE:
         h, gate = self._c.h, self._w.beside_gate
         if self._early is None:
             self._run_experts(step, x)
+        if self._latent is not None:
+            self._latent.leave(step, self._experts, out, add=add)
+            if self._beside is not None:
+                self._beside.record(step, x, out, add=True)
+            return
         if self._beside is not None:
             self._beside.record(step, x, self._extra, add=False)
         if gate is not None:
@@ -128,4 +158,37 @@ class MoE:
         """Which experts are chosen is found out on the device."""
         if not self._c.h.arch.route_early:
             self._matmul(step, self._w.router, x, self._logits)
+        if self._latent is not None:
+            x = self._latent.enter(step, x)
         self._experts.record(step, self._logits, self._w.choice_bias, x)
+
+
+class Latent:
+    """The ways to and from the experts' own space, with the memory that they need."""
+
+    def __init__(self, weights: LatentWeights, context: Context, readers: Sequence[Linear]) -> None:
+        workspace, n = context.workspace, weights.down.matrix.n_rows
+        self._w, self._c = weights, context
+        self._rows = workspace.rows("latent", n)
+        self._read = workspace.activations("latent read", readers)
+        self._normed = workspace.activations("latent normed", [weights.up])
+
+    def enter(self, step: Step, x: Activations) -> Activations:
+        """What the experts read."""
+        self._matmul(step, self._w.down, x, self._rows, add=False)
+        norm(step.tape, self._rows, NormWeights(None, 0.0), self._read)
+        return self._read
+
+    def leave(self, step: Step, experts: Experts, out: Tensor, *, add: bool) -> None:
+        """From what the experts yield to the layer's output."""
+        experts.combine(step, self._rows, add=False, scale=self._c.h.residual_scale)
+        norm(step.tape, self._rows, self._w.norm, self._normed)
+        self._matmul(step, self._w.up, self._normed, out, add=add)
+
+    def _matmul(
+        self, step: Step, linear: Linear, x: Activations, out: Tensor, *, add: bool
+    ) -> None:
+        matmul(
+            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
+            bias=linear.bias, add=add,
+        )  # fmt: skip

@@ -34,6 +34,7 @@ class StepInputs:
     sequences: Tensor  # int32 [s, 4]: first token, tokens, slot, position of the first
     attention: AttentionInputs
     topk: TopKBuffers
+    ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
 
     @property
     def counts(self) -> Tensor:

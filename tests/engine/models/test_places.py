@@ -19,11 +19,13 @@ TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
 KINDS = [
     "llama-dense", "gemma3-dense",  # norms after sublayers
     "deepseek2-moe",
+    "qwen4exp-moe",  # several streams, kept on one device
 ]  # fmt: skip
 MORE_KINDS = [
     "command-r-dense",  # attention and FFN read the same rows
     "smallthinker-moe",  # the router reads what the layer before it yields
     "arctic-moe", "qwen3moe-moe", "jamba-dense", "granitehybrid-dense", "qwen3next-moe",
+    "hrm_text-dense", "kimi-k3-moe", "minimax-01-moe",
     "talkie-dense",  # the embedding is added to every layer
 ]  # fmt: skip
 
