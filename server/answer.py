@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from engine.chat.delta import ChatDelta, ToolCallDelta
 from engine.chat.format import ChatParser
-from engine.request import Delta, Finished, PromptScored, Started, Timings, TokenScore
+from engine.request import Delta, Finished, Progress, PromptScored, Started, Timings, TokenScore
 from server.prompts import Prompt
 
 FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length", "cancelled": "stop"}
@@ -183,6 +183,15 @@ def usage(choices: Sequence[Choice], n: int) -> dict[str, object]:
         "prompt_tokens_details": {
             "cached_tokens": sum(choice.started.n_cached for choice in prompts)
         },
+    }
+
+
+def prompt_progress(event: Progress) -> dict[str, float]:
+    return {
+        "total": event.n_prompt,
+        "cache": event.n_cached,
+        "processed": event.n_done,
+        "time_ms": round(event.ms),
     }
 
 

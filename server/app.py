@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -10,12 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import anthropic, native, ollama, openai, responses
+from server import anthropic, completion, monitoring, native, ollama, openai, responses
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
 from server.service import Service
 
-DIALECTS = (openai, responses, anthropic, ollama, native)
+DIALECTS = (openai, responses, anthropic, ollama, completion, native, monitoring)
 
 
 class Gate:
@@ -36,13 +37,51 @@ class Gate:
         return await self.app(scope, receive, send)
 
 
-def create_app(service: Service, api_keys: Iterable[str] = ()) -> Starlette:
+class Prefix:
+    """Middleware: all paths begin with --api-prefix, which nothing further in knows of."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if not (path + "/").startswith(self.prefix + "/"):
+                error = ApiError("not_found_error", "File Not Found")
+                return await error.response(path)(scope, receive, send)
+            scope = {**scope, "path": path.removeprefix(self.prefix) or "/"}
+        return await self.app(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """Which pages may use the server."""
+
+    origins: Sequence[str] = ("*",)
+    methods: Sequence[str] = ("*",)
+    headers: Sequence[str] = ("*",)
+    credentials: bool = False
+
+    def middleware(self) -> Middleware:
+        return Middleware(
+            CORSMiddleware,
+            allow_origins=self.origins,
+            allow_methods=self.methods,
+            allow_headers=self.headers,
+            allow_credentials=self.credentials,
+        )
+
+
+def create_app(
+    service: Service, api_keys: Iterable[str] = (), cors: Cors | None = None, prefix: str = ""
+) -> Starlette:
+    prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
         routes=[route for dialect in DIALECTS for route in dialect.routes(service)],
         middleware=[
-            Middleware(
-                CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
-            ),
+            (cors or Cors()).middleware(),
+            *prefixed,
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=tuple(api_keys)),
         ],

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from engine.request import Event, Finished
-from server.answer import Choice, Piece, join, random_id, timings, usage
+from engine.request import Event, Finished, Progress
+from server.answer import Choice, Piece, join, prompt_progress, random_id, timings, usage
 from server.errors import ApiError
 from server.framing import SSE_DONE
 from server.generate import Options
@@ -63,7 +63,7 @@ class Completions:
         if type(event) is Finished:
             return self._end(index, pieces)
         if not pieces:
-            return ()
+            return self._progress(index, event) if type(event) is Progress else ()
         opening = self._open(index)
         return [*opening, *(self._delta(index, piece) for piece in pieces)]
 
@@ -92,6 +92,13 @@ class Completions:
         self._opened.add(index)
         opening = self.shape.opening(index, self.choices[index])
         return [] if opening is None else [self._chunk(opening)]
+
+    def _progress(self, index: int, event: Progress) -> list[dict[str, Any]]:
+        """Each repeats what opens the choice, as llama-server sends it."""
+        self._opened.add(index)
+        opening = self.shape.opening(index, self.choices[index])
+        chunk = self._chunk(opening or self.shape.delta(index, Piece()))
+        return [chunk | {"prompt_progress": prompt_progress(event)}]
 
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
         chunk = self._chunk(self.shape.delta(index, piece))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 from typing import Any
 
 from engine.constraint import Constraint, Kind
 from engine.options import EngineOptions
 from engine.request import SamplingParams
+from server.app import Cors
 from server.errors import ApiError
 from server.fields import Defaults, samplers
 from server.settings import Settings, split_commas
@@ -155,6 +157,36 @@ def api_keys(settings: Settings) -> list[str]:
             raise SettingsError(f"--api-key-file: {settings.api_key_file} has no key")
         keys += from_file
     return keys
+
+
+def api_prefix(given: str) -> str:
+    if given and not given.startswith("/"):
+        raise SettingsError(f"--api-prefix: {given} does not begin with /")
+    return given.rstrip("/")
+
+
+def cors(settings: Settings) -> Cors:
+    return Cors(
+        origins=split_commas(settings.cors_origins),
+        methods=split_commas(settings.cors_methods),
+        headers=split_commas(settings.cors_headers),
+        credentials=settings.cors_credentials,
+    )
+
+
+def uses_https(settings: Settings) -> bool:
+    """Whether key and certificate are given; SettingsError if they cannot be used."""
+    key, certificate = settings.ssl_key_file, settings.ssl_cert_file
+    if key is None and certificate is None:
+        return False
+    if key is None or certificate is None:
+        raise SettingsError("--ssl-key-file and --ssl-cert-file must be given together")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        message = f"--ssl-key-file, --ssl-cert-file: cannot use {key} and {certificate}"
+        raise SettingsError(f"{message}: {reason(error)}") from None
+    return True
 
 
 def read_text(option: str, path: str) -> str:

@@ -30,6 +30,7 @@ STATUS = {
     "authentication_error": 401,
     "not_found_error": 404,
     "method_not_allowed_error": 405,
+    "timeout_error": 408,
     "payload_too_large_error": 413,
     "server_error": 500,
     "not_supported_error": 501,
@@ -93,6 +94,11 @@ SHAPES: tuple[tuple[str, Callable[[ApiError], dict[str, object]]], ...] = (
 
 def invalid(message: str) -> ApiError:
     return ApiError("invalid_request_error", message)
+
+
+def not_enabled(endpoint: str, option: str) -> ApiError:
+    message = f"This server does not support {endpoint}. Start it with `{option}`"
+    return ApiError("not_supported_error", message)
 
 
 def from_engine(error: EngineError) -> ApiError:

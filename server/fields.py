@@ -44,6 +44,8 @@ LIMITED: dict[str, tuple[int, int]] = {
     "min_keep": (0, INT32_MAX),
     "n_probs": (0, INT32_MAX),
     "top_logprobs": (0, INT32_MAX),
+    "t_max_predict_ms": (-1, INT32_MAX),
+    "n_indent": (0, INT32_MAX),
     "reasoning_budget_tokens": (-1, INT32_MAX),
     "thinking_budget_tokens": (-1, INT32_MAX),
     "id_slot": (-1, INT32_MAX),
@@ -64,12 +66,9 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "lora": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
-    "n_indent": (0,),
     "response_fields": ([],),
-    "return_progress": (False,),
     "structured_outputs": (),
     "suffix": ("",),
-    "t_max_predict_ms": (-1, 0),
     "verbose": (False,),
     "web_search_options": (),
 }
@@ -158,6 +157,9 @@ class GenerationFields(SamplingFields, kw_only=True):
     cache_prompt: bool | None = None
     id_slot: int | None = None
     sse_ping_interval: float | None = None
+    return_progress: bool | None = None
+    t_max_predict_ms: int | None = None
+    n_indent: int | None = None
     response_format: dict[str, Any] | None = None
     json_schema: dict[str, Any] | bool | None = None
     grammar: str | None = None

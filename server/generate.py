@@ -80,12 +80,18 @@ def start(
     service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Dialect
 ) -> Reply:
     """Submit a request for every choice; refusals of the engine are raised here."""
+    return submit(service, fields, engine_requests(service, fields, job, options), dialect)
+
+
+def submit(
+    service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Dialect
+) -> Reply:
     interval = fields.sse_ping_interval
     stream = service.event_stream(
         (service.ping_interval if interval is None else interval) if fields.stream else 0.0
     )
-    stream.submit(engine_requests(service, fields, job, options))
-    return Reply(stream, dialect, bool(fields.stream))
+    stream.submit(requests)
+    return Reply(stream, dialect, bool(fields.stream), service.timeout)
 
 
 def engine_requests(
@@ -107,6 +113,9 @@ def engine_requests(
         special=defaults.special,
         shown=job.shown,
         reasoning=job.reasoning,
+        progress=bool(fields.stream and fields.return_progress),
+        max_ms=fields.t_max_predict_ms or 0,
+        min_indent=fields.n_indent or 0,
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]

@@ -21,9 +21,18 @@ import uvicorn
 from engine.errors import EngineError
 from server import sockets as listeners
 from server.app import create_app
-from server.configure import SettingsError, api_keys, engine_options, reason, request_defaults
+from server.configure import (
+    SettingsError,
+    api_keys,
+    api_prefix,
+    cors,
+    engine_options,
+    reason,
+    request_defaults,
+    uses_https,
+)
 from server.interface import Engine
-from server.service import Service
+from server.service import Endpoints, Service
 from server.settings import Settings, split_commas
 from server.summary import progress_bar, show, summary
 
@@ -121,11 +130,14 @@ def serve(settings: Settings) -> int:
         aliases=split_commas([settings.alias or ""]),
         ping_interval=settings.sse_ping_interval,
         max_body=settings.max_body * 2**20,
+        timeout=settings.timeout,
+        endpoints=Endpoints(settings.slots, settings.props, settings.metrics),
     )
+    encrypted = uses_https(settings)
     bound = listeners.bind(hosts, settings.port)
-    addresses = [listeners.address(listener) for listener in bound]
+    addresses = [listeners.address(listener, encrypted) for listener in bound]
     config = uvicorn.Config(
-        create_app(service, keys),
+        create_app(service, keys, cors(settings), api_prefix(settings.api_prefix)),
         log_config=None,
         access_log=settings.verbose,
         lifespan="off",
@@ -133,6 +145,8 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=GRACE,
+        ssl_keyfile=settings.ssl_key_file,
+        ssl_certfile=settings.ssl_cert_file,
     )
     server = Server(
         config,

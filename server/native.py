@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from engine.request import Request
 from server.chat import render
 from server.conversation import read_chat
-from server.errors import ApiError, json_response
+from server.errors import ApiError, json_response, not_enabled
 from server.fields import Defaults, convert
+from server.parameters import generation_settings
 from server.prompts import checked_token, encode_mixed
 from server.service import Service
 from server.version import BUILD_INFO, NAME, VERSION
@@ -31,6 +30,7 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/detokenize", partial(detokenize, service), methods=["POST"]),
         Route("/apply-template", partial(apply_template, service), methods=["POST"]),
         Route("/props", partial(props, service)),
+        Route("/props", partial(change_props, service), methods=["POST"]),
     ]
 
 
@@ -100,7 +100,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
     return json_response(
         {
             "default_generation_settings": {
-                "params": generation_settings(service.defaults),
+                "params": generation_settings(default_request(service.defaults)),
                 "n_ctx": engine.n_ctx,
             },
             "total_slots": engine.n_slots,
@@ -108,9 +108,9 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "model_ftype": engine.info.file_type,
             "model_path": str(engine.info.path),
             "modalities": {"vision": False, "video": False, "audio": False},
-            "endpoint_slots": False,
-            "endpoint_props": False,
-            "endpoint_metrics": False,
+            "endpoint_slots": service.endpoints.slots,
+            "endpoint_props": service.endpoints.props,
+            "endpoint_metrics": service.endpoints.metrics,
             "chat_template": engine.chat_template.source,
             "chat_template_caps": engine.chat_template.caps.as_props(),
             "bos_token": token_text(tokenizer.bos_id, service),
@@ -121,20 +121,19 @@ async def props(service: Service, http: HttpRequest) -> Response:
     )
 
 
+def default_request(defaults: Defaults) -> Request:
+    return Request((), defaults.sampling, max_tokens=defaults.max_tokens, stop=defaults.stop)
+
+
+async def change_props(service: Service, http: HttpRequest) -> Response:
+    """llama-server has the endpoint, and no property that can be changed yet."""
+    if not service.endpoints.props:
+        raise not_enabled("POST /props", "--props")
+    await service.read_object(http)
+    return json_response({"success": True})
+
+
 def token_text(id: int | None, service: Service) -> str:
     if id is None or id < 0:
         return ""
     return service.engine.tokenizer.piece(id, special=True).decode("utf-8", "replace")
-
-
-def generation_settings(defaults: Defaults) -> dict[str, Any]:
-    sampling = asdict(defaults.sampling)
-    return sampling | {
-        "max_tokens": defaults.max_tokens,
-        "n_predict": defaults.max_tokens,
-        "stop": defaults.stop,
-        "logit_bias": [
-            {"token": id, "bias": None if bias == -math.inf else bias}
-            for id, bias in defaults.sampling.logit_bias
-        ],
-    }

@@ -15,6 +15,10 @@ class Prompt:
     text: str | None = None  # as it was given, None if it was given as tokens
 
 
+def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(prompt.ids, special=True) if prompt.text is None else prompt.text
+
+
 def completion_prompts(value: Any, tokenizer: Tokenizer) -> list[Prompt]:
     """A string, tokens, strings mixed with tokens, or a list of these."""
     if isinstance(value, list) and is_list_of_prompts(value):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,7 +18,18 @@ from server.interface import Engine
 from server.stream import EventStream, Inbox
 
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
+DEFAULT_TIMEOUT = 3600.0  # seconds
 DEFAULT_PING_INTERVAL = 30.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Which of the endpoints are there that an option turns on or off."""
+
+    slots: bool = True
+    props: bool = False
+    metrics: bool = False
+    slot_save_path: str | None = None
 
 
 class Service:
@@ -29,12 +41,16 @@ class Service:
         aliases: Iterable[str] = (),
         ping_interval: float = DEFAULT_PING_INTERVAL,
         max_body: int = DEFAULT_MAX_BODY,
+        timeout: float = DEFAULT_TIMEOUT,
+        endpoints: Endpoints | None = None,
     ) -> None:
         self.loaded_engine = engine  # None while the model loads
         self.defaults = defaults or Defaults()
         self.aliases = sorted(aliases)
         self.ping_interval = ping_interval
         self.max_body = max_body
+        self.timeout = timeout
+        self.endpoints = endpoints or Endpoints()
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
@@ -71,9 +87,14 @@ class Service:
             raise too_long
         chunks: list[bytes] = []
         n_bytes = 0
-        async for chunk in request.stream():
-            n_bytes += len(chunk)
-            if n_bytes > self.max_body:
-                raise too_long
-            chunks.append(chunk)
+        try:
+            async with asyncio.timeout(self.timeout):
+                async for chunk in request.stream():
+                    n_bytes += len(chunk)
+                    if n_bytes > self.max_body:
+                        raise too_long
+                    chunks.append(chunk)
+        except TimeoutError:
+            message = f"The request body did not arrive within {self.timeout:g} seconds"
+            raise ApiError("timeout_error", message) from None
         return b"".join(chunks)

@@ -437,6 +437,50 @@ class Settings:
         "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
         help="file with a key on each line",
     )
+    api_prefix: str = option(
+        "--api-prefix", group=SERVER, env="API_PREFIX", type=click.STRING, default="",
+        help="what all paths begin with, such as /llm",
+    )
+    ssl_key_file: str | None = option(
+        "--ssl-key-file", group=SERVER, env="SSL_KEY_FILE", type=FILE, default=None,
+        help="private key, in PEM form, to serve HTTPS with",
+    )
+    ssl_cert_file: str | None = option(
+        "--ssl-cert-file", group=SERVER, env="SSL_CERT_FILE", type=FILE, default=None,
+        help="certificate, in PEM form",
+    )
+    cors_origins: tuple[str, ...] = option(
+        "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=click.STRING, multiple=True,
+        default=("*",), help="origins of pages that may use the server; commas between",
+    )
+    cors_methods: tuple[str, ...] = option(
+        "--cors-methods", group=SERVER, env="CORS_METHODS", type=click.STRING, multiple=True,
+        default=("*",), help="methods that such pages may use",
+    )
+    cors_headers: tuple[str, ...] = option(
+        "--cors-headers", group=SERVER, env="CORS_HEADERS", type=click.STRING, multiple=True,
+        default=("*",), help="headers that such pages may send",
+    )
+    cors_credentials: bool = option(
+        "--cors-credentials/--no-cors-credentials", group=SERVER, env="CORS_CREDENTIALS",
+        default=False, help="let such pages send cookies and keys of the browser",
+    )
+    timeout: int = option(
+        "-to", "--timeout", group=SERVER, env="TIMEOUT", type=COUNT, default=3600,
+        help="seconds to wait for a client that neither sends nor reads",
+    )
+    metrics: bool = option(
+        "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
+        help="numbers for Prometheus at /metrics",
+    )
+    props: bool = option(
+        "--props/--no-props", group=SERVER, env="ENDPOINT_PROPS", default=False,
+        help="POST /props",
+    )
+    slots: bool = option(
+        "--slots/--no-slots", group=SERVER, env="ENDPOINT_SLOTS", default=True,
+        help="the state of slots, with their requests' parameters, at /slots",
+    )
     sse_ping_interval: float = option(
         "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=click.FLOAT,
         default=30.0, help="seconds of silence before a comment in a stream; -1: never",

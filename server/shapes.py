@@ -11,6 +11,7 @@ from server.answer import Choice, Piece
 from server.generate import Options
 from server.interface import Tokenizer
 from server.logprobs import TextOffsets, content_logprobs, legacy_logprobs
+from server.prompts import prompt_text
 
 
 class ChatShape:
@@ -103,9 +104,7 @@ class TextShape:
     ) -> dict[str, Any]:
         """The prompt in front of `piece`, with its scores if they were asked for."""
         prompt = choice.prompt
-        text = prompt.text
-        if text is None:
-            text = self.tokenizer.decode(prompt.ids, special=True)
+        text = prompt_text(prompt, self.tokenizer)
         scored = [*choice.prompt_scores, *piece.scores]
         pieces = [self.tokenizer.piece(id, special=True) for id in prompt.ids]
         # A BOS or a leading space that the text has not takes no room in it.

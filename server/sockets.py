@@ -77,13 +77,13 @@ def is_stale(path: str) -> bool:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def address(listener: socket.socket) -> str:
+def address(listener: socket.socket, encrypted: bool = False) -> str:
     """What to type into a client."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"{'https' if encrypted else 'http'}://{host}:{name[1]}"
 
 
 def close(sockets: Sequence[socket.socket]) -> None:

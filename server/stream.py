@@ -158,10 +158,13 @@ class Dialect(Protocol):
 class Reply:
     """The ASGI response made of a stream of events: a streamed body or one JSON object."""
 
-    def __init__(self, stream: EventStream, dialect: Dialect, streaming: bool) -> None:
+    def __init__(
+        self, stream: EventStream, dialect: Dialect, streaming: bool, timeout: float
+    ) -> None:
         self.stream = stream
         self.dialect = dialect
         self.streaming = streaming
+        self.timeout = timeout  # seconds for a client that does not read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self._watch(receive))
@@ -205,7 +208,8 @@ class Reply:
             if error is not None:
                 return await end_body(send, body + self._framed(self.dialect.failed(error)))
             if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                async with asyncio.timeout(self.timeout):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
         if not self.stream.gone:
             await end_body(send, self._framed(self.dialect.last_chunks()) + framing.done)
         return None

@@ -28,7 +28,7 @@ from engine.request import (
     TokenScore,
 )
 from engine.text.vocab import FimTokens
-from server.app import create_app
+from server.app import Cors, create_app
 from server.fields import Defaults
 from server.service import Service
 
@@ -220,8 +220,15 @@ def serve() -> Iterator[Serve]:
     """Call with an engine (None: still loading) and the Service's options; gives the URL."""
     running: list[tuple[uvicorn.Server, threading.Thread, Any]] = []
 
-    def run(engine: Any, *, api_keys: Sequence[str] = (), **options: Any) -> str:
-        app = create_app(Service(engine, **options), api_keys)
+    def run(
+        engine: Any,
+        *,
+        api_keys: Sequence[str] = (),
+        cors: Cors | None = None,
+        prefix: str = "",
+        **options: Any,
+    ) -> str:
+        app = create_app(Service(engine, **options), api_keys, cors, prefix)
         config = uvicorn.Config(
             app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=2
         )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
+
+from engine.request import Delta, Event, Finished, Request, Started, Timings
+from server.app import Cors
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -64,6 +74,84 @@ def test_cors(serve: Any, fakes: Any) -> None:
     assert response.status_code == 200
     assert "POST" in response.headers["access-control-allow-methods"]
     assert "x-api-key" in response.headers["access-control-allow-headers"]
+
+
+def test_cors_can_be_narrowed(serve: Any, fakes: Any) -> None:
+    cors = Cors(origins=["http://page.example"], methods=["GET"], credentials=True)
+    url = serve(fakes.engine(), cors=cors)
+    for origin, allowed in (("http://page.example", "http://page.example"), ("http://b", None)):
+        response = httpx.get(url + "/health", headers={"Origin": origin})
+        assert response.headers.get("access-control-allow-origin") == allowed
+    asked = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+    assert httpx.options(url + CHAT, headers=asked).status_code == 400
+
+
+def test_a_prefix_of_all_paths(serve: Any, fakes: Any) -> None:
+    url = serve(fakes.engine(), prefix="/llm", api_keys=["k"])
+    assert httpx.get(url + "/llm/health").json() == {"status": "ok"}
+    assert httpx.get(url + "/llm/").status_code == 200
+    assert httpx.post(url + "/llm" + CHAT, json=BODY, headers={"X-Api-Key": "k"}).is_success
+    assert httpx.post(url + "/llm" + CHAT, json=BODY).status_code == 401
+    for path in ("/health", "/llmore/health"):
+        assert error(httpx.get(url + path)) == (404, "not_found_error", "File Not Found")
+
+
+def test_a_body_that_does_not_arrive(serve: Any, fakes: Any) -> None:
+    url = serve(fakes.engine(), timeout=0.2)
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_two_hundred_requests_on_four_slots(serve: Any, fakes: Any) -> None:
+    """Each is answered, refused or cancelled; none hangs, and none is mixed up with another."""
+    engine = fakes.engine(queued(4))
+    url = serve(engine)
+
+    async def one(client: httpx.AsyncClient, number: int) -> str:
+        body = {"prompt": f"{number:03}", "stream": number % 2 == 0}
+        if number % 10 == 0:
+            hasty = httpx.Timeout(20, read=0.05)
+            with contextlib.suppress(httpx.ReadTimeout):
+                await client.post(url + "/v1/completions", json=body, timeout=hasty)
+            return "left"
+        if number % 7 == 0:
+            answer = await client.post(url + "/v1/completions", json=body | {"prompt": []})
+            return f"refused {answer.status_code}"
+        text = (await client.post(url + "/v1/completions", json=body)).text
+        return "answered" if text.count(f'"text":"{number:03}"') == 1 else text
+
+    async def all_of_them() -> list[str]:
+        async with httpx.AsyncClient(
+            timeout=20, limits=httpx.Limits(max_connections=300)
+        ) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(200)))
+
+    counts = Counter(asyncio.run(all_of_them()))
+    assert counts == {"left": 20, "refused 400": 26, "answered": 154}
+    begin = time.monotonic()
+    while engine.n_running:
+        assert time.monotonic() - begin < 5
+        time.sleep(0.01)
+
+
+def queued(n_slots: int) -> Any:
+    """A script that repeats its prompt, and of which so many play at a time."""
+    slots = threading.BoundedSemaphore(n_slots)
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        with slots:
+            if not cancelled.is_set():
+                yield Started(len(request.prompt), 0, 0)
+                yield Delta(bytes(request.prompt[1:]).decode(), (1,))
+                cancelled.wait(0.01)
+            reason: Any = "cancelled" if cancelled.is_set() else "eos"
+            yield Finished(reason, Timings(predicted_n=1))
+
+    return script
 
 
 def test_options_always_answers(serve: Any) -> None:

@@ -177,8 +177,7 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
         ("lora", [{"id": 0, "scale": 1}]),
         ("suffix", "x"),
         ("best_of", 2),
-        ("return_progress", True),
-        ("t_max_predict_ms", 5),
+        ("response_fields", ["content"]),
     ],
 )
 def test_what_cannot_be_honoured_is_named(name: str, value: Any) -> None:

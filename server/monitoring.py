@@ -1,0 +1,114 @@
+"""What the engine is doing: llama-server's /slots and /metrics, under its names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from engine.stats import EngineStats, SlotState
+from server.answer import ratio
+from server.errors import ApiError, json_response, not_enabled
+from server.parameters import generation_settings
+from server.service import Service
+
+PREFIX = "llamacpp:"
+STARTED = int(time.time())  # of the process
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        Route("/slots", partial(slots, service)),
+        Route("/metrics", partial(metrics, service)),
+    ]
+
+
+async def slots(service: Service, http: HttpRequest) -> Response:
+    """The state of every slot; with ``fail_on_no_slot`` 503 if none is free."""
+    if not service.endpoints.slots:
+        raise not_enabled("slots endpoint", "--slots")
+    states = service.engine.slots()
+    wants_one = http.query_params.get("fail_on_no_slot", "") not in ("", "0")
+    if wants_one and all(state.is_processing for state in states):
+        raise ApiError("unavailable_error", "no slot available")
+    return json_response([slot(state) for state in states])
+
+
+def slot(state: SlotState) -> dict[str, Any]:
+    """A slot that has served nothing yet has no parameters to show."""
+    shown: dict[str, Any] = {
+        "id": state.id,
+        "n_ctx": state.n_ctx,
+        "speculative": False,
+        "is_processing": state.is_processing,
+    }
+    if state.request is None:
+        return shown
+    next_token = {
+        "has_next_token": state.has_next_token,
+        "has_new_line": state.has_new_line,
+        "n_remain": state.n_remain,
+        "n_decoded": state.n_decoded,
+    }
+    return shown | {
+        "id_task": state.id_task,
+        "n_prompt_tokens": state.n_prompt,
+        "n_prompt_tokens_processed": state.n_processed,
+        "n_prompt_tokens_cache": state.n_cached,
+        "params": generation_settings(state.request),
+        "next_token": [next_token],
+    }
+
+
+async def metrics(service: Service, http: HttpRequest) -> Response:
+    if not service.endpoints.metrics:
+        raise not_enabled("metrics endpoint", "--metrics")
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatsCollector(service.engine.stats()))
+    headers = {"Process-Start-Time-Unix": str(STARTED)}
+    return Response(generate_latest(registry), 200, headers, media_type="text/plain; version=0.0.4")
+
+
+class StatsCollector(Collector):
+    """One scrape: the engine's numbers at one moment."""
+
+    def __init__(self, stats: EngineStats) -> None:
+        self.stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value, help in counters(self.stats):
+            yield CounterMetricFamily(PREFIX + name, help, value=value)
+        for name, value, help in gauges(self.stats):
+            yield GaugeMetricFamily(PREFIX + name, help, value=value)
+
+
+def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
+    yield "prompt_tokens_total", stats.n_prompt_tokens, "Prompt tokens computed."
+    yield "prompt_seconds_total", stats.prompt_seconds, "Time that prompts took."
+    yield "tokens_predicted_total", stats.n_generated_tokens, "Tokens generated."
+    yield "tokens_predicted_seconds_total", stats.generation_seconds, "Time of generating."
+    yield "n_decode_total", stats.n_decodes, "Forwards of the model."
+    yield "prompt_tokens_cached_total", stats.n_cached_tokens, "Prompt tokens found in the cache."
+    yield "preemptions_total", stats.n_preempted, "Pauses of requests for want of room."
+
+
+def gauges(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
+    prompt = ratio(stats.n_prompt_tokens, stats.prompt_seconds)
+    predicted = ratio(stats.n_generated_tokens, stats.generation_seconds)
+    yield "prompt_tokens_seconds", prompt, "Prompt tokens per second, on average."
+    yield "predicted_tokens_seconds", predicted, "Generated tokens per second, on average."
+    yield "requests_processing", stats.n_processing, "Requests being served."
+    yield "requests_deferred", stats.n_deferred, "Requests that wait for a slot."
+    yield "n_tokens_max", stats.n_tokens_max, "The longest sequence so far, in tokens."
+    busy = ratio(stats.n_busy_slots, stats.n_decodes)
+    yield "n_busy_slots_per_decode", busy, "Busy slots in a forward, on average."
+    yield "kv_cache_usage_ratio", stats.kv_cache_usage_ratio, "Share of the KV cache in use."
+    yield "kv_cache_tokens", stats.kv_cache_tokens, "Tokens that the KV cache in use has room for."

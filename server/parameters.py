@@ -1,0 +1,30 @@
+"""The parameters of a request as llama-server shows them, in answers, /slots and /props."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from engine.request import Request, SamplingParams
+
+SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
+
+
+def generation_settings(request: Request) -> dict[str, Any]:
+    sampling = request.sampling
+    constraint = request.constraint
+    return {
+        **{name: getattr(sampling, name) for name in SAMPLING_NAMES},
+        "max_tokens": request.max_tokens,
+        "n_predict": request.max_tokens,
+        "stop": request.stop,
+        "n_probs": request.n_probs,
+        "post_sampling_probs": request.post_sampling_probs,
+        "grammar": constraint.text if constraint is not None else "",
+        "grammar_lazy": bool(constraint is not None and constraint.triggers),
+        "logit_bias": [
+            {"token": id, "bias": None if bias == -math.inf else bias}
+            for id, bias in sampling.logit_bias
+        ],
+    }

@@ -1,0 +1,109 @@
+"""/slots, /metrics and the options that turn endpoints on and off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.request import Request
+from engine.stats import EngineStats, SlotState
+from server.service import Endpoints
+
+FRESH = SlotState(id=0, n_ctx=100, is_processing=False)
+BUSY = SlotState(
+    id=1,
+    n_ctx=100,
+    is_processing=True,
+    request=Request((1, 2), max_tokens=9),
+    id_task=3,
+    n_prompt=2,
+    n_cached=1,
+    n_processed=1,
+    n_decoded=4,
+    n_remain=5,
+    has_next_token=True,
+)
+STATS = EngineStats(
+    n_prompt_tokens=100,
+    prompt_seconds=2.0,
+    n_generated_tokens=30,
+    generation_seconds=3.0,
+    n_decodes=40,
+    n_busy_slots=60,
+    n_tokens_max=70,
+    n_processing=1,
+    n_deferred=2,
+    n_slots=4,
+    n_preempted=0,
+    n_cached_tokens=11,
+    page_size=32,
+    n_pages=10,
+    n_pages_used=5,
+    n_pages_cached=2,
+)
+
+
+@pytest.fixture
+def engine(fakes: Any) -> Any:
+    made = fakes.engine()
+    made.slots = lambda: [FRESH, BUSY]
+    made.stats = lambda: STATS
+    return made
+
+
+def test_slots(serve: Any, engine: Any) -> None:
+    url = serve(engine)
+    fresh, busy = httpx.get(url + "/slots").json()
+    assert fresh == {"id": 0, "n_ctx": 100, "speculative": False, "is_processing": False}
+    assert (busy["id_task"], busy["n_prompt_tokens"], busy["is_processing"]) == (3, 2, True)
+    assert (busy["n_prompt_tokens_processed"], busy["n_prompt_tokens_cache"]) == (1, 1)
+    assert busy["params"]["n_predict"] == 9
+    assert busy["next_token"] == [
+        {"has_next_token": True, "has_new_line": False, "n_remain": 5, "n_decoded": 4}
+    ]
+    assert httpx.get(url + "/slots?fail_on_no_slot=1").status_code == 200
+    engine.slots = lambda: [BUSY]
+    assert httpx.get(url + "/slots?fail_on_no_slot=1").status_code == 503
+    assert httpx.get(url + "/slots").status_code == 200
+
+
+def test_metrics(serve: Any, engine: Any) -> None:
+    response = httpx.get(serve(engine, endpoints=Endpoints(metrics=True)) + "/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert int(response.headers["process-start-time-unix"]) > 0
+    samples = {
+        sample.name.removeprefix("llamacpp:"): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert samples["prompt_tokens_total"] == 100
+    assert samples["prompt_seconds_total"] == 2.0
+    assert samples["tokens_predicted_total"] == 30
+    assert samples["tokens_predicted_seconds_total"] == 3.0
+    assert samples["n_decode_total"] == 40
+    assert samples["prompt_tokens_seconds"] == 50
+    assert samples["predicted_tokens_seconds"] == 10
+    assert samples["requests_processing"] == 1
+    assert samples["requests_deferred"] == 2
+    assert samples["n_tokens_max"] == 70
+    assert samples["n_busy_slots_per_decode"] == 1.5
+    assert samples["kv_cache_usage_ratio"] == 0.5
+
+
+def test_what_is_not_turned_on_says_how(serve: Any, engine: Any) -> None:
+    url = serve(engine, endpoints=Endpoints(slots=False))
+    for method, path, option in (
+        ("GET", "/slots", "--slots"),
+        ("GET", "/metrics", "--metrics"),
+        ("POST", "/props", "--props"),
+    ):
+        response = httpx.request(method, url + path, json={})
+        assert response.status_code == 501
+        assert option in response.json()["error"]["message"]
+    props = httpx.get(url + "/props").json()
+    assert (props["endpoint_slots"], props["endpoint_metrics"]) == (False, False)
+    url = serve(engine, endpoints=Endpoints(props=True))
+    assert httpx.post(url + "/props", json={}).json() == {"success": True}
