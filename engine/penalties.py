@@ -34,6 +34,7 @@ class Repetition:
         self._repeat = repeat
         self._frequency = frequency
         self._presence = presence
+        self.raises = repeat < 1.0 or frequency < 0.0 or presence < 0.0  # some token's logit
         self._recent = deque(prompt[-window:])
         self._counts: dict[int, int] = dict(Counter(self._recent))
 
@@ -86,6 +87,7 @@ class Dry:
     ) -> None:
         self._window = window
         self._multiplier = multiplier
+        self.raises = multiplier < 0.0
         self._base = base
         self._allowed = allowed_length
         self._max_exponent = int(_LOG_FLOAT32_MAX / math.log(base)) if base > 1.000001 else window

@@ -4,8 +4,8 @@ The logits stay on the device. A Sampler first says what it needs of the row (``
 then samples from that (``sample``) and takes note of the token (``accept``). It asks for as
 little as its chain allows: where a top-k (or a greedy choice) limits the chain before any
 step that looks at the whole vocabulary, for the k likeliest tokens plus one for each token
-that a bias or a penalty could push down, and for the raw logits of all that they touch. So
-the result is the one that the whole row would give.
+that a bias or a penalty could push down, and for the raw logits of those that one could
+raise. So the result is the one that the whole row would give.
 
 Semantics: llama.cpp, common/sampling.cpp and src/llama-sampler.cpp.
 """
@@ -91,6 +91,7 @@ class Sampler:
         self._uniform = np.random.Generator(np.random.PCG64(self.seed)).random
         self._bias = _biases(params, n_vocab, eog_ids)
         self._lowered = {token for token, bias in self._bias.items() if bias < 0.0}
+        self._raised = [token for token, bias in self._bias.items() if bias > 0.0]
 
         repetition = _repetition(params, n_ctx, prompt)
         dry = _dry(params, n_ctx, prompt, n_vocab, encode, pieces)
@@ -107,14 +108,17 @@ class Sampler:
         if self._bias:
             self._steps.insert(0, self._add_bias)
         self._limit = chain.limit(stages)
-        self._needs = self._ask(self._bias, self._lowered)
+        self._needs = self._ask(self._raised, self._lowered)
         self._takes_first = self._needs == (1, False, []) and not self._histories
 
     def needs(self) -> Needs:
         """What ``sample`` must be given next."""
         if self._histories and self._limit is not None:
             touched = [history.touched() for history in self._histories]
-            self._needs = self._ask(set(self._bias).union(*touched), self._lowered.union(*touched))
+            raised = [history.touched() for history in self._histories if history.raises]
+            self._needs = self._ask(
+                set(self._raised).union(*raised), self._lowered.union(*touched)
+            )
         return self._needs
 
     def sample(self, candidates: Candidates, *, n_probs: int = 0) -> Sampled:
@@ -141,11 +145,12 @@ class Sampler:
     def _add_bias(self, pool: Pool) -> None:
         pool.add(self._bias)
 
-    def _ask(self, touched: Collection[int], lowered: Collection[int]) -> Needs:
+    def _ask(self, raised: Collection[int], lowered: Collection[int]) -> Needs:
+        """A token that can only fall needs no logit: outside of the k it stays outside."""
         if self._limit is not None:
             k = min(self._limit + len(lowered), self._n_vocab)
             if k <= _MAX_CANDIDATES:
-                return Needs(k, False, list(touched))
+                return Needs(k, False, list(raised))
         return Needs(0, True, [])
 
     def _pool(self, candidates: Candidates) -> Pool:

@@ -108,9 +108,9 @@ def test_dry_breakers_are_llama_cpps(case: dict[str, Any]) -> None:
         ),
         (SamplingParams(temperature=0.0, mirostat=1), Needs(1, False, [])),
         (SamplingParams(top_k=1, xtc_probability=1.0), Needs(1, False, [])),
-        (SamplingParams(temperature=0.0, logit_bias=((3, -1.0),)), Needs(2, False, [3])),
+        (SamplingParams(temperature=0.0, logit_bias=((3, -1.0),)), Needs(2, False, [])),
         (SamplingParams(temperature=0.0, logit_bias=((3, 1.0),)), Needs(1, False, [3])),
-        (SamplingParams(logit_bias=((3, 1.0), (4, -math.inf))), Needs(41, False, [3, 4])),
+        (SamplingParams(logit_bias=((3, 1.0), (4, -math.inf))), Needs(41, False, [3])),
         (SamplingParams(temperature=0.0, typical_p=0.5), Needs(40, False, [])),
         (SamplingParams(temperature=0.0, xtc_probability=0.5), Needs(40, False, [])),
         (SamplingParams(top_k=5, samplers=("min_p", "top_k")), Needs(5, False, [])),
@@ -130,8 +130,13 @@ def test_needs_as_little_as_is_exact(params: SamplingParams, expected: Needs) ->
     assert make(params, n_vocab=100).needs() == expected
 
 
-def test_needs_the_penalized_tokens() -> None:
+def test_needs_one_more_for_each_token_that_can_only_fall() -> None:
     sampler = make(SamplingParams(repeat_penalty=1.1, repeat_last_n=3), 1000, (7, 8, 9, 8))
+    assert sampler.needs() == Needs(42, False, [])
+
+
+def test_needs_the_logits_of_tokens_that_may_rise() -> None:
+    sampler = make(SamplingParams(repeat_penalty=0.9, repeat_last_n=3), 1000, (7, 8, 9, 8))
     k, full_row, ids = sampler.needs()
     assert (k, full_row, sorted(ids)) == (42, False, [8, 9])
     sampler.accept(5)
