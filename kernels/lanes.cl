@@ -62,6 +62,7 @@ INLINE vpair lookup(vpair codes, int at, ulong low, ulong high) {
 typedef int16 vint;
 typedef float16 vfloat;
 typedef short vpair __attribute__((ext_vector_type(32)));
+typedef ushort upair __attribute__((ext_vector_type(32)));
 typedef int int32w __attribute__((ext_vector_type(32)));
 typedef char char32 __attribute__((ext_vector_type(32)));
 typedef char char64 __attribute__((ext_vector_type(64)));
@@ -69,6 +70,7 @@ typedef char char64 __attribute__((ext_vector_type(64)));
 #define LANE_ARG
 #define as_vpair(v) __builtin_astype(v, vpair)
 #define as_vfloat as_float16
+#define SHIFTED_DOWN(v, n) as_vpair(__builtin_astype(v, upair) >> (upair)(n))  // zeros move in
 #define to_vfloat convert_float16
 #define LOAD_INT(p, i) vload16(i, (global const int*)(p))
 #define LOAD_UCHAR(p, i) convert_int16(vload16(i, (global const uchar*)(p)))

@@ -15,6 +15,9 @@
 //             the next matrix's integer activations.
 
 #include "lanes.cl"
+#if NT == 1 && defined(ACT_INT)
+#define IN_PLACE  // unpacking is what takes the time
+#endif
 #include "unpack.cl"
 #include "activation.cl"
 #include "rows.cl"
@@ -34,10 +37,16 @@
 // Sums of products side by side. Where it believes that a chain of them is what takes the time,
 // LLVM makes a multiplication and an addition of each vpdpwssd, a quarter slower for many tokens;
 // with these numbers it does not.
+#if defined(IN_PLACE)
+#define CHAINS 4
+#define CHAIN(p) ((p) % 4)
+#else
 #if PARTS == 2 || defined(WITH_M)
 #define CHAINS 2
 #else
 #define CHAINS 4
+#endif
+#define CHAIN(p) ((p) * CHAINS / 16)
 #endif
 
 // The sum of 8 pairs of activations, made of whole words so that it leaves the vector units
@@ -51,16 +60,17 @@ INLINE float sum_pairs(global const int* x) {
     return (float)((int)c + (int)(c >> 32) - 16 * 16384);
 }
 
-// Adds to acc the products of one group with nt tokens.
-INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
-                      int n_blocks, float16* acc) {
-    for (int b = 0; b < n_blocks; b++, q += QBYTES) {
+// Adds to acc the products of SUPER blocks, from block first on, with nt tokens.
+INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
+                       int n_blocks, int first, float16* acc) {
+    for (int sub = 0; sub < SUPER; sub++, q += QBYTES) {
+        const int b = first + sub;
         vpair w[16];
         float16 d[PARTS], m[PARTS];
         #pragma unroll
         for (int i = 0; i < QBYTES; i += 64) PREFETCH(q + PREFETCH_BYTES + i);
-        unpack_scales(s, b, d, m);
-        unpack_codes(q, s, b, w);
+        unpack_scales(s, sub, d, m);
+        unpack_codes(q, s, sub, w);
 #ifdef ACT_INT
         for (int t = 0; t < nt; t++) {
             const size_t at = (size_t)ROW_IN(t) * n_blocks + b;
@@ -69,13 +79,16 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
             for (int i = 0; i < CHAINS; i++) sum[i] = 0;
             #pragma unroll
             for (int p = 0; p < 16; p++)
-                sum[p * CHAINS / 16] = madd(w[p], as_vpair((int16)(xb[p])), sum[p * CHAINS / 16]);
+                sum[CHAIN(p)] = madd(w[p], as_vpair((int16)(xb[p])), sum[CHAIN(p)]);
             const float2 xs = xd[at];
 #if PARTS == 2
             const float16 first = convert_float16(sum[0]) * d[0];
             acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
 #else
-#if CHAINS == 4
+#if defined(IN_PLACE)
+            sum[0] += sum[1] >> 4;
+            sum[1] = (sum[2] >> 8) + sum[3];
+#elif CHAINS == 4
             sum[0] += sum[1];
             sum[1] = sum[2] + sum[3];
 #endif
@@ -101,6 +114,13 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
         }
 #endif
     }
+}
+
+// Adds to acc the products of one group with nt tokens.
+INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
+                      int n_blocks, float16* acc) {
+    for (int b = 0; b < n_blocks; b += SUPER, q += SUPER * QBYTES, s += SBYTES)
+        dot_blocks(q, s, X, IN, nt, n_blocks, b, acc);
 }
 #define GROUP_BYTES ((size_t)n_blocks * QBYTES)
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)

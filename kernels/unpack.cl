@@ -15,6 +15,9 @@
 // Weight = code * d + m, where the code may come from a table (TABLE) or be multiplied by an
 // integer scale of 16 columns. Where a float scale covers 16 columns PARTS is 2: d[0], m[0] are
 // those of pairs 0..7, d[1], m[1] of the others.
+//
+// Who defines IN_PLACE may get codes of 4 or 5 bits as they lie in their plane, which saves most
+// shifts: then it stays defined, and pair p is 2^IN_PLACE_BIT(p) times too large.
 
 // STEP and OFFSET: weight = scale * (code * STEP - OFFSET). CODE_AT: the bit of a short where its
 // code is placed; what is then a multiple of a power of two is put right by the scale.
@@ -185,6 +188,15 @@
 #ifndef OFFSET
 #define OFFSET 0.0f
 #endif
+#if LOW_BITS != 4 || HIGH_BITS > 1 || defined(TABLE)
+#undef IN_PLACE
+#endif
+#ifdef IN_PLACE  // a short has no room for the fourth
+#define IN_PLACE_BIT(p) ((p) % 4 < 3 ? 4 * ((p) % 4) : 0)
+#define CODE_BIT(p) IN_PLACE_BIT(p)
+#else
+#define CODE_BIT(p) CODE_AT
+#endif
 #define BOTH(v) as_vpair(((v) & (vint)(0xFFFF)) | ((v) << 16))
 // The bits of both halves of v from bit `from` on that bits_ has, moved to bit `to`.
 #define BITS(v, from, to, bits_)                                                              \
@@ -291,7 +303,11 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
         vint v = LOAD_INT(q, c);
         #pragma unroll
         for (int j = 0; j < n; j++)
-            w[n * c + j] = as_vpair(BITS(v, LOW_BITS * j, CODE_AT, (1 << LOW_BITS) - 1));
+            w[n * c + j] =
+                as_vpair(BITS(v, LOW_BITS * j, CODE_BIT(n * c + j), (1 << LOW_BITS) - 1));
+#ifdef IN_PLACE
+        w[4 * c + 3] = SHIFTED_DOWN(as_vpair(v), 12);
+#endif
 #if LOW_BITS == 3
         const vint last = BITS(v, 15, CODE_AT + c, 1);
         w[15] = c == 0 ? as_vpair(last) : w[15] | as_vpair(last);
@@ -301,7 +317,7 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
 #if HIGH_BITS == 1
     vint h = LOAD_INT(q, LOW_BITS);
     #pragma unroll
-    for (int p = 0; p < 16; p++) w[p] |= as_vpair(BITS(h, p, CODE_AT + LOW_BITS, 1));
+    for (int p = 0; p < 16; p++) w[p] |= as_vpair(BITS(h, p, CODE_BIT(p) + LOW_BITS, 1));
 #elif HIGH_BITS == 2
     vint h[2] = {LOAD_INT(q, LOW_BITS), LOAD_INT(q, LOW_BITS + 1)};
     #pragma unroll

@@ -70,6 +70,7 @@ def inputs(device: Device, programs: Programs, w: Matrix, n: int) -> Activations
     tape = Tape(device, programs)
     quantize(tape, Activations(w.n_cols, floats.values, made.codes, made.scales))
     tape.run((n,) * N_COUNTS)
+    device.finish()  # the floats are freed
     return made
 
 
