@@ -35,7 +35,7 @@ from engine.sampling import Sampler
 from engine.scheduler import Chunk, Plan, Scheduler, Sequence
 from engine.slot_cache import SlotCache, SlotFile, SlotTask
 from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
-from engine.stream import Stream
+from engine.stream import Outbox, Stream
 from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Engine:
         self._latest: list[Stream | None] = [None] * self.n_slots  # by slot
         self._streams: dict[int, Stream] = {}  # by the id of their sequence
         self._inbox: deque[tuple[str, Stream]] = deque()
+        self._outbox: Outbox = deque()
         self._wake = threading.Condition()
         self._ids = itertools.count()
         self._stopping, self._fault = False, ""
@@ -101,8 +102,9 @@ class Engine:
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
         stream = Stream(
-            seq, self._sampler(request), self._output(request), self.tokenizer, on_event, guide
-        )
+            seq, self._sampler(request), self._output(request), self.tokenizer, on_event,
+            self._outbox, guide,
+        )  # fmt: skip
         self._post("submit", stream)
         return Ticket(stream)
 
@@ -212,6 +214,8 @@ class Engine:
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
+                else:
+                    self._flush()
                 self._run_slot_tasks()
         except Exception as error:
             log.exception("the engine has failed")
@@ -226,9 +230,19 @@ class Engine:
                 stream.fail(self._fault)
             else:
                 stream.finish("cancelled", truncated=False)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Hand out the events so far. In a step that is done while the device computes, so that
+        neither it nor the engine's thread waits for those who receive them."""
+        while self._outbox:
+            stream, event = self._outbox.popleft()
+            stream.hear(event)
 
     def _take_inbox(self) -> bool:
         """Take in what was posted, waiting if there is nothing else to do; False: stop."""
+        if not self._streams:
+            self._flush()
         with self._wake:
             while not (self._inbox or self._streams or self._slot_tasks or self._stopping):
                 self._wake.wait()
@@ -263,7 +277,7 @@ class Engine:
         began = time.perf_counter()
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
-        logits = self._runner.forward(plan.chunks, plan.copies, rows)
+        logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush)
         n_tokens = sum(chunk.count for chunk in plan.chunks)
         self._pace.note(n_tokens, time.perf_counter() - began)
         self._scheduler.advance(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,14 @@ class Runner:
         return self._decoder.scores is not None
 
     def forward(
-        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
+        self,
+        chunks: Sequence[Chunk],
+        copies: Sequence[PageCopy],
+        rows: Sequence[OutputRow],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[RowLogits]:
         """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
-        them, hold until the next forward."""
+        them, hold until the next forward. ``meanwhile`` is called while the device computes."""
         for copy in copies:
             for pages in self.pages:
                 pages.copy_page(copy.source, copy.target)
@@ -147,6 +151,7 @@ class Runner:
         recording.run(counts)
         masks = self._last.write_masks(rows)  # while the device computes
         self.topk.run(counts[self._output_at])
+        meanwhile()
         records = read(self._last.found, len(rows), self._decoder.queue)
         return [
             RowLogits(self, i, record, mask)

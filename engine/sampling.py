@@ -116,9 +116,7 @@ class Sampler:
         if self._histories and self._limit is not None:
             touched = [history.touched() for history in self._histories]
             raised = [history.touched() for history in self._histories if history.raises]
-            self._needs = self._ask(
-                set(self._raised).union(*raised), self._lowered.union(*touched)
-            )
+            self._needs = self._ask(set(self._raised).union(*raised), self._lowered.union(*touched))
         return self._needs
 
     def sample(self, candidates: Candidates, *, n_probs: int = 0) -> Sampled:

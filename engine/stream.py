@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -36,8 +37,15 @@ class Pieces(Protocol):
     def piece(self, id: int, special: bool = True) -> bytes: ...
 
 
+Outbox = deque[tuple["Stream", Event]]
+
+
 class Stream:
-    """The engine's side of a request. ``on_event`` is called in the engine's thread."""
+    """The engine's side of a request.
+
+    Its events go to ``outbox``, from where the engine's thread gives them to ``hear``, and that
+    to ``on_event``: at a time when the device has something to do meanwhile.
+    """
 
     def __init__(
         self,
@@ -46,9 +54,11 @@ class Stream:
         output: Output,
         tokenizer: Pieces,
         on_event: Callable[[Event], None],
+        outbox: Outbox,
         guide: Guide | None = None,
     ) -> None:
         self.seq, self._sampler, self._output = seq, sampler, output
+        self._outbox = outbox
         self._guide = guide
         budget = seq.request.reasoning
         self._budget = None if budget is None else BudgetWatch(budget, tokenizer.piece)
@@ -206,6 +216,9 @@ class Stream:
         self._emit(event)
 
     def _emit(self, event: Event) -> None:
+        self._outbox.append((self, event))
+
+    def hear(self, event: Event) -> None:
         """Hand an event over. A receiver's fault is its own: it must not end the others."""
         if self.deaf:
             return

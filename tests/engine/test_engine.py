@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -82,8 +82,13 @@ class CountingRunner:
         self.sizes: list[int] = []  # tokens of each forward
 
     def forward(
-        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
+        self,
+        chunks: Sequence[Chunk],
+        copies: Sequence[PageCopy],
+        rows: Sequence[OutputRow],
+        meanwhile: Callable[[], None],
     ) -> list[OneRow]:
+        meanwhile()
         self.gate.wait(10)
         if self.fault is not None:
             raise self.fault
