@@ -145,7 +145,7 @@ def short_name(label: str) -> str:
     return " ".join(
         word.replace("TYPE_", "").replace("ACT_", "").replace("INT", "int").replace("=", "")
         for word in words
-        if not word.startswith(("PAGE=", "CAPACITY="))
+        if not word.startswith(("PAGE=", "CAPACITY=", "PREFETCH_BYTES="))
     )
 
 

@@ -21,7 +21,6 @@ from kernels.work import Work
 
 PART = 256  # keys per part (attention.cl)
 ROWS_PER_ITEM = 6  # query rows that a simd work-item takes through a page together
-SIMT_GROUP = 128
 HEADS_PER_ITEM = 16  # query heads of one KV head that a simd work-item takes at most
 PLAIN_ITEMS = {"simd": 8, "simt": 1024}
 
@@ -195,15 +194,15 @@ def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid, work
     if tape.device.is_simd:
         tape.add("attention_simd.cl", "attention", defines, args, grid, work=work)
         return
-    first = grid[0]
+    first, group = grid[0], tape.device.tuning.attention_group
     wide = (
-        Per(first.index, first.tile, first.times * SIMT_GROUP)
+        Per(first.index, first.tile, first.times * group)
         if isinstance(first, Per)
-        else first * SIMT_GROUP
+        else first * group
     )
-    local = (SIMT_GROUP,) + (1,) * (len(grid) - 1)
+    local = (group,) + (1,) * (len(grid) - 1)
     tape.add(
-        "attention_simt.cl", "attention", [*defines, f"WG={SIMT_GROUP}"], args,
+        "attention_simt.cl", "attention", [*defines, f"WG={group}"], args,
         (wide, *grid[1:]), local, work,
     )  # fmt: skip
 

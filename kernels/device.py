@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels.memory import HugePages, available_memory
+from kernels.tuning import Tuning, find_tuning
 
 if TYPE_CHECKING:
     import pyopencl as cl
@@ -75,6 +76,8 @@ class Device:
     huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
     is_dry: bool = False
     usage: Usage = field(default_factory=Usage, compare=False)
+    vendor: str = ""
+    tuning: Tuning = field(default=Tuning())
 
     @property
     def is_simd(self) -> bool:
@@ -265,4 +268,6 @@ def open_device(
         max_allocation=int(raw.max_mem_alloc_size),
         defines=_defines(info, family),
         huge_pages=HugePages() if info.kind == "cpu" else None,
+        vendor=raw.vendor.strip(),
+        tuning=find_tuning(info.name, raw.vendor.strip()).within(int(raw.max_work_group_size)),
     )

@@ -17,7 +17,6 @@ from kernels.tensor import Tensor, empty
 from kernels.weights import BLOCK, ROWS, Matrix
 from kernels.work import Work
 
-SIMT_SLICES = 8
 SIMT_TILE_TOKENS = 32
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
@@ -191,16 +190,17 @@ def _launch(
     used = experts.used if experts else 1
     share = min(used, w.n_experts) / w.n_experts
     work = Work(int(w.n_bytes * share), macs=w.n_rows * w.n_cols * used, count=count)
-    tiles = experts.grid if experts else Per(count, tile)
+    tiles, tuning = experts.grid if experts else Per(count, tile), tape.device.tuning
     if tape.device.is_simd:
         one = not experts and tile == 1
         grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
-        tape.add("matmul_simd.cl", "matmul", [*defines, f"NT={tile}"], args, grid, (1, 1), work)
+        defines += [f"NT={tile}", f"PREFETCH_BYTES={tuning.prefetch}"]
+        tape.add("matmul_simd.cl", "matmul", defines, args, grid, (1, 1), work)
     elif tile < SIMT_TILE_TOKENS:
-        defines += [f"NT={tile}", f"SLICES={SIMT_SLICES}"]
+        defines += [f"NT={tile}", f"SLICES={tuning.slices}"]
         groups = -(-w.n_groups // unit)
-        grid = (groups * ROWS * SIMT_SLICES, tiles)
-        tape.add("matvec_simt.cl", "matmul", defines, args, grid, (ROWS * SIMT_SLICES, 1), work)
+        grid = (groups * ROWS * tuning.slices, tiles)
+        tape.add("matvec_simt.cl", "matmul", defines, args, grid, (ROWS * tuning.slices, 1), work)
     else:
         grid = (-(-w.n_groups // 4) * 64, tiles)
         tape.add("matmul_simt.cl", "matmul", defines, args, grid, (64, 1), work)
@@ -210,5 +210,5 @@ def _simd_ranges(device: Device, w: Matrix, tile: int, unit: int, used: int) -> 
     """Row ranges: a few per core for one token, smaller ones where tokens multiply them."""
     units = -(-w.n_rows // (ROWS * (4 if unit == 2 else 1)))
     if tile == 1:
-        return min(units, max(device.info.compute_units * 4 // used, 1))
+        return min(units, max(device.info.compute_units * device.tuning.ranges // used, 1))
     return max(min(units, device.info.compute_units * 2), units // 4)

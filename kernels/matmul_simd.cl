@@ -6,6 +6,7 @@
 // batch, so a sequence's numbers do not depend on its company.
 //
 // TYPE_x      the weights' type (unpack.cl)           NT       most tokens of a tile
+// PREFETCH_BYTES   how far ahead of the codes in use memory is asked for
 // ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
 // BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
@@ -21,8 +22,6 @@
 #include "unpack.cl"
 #include "activation.cl"
 #include "rows.cl"
-
-#define PREFETCH_BYTES 6144  // how far ahead of the codes in use; 2 to 8 KiB do nearly as well
 
 #if defined(ACT_INT)
 #define X_ARGS global const int* x, global const float2* xd

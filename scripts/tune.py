@@ -1,0 +1,145 @@
+"""Searches the sizes in kernels/tuning.py that are best on a device, and stores them.
+
+    python scripts/tune.py [--device NAME] [--family simd] [--vendor] [--dry-run]
+
+One size at a time, twice around, each by the time of products and attention as a model of a
+few billion parameters has them; a size has to be 2 % faster than the one in use to take its
+place. What differs from the default is written to kernels/tuning.json under the device's name,
+or with --vendor under its vendor's, for all devices without an entry of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench_types import inputs, random_matrix
+
+from kernels.attention import PART, AttentionInputs, Mask, attention, split_scratch
+from kernels.device import Device, open_device
+from kernels.kv import PAGE, KVPages, KVShape
+from kernels.matmul import Activations, matmul
+from kernels.profile import touch_pages
+from kernels.program import Programs
+from kernels.tape import N_COUNTS, Counts, Tape
+from kernels.tensor import empty, upload
+from kernels.tuning import TABLE, Tuning
+
+CHOICES = {
+    "simd": {"ranges": (1, 2, 4, 8, 16), "prefetch": (2048, 4096, 6144, 8192, 12288)},
+    "simt": {"slices": (2, 4, 8, 16), "attention_group": (64, 128, 256)},
+}
+SHAPES = (("Q4_K", 4096, 4096), ("Q4_K", 16384, 4096), ("Q6_K", 4096, 8192))
+N_HEADS, ATTENDED, CONTEXT = 32, KVShape(8, 128, 128), 4096
+GAIN = 1.02  # by how much a size must win
+SECONDS, ROUNDS = 0.1, 2
+
+Work = Callable[[Tape], None]
+
+
+def products(device: Device, programs: Programs) -> list[Work]:
+    """Products of one token with matrices of several shapes."""
+    counts = upload(device, np.ones(N_COUNTS, np.int32))
+    works: list[Work] = []
+    for name, n_rows, n_cols in SHAPES:
+        w = random_matrix(device, programs, name, (n_rows, n_cols))
+        x, out = inputs(device, programs, w, 1), empty(device, (1, n_rows))
+        works.append(lambda tape, w=w, x=x, out=out: matmul(tape, w, x, out, counts, tile=1))  # type: ignore[misc]
+    return works
+
+
+def attending(device: Device) -> Work:
+    """One token's attention after a long context."""
+    pages = KVPages(device, [ATTENDED], CONTEXT // PAGE, "f16", "f16")
+    touch_pages(device, pages, pages.n_pages)
+    read = AttentionInputs(
+        tiles=upload(device, np.array([[0, 1, 0, CONTEXT]], np.int32)),
+        positions=upload(device, np.array([CONTEXT - 1], np.int32)),
+        tables=upload(device, np.arange(pages.n_pages, dtype=np.int32)[None]),
+        counts=upload(device, np.ones(N_COUNTS, np.int32)),
+    )
+    width = (N_HEADS + 2 * ATTENDED.n_kv) * ATTENDED.head
+    qkv = upload(device, np.full((1, width), 0.01, np.float32))
+    n_cols = N_HEADS * ATTENDED.head_v
+    out = Activations(n_cols, empty(device, (1, n_cols)))
+    scratch = split_scratch(device, 1, N_HEADS, ATTENDED, CONTEXT)
+    return lambda tape: attention(
+        tape, qkv, N_HEADS, pages.layers[0], read, out, Mask(), split=scratch
+    )
+
+
+def seconds(device: Device, programs: Programs, works: list[Work]) -> float:
+    """The sum of the shortest times of each."""
+    counts: Counts = (1, 1, 1, CONTEXT // PART, 1)
+    total = 0.0
+    for work in works:
+        tape = Tape(device, programs)
+        work(tape)
+        times: list[float] = []
+        while sum(times) < SECONDS or len(times) < 4:
+            start = time.perf_counter()
+            tape.run(counts)
+            device.finish()
+            times.append(time.perf_counter() - start)
+        total += min(times[1:])  # the first one may compile
+    return total
+
+
+def search(device: Device) -> Tuning:
+    """The best sizes, one after the other; prints every time."""
+    programs = Programs(device)
+    works = [*products(device, programs), attending(device)]
+    best = device.tuning
+    time_of = seconds(device, programs, works)
+    print(f"{device.info.name}, {device.family}: {time_of * 1e3:.3f} ms with {best}", flush=True)
+    for _ in range(ROUNDS):
+        before = best
+        for name, choices in CHOICES[device.family].items():
+            for choice in choices:
+                if choice == getattr(best, name):
+                    continue
+                tried = dataclasses.replace(best, **{name: choice})
+                took = seconds(dataclasses.replace(device, tuning=tried), programs, works)
+                print(f"  {name} {choice}: {took * 1e3:.3f} ms", flush=True)
+                if took * GAIN < time_of:
+                    best, time_of = tried, took
+        if best == before:
+            break
+    return best
+
+
+def store(table: Path, kind: str, name: str, found: Tuning) -> None:
+    """Write what differs from the default; nothing else in the file changes."""
+    entries = json.loads(table.read_text(encoding="utf-8"))
+    default = dataclasses.asdict(Tuning(**entries["default"]))
+    sizes = {k: v for k, v in dataclasses.asdict(found).items() if v != default[k]}
+    entries[kind][name] = {**entries[kind].get(name, {}), **sizes}
+    table.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default=None, help="as serve --device")
+    parser.add_argument("--family", choices=("simd", "simt"), help="as serve --kernel-family")
+    parser.add_argument("--vendor", action="store_true", help="store for the device's vendor")
+    parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
+    args = parser.parse_args()
+    device = open_device(args.device, family=args.family)
+    found = search(device)
+    print(f"best: {found}")
+    if not args.dry_run:
+        kind, name = ("vendors", device.vendor) if args.vendor else ("devices", device.info.name)
+        store(TABLE, kind, name, found)
+
+
+if __name__ == "__main__":
+    main()
