@@ -37,8 +37,13 @@ class CharacterDecoder:
 class CharacterTokenizer:
     """Token i is the character i."""
 
+    n_vocab = 128
+
     def __init__(self, eog_ids: Iterable[int] = ()) -> None:
         self.eog_ids = frozenset(eog_ids)
+
+    def is_special(self, token_id: int) -> bool:
+        return False
 
     def piece(self, token_id: int, special: bool = True) -> bytes:
         return bytes([token_id])
