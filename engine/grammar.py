@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["Constraint", "Grammars", "Trigger"]
 
 MAX_TEXT = 2**20  # characters; a schema of so many takes about a second
+# Converting GBNF takes the square of its rules in the worst case: 2 seconds for so many.
+MAX_GBNF_TEXT, MAX_GBNF_RULES = 2**16, 1000
+MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties takes 4 n
 CACHED_GRAMMARS = 64
 CACHED_VOCABULARIES = 4
 WORDS = {  # llguidance's, where they name its own options
+    "<non-verbose/>": "",
     "Unimplemented keys": "Keywords that cannot be enforced",
     "oneOf constraints are not supported. "
     "Enable 'coerce_one_of' option to approximate oneOf with anyOf":
@@ -94,7 +98,7 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary, n_vocab: int) -> None:
         self.vocabulary = vocabulary
         self.n_vocab = n_vocab  # logits in a row; may be more than there are tokens
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
         self._lock = threading.Lock()
         self._tokenizer = lru_cache(CACHED_VOCABULARIES)(self._new_tokenizer)
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
@@ -126,16 +130,25 @@ class Grammars:
         return matcher
 
 
-def _refused(kind: Kind, reason: str) -> RequestError:
+def worded(reason: str) -> str:
+    """llguidance's message in words of this program."""
     for theirs, ours in WORDS.items():
         reason = reason.replace(theirs, ours)
-    return RequestError(f"invalid {NAMES[kind]}: {reason.strip()}")
+    return reason.strip()
+
+
+def _refused(kind: Kind, reason: str) -> RequestError:
+    return RequestError(f"invalid {NAMES[kind]}: {worded(reason)}")
 
 
 def _grammar(kind: Kind, text: str) -> str:
     """llguidance's own form of the grammar."""
-    if len(text) > MAX_TEXT:
-        raise _refused(kind, f"it has {len(text)} characters, at most {MAX_TEXT} are taken")
+    most = MAX_GBNF_TEXT if kind == "gbnf" else MAX_TEXT
+    if len(text) > most:
+        raise _refused(kind, f"it has {len(text)} characters, at most {most} are taken")
+    n_rules = text.count("::=") if kind == "gbnf" else 0
+    if n_rules > MAX_GBNF_RULES:
+        raise _refused(kind, f"it has {n_rules} rules, at most {MAX_GBNF_RULES} are taken")
     try:
         if kind == "json_schema":
             options = cast("JsonCompileOptions", JSON_OPTIONS)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.constraint import Constraint, Trigger
 from engine.errors import EngineError
-from engine.grammar import Grammars
+from engine.grammar import Grammars, worded
 
 Ints = npt.NDArray[np.int32]
 SPACES = ("\n\n", "\n")  # what models put between their reasoning and the answer
@@ -102,7 +102,7 @@ class Guide:
     def accept(self, token: int) -> None:
         """Take note of the chosen token. EngineError if the grammar cannot go on."""
         if self._error:
-            raise EngineError(f"the grammar has failed: {self._error}")
+            raise EngineError(f"the grammar has failed: {worded(self._error)}")
         if token in self._vocabulary.eog_ids:
             return
         if self._forced:
@@ -130,7 +130,7 @@ class Guide:
 
     def _consume(self, tokens: list[int]) -> None:
         if not self._matcher.consume_tokens(tokens):
-            raise EngineError(f"the grammar has failed: {self._matcher.get_error()}")
+            raise EngineError(f"the grammar has failed: {worded(self._matcher.get_error())}")
 
     def _scan(self) -> None:
         """Go on in the free text as far as it is decided what its parts are."""

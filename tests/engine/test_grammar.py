@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import pytest
-from byte_vocabulary import N_VOCAB, ByteVocabulary
+from byte_vocabulary import N_VOCAB, ByteVocabulary, follow
 
 from engine.constraint import Constraint, Kind
 from engine.errors import RequestError
 from engine.grammar import MAX_TEXT, Grammars
+from engine.guide import Guide
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,8 @@ def grammars() -> Grammars:
         ("gbnf", "root ::= other", "grammar: .*'other' not found"),
         ("gbnf", 'rest ::= "a"', "No 'root' rule"),
         ("gbnf", "root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "recursion"),
+        ("gbnf", 'root ::= "' + "a" * 2**16 + '"', "65548 characters, at most 65536"),
+        ("gbnf", 'root ::= "a"\n' + 'r ::= "b"\n' * 1000, "1001 rules, at most 1000"),
         ("lark", 'start: "a" b', 'Lark grammar: .*unknown name: "b"'),
         ("lark", "start: <|none|>", "unknown special token"),
     ],
@@ -105,3 +109,10 @@ def test_gbnf(grammars: Grammars, grammar: str, good: list[str], bad: list[str])
             tokens = list(text.encode())
             whole = matcher.validate_tokens(tokens) == len(tokens)
             assert (whole and matcher.consume_tokens(tokens) and matcher.is_accepting()) is valid
+
+
+def test_an_object_of_thousands_of_optional_properties(grammars: Grammars) -> None:
+    properties = {f"p{i}": {"type": "integer"} for i in range(2000)}
+    schema = json.dumps({"type": "object", "properties": properties})
+    guide = Guide(Constraint("json_schema", schema), grammars)
+    follow(guide, list(b'{"p1": 2, "p1999": 3}'))
