@@ -41,7 +41,7 @@ def grammars() -> Grammars:
         ("gbnf", "root ::= other", "grammar: .*'other' not found"),
         ("gbnf", 'rest ::= "a"', "No 'root' rule"),
         ("gbnf", "root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "recursion"),
-        ("gbnf", 'root ::= "' + "a" * 2**16 + '"', "65548 characters, at most 65536"),
+        ("gbnf", 'root ::= "' + "a" * 2**16 + '"', "65547 characters, at most 65536"),
         ("gbnf", 'root ::= "a"\n' + 'r ::= "b"\n' * 1000, "1001 rules, at most 1000"),
         ("lark", 'start: "a" b', 'Lark grammar: .*unknown name: "b"'),
         ("lark", "start: <|none|>", "unknown special token"),
