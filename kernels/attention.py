@@ -154,9 +154,8 @@ def _share(group: int) -> int:
 
 def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
     shape = layer.shape
-    k_bytes, v_bytes = layer.k.dtype.itemsize, layer.v.dtype.itemsize
     return Work(
-        key_bytes=shape.n_kv * (shape.head * k_bytes + shape.head_v * v_bytes),
+        key_bytes=layer.token_bytes,
         pair_macs=n_heads * (shape.head + shape.head_v),
         window=mask.window,
     )

@@ -4,11 +4,12 @@
 // `scratch` [work-items][scratch_stride], so that memory does not grow with the prompt.
 // counts[count_at]: the number of tiles. Arguments as in attention_simd.cl, floats only.
 
+#define QUERY global
 #include "attention.cl"
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const k_t* k_cache, global const v_t* v_cache, int window,
+                      global const uchar* k_cache, global const uchar* v_cache, int window,
                       float softcap SLOPES_ARG SINKS_ARG, global float* out, global float* scratch, int scratch_stride,
                       global const int* counts, int count_at) {
     const int n_heads = n_kv * G;
@@ -23,10 +24,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int first = first_key(pos, window), end = end_key(pos, window, tile.w);
         float m = M_NONE, l = 0, acc[HDV_PADDED];
         for (int key = first; key < end; key++) {
-            global const k_t* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h) + key % PAGE;
-            float sum = 0;
-            for (int d = 0; d < HD; d++) sum = fma(q[d], LOAD_K(k + d * PAGE), sum);
-            sum = CAPPED(sum);
+            global const uchar* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h);
+            float sum = CAPPED(key_score(q, k, key % PAGE));
 #ifdef ALIBI
             sum += slopes[head] * NEARNESS((float)(key - pos));
 #endif
@@ -36,10 +35,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         for (int d = 0; d < HDV; d++) acc[d] = 0;
         for (int key = first; key < end; key++) {
             const float p = exp(s[key - first] - m);
-            global const v_t* v =
-                V_PAGE(v_cache, table[key / PAGE], n_kv, h) + (key % PAGE) * HDV_PADDED;
+            global const uchar* v = V_PAGE(v_cache, table[key / PAGE], n_kv, h);
             l += p;
-            for (int d = 0; d < HDV; d++) acc[d] = fma(p, LOAD_V(v + d), acc[d]);
+            for (int d = 0; d < HDV; d++) acc[d] = fma(p, value_at(v, key % PAGE, d), acc[d]);
         }
         const float factor = OUTPUT_FACTOR(m, l, head);
         for (int d = 0; d < HDV; d++)

@@ -21,21 +21,47 @@
 #define CHUNK 1
 #endif
 
-// Scores of one page's keys for all rows: s[r][i] for key i. Meanwhile the next page is
-// fetched, which no hardware prefetcher can guess.
-INLINE void page_scores(const float* q, global const k_t* k, global const k_t* next_k,
-                        global const v_t* next_v, float16 s[RB][HALVES]) {
+// Scores of one page's keys for all rows: s[r][i] for key i. q: [HD][RB], then the sums of each
+// 32 of them. Codes of 32 values are summed
+// before their scales count. Meanwhile the next page is fetched, which no hardware prefetcher
+// can guess.
+INLINE void page_scores(const float* q, global const uchar* k, global const uchar* next_k,
+                        global const uchar* next_v, float16 s[RB][HALVES]) {
     #pragma unroll
     for (int r = 0; r < RB; r++)
         for (int i = 0; i < HALVES; i++) s[r][i] = 0;
-    for (int d = 0; d < HD; d++) {
-        PREFETCH(next_k + d * PAGE);
-        PREFETCH(next_v + d * PAGE);
+    for (int b = 0; b < K_BLOCKS; b++) {
+        float16 x[RB][HALVES];
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < HALVES; i++) x[r][i] = IS_FLOAT(K_TYPE) ? s[r][i] : 0;
+        for (int j = 0; j < 16; j++) {
+            #pragma unroll
+            for (int half_block = 0; half_block < 2; half_block++) {
+                const int d = 32 * b + 16 * half_block + j;
+                if (HD % 32 != 0 && d >= HD) break;
+                PREFETCH(next_k + d * (PAGE * K_BYTES / HD));
+                PREFETCH(next_v + d * (PAGE * V_BYTES / HD));
+                #pragma unroll
+                for (int i = 0; i < HALVES; i++) {
+                    const float16 codes = k_codes16(k, d, 16 * i);
+                    #pragma unroll
+                    for (int r = 0; r < RB; r++)
+                        x[r][i] = fma(codes, (float16)(q[d * RB + r]), x[r][i]);
+                }
+            }
+        }
         #pragma unroll
         for (int i = 0; i < HALVES; i++) {
-            const float16 kv = LOAD_K16(k + d * PAGE + 16 * i);
+            float16 scale = 1, minimum = 0;
+            if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, 16 * i);
+            if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, 16 * i, scale);
             #pragma unroll
-            for (int r = 0; r < RB; r++) s[r][i] = fma(kv, (float16)(q[d * RB + r]), s[r][i]);
+            for (int r = 0; r < RB; r++) {
+                s[r][i] = IS_FLOAT(K_TYPE) ? x[r][i] : fma(x[r][i], scale, s[r][i]);
+                if (HAS_MINIMUM(K_TYPE))
+                    s[r][i] = fma(minimum, (float16)(q[(HD + b) * RB + r]), s[r][i]);
+            }
         }
     }
 }
@@ -48,20 +74,44 @@ INLINE float16 masked(float16 s, int key, int pos, int window, int n_keys) {
     return select((float16)(S_MASKED), s, seen);
 }
 
+// The weights of a page's first n keys times the scales of block b of V: w. Returns what the
+// minima add to each value.
+INLINE float scaled_weights(const float* p, global const uchar* v, int b, int n, float* w) {
+    float16 sum = 0;
+    for (int i = 0; i < HALVES; i++) {
+        const float16 weights = vload16(i, p), scale = v_scales16(v, b, 16 * i);
+        vstore16(weights * scale, i, w);
+        if (HAS_MINIMUM(V_TYPE)) {
+            const int16 written = 16 * i + as_int16(FROM_ZERO16) < n;
+            const float16 minimum = v_minima16(v, b, 16 * i, scale);
+            sum = fma(weights, select((float16)(0), minimum, written), sum);
+        }
+    }
+    return HAS_MINIMUM(V_TYPE) ? sum16(sum) : 0;
+}
+
 // acc[r] = acc[r] * factor[r] + sum over n keys of p[r][key] * V[key].
 INLINE void add_values(float16 acc[RB][VECTORS], const float* factor, float p[RB][PAGE],
-                       global const v_t* v, int n) {
+                       global const uchar* v, int n) {
     for (int c = 0; c < VECTORS; c += CHUNK) {
         float16 a[RB][CHUNK];
+        float scaled[RB][PAGE];
+        const float(*w)[PAGE] = IS_FLOAT(V_TYPE) ? p : scaled;
         #pragma unroll
-        for (int r = 0; r < RB; r++)
-            for (int i = 0; i < CHUNK; i++) a[r][i] = acc[r][c + i] * factor[r];
+        for (int r = 0; r < RB; r++) {
+            float low = 0;
+            if (!IS_FLOAT(V_TYPE)) low = scaled_weights(p[r], v, c / 2, n, scaled[r]);
+            for (int i = 0; i < CHUNK; i++) {
+                a[r][i] = acc[r][c + i] * factor[r];
+                if (HAS_MINIMUM(V_TYPE)) a[r][i] += low;
+            }
+        }
         for (int t = 0; t < n; t++) {
             #pragma unroll
             for (int i = 0; i < CHUNK; i++) {
-                const float16 vv = LOAD_V16(v + t * HDV_PADDED + 16 * (c + i));
+                const float16 codes = v_codes16(v, t, 16 * (c + i));
                 #pragma unroll
-                for (int r = 0; r < RB; r++) a[r][i] = fma(vv, (float16)(p[r][t]), a[r][i]);
+                for (int r = 0; r < RB; r++) a[r][i] = fma(codes, (float16)(w[r][t]), a[r][i]);
             }
         }
         #pragma unroll
@@ -76,8 +126,8 @@ typedef struct {
 } State;
 
 // One part: keys of pages [page, end) for queries from position pos on.
-INLINE void attend_part(State* state, const float* q, global const k_t* k_cache,
-                        global const v_t* v_cache, global const int* table, int n_kv, int h, int first_head,
+INLINE void attend_part(State* state, const float* q, global const uchar* k_cache,
+                        global const uchar* v_cache, global const int* table, int n_kv, int h, int first_head,
                         int page, int end, int pos, int kv_end, int n_keys, int window,
                         float softcap SLOPES_ARG) {
     for (int r = 0; r < RB; r++) {
@@ -135,7 +185,7 @@ INLINE void merge(State* total, const State* part) {
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const k_t* k_cache, global const v_t* v_cache, int window,
+                      global const uchar* k_cache, global const uchar* v_cache, int window,
                       float softcap SLOPES_ARG SINKS_ARG,
 #if defined(SPLIT)
                       global float* partial, int max_parts
@@ -157,11 +207,15 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const int first_page = first_key(pos, window) / PAGE;
     const int last_page = (kv_end + PAGE - 1) / PAGE;
     global const int* table = tables + (size_t)tile.z * table_stride;
-    float q[HD * RB];
+    float q[(HD + K_BLOCKS) * RB];
     for (int r = 0; r < RB; r++) {
         // Rows beyond the tile's queries repeat the last one; their result is not stored.
         global const float* x = qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
-        for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
+        for (int b = 0; b < K_BLOCKS; b++) q[(HD + b) * RB + r] = 0;
+        for (int d = 0; d < HD; d++) {
+            q[d * RB + r] = x[d];
+            q[(HD + d / 32) * RB + r] += x[d];
+        }
     }
 #define ATTEND(state, begin)                                                               \
     attend_part(state, q, k_cache, v_cache, table, n_kv, h, first_head,                    \

@@ -5,6 +5,7 @@
 // all items share out the columns of V. Grid: (heads, tiles of one query), or with SPLIT
 // (parts, heads, tiles). Arguments and results as in attention_simd.cl, floats only.
 
+#define QUERY local
 #include "attention.cl"
 
 #define PAGES_AT_ONCE (WG / PAGE)
@@ -38,7 +39,7 @@ INLINE float reduce_sum(float v, local float* shared) {
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const k_t* k_cache, global const v_t* v_cache, int window,
+                      global const uchar* k_cache, global const uchar* v_cache, int window,
                       float softcap SLOPES_ARG SINKS_ARG,
 #ifdef SPLIT
                       global float* partial, int max_parts
@@ -72,10 +73,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
         float s = S_MASKED;
         if (mine < end && key < n_seen && key >= first_key(pos, window)) {
-            global const k_t* k = K_PAGE(k_cache, table[mine], n_kv, h) + lid % PAGE;
-            s = 0;
-            for (int d = 0; d < HD; d++) s = fma(q[d], LOAD_K(k + d * PAGE), s);
-            s = CAPPED(s);
+            global const uchar* k = K_PAGE(k_cache, table[mine], n_kv, h);
+            s = CAPPED(key_score(q, k, lid % PAGE));
 #ifdef ALIBI
             s += slopes[head] * NEARNESS((float)(key - pos));
 #endif
@@ -87,13 +86,13 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         m = top;
         for (int c = 0; c < COLUMNS; c++) acc[c] *= factor;
         for (int i = 0; i < PAGES_AT_ONCE && page + i < end; i++) {
-            global const v_t* v = V_PAGE(v_cache, table[page + i], n_kv, h);
+            global const uchar* v = V_PAGE(v_cache, table[page + i], n_kv, h);
             const int n = min(PAGE, n_seen - (page + i) * PAGE);
             for (int c = 0; c < COLUMNS; c++) {
                 const int d = c * WG + lid;
                 if (d < HDV_PADDED)
                     for (int j = 0; j < n; j++)
-                        acc[c] = fma(p[i * PAGE + j], LOAD_V(v + j * HDV_PADDED + d), acc[c]);
+                        acc[c] = fma(p[i * PAGE + j], value_at(v, j, d), acc[c]);
             }
         }
         barrier(CLK_LOCAL_MEM_FENCE);

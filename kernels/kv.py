@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyopencl as cl
 
+from kernels import quants
 from kernels.device import Device
 from kernels.tensor import Tensor, empty
 
 PAGE = 32  # tokens per page
 Bytes = npt.NDArray[np.uint8]
-KV_TYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +30,36 @@ class KVShape:
     def head_v_padded(self) -> int:
         return -(-self.head_v // 16) * 16
 
-    def page_elements(self) -> tuple[int, int]:
-        """Elements of one page of K and of V."""
-        return self.n_kv * self.head * PAGE, self.n_kv * self.head_v_padded * PAGE
+    def token_bytes(self, type_k: str, type_v: str) -> tuple[int, int]:
+        """Bytes of a token's K and V; the last block of a head may be padding in part."""
+        return (
+            self.n_kv * _head_bytes(self.head, type_k),
+            self.n_kv * _head_bytes(self.head_v_padded, type_v),
+        )
+
+
+def _head_bytes(n: int, name: str) -> int:
+    kind = quants.by_name(name.upper())
+    return -(-n // kind.block_elements) * kind.block_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """K and V pages of one layer."""
+    """K and V pages of one layer: uint8 [pages, bytes of a page]."""
 
     shape: KVShape
     k: Tensor
     v: Tensor
+    types: tuple[str, str]
 
     @property
     def defines(self) -> list[str]:
-        """How K and V are stored; float unless said otherwise."""
-        half = np.dtype(np.float16)
-        return ["K_F16"] * (self.k.dtype == half) + ["V_F16"] * (self.v.dtype == half)
+        """How K and V are stored."""
+        return [f"{x}_TYPE=KV_{name.upper()}" for x, name in zip("KV", self.types, strict=True)]
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(self.shape.token_bytes(*self.types))
 
 
 class KVPages:
@@ -56,15 +68,16 @@ class KVPages:
     def __init__(
         self, device: Device, layers: Sequence[KVShape], n_pages: int, type_k: str, type_v: str
     ) -> None:
-        """``type_k`` and ``type_v``: keys of KV_TYPES."""
+        """``type_k`` and ``type_v``: of KV_TYPES."""
         self.n_pages = n_pages
         self._queue = device.queue
         self.layers = []
         for shape in layers:
-            n_k, n_v = shape.page_elements()
-            k = empty(device, (n_pages, n_k), KV_TYPES[type_k])
-            v = empty(device, (n_pages, n_v), KV_TYPES[type_v])
-            self.layers.append(LayerKV(shape, k, v))
+            k, v = (
+                empty(device, (n_pages, PAGE * n_bytes), np.uint8)
+                for n_bytes in shape.token_bytes(type_k, type_v)
+            )
+            self.layers.append(LayerKV(shape, k, v, (type_k, type_v)))
 
     @property
     def n_bytes(self) -> int:

@@ -13,7 +13,6 @@
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
 
 #include "lanes.cl"
-#include "kv.cl"
 
 kernel void rope_table(global const int* positions, global const float* frequencies,
                        float attention_factor, global float* table) {
@@ -26,6 +25,8 @@ kernel void rope_table(global const int* positions, global const float* frequenc
 }
 
 #ifdef HD
+#include "kv.cl"
+
 #define HALF_ROT (N_ROT / 2)
 
 INLINE void rotate(float* v, global const float* table) {
@@ -79,10 +80,24 @@ INLINE void load_head(global const float* x, global const float* table,
 #endif
 }
 
+// Blocks of few bits cannot hold a dimension that is far larger than the others, as some models'
+// K have. A Hadamard transform spreads it; done to Q too, it leaves their products as they are.
+INLINE void spread_outliers(float* x) {
+    const int n = HD & -HD;  // the largest power of two that divides HD
+    for (int step = 1; step < n; step *= 2)
+        for (int i = 0; i < HD; i += 2 * step)
+            for (int j = i; j < i + step; j++) {
+                const float a = x[j], b = x[j + step];
+                x[j] = a + b;
+                x[j + step] = a - b;
+            }
+    for (int i = 0; i < HD; i++) x[i] *= 1.0f / sqrt((float)n);
+}
+
 kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
                     global const float* v, int v_stride, int v_at,
                     int n_heads, int n_kv, global const float* table,
-                    global const int* slots, global k_t* k_cache, global v_t* v_cache,
+                    global const int* slots, global uchar* k_cache, global uchar* v_cache,
                     float scale
 #ifdef CLAMP
                     , float clamp_to
@@ -119,21 +134,22 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     if (head < n_heads) {
         q += (size_t)t * q_stride + head * HD;
         load_head(q, table, q_weight, head, eps, clamp_to, x);
+        if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
 #ifdef TEMPERATURE
         scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
 #endif
         for (int i = 0; i < HD; i++) q[i] = x[i] * scale;
     } else if (head < n_heads + n_kv) {
         const int h = head - n_heads;
-        global k_t* o = K_PAGE(k_cache, page, n_kv, h) + row;
         load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
-        for (int i = 0; i < HD; i++) STORE_K(x[i], o + i * PAGE);
+        if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
+        store_k(x, K_PAGE(k_cache, page, n_kv, h), row);
     } else {
         const int h = head - n_heads - n_kv;
-        global v_t* o = V_PAGE(v_cache, page, n_kv, h) + row * HDV_PADDED;
+        float y[HDV];
         v += (size_t)t * v_stride + v_at + h * HDV;
-        for (int i = 0; i < HDV; i++) STORE_V(CLAMPED(v[i]), o + i);
-        for (int i = HDV; i < HDV_PADDED; i++) STORE_V(0.0f, o + i);
+        for (int i = 0; i < HDV; i++) y[i] = CLAMPED(v[i]);
+        store_v(y, V_PAGE(v_cache, page, n_kv, h), row);
     }
 }
 #endif

@@ -65,7 +65,7 @@ def rope_table(
     args = [
         positions.buffer, frequencies.buffer, np.float32(attention_factor), table.buffer,
     ]  # fmt: skip
-    tape.add("rope.cl", "rope_table", [f"PAGE={PAGE}", "HDV=16"], args, (n, Per(TOKENS)))
+    tape.add("rope.cl", "rope_table", [], args, (n, Per(TOKENS)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def option(
 
 
 FILE = click.Path(dir_okay=False, path_type=str)
-CACHE_TYPE = click.Choice(("f32", "f16"))
+CACHE_TYPE = click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 COUNT = click.IntRange(1, INT32_MAX)
 OR_ALL = click.IntRange(-1, INT32_MAX)
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"

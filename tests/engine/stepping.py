@@ -28,7 +28,7 @@ SIZES = Sizes(n_pages=32, n_slots=3, n_ctx_slot=256, n_tokens=96, n_batch=96, n_
 
 
 class Stepper:
-    """A loaded model with room for three sequences of 256 tokens; the KV cache is float32."""
+    """A loaded model with room for three sequences of 256 tokens."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Stepper:
         flash: bool = True,
         others: Sequence[tuple[Device, Programs]] = (),
         place: Callable[[int], Placement] | None = None,
+        cache_types: tuple[str, str] = ("f32", "f32"),
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first."""
         with open_gguf(path) as gguf:
@@ -51,7 +52,7 @@ class Stepper:
                 gguf, [(*on, job) for on, some in listed for job in some], lambda share: None
             )
         self.n_vocab = hparams.n_vocab
-        types = CacheTypes("f32", "f32")
+        types = CacheTypes(*cache_types)
         self.runner = assemble(hparams, weights, devices, SIZES, types, flash=flash)
 
     def step(

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from launching import run
 
+from kernels import quants
 from kernels.device import Device
-from kernels.kv import KV_TYPES, PAGE, KVPages, KVShape, LayerKV
+from kernels.kv import PAGE, KVPages, KVShape, LayerKV
 from kernels.program import Programs
 from kernels.rope import RopeStyle, qkv_rows, rope_kv
-from kernels.tensor import Tensor, upload, write
+from kernels.tensor import Tensor, read, upload, write
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def poisoned_pages(
     pages = KVPages(device, shapes, n_pages, type_k, type_v)
     for layer in pages.layers:
         for tensor in (layer.k, layer.v):
-            nan = np.full(tensor.shape, np.nan, tensor.dtype)
+            nan = np.full(tensor.shape, 0xFF, np.uint8)  # in all floats, and so in scales
             write(device, tensor, nan, wait=True)
     return pages
 
@@ -70,19 +75,75 @@ def filled_cache(
     k = rng.standard_normal((total, shape.n_kv, shape.head), dtype=np.float32)
     v = rng.standard_normal((total, shape.n_kv, shape.head_v), dtype=np.float32)
     slots = [slots_of(t, np.arange(n)) for t, n in zip(tables, lengths, strict=True)]
-    on_device = upload(device, np.concatenate(slots).astype(np.int32))
-    qkv = upload(device, joined(np.zeros((total, 1, shape.head), np.float32), k, v))
-    style = RopeStyle(n_rot=2, neox=False)
-    run(
-        device, programs, total,
-        lambda tape: rope_kv(
-            tape, qkv_rows(qkv, 1, layer.shape), 1, layer, None, on_device, style=style, scale=1.0
-        ),
-    )  # fmt: skip
+    places = np.concatenate(slots).astype(np.int32)
+    write_heads(device, programs, layer, k, v, places)
     ends = np.cumsum(lengths)[:-1]
-    stored = (a.astype(KV_TYPES[t]).astype(np.float64) for a, t in zip((k, v), types, strict=True))
-    split_k, split_v = (np.split(array, ends) for array in stored)
+    stored = stored_heads(device, layer, places)
+    split_k, split_v = (np.split(array.astype(np.float64), ends) for array in stored)
     return PagedCache(layer, tables, split_k, split_v)
+
+
+def write_heads(
+    device: Device,
+    programs: Programs,
+    layer: LayerKV,
+    k: Floats,
+    v: Floats,
+    slots: npt.NDArray[np.int32],
+    q: Floats | None = None,
+) -> Floats:
+    """Store K [n, n_kv, head] and V [n, n_kv, head_v] in these slots, at no position. Returns
+    what becomes of ``q``, [n, 1, head]."""
+    q = np.zeros((len(k), 1, layer.shape.head), np.float32) if q is None else q
+    qkv, places = upload(device, joined(q, k, v)), upload(device, slots)
+    rows, style = qkv_rows(qkv, 1, layer.shape), RopeStyle(n_rot=2, neox=False)
+    run(
+        device, programs, len(k),
+        lambda tape: rope_kv(tape, rows, 1, layer, None, places, style=style, scale=1.0),
+    )  # fmt: skip
+    result: Floats = read(qkv, None, device.queue)[:, None, : layer.shape.head]
+    return result
+
+
+def stored_heads(
+    device: Device, layer: LayerKV, slots: npt.NDArray[np.int32]
+) -> tuple[Floats, Floats]:
+    """K [n, n_kv, head] and V [n, n_kv, head_v] in these slots, by the layout of kv.cl."""
+    shape, (type_k, type_v) = layer.shape, layer.types
+    raw_k, raw_v = (
+        read(tensor, None, device.queue).reshape(tensor.shape[0], shape.n_kv, -1)
+        for tensor in (layer.k, layer.v)
+    )
+    k = _values(raw_k, type_k, shape.head, transposed=True)
+    v = _values(raw_v, type_v, shape.head_v_padded, transposed=False)
+    pages, rows = slots // PAGE, slots % PAGE
+    return k[pages, :, rows], v[pages, :, rows, : shape.head_v]
+
+
+def _values(pages: Bytes, name: str, n: int, *, transposed: bool) -> Floats:
+    """Pages [..., bytes] as float32 [..., PAGE, n]; ``transposed``: tokens lie side by side."""
+    kind = quants.by_name(name.upper())
+    n_blocks = -(-n // kind.block_elements)
+    total, heads = PAGE * n_blocks, pages.shape[:-1]
+
+    def part(begin: int, end: int, width: int, transposed: bool = transposed) -> Bytes:
+        """uint8 [..., PAGE, blocks, end - begin]: what has as many bytes per block, in words."""
+        order = (n_blocks, -1, PAGE, width) if transposed else (PAGE, n_blocks, -1, width)
+        array = pages[..., begin * total : end * total].reshape(*heads, *order)
+        array = np.moveaxis(array, -2, -4) if transposed else array
+        return array.reshape(*heads, PAGE, n_blocks, end - begin)
+
+    if kind.block_elements == 1:
+        raw = part(0, kind.block_bytes, kind.block_bytes)
+    else:
+        codes = 32 if name == "q8_0" else 16
+        high = codes + (4 if name.startswith("q5") else 0)
+        scales = [part(at, at + 2, 2, True) for at in range(high, kind.block_bytes, 2)]
+        fifth_bits = [part(codes, high, 4)] if high > codes else []
+        raw = np.concatenate([*scales, *fifth_bits, part(0, codes, 1)], axis=-1)
+    rows = np.ascontiguousarray(raw).reshape(-1, n_blocks * kind.block_bytes)
+    values = dequantize(rows, GGMLQuantizationType[kind.name])
+    return values.reshape(*heads, PAGE, -1)[..., :n]
 
 
 def joined(*heads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -60,6 +60,13 @@ SHAPES = [
     pytest.param(Shape(1, 3, 256, 256, ("f16", "f16")), id="256x3"),
     pytest.param(Shape(2, 1, 96, 40, ("f32", "f32")), id="96-40"),
     pytest.param(Shape(2, 2, 64, 64, ("f16", "f32"), bidirectional=True), id="both ways"),
+    pytest.param(Shape(2, 3, 64, 64, ("q8_0", "q8_0")), id="q8_0"),
+    pytest.param(Shape(1, 4, 128, 128, ("q4_0", "q4_1")), id="q4_0-q4_1"),
+    pytest.param(Shape(2, 1, 48, 80, ("q5_0", "iq4_nl")), id="q5_0-iq4_nl-48-80"),
+    pytest.param(Shape(1, 2, 80, 48, ("q4_1", "q5_0")), id="q4_1-q5_0-80-48"),
+    pytest.param(Shape(1, 3, 64, 32, ("iq4_nl", "q5_1")), id="iq4_nl-q5_1"),
+    pytest.param(Shape(1, 1, 32, 64, ("q5_1", "bf16")), id="q5_1-bf16"),
+    pytest.param(Shape(1, 2, 64, 64, ("bf16", "q4_0")), id="bf16-q4_0"),
 ]
 
 

@@ -4,45 +4,82 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from paged import poisoned_pages, stored_heads, write_heads
 
 from kernels.device import Device
-from kernels.kv import PAGE, KVPages, KVShape
+from kernels.kv import KV_TYPES, PAGE, KVPages, KVShape
+from kernels.program import Programs
 from kernels.tensor import read, write
 
+HADAMARD = np.array([[(-1) ** (i & j).bit_count() for i in range(32)] for j in range(32)])
+HADAMARD = (HADAMARD / np.sqrt(32)).astype(np.float32)
 SHAPES = [KVShape(2, 64, 64), KVShape(1, 80, 40)]
 
 
-def test_sizes_of_a_page() -> None:
-    assert KVShape(2, 64, 48).page_elements() == (2 * 64 * PAGE, 2 * 48 * PAGE)
-    assert KVShape(1, 80, 40).head_v_padded == 48
-    assert KVShape(3, 16, 1).page_elements() == (3 * 16 * PAGE, 3 * 16 * PAGE)
+def test_bytes_of_a_token() -> None:
+    assert KVShape(2, 64, 48).token_bytes("f32", "f16") == (2 * 64 * 4, 2 * 48 * 2)
+    assert KVShape(3, 64, 1).token_bytes("bf16", "f16") == (3 * 64 * 2, 3 * 16 * 2)
+    assert KVShape(1, 80, 40).token_bytes("q8_0", "q4_0") == (3 * 34, 2 * 18)
 
 
-@pytest.mark.parametrize(("type_k", "type_v"), [("f16", "f32"), ("f32", "f16")])
+@pytest.mark.parametrize(("type_k", "type_v"), [("f16", "f32"), ("q5_1", "iq4_nl")])
 def test_types_and_bytes(device: Device, type_k: str, type_v: str) -> None:
     pages = KVPages(device, SHAPES, 5, type_k, type_v)
-    sizes = {"f16": 2, "f32": 4}
-    expected = sum(
-        5 * elements * sizes[kind]
-        for shape in SHAPES
-        for elements, kind in zip(shape.page_elements(), (type_k, type_v), strict=True)
+    assert pages.n_bytes == sum(
+        5 * PAGE * sum(shape.token_bytes(type_k, type_v)) for shape in SHAPES
     )
-    assert pages.n_bytes == expected
     for layer in pages.layers:
         assert layer.k.buffer.size == layer.k.n_bytes
         assert layer.v.buffer.size == layer.v.n_bytes
-        assert ("K_F16" in layer.defines, "V_F16" in layer.defines) == (
-            type_k == "f16", type_v == "f16",
-        )  # fmt: skip
+        assert layer.defines == [f"K_TYPE=KV_{type_k.upper()}", f"V_TYPE=KV_{type_v.upper()}"]
+
+
+@pytest.mark.parametrize("name", [name for name in KV_TYPES if "f" not in name])
+def test_blocks_are_ggmls(device: Device, programs: Programs, name: str) -> None:
+    """V as the gguf package quantizes it, bit for bit; K after a rotation. The package cannot
+    quantize IQ4_NL, which has to be better than Q4_0."""
+    rng = np.random.default_rng(1)
+    shape, slots = KVShape(2, 96, 96), np.array([70, 5, 31], np.int32)
+    k, v = rng.standard_normal((2, 3, 2, 96), dtype=np.float32)
+    v[0, 1, :32], v[2, 0, 3] = 0, -9  # a block without a scale, and an outlier
+    layer = poisoned_pages(device, [shape], 3, name, name).layers[0]
+    write_heads(device, programs, layer, k, v, slots)
+    stored_k, stored_v = stored_heads(device, layer, slots)
+    kind = GGMLQuantizationType["Q4_0" if name == "iq4_nl" else name.upper()]
+    expected_k, expected_v = (
+        dequantize(quantize(x, kind), kind) for x in ((k.reshape(-1, 32) @ HADAMARD), v)
+    )
+    error = np.square(stored_k.reshape(-1, 32) @ HADAMARD - k.reshape(-1, 32)).sum()
+    assert error < 1.01 * np.square(expected_k @ HADAMARD - k.reshape(-1, 32)).sum()
+    if name == "iq4_nl":
+        assert np.square(stored_v - v).sum() < 0.9 * np.square(expected_v - v).sum()
+    else:
+        assert np.array_equal(stored_v, expected_v)
+
+
+def test_an_outlier_of_k_costs_no_more_than_it_must(device: Device, programs: Programs) -> None:
+    """Quantized K keeps its products with queries, though one dimension is far larger."""
+    rng = np.random.default_rng(1)
+    shape, slots = KVShape(1, 64, 64), np.arange(8, dtype=np.int32)
+    k, q = rng.standard_normal((2, 8, 1, 64), dtype=np.float32)
+    k[..., 7] += 40
+    layer = poisoned_pages(device, [shape], 1, "q8_0", "f16").layers[0]
+    rotated_q = write_heads(device, programs, layer, k, k, slots, q)
+    stored, _ = stored_heads(device, layer, slots)
+    error = np.abs((rotated_q * stored).sum(-1) - (q * k).sum(-1)).max()
+    plain = dequantize(quantize(k, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
+    assert error < 0.5 * np.abs((q * (plain - k)).sum(-1)).max()
 
 
 def test_copy_of_a_page_in_every_layer(device: Device) -> None:
     rng = np.random.default_rng(1)
-    pages = KVPages(device, SHAPES, 6, "f16", "f32")
+    pages = KVPages(device, SHAPES, 6, "q5_0", "f32")
     tensors = [tensor for layer in pages.layers for tensor in (layer.k, layer.v)]
     before = []
     for tensor in tensors:
-        values = rng.standard_normal(tensor.shape).astype(tensor.dtype)
+        values = rng.integers(256, size=tensor.shape, dtype=np.uint8)
         write(device, tensor, values, wait=True)
         before.append(values)
     pages.copy_page(4, 1)

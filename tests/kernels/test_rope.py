@@ -11,17 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from launching import run
-from paged import attended, joined, nan_rows, poisoned_pages, random_tables, slots_of
+from paged import (
+    attended,
+    joined,
+    nan_rows,
+    poisoned_pages,
+    random_tables,
+    slots_of,
+)
 
 from kernels.attention import AttentionInputs, Mask, attention, plain_scratch
 from kernels.device import Device
-from kernels.kv import KV_TYPES, PAGE, KVShape, LayerKV
+from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.matmul import Activations
 from kernels.program import Programs
 from kernels.rope import HeadNorm, RopeStyle, qkv_rows, rope_kv, rope_table
 from kernels.tensor import Tensor, empty, read, upload
 
 Doubles = npt.NDArray[np.float64]
+FLOATS = {"f32": np.float32, "f16": np.float16}
 ULP = 2.0**-24
 LENGTHS = (45, 3)
 N_HEADS, SCALE, EPS = 4, 0.125, 1e-6
@@ -177,7 +185,7 @@ def test_queries_are_rotated_and_scaled_in_place(case: Case) -> None:
 
 def test_values_land_in_their_rows(case: Case) -> None:
     """A token that sees only its own key gets its value."""
-    stored = case.v.astype(KV_TYPES[case.variant.types[1]]).astype(np.float32)
+    stored = case.v.astype(FLOATS[case.variant.types[1]]).astype(np.float32)
     expected = np.repeat(stored, N_HEADS // stored.shape[1], axis=1)
     result = case.attend(read(case.qkv, None, case.device.queue), Mask(window=1))
     assert np.array_equal(result, expected)
@@ -185,7 +193,7 @@ def test_values_land_in_their_rows(case: Case) -> None:
 
 def test_keys_land_in_their_rows(case: Case) -> None:
     """Scores of random queries: a key that is elsewhere, or other than it should be, shows."""
-    type_k, type_v = (KV_TYPES[name] for name in case.variant.types)
+    type_k, type_v = (FLOATS[name] for name in case.variant.types)
     _, k, _ = case.expected()
     # A half may round the other way than here, and move its key's score by a tenth of a step.
     bound = 0.1 * 2.0**-11 if type_k == np.float16 else 32 * ULP

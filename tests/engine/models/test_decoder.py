@@ -104,6 +104,36 @@ def test_a_copied_page_serves_as_the_original(
     assert nmse(result, logits[36:]) <= FLOAT_NMSE
 
 
+@pytest.mark.parametrize(
+    ("model", "types", "bound"),
+    [
+        ("llama-dense", ("f16", "bf16"), 3e-6),
+        ("llama-dense", ("q8_0", "q4_0"), 3e-3),
+        ("llama-dense", ("q4_1", "q5_1"), 3e-3),
+        ("deepseek2-moe", ("q8_0", "q8_0"), 1e-4),
+    ],
+)
+def test_types_of_the_cache(
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    shared: Path,
+    model: str,
+    types: tuple[str, str],
+    bound: float,
+) -> None:
+    """Their error shows, but it is small; a copied page serves as the original."""
+    stepper = Stepper(conformance_model(model), device, programs, cache_types=types)
+    with np.load(shared / "conformance" / "logits" / f"{model}.npz") as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    result = stepper.run(sequence(tokens, 0, [12, 13]), [40, 1, 23])
+    assert bound / 30 < nmse(result, logits) <= bound
+    heir = sequence(tokens, 1, [12, 14])
+    heir.n_computed = 36
+    copied = stepper.step((heir, 28), copies=[PageCopy(13, 14, 4)])[0]
+    assert nmse(copied, result[36:]) <= FLOAT_NMSE
+
+
 @pytest.mark.parametrize("type_name", TYPES)
 def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
     folder = shared / "conformance" / "quants"
