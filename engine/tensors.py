@@ -208,7 +208,8 @@ class TensorSource:
         if biases[0] is None:
             return Linear(matrix)
         rows = [_paired(b) if second else b[0] for b in biases if b is not None]
-        return Linear(matrix, self.upload(np.concatenate(rows)))
+        by_slab = [array[row : row + slab.n_rows] for row, slab in matrix.parts for array in rows]
+        return Linear(matrix, self.upload(np.concatenate(by_slab)))
 
     def _place(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
         try:

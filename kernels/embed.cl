@@ -1,5 +1,6 @@
 // Rows of a packed matrix as floats: out[t] = scale * W[ids[t]]. Work-item (block of 32, token).
 // ADD: out[t] is increased instead.
+// SLAB: w has the rows from first_row on, n_rows of them; other ids are left alone.
 
 #ifndef SIMT
 #define SIMT  // one row at a time, whatever the family
@@ -14,9 +15,19 @@
 #endif
 
 kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_cols,
-                  global const int* ids, float scale, global float* out) {
+                  global const int* ids, float scale, global float* out
+#ifdef SLAB
+                  , int first_row, int n_rows
+#endif
+) {
     const int b = get_global_id(0), t = get_global_id(1);
-    const int g = ids[t] / ROWS, lane = ids[t] % ROWS;
+#ifdef SLAB
+    const int id = ids[t] - first_row;
+    if (id < 0 || id >= n_rows) return;
+#else
+    const int id = ids[t];
+#endif
+    const int g = id / ROWS, lane = id % ROWS;
     out += (size_t)t * n_cols + 32 * b;
 #ifdef LOW_BITS
     global const uchar* s = w + scales_at + (ulong)g * (n_blocks / SUPER) * SBYTES;

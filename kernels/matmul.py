@@ -13,7 +13,7 @@ import numpy as np
 
 from kernels.device import Device
 from kernels.tape import TOKENS, Per, Tape
-from kernels.tensor import Tensor, empty
+from kernels.tensor import Tensor, empty, from_element
 from kernels.weights import BLOCK, ROWS, Matrix
 from kernels.work import Work
 
@@ -114,13 +114,31 @@ def matmul(
     inputs, defines = _inputs(w, x)
     defines += [w.define] + ["ADD"] * add + ["BIAS"] * (bias is not None)
     defines += ["SCALE"] * (scale != 1.0) + (experts.defines if experts else [])
-    args = [
-        w.buffer, np.uint64(w.scales_at), *inputs, np.int32(w.n_blocks), np.int32(w.n_rows),
-        counts.buffer, np.int32(count), *(experts.args() if experts else []),
-        *([bias.buffer] if bias is not None else []), *([np.float32(scale)] * (scale != 1.0)),
-        out.buffer, np.int32(out.shape[-1]), np.int32(out_offset),
+    for row, part in w.parts:
+        args = [
+            *_part_args(part, inputs, counts, count, experts, bias, row),
+            *([np.float32(scale)] * (scale != 1.0)),
+            out.buffer, np.int32(out.shape[-1]), np.int32(out_offset + row),
+        ]  # fmt: skip
+        _launch(tape, part, [*defines], args, tile, count, unit=1, experts=experts)
+
+
+def _part_args(
+    part: Matrix,
+    inputs: list[object],
+    counts: Tensor,
+    count: int,
+    experts: ExpertRows | None,
+    bias: Tensor | None,
+    row: int,
+) -> list[object]:
+    """A launch's first arguments; the biases of a slab's rows lie together, whatever the expert."""
+    return [
+        part.buffer, np.uint64(part.scales_at), *inputs, np.int32(part.n_blocks),
+        np.int32(part.n_rows), counts.buffer, np.int32(count),
+        *(experts.args() if experts else []),
+        *([] if bias is None else [from_element(bias, row * part.n_experts)]),
     ]  # fmt: skip
-    _launch(tape, w, defines, args, tile, count, unit=1, experts=experts)
 
 
 def glu(
@@ -142,32 +160,38 @@ def glu(
     ``bias`` has the order of the packed rows: 16 of gate, 16 of up, padded to 64. ``limit``
     bounds both factors, if it is not 0. ``experts``: see matmul().
 
-    ``out`` is float, or quantized, or both; the simt family needs room for the floats
-    (``values``) in any case and quantizes in a launch of its own.
+    ``out`` is float, or quantized, or both; where ``fuses_quantization`` is not true there must
+    be room for the floats (``values``), and quantizing is a launch of its own.
     """
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
     inputs, defines = _inputs(w, x)
     defines += [w.define, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
     defines += experts.defines if experts else []
-    fused = tape.device.is_simd and out.values is None
-    if fused and out.codes is not None and out.scales is not None:
+    fused = fuses_quantization(tape.device, w) and out.values is None
+    if fused:
         defines.append("QUANTIZE_OUT")
-        outputs: list[object] = [out.codes.buffer, out.scales.buffer]
-    else:
-        if out.values is None:
-            raise ValueError("glu on this device needs room for float values")
-        outputs = [out.values.buffer, np.int32(out.n_cols), np.int32(0)]
-    args = [
-        w.buffer, np.uint64(w.scales_at), *inputs, np.int32(w.n_blocks), np.int32(w.n_rows),
-        counts.buffer, np.int32(count), *(experts.args() if experts else []),
-        *([bias.buffer] if bias is not None else []), *outputs,
-    ]  # fmt: skip
-    _launch(tape, w, defines, args, tile, count, unit=2, experts=experts)
+    for row, part in w.parts:
+        args = _part_args(part, inputs, counts, count, experts, bias, row)
+        args += _glu_outputs(out, row // 2, fused=fused)
+        _launch(tape, part, [*defines], args, tile, count, unit=2, experts=experts)
     if out.quantized and "QUANTIZE_OUT" not in defines:
         from kernels.norm import quantize
 
         quantize(tape, out, count=count, times=experts.used if experts else 1)
+
+
+def fuses_quantization(device: Device, w: Matrix) -> bool:
+    """Whether glu can write integer activations without room for floats."""
+    return device.is_simd and not w.slabs
+
+
+def _glu_outputs(out: Activations, offset: int, *, fused: bool) -> list[object]:
+    if fused and out.codes is not None and out.scales is not None:
+        return [out.codes.buffer, out.scales.buffer]
+    if out.values is None:
+        raise ValueError("glu on this device needs room for float values")
+    return [out.values.buffer, np.int32(out.n_cols), np.int32(offset)]
 
 
 def glu_defines(activation: str, limit: float) -> list[str]:

@@ -57,6 +57,14 @@ def allocate(device: Device, n_bytes: int) -> Any:
         ) from error
 
 
+def from_element(tensor: Tensor, first: int) -> Any:
+    """The tensor's buffer from an element on, which must be where a sub-buffer may begin."""
+    if first == 0:
+        return tensor.buffer
+    at = first * tensor.dtype.itemsize
+    return tensor.buffer.get_sub_region(at, tensor.n_bytes - at)
+
+
 def _granted(device: Device, n_bytes: int) -> int:
     """Bytes that a buffer takes, with what is lost to alignment."""
     unit = 16 if device.huge_pages is None else BUFFER_ALIGNMENT

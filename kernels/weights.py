@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from kernels.tensor import allocate, fill_zero
 
 ROWS = 16  # rows side by side (lanes.cl)
 BLOCK = 32  # columns per block
+SLAB_ROWS = 256  # whole groups, and biases that begin where a sub-buffer may
 SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
 
 # Per 32 columns of 16 rows: bytes of codes; bytes of scales and how many blocks share them
@@ -62,6 +63,8 @@ class Matrix:
 
     With ``paired``, rows of two matrices (gate and up) alternate in groups of 16 and n_rows
     counts both. With ``n_experts`` there are so many matrices of n_rows, one after another.
+    Where that is more than one buffer can hold, ``slabs`` have some of the rows each (of every
+    expert), and ``buffer`` is None.
     """
 
     buffer: Any
@@ -72,6 +75,15 @@ class Matrix:
     n_bytes: int
     paired: bool = False
     n_experts: int = 1
+    slabs: tuple[Matrix, ...] = ()
+
+    @property
+    def parts(self) -> Iterator[tuple[int, Matrix]]:
+        """The matrices that have a buffer, each with its first row here."""
+        row = 0
+        for slab in self.slabs or (self,):
+            yield row, slab
+            row += slab.n_rows
 
     @property
     def is_float(self) -> bool:
@@ -139,7 +151,7 @@ def place(
     """Allocate one matrix for several of one type and width, below each other or paired.
 
     Its contents come with the jobs. Stacked parts but the last need a multiple of 16 rows.
-    Raises ValueError otherwise.
+    Raises ValueError otherwise. What does not fit into one buffer of the device is split.
     """
     first = parts[0]
     if any((p.type, p.n_cols) != (first.type, first.n_cols) for p in parts):
@@ -151,6 +163,13 @@ def place(
     n_groups = sum(-(-p.n_rows // ROWS) for p in parts)
     if paired:
         n_groups = -(-n_groups // 4) * 4  # a unit of the kernels is two pairs
+    if ranges := _slab_rows(device, first, n_groups, parts[0].n_rows if paired else n_rows):
+        return _join(
+            place(device, [part.rows(begin, end) for part in parts], paired=True)
+            if paired
+            else place(device, _stacked_rows(parts, begin, end))
+            for begin, end in ranges
+        )
     scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
     buffer = allocate(device, n_bytes)
     if paired:
@@ -191,6 +210,14 @@ def place_experts(
         raise ValueError(f"experts of {example.n_rows} rows")
     n_rows = example.n_rows * (2 if paired else 1)
     n_groups = n_rows // ROWS * len(first)
+    if ranges := _slab_rows(device, example, n_groups, example.n_rows):
+        return _join(
+            place_experts(
+                device, [raw.rows(begin, end) for raw in first],
+                [raw.rows(begin, end) for raw in second],
+            )
+            for begin, end in ranges
+        )  # fmt: skip
     scales_at, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
     matrix = Matrix(
         allocate(device, n_bytes), example.type, n_rows, example.n_cols, scales_at, n_bytes,
@@ -203,6 +230,41 @@ def place_experts(
         for at, piece in _slices(part)
     ]
     return matrix, jobs
+
+
+def _slab_rows(
+    device: Device, example: RawMatrix, n_groups: int, n_rows: int
+) -> list[tuple[int, int]]:
+    """Ranges of the ``n_rows`` rows of each of some matrices, which have ``n_groups`` groups
+    together, such that a range of all fits into a buffer; empty if all of it does."""
+    _, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    if n_bytes <= device.max_allocation:
+        return []
+    per_row = n_bytes / n_rows
+    step = max(int(device.max_allocation / per_row) // SLAB_ROWS, 1) * SLAB_ROWS
+    if step >= n_rows:
+        return []  # allocating says what the matter is
+    return [(begin, min(begin + step, n_rows)) for begin in range(0, n_rows, step)]
+
+
+def _stacked_rows(parts: Sequence[RawMatrix], begin: int, end: int) -> list[RawMatrix]:
+    """Rows from ``begin`` to ``end`` of matrices that lie below each other."""
+    found, row = list[RawMatrix](), 0
+    for part in parts:
+        first, last = max(begin - row, 0), min(end - row, part.n_rows)
+        if first < last:
+            found.append(part.rows(first, last))
+        row += part.n_rows
+    return found
+
+
+def _join(placed: Iterable[tuple[Matrix, list[PackJob]]]) -> tuple[Matrix, list[PackJob]]:
+    slabs, jobs = zip(*placed, strict=True)
+    n_rows, n_bytes = (sum(getattr(slab, name) for slab in slabs) for name in ("n_rows", "n_bytes"))
+    whole = replace(
+        slabs[0], buffer=None, n_rows=n_rows, n_bytes=n_bytes, scales_at=0, slabs=tuple(slabs)
+    )
+    return whole, [job for some in jobs for job in some]
 
 
 def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:

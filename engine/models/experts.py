@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
 from kernels.activate import activate
-from kernels.matmul import Activations, glu, matmul
+from kernels.matmul import Activations, fuses_quantization, glu, matmul
 from kernels.moe import Routing, combine, route
 from kernels.tensor import Tensor
 
@@ -52,7 +52,8 @@ class Experts:
         )  # fmt: skip
         self._hidden = workspace.activations(
             f"{name} hidden", [weights.down], times=used,
-            floats=self._up is None and not context.device.is_simd,
+            floats=self._up is None
+            and not fuses_quantization(context.device, weights.first.matrix),
         )  # fmt: skip
         self._yield = workspace.rows(f"{name} yield", weights.down.matrix.n_rows, used)
 

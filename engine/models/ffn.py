@@ -10,7 +10,7 @@ from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.activate import activate, activate_glu
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, glu, matmul
+from kernels.matmul import Activations, fuses_quantization, glu, matmul
 from kernels.tensor import Tensor
 
 
@@ -53,9 +53,12 @@ class FFN:
         self._w, self._c = weights, context
         self._scale = context.h.residual_scale if scale is None else scale
         workspace, n_ff = context.workspace, weights.down.matrix.n_cols
+        first = weights.first[0].matrix
         self._hidden = workspace.activations(
-            "hidden", [weights.down], floats=self._is_paired and not context.device.is_simd
-        )
+            "hidden",
+            [weights.down],
+            floats=self._is_paired and not fuses_quantization(context.device, first),
+        )  # fmt: skip
         self._parts = () if self._is_paired else tuple(
             workspace.rows(f"ffn {i}", n_ff) for i in range(len(weights.first))
         )  # fmt: skip

@@ -1,0 +1,44 @@
+"""Models on a device that allocates less at once than their matrices take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stepping import Stepper, nmse, sequence
+
+from kernels import weights
+from kernels.device import Device, DeviceError
+from kernels.program import Programs
+
+FLOAT_NMSE = 1e-7
+LIMIT = 600 << 10  # bytes; the largest matrices have six to ten times as many
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "gpt-oss-moe"])
+def test_matrices_are_split(
+    conformance_model: Callable[[str], Path],
+    shared: Path,
+    device: Device,
+    programs: Programs,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """gpt-oss has biases of experts, which are split too."""
+    monkeypatch.setattr(weights, "SLAB_ROWS", 32)
+    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    small = replace(device, max_allocation=LIMIT)
+    model = Stepper(conformance_model(name), small, programs)
+    result = model.run(sequence(tokens, 1, [3, 7, 5]), [40] + [1] * 24)
+    assert nmse(result, logits) <= FLOAT_NMSE
+
+
+def test_what_cannot_be_split_is_named(
+    conformance_model: Callable[[str], Path], device: Device, programs: Programs
+) -> None:
+    with pytest.raises(DeviceError, match="at most 0 MiB can be allocated at once"):
+        Stepper(conformance_model("llama-dense"), replace(device, max_allocation=5000), programs)
