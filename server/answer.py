@@ -105,17 +105,24 @@ class Choice:
     def _split(
         self, delta: ChatDelta, tokens: tuple[int, ...], scores: tuple[TokenScore, ...]
     ) -> Sequence[Piece]:
-        """A piece of each kind that the delta has; the tokens go with the first."""
-        pieces = []
-        if delta.reasoning:
-            pieces.append(Piece("", tokens, scores, delta.reasoning))
-            self.n_reasoning += len(tokens)
-            tokens, scores = (), ()
-        if delta.content:
-            pieces.append(Piece(delta.content, tokens, scores))
-            tokens, scores = (), ()
-        if delta.calls:
-            pieces.append(Piece("", tokens, scores, "", tuple(self._calls(delta))))
+        """A piece of each kind that the delta has; the tokens go with the first.
+
+        The rest of a call that has begun before comes first, new calls last.
+        """
+        if delta.content and not delta.reasoning and not delta.calls:
+            return (Piece(delta.content, tokens, scores),)
+        calls = tuple(self._calls(delta))
+        n_old = next((place for place, call in enumerate(calls) if call.id), len(calls))
+        self.n_reasoning += len(tokens) if delta.reasoning else 0
+        kinds = (
+            Piece(calls=calls[:n_old]),
+            Piece(reasoning=delta.reasoning),
+            Piece(delta.content),
+            Piece(calls=calls[n_old:]),
+        )
+        pieces = [piece for piece in kinds if piece.shows]
+        if pieces:
+            pieces[0] = replace(pieces[0], tokens=tokens, scores=scores)
         return pieces
 
     def _calls(self, delta: ChatDelta) -> Iterable[ToolCallDelta]:

@@ -11,12 +11,24 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import anthropic, completion, monitoring, native, ollama, openai, responses
+from server import (
+    anthropic,
+    completion,
+    embeddings,
+    monitoring,
+    native,
+    ollama,
+    openai,
+    openapi,
+    responses,
+)
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
 from server.service import Service
 
-DIALECTS = (openai, responses, anthropic, ollama, completion, native, monitoring)
+DIALECTS = (
+    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring
+)  # fmt: skip
 
 
 class Gate:
@@ -76,9 +88,10 @@ class Cors:
 def create_app(
     service: Service, api_keys: Iterable[str] = (), cors: Cors | None = None, prefix: str = ""
 ) -> Starlette:
+    routes = [route for dialect in DIALECTS for route in dialect.routes(service)]
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
-        routes=[route for dialect in DIALECTS for route in dialect.routes(service)],
+        routes=[*routes, *openapi.routes(routes)],
         middleware=[
             (cors or Cors()).middleware(),
             *prefixed,

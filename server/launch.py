@@ -132,6 +132,8 @@ def serve(settings: Settings) -> int:
         max_body=settings.max_body * 2**20,
         timeout=settings.timeout,
         endpoints=Endpoints(settings.slots, settings.props, settings.metrics),
+        pooling=settings.pooling,
+        embd_normalize=settings.embd_normalize,
     )
     encrypted = uses_https(settings)
     bound = listeners.bind(hosts, settings.port)

@@ -19,14 +19,14 @@ def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(prompt.ids, special=True) if prompt.text is None else prompt.text
 
 
-def completion_prompts(value: Any, tokenizer: Tokenizer) -> list[Prompt]:
-    """A string, tokens, strings mixed with tokens, or a list of these."""
+def completion_prompts(value: Any, tokenizer: Tokenizer, field: str = "prompt") -> list[Prompt]:
+    """A string, tokens, strings mixed with tokens, or a list of these; `field` has it."""
     if isinstance(value, list) and is_list_of_prompts(value):
-        prompts = [one_prompt(item, tokenizer) for item in value]
+        prompts = [one_prompt(item, tokenizer, field) for item in value]
     else:
-        prompts = [one_prompt(value, tokenizer)]
+        prompts = [one_prompt(value, tokenizer, field)]
     if not prompts:
-        raise invalid("Field 'prompt': the list of prompts is empty")
+        raise invalid(f"Field '{field}': the list is empty")
     return prompts
 
 
@@ -36,10 +36,10 @@ def is_list_of_prompts(value: list[Any]) -> bool:
     )
 
 
-def one_prompt(value: Any, tokenizer: Tokenizer) -> Prompt:
-    ids = tuple(encode_mixed("prompt", value, tokenizer, add_special=True))
+def one_prompt(value: Any, tokenizer: Tokenizer, field: str) -> Prompt:
+    ids = tuple(encode_mixed(field, value, tokenizer, add_special=True))
     if not ids:
-        raise invalid("Field 'prompt': the prompt has no tokens")
+        raise invalid(f"Field '{field}': there are no tokens")
     return Prompt(ids, value if isinstance(value, str) else None)
 
 

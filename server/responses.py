@@ -21,11 +21,11 @@ from server.answer import Choice, Piece, join, random_id, timings
 from server.chat import prepare
 from server.conversation import Chat, read_chat
 from server.errors import ApiError, json_response
-from server.fields import refuse
+from server.fields import convert, refuse
 from server.framing import NAMED_SSE
 from server.generate import Job, Options, make_options, start
 from server.logprobs import content_logprobs
-from server.responses_input import STATEFUL, chat_body, echoed, sealed
+from server.responses_input import STATEFUL, ResponsesFields, chat_body, echoed, sealed
 from server.service import Service
 from server.stream import Reply
 
@@ -55,8 +55,9 @@ async def input_tokens(service: Service, http: HttpRequest) -> Response:
     )
 
 
-async def read(service: Service, data: Mapping[str, Any]) -> tuple[Chat, Job]:
+async def read(service: Service, data: dict[str, Any]) -> tuple[Chat, Job]:
     refuse(data, STATEFUL)
+    convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
     return chat, await prepare(service, chat)
 

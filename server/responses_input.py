@@ -7,6 +7,8 @@ import binascii
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from server.errors import invalid
 
 # What asks for a memory of earlier responses, or for work that outlives the request.
@@ -34,27 +36,38 @@ TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "
 HOSTED_SUFFIXES = ("_call", "_call_output", "_list_tools", "_approval_request", "compaction")
 
 
+class ResponsesFields(msgspec.Struct, kw_only=True):
+    """The types of what is translated; all other fields are a chat completion's."""
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    include: list[str] | None = None
+    max_output_tokens: int | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    parallel_tool_calls: bool | None = None
+
+
 def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that both APIs have keep their names; the rest is translated or left out."""
     body = {name: value for name, value in data.items() if name not in TRANSLATED}
     if "max_output_tokens" in data:
         body["max_tokens"] = data["max_output_tokens"]
-    effort = object_of(data, "reasoning").get("effort")
+    effort = data.get("reasoning", {}).get("effort")
     if effort is not None:
         body["reasoning_effort"] = effort
-    form = object_of(data, "text").get("format")
+    form = data.get("text", {}).get("format")
     if form is not None:
         body["response_format"] = response_format(form)
     if "message.output_text.logprobs" in (data.get("include") or []):
         body |= {"logprobs": True, "top_logprobs": data.get("top_logprobs", 0)}
     return body | {"messages": messages(data)} | tool_fields(data)
-
-
-def object_of(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = data.get(name, {})
-    if not isinstance(value, dict):
-        raise invalid(f"Field '{name}': expected an object, got {value!r:.80}")
-    return value
 
 
 def response_format(form: Any) -> dict[str, Any]:
@@ -68,10 +81,7 @@ def response_format(form: Any) -> dict[str, Any]:
 
 def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """Function tools; the others are OpenAI's own services and are left out."""
-    given = data.get("tools", [])
-    if not isinstance(given, list):
-        raise invalid(f"Field 'tools': expected an array, got {given!r:.80}")
-    functions = [tool for tool in given if is_function(tool)]
+    functions = [tool for tool in data.get("tools", []) if is_function(tool)]
     if not functions:
         return {}
     body: dict[str, Any] = {"tools": [chat_tool(tool) for tool in functions]}
@@ -99,20 +109,16 @@ def messages(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if "instructions" in data:
         found.append({"role": "system", "content": data["instructions"]})
-    given = data.get("input")
+    given = data["input"]
     if isinstance(given, str):
         return [*found, {"role": "user", "content": given}]
-    if not isinstance(given, list):
-        raise invalid("Field 'input' is required: a string or an array of items")
     for place, item in enumerate(given):
         add_item(found, f"input[{place}]", item)
     return found
 
 
-def add_item(found: list[dict[str, Any]], name: str, item: Any) -> None:
+def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> None:
     """Items of one turn of the assistant (reasoning, text, calls) become one message."""
-    if not isinstance(item, dict):
-        raise invalid(f"Field '{name}': expected an object, got {item!r:.80}")
     kind = item.get("type", "message")
     if kind == "message":
         add_message(found, name, item)

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from starlette.requests import Request as HttpRequest
 
+from engine.request import Pooling
 from server.errors import ApiError
 from server.fields import Defaults, read_object
 from server.interface import Engine
@@ -43,6 +44,8 @@ class Service:
         max_body: int = DEFAULT_MAX_BODY,
         timeout: float = DEFAULT_TIMEOUT,
         endpoints: Endpoints | None = None,
+        pooling: Pooling | None = None,
+        embd_normalize: int = 2,
     ) -> None:
         self.loaded_engine = engine  # None while the model loads
         self.defaults = defaults or Defaults()
@@ -50,6 +53,8 @@ class Service:
         self.ping_interval = ping_interval
         self.max_body = max_body
         self.timeout = timeout
+        self.embd_normalize = embd_normalize
+        self._pooling = pooling  # None: the model's
         self.endpoints = endpoints or Endpoints()
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
@@ -66,6 +71,10 @@ class Service:
     def model_name(self) -> str:
         """Never what a request calls it: the first alias, or the name of the file."""
         return self.aliases[0] if self.aliases else os.path.basename(str(self.engine.info.path))
+
+    @property
+    def pooling(self) -> Pooling:
+        return self._pooling or self.engine.info.pooling
 
     def event_stream(self, ping_interval: float = 0.0) -> EventStream:
         loop = asyncio.get_running_loop()

@@ -421,6 +421,23 @@ class Settings:
         "--reasoning-budget-message", group=CHAT, env="THINK_BUDGET_MESSAGE", type=click.STRING,
         default="", help="text that is written before a forced end",
     )
+    embedding: bool = option(
+        "--embedding", "--embeddings", group=CHAT, env="EMBEDDINGS", default=False,
+        help="accepted, as embeddings are always there",
+    )
+    reranking: bool = option(
+        "--rerank", "--reranking", group=CHAT, env="RERANKING", default=False,
+        help="accepted, as reranking is there for models with a head for it",
+    )
+    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = option(
+        "--pooling", group=CHAT, env="POOLING", default=None,
+        type=click.Choice(("none", "mean", "cls", "last", "rank")),
+        help="from tokens to one embedding; the model's otherwise",
+    )
+    embd_normalize: int = option(
+        "--embd-normalize", group=CHAT, type=click.IntRange(-1), default=2,
+        help="norm of embeddings; -1: as they are, 0: largest is 32760, 2: Euclidean",
+    )
     host: tuple[str, ...] = option(
         "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
         default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",

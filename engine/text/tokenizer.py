@@ -46,6 +46,7 @@ class Tokenizer:
         add_eos: bool = False,
         prefix_space: bool = False,
         strip_space: bool = False,
+        separator: int | None = None,
     ) -> None:
         self.n_vocab = len(vocab.tokens)
         self.bos_id = vocab.roles.get("bos")
@@ -65,6 +66,7 @@ class Tokenizer:
         bert = vocab.model == "bert"
         self._first = [_role(vocab, "bos")] if add_bos or bert else []
         self._last = [_role(vocab, "separator" if bert else "eos")] if add_eos or bert else []
+        self._separator = separator  # between two texts, beside the end of the first
         self._pieces: list[bytes | None] = [None] * self.n_vocab
 
     def encode(
@@ -97,6 +99,12 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control or unknown token, hidden from ordinary output."""
         return bool(self._vocab.attributes[self._checked(token_id)] & _HIDDEN)
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Two texts as rerankers want them: the end of the first, a separator, the second."""
+        ids = self.encode(first)
+        ids += [] if self._separator is None else [self._separator]
+        return ids + self.encode(second)[len(self._first) :]
 
     def piece(self, token_id: int, special: bool = True) -> bytes:
         """The bytes that the token adds to a text; b"" for a special one if not ``special``.
@@ -182,6 +190,7 @@ def _tokenizer(
         add_eos=_flag(metadata, "add_eos_token", defaults.get("add_eos", False)),
         prefix_space=add_space_prefix and vocab.model == "llama",
         strip_space=add_space_prefix,
+        separator=vocab.roles.get("separator") if _flag(metadata, "add_sep_token", False) else None,
     )
 
 

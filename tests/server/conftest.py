@@ -47,6 +47,9 @@ class ByteTokenizer:
             ids += ([BOS] if number else []) + list(part.encode())
         return ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        return [BOS, *first.encode(), EOS, *second.encode()]
+
     def piece(self, id: int, special: bool = True) -> bytes:
         if id < BOS:
             return bytes([id])
@@ -100,6 +103,9 @@ class Info:
     device_name: str = "Fake device"
     driver: str = "fake 1.0"
     kv_bytes: int = 1_048_576
+    pooling: str = "none"
+    is_encoder: bool = False
+    ranks: bool = False
 
 
 Script = Callable[[Request, threading.Event], Iterator[Event]]
@@ -200,6 +206,8 @@ class Fakes:
     score = staticmethod(score)
     failed = Failed
     fim = FimTokens
+    info = Info()
+    tokenizer = ByteTokenizer()
 
 
 @pytest.fixture

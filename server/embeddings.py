@@ -1,0 +1,218 @@
+"""Embeddings and reranking, in the shapes of OpenAI, llama-server, Jina, TEI and Ollama."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from engine.embedding import normalized
+from engine.request import Embedded, Pooling, Request
+from server.errors import invalid, json_response, not_enabled
+from server.fields import convert
+from server.prompts import Prompt, completion_prompts
+from server.service import Service
+from server.stream import raise_if_ended_early
+
+Vectors = list[list[float]]  # of one input: one, or with the pooling "none" one for each token
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    rerankings = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
+    paths = {
+        "/v1/embeddings": openai_embeddings,
+        "/embeddings": native_embeddings,
+        "/embedding": native_embeddings,
+        "/api/embed": ollama_embed,
+        "/api/embeddings": ollama_embeddings,
+        **dict.fromkeys(rerankings, rerank),
+    }
+    return [
+        Route(path, partial(endpoint, service), methods=["POST"])
+        for path, endpoint in paths.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    vectors: Vectors
+    n_tokens: int
+
+
+async def run(service: Service, prompts: Sequence[Prompt], pooling: Pooling) -> list[Result]:
+    """What the engine makes of each prompt; they wait for slots like other requests."""
+    stream = service.event_stream()
+    vectors: list[Vectors] = [[] for _ in prompts]
+    try:
+        stream.submit(Request(prompt.ids, pooling=pooling, max_tokens=0) for prompt in prompts)
+        async for batch in stream:
+            for index, event in batch:
+                raise_if_ended_early(event)
+                if type(event) is Embedded:
+                    vectors[index] = [list(vector) for vector in event.vectors]
+    finally:
+        stream.close()
+    return [Result(found, len(prompt.ids)) for prompt, found in zip(prompts, vectors, strict=True)]
+
+
+class EmbeddingFields(msgspec.Struct, kw_only=True):
+    input: Any = None
+    content: Any = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    embd_normalize: int | None = None
+
+
+async def embed(service: Service, fields: EmbeddingFields, pooling: Pooling) -> list[Result]:
+    name, value = ("input", fields.input) if fields.content is None else ("content", fields.content)
+    if value is None:
+        raise invalid("Field 'input' is required")
+    prompts = await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, name)
+    results = await run(service, prompts, pooling)
+    kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
+    return [
+        Result([shaped(vector, kind, fields.dimensions) for vector in one.vectors], one.n_tokens)
+        for one in results
+    ]
+
+
+def shaped(vector: list[float], kind: int, dimensions: int | None) -> list[float]:
+    """Normalized; cut to the first dimensions before that, if fewer are asked for."""
+    if dimensions is not None:
+        if not 1 <= dimensions <= len(vector):
+            raise invalid(
+                f"Field 'dimensions': Value must be between 1 and {len(vector)}, got {dimensions}"
+            )
+        vector = vector[:dimensions]
+    return normalized(vector, kind)
+
+
+def one_vector(service: Service) -> Pooling:
+    """The pooling of APIs that have one vector for each input."""
+    pooling = service.pooling
+    return "mean" if pooling == "none" else pooling
+
+
+async def openai_embeddings(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), EmbeddingFields)
+    results = await embed(service, fields, one_vector(service))
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": service.model_name,
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "data": [
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": encoded(result.vectors[0], fields.encoding_format),
+                }
+                for index, result in enumerate(results)
+            ],
+        }
+    )
+
+
+def encoded(vector: list[float], form: str) -> list[float] | str:
+    """Numbers, or the base64 of little-endian float32."""
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+async def native_embeddings(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), EmbeddingFields)
+    results = await embed(service, fields, service.pooling)
+    return json_response(
+        [{"index": index, "embedding": result.vectors} for index, result in enumerate(results)]
+    )
+
+
+async def ollama_embed(service: Service, http: HttpRequest) -> Response:
+    began = time.perf_counter_ns()
+    fields = convert(await service.read_object(http), EmbeddingFields)
+    results = await embed(service, fields, one_vector(service))
+    return json_response(
+        {
+            "model": service.model_name,
+            "embeddings": [result.vectors[0] for result in results],
+            "total_duration": time.perf_counter_ns() - began,
+            "load_duration": 0,
+            "prompt_eval_count": sum(result.n_tokens for result in results),
+        }
+    )
+
+
+class OllamaPrompt(msgspec.Struct):
+    prompt: str
+
+
+async def ollama_embeddings(service: Service, http: HttpRequest) -> Response:
+    """Ollama's older endpoint: one text, and the vector as the model gives it."""
+    given = convert(await service.read_object(http), OllamaPrompt)
+    fields = EmbeddingFields(input=given.prompt, embd_normalize=-1)
+    (result,) = await embed(service, fields, one_vector(service))
+    return json_response({"embedding": result.vectors[0]})
+
+
+class RerankFields(msgspec.Struct, kw_only=True):
+    query: str
+    documents: list[str | dict[str, Any]] | None = None  # Jina, Cohere
+    texts: list[str] | None = None  # TEI
+    top_n: int | None = None
+    return_text: bool = False
+    return_documents: bool = False
+
+
+async def rerank(service: Service, http: HttpRequest) -> Response:
+    """Relevance of each document to the query; ``texts`` are answered in TEI's shape."""
+    if not service.engine.info.ranks:
+        raise not_enabled("reranking", "a model with a head for ranking")
+    fields = convert(await service.read_object(http), RerankFields)
+    given = fields.texts if fields.documents is None else fields.documents
+    if not given:
+        raise invalid("Field 'documents' is required, and must not be empty")
+    texts = [document_text(place, document) for place, document in enumerate(given)]
+    pair = service.engine.tokenizer.encode_pair
+    prompts = await asyncio.to_thread(
+        lambda: [Prompt(tuple(pair(fields.query, text))) for text in texts]
+    )
+    results = await run(service, prompts, "rank")
+    scores = [result.vectors[0][0] for result in results]
+    order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
+    name = "relevance_score" if fields.texts is None else "score"
+    ranked: list[dict[str, Any]] = [{"index": place, name: scores[place]} for place in order]
+    for entry in ranked:
+        if fields.texts is not None and fields.return_text:
+            entry["text"] = texts[entry["index"]]
+        elif fields.texts is None and fields.return_documents:
+            entry["document"] = {"text": texts[entry["index"]]}
+    if fields.texts is not None:
+        return json_response(ranked)
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": service.model_name,
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "results": ranked,
+        }
+    )
+
+
+def document_text(place: int, document: str | dict[str, Any]) -> str:
+    text = document.get("text") if isinstance(document, dict) else document
+    if not isinstance(text, str):
+        raise invalid(f"Field 'documents[{place}]': expected a text, got {document!r:.80}")
+    return text
