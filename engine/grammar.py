@@ -27,7 +27,8 @@ MAX_TEXT = 2**20  # characters; a schema of so many takes about a second
 # Converting GBNF takes the square of its rules in the worst case: 2 seconds for so many.
 MAX_GBNF_TEXT, MAX_GBNF_RULES = 2**16, 1000
 MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties takes 4 n
-CACHED_GRAMMARS = 64
+MAX_STATES = 100_000  # of a lexer, with about 300 bytes each
+CACHED_GRAMMARS = 32
 CACHED_VOCABULARIES = 4
 WORDS = {  # llguidance's, where they name its own options
     "<non-verbose/>": "",
@@ -98,7 +99,9 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary, n_vocab: int) -> None:
         self.vocabulary = vocabulary
         self.n_vocab = n_vocab  # logits in a row; may be more than there are tokens
-        self._limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
+        self._limits = LLParserLimits(
+            max_items_in_row=MAX_ITEMS, max_lexer_states=MAX_STATES, verbose_errors=False
+        )
         self._lock = threading.Lock()
         self._tokenizer = lru_cache(CACHED_VOCABULARIES)(self._new_tokenizer)
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
@@ -110,6 +113,11 @@ class Grammars:
         cannot be enforced.
         """
         return self._compiled(constraint.kind, constraint.text, constraint.preserved).deep_copy()
+
+    def forget(self) -> None:
+        """Compile anew from now on: matchers of one grammar share a lexer, which stays at its
+        limits once it has reached them."""
+        self._compiled.cache_clear()
 
     def tokenizer(self, constraint: Constraint) -> LLTokenizer:
         with self._lock:  # one of 150,000 tokens takes half a second: not twice at a time

@@ -30,7 +30,7 @@ class Guide:
     """
 
     def __init__(self, constraint: Constraint, grammars: Grammars) -> None:
-        self._vocabulary, self._n_vocab = grammars.vocabulary, grammars.n_vocab
+        self._grammars, self._vocabulary = grammars, grammars.vocabulary
         self._matcher = grammars.matcher(constraint)
         self._tokenizer = grammars.tokenizer(constraint)
         self._triggers = constraint.triggers
@@ -98,6 +98,7 @@ class Guide:
             self._error = self._matcher.get_error()
         if self._error:
             words[:] = -1
+            self._grammars.forget()
 
     def accept(self, token: int) -> None:
         """Take note of the chosen token. EngineError if the grammar cannot go on."""
@@ -130,6 +131,7 @@ class Guide:
 
     def _consume(self, tokens: list[int]) -> None:
         if not self._matcher.consume_tokens(tokens):
+            self._grammars.forget()
             raise EngineError(f"the grammar has failed: {worded(self._matcher.get_error())}")
 
     def _scan(self) -> None:

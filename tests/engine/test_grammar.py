@@ -6,11 +6,12 @@ import json
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from byte_vocabulary import N_VOCAB, ByteVocabulary, follow
 
 from engine.constraint import Constraint, Kind
-from engine.errors import RequestError
+from engine.errors import EngineError, RequestError
 from engine.grammar import MAX_TEXT, Grammars
 from engine.guide import Guide
 
@@ -116,3 +117,17 @@ def test_an_object_of_thousands_of_optional_properties(grammars: Grammars) -> No
     schema = json.dumps({"type": "object", "properties": properties})
     guide = Guide(Constraint("json_schema", schema), grammars)
     follow(guide, list(b'{"p1": 2, "p1999": 3}'))
+
+
+def test_a_grammar_at_its_limits_ends_its_request_and_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever reaches them shares a lexer with those who come after."""
+    monkeypatch.setattr("engine.grammar.MAX_STATES", 300)
+    grammars = Grammars(ByteVocabulary(), N_VOCAB)
+    text = np.random.default_rng(1).choice(list(b"abcd"), 2000).tolist()
+    for _ in range(2):
+        guide = Guide(Constraint("regex", "(.*[ab].{12}){80}"), grammars)
+        follow(guide, text[:10])
+        with pytest.raises(EngineError, match="too many states"):
+            follow(guide, text[10:])
