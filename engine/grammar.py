@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
@@ -121,7 +121,14 @@ class Grammars:
 
     def tokenizer(self, constraint: Constraint) -> LLTokenizer:
         with self._lock:  # one of 150,000 tokens takes half a second: not twice at a time
-            return self._tokenizer(frozenset(constraint.preserved))
+            return self._tokenizer(self._controls.intersection(constraint.preserved))
+
+    @cached_property
+    def _controls(self) -> frozenset[str]:
+        """The texts of control tokens; preserving any others changes nothing."""
+        vocabulary = self.vocabulary
+        ids = filter(vocabulary.is_special, range(vocabulary.n_vocab))
+        return frozenset(vocabulary.piece(i).decode(errors="replace") for i in ids)
 
     def _new_tokenizer(self, preserved: frozenset[str]) -> LLTokenizer:
         if not self.vocabulary.eog_ids:

@@ -77,6 +77,13 @@ def test_from_many_threads(grammars: Grammars) -> None:
     assert len(found) == 8
 
 
+def test_a_vocabulary_for_each_set_of_control_tokens(grammars: Grammars) -> None:
+    def vocabulary(*preserved: str) -> object:
+        return grammars.tokenizer(Constraint("regex", "x", preserved=preserved))
+
+    assert vocabulary() is vocabulary("no token", "true") is not vocabulary("<|call|>")
+
+
 def test_a_model_without_an_end_has_no_grammars() -> None:
     vocabulary = ByteVocabulary()
     vocabulary.eog_ids = frozenset()
