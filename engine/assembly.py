@@ -31,6 +31,7 @@ class Sizes:
     n_tokens: int  # of a step
     n_batch: int
     n_outputs: int
+    n_ring_pages: int = 0  # of a slot in layers that keep their window only; 0: they keep all
 
 
 def sizes_of(h: Hyperparameters, options: EngineOptions, n_ctx: int) -> Sizes:
@@ -47,13 +48,16 @@ def sizes_of(h: Hyperparameters, options: EngineOptions, n_ctx: int) -> Sizes:
             f"a context of {n_ctx} and batches of {n_tokens} tokens are too small for "
             f"{n_slots} slots"
         )
+    n_pages = -(-n_ctx // PAGE) + (0 if shared else n_slots)
+    ring = 0 if options.swa_full else ring_pages(h, n_slots, n_tokens, n_pages)
     return Sizes(
-        n_pages=-(-n_ctx // PAGE) + (0 if shared else n_slots),
+        n_pages=n_pages,
         n_slots=n_slots,
         n_ctx_slot=n_ctx_slot,
         n_tokens=n_tokens,
         n_batch=options.n_batch,
         n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
+        n_ring_pages=ring,
     )
 
 
@@ -104,8 +108,9 @@ def allocate_memory(
         batch = Batch(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
+            n_ring_pages=sizes.n_ring_pages,
         )  # fmt: skip
-        pages = KVPages(device, _kv_shapes(h, weights, at), sizes.n_pages, cache.k, cache.v)
+        pages = _kv_pages(h, device, _kv_shapes(h, weights, at), sizes, cache, states)
         batches.append(batch)
         places.append(Place(
             h, weights, pages, batch.inputs, device, programs, states,
@@ -113,6 +118,29 @@ def allocate_memory(
         ))  # fmt: skip
     decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs)
     return Memory(decoder, batches, [place.pages for place in places], states)
+
+
+def _kv_pages(
+    h: Hyperparameters,
+    device: Device,
+    shapes: Sequence[KVShape],
+    sizes: Sizes,
+    cache: CacheTypes,
+    states: SlotStates,
+) -> KVPages:
+    rings = [sizes.n_ring_pages * sizes.n_slots * windowed for windowed in h.windowed]
+    pages = KVPages(device, shapes, sizes.n_pages, cache.k, cache.v, rings)
+    for layer, n_ring in zip(pages.layers, rings, strict=True):
+        for tensor in (layer.k, layer.v) if n_ring and layer.shape.n_kv else ():
+            states.ring(device, tensor, h.window)
+    return pages
+
+
+def ring_pages(h: Hyperparameters, n_slots: int, n_tokens: int, n_pages: int) -> int:
+    """Pages of a slot's ring, which holds a window and the tokens of a step; 0: windows do not
+    save memory."""
+    n = -(-(h.window + n_tokens) // PAGE) + 1
+    return n if any(h.windowed) and h.causal and n * n_slots < n_pages else 0
 
 
 def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int) -> list[KVShape]:

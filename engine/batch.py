@@ -17,7 +17,7 @@ from kernels.attention import PART, AttentionInputs
 from kernels.device import Device
 from kernels.kv import PAGE
 from kernels.tape import N_COUNTS, Counts
-from kernels.tensor import Region, Tensor, empty, regions, write
+from kernels.tensor import Region, Tensor, empty, regions, upload, write
 from kernels.topk import topk_buffers
 
 Ints = npt.NDArray[np.int32]
@@ -55,13 +55,17 @@ class Batch:
         n_ctx: int,
         n_vocab: int,
         ngrams: NGrams | None = None,
+        n_ring_pages: int = 0,
     ) -> None:
-        self._device, self._ngrams = device, ngrams
+        """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
+        keep all."""
+        self._device, self._ngrams, self._n_ring_pages = device, ngrams, n_ring_pages
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 4)),
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
+            Region("ring slots", (n_tokens,)),
         ]  # fmt: skip
         if ngrams is not None:
             shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
@@ -70,6 +74,10 @@ class Batch:
         self._written: list[list[int]] = [[] for _ in range(n_sequences)]
         self._tables = empty(device, self._pages.shape, np.int32)
         write(device, self._tables, self._pages, wait=True)
+        attention = AttentionInputs(
+            tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
+        )
+        rings = upload(device, _ring_tables(self._pages, n_ring_pages or 1))
         found = topk_buffers(device, n_outputs, n_vocab, n_sequences)
         self._masks: Ints = np.zeros(found.masks.shape, np.int32)
         self._n_mask_words = -(-n_vocab // 32)
@@ -78,9 +86,9 @@ class Batch:
             slots=tensors["slots"],
             rows=tensors["rows"],
             sequences=tensors["sequences"],
-            attention=AttentionInputs(
-                tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
-            ),
+            attention=attention,
+            ring_slots=tensors["ring slots" if n_ring_pages else "slots"],
+            ring=replace(attention, tables=rings) if n_ring_pages else attention,
             topk=replace(found, wanted=tensors["wanted"]),
             ngrams=tensors.get("ngrams"),
         )
@@ -135,6 +143,10 @@ class Batch:
         if self._ngrams is not None:
             rows = self._ngrams.rows(seq.tokens, start, chunk.count)
             self._parts["ngrams"][n : n + chunk.count] = rows
+        if self._n_ring_pages:
+            n_ring = self._n_ring_pages * PAGE
+            ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
+            self._parts["ring slots"][n : n + chunk.count] = ring
         if chunk.count == 1:
             page = seq.table[start // PAGE]
             self._parts["tokens"][n] = seq.tokens[start]
@@ -170,3 +182,10 @@ class Batch:
                 changed = True
         if changed:
             write(self._device, self._tables, self._pages)
+
+
+def _ring_tables(tables: Ints, n_ring_pages: int) -> Ints:
+    """Page tables of the same shape for slots that have a ring of pages each."""
+    n_sequences, n_pages = tables.shape
+    slots = np.arange(n_sequences, dtype=np.int32)[:, None] * n_ring_pages
+    return slots + np.arange(n_pages, dtype=np.int32) % n_ring_pages

@@ -63,18 +63,28 @@ class LayerKV:
 
 
 class KVPages:
-    """Pages of all layers; page ``p`` of the engine's page tables is page p of each."""
+    """Pages of all layers; page ``p`` of the engine's page tables is page p of each.
+
+    But for rings: layers whose pages belong to slots, as many to each, for the last tokens.
+    """
 
     def __init__(
-        self, device: Device, layers: Sequence[KVShape], n_pages: int, type_k: str, type_v: str
+        self,
+        device: Device,
+        layers: Sequence[KVShape],
+        n_pages: int,
+        type_k: str,
+        type_v: str,
+        rings: Sequence[int] = (),
     ) -> None:
-        """``type_k`` and ``type_v``: of KV_TYPES."""
-        self.n_pages = n_pages
+        """``type_k`` and ``type_v``: of KV_TYPES. ``rings``: a layer's pages if it is a ring,
+        else 0."""
+        self.n_pages, self._rings = n_pages, rings or (0,) * len(layers)
         self._queue = device.queue
         self.layers = []
-        for shape in layers:
+        for shape, n_ring in zip(layers, self._rings, strict=True):
             k, v = (
-                empty(device, (n_pages, PAGE * n_bytes), np.uint8)
+                empty(device, (n_ring or n_pages, PAGE * n_bytes), np.uint8)
                 for n_bytes in shape.token_bytes(type_k, type_v)
             )
             self.layers.append(LayerKV(shape, k, v, (type_k, type_v)))
@@ -85,8 +95,8 @@ class KVPages:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page in all layers."""
-        return self.n_bytes // self.n_pages
+        """Bytes of a page in all layers that have it."""
+        return sum(size for i in range(len(self.layers)) for _, size in self._tensors(i))
 
     def read_page(self, layer: int, page: int) -> list[Bytes]:
         """A layer's K and V of a page; nothing for a layer without attention."""
@@ -106,17 +116,14 @@ class KVPages:
         return at
 
     def _tensors(self, layer: int) -> list[tuple[Tensor, int]]:
-        """K and V of a layer with the bytes of a page."""
-        tensors = (self.layers[layer].k, self.layers[layer].v)
+        """K and V of a layer with the bytes of a page; nothing for a ring."""
+        tensors = () if self._rings[layer] else (self.layers[layer].k, self.layers[layer].v)
         return [(t, t.n_bytes // self.n_pages) for t in tensors if t.n_bytes]
 
     def copy_page(self, source: int, target: int) -> None:
         """Enqueue the copy of a page in every layer."""
-        for layer in self.layers:
-            for tensor in (layer.k, layer.v):
-                size = tensor.n_bytes // self.n_pages
-                if size == 0:  # a layer without attention
-                    continue
+        for layer in range(len(self.layers)):
+            for tensor, size in self._tensors(layer):
                 cl.enqueue_copy(
                     self._queue, tensor.buffer, tensor.buffer, byte_count=size,
                     src_offset=source * size, dst_offset=target * size,

@@ -1,7 +1,8 @@
 """What a sequence keeps in its slot beside pages, and copies of it in the host's memory.
 
-Recurrent layers keep a row per slot. A copy is what a slot held at a position of its sequence;
-put into another slot, the sequence can go on from there.
+Recurrent layers keep a row per slot, layers with a sliding window a ring of pages for its last
+tokens. A copy is what a slot held at a position of its sequence; put into another slot, the
+sequence can go on from there.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyopencl as cl
 
 from kernels.device import Device
+from kernels.kv import PAGE, Bytes
 from kernels.tensor import Tensor, zeros
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,42 @@ class _Rows:
         return [(slot * self.most_bytes, self.most_bytes)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """A tensor of ``n_pages`` pages per slot; page i of a sequence is page i mod n_pages."""
+
+    queue: cl.CommandQueue
+    tensor: Tensor
+    n_pages: int
+    window: int  # tokens that the next one sees, itself included
+
+    @property
+    def _page_bytes(self) -> int:
+        return self.tensor.n_bytes // self.tensor.shape[0]
+
+    @property
+    def most_bytes(self) -> int:
+        return min(self.n_pages, (self.window + PAGE - 3) // PAGE + 1) * self._page_bytes
+
+    def spans(self, slot: int, position: int) -> list[tuple[int, int]]:
+        """The pages of the tokens that the one at ``position`` sees."""
+        first = max(0, position - self.window + 1) // PAGE
+        end = -(-position // PAGE)
+        runs: list[tuple[int, int]] = []
+        while first < end:
+            at = first % self.n_pages
+            n = min(end - first, self.n_pages - at)
+            runs.append(((slot * self.n_pages + at) * self._page_bytes, n * self._page_bytes))
+            first += n
+        return runs
+
+
 class SlotStates:
     """The states of all slots, on the device, and numbered copies of them on the host."""
 
     def __init__(self, n_slots: int) -> None:
         self._n_slots = n_slots
-        self._parts: list[_Rows] = []
+        self._parts: list[_Rows | _Ring] = []
         self._copies: dict[int, tuple[int, Bytes]] = {}  # by number: position, bytes
 
     def rows(self, device: Device, *shape: int) -> Tensor:
@@ -48,6 +77,11 @@ class SlotStates:
         tensor = zeros(device, (self._n_slots, *shape))
         self._parts.append(_Rows(device.queue, tensor))
         return tensor
+
+    def ring(self, device: Device, tensor: Tensor, window: int) -> None:
+        """Take a layer's K or V, [slots * pages, ...], for a state."""
+        n_pages = tensor.shape[0] // self._n_slots
+        self._parts.append(_Ring(device.queue, tensor, n_pages, window))
 
     @property
     def copy_bytes(self) -> int:
@@ -90,10 +124,10 @@ class SlotStates:
         return [(part, *span) for part in self._parts for span in part.spans(slot, position)]
 
 
-_Span = tuple[_Rows, int, int]  # offset and size in bytes
+_Span = tuple[_Rows | _Ring, int, int]  # offset and size in bytes
 
 
-def _pieces(array: Bytes, spans: list[_Span]) -> Iterator[tuple[_Rows, int, Bytes]]:
+def _pieces(array: Bytes, spans: list[_Span]) -> Iterator[tuple[_Rows | _Ring, int, Bytes]]:
     """Each span's place in the tensor, and its bytes in the copy."""
     at = 0
     for part, offset, size in spans:

@@ -29,6 +29,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         flash_attn=settings.flash_attn,
         cache_type_k=settings.cache_type_k,
         cache_type_v=settings.cache_type_v,
+        swa_full=settings.swa_full,
         ctx_checkpoints=settings.ctx_checkpoints,
         checkpoint_min_step=settings.checkpoint_min_step,
         cache_ram_mib=settings.cache_ram,

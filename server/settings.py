@@ -247,14 +247,18 @@ class Settings:
         "--cache-prompt/--no-cache-prompt", group=CONTEXT, env="CACHE_PROMPT", default=True,
         help="keep prompts, so that a common beginning is computed once",
     )
+    swa_full: bool = option(
+        "--swa-full", group=CONTEXT, env="SWA_FULL", default=False,
+        help="layers with a sliding window keep all keys",
+    )
     cache_ram: int = option(
         "-cram", "--cache-ram", group=CONTEXT, env="CACHE_RAM", metavar="MIB", type=OR_ALL,
-        default=8192, help="memory for checkpoints of states at most; -1: no limit, 0: none",
+        default=8192, help="memory for checkpoints at most; -1: no limit, 0: none",
     )
     ctx_checkpoints: int = option(
         "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", group=CONTEXT, env="CTX_CHECKPOINTS",
         type=click.IntRange(0, INT32_MAX), default=32,
-        help="checkpoints per slot at most, from which models with a state continue",
+        help="checkpoints per slot at most, for models with a state or a window",
     )
     checkpoint_min_step: int = option(
         "-cms", "--checkpoint-min-step", group=CONTEXT, env="CHECKPOINT_MIN_SPACING_NT",

@@ -111,6 +111,7 @@ class Attention:
         else:
             self._attended = self._out
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
+        self._slots, self._paging = context.inputs.paging(h.windowed[layer])
         self._mask = self._make_mask(layer)
         self._norm = self._head_norm(layer)
         self._temperature = self._make_temperature(layer)
@@ -132,13 +133,13 @@ class Attention:
         self._normalize_whole(step)
         rope_kv(
             step.tape, qkv_rows(self._qkv, self._n_heads, self._kv.shape), self._n_heads, self._kv,
-            self._table, inputs.slots,
+            self._table, self._slots,
             style=RopeStyle(h.n_rot, h.neox), scale=h.attention_scale, norm=self._norm,
             clamp=h.clamp_qkv, temperature=self._temperature,
         )  # fmt: skip
         mode = step.mode.attention
         attn.attention(
-            step.tape, self._qkv, self._n_heads, self._kv, inputs.attention, self._attended,
+            step.tape, self._qkv, self._n_heads, self._kv, self._paging, self._attended,
             self._mask, queries=1 if mode == "single" else self._c.tile_queries,
             split=self._c.split if mode == "split" else None, plain=self._c.plain,
         )  # fmt: skip

@@ -121,6 +121,7 @@ class MLA:
         self._out = workspace.activations("attended", [weights.output])
         self._gate = workspace.rows("gate", weights.gate[0].matrix.n_rows) if weights.gate else None
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
+        self._slots, self._paging = context.inputs.paging(h.windowed[layer])
         self._mask = Mask(h.window if h.windowed[layer] else 0, sinks=weights.sinks)
         self._scale = h.mla_scale * self._head**-0.5
         self._temperature = None if h.temperature is None else Temperature(
@@ -199,12 +200,12 @@ class MLA:
     def _attend(self, step: Step, rows: QKVRows) -> None:
         c, mode = self._c, step.mode.attention
         rope_kv(
-            step.tape, rows, self._n, self._kv, self._table, c.inputs.slots,
+            step.tape, rows, self._n, self._kv, self._table, self._slots,
             style=RopeStyle(self._rot, c.h.neox, self._kv.shape.head - self._rot),
             scale=self._scale, temperature=self._temperature,
         )  # fmt: skip
         attn.attention(
-            step.tape, self._q, self._n, self._kv, c.inputs.attention,
+            step.tape, self._q, self._n, self._kv, self._paging,
             Activations(self._attended.shape[1], self._attended), self._mask,
             queries=1 if mode == "single" else c.tile_queries,
             split=c.split if mode == "split" else None, plain=c.plain,

@@ -33,12 +33,18 @@ class StepInputs:
     rows: Tensor  # int32 [m]: which tokens' logits are wanted
     sequences: Tensor  # int32 [s, 4]: first token, tokens, slot, position of the first
     attention: AttentionInputs
+    ring_slots: Tensor  # as slots, in layers with a window
+    ring: AttentionInputs  # as attention, in layers with a window
     topk: TopKBuffers
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
 
     @property
     def counts(self) -> Tensor:
         return self.attention.counts
+
+    def paging(self, windowed: bool) -> tuple[Tensor, AttentionInputs]:
+        """Where a layer's K and V go, and where its attention finds them."""
+        return (self.ring_slots, self.ring) if windowed else (self.slots, self.attention)
 
 
 @dataclass(frozen=True, slots=True)

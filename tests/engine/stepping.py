@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.assembly import CacheTypes, Sizes, assemble
+from engine.assembly import CacheTypes, Sizes, assemble, ring_pages
 from engine.batch import OutputRow
 from engine.cache import PageCopy
 from engine.gguf import open_gguf
@@ -53,7 +54,8 @@ class Stepper:
             )
         self.n_vocab = hparams.n_vocab
         types = CacheTypes(*cache_types)
-        self.runner = assemble(hparams, weights, devices, SIZES, types, flash=flash)
+        sizes = replace(SIZES, n_ring_pages=ring_pages(hparams, 3, 96, 32))
+        self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash)
 
     def step(
         self, *shares: tuple[RunningSequence, int], copies: Sequence[PageCopy] = ()

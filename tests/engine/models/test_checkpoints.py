@@ -17,11 +17,11 @@ OPTIONS = EngineOptions(
     n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
     cache_type_k="f32", cache_type_v="f32",
 )  # fmt: skip
-# Of each kind of layer that keeps a state, with attention and without.
+# Of each kind of layer that keeps a state, with attention and without; windows.
 NAMES = [
     "mamba-dense", "mamba2-dense", "jamba-dense", "falcon-h1-dense", "nemotron_h-dense",
     "plamo2-dense", "granitehybrid-dense", "lfm2-dense", "qwen35-dense", "qwen3next-moe",
-    "kimi-linear-moe", "bailingmoe3-moe",
+    "kimi-linear-moe", "bailingmoe3-moe", "gemma3-dense", "gpt-oss-moe",
 ]  # fmt: skip
 
 
