@@ -360,14 +360,16 @@ class Engine:
             self._end(stream, "cancelled")
         elif stream.reason is not None:
             self._end(stream, stream.reason)
-        elif self._scheduler.is_full(seq):
+        elif self._scheduler.is_full(seq) and self._scheduler.shift_keep is None:
             self._end(stream, "limit", truncated=True)
         elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
             self._end(stream, "limit")
+        elif self._scheduler.is_full(seq):
+            self._scheduler.shift(seq)
 
     def _end(self, stream: Stream, reason: str, truncated: bool = False) -> None:
         self._leave(stream)
-        stream.finish(reason, truncated)  # type: ignore[arg-type]
+        stream.finish(reason, truncated or stream.seq.n_dropped > 0)  # type: ignore[arg-type]
 
     def _leave(self, stream: Stream) -> None:
         """The one place where a request leaves the engine; idempotent."""

@@ -71,7 +71,13 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
-        _scheduler(sizes, runner.state_bytes, options, whole_prompts=not hparams.causal),
+        _scheduler(
+            sizes,
+            runner.state_bytes,
+            options,
+            whole_prompts=not hparams.causal,
+            shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
+        ),
         tokenizer,
         template,
         info,
@@ -79,7 +85,12 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
 
 
 def _scheduler(
-    sizes: Sizes, state_bytes: int, options: EngineOptions, *, whole_prompts: bool
+    sizes: Sizes,
+    state_bytes: int,
+    options: EngineOptions,
+    *,
+    whole_prompts: bool,
+    shift_keep: int | None,
 ) -> Scheduler:
     """``state_bytes``: what a slot keeps beside pages, at most."""
     cache = PageCache(sizes.n_pages, PAGE)
@@ -88,7 +99,7 @@ def _scheduler(
         cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
         n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
         share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
-        whole_prompts=whole_prompts,
+        whole_prompts=whole_prompts, shift_keep=shift_keep,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class EngineOptions:
     flash_attn: str = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    context_shift: bool = False  # a full context drops tokens instead of ending generation
     swa_full: bool = False  # layers with a window keep all keys, not those of the window only
     ctx_checkpoints: int = 32  # copies of states kept per slot
     checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt

@@ -88,6 +88,8 @@ class Request:
     progress: bool = False  # Progress events while the prompt is computed
     max_ms: int = 0  # > 0: generation ends so long after its first token, at a new line
     min_indent: int = 0  # > 0: it ends before a line that is indented less
+    n_keep: int = 0  # tokens that stay when a full context shifts, beside BOS; -1: the prompt
+    n_discard: int = 0  # tokens that are dropped then; 0: half of the rest
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 
@@ -171,7 +173,7 @@ class Finished:
     reason: Literal["eos", "limit", "word", "cancelled"]
     timings: Timings
     stopping_word: str = ""
-    truncated: bool = False  # the context was full before max_tokens
+    truncated: bool = False  # the context was full before max_tokens, or it has shifted
 
 
 @dataclass(frozen=True, slots=True)

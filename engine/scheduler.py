@@ -25,6 +25,7 @@ from engine.request import Request
 _arrival = attrgetter("arrival")
 # The end of a prompt opens the answer, which the next turn of a chat may render otherwise.
 PROMPT_END = 16  # tokens
+LEAST_DROPPED = 4  # tokens after those to keep, of which a full context drops half
 LEAST_PAGES = 2  # a checkpoint after fewer new ones is not worth a step of its own
 
 
@@ -38,6 +39,7 @@ class Sequence(PagedTokens):
     arrival: int = -1  # place in the order of arrival; set by the scheduler
     slot: int = -1
     n_cached: int = 0  # prompt tokens that were computed when it first got a slot
+    n_dropped: int = 0  # tokens that a full context has dropped
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     awaited: int = -1  # the last sequence that was seen computing this one's prefix
@@ -58,7 +60,7 @@ class Sequence(PagedTokens):
 
     @property
     def n_generated(self) -> int:
-        return len(self.tokens) - self.n_prompt
+        return len(self.tokens) + self.n_dropped - self.n_prompt
 
     @property
     def n_pending(self) -> int:
@@ -117,6 +119,7 @@ class Scheduler:
         max_outputs: int | None = None,
         share: bool = True,
         checkpoints: Checkpoints | None = None,
+        shift_keep: int | None = None,
         whole_prompts: bool = False,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
@@ -125,8 +128,9 @@ class Scheduler:
         Both default to ``n_ubatch``. ``checkpoints``: the model keeps more of a sequence than
         its pages, so that prefixes are shared up to a checkpoint only. ``share`` False: no
         sequence uses what another computed. ``whole_prompts``: a prompt is one chunk, because
-        its tokens see those after them; they share nothing. Raises ValueError for numbers that
-        leave a sequence without a token per forward.
+        its tokens see those after them; they share nothing. ``shift_keep``: tokens that ``shift``
+        keeps beside those of a request's n_keep; None: contexts do not shift. Raises ValueError
+        for numbers that leave a sequence without a token per forward.
         """
         self.cache = cache
         self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
@@ -146,6 +150,7 @@ class Scheduler:
         self.n_preempted = 0
         self._share, self.checkpoints = share and not whole_prompts, checkpoints
         self.whole_prompts = whole_prompts
+        self.shift_keep = shift_keep
         self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
 
@@ -233,6 +238,24 @@ class Scheduler:
         """
         return len(seq.tokens) >= self.n_ctx
 
+    def shift(self, seq: Sequence) -> None:
+        """Make room in a full context: after the tokens to keep, drop as many as the request
+        says, or half. Those that stay are computed anew, at their new positions.
+
+        So pages that others share stay what they are, and a sequence of any kind of layers is
+        as if it had never been longer. ValueError if contexts do not shift.
+        """
+        if self.shift_keep is None:
+            raise ValueError("contexts do not shift")
+        n_keep = seq.request.n_keep if seq.request.n_keep >= 0 else seq.n_prompt
+        n_keep = min(n_keep + self.shift_keep, self.n_ctx - LEAST_DROPPED)
+        n_left = len(seq.tokens) - n_keep
+        n_drop = min(seq.request.n_discard or n_left // 2, n_left - 1)
+        self._pause(seq)
+        del seq.tokens[n_keep : n_keep + n_drop]
+        seq.n_dropped += n_drop
+        seq.marks.clear()
+
     def finish(self, seq: Sequence) -> None:
         """End a sequence, wherever it is, and give back all that it holds; idempotent."""
         if seq.state == "running":
@@ -256,11 +279,15 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         assert len(self.running) > 1, "n_ctx is not more than the pool, so one always fits"
+        self._pause(seq)
+        self.n_preempted += 1
+
+    def _pause(self, seq: Sequence) -> None:
+        """Take all pages from a running sequence; it keeps its slot."""
         self.running.remove(seq)
         self._release(seq)
         seq.state = "waiting"
         insort(self.waiting, seq, key=_arrival)
-        self.n_preempted += 1
 
     def _admit(self, plan: Plan) -> Sequence | None:
         """Give the first one that can have it a slot and pages, or None.

@@ -99,7 +99,7 @@ class Stream:
 
     def progress(self, n_done: int) -> None:
         """Tell that so many tokens of the prompt are computed, if anybody wants to know."""
-        if self.request.progress and n_done <= self.seq.n_prompt:
+        if self.request.progress and n_done <= self.seq.n_prompt and not self.seq.n_generated:
             ms = 1e3 * (time.perf_counter() - self._started_at)
             self._emit(Progress(self.seq.n_prompt, self.seq.n_cached, n_done, ms))
 

@@ -144,7 +144,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     max_tokens: int | None = None
     n_cmpl: int | None = None
     n: int | None = None
-    n_keep: int | None = None  # these two act when a context shifts, which it never does
+    n_keep: int | None = None  # these two act when a context shifts
     n_discard: int | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
@@ -185,6 +185,7 @@ class Defaults:
     stop: tuple[str, ...] = ()
     special: bool = False
     cache_prompt: bool = True
+    n_keep: int = 0
     prefill_assistant: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     constraint: Constraint | None = None

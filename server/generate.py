@@ -116,6 +116,8 @@ def engine_requests(
         progress=bool(fields.stream and fields.return_progress),
         max_ms=fields.t_max_predict_ms or 0,
         min_indent=fields.n_indent or 0,
+        n_keep=defaults.n_keep if fields.n_keep is None else fields.n_keep,
+        n_discard=fields.n_discard or 0,
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]

@@ -247,6 +247,14 @@ class Settings:
         "--cache-prompt/--no-cache-prompt", group=CONTEXT, env="CACHE_PROMPT", default=True,
         help="keep prompts, so that a common beginning is computed once",
     )
+    context_shift: bool = option(
+        "--context-shift/--no-context-shift", group=CONTEXT, env="CONTEXT_SHIFT", default=False,
+        help="drop tokens when the context is full, instead of ending generation",
+    )
+    keep: int = option(
+        "--keep", group=CONTEXT, type=OR_ALL, default=0,
+        help="tokens of the prompt that a shift of the context keeps; -1: all",
+    )
     swa_full: bool = option(
         "--swa-full", group=CONTEXT, env="SWA_FULL", default=False,
         help="layers with a sliding window keep all keys",

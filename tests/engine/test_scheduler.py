@@ -338,6 +338,7 @@ class Simulation:
             n_ubatch=rng.randint(n_slots, 20),
             prompt_chunk=rng.choice([None, rng.randint(1, 20)]),
             max_outputs=rng.choice([None, rng.randint(n_slots, 20)]),
+            shift_keep=rng.choice([None, 0, 1]),
             checkpoints=rng.choice([None, Checkpoints(rng.randint(1, 6), rng.choice([5, 100]))]),
         )
         self.has_states = self.scheduler.checkpoints is not None
@@ -362,6 +363,8 @@ class Simulation:
             cache_prompt=rng.random() < 0.85,
             prompt_logprobs=rng.choice([None, None, None, 0]),
             id_slot=rng.choice([-1, -1, -1, 0, 1, 7]),
+            n_keep=rng.choice([0, 3, -1]),
+            n_discard=rng.choice([0, 0, 1, 100]),
         )
         seq = Sequence.from_request(next(_ids), request, rng.choice([None, None, 1]))
         try:
@@ -447,7 +450,12 @@ class Simulation:
         request = seq.request
         if request.max_tokens:
             self.scheduler.append(seq, self.row(seq, len(seq.tokens) - 1) // 7 % 2)
-        if seq.n_generated == request.max_tokens or self.scheduler.is_full(seq):
+        is_full = self.scheduler.is_full(seq)
+        shifts = is_full and self.scheduler.shift_keep is not None
+        if shifts and seq.n_generated < request.max_tokens:
+            self.scheduler.shift(seq)
+            return
+        if seq.n_generated == request.max_tokens or is_full:
             n_scored = 0 if request.prompt_logprobs is None else seq.n_prompt
             assert self.scored[seq] == list(range(n_scored)), "each position, once, in order"
             assert self.n_started[seq] == 1
@@ -465,7 +473,8 @@ class Simulation:
         for seq in self.live:
             state = hash((seq.salt or 0,))
             for i, token in enumerate(seq.tokens):
-                assert i < seq.n_prompt or token == state // 7 % 2, "as if it had run alone"
+                if seq.n_dropped == 0 and i >= seq.n_prompt:
+                    assert token == state // 7 % 2, "as if it had run alone"
                 state = hash((state, token))
                 assert i >= seq.n_computed or self.row(seq, i) == state
             for page in seq.table:
@@ -541,6 +550,43 @@ def test_the_oldest_copy_goes():
     assert found[0] is None
     assert {c.copy for c in found[1:]} == {0, 1}
     assert {c.position for c in found[1:]} == {8}
+
+
+@pytest.mark.parametrize(
+    ("n_keep", "n_discard", "kept", "dropped"),
+    [(0, 0, 1, 7), (4, 0, 5, 5), (-1, 0, 11, 2), (100, 0, 12, 2), (4, 2, 5, 2), (4, 99, 5, 10)],
+)
+def test_a_full_context_shifts(n_keep, n_discard, kept, dropped):
+    scheduler = make(n_ctx=16, shift_keep=1)
+    seq = add(scheduler, range(10), n_keep=n_keep, n_discard=n_discard)
+    while not scheduler.is_full(seq):
+        step(scheduler, token=50 + seq.n_generated)
+    before = seq.tokens.copy()
+    scheduler.shift(seq)
+    assert seq.tokens == before[:kept] + before[kept + dropped :]
+    assert seq.n_generated == 6
+    plan = step(scheduler)
+    assert plan.started == []
+    (chunk,) = plan.chunks
+    assert chunk.start <= kept
+    assert chunk.outputs == "last"
+    assert seq.n_generated == 7
+
+
+def test_pages_that_others_hold_stay_when_a_context_shifts():
+    scheduler = make(n_ctx=16, shift_keep=0)
+    seq = add(scheduler, range(8))
+    for _ in range(4):
+        step(scheduler)
+    other = add(scheduler, [*range(8), 9])
+    while not scheduler.is_full(seq):
+        step(scheduler)
+    table, tokens = other.table[:2], other.tokens.copy()
+    scheduler.shift(seq)
+    step(scheduler)
+    assert other.table[:2] == table
+    assert other.tokens[: len(tokens)] == tokens
+    assert not set(seq.table) & set(table)
 
 
 @settings(max_examples=600, deadline=None)
