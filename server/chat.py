@@ -10,7 +10,7 @@ import msgspec
 
 from engine.chat.format import ChatFormat, chat_format
 from engine.chat.layout import Thinking
-from engine.constraint import Constraint, Trigger
+from engine.constraint import Constraint
 from engine.reasoning import ReasoningBudget
 from server.constraints import compiled, read_constraint
 from server.conversation import Chat, continued_field, tool_choice
@@ -111,13 +111,7 @@ def constraint(chat: Chat, form: ChatFormat, asked: Constraint | None) -> Constr
     if asked is not None and tools and mode != "none" and asked.kind != "json_schema":
         raise invalid("Cannot use custom grammar constraints with tools.")
     if form.grammar is not None:
-        return Constraint(
-            "lark",
-            form.grammar.lark,
-            tuple(Trigger(one.value, one.is_pattern) for one in form.grammar.triggers),
-            prefix=form.generation_prompt,
-            preserved=form.preserved_tokens,
-        )
+        return form.grammar
     if asked is not None and tools and mode != "none":
         raise invalid("Field 'response_format': cannot go with tools for this model's template")
     if asked is None or form.thinking is None or asked.triggers:

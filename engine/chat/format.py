@@ -6,36 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.chat.constrain import output_constraint
 from engine.chat.continuation import Continuation
 from engine.chat.delta import ChatDelta
 from engine.chat.formats.table import layout_of
 from engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
 from engine.chat.scanner import MalformedError, Scanner
 from engine.chat.template import ChatTemplate
+from engine.constraint import Constraint
 from engine.errors import RequestError
 
 ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"function": {"name": ...}}
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """Where a lazy grammar begins: at a literal text, or at the first group of a pattern."""
-
-    value: str
-    is_pattern: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class OutputGrammar:
-    """What constrains the output: an llguidance Lark grammar.
-
-    Without triggers it holds for the whole output. With triggers, which are searched in
-    generation prompt + output, outside of reasoning, it holds from the first one on (that
-    included) and the text before is free.
-    """
-
-    lark: str
-    triggers: tuple[Trigger, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +26,8 @@ class ChatFormat:
     ``generation_prompt`` is the end of ``prompt`` that opens the assistant's turn, with a
     prefilled thinking tag or message. ``stops`` come on top of end-of-generation tokens;
     ``preserved_tokens`` are special tokens that the parser must get as text. ``thinking.ends[0]``
-    is the text with which a reasoning budget is ended.
+    is the text with which a reasoning budget is ended. ``grammar`` makes calls parse, from where
+    they begin, and the answer follow its schema; required calls must come.
     """
 
     prompt: str
@@ -53,7 +35,7 @@ class ChatFormat:
     stops: tuple[str, ...]
     preserved_tokens: tuple[str, ...]
     thinking: Thinking | None
-    grammar: OutputGrammar | None
+    grammar: Constraint | None
     turn: Turn
     opened: str  # the part of the generation prompt that the answer's text begins with
 
@@ -132,31 +114,38 @@ def chat_format(
     prompt = render(messages, add_generation_prompt, continue_final_message)
     if continue_final_message:
         before = messages[:-1]
-        opening = _added(render(before, False, False), render(before, True, False))
-        generation_prompt = _added(render(before, False, False), prompt)
+        opening = added(render(before, False, False), render(before, True, False))
+        generation_prompt = added(render(before, False, False), prompt)
     elif add_generation_prompt:
-        opening = generation_prompt = _added(render(messages, False, False), prompt)
+        opening = generation_prompt = added(render(messages, False, False), prompt)
     else:
-        opening = generation_prompt = _added(prompt, render(messages, True, False))
+        opening = generation_prompt = added(prompt, render(messages, True, False))
+    turn = Turn(
+        layout, _chosen(tools or (), tool_choice), reasoning_format, json_schema is not None
+    )
     return ChatFormat(
         prompt=prompt,
         generation_prompt=generation_prompt,
         stops=layout.stops,
         preserved_tokens=layout.tokens,
         thinking=layout.thinking,
-        grammar=None,
-        turn=Turn(
-            layout,
-            _chosen(tools or (), tool_choice),
-            reasoning_format,
-            is_json=json_schema is not None,
+        grammar=output_constraint(
+            turn,
+            generation_prompt,
+            is_required=tool_choice not in ("auto", "none"),
+            is_parallel=parallel_tool_calls,
+            json_schema=json_schema,
+            strict=[f["name"] for f in _functions(tools or ()) if f.get("strict")],
         ),
+        turn=turn,
         opened=_opened(layout, generation_prompt, opening),
     )
 
 
-def _added(before: str, after: str) -> str:
+def added(before: str, after: str) -> str:
     """What ``after`` has beyond the beginning that both share."""
+    if after.startswith(before):
+        return after[len(before) :]
     pairs = enumerate(zip(before, after, strict=False))
     shared = min(len(before), len(after))
     return after[next((i for i, (a, b) in pairs if a != b), shared) :]
@@ -176,8 +165,7 @@ def _opened(layout: Layout, generation_prompt: str, opening: str) -> str:
 
 def _chosen(tools: Sequence[Mapping[str, Any]], choice: ToolChoice) -> Tools:
     """The schemas of the tools that may be called; RequestError for one that is not there."""
-    functions = [tool["function"] for tool in tools if tool.get("type", "function") == "function"]
-    schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+    schemas = {f["name"]: f.get("parameters") or {} for f in _functions(tools)}
     if choice == "none":
         return {}
     if isinstance(choice, str):
@@ -186,3 +174,7 @@ def _chosen(tools: Sequence[Mapping[str, Any]], choice: ToolChoice) -> Tools:
     if name not in schemas:
         raise RequestError(f"tool_choice: no tool is named {name!r}")
     return {name: schemas[name]}
+
+
+def _functions(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [tool["function"] for tool in tools if tool.get("type", "function") == "function"]

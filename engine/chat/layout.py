@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from engine.chat.lark import Lark
 from engine.chat.scanner import MalformedError, Parse, Scanner, accept, marks, skip_space, until
+from engine.constraint import Trigger
 
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of the arguments
@@ -24,7 +26,17 @@ class Thinking:
     ends: tuple[str, ...]
 
 
-class Syntax(Protocol):
+class CallGrammar(Protocol):
+    """What calls must look like, for constrained generation."""
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        """What in free text begins what ``grammar`` describes; none: only all of it can be."""
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        """An expression for calls, from their start on."""
+
+
+class Syntax(CallGrammar, Protocol):
     """How calls are written; what begins them tells them from text."""
 
     def starts(self, tools: Tools) -> tuple[str, ...]: ...
@@ -162,3 +174,8 @@ class Layout:
     stops: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()  # special tokens that the reader needs as text
     read: Callable[[Scanner, Turn], Parse[None]] = read_message
+    calls: CallGrammar | None = None  # where it is not the syntax that says so
+    # In Lark: what stands around an answer in JSON, before calls that must come, and after.
+    answer: tuple[str, str] = ("", "")
+    before_calls: str = ""
+    after_calls: str = ""

@@ -26,25 +26,27 @@ Schema = Mapping[str, Any]
 Kinds = frozenset[str]  # JSON types; none: any
 
 _NESTED = frozenset({"object", "array"})
+_OPENERS = {"{": "object", "[": "array", '"': "quoted"}
 # The beginnings of what is no string.
 _BEGINNINGS = {
-    "object": re.compile(r"\s*(\{.*)?", re.DOTALL),
-    "array": re.compile(r"\s*(\[.*)?", re.DOTALL),
+    "object": re.compile(r"\s*"),
+    "array": re.compile(r"\s*"),
     "number": re.compile(r"\s*[-+.eE\d]*\s*"),
     "integer": re.compile(r"\s*[-+.eE\d]*\s*"),
     "boolean": re.compile(r"\s*(t(r(ue?)?)?|f(a(l(se?)?)?)?|T(r(ue?)?)?|F(a(l(se?)?)?)?)?\s*"),
     "null": re.compile(r"\s*(n(u(ll?)?)?|N(o(ne?)?)?)?\s*"),
-    "quoted": re.compile(r'\s*(".*)?', re.DOTALL),
+    "quoted": re.compile(r"\s*"),  # a string in quotes, where any kind may come
 }
 
 
 def parameter_schema(tools: Tools, name: str, key: str) -> Schema:
     """The schema of a parameter, {} if nothing is known about it; references are followed."""
     root = tools.get(name, {})
-    schema = (root.get("properties") or {}).get(key)
-    if schema is None:
-        schema = root.get("additionalProperties")
-    return resolved(schema, root)
+    return resolved(property_schema(root, key), root)
+
+
+def property_schema(schema: Schema, key: str) -> Any:
+    return (schema.get("properties") or {}).get(key, schema.get("additionalProperties"))
 
 
 def resolved(schema: Any, root: Schema) -> Schema:
@@ -124,15 +126,20 @@ class _Value:
         self._kinds = kinds
         self._held = ""
         self._is_string = False
-        others = (kinds or (_BEGINNINGS.keys())) - {"string"}
-        self._others = [_BEGINNINGS[other] for other in others if other in _BEGINNINGS]
+        self._is_nested = False  # it may be: only its end shows
+        self._others = {k: form for k, form in _BEGINNINGS.items() if not kinds or k in kinds}
 
     def more(self, text: str) -> None:
         if self._is_string:
             self._sink(escaped(text))
             return
         self._held += text
-        is_open = any(beginning.fullmatch(self._held) for beginning in self._others)
+        if self._is_nested:
+            return
+        if _OPENERS.get(self._held.lstrip()[:1]) in self._others:
+            self._is_nested = True
+            return
+        is_open = any(beginning.fullmatch(self._held) for beginning in self._others.values())
         if not is_open and (not self._kinds or "string" in self._kinds):
             self._is_string = True
             self._sink('"' + escaped(self._held))

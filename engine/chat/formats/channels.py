@@ -9,7 +9,8 @@ from typing import Literal
 
 from engine.chat.formats.param_calls import ParamCalls
 from engine.chat.json_text import json_value
-from engine.chat.layout import Syntax, Turn
+from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
+from engine.chat.layout import Syntax, Tools, Turn
 from engine.chat.scanner import (
     MalformedError,
     Parse,
@@ -20,6 +21,7 @@ from engine.chat.scanner import (
     skip_space,
     until,
 )
+from engine.constraint import Trigger
 
 # What a part is: text, thinking, what nobody wants, or a call of the function named.
 Part = Literal["content", "reasoning", "nothing"] | tuple[Literal["call"], str]
@@ -117,6 +119,27 @@ def _harmony_part(header: str, turn: Turn) -> Part:
     return "reasoning" if channels and channels[-1] == "analysis" else "content"
 
 
+class HarmonyCalls:
+    """`` to=functions.NAME`` before or after the channel, then arguments."""
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        name = rf"to=functions\.(?:{'|'.join(map(re.escape, tools))})"
+        begin = re.escape(HARMONY.begin)
+        in_channel = rf"<\|channel\|>(?:commentary|analysis) {name}"
+        return tuple(Trigger(f"{begin}({head})", True) for head in (f" {name}", in_channel))
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        channel = '"<|channel|>" ("commentary" | "analysis")'
+        kind = r'(" "? "<|constrain|>"? "json")?'
+        calls = []
+        for name, schema in tools.items():
+            to = quoted(f" to=functions.{name}")
+            head = one_of([sequence(to, maybe(channel)), sequence(channel, to)])
+            arguments = lark.arguments(name, schema)
+            calls.append(sequence(head, kind, quoted(HARMONY.header_end), arguments))
+        return one_of(calls)
+
+
 HARMONY = Channels(
     headers=("<|channel|>", " to="),
     header_end="<|message|>",
@@ -125,6 +148,27 @@ HARMONY = Channels(
     part=_harmony_part,
     tag="<|channel|>analysis<|message|>",
 )
+
+
+class MuseCalls:
+    """`` to=NAME`` as the header of a part that holds calls."""
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        names = "|".join(map(re.escape, tools))
+        header = rf" to=(?:{names}){re.escape(MUSE.header_end)}"
+        return (Trigger(f"{re.escape(MUSE.begin)}({header})", True),)
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        assert MUSE.calls is not None
+        call = one_of(
+            sequence(
+                quoted(f" to={name}{MUSE.header_end}"),
+                lark.space,
+                MUSE.calls.grammar(lark, {name: schema}, is_parallel),
+            )
+            for name, schema in tools.items()
+        )
+        return several(call, sequence(quoted(MUSE.ends[0] + MUSE.begin)), is_parallel)
 
 
 def _muse_part(header: str, turn: Turn) -> Part:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from engine.chat.json_text import json_fragment, json_value, members, string_value
+from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
 from engine.chat.layout import Tools
 from engine.chat.scanner import MalformedError, Parse, Scanner, Sink, accept, marks, skip_space
+from engine.constraint import Trigger
+
+_ID = {"type": ["string", "integer"]}
 
 
 @dataclass(frozen=True, slots=True)
 class JsonCalls:
-    """``start [{"name": ..., "arguments": {...}}, ...] end``; brackets and commas are optional.
+    """``start {"name": ..., "arguments": {...}} end``.
 
-    With ``id``, the arguments wait for it where it is written after them.
+    ``framing`` is how several are written: each with marks of its own, in a list between one
+    pair of marks, or in lines between them; all of these are read. With ``id``, the arguments
+    wait for it where it is written after them.
     """
 
     start: str
@@ -21,6 +30,7 @@ class JsonCalls:
     name: str = "name"
     arguments: str = "arguments"
     id: str = ""
+    framing: Literal["each", "list", "lines"] = "each"
     by_name: bool = False  # {"the name": {arguments}}
     end_is_text: bool = False  # elsewhere, the end mark may be a part of the text
     is_bare: bool = False  # no mark tells it from text: name and arguments must be as declared
@@ -31,6 +41,34 @@ class JsonCalls:
     @property
     def dropped(self) -> tuple[str, ...]:
         return () if self.end_is_text or not self.end else (self.end,)
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        return tuple(map(Trigger, self.starts(tools)))
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        call = one_of(self._object(lark, name, schema) for name, schema in tools.items())
+        start, end = (quoted(mark) if mark else "" for mark in (self.start, self.end))
+        if self.framing == "each":
+            call = sequence(start, lark.space, call, lark.space, end)
+            return several(call, lark.space, is_parallel)
+        comma = sequence(lark.space, '","', lark.space) if self.framing == "list" else lark.space
+        opening, closing = ('"["', '"]"') if self.framing == "list" else ("", "")
+        calls = sequence(lark.space, several(call, comma, is_parallel), lark.space)
+        return sequence(start, lark.space, opening, calls, closing, lark.space, end)
+
+    def _object(self, lark: Lark, name: str, schema: Mapping[str, Any]) -> str:
+        arguments = lark.arguments(name, schema)
+        if self.by_name:
+            members = [(name, arguments)]
+        else:
+            members = [(self.name, quoted(json.dumps(name, ensure_ascii=False)))]
+            members.append((self.arguments, arguments))
+        first, *rest = (_member(lark, key, value) for key, value in members)
+        comma = sequence(lark.space, '","', lark.space)
+        id = _member(lark, self.id, lark.schema(_ID)) if self.id else ""
+        before, after = (maybe(sequence(id, comma)), maybe(sequence(comma, id))) if id else ("", "")
+        inner = sequence(before, first, *(sequence(comma, member) for member in rest), after)
+        return lark.rule(sequence('"{"', lark.space, inner, lark.space, '"}"'))
 
     def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
         yield from skip_space(scanner)
@@ -70,6 +108,10 @@ class JsonCalls:
         if self.is_bare and not has_arguments:
             raise MalformedError
         call.end()
+
+
+def _member(lark: Lark, key: str, value: str) -> str:
+    return sequence(quoted(f'"{key}"'), lark.space, '":"', lark.space, value)
 
 
 class _Call:

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from engine.chat.formats.param_calls import parameters
 from engine.chat.json_text import MAX_DEPTH
+from engine.chat.lark import Lark, in_sections, one_of, quoted, sequence
 from engine.chat.layout import Tools
 from engine.chat.scanner import (
     MalformedError,
@@ -18,10 +20,19 @@ from engine.chat.scanner import (
     marks,
     skip_space,
 )
-from engine.chat.values import Schema, kinds_of, parameter_schema, read_value, resolved
+from engine.chat.values import (
+    Schema,
+    kinds_of,
+    parameter_schema,
+    property_schema,
+    read_value,
+    resolved,
+)
+from engine.constraint import Trigger
 
 _MARK = "]<]minimax[>["  # in front of every tag
 _ITEM = "item"
+_MAX_GRAMMAR_DEPTH = 4  # below it, any text
 _NESTED = frozenset({"object", "array"})
 
 
@@ -35,6 +46,20 @@ class MinimaxM3Calls:
     @property
     def dropped(self) -> tuple[str, ...]:
         return (_MARK + "<tool_call>", _MARK + "</tool_call>")
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        return tuple(map(Trigger, (self.dropped[0], *self.starts(tools))))
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        call = one_of(
+            sequence(
+                quoted(f'{_MARK}<invoke name="{name}">'),
+                _properties(lark, schema, schema, 0),
+                quoted(f"{_MARK}</invoke>"),
+            )
+            for name, schema in tools.items()
+        )
+        return in_sections(lark, call, self.dropped, is_parallel)
 
     def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
         name = yield from enclosed(scanner, marks('">'))
@@ -91,7 +116,7 @@ def _nested(
         if is_array and name != _ITEM:
             raise MalformedError
         key = "" if is_array else f"{json.dumps(name, ensure_ascii=False)}:"
-        inner = schema.get("items") if is_array else schema.get("properties", {}).get(name)
+        inner = schema.get("items") if is_array else property_schema(schema, name)
         scanner.arguments(separator + key)
         separator = ","
         yield from _value(scanner, name, resolved(inner, root), root, depth + 1)
@@ -105,3 +130,30 @@ def _branch(schema: Schema, root: Schema, is_array: bool) -> Schema:
     choices: list[Any] = schema.get("anyOf") or schema.get("oneOf") or []
     fitting = (resolved(c, root) for c in choices if wanted in kinds_of(c, root))
     return next(fitting, schema)
+
+
+def _properties(lark: Lark, schema: Schema, root: Schema, depth: int) -> str:
+    written = {
+        key: sequence(_tagged(lark, key, resolved(inner, root), root, depth), lark.space)
+        for key, inner in (schema.get("properties") or {}).items()
+    }
+    required = [key for key in schema.get("required") or () if key in written]
+    return parameters(lark, written, required)
+
+
+def _tagged(lark: Lark, tag: str, schema: Schema, root: Schema, depth: int) -> str:
+    """A value with its tags."""
+    kinds = kinds_of(schema, root)
+    opening, end = quoted(f"{_MARK}<{tag}>"), f"{_MARK}</{tag}>"
+    is_open = "object" in kinds and not _branch(schema, root, False).get("properties")
+    if not kinds or "string" in kinds or is_open or depth > _MAX_GRAMMAR_DEPTH:
+        return sequence(opening, lark.text(end))
+    forms = []
+    if kinds - _NESTED:
+        forms.append(lark.schema({"type": sorted(kinds - _NESTED)}))
+    if "object" in kinds:
+        forms.append(_properties(lark, _branch(schema, root, False), root, depth + 1))
+    if "array" in kinds:
+        items = resolved(_branch(schema, root, True).get("items"), root)
+        forms.append(f"({_tagged(lark, _ITEM, items, root, depth + 1)})*")
+    return sequence(opening, one_of(form or '""' for form in forms), quoted(end))

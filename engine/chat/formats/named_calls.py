@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.chat.json_text import json_value
+from engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
 from engine.chat.layout import Tools
 from engine.chat.scanner import Parse, Scanner, enclosed, expect, marks, skip_space
+from engine.constraint import Trigger
 
 _FIELD = re.compile(r"\{(name|id)\}")
 _FULL_ID = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")  # of Kimi K2: functions.NAME:0
@@ -31,6 +34,29 @@ class NamedCalls:
     @property
     def dropped(self) -> tuple[str, ...]:
         return (*self.section, self.end) if self.end else self.section
+
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        return tuple(map(Trigger, (*self.section[:1], self.start)))
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        call = one_of(
+            sequence(*self._header(lark, name), lark.arguments(name, schema))
+            for name, schema in tools.items()
+        )
+        end = maybe(sequence(lark.space, quoted(self.end))) if self.end else ""
+        call = sequence(quoted(self.start), call, end)
+        return in_sections(lark, call, self.section, is_parallel)
+
+    def _header(self, lark: Lark, name: str) -> Iterator[str]:
+        for place, part in enumerate(_FIELD.split(self.header)):
+            if place % 2 == 0:
+                yield quoted(part) if part else ""
+            elif part == "name":
+                yield quoted(name)
+            elif "{name}" in self.header:
+                yield lark.rule("/[A-Za-z0-9_-]{1,64}/")
+            else:
+                yield sequence(quoted(f"functions.{name}:"), lark.rule("/[0-9]{1,4}/"))
 
     def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
         # Literals and fields in turns, literals first and last.

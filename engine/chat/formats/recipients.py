@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 from engine.chat.json_text import json_value
-from engine.chat.layout import Turn
+from engine.chat.lark import Lark, one_of, quoted, sequence, several
+from engine.chat.layout import Tools, Turn
 from engine.chat.scanner import Parse, Scanner, accept, marks, until
+from engine.constraint import Trigger
 
 OPENING = ">>>"  # the first one is in the prompt
 _EVERYONE = "all\n"
+
+
+class RecipientCalls:
+    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
+        names = "|".join(map(re.escape, tools))
+        return (Trigger(rf"{OPENING}((?:{names})\n)", is_pattern=True),)
+
+    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
+        call = one_of(
+            sequence(quoted(f"{name}\n"), lark.arguments(name, schema))
+            for name, schema in tools.items()
+        )
+        return several(call, sequence(lark.space, quoted(OPENING)), is_parallel)
 
 
 def read_recipients(scanner: Scanner, turn: Turn) -> Parse[None]:

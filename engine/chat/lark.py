@@ -1,0 +1,86 @@
+"""Pieces of llguidance's Lark grammars that the syntaxes of calls are put together from.
+
+An expression is a text that can stand in a rule; what needs a rule of its own gets one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from engine.constraint import JSON_OPTIONS
+
+_SPACE = r"/[ \t\r\n]{0,40}/"
+
+
+class Lark:
+    """The rules of one grammar. ``strict`` are the tools whose schemas hold to the letter."""
+
+    def __init__(self, strict: Collection[str] = ()) -> None:
+        self._strict = strict
+        self._rules: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # of rules, by what they say
+
+    def rule(self, expression: str, options: str = "") -> str:
+        """The name of a rule; equal expressions share one."""
+        key = f"{options}: {expression}"
+        name = self._names.setdefault(key, f"r{len(self._names)}")
+        self._rules[name] = f"{name}{key}"
+        return name
+
+    def recursive(self, expression_of: Callable[[str], str]) -> str:
+        """A rule that speaks of itself, by the name that is given to the function."""
+        name = f"r{len(self._names)}"
+        self._names[name] = name
+        self._rules[name] = f"{name}: {expression_of(name)}"
+        return name
+
+    @property
+    def space(self) -> str:
+        """As much white space as anybody writes between the parts of a call."""
+        return self.rule(_SPACE)
+
+    def schema(self, schema: Mapping[str, Any], is_strict: bool = True) -> str:
+        """JSON that is valid by a schema; if not strict, what cannot be enforced is not."""
+        options = {**JSON_OPTIONS, "lenient": not is_strict}
+        return self.rule("%json " + json.dumps({**schema, "x-guidance": options}))
+
+    def arguments(self, name: str, schema: Mapping[str, Any]) -> str:
+        return self.schema({"type": "object", **schema}, name in self._strict)
+
+    def text(self, end: str) -> str:
+        """Any text up to ``end``, and that."""
+        return self.rule(r"/(.|\n)*/", f"[suffix={quoted(end)}]")
+
+    def grammar(self, start: str) -> str:
+        return "\n".join([f"start: {start}", *self._rules.values()])
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def maybe(expression: str) -> str:
+    return f"({expression})?" if expression else ""
+
+
+def one_of(expressions: Iterable[str]) -> str:
+    return "(" + " | ".join(expressions) + ")"
+
+
+def sequence(*parts: str) -> str:
+    return " ".join(filter(None, parts))
+
+
+def several(item: str, separator: str, is_parallel: bool) -> str:
+    """The item once, or as often as wanted."""
+    return sequence(item, f"({sequence(separator, item)})*" if is_parallel else "")
+
+
+def in_sections(lark: Lark, call: str, section: tuple[str, ...], is_parallel: bool) -> str:
+    """A call or several between marks, around each or all; models leave out any of these."""
+    if section:
+        opening, closing = (quoted(mark) for mark in section)
+        call = sequence(f"({opening} {lark.space})?", call, f"({lark.space} {closing})?")
+    return several(call, lark.space, is_parallel)
