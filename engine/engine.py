@@ -157,6 +157,12 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def release(self) -> None:
+        """Close, and let the memory of the device go. ``info``, ``tokenizer``, ``chat_template``
+        and what ``slots`` and ``stats`` have counted stay."""
+        self.close()
+        del self._runner, self._slot_cache
+
     def _check(self, request: Request) -> None:
         self._scheduler.check(request)
         if request.pooling is None and self.info.is_encoder:

@@ -24,6 +24,7 @@ from server import (
 )
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
+from server.idle import Idle, Wake
 from server.service import Service
 
 DIALECTS = (
@@ -86,7 +87,11 @@ class Cors:
 
 
 def create_app(
-    service: Service, api_keys: Iterable[str] = (), cors: Cors | None = None, prefix: str = ""
+    service: Service,
+    api_keys: Iterable[str] = (),
+    cors: Cors | None = None,
+    prefix: str = "",
+    idle: Idle | None = None,
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for route in dialect.routes(service)]
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
@@ -97,6 +102,7 @@ def create_app(
             *prefixed,
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=tuple(api_keys)),
+            *([Middleware(Wake, idle=idle)] if idle is not None else []),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )

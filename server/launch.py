@@ -31,6 +31,7 @@ from server.configure import (
     request_defaults,
     uses_https,
 )
+from server.idle import Idle
 from server.interface import Engine
 from server.service import Endpoints, Service
 from server.settings import Settings, split_commas
@@ -54,8 +55,10 @@ class Server(uvicorn.Server):
         service: Service,
         load: Callable[[Callable[[float], None]], Engine],
         on_loaded: Callable[[Engine], None],
+        idle: Idle | None = None,
     ) -> None:
         super().__init__(config)
+        self.idle = idle
         self.service = service
         self.failure: str | None = None
         self._load = load
@@ -64,6 +67,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.idle is not None:
+            self.idle.arm()
         self._spawn(self._load_model)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -131,15 +136,18 @@ def serve(settings: Settings) -> int:
         ping_interval=settings.sse_ping_interval,
         max_body=settings.max_body * 2**20,
         timeout=settings.timeout,
-        endpoints=Endpoints(settings.slots, settings.props, settings.metrics),
+        endpoints=Endpoints(
+            settings.slots, settings.props, settings.metrics, settings.slot_save_path
+        ),
         pooling=settings.pooling,
         embd_normalize=settings.embd_normalize,
     )
+    idle = idle_model(service, settings)
     encrypted = uses_https(settings)
     bound = listeners.bind(hosts, settings.port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
     config = uvicorn.Config(
-        create_app(service, keys, cors(settings), api_prefix(settings.api_prefix)),
+        create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle),
         log_config=None,
         access_log=settings.verbose,
         lifespan="off",
@@ -155,12 +163,21 @@ def serve(settings: Settings) -> int:
         service,
         load=lambda report: load_model(settings, report),
         on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
+        idle=idle,
     )
     try:
         server.run(bound)
     finally:
         listeners.unlink(hosts)
     return finish(server)
+
+
+def idle_model(service: Service, settings: Settings) -> Idle | None:
+    if settings.sleep_idle_seconds < 0:
+        return None
+    return Idle(
+        service, settings.sleep_idle_seconds, lambda: load_model(settings, lambda fraction: None)
+    )
 
 
 def finish(server: Server) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,10 +20,12 @@ from starlette.routing import BaseRoute, Route
 
 from engine.stats import EngineStats, SlotState
 from server.answer import ratio
-from server.errors import ApiError, json_response, not_enabled
+from server.errors import ApiError, invalid, json_response, not_enabled
+from server.fields import convert
 from server.parameters import generation_settings
 from server.service import Service
 
+FILE_NAME = re.compile(r"(?!\.)[\w .+-]{1,200}")
 PREFIX = "llamacpp:"
 STARTED = int(time.time())  # of the process
 
@@ -27,6 +33,7 @@ STARTED = int(time.time())  # of the process
 def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/slots", partial(slots, service)),
+        Route("/slots/{id}", partial(slot_action, service), methods=["POST"]),
         Route("/metrics", partial(metrics, service)),
     ]
 
@@ -66,6 +73,40 @@ def slot(state: SlotState) -> dict[str, Any]:
         "params": generation_settings(state.request),
         "next_token": [next_token],
     }
+
+
+class SlotFields(msgspec.Struct):
+    filename: str
+
+
+async def slot_action(service: Service, http: HttpRequest) -> Response:
+    """Save what a slot has left in the cache, put it back, or erase it: ``?action=``."""
+    folder = service.endpoints.slot_save_path
+    if folder is None:
+        raise not_enabled("slots actions", "--slot-save-path")
+    id, action = http.path_params["id"], http.query_params.get("action", "")
+    if not id.isdecimal():
+        raise invalid(f"Invalid slot ID: {id!r:.80}")
+    if action == "erase":
+        erased = await asyncio.wrap_future(service.engine.erase_slot(int(id[:9])))
+        return json_response({"id_slot": int(id), "n_erased": erased})
+    if action not in ("save", "restore"):
+        raise invalid(f"Invalid action: {action!r:.80}; known are save, restore and erase")
+    name = convert(await service.read_object(http), SlotFields).filename
+    if not FILE_NAME.fullmatch(name):
+        raise invalid(f"Field 'filename': {name!r:.80} is not a plain name")
+    act = service.engine.save_slot if action == "save" else service.engine.restore_slot
+    file = await asyncio.wrap_future(act(int(id[:9]), Path(folder) / name))
+    n_tokens, n_bytes = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")
+    return json_response(
+        {
+            "id_slot": int(id),
+            "filename": name,
+            n_tokens: file.n_tokens,
+            n_bytes: file.n_bytes,
+            "timings": {f"{action}_ms": file.seconds * 1e3},
+        }
+    )
 
 
 async def metrics(service: Service, http: HttpRequest) -> Response:

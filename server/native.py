@@ -40,7 +40,7 @@ async def index(http: HttpRequest) -> Response:
 
 async def health(service: Service, http: HttpRequest) -> Response:
     """Green only while requests are answered; while the model loads, the gate says so."""
-    if not service.engine.healthy:
+    if not (service.engine.healthy or service.is_sleeping):
         raise ApiError("unavailable_error", "The engine has stopped")
     return json_response({"status": "ok"})
 
@@ -116,7 +116,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "bos_token": token_text(tokenizer.bos_id, service),
             "eos_token": token_text(tokenizer.eos_id, service),
             "build_info": BUILD_INFO,
-            "is_sleeping": False,
+            "is_sleeping": service.is_sleeping,
         }
     )
 

@@ -48,6 +48,7 @@ class Service:
         embd_normalize: int = 2,
     ) -> None:
         self.loaded_engine = engine  # None while the model loads
+        self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
         self.aliases = sorted(aliases)
         self.ping_interval = ping_interval

@@ -510,6 +510,15 @@ class Settings:
         "--slots/--no-slots", group=SERVER, env="ENDPOINT_SLOTS", default=True,
         help="the state of slots, with their requests' parameters, at /slots",
     )
+    slot_save_path: str | None = option(
+        "--slot-save-path", group=SERVER, env="SLOT_SAVE_PATH", default=None,
+        type=click.Path(exists=True, file_okay=False, path_type=str), metavar="FOLDER",
+        help="folder for what slots have cached, to be saved to and restored from",
+    )
+    sleep_idle_seconds: int = option(
+        "--sleep-idle-seconds", group=SERVER, env="SLEEP_IDLE_SECONDS", type=OR_ALL, default=-1,
+        help="free the model when nobody asks for so long, and load it for the next; -1: never",
+    )
     sse_ping_interval: float = option(
         "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=click.FLOAT,
         default=30.0, help="seconds of silence before a comment in a stream; -1: never",

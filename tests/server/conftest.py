@@ -27,9 +27,11 @@ from engine.request import (
     Timings,
     TokenScore,
 )
+from engine.stats import SlotState
 from engine.text.vocab import FimTokens
 from server.app import Cors, create_app
 from server.fields import Defaults
+from server.idle import Idle
 from server.service import Service
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -183,6 +185,11 @@ class FakeEngine:
         thread.start()
         return len(self._tickets) - 1
 
+    def end_reasoning(self, ticket: int) -> None: ...
+
+    def slots(self) -> list[SlotState]:
+        return [SlotState(id=i, n_ctx=self.n_ctx, is_processing=False) for i in range(self.n_slots)]
+
     def cancel(self, ticket: int) -> None:
         self.cancelled.append((ticket, time.monotonic()))
         self._tickets[ticket][0].set()
@@ -191,6 +198,10 @@ class FakeEngine:
         for cancelled, thread in self._tickets:
             cancelled.set()
             thread.join()
+
+    def release(self) -> None:
+        self.close()
+        self.healthy = False
 
     @property
     def n_running(self) -> int:
@@ -234,9 +245,12 @@ def serve() -> Iterator[Serve]:
         api_keys: Sequence[str] = (),
         cors: Cors | None = None,
         prefix: str = "",
+        sleep: tuple[float, Callable[[], Any]] | None = None,  # seconds, and what loads again
         **options: Any,
     ) -> str:
-        app = create_app(Service(engine, **options), api_keys, cors, prefix)
+        service = Service(engine, **options)
+        idle = None if sleep is None else Idle(service, *sleep)
+        app = create_app(service, api_keys, cors, prefix, idle)
         config = uvicorn.Config(
             app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=2
         )

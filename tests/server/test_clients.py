@@ -180,7 +180,9 @@ def test_openai_for_node(talking: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_litellm(talking: str, calling: str) -> None:
+@pytest.mark.filterwarnings("default")
+def test_litellm(talking: str, calling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     litellm = pytest.importorskip("litellm")
     given: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "api_key": "k"}
     for model, base in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.request import Request
+from engine.slot_cache import SlotFile
 from engine.stats import EngineStats, SlotState
 from server.service import Endpoints
 
@@ -107,3 +110,49 @@ def test_what_is_not_turned_on_says_how(serve: Any, engine: Any) -> None:
     assert (props["endpoint_slots"], props["endpoint_metrics"]) == (False, False)
     url = serve(engine, endpoints=Endpoints(props=True))
     assert httpx.post(url + "/props", json={}).json() == {"success": True}
+
+
+def done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def test_actions_of_slots(serve: Any, engine: Any, tmp_path: Path) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def act(*values: Any) -> Future[Any]:
+        asked.append(values)
+        return done(SlotFile(n_tokens=5, n_bytes=600, seconds=0.25))
+
+    engine.save_slot = engine.restore_slot = act
+    engine.erase_slot = lambda id: done(7)
+    url = serve(engine, endpoints=Endpoints(slot_save_path=str(tmp_path)))
+
+    def post(query: str, status: int = 200, **body: Any) -> Any:
+        response = httpx.post(f"{url}/slots/{query}", json=body)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    assert post("1?action=save", filename="a.bin") == {
+        "id_slot": 1,
+        "filename": "a.bin",
+        "n_saved": 5,
+        "n_written": 600,
+        "timings": {"save_ms": 250.0},
+    }
+    restored = post("0?action=restore", filename="a.bin")
+    assert (restored["n_restored"], restored["n_read"]) == (5, 600)
+    assert restored["timings"] == {"restore_ms": 250.0}
+    assert asked == [(1, tmp_path / "a.bin"), (0, tmp_path / "a.bin")]
+    assert post("1?action=erase") == {"id_slot": 1, "n_erased": 7}
+    for name in ("../a", "a/b", "", ".hidden", "a\\b"):
+        assert "filename" in post("1?action=save", 400, filename=name)["error"]["message"]
+    assert "action" in post("1?action=jump", 400)["error"]["message"]
+    assert "slot ID" in post("x?action=erase", 400)["error"]["message"]
+
+
+def test_actions_need_a_folder(serve: Any, engine: Any) -> None:
+    response = httpx.post(serve(engine) + "/slots/0?action=erase")
+    assert response.status_code == 501
+    assert "--slot-save-path" in response.json()["error"]["message"]

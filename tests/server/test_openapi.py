@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from engine.chat.template import ChatTemplate, named_template
+from engine.request import Delta, Embedded, Event, Finished, Request, Started, Timings
 from server.app import create_app
 from server.openapi import BODIES
-from server.service import Service
+from server.service import Endpoints, Service
+
+
+def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+    """An answer, or a vector, whichever is asked for."""
+    yield Started(len(request.prompt), 0, 0)
+    yield Delta("ok", (1,)) if request.pooling is None else Embedded(((1.0, 2.0),))
+    yield Finished("eos", Timings(predicted_n=1))
 
 
 @pytest.fixture
 def url(serve: Any, fakes: Any) -> str:
-    return str(serve(fakes.engine(fakes.say("ok"))))
+    engine = fakes.engine(script)
+    engine.tokenizer.fim = fakes.fim(prefix=1, suffix=2, middle=3)
+    engine.info = replace(engine.info, ranks=True)
+    engine.chat_template = ChatTemplate(named_template("chatml"))
+    return str(serve(engine, endpoints=Endpoints(props=True)))
 
 
 def test_every_route_and_every_struct_is_there(url: str, fakes: Any) -> None:
