@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.batch import Batch
+from engine.batch import Batch, MediaShape
 from engine.errors import EngineError
 from engine.models.arch import Hyperparameters
 from engine.models.decoder import Decoder, kv_shapes
@@ -87,9 +87,10 @@ def assemble(
     cache: CacheTypes,
     *,
     flash: bool,
+    media: MediaShape | None = None,
 ) -> Runner:
     """A runner of the model on its devices, in the order of the weights' indices."""
-    memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash)
+    memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash, media=media)
     return Runner(memory.decoder, memory.batches, memory.pages, memory.states, weights.output_at)
 
 
@@ -101,6 +102,7 @@ def allocate_memory(
     cache: CacheTypes,
     *,
     flash: bool,
+    media: MediaShape | None = None,
 ) -> Memory:
     """All that a runner needs; on dry devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
@@ -108,7 +110,7 @@ def allocate_memory(
         batch = Batch(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
-            n_ring_pages=sizes.n_ring_pages,
+            n_ring_pages=sizes.n_ring_pages, media=media,
         )  # fmt: skip
         pages = _kv_pages(h, device, _kv_shapes(h, weights, at), sizes, cache, states)
         batches.append(batch)

@@ -23,6 +23,15 @@ from kernels.topk import topk_buffers
 Ints = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class MediaShape:
+    """Embeddings that come from an encoder: values of a row, and whether the tokens of an
+    image see each other whatever their order."""
+
+    width: int
+    together: bool
+
+
 class Mask(Protocol):
     """What says which tokens may follow, once the step is on its way."""
 
@@ -56,10 +65,12 @@ class Batch:
         n_vocab: int,
         ngrams: NGrams | None = None,
         n_ring_pages: int = 0,
+        media: MediaShape | None = None,
     ) -> None:
         """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
         keep all."""
         self._device, self._ngrams, self._n_ring_pages = device, ngrams, n_ring_pages
+        self._media = np.zeros((n_tokens, media.width) if media else (0, 0), np.float32)
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
@@ -86,6 +97,8 @@ class Batch:
             slots=tensors["slots"],
             rows=tensors["rows"],
             sequences=tensors["sequences"],
+            media=empty(device, self._media.shape) if media else None,
+            together=bool(media and media.together),
             attention=attention,
             ring_slots=tensors["ring slots" if n_ring_pages else "slots"],
             ring=replace(attention, tables=rings) if n_ring_pages else attention,
@@ -104,11 +117,12 @@ class Batch:
         """
         self._write_tables([chunk.seq for chunk in chunks])
         firsts: dict[int, int] = {}
-        n, n_tiles, kv_end = 0, 0, 1
+        n, n_tiles, kv_end, n_media = 0, 0, 1, 0
         for i, chunk in enumerate(chunks):
             firsts[id(chunk)] = n
             self._parts["sequences"][i] = n, chunk.count, chunk.seq.slot, chunk.start
             self._fill_chunk(chunk, n)
+            n_media = self._fill_media(chunk, n, n_media)
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count
             kv_end = max(kv_end, chunk.start + chunk.count)
@@ -120,6 +134,8 @@ class Batch:
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
         write(self._device, self._memory, self._host)
+        if n_media and self.inputs.media is not None:
+            write(self._device, self.inputs.media, self._media[:n_media])
         return counts
 
     def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
@@ -161,15 +177,43 @@ class Batch:
             pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE
         )
 
+    def _fill_media(self, chunk: Chunk, n: int, at: int) -> int:
+        """Embeddings from row ``at`` on in place of a chunk's negative tokens; returns the
+        number of rows so far."""
+        end = chunk.start + chunk.count
+        for span, embeddings in chunk.seq.media_between(chunk.start, end):
+            first, last = max(span.start, chunk.start), min(span.end, end)
+            rows = range(at, at + last - first)
+            self._media[rows.start : rows.stop] = embeddings[first - span.start : last - span.start]
+            place = n + first - chunk.start
+            self._parts["tokens"][place : place + len(rows)] = -1 - np.array(rows, np.int32)
+            at = rows.stop
+        return at
+
     def _fill_tiles(self, chunk: Chunk, n: int, at: int, tile: int) -> int:
-        """Tiles of at most ``tile`` queries; returns the number of tiles so far."""
-        n_tiles = -(-chunk.count // tile)
+        """Tiles of at most ``tile`` queries; returns the number of tiles so far.
+
+        Tokens that see each other are in tiles of their own, which say where they end.
+        """
+        end = chunk.start + chunk.count
+        if not self.inputs.together:
+            return self._fill_run(chunk, n, at, tile, range(chunk.start, end), end)
+        start = chunk.start
+        for span, _ in chunk.seq.media_between(start, end):
+            at = self._fill_run(chunk, n, at, tile, range(start, span.start), 0)
+            at = self._fill_run(chunk, n, at, tile, range(span.start, span.end), span.end)
+            start = span.end
+        return self._fill_run(chunk, n, at, tile, range(start, end), 0)
+
+    def _fill_run(self, chunk: Chunk, n: int, at: int, tile: int, places: range, seen: int) -> int:
+        """Tiles of consecutive tokens; ``seen``: how many keys they see in any case."""
+        n_tiles = -(-len(places) // tile)
         firsts = np.arange(n_tiles, dtype=np.int32) * tile
         rows = self._parts["tiles"][at : at + n_tiles]
-        rows[:, 0] = firsts + n
-        rows[:, 1] = np.minimum(tile, chunk.count - firsts)
+        rows[:, 0] = firsts + n + places.start - chunk.start
+        rows[:, 1] = np.minimum(tile, len(places) - firsts)
         rows[:, 2] = chunk.seq.slot
-        rows[:, 3] = chunk.start + chunk.count
+        rows[:, 3] = seen
         return at + n_tiles
 
     def _write_tables(self, sequences: Sequence[RunningSequence]) -> None:

@@ -19,6 +19,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
@@ -26,6 +29,8 @@ from engine.errors import EngineError, EngineStoppedError, RequestError
 from engine.grammar import Grammars
 from engine.guide import Guide
 from engine.loader import list_devices, load_model
+from engine.media.span import MediaSpan
+from engine.media_loader import Media
 from engine.options import EngineOptions, ModelInfo
 from engine.output import Output
 from engine.pace import Pace
@@ -64,8 +69,11 @@ class Engine:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate,
         info: ModelInfo,
+        media: Media | None = None,
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
+        self.media = None if media is None else media.reader
+        self._encoder = None if media is None else media.encoder
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
         self._pace = Pace(scheduler.max_tokens)
@@ -171,15 +179,17 @@ class Engine:
             raise RequestError("this model has no head for ranking: it cannot rerank")
         if request.constraint is not None and request.sampling.ignore_eos:
             raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
-        n_vocab = self.info.n_vocab
-        for token in (min(request.prompt), max(request.prompt)):
+        if request.media and (request.pooling or request.prompt_logprobs is not None):
+            raise RequestError("images and sounds have no embeddings and no log-probabilities")
+        n_vocab, tokens = self.info.n_vocab, _without_media(request)
+        for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
 
     def _sampler(self, request: Request) -> Sampler:
         return Sampler(
             request.sampling, n_vocab=self.info.n_vocab, eog_ids=self.tokenizer.eog_ids,
-            n_ctx=self.n_ctx, prompt=request.prompt,
+            n_ctx=self.n_ctx, prompt=_without_media(request),
             encode=self._encode_plain, pieces=self._piece,
         )  # fmt: skip
 
@@ -217,6 +227,7 @@ class Engine:
         try:
             while self._take_inbox():
                 self._scheduler.prompt_chunk = self._pace.n_beside
+                self._encode_media()
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
@@ -274,6 +285,36 @@ class Engine:
         for task in idle:
             task.run()
 
+    def _encode_media(self) -> None:
+        """Encode an image or a sound that a running request waits for, one between two steps.
+
+        Others that show the same get it at once. A fault ends the request alone.
+        """
+        if self._encoder is None:
+            return
+        encoded = False
+        for seq in self._scheduler.running.copy():
+            while (missing := seq.missing_media) is not None:
+                span = seq.request.media[missing]
+                found = self._encoder.find(span)
+                if found is None:
+                    if encoded or (found := self._try_encode(seq, span)) is None:
+                        break
+                    encoded = True
+                seq.embeddings[missing] = found
+
+    def _try_encode(self, seq: Sequence, span: MediaSpan) -> npt.NDArray[np.float32] | None:
+        """The embeddings of a span; None if that failed, which ends the request."""
+        assert self._encoder is not None
+        try:
+            return self._encoder.encode(span)
+        except Exception as error:
+            log.exception("an image or a sound cannot be encoded")
+            stream = self._streams[seq.id]
+            self._leave(stream)
+            stream.fail(f"an image or a sound cannot be encoded: {error}")
+            return None
+
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
             self._latest[seq.slot] = self._streams[seq.id]
@@ -284,6 +325,8 @@ class Engine:
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
         logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush)
+        if not plan.chunks:  # copies for one that waits for an image
+            return
         n_tokens = sum(chunk.count for chunk in plan.chunks)
         self._pace.note(n_tokens, time.perf_counter() - began)
         self._scheduler.advance(plan)
@@ -366,7 +409,7 @@ class Engine:
             self._end(stream, "cancelled")
         elif stream.reason is not None:
             self._end(stream, stream.reason)
-        elif self._scheduler.is_full(seq) and self._scheduler.shift_keep is None:
+        elif self._scheduler.is_full(seq) and not self._scheduler.shifts(seq):
             self._end(stream, "limit", truncated=True)
         elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
             self._end(stream, "limit")
@@ -389,4 +432,17 @@ def load_engine(
 ) -> Engine:
     """Load a model and start its engine; ModelError or EngineError says why it cannot be."""
     model = load_model(path, options, progress)
-    return Engine(model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info)
+    return Engine(
+        model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info, model.media
+    )
+
+
+def _without_media(request: Request) -> tuple[int, ...]:
+    """The prompt's tokens of text."""
+    if not request.media:
+        return request.prompt
+    ids, at = list[int](), 0
+    for span in request.media:
+        ids += request.prompt[at : span.start]
+        at = span.end
+    return (*ids, *request.prompt[at:])

@@ -11,6 +11,7 @@ from typing import Any
 
 import kernels.device as devices
 from engine.assembly import CacheTypes, Sizes, assemble
+from engine.batch import MediaShape
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
@@ -18,6 +19,7 @@ from engine.errors import EngineError, ModelError
 from engine.fit import Fitting, Trial, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.machine import find_machine
+from engine.media_loader import Media, load_media, open_media
 from engine.models.arch import Hyperparameters, read_hyperparameters
 from engine.models.table import find_architecture
 from engine.options import EngineOptions, ModelInfo
@@ -42,6 +44,7 @@ class Model:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     info: ModelInfo
+    media: Media | None
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -57,12 +60,16 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     tokenizer = load_tokenizer(gguf.metadata)
     _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
+    projector = open_media(options, hparams)
     try:
         machine = find_machine(options)
-        model = outline(gguf, hparams, machine.open(0))
+        first = machine.open(0)
+        media = None if projector is None else load_media(projector, options, hparams, first)
+        model = outline(gguf, hparams, first)
         chosen = Fitting(model, options, machine).choose()
         opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
-        runner = _runner(gguf, hparams, chosen, options, opened, progress)
+        shape = None if media is None else media.shape
+        runner = _runner(gguf, hparams, chosen, options, opened, progress, shape)
         if options.profile:
             _log_profile(path, runner, sizes)
     except DeviceError as error:
@@ -81,6 +88,7 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         tokenizer,
         template,
         info,
+        media,
     )
 
 
@@ -133,11 +141,13 @@ def _runner(
     options: EngineOptions,
     devices: Sequence[Device],
     progress: Callable[[float], None],
+    media: MediaShape | None,
 ) -> Runner:
     placed = [(device, Programs(device)) for device in devices]
     weights, jobs = allocate_weights(gguf, h, devices, chosen.placement)
     types = CacheTypes(options.cache_type_k, options.cache_type_v)
-    runner = assemble(h, weights, placed, chosen.sizes, types, flash=options.flash_attn != "off")
+    flash = options.flash_attn != "off"
+    runner = assemble(h, weights, placed, chosen.sizes, types, flash=flash, media=media)
     with ThreadPoolExecutor(1) as pool:  # programs build while the weights are packed
         recorded = pool.submit(runner.warm_up)
         listed = [(*on, job) for on, some in zip(placed, jobs, strict=True) for job in some]

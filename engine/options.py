@@ -40,6 +40,10 @@ class EngineOptions:
     fit_target: int = 1024  # MiB that fitting leaves free on each device
     fit_ctx: int = 4096  # tokens of context that fitting does not go below
     n_threads: int = -1
+    mmproj: Path | None = None  # the projector file of images or sounds
+    mmproj_offload: bool = True  # the encoder is on the text model's device, else on a CPU
+    image_min_tokens: int | None = None  # of an image of free size; None: its type's own limits
+    image_max_tokens: int | None = None
     chat_template: str | None = None  # Jinja source or the name of a built-in one
     kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
     profile: bool = False  # measure the kernels after loading and log the times

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.constraint import Constraint
+from engine.media.span import MediaSpan
 from engine.reasoning import ReasoningBudget
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -90,6 +91,7 @@ class Request:
     min_indent: int = 0  # > 0: it ends before a line that is indented less
     n_keep: int = 0  # tokens that stay when a full context shifts, beside BOS; -1: the prompt
     n_discard: int = 0  # tokens that are dropped then; 0: half of the rest
+    media: tuple[MediaSpan, ...] = ()  # in order: where the prompt's ids are negative
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 

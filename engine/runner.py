@@ -147,6 +147,8 @@ class Runner:
         for copy in copies:
             for pages in self.pages:
                 pages.copy_page(copy.source, copy.target)
+        if not chunks:
+            return []
         recording, counts = self.prepare(chunks, rows)
         recording.run(counts)
         masks = self._last.write_masks(rows)  # while the device computes

@@ -12,14 +12,15 @@ the first of those that wait. The oldest is never paused, so all of them end.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from engine.cache import PageCache, PageCopy, PagedTokens, n_common
 from engine.checkpoints import Checkpoints, StateCopy
 from engine.errors import ContextOverflowError, RequestError
+from engine.media.span import MediaSpan
 from engine.request import Request
 
 _arrival = attrgetter("arrival")
@@ -42,6 +43,7 @@ class Sequence(PagedTokens):
     n_dropped: int = 0  # tokens that a full context has dropped
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
+    embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
     awaited: int = -1  # the last sequence that was seen computing this one's prefix
     state: Literal["new", "waiting", "running", "finished"] = "new"
 
@@ -57,6 +59,22 @@ class Sequence(PagedTokens):
             request=request,
             n_prompt=len(request.prompt),
         )
+
+    def media_between(self, start: int, end: int) -> Iterator[tuple[MediaSpan, Any]]:
+        """The images and sounds with places from ``start`` to before ``end``, and their
+        embeddings."""
+        for i, span in enumerate(self.request.media):
+            if span.start < end and span.end > start:
+                yield span, self.embeddings[i]
+
+    @property
+    def missing_media(self) -> int | None:
+        """The number of the first image or sound that has to be encoded before what follows."""
+        media = self.request.media
+        missing = (
+            i for i, s in enumerate(media) if s.end > self.n_computed and i not in self.embeddings
+        )
+        return next(missing, None)
 
     @property
     def n_generated(self) -> int:
@@ -180,6 +198,14 @@ class Scheduler:
                 f"the input has {n} tokens, but this model must process it at once: increase the "
                 f"physical batch size (--ubatch-size and --batch-size), now {self.max_tokens}"
             )
+        most = self.max_tokens - len(self.slots)
+        for span in request.media:
+            if span.together and span.count > most:
+                raise RequestError(
+                    f"an image has {span.count} tokens, which this model must process at once: "
+                    f"increase the physical batch size (--ubatch-size and --batch-size), now "
+                    f"{self.max_tokens} of which images may take {most}"
+                )
 
     def plan(self, most_tokens: int | None = None) -> Plan | None:
         """The next forward, of at most so many prompt tokens; None: nothing to compute."""
@@ -197,13 +223,14 @@ class Scheduler:
             seq = prompts.pop(0) if prompts else self._admit(plan)
             if seq is None:
                 break
-            chunk = self._chunk(seq, n_tokens, n_outputs)
+            planned = sum([chunk.count for chunk in chunks])
+            chunk = self._chunk(seq, n_tokens, n_outputs, self.max_tokens - planned)
             if chunk.count:
                 chunks.append(chunk)
                 n_tokens -= chunk.count
                 n_outputs -= chunk.n_outputs
         self.cache.unpin_sources()
-        if not chunks:
+        if not (chunks or plan.started):  # who starts may wait for an image, its copies not
             return None
         plan.saves.extend(self.take_saves())
         return plan
@@ -237,6 +264,10 @@ class Scheduler:
         8 tokens of prompt and 248 generated ones fill a context of 256.
         """
         return len(seq.tokens) >= self.n_ctx
+
+    def shifts(self, seq: Sequence) -> bool:
+        """Whether a full context can be shifted; one with images has them where they are."""
+        return self.shift_keep is not None and not seq.request.media
 
     def shift(self, seq: Sequence) -> None:
         """Make room in a full context: after the tokens to keep, drop as many as the request
@@ -315,10 +346,12 @@ class Scheduler:
         self, seq: Sequence, slot: int, spare: int
     ) -> tuple[list[PageCopy], list[StateCopy]] | None:
         """Pages for all tokens, and what is to be copied; None if there is no room."""
-        if self.checkpoints is None or not seq.share:
-            copies = self.cache.acquire(seq, spare)
+        n_agreed = None
+        if seq.share and (self.checkpoints is not None or seq.request.media):
+            n_agreed = _before_media(seq, self.cache.match(seq.tokens, seq.salt))
+        if self.checkpoints is None or n_agreed is None:
+            copies = self.cache.acquire(seq, spare, n_agreed)
             return None if copies is None else (copies, [])
-        n_agreed = self.cache.match(seq.tokens, seq.salt)
         found = self.checkpoints.find(seq.tokens, seq.salt, n_agreed)
         copies = self.cache.acquire(seq, spare, found.position if found else 0)
         if found and copies is not None and seq.n_computed < found.position:  # a page short
@@ -393,12 +426,19 @@ class Scheduler:
                 return True
         return False
 
-    def _chunk(self, seq: Sequence, n_tokens: int, n_outputs: int) -> Chunk:
-        """The next tokens of a sequence, so many and with so many logits rows at most."""
+    def _chunk(self, seq: Sequence, n_tokens: int, n_outputs: int, most: int = 1) -> Chunk:
+        """The next tokens of a sequence, so many and with so many logits rows at most.
+
+        Tokens of an image that see each other go together, if need be up to ``most``.
+        """
         start = seq.n_computed
         pending = len(seq.tokens) - start
         mark = self._next_mark(seq, start)
         count = min(pending, n_tokens, pending if mark is None else mark - start)
+        if seq.request.media:
+            count = _whole_media(seq, start, count, most)
+            if not count:
+                return Chunk(seq, start, 0, "none")
         if seq.request.prompt_logprobs is not None and seq.n_scored < seq.n_prompt:
             if start < seq.n_scored:  # computed again after a pause
                 return Chunk(seq, start, min(count, seq.n_scored - start), "none")
@@ -413,3 +453,25 @@ class Scheduler:
         if n_outputs < 1:
             return Chunk(seq, start, 0 if self.whole_prompts else count - 1, "none")
         return Chunk(seq, start, count, "last")
+
+
+def _before_media(seq: Sequence, n_agreed: int) -> int:
+    """So many computed tokens, or where they end inside an image whose tokens see each other,
+    those before it."""
+    spans = (span for span in seq.request.media if span.together)
+    return next((span.start for span in spans if span.start < n_agreed < span.end), n_agreed)
+
+
+def _whole_media(seq: Sequence, start: int, count: int, most: int) -> int:
+    """``count``, less what needs embeddings that are not there or would cut an image whose
+    tokens see each other; such an image may take ``most`` tokens."""
+    missing = seq.missing_media
+    if missing is not None:
+        count = min(count, max(seq.request.media[missing].start - start, 0))
+    for span in seq.request.media:
+        if not span.together or not span.start < start + count < span.end:
+            continue
+        if span.start > start:
+            return span.start - start
+        return span.count if span.count <= most else 0
+    return count

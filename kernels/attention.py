@@ -41,6 +41,7 @@ class Mask:
 
     chunked: the window is the query's own stretch of so many tokens, not the last ones.
     bidirectional: keys after the query count too; the window is half before it, half after.
+    together: a query sees the keys up to tile.w in any case, those after it too.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
     [heads], the score of one more key without a value.
     """
@@ -49,6 +50,7 @@ class Mask:
     softcap: float = 0.0
     chunked: bool = False
     bidirectional: bool = False
+    together: bool = False
     slopes: Tensor | None = None
     sinks: Tensor | None = None
 
@@ -57,6 +59,7 @@ class Mask:
         flags = {
             "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "ALIBI": self.slopes is not None,
             "SINKS": self.sinks is not None, "BIDIRECTIONAL": self.bidirectional,
+            "TOGETHER": self.together,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
 
@@ -184,7 +187,9 @@ def _split(
         *([mask.sinks.buffer] if mask.sinks is not None else []), *_outputs(out, fused),
     ]  # fmt: skip
     grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
-    names = [d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED", "BIDI"))]
+    names = [
+        d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED", "BIDI", "TOGETHER"))
+    ]
     names += ["QUANTIZE_OUT"] if fused else []
     tape.add("attention_combine.cl", "combine", names, merge, grid)
 

@@ -37,11 +37,17 @@ class AudioEncoder:
         self._weights, self._device, self._programs = weights, device, programs
         self._recorded: dict[int, tuple[Graph, Rows]] = {}  # by the number of frames
 
+    def warm_up(self, n_frames: int) -> int:
+        """Record an input of that length, which loads the weights; the output's width."""
+        return self._record(n_frames)[1].width
+
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
-        n_frames = mel.shape[1]
+        graph, out = self._record(mel.shape[1])
+        return graph.run([whisper.frames(self.spec, mel)], out)
+
+    def _record(self, n_frames: int) -> tuple[Graph, Rows]:
         if n_frames not in self._recorded:
             graph = Graph(self._weights, self._device, self._programs)
             self._recorded[n_frames] = graph, BUILD[self.spec.kind](graph, self.spec, n_frames)
-        graph, out = self._recorded[n_frames]
-        return graph.run([whisper.frames(self.spec, mel)], out)
+        return self._recorded[n_frames]

@@ -27,6 +27,13 @@ class AudioFile:
     n_mels: int
     stack: int  # rows that become one
 
+    def n_tokens(self, n_frames: int) -> int:
+        """The tokens of a spectrogram of so many frames."""
+        if self.kind == "qwen3a":
+            return n_frames // 100 * 13
+        rows = n_frames // 2 if self.kind == "ultravox" else n_frames // 4
+        return rows // self.stack
+
 
 def read_audio_file(gguf: GGUFFile) -> AudioFile:
     """The encoder of sounds of a projector file; ModelError if it is none that is known."""

@@ -68,6 +68,14 @@ class VisionEncoder:
         self._like_llama_cpp = like_llama_cpp
         self._recorded: OrderedDict[Grid, _Recorded] = OrderedDict()
 
+    def warm_up(self) -> int:
+        """Record an input of the usual size, which loads the weights; the output's width."""
+        limits = self.spec.limits
+        unit = self.spec.patch * max(self.spec.merge, 1)
+        side = max(limits.image_size // unit, 1) if limits.max_pixels == 0 else 4
+        grid = side * unit // self.spec.patch
+        return self._record((grid, grid)).encoding.out.width
+
     def encode(self, pixels: Pixels) -> Floats:
         """Embeddings float32 [tokens, width] of a tile, uint8 [height, width, 3]."""
         patch = self.spec.patch

@@ -32,6 +32,7 @@ MERGE: dict[str, int] = {
     "gemma4v": 3,
     "gemma3": 4,
 }
+CAUSAL_GEMMA4 = (1536, 2560)  # widths of Gemma 4's text models that read images in order
 PLAIN = ("resampler", "internvl", "llama4")  # their inputs are made of patches, not of tokens
 
 
@@ -53,10 +54,26 @@ class VisionFile:
     window_layers: tuple[int, ...] = ()  # after which layer windows of patches are merged
     window_pattern: int = 0  # every so many layers is global
     n_queries: int = 0  # of a resampler
+    breaks: bool = False  # a token ends each row of an image but the last
 
     @property
     def patch(self) -> int:
         return self.limits.patch
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(columns, rows) of the tokens that lie in a grid on an input of that size."""
+        side = self.patch * (2 if self.kind in ("ldp", "ldpv2") else self.merge)
+        return width // side, height // side
+
+    def n_tokens(self, height: int, width: int) -> int:
+        """The tokens of an input of that size."""
+        columns, rows = self.token_grid(height, width)
+        extra = 2 if self.kind == "cogvlm" else rows - 1 if self.breaks else 0
+        return self.n_queries or columns * rows + extra
+
+    def sees_together(self, n_embd: int) -> bool:
+        """Whether the tokens of an image see each other in a text model of that width."""
+        return self.kind == "gemma3" or (self.kind == "gemma4v" and n_embd not in CAUSAL_GEMMA4)
 
 
 def read_vision_file(
@@ -86,6 +103,7 @@ def read_vision_file(
         window_layers=_ints(gguf, "clip.vision.wa_layer_indexes"),
         window_pattern=gguf.get_int("clip.vision.n_wa_pattern", 0),
         n_queries=gguf.get_int("clip.minicpmv_query_num", 0),
+        breaks="v.token_embd.img_break" in gguf.tensors,
     )
 
 

@@ -46,10 +46,14 @@ class EncoderWeights:
 
     def floats(self, name: str) -> Floats:
         """A float tensor with its shape, rows first; ModelError if it is missing."""
+
+        def read() -> Floats:
+            found = self._source.floats(name)
+            assert found is not None
+            return found.reshape(shape[::-1])
+
         shape = self.shape(name)
-        found = self._source.floats(name)
-        assert found is not None
-        return found.reshape(shape[::-1])
+        return self._keep(("floats", name), read)
 
     def vector(self, name: str) -> Tensor | None:
         """A float tensor on the device, None if the file has none of that name."""

@@ -172,7 +172,8 @@ class Attention:
         h = self._c.h
         return Mask(
             h.window if h.windowed[layer] else 0, h.attention_softcap,
-            chunked=h.arch.window_chunked, bidirectional=not h.causal, sinks=self._w.sinks,
+            chunked=h.arch.window_chunked, bidirectional=not h.causal,
+            together=self._c.inputs.together, sinks=self._w.sinks,
             slopes=None if not h.alibi_bias else upload(
                 self._c.device, alibi_slopes(self._n_heads, h.alibi_bias)
             ),

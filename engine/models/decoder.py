@@ -20,7 +20,7 @@ from engine.models.step import Mode, Step, Sublayer
 from engine.tensors import Linear
 from engine.weights import LayerWeights, ModelWeights
 from kernels.device import CommandQueue
-from kernels.embed import embed
+from kernels.embed import deepstack, embed
 from kernels.kv import KVShape
 from kernels.matmul import Activations, matmul
 from kernels.moe import combine
@@ -129,6 +129,7 @@ class Decoder:
                 self._layer(recording, sublayers, layer.parallel)
             else:
                 self._layer_within(recording, i, sublayers, self._residuals)
+            self._deepstack(recording, i)
             if layer.skip:
                 at = recording.stream_at
                 embedding, stream = recording.embedding(at), self._places[at].stream
@@ -145,7 +146,7 @@ class Decoder:
         place = self._places[weights.embedding_at]
         inputs, stream = place.inputs, place.stream
         tape = recording.writing(weights.embedding_at, anew=True).tape
-        embed(tape, weights.embedding, inputs.tokens, stream, h.embedding_scale)
+        embed(tape, weights.embedding, inputs.tokens, stream, h.embedding_scale, media=inputs.media)
         if weights.positions is not None:
             embed(tape, weights.positions, inputs.attention.positions, stream, add=True)
         if weights.token_types is not None:
@@ -154,6 +155,16 @@ class Decoder:
             norm(tape, stream, weights.embedding_norm, Activations(h.n_embd, stream))
         if place.embedding is not None:
             recording.keep_embedding()
+
+    def _deepstack(self, recording: Recording, layer: int) -> None:
+        """An encoder's further embeddings are added to what the first layers give."""
+        at = recording.stream_at
+        media, n = self._places[at].inputs.media, self._h.n_embd
+        if media is None or (layer + 2) * n > media.shape[1]:
+            return
+        tape, inputs = recording.writing(at).tape, self._places[at].inputs
+        stream = self._places[at].stream
+        deepstack(tape, self._weights.embedding, inputs.tokens, media, (layer + 1) * n, stream)
 
     def _layer(self, recording: Recording, layer: list[_Placed], parallel: bool) -> None:
         """One layer. Where a norm follows its last sublayer, the next norm carries it out."""

@@ -122,7 +122,10 @@ class MLA:
         self._gate = workspace.rows("gate", weights.gate[0].matrix.n_rows) if weights.gate else None
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
         self._slots, self._paging = context.inputs.paging(h.windowed[layer])
-        self._mask = Mask(h.window if h.windowed[layer] else 0, sinks=weights.sinks)
+        self._mask = Mask(
+            h.window if h.windowed[layer] else 0, sinks=weights.sinks,
+            together=context.inputs.together,
+        )  # fmt: skip
         self._scale = h.mla_scale * self._head**-0.5
         self._temperature = None if h.temperature is None else Temperature(
             context.inputs.attention.positions, *h.temperature

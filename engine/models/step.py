@@ -32,6 +32,8 @@ class StepInputs:
     slots: Tensor  # int32 [n]: page * PAGE + row, where a token's K and V go
     rows: Tensor  # int32 [m]: which tokens' logits are wanted
     sequences: Tensor  # int32 [s, 4]: first token, tokens, slot, position of the first
+    media: Tensor | None  # float32 [n, n_embd or more]: embeddings of the tokens -1, -2, ...
+    together: bool  # tiles of images say how far their tokens see
     attention: AttentionInputs
     ring_slots: Tensor  # as slots, in layers with a window
     ring: AttentionInputs  # as attention, in layers with a window

@@ -68,6 +68,7 @@ class Tokenizer:
         self._last = [_role(vocab, "separator" if bert else "eos")] if add_eos or bert else []
         self._separator = separator  # between two texts, beside the end of the first
         self._pieces: list[bytes | None] = [None] * self.n_vocab
+        self._found: dict[str, int | None] = {}
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -115,6 +116,14 @@ class Tokenizer:
         if piece is None:
             piece = self._pieces[token_id] = self._new_piece(token_id)
         return piece if special or not self._vocab.attributes[token_id] & _HIDDEN else b""
+
+    def token_of(self, text: str) -> int | None:
+        """The first token that adds exactly this text, None if there is none."""
+        if text not in self._found:
+            wanted = text.encode()
+            ids = (i for i in range(self.n_vocab) if self.piece(i) == wanted)
+            self._found[text] = next(ids, None)
+        return self._found[text]
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ``ids``; invalid UTF-8 becomes U+FFFD.

@@ -1,0 +1,105 @@
+"""The encoders of a projector file, and what they have made lately."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.encoders.audio import AudioEncoder
+from engine.encoders.audio_file import AudioFile, read_audio_file
+from engine.encoders.geometry import Floats
+from engine.encoders.vision import VisionEncoder
+from engine.encoders.vision_file import VisionFile, read_vision_file
+from engine.encoders.weights import EncoderWeights
+from engine.errors import ModelError
+from engine.gguf import GGUFFile, open_gguf
+from engine.media.span import MediaSpan
+from kernels.device import Device
+from kernels.program import Programs
+
+log = logging.getLogger(__name__)
+KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
+AUDIO_FRAMES = {"qwen3a": 100}  # of the input that is recorded at the start; else 3000
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorFile:
+    """An open projector file and what it says."""
+
+    gguf: GGUFFile
+    vision: VisionFile | None
+    audio: AudioFile | None
+
+
+def open_projector(
+    path: Path, min_tokens: int | None = None, max_tokens: int | None = None
+) -> ProjectorFile:
+    """ModelError for a file that is no projector, or of a type that is not known."""
+    gguf = open_gguf(path)
+    if gguf.architecture != "clip":
+        raise ModelError(
+            f"{path}: general.architecture is {gguf.architecture!r}; a projector (--mmproj) has "
+            "'clip'"
+        )
+    flags = [bool(gguf.metadata.get(f"clip.has_{x}_encoder")) for x in ("vision", "audio")]
+    if not any(flags):
+        flags[0] = True  # old files say nothing
+    vision = read_vision_file(gguf, min_tokens, max_tokens) if flags[0] else None
+    return ProjectorFile(gguf, vision, read_audio_file(gguf) if flags[1] else None)
+
+
+class MediaEncoder:
+    """Encodes images and sounds. Lives in the engine's thread."""
+
+    def __init__(self, file: ProjectorFile, device: Device, programs: Programs) -> None:
+        """Loads the weights and compiles, by recording an input of the usual size."""
+        weights = EncoderWeights(file.gguf, device, programs)
+        self._vision = None
+        self._audio = None
+        if file.vision is not None:
+            self._vision = VisionEncoder(file.vision, weights, device, programs)
+        if file.audio is not None:
+            self._audio = AudioEncoder(file.audio, weights, device, programs)
+        self._kept: OrderedDict[bytes, Floats] = OrderedDict()
+        self._n_kept_bytes = 0
+        self.width = self._width()
+
+    def _width(self) -> int:
+        """Of the embeddings, found by recording; so the weights are loaded, too."""
+        widths = []
+        if self._vision is not None:
+            widths.append(self._vision.warm_up())
+        if self._audio is not None:
+            spec = self._audio.spec
+            widths.append(self._audio.warm_up(AUDIO_FRAMES.get(spec.kind, 3000)))
+        if len(set(widths)) != 1:
+            raise ModelError(f"the encoders of the projector have {widths} values")
+        return widths[0]
+
+    def find(self, span: MediaSpan) -> Floats | None:
+        """The embeddings of a span if they have been made before."""
+        if span.key in self._kept:
+            self._kept.move_to_end(span.key)
+        return self._kept.get(span.key)
+
+    def encode(self, span: MediaSpan) -> Floats:
+        """Embeddings float32 [count, width]. Raises ValueError if there are more or fewer."""
+        encoder = self._vision if span.input.ndim == 3 else self._audio
+        assert encoder is not None
+        found = encoder.encode(span.input)
+        if len(found) != span.count:
+            raise ValueError(f"an encoder gave {len(found)} embeddings instead of {span.count}")
+        if not np.isfinite(found).all():
+            raise ValueError("an encoder gave numbers that are not finite")
+        self._keep(span.key, found)
+        return found
+
+    def _keep(self, key: bytes, embeddings: Floats) -> None:
+        self._kept[key] = embeddings
+        self._n_kept_bytes += embeddings.nbytes
+        while self._n_kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._n_kept_bytes -= self._kept.popitem(last=False)[1].nbytes

@@ -1,0 +1,185 @@
+"""From a prompt's text, images and sounds to token ids and the places of what is encoded.
+
+Thread-safe: a server calls it where it tokenizes. Decoded images and sounds are opaque to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from engine.encoders.audio import spectrograms
+from engine.encoders.audio_file import MARKERS, AudioFile
+from engine.encoders.vision_file import VisionFile
+from engine.errors import MediaError
+from engine.media.image import MAX_PIXELS, decode_image
+from engine.media.prepare import Tile, joined, prepare
+from engine.media.resize import Pixels
+from engine.media.sound import MAX_SECONDS, decode_sound
+from engine.media.span import MediaSpan
+
+# The texts that belong to images are special tokens and line ends, one after another.
+_PARTS = re.compile(r"<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
+
+
+class Tokenizer(Protocol):
+    def encode(
+        self, text: str, *, add_special: bool = ..., parse_special: bool = ...
+    ) -> list[int]: ...
+    def token_of(self, text: str) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image."""
+
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A decoded sound, float32 at 16 kHz."""
+
+    samples: npt.NDArray[Any]
+
+
+Medium = Picture | Sound
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPrompt:
+    """Token ids, negative where ``spans`` are."""
+
+    ids: tuple[int, ...]
+    spans: tuple[MediaSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """Of what is decoded."""
+
+    max_pixels: int = MAX_PIXELS
+    max_seconds: float = MAX_SECONDS
+
+
+class MediaReader:
+    """Reads images and sounds for one projector file."""
+
+    def __init__(
+        self,
+        vision: VisionFile | None,
+        audio: AudioFile | None,
+        *,
+        n_embd: int,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        """``n_embd``: of the text model."""
+        self._vision, self._audio = vision, audio
+        self._limits = limits or MediaLimits()
+        self._together = vision is not None and vision.sees_together(n_embd)
+        self._first_ids: dict[bytes, int] = {}
+        self._next_id = -1
+        self._lock = threading.Lock()
+
+    @property
+    def vision(self) -> bool:
+        return self._vision is not None
+
+    @property
+    def audio(self) -> bool:
+        return self._audio is not None
+
+    def image(self, data: bytes) -> Medium:
+        """Decode an image file; MediaError says why it cannot be used."""
+        if self._vision is None:
+            raise MediaError("this model takes no images: its projector is for audio only")
+        return Picture(decode_image(data, self._limits.max_pixels))
+
+    def sound(self, data: bytes) -> Medium:
+        """Decode a sound file; MediaError says why it cannot be used."""
+        if self._audio is None:
+            raise MediaError("this model takes no audio: its projector is for images only")
+        return Sound(decode_sound(data, self._limits.max_seconds))
+
+    def prompt(
+        self, text: str, marker: str, media: Sequence[Medium], tokenizer: Tokenizer
+    ) -> MediaPrompt:
+        """Tokens of ``text``, in which each ``marker`` stands for the next of ``media``.
+
+        Each piece of text is tokenized by itself, as llama.cpp does. MediaError if the numbers
+        of markers and media differ: the chat template has left something out.
+        """
+        texts = text.split(marker)
+        if len(texts) != len(media) + 1:
+            raise MediaError(
+                f"the chat template has room for {len(texts) - 1} of {len(media)} images and sounds"
+            )
+        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True) if texts[0] else []
+        if not texts[0]:
+            ids = tokenizer.encode("", add_special=True, parse_special=True)
+        spans: list[MediaSpan] = []
+        for medium, after in zip(media, texts[1:], strict=True):
+            for piece in self._pieces(medium):
+                if isinstance(piece, str):
+                    ids += marker_ids(piece, tokenizer)
+                else:
+                    span = self._span(len(ids), piece)
+                    ids += range(first := self._ids(span), first - span.count, -1)
+                    spans.append(span)
+            if after:
+                ids += tokenizer.encode(after, add_special=False, parse_special=True)
+        return MediaPrompt(tuple(ids), tuple(spans))
+
+    def _pieces(self, medium: Medium) -> list[str | npt.NDArray[Any]]:
+        if isinstance(medium, Picture):
+            assert self._vision is not None
+            pieces = joined(prepare(self._vision.kind, medium.pixels, self._vision.limits))
+            return [piece.pixels if isinstance(piece, Tile) else piece for piece in pieces]
+        assert self._audio is not None
+        before, after = MARKERS[self._audio.kind]
+        around = [text for text in (before, after) if text]
+        mels: list[str | npt.NDArray[Any]] = list(spectrograms(self._audio, medium.samples))
+        return [*around[: bool(before)], *mels, *around[bool(before) :]]
+
+    def _span(self, start: int, input: npt.NDArray[Any]) -> MediaSpan:
+        key = hashlib.sha256(f"{input.shape}".encode() + input.tobytes()).digest()
+        if input.ndim == 2:
+            assert self._audio is not None
+            count = self._audio.n_tokens(input.shape[1])
+            return MediaSpan(start, count, key, input, (count, 1))
+        assert self._vision is not None
+        height, width = input.shape[:2]
+        count, grid = self._vision.n_tokens(height, width), self._vision.token_grid(height, width)
+        return MediaSpan(start, count, key, input, grid, self._together)
+
+    def _ids(self, span: MediaSpan) -> int:
+        """The first of as many ids as the content has tokens; they count down from there."""
+        with self._lock:
+            if span.key not in self._first_ids:
+                self._first_ids[span.key] = self._next_id
+                self._next_id -= span.count
+            return self._first_ids[span.key]
+
+
+def marker_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of the texts around an image: those whose whole text is a token are that token."""
+    ids: list[int] = []
+    at = 0
+    for match in _PARTS.finditer(text):
+        if match.start() > at:
+            ids += tokenizer.encode(text[at : match.start()], add_special=False, parse_special=True)
+        token = tokenizer.token_of(match[0])
+        if token is None:
+            ids += tokenizer.encode(match[0], add_special=False, parse_special=True)
+        else:
+            ids.append(token)
+        at = match.end()
+    if text[at:]:
+        ids += tokenizer.encode(text[at:], add_special=False, parse_special=True)
+    return ids

@@ -1,0 +1,30 @@
+"""Places of a prompt that an image or a sound takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaSpan:
+    """``count`` places of a prompt from ``start`` on whose embeddings come from an encoder.
+
+    The prompt has negative token ids there, other ones for other contents, so that prefixes
+    agree where their images do. ``input`` is what the encoder is given (pixels or a
+    spectrogram), ``key`` says which it is. ``grid``: columns and rows of an image's tokens.
+    ``together``: the tokens see each other, whatever their order.
+    """
+
+    start: int
+    count: int
+    key: bytes
+    input: npt.NDArray[Any]
+    grid: tuple[int, int]
+    together: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count

@@ -1,0 +1,55 @@
+"""The projector file beside a text model: is it one for it, and its encoders."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from engine.batch import MediaShape
+from engine.encoders.encoder import MediaEncoder, ProjectorFile, open_projector
+from engine.errors import ModelError
+from engine.media.reader import MediaReader
+from engine.models.arch import Hyperparameters
+from engine.options import EngineOptions
+from kernels.device import Device, open_device
+from kernels.program import Programs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """``reader`` is for any thread, ``encoder`` for the engine's."""
+
+    reader: MediaReader
+    encoder: MediaEncoder
+    shape: MediaShape
+
+
+def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | None:
+    """The projector file of the options, None if there is none; ModelError if it is none."""
+    if options.mmproj is None:
+        return None
+    if not h.causal:
+        raise ModelError(f"{options.mmproj}: an encoder of texts takes no images and no sounds")
+    return open_projector(options.mmproj, options.image_min_tokens, options.image_max_tokens)
+
+
+def load_media(
+    file: ProjectorFile, options: EngineOptions, h: Hyperparameters, device: Device
+) -> Media:
+    """The encoders, loaded. ModelError if their embeddings do not fit the text model."""
+    if not options.mmproj_offload and device.info.kind != "cpu":
+        device = open_device(None, use_gpu=False, n_threads=options.n_threads)
+    encoder = MediaEncoder(file, device, Programs(device))
+    wanted = h.n_embd * (1 + h.n_deepstack)
+    if encoder.width != wanted:
+        deep = f", {1 + h.n_deepstack} times" if h.n_deepstack else ""
+        raise ModelError(
+            f"{file.gguf.path}: the projector gives embeddings of {encoder.width} values, the text "
+            f"model takes {wanted} ({h.n_embd}{deep}): they do not belong together"
+        )
+    file.gguf.close()
+    reader = MediaReader(file.vision, file.audio, n_embd=h.n_embd)
+    together = file.vision is not None and file.vision.sees_together(h.n_embd)
+    return Media(reader, encoder, MediaShape(encoder.width, together))

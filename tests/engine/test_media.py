@@ -1,0 +1,203 @@
+"""Images and sounds in prompts of text models: tokens, logits, sharing, waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+import pytest
+from vision_data import IMAGES, SOUNDS, Reference, nmse
+
+from engine.encoders import encoder as encoder_module
+from engine.encoders.vision import VisionEncoder
+from engine.engine import Engine, load_engine
+from engine.errors import MediaError, ModelError, RequestError
+from engine.media.reader import MediaPrompt
+from engine.media.span import MediaSpan
+from engine.options import EngineOptions
+from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+
+Build = Callable[[str], Path]
+LIMIT = 1e-5  # NMSE of logits
+MARKER = "<__media__>"
+# Text models whose part is still to come: positions in several dimensions, weights for images.
+LATER = ("qwen2vl", "qwen2vl-f16", "qwen2.5vl", "qwen3vl", "glm4v", "paddleocr", "cogvlm")
+
+
+def text_model(reference: Reference) -> str:
+    return reference.spec.replace(".json", "-text.json")
+
+
+@pytest.fixture
+def serve(
+    conformance_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Engine]]:
+    """Starts an engine with the text model of a reference; class tokens as llama.cpp has them."""
+    engines: list[Engine] = []
+    monkeypatch.setattr(
+        encoder_module, "VisionEncoder", partial(VisionEncoder, like_llama_cpp=True)
+    )
+
+    def start(reference: Reference, **options: Any) -> Engine:
+        least, most = reference.token_limits
+        given = EngineOptions(
+            mmproj=conformance_model(reference.spec), n_ctx=4096, cache_type_k="f32",
+            cache_type_v="f32", image_min_tokens=least, image_max_tokens=most, **options,
+        )  # fmt: skip
+        engine = load_engine(conformance_model(text_model(reference)), given)
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+def read(reference: Reference, engine: Engine, key: str) -> MediaPrompt:
+    assert engine.media is not None
+    folder = reference.folder / "images"
+    if key == "sound":
+        medium = engine.media.sound((folder / "sound.wav").read_bytes())
+    else:
+        medium = engine.media.image((folder / f"{key}.png").read_bytes())
+    return engine.media.prompt(f"describe {MARKER} now", MARKER, [medium], engine.tokenizer)
+
+
+def logprobs(engine: Engine, prompt: MediaPrompt, **options: Any) -> tuple[np.ndarray, Finished]:
+    """Log-probabilities of the whole vocabulary after the prompt, and the last event."""
+    n = engine.info.n_vocab
+    events: Queue[Event] = Queue()
+    request = Request(
+        prompt.ids, SamplingParams(temperature=0), max_tokens=1, n_probs=n, media=prompt.spans,
+        **options,
+    )  # fmt: skip
+    engine.submit(request, events.put)
+    found = np.zeros(n)
+    while True:
+        event = events.get(timeout=120)
+        assert not isinstance(event, Failed), event.message
+        if isinstance(event, Finished):
+            return found, event
+        if isinstance(event, Delta):
+            for id, _, logprob in event.scores[0].top:
+                found[id] = logprob
+
+
+def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
+    """Logits are known up to a constant."""
+    error = nmse(found - found.mean(), expected - expected.mean())
+    assert error < LIMIT, f"NMSE {error:.1e}"
+
+
+@pytest.mark.parametrize("name", [name for name in (*IMAGES, *SOUNDS) if name not in LATER])
+def test_tokens_and_logits(vision_folder: Path, serve: Callable[..., Engine], name: str) -> None:
+    reference = Reference(vision_folder, name)
+    engine = serve(reference)
+    for key in reference.media:
+        if key == "square.jpg":
+            continue
+        prompt = read(reference, engine, key)
+        expected: list[int] = []
+        for chunk in reference.media[key]["chunks"]:
+            expected += chunk.get("tokens") or [-1] * chunk["n_tokens"]
+        assert [max(token, -1) for token in prompt.ids] == expected
+        found, _ = logprobs(engine, prompt)
+        check_logits(found, reference.arrays[f"logits.{key}"])
+
+
+@pytest.mark.parametrize("name", ["llava16", "gemma3"])
+def test_an_image_is_encoded_once_and_its_places_are_shared(
+    vision_folder: Path, serve: Callable[..., Engine], name: str
+) -> None:
+    reference = Reference(vision_folder, name)
+    engine = serve(reference)
+    first, _ = logprobs(engine, read(reference, engine, "wide"))
+    with counted_passes() as passes:
+        again, end = logprobs(engine, read(reference, engine, "wide"))
+        uncached, all_anew = logprobs(engine, read(reference, engine, "wide"), cache_prompt=False)
+        assert passes == []
+    if name != "gemma3":  # of whose windows a prompt so short leaves no checkpoint
+        assert end.timings.prompt_n == 1
+    assert all_anew.timings.cache_n == 0
+    check_logits(again, first)
+    check_logits(uncached, first)
+
+
+def test_images_in_small_steps(vision_folder: Path, serve: Callable[..., Engine]) -> None:
+    """Causal images may be cut, those whose tokens see each other not."""
+    for name, n_ubatch in (("llava16", 8), ("gemma3", 24)):
+        reference = Reference(vision_folder, name)
+        engine = serve(reference, n_ubatch=n_ubatch)
+        found, _ = logprobs(engine, read(reference, engine, "tall"))
+        check_logits(found, reference.arrays["logits.tall"])
+
+
+def test_an_image_that_must_go_at_once_and_cannot(
+    vision_folder: Path, serve: Callable[..., Engine]
+) -> None:
+    reference = Reference(vision_folder, "gemma3")
+    engine = serve(reference, n_ubatch=16)
+    with pytest.raises(RequestError, match=r"an image has 16 tokens.*increase the physical"):
+        logprobs(engine, read(reference, engine, "tall"))
+
+
+def test_two_images_with_one_beginning_differ(
+    vision_folder: Path, serve: Callable[..., Engine]
+) -> None:
+    """Two requests at once, of the same text and other images, disturb each other in nothing."""
+    reference = Reference(vision_folder, "gemma3")
+    engine = serve(reference)
+    prompts = [read(reference, engine, key) for key in ("square", "wide", "tall")]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda prompt: logprobs(engine, prompt)[0], prompts))
+    for key, found in zip(("square", "wide", "tall"), results, strict=True):
+        check_logits(found, reference.arrays[f"logits.{key}"])
+
+
+def test_a_projector_of_another_width_is_refused(
+    conformance_model: Build, vision_folder: Path
+) -> None:
+    mine, other = (Reference(vision_folder, name) for name in ("llava15", "minicpmv2.6"))
+    options = EngineOptions(mmproj=conformance_model(other.spec), n_ctx=256)
+    with pytest.raises(ModelError, match=r"embeddings of 256 values, the text model takes 64"):
+        load_engine(conformance_model(text_model(mine)), options)
+
+
+def test_a_text_model_is_no_projector(conformance_model: Build, vision_folder: Path) -> None:
+    model = conformance_model(text_model(Reference(vision_folder, "llava15")))
+    with pytest.raises(ModelError, match=r"general.architecture is 'llama'; a projector"):
+        load_engine(model, EngineOptions(mmproj=model, n_ctx=256))
+
+
+def test_room_for_fewer_images_than_there_are(
+    vision_folder: Path, serve: Callable[..., Engine]
+) -> None:
+    reference = Reference(vision_folder, "llava15")
+    engine = serve(reference)
+    assert engine.media is not None
+    picture = engine.media.image((reference.folder / "images" / "tall.png").read_bytes())
+    with pytest.raises(MediaError, match="room for 0 of 1 images"):
+        engine.media.prompt("no place", MARKER, [picture], engine.tokenizer)
+
+
+@contextmanager
+def counted_passes() -> Iterator[list[bytes]]:
+    """The inputs that encoders get meanwhile."""
+    passes: list[bytes] = []
+    encode = encoder_module.MediaEncoder.encode
+
+    def counting(self: encoder_module.MediaEncoder, span: MediaSpan) -> Any:
+        passes.append(span.key)
+        return encode(self, span)
+
+    encoder_module.MediaEncoder.encode = counting  # type: ignore[method-assign]
+    try:
+        yield passes
+    finally:
+        encoder_module.MediaEncoder.encode = encode  # type: ignore[method-assign]
