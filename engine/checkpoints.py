@@ -30,16 +30,22 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """Which prefixes have a copy: ``n_copies`` at most, the least recently used one goes."""
 
-    def __init__(self, n_copies: int, min_step: int) -> None:
-        """``min_step``: long prompts get one every so many tokens. ValueError: none at all."""
+    def __init__(self, n_copies: int, min_step: int, copy_bytes: int = 0) -> None:
+        """``min_step``: long prompts get one every so many tokens; ``copy_bytes``: of a copy, at
+        most. ValueError: none at all."""
         if n_copies < 1 or min_step < 1:
             raise ValueError(f"{n_copies} checkpoints every {min_step} tokens")
-        self.min_step = min_step
+        self.min_step, self._copy_bytes = min_step, copy_bytes
         self._free = list(range(n_copies - 1, -1, -1))
         self._known: OrderedDict[Hashable, Checkpoint] = OrderedDict()  # oldest use first
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all copies, at most."""
+        return len(self) * self._copy_bytes
 
     def find(self, tokens: Sequence[int], salt: Hashable, most: int) -> Checkpoint | None:
         """The longest prefix of at most ``most`` tokens that has a copy."""
@@ -69,6 +75,6 @@ def _keys(tokens: Sequence[int], salt: Hashable, positions: Iterable[int]) -> It
     """What stands for the first so many tokens, for ascending positions."""
     digest, begin = blake2b(digest_size=16), 0
     for end in positions:
-        digest.update(array("i", tokens[begin:end]).tobytes())
+        digest.update(array("q", tokens[begin:end]).tobytes())
         begin = end
         yield salt, digest.digest()

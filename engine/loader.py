@@ -116,7 +116,7 @@ def _checkpoints(sizes: Sizes, state_bytes: int, options: EngineOptions) -> Chec
     if options.cache_ram_mib >= 0:
         n = min(n, (options.cache_ram_mib << 20) // state_bytes)
     log.info("checkpoints: at most %d of %.1f MiB each", n, state_bytes / 2**20)
-    return Checkpoints(n, options.checkpoint_min_step) if n else None
+    return Checkpoints(n, options.checkpoint_min_step, state_bytes) if n else None
 
 
 def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:

@@ -1,6 +1,6 @@
 """Files of what a slot has left in the cache: its tokens, their KV pages, a state.
 
-A file is ``MAGIC``, the length of the header (uint32), the header (JSON), the token ids (int32),
+A file is ``MAGIC``, the length of the header (uint32), the header (JSON), the token ids (int64),
 then for each page its bytes, then the state's; all little-endian. The header says what the file
 was made with; it can be used only where all of that is the same.
 """
@@ -47,7 +47,7 @@ def write_slot_file(path: Path, made_with: Mapping[str, Any], content: SlotConte
     try:
         with unfinished.open("wb") as file:
             file.write(MAGIC + struct.pack("<I", len(header)) + header)
-            file.write(np.asarray(content.tokens, "<i4").tobytes())
+            file.write(np.asarray(content.tokens, "<i8").tobytes())
             for page in (*content.pages, content.state):
                 file.write(page.data)
             n_bytes = file.tell()
@@ -64,7 +64,7 @@ def read_slot_file(path: Path, made_with: Mapping[str, Any], page_bytes: int) ->
         with path.open("rb") as file:
             header = _read_header(file, path.name)
             _check(header, made_with, path.name)
-            tokens = np.frombuffer(_take(file, 4 * header["n_tokens"], path.name), "<i4")
+            tokens = np.frombuffer(_take(file, 8 * header["n_tokens"], path.name), "<i8")
             pages = [_bytes(file, page_bytes, path.name) for _ in range(header["n_pages"])]
             return SlotContent(
                 tokens.tolist(), pages, _bytes(file, header["state_bytes"], path.name)

@@ -71,6 +71,8 @@ class EngineStats:
     n_pages: int
     n_pages_used: int  # that running sequences hold
     n_pages_cached: int  # with computed tokens, to be had when room is needed
+    n_checkpoints: int  # copies of states in the host's memory
+    checkpoint_bytes: int  # of all of them, at most
 
     @property
     def kv_cache_usage_ratio(self) -> float:
@@ -103,6 +105,8 @@ def engine_stats(counters: Counters, scheduler: Scheduler, n_posted: int) -> Eng
         n_pages=scheduler.cache.n_pages,
         n_pages_used=pages.n_used,
         n_pages_cached=pages.n_cached,
+        n_checkpoints=len(scheduler.checkpoints or ()),
+        checkpoint_bytes=scheduler.checkpoints.n_bytes if scheduler.checkpoints else 0,
     )
 
 

@@ -18,14 +18,14 @@ PAGE_BYTES = 10
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "slot"
     pages = [np.arange(i, i + PAGE_BYTES, dtype=np.uint8) for i in range(2)]
-    content = SlotContent([5, -1, 1 << 30], pages, np.full(7, 9, np.uint8))
+    content = SlotContent([5, -1, 1 << 40], pages, np.full(7, 9, np.uint8))
     assert write_slot_file(path, MADE_WITH, content) == path.stat().st_size
     return path
 
 
 def test_a_round_trip(path: Path) -> None:
     content = read_slot_file(path, MADE_WITH, PAGE_BYTES)
-    assert list(content.tokens) == [5, -1, 1 << 30]
+    assert list(content.tokens) == [5, -1, 1 << 40]
     assert [page.tolist()[0] for page in content.pages] == [0, 1]
     assert content.state.tolist() == [9] * 7
     assert [file.name for file in path.parent.iterdir()] == ["slot"]
