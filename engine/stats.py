@@ -71,8 +71,8 @@ class EngineStats:
     n_pages: int
     n_pages_used: int  # that running sequences hold
     n_pages_cached: int  # with computed tokens, to be had when room is needed
-    n_checkpoints: int  # copies of states in the host's memory
-    checkpoint_bytes: int  # of all of them, at most
+    n_checkpoints: int = 0  # copies of states in the host's memory
+    checkpoint_bytes: int = 0  # of all of them, at most
 
     @property
     def kv_cache_usage_ratio(self) -> float:
