@@ -50,6 +50,6 @@ def load_media(
             f"model takes {wanted} ({h.n_embd}{deep}): they do not belong together"
         )
     file.gguf.close()
-    reader = MediaReader(file.vision, file.audio, n_embd=h.n_embd)
+    reader = MediaReader(file.vision, file.audio, n_embd=h.n_embd, limits=options.media_limits)
     together = file.vision is not None and file.vision.sees_together(h.n_embd)
     return Media(reader, encoder, MediaShape(encoder.width, together))

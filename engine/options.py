@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.media.limits import MediaLimits
 from engine.request import Pooling
 
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
@@ -44,6 +45,7 @@ class EngineOptions:
     mmproj_offload: bool = True  # the encoder is on the text model's device, else on a CPU
     image_min_tokens: int | None = None  # of an image of free size; None: its type's own limits
     image_max_tokens: int | None = None
+    media_limits: MediaLimits = field(default_factory=MediaLimits)
     chat_template: str | None = None  # Jinja source or the name of a built-in one
     kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
     profile: bool = False  # measure the kernels after loading and log the times

@@ -73,8 +73,7 @@ def system_messages(system: str | list[dict[str, Any]] | None) -> list[dict[str,
 
 
 def text_content(parts: list[str]) -> str | list[dict[str, Any]]:
-    """One text as it is; several as parts, which each template joins in its own way."""
-    return parts[0] if len(parts) == 1 else [{"type": "text", "text": part} for part in parts]
+    return parts_content([{"type": "text", "text": part} for part in parts])
 
 
 def text_of(name: str, place: int, block: Mapping[str, Any]) -> str:
@@ -141,28 +140,52 @@ def conversation(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def user_messages(name: str, role: str, blocks: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Results of tools are messages of their own, texts between them the user's."""
-    texts: list[str] = []
+    """Results of tools are messages of their own, what is between them the user's."""
+    parts: list[dict[str, Any]] = []
     for place, block in enumerate(blocks):
         if block.get("type") != "tool_result":
-            texts.append(shown_text(f"{name}[{place}]", block))
+            parts.append(content_part(f"{name}[{place}]", block))
             continue
-        if texts:
-            yield {"role": role, "content": text_content(texts)}
-            texts = []
+        if parts:
+            yield {"role": role, "content": parts_content(parts)}
+            parts = []
         yield tool_message(f"{name}[{place}]", block)
-    if texts or not blocks:
-        yield {"role": role, "content": text_content(texts or [""])}
+    if parts or not blocks:
+        yield {"role": role, "content": parts_content(parts or [{"type": "text", "text": ""}])}
 
 
 def tool_message(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     content = block.get("content", "")
     if isinstance(content, list):
-        parts = [shown_text(f"{name}.content[{i}]", part) for i, part in enumerate(content)]
-        content = "\n".join(parts)
-    if not isinstance(content, str) or not isinstance(block.get("tool_use_id"), str):
+        parts = [content_part(f"{name}.content[{i}]", part) for i, part in enumerate(content)]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        content = "\n".join(texts) if len(texts) == len(parts) else parts
+    if not isinstance(content, str | list) or not isinstance(block.get("tool_use_id"), str):
         raise invalid(f"Field '{name}': expected tool_use_id, and text or blocks as content")
     return {"role": "tool", "tool_call_id": block["tool_use_id"], "content": content}
+
+
+def parts_content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """One text as it is; anything else as parts, which each template joins in its own way."""
+    only_text = len(parts) == 1 and parts[0]["type"] == "text"
+    return str(parts[0]["text"]) if only_text else parts
+
+
+def content_part(name: str, block: Any) -> dict[str, Any]:
+    """A block of a user's as a part of a message."""
+    if isinstance(block, dict) and block.get("type") == "image":
+        url = image_url(name, block.get("source"))
+        return {"type": "image_url", "image_url": {"url": url}, "name": name}
+    return {"type": "text", "text": shown_text(name, block)}
+
+
+def image_url(name: str, source: Any) -> str:
+    kind = source.get("type") if isinstance(source, dict) else None
+    if kind == "base64" and isinstance(source.get("data"), str):
+        return f"data:{source.get('media_type', 'image/png')};base64,{source['data']}"
+    if kind == "url" and isinstance(source.get("url"), str):
+        return str(source["url"])
+    raise invalid(f"Field '{name}.source': expected base64 with data or a url, got {source!r:.80}")
 
 
 def shown_text(name: str, block: Any) -> str:

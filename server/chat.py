@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 from engine.chat.format import ChatFormat, chat_format
 from engine.chat.layout import Thinking
 from engine.constraint import Constraint
+from engine.errors import RequestError
 from engine.reasoning import ReasoningBudget
 from server.constraints import compiled, read_constraint
 from server.conversation import Chat, continued_field, tool_choice
@@ -18,24 +20,29 @@ from server.errors import invalid
 from server.fields import Defaults
 from server.generate import Job
 from server.interface import Engine, Tokenizer
+from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from server.prompts import Prompt
 from server.service import Service
 
 
 async def prepare(service: Service, chat: Chat) -> Job:
     """Render and tokenize, in a thread: a long conversation takes milliseconds."""
-    job = await asyncio.to_thread(read_job, chat, service.engine, service.defaults)
+    media = await read_media(chat.messages, service.engine, service.fetcher)
+    if media:
+        chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages))
+    job = await asyncio.to_thread(read_job, chat, service.engine, service.defaults, media)
     await compiled(service.engine, job.constraint)
     return job
 
 
-def read_job(chat: Chat, engine: Engine, defaults: Defaults) -> Job:
+def read_job(chat: Chat, engine: Engine, defaults: Defaults, media: Sequence[Any] = ()) -> Job:
+    """``media``: the images and sounds whose markers are in the messages."""
     tokenizer = engine.tokenizer
     asked = read_constraint(chat, defaults.constraint, tokenizer)
     form = render(chat, engine, defaults, asked)
     parsed = not defaults.skip_chat_parsing
     return Job(
-        [Prompt(prompt_ids(form.prompt, tokenizer), form.prompt)],
+        [prompt(form.prompt, engine, media)],
         constraint=constraint(chat, form, asked),
         format=form if parsed else None,
         stop=form.stops,
@@ -87,6 +94,16 @@ def template_variables(chat: Chat, defaults: Defaults) -> dict[str, Any]:
     if chat.parallel_tool_calls is not None:
         extra["parallel_tool_calls"] = chat.parallel_tool_calls
     return extra | (chat.chat_template_kwargs or {})
+
+
+def prompt(text: str, engine: Engine, media: Sequence[Any]) -> Prompt:
+    if not media or engine.media is None:
+        return Prompt(prompt_ids(text, engine.tokenizer), text)
+    try:
+        found = engine.media.prompt(text, MARKER, media, engine.tokenizer)
+    except RequestError as error:
+        raise invalid(str(error)) from None
+    return Prompt(found.ids, text.replace(MARKER, SHOWN_MARKER), found.spans)
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import ssl
+from pathlib import Path
 from typing import Any
 
 from engine.constraint import Constraint, Kind
+from engine.media.limits import MediaLimits
 from engine.options import EngineOptions
 from engine.request import SamplingParams
 from server.app import Cors
 from server.errors import ApiError
+from server.fetch import Fetcher
 from server.fields import Defaults, samplers
 from server.settings import Settings, split_commas
 
@@ -46,10 +49,34 @@ def engine_options(settings: Settings) -> EngineOptions:
         fit_target=settings.fit_target,
         fit_ctx=settings.fit_ctx,
         n_threads=settings.threads,
+        mmproj=projector(settings),
+        mmproj_offload=settings.mmproj_offload,
+        image_min_tokens=settings.image_min_tokens,
+        image_max_tokens=settings.image_max_tokens,
+        media_limits=MediaLimits(settings.media_max_pixels, float(settings.media_max_seconds)),
         chat_template=chat_template(settings),
         kernel_family=settings.kernel_family,
         profile=settings.profile,
     )
+
+
+def projector(settings: Settings) -> Path | None:
+    """The projector file; limits of images that could not act are refused."""
+    given = settings.mmproj if settings.use_mmproj else None
+    least, most = settings.image_min_tokens, settings.image_max_tokens
+    if given is None and settings.use_mmproj and (least or most):
+        raise SettingsError("--image-min-tokens and --image-max-tokens need --mmproj")
+    if least and most and least > most:
+        raise SettingsError(f"--image-min-tokens {least} is more than --image-max-tokens {most}")
+    return None if given is None else Path(given)
+
+
+def media_fetcher(settings: Settings) -> Fetcher:
+    folder = None if settings.media_path is None else Path(settings.media_path)
+    return Fetcher(
+        folder, settings.media_max_size << 20, float(settings.media_timeout),
+        settings.media_allow_private,
+    )  # fmt: skip
 
 
 def chat_template(settings: Settings) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from server.errors import invalid
 from server.fields import UNSUPPORTED, GenerationFields, convert, refuse
+from server.media import KINDS, given
 
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 
@@ -128,8 +129,11 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
 def check_part(name: str, part: Any) -> None:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise invalid(f"Field '{name}': expected an object with a type, got {part!r:.80}")
-    if part["type"] != "text":
-        kind = part["type"]
+    kind = part["type"]
+    if kind in KINDS:
+        given(name, part)
+        return
+    if kind != "text":
         raise invalid(f"Field '{name}': input of type '{kind}' is not supported by this server")
     if not isinstance(part.get("text"), str):
         raise invalid(f"Field '{name}.text': expected a string")

@@ -122,7 +122,12 @@ def engine_requests(
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
     return [
-        replace(request, prompt=prompt.ids, sampling=replace(sampling, seed=seed))
+        replace(
+            request,
+            prompt=prompt.ids,
+            media=prompt.media,
+            sampling=replace(sampling, seed=seed),
+        )
         for prompt in job.prompts
         for seed in seeds
     ]

@@ -27,6 +27,7 @@ from server.configure import (
     api_prefix,
     cors,
     engine_options,
+    media_fetcher,
     reason,
     request_defaults,
     uses_https,
@@ -141,6 +142,7 @@ def serve(settings: Settings) -> int:
         ),
         pooling=settings.pooling,
         embd_normalize=settings.embd_normalize,
+        fetcher=media_fetcher(settings),
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)

@@ -15,6 +15,7 @@ from server.chat import render
 from server.conversation import read_chat
 from server.errors import ApiError, json_response, not_enabled
 from server.fields import Defaults, convert
+from server.media import SHOWN_MARKER, with_markers
 from server.parameters import generation_settings
 from server.prompts import checked_token, encode_mixed
 from server.service import Service
@@ -90,6 +91,7 @@ async def detokenize(service: Service, http: HttpRequest) -> Response:
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:
     chat = read_chat(await service.read_object(http))
+    chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages, SHOWN_MARKER))
     form = await asyncio.to_thread(render, chat, service.engine, service.defaults)
     return json_response({"prompt": form.prompt})
 
@@ -107,7 +109,8 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "model_alias": service.model_name,
             "model_ftype": engine.info.file_type,
             "model_path": str(engine.info.path),
-            "modalities": {"vision": False, "video": False, "audio": False},
+            "modalities": service.modalities,
+            "media_marker": SHOWN_MARKER,
             "endpoint_slots": service.endpoints.slots,
             "endpoint_props": service.endpoints.props,
             "endpoint_metrics": service.endpoints.metrics,

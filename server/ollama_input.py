@@ -57,7 +57,7 @@ class GenerateFields(CommonFields, kw_only=True):
 
 
 # Of generate: templates there are Go's, and a context holds tokens of another model.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {"template": ("",), "context": ([],), "images": ([],)}
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"template": ("",), "context": ([],)}
 
 
 def chat_body(fields: ChatFields) -> dict[str, Any]:
@@ -73,12 +73,14 @@ def chat_body(fields: ChatFields) -> dict[str, Any]:
 def generate_body(fields: GenerateFields) -> dict[str, Any]:
     refuse(given(fields), UNSUPPORTED)
     system = [{"role": "system", "content": fields.system}] if fields.system else []
-    return common(fields) | {"messages": [*system, {"role": "user", "content": fields.prompt}]}
+    images = fields.images
+    content = with_images("images", fields.prompt, images) if images else fields.prompt
+    return common(fields) | {"messages": [*system, {"role": "user", "content": content}]}
 
 
 def plain_body(fields: GenerateFields) -> dict[str, Any]:
     """Of a prompt that no template is applied to."""
-    refuse(given(fields), UNSUPPORTED)
+    refuse(given(fields), UNSUPPORTED | {"images": ([],)})
     body = common(fields)
     return {name: body[name] for name in body if not name.startswith("chat_")} | {"prompt": ""}
 
@@ -116,9 +118,9 @@ def thinking(think: bool | str) -> dict[str, Any]:
 
 def chat_message(name: str, message: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """Results name their tool; ids, which templates may want, are those of its latest call."""
-    if message.get("images"):
-        raise invalid(f"Field '{name}.images': images are not supported by this model")
     found: dict[str, Any] = {key: message[key] for key in ("role", "content") if key in message}
+    if message.get("images"):
+        found["content"] = with_images(f"{name}.images", found.get("content"), message["images"])
     if message.get("thinking"):
         found["reasoning_content"] = message["thinking"]
     calls = message.get("tool_calls") or []
@@ -135,6 +137,21 @@ def chat_message(name: str, message: dict[str, Any], names: dict[str, str]) -> d
         if tool is not None:
             found["name"] = tool
     return found
+
+
+def with_images(name: str, text: Any, images: Any) -> list[dict[str, Any]]:
+    """A text after its images, which are base64; Ollama puts them in front, too."""
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise invalid(f"Field '{name}': expected an array of base64 strings")
+    parts: list[dict[str, Any]] = [
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:;base64,{image}"},
+            "name": f"{name}[{place}]",
+        }
+        for place, image in enumerate(images)
+    ]
+    return [*parts, {"type": "text", "text": text or ""}]
 
 
 def chat_call(name: str, made_up: str, call: Any, names: dict[str, str]) -> dict[str, Any]:

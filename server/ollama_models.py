@@ -101,7 +101,7 @@ def capabilities(service: Service) -> list[str]:
         found.append("tools")
     if caps.get("supports_preserve_reasoning") or caps.get("supports_reasoning_effort"):
         found.append("thinking")
-    return found
+    return found + [name for name in ("vision", "audio") if service.modalities[name]]
 
 
 def timestamp(seconds: float) -> str:

@@ -153,7 +153,10 @@ def ollama_model(service: Service) -> dict[str, object]:
         "type": "model",
         "description": "",
         "tags": [],
-        "capabilities": ["completion"],
+        "capabilities": [
+            "completion",
+            *["multimodal"] * any(service.modalities.values()),
+        ],
         "parameters": "",
         "details": {
             "parent_model": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from engine.media.span import MediaSpan
 from server.errors import invalid
 from server.interface import Tokenizer
 
@@ -13,6 +14,7 @@ from server.interface import Tokenizer
 class Prompt:
     ids: tuple[int, ...]
     text: str | None = None  # as it was given, None if it was given as tokens
+    media: tuple[MediaSpan, ...] = ()  # where the ids are negative
 
 
 def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:

@@ -163,16 +163,22 @@ def chat_call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": item["call_id"], "type": "function", "function": function}
 
 
-def parts(name: str, content: Any) -> list[dict[str, str]]:
+def parts(name: str, content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise invalid(f"Field '{name}': expected a string or an array, got {content!r:.80}")
-    return [text_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
+    return [content_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
 
 
-def text_part(name: str, part: Any) -> dict[str, str]:
+def content_part(name: str, part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else part
+    if kind == "input_image":
+        if not isinstance(part.get("image_url"), str):
+            raise invalid(f"Field '{name}.image_url': expected a URL; files are not kept here")
+        return {"type": "image_url", "image_url": {"url": part["image_url"]}, "name": name}
+    if kind == "input_audio":
+        return {"type": "input_audio", "input_audio": part.get("input_audio"), "name": name}
     text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
     if not (kind in TEXT_PARTS or kind == "refusal") or not isinstance(text, str):
         raise invalid(f"Field '{name}': input of type {kind!r:.80} is not supported by this server")

@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from engine.request import Pooling
 from server.errors import ApiError
+from server.fetch import Fetcher
 from server.fields import Defaults, read_object
 from server.interface import Engine
 from server.stream import EventStream, Inbox
@@ -46,6 +47,7 @@ class Service:
         endpoints: Endpoints | None = None,
         pooling: Pooling | None = None,
         embd_normalize: int = 2,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
@@ -57,6 +59,7 @@ class Service:
         self.embd_normalize = embd_normalize
         self._pooling = pooling  # None: the model's
         self.endpoints = endpoints or Endpoints()
+        self.fetcher = fetcher or Fetcher()
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
@@ -67,6 +70,16 @@ class Service:
         if self.loaded_engine is None:
             raise ApiError("unavailable_error", "Loading model")
         return self.loaded_engine
+
+    @property
+    def modalities(self) -> dict[str, bool]:
+        """What a conversation may have beside text."""
+        media = self.engine.media
+        return {
+            "vision": media is not None and media.vision,
+            "video": False,
+            "audio": media is not None and media.audio,
+        }
 
     @property
     def model_name(self) -> str:

@@ -124,7 +124,8 @@ COUNT = click.IntRange(1, INT32_MAX)
 OR_ALL = click.IntRange(-1, INT32_MAX)
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
 SAMPLING, CHAT, SERVER, LOGGING = "Sampling (defaults of requests)", "Chat", "Server", "Logging"
-GROUPS = (MODEL, DEVICE, CONTEXT, SAMPLING, CHAT, SERVER, LOGGING)
+MEDIA = "Images and sounds"
+GROUPS = (MODEL, DEVICE, CONTEXT, SAMPLING, CHAT, MEDIA, SERVER, LOGGING)
 
 
 # fmt: off
@@ -390,6 +391,51 @@ class Settings:
     )
     special: bool = option(
         "-sp", "--special", group=SAMPLING, default=False, help="show special tokens in the text",
+    )
+    mmproj: str | None = option(
+        "-mm", "--mmproj", group=MEDIA, env="MMPROJ", type=FILE, default=None,
+        help="projector file (GGUF) of the model, for images or sounds",
+    )
+    use_mmproj: bool = option(
+        "--mmproj-auto/--no-mmproj", group=MEDIA, env="MMPROJ_AUTO", default=True,
+        help="use the projector file that is given; --no-mmproj: text only",
+    )
+    mmproj_offload: bool = option(
+        "--mmproj-offload/--no-mmproj-offload", group=MEDIA, env="MMPROJ_OFFLOAD", default=True,
+        help="encode on the model's device; else on the CPU",
+    )
+    image_min_tokens: int | None = option(
+        "--image-min-tokens", group=MEDIA, env="IMAGE_MIN_TOKENS", type=COUNT, default=None,
+        help="least tokens of an image, for models that take any size; the model's own otherwise",
+    )
+    image_max_tokens: int | None = option(
+        "--image-max-tokens", group=MEDIA, env="IMAGE_MAX_TOKENS", type=COUNT, default=None,
+        help="most tokens of an image",
+    )
+    media_path: str | None = option(
+        "--media-path", group=MEDIA, default=None, metavar="FOLDER",
+        type=click.Path(exists=True, file_okay=False, path_type=str),
+        help="folder that file: URLs may name files of; none otherwise",
+    )
+    media_max_size: int = option(
+        "--media-max-size", group=MEDIA, type=COUNT, default=32, metavar="MIB",
+        help="most of an image or sound that is downloaded or read",
+    )
+    media_timeout: int = option(
+        "--media-timeout", group=MEDIA, type=COUNT, default=10,
+        help="seconds that a download may take",
+    )
+    media_allow_private: bool = option(
+        "--media-allow-private/--no-media-allow-private", group=MEDIA, default=False,
+        help="let URLs of images name hosts that are not on the public internet",
+    )
+    media_max_pixels: int = option(
+        "--media-max-pixels", group=MEDIA, type=COUNT, default=64_000_000,
+        help="most pixels of an image; larger ones are refused before they are decoded",
+    )
+    media_max_seconds: int = option(
+        "--media-max-seconds", group=MEDIA, type=COUNT, default=1800,
+        help="most seconds of a sound",
     )
     chat_template: str | None = option(
         "--chat-template", group=CHAT, env="CHAT_TEMPLATE", type=click.STRING, default=None,

@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.errors import MediaError
+from engine.media.limits import MediaLimits
 from engine.media.resize import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 64_000_000  # of a decoded image; a bomb is refused before it is decoded
 WHITE = (255, 255, 255, 255)
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pixels:
     """uint8 [height, width, 3]; MediaError for anything that is no image of these formats."""
     if not data:
         raise MediaError("the image is empty")

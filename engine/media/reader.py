@@ -18,10 +18,11 @@ from engine.encoders.audio import spectrograms
 from engine.encoders.audio_file import MARKERS, AudioFile
 from engine.encoders.vision_file import VisionFile
 from engine.errors import MediaError
-from engine.media.image import MAX_PIXELS, decode_image
+from engine.media.image import decode_image
+from engine.media.limits import MediaLimits
 from engine.media.prepare import Tile, joined, prepare
 from engine.media.resize import Pixels
-from engine.media.sound import MAX_SECONDS, decode_sound
+from engine.media.sound import decode_sound
 from engine.media.span import MediaSpan
 
 # The texts that belong to images are special tokens and line ends, one after another.
@@ -29,6 +30,8 @@ _PARTS = re.compile(r"<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
 
 
 class Tokenizer(Protocol):
+    @property
+    def bos_id(self) -> int | None: ...
     def encode(
         self, text: str, *, add_special: bool = ..., parse_special: bool = ...
     ) -> list[int]: ...
@@ -58,14 +61,6 @@ class MediaPrompt:
 
     ids: tuple[int, ...]
     spans: tuple[MediaSpan, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MediaLimits:
-    """Of what is decoded."""
-
-    max_pixels: int = MAX_PIXELS
-    max_seconds: float = MAX_SECONDS
 
 
 class MediaReader:
@@ -120,9 +115,9 @@ class MediaReader:
             raise MediaError(
                 f"the chat template has room for {len(texts) - 1} of {len(media)} images and sounds"
             )
-        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True) if texts[0] else []
-        if not texts[0]:
-            ids = tokenizer.encode("", add_special=True, parse_special=True)
+        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True)
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
+            del ids[0]  # the template has written one too
         spans: list[MediaSpan] = []
         for medium, after in zip(media, texts[1:], strict=True):
             for piece in self._pieces(medium):

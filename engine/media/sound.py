@@ -14,16 +14,16 @@ import soundfile
 import soxr
 
 from engine.errors import MediaError
+from engine.media.limits import MediaLimits
 from engine.media.mel import SAMPLE_RATE
 
-MAX_SECONDS = 1800.0
 MIN_SECONDS = 0.01
 BLOCK = 1 << 20  # frames decoded at a time
 
 Floats = npt.NDArray[np.float32]
 
 
-def decode_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> Floats:
+def decode_sound(data: bytes, max_seconds: float = MediaLimits().max_seconds) -> Floats:
     """float32 [samples] at 16 kHz in -1 to 1; MediaError for anything that is no sound."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:

@@ -52,6 +52,9 @@ class ByteTokenizer:
     def encode_pair(self, first: str, second: str) -> list[int]:
         return [BOS, *first.encode(), EOS, *second.encode()]
 
+    def token_of(self, text: str) -> int | None:
+        return ord(text) if len(text) == 1 and text.isascii() else None
+
     def piece(self, id: int, special: bool = True) -> bytes:
         if id < BOS:
             return bytes([id])
@@ -156,6 +159,7 @@ class FakeEngine:
         self.info = Info()
         self.tokenizer = ByteTokenizer()
         self.chat_template = LineTemplate()
+        self.media: Any = None
         self.healthy = True
         self.requests: list[Request] = []
         self.compiled: list[Constraint] = []

@@ -117,7 +117,7 @@ def test_the_profile_has_a_variable_of_its_own(settings_of: Any) -> None:
     assert engine_options(settings).profile
 
 
-@pytest.mark.parametrize("name", ["-mx", "-sx", "-hf", "-cb", "-nx", "--mmproj", "-mu", "-ngl5"])
+@pytest.mark.parametrize("name", ["-mx", "-sx", "-hf", "-cb", "-nx", "-mmu", "-mu", "-ngl5"])
 def test_unknown_options_are_named(name: str) -> None:
     result = invoke("-m", "x.gguf", name, "0")
     assert result.exit_code == 2

@@ -1,0 +1,138 @@
+"""Images and sounds in a conversation: found, fetched, decoded, and a marker in their place.
+
+Every dialect has made them parts of OpenAI's shape: ``image_url`` with a URL (also data: and
+file:), ``input_audio`` with base64. What cannot be used is a 400 that names the part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from engine.errors import EngineError
+from server.errors import ApiError, invalid
+from server.fetch import Fetcher
+from server.interface import Engine, MediaReader
+
+# What a client cannot write into a text: it would be taken for an image.
+MARKER = f"<__media_{secrets.token_hex(8)}__>"
+SHOWN_MARKER = "<__media__>"  # in prompts that are shown
+KINDS = ("image_url", "input_audio")
+_DATA_URL = re.compile(r"data:(?P<kind>[^,;]*)(?P<options>(?:;[^,;]*)*),(?P<data>.*)", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image or a sound as the client gives it; ``name`` is the part's in its dialect."""
+
+    name: str
+    kind: str
+    value: str
+
+
+def sources(messages: list[dict[str, Any]]) -> Iterator[Source]:
+    """The images and sounds of a conversation that has been checked, in order."""
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            for number, part in enumerate(content):
+                if part["type"] in KINDS:
+                    name = part.get("name") or f"messages[{place}].content[{number}]"
+                    yield Source(name, part["type"], given(name, part))
+
+
+def given(name: str, part: dict[str, Any]) -> str:
+    """The URL of an image, the base64 of a sound."""
+    value = part.get(part["type"])
+    field = "url" if part["type"] == "image_url" else "data"
+    found = value.get(field) if isinstance(value, dict) else value
+    if not isinstance(found, str) or not found:
+        raise invalid(
+            f"Field '{name}.{part['type']}.{field}': expected a string, got {found!r:.80}"
+        )
+    return found
+
+
+def with_markers(messages: list[dict[str, Any]], marker: str = MARKER) -> list[dict[str, Any]]:
+    """The messages with a text in place of each image and sound."""
+
+    def marked(part: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "text", "text": marker} if part["type"] in KINDS else part
+
+    return [
+        {**message, "content": list(map(marked, content))}
+        if isinstance(content := message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+async def read_media(messages: list[dict[str, Any]], engine: Engine, fetcher: Fetcher) -> list[Any]:
+    """The decoded images and sounds, in order; opaque to the server."""
+    found = list(sources(messages))
+    if not found:
+        return []
+    reader = engine.media
+    if reader is None:
+        raise unsupported(found[0], "image" if found[0].kind == "image_url" else "audio")
+    fetched = await asyncio.gather(*(fetch(source, fetcher) for source in found))
+    return [
+        await asyncio.to_thread(decoded, source, data, reader)
+        for source, data in zip(found, fetched, strict=True)
+    ]
+
+
+def unsupported(source: Source, kind: str) -> ApiError:
+    return invalid(
+        f"Field '{source.name}': {kind} input is not supported - hint: if this is unexpected, you "
+        "may need to provide the mmproj"
+    )
+
+
+async def fetch(source: Source, fetcher: Fetcher) -> bytes:
+    """The bytes of an image or a sound."""
+    try:
+        if source.kind == "input_audio":
+            return from_base64(source.value)
+        if source.value.startswith("data:"):
+            return from_data_url(source.value)
+        if source.value.startswith("file://"):
+            return await asyncio.to_thread(fetcher.read_file, unquote(source.value[7:]))
+        if source.value.startswith(("http://", "https://")):
+            return await fetcher.download(source.value)
+    except ValueError as error:
+        raise invalid(f"Field '{source.name}': {error}") from None
+    raise invalid(
+        f"Field '{source.name}': expected a URL that begins with data:, http:, https: or file:, "
+        f"got {source.value!r:.80}"
+    )
+
+
+def from_data_url(url: str) -> bytes:
+    match = _DATA_URL.fullmatch(url)
+    if match is None:
+        raise ValueError(f"the data URL has no comma: {url!r:.80}")
+    if ";base64" in match["options"]:
+        return from_base64(unquote(match["data"]))
+    return unquote_to_bytes(match["data"])
+
+
+def from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the base64 cannot be read: {error}") from None
+
+
+def decoded(source: Source, data: bytes, reader: MediaReader) -> Any:
+    try:
+        return reader.image(data) if source.kind == "image_url" else reader.sound(data)
+    except EngineError as error:
+        raise invalid(f"Field '{source.name}': {error}") from None

@@ -1,0 +1,308 @@
+"""Images and sounds through every dialect: what reaches the engine, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import soundfile
+from PIL import Image
+
+from engine.encoders.audio_file import AudioFile
+from engine.encoders.vision_file import VisionFile
+from engine.media.prepare import ImageLimits
+from engine.media.reader import MediaReader
+from server.fetch import Fetcher, is_public
+from server.media import MARKER
+
+Serve = Callable[..., str]
+VISION = VisionFile(
+    "qwen2vl_merger", 64, 2, 4, 1e-6, "gelu", 2, (0.5,) * 3, (0.5,) * 3,
+    ImageLimits(56, 14, 2, 4 * 784, 64 * 784),
+)  # fmt: skip
+AUDIO = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
+N_TOKENS = 4  # of an image of 56 by 56 pixels
+
+
+def png(color: str = "red", size: int = 56) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def wav() -> str:
+    stream = io.BytesIO()
+    soundfile.write(stream, [0.1, -0.1] * 8000, 16000, format="WAV")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.fixture
+def engine(fakes: Any) -> Any:
+    engine = fakes.engine(fakes.say("A red square."))
+    engine.media = MediaReader(VISION, AUDIO, n_embd=64)
+    return engine
+
+
+def image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def ask(url: str, messages: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json={"messages": messages}, timeout=30)
+
+
+def refusal(url: str, messages: Any) -> str:
+    response = ask(url, messages)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    return str(response.json()["error"]["message"])
+
+
+def spans(engine: Any) -> list[tuple[int, int]]:
+    (request,) = engine.requests
+    for span in request.media:
+        assert all(id < 0 for id in request.prompt[span.start : span.end])
+    n_negative = sum(id < 0 for id in request.prompt)
+    assert n_negative == sum(span.count for span in request.media)
+    return [(span.start, span.count) for span in request.media]
+
+
+def test_the_openai_client_sends_two_images(serve: Serve, engine: Any) -> None:
+    client = openai.OpenAI(base_url=f"{serve(engine)}/v1", api_key="none")
+    answer = client.chat.completions.create(
+        model="any",
+        messages=user(
+            {"type": "text", "text": "First "}, image_part(data_url(png())),
+            {"type": "text", "text": "then "}, image_part(data_url(png("blue"))),
+        ),
+    )  # fmt: skip
+    assert answer.choices[0].message.content == "A red square."
+    assert [count for _, count in spans(engine)] == [N_TOKENS, N_TOKENS]
+    assert engine.requests[0].media[0].key != engine.requests[0].media[1].key
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(engine.requests[0].prompt)
+
+
+def test_the_same_image_has_the_same_ids(serve: Serve, engine: Any) -> None:
+    url = serve(engine)
+    for _ in range(2):
+        ask(url, user(image_part(data_url(png()))))
+    first, second = engine.requests
+    assert first.prompt == second.prompt
+
+
+def test_a_sound(serve: Serve, engine: Any) -> None:
+    part = {"type": "input_audio", "input_audio": {"data": wav(), "format": "wav"}}
+    assert ask(serve(engine), user(part)).status_code == 200
+    assert [count for _, count in spans(engine)] == [26]  # two chunks of 100 frames
+
+
+def test_anthropic(serve: Serve, engine: Any) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": data_url(png())[22:]}
+    image = {"type": "image", "source": source}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [image]}
+    call = {"type": "tool_use", "id": "t1", "name": "look", "input": {}}
+    body = {
+        "max_tokens": 9,
+        "messages": [
+            {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ],
+    }
+    response = httpx.post(f"{serve(engine)}/v1/messages", json=body)
+    assert response.status_code == 200, response.text
+    assert [count for _, count in spans(engine)] == [N_TOKENS, N_TOKENS]
+
+
+def test_ollama(serve: Serve, engine: Any) -> None:
+    url, image = serve(engine), data_url(png())[22:]
+    message = {"role": "user", "content": "What is it?", "images": [image]}
+    chat = {"messages": [message], "stream": False}
+    generate = {"prompt": "What is it?", "images": [image], "stream": False}
+    assert httpx.post(f"{url}/api/chat", json=chat).status_code == 200
+    assert httpx.post(f"{url}/api/generate", json=generate).status_code == 200
+    assert [len(request.media) for request in engine.requests] == [1, 1]
+
+
+def test_responses(serve: Serve, engine: Any) -> None:
+    part = {"type": "input_image", "image_url": data_url(png()), "detail": "auto"}
+    body = {"input": [{"role": "user", "content": [part, {"type": "input_text", "text": "?"}]}]}
+    response = httpx.post(f"{serve(engine)}/v1/responses", json=body)
+    assert response.status_code == 200, response.text
+    assert len(spans(engine)) == 1
+
+
+def test_token_counts_and_rendered_prompts_know_images(serve: Serve, engine: Any) -> None:
+    url, body = serve(engine), {"messages": user(image_part(data_url(png())))}
+    counted = httpx.post(f"{url}/v1/chat/completions/input_tokens", json=body).json()
+    rendered = httpx.post(f"{url}/apply-template", json=body).json()
+    ask(url, body["messages"])
+    assert counted["input_tokens"] == len(engine.requests[0].prompt)
+    assert "<__media__>" in rendered["prompt"]
+    assert MARKER not in rendered["prompt"]
+
+
+def test_a_text_model_says_what_is_missing(serve: Serve, fakes: Any) -> None:
+    message = refusal(serve(fakes.engine()), user(image_part(data_url(png()))))
+    assert message == (
+        "Field 'messages[0].content[0]': image input is not supported - hint: if this is "
+        "unexpected, you may need to provide the mmproj"
+    )
+
+
+def test_a_model_for_images_takes_no_sounds(serve: Serve, engine: Any) -> None:
+    engine.media = MediaReader(VISION, None, n_embd=64)
+    part = {"type": "input_audio", "input_audio": {"data": wav(), "format": "wav"}}
+    assert "takes no audio" in refusal(serve(engine), user(part))
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("data:image/png;base64,AAAA", "the image is in none of these formats"),
+        ("data:image/png;base64,*", "the base64 cannot be read"),
+        ("data:image/png;base64", "has no comma"),
+        (data_url(png())[:-60], "the image cannot be decoded"),
+        ("ftp://example.org/a.png", "expected a URL that begins with data:"),
+        ("file:///etc/passwd", "file: URLs are not allowed unless --media-path names a folder"),
+        ("http://127.0.0.1:1/a.png", "has the address 127.0.0.1, which is not public"),
+        ("http://localhost:1/a.png", "which is not public"),
+        ("http://[::1]:1/a.png", "has the address ::1, which is not public"),
+    ],
+)
+def test_a_bad_image_is_named(serve: Serve, engine: Any, url: str, reason: str) -> None:
+    message = refusal(serve(engine), user({"type": "text", "text": "?"}, image_part(url)))
+    assert message.startswith("Field 'messages[0].content[1]': ")
+    assert reason in message
+    assert not engine.requests
+
+
+def test_each_dialect_names_the_part_in_its_own_way(serve: Serve, engine: Any) -> None:
+    url = serve(engine)
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    image = {"type": "image", "source": source}
+    body = {"max_tokens": 9, "system": "s", "messages": [{"role": "user", "content": [image]}]}
+    answer = httpx.post(f"{url}/v1/messages", json=body).json()
+    assert answer["error"]["message"].startswith("Field 'messages[0].content[0]'")
+    chat = {"messages": [{"role": "user", "content": "?", "images": ["AAAA"]}]}
+    answer = httpx.post(f"{url}/api/chat", json=chat).json()
+    assert answer["error"].startswith("Field 'messages[0].images[0]'")
+
+
+def test_a_marker_in_a_text_is_text(serve: Serve, engine: Any) -> None:
+    text = {"type": "text", "text": "<__media__>"}
+    assert ask(serve(engine), user(text, image_part(data_url(png())))).status_code == 200
+    assert len(spans(engine)) == 1
+
+
+def test_modalities_are_reported(serve: Serve, engine: Any, fakes: Any) -> None:
+    url, text_only = serve(engine), serve(fakes.engine())
+    seen = httpx.get(f"{url}/props").json()["modalities"]
+    assert seen == {"vision": True, "video": False, "audio": True}
+    models = httpx.get(f"{url}/v1/models").json()["models"]
+    assert models[0]["capabilities"] == ["completion", "multimodal"]
+    models = httpx.get(f"{text_only}/v1/models").json()["models"]
+    assert models[0]["capabilities"] == ["completion"]
+    shown = httpx.post(f"{url}/api/show", json={"model": "any"}).json()["capabilities"]
+    assert {"vision", "audio"} <= set(shown)
+
+
+def test_files_below_the_folder_and_no_others(serve: Serve, engine: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    (folder / "a b.png").write_bytes(png())
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    url = serve(engine, fetcher=Fetcher(folder))
+    for good in ("file://a%20b.png", f"file://{folder}/a%20b.png"):
+        assert ask(url, user(image_part(good))).status_code == 200
+    for bad in ("file://../secret.png", f"file://{tmp_path}/secret.png", "file://link.png"):
+        assert "below --media-path" in refusal(url, user(image_part(bad)))
+
+
+class Pictures(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        places = {"/moved": "/a.png", "/loop": "/loop", "/away": "http://10.0.0.1/a.png"}
+        if self.path in places:
+            self.send_response(302)
+            self.send_header("location", places[self.path])
+            self.end_headers()
+        elif self.path == "/a.png":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(png())
+        elif self.path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(2000):
+                self.wfile.write(bytes(4096))
+        elif self.path == "/slow":
+            threading.Event().wait(3)
+        else:
+            self.send_error(404)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def pictures() -> Iterator[str]:
+    """An HTTP server with pictures, on the loopback interface."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_downloads(serve: Serve, engine: Any, pictures: str) -> None:
+    url = serve(engine, fetcher=Fetcher(max_bytes=1 << 20, timeout=1.0, allow_private=True))
+    for path in ("/a.png", "/moved"):
+        assert ask(url, user(image_part(pictures + path))).status_code == 200
+    reasons = {
+        "/none": "was answered with 404", "/loop": "more than 3 redirects",
+        "/endless": "longer than the limit of 1048576 bytes", "/slow": "took longer than 1 second",
+    }  # fmt: skip
+    for path, reason in reasons.items():
+        assert reason in refusal(url, user(image_part(pictures + path)))
+
+
+def test_the_address_of_a_redirect_is_checked(
+    monkeypatch: pytest.MonkeyPatch, pictures: str
+) -> None:
+    """A public server cannot send us to a private one."""
+    monkeypatch.setattr("server.fetch.is_public", lambda address: address == "127.0.0.1")
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1, which is not public"):
+        asyncio.run(Fetcher().download(f"{pictures}/away"))
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True), ("10.0.0.1", False), ("169.254.169.254", False),
+        ("::ffff:127.0.0.1", False), ("fe80::1%eth0", False), ("2606:4700::1111", True),
+        ("224.0.0.1", False), ("0.0.0.0", False), ("100.64.0.1", False),
+    ],
+)  # fmt: skip
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public(address) is public
