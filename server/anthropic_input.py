@@ -185,7 +185,7 @@ def image_url(name: str, source: Any) -> str:
         return f"data:{source.get('media_type', 'image/png')};base64,{source['data']}"
     if kind == "url" and isinstance(source.get("url"), str):
         return str(source["url"])
-    raise invalid(f"Field '{name}.source': expected base64 with data or a url, got {source!r:.80}")
+    raise invalid(f"Field '{name}.source': expected an image as base64 or url, got {source!r:.80}")
 
 
 def shown_text(name: str, block: Any) -> str:

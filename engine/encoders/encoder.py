@@ -55,13 +55,22 @@ def open_projector(
 class MediaEncoder:
     """Encodes images and sounds. Lives in the engine's thread."""
 
-    def __init__(self, file: ProjectorFile, device: Device, programs: Programs) -> None:
+    def __init__(
+        self,
+        file: ProjectorFile,
+        device: Device,
+        programs: Programs,
+        *,
+        like_llama_cpp: bool = False,
+    ) -> None:
         """Loads the weights and compiles, by recording an input of the usual size."""
         weights = EncoderWeights(file.gguf, device, programs)
         self._vision = None
         self._audio = None
         if file.vision is not None:
-            self._vision = VisionEncoder(file.vision, weights, device, programs)
+            self._vision = VisionEncoder(
+                file.vision, weights, device, programs, like_llama_cpp=like_llama_cpp
+            )
         if file.audio is not None:
             self._audio = AudioEncoder(file.audio, weights, device, programs)
         self._kept: OrderedDict[bytes, Floats] = OrderedDict()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
+from engine import media_loader
 from engine.encoders import encoder as encoder_module
-from engine.encoders.vision import VisionEncoder
 from engine.engine import Engine, load_engine
 from engine.errors import MediaError, ModelError, RequestError
 from engine.media.reader import MediaPrompt
@@ -41,7 +41,7 @@ def serve(
     """Starts an engine with the text model of a reference; class tokens as llama.cpp has them."""
     engines: list[Engine] = []
     monkeypatch.setattr(
-        encoder_module, "VisionEncoder", partial(VisionEncoder, like_llama_cpp=True)
+        media_loader, "MediaEncoder", partial(encoder_module.MediaEncoder, like_llama_cpp=True)
     )
 
     def start(reference: Reference, **options: Any) -> Engine:

@@ -248,7 +248,7 @@ def test_what_reaches_the_template(url: str, client: Any, engine: Any) -> None:
         ([{"role": "user", "content": 5}], r"messages\[0\].content"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            r"messages\[0\].content\[0\].*image_url",
+            r"messages\[0\].content\[0\].*image input is not",
         ),
     ],
 )
