@@ -112,7 +112,7 @@ def test_input_tokens(url: str) -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            "input_image",
+            "image input is not supported",
         ),
         ({"input": [{"type": "function_call", "name": "f"}]}, r"input\[0\]"),
         ({"text": {"format": "x"}}, "text.format"),
