@@ -24,6 +24,8 @@ from server.prompts import completion_prompts, prompt_text
 from server.service import Service
 from server.stream import Reply
 
+NATIVE_UNSUPPORTED = {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"}
+NATIVE_UNSUPPORTED |= {"suffix": ("",)}
 STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
 
 
@@ -72,7 +74,9 @@ async def infill(service: Service, http: HttpRequest) -> Reply:
 
 
 def read(data: dict[str, Any], kind: Any) -> Any:
-    refuse(data, {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"})
+    refuse(
+        data, {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"} | {"suffix": ("",)}
+    )
     return convert(data, kind)
 
 

@@ -35,7 +35,7 @@ class Chat(GenerationFields, kw_only=True):
 
 def read_chat(data: dict[str, Any]) -> Chat:
     """A chat from the body of a chat completion, or from what a dialect has made of its own."""
-    refuse(data, UNSUPPORTED)
+    refuse(data, UNSUPPORTED | {"suffix": ("",)})
     chat = convert(data, Chat)
     check_messages(chat.messages)
     check_tools(chat.tools or [])

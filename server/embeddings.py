@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from engine.embedding import normalized
 from engine.request import Embedded, Pooling, Request
-from server.errors import invalid, json_response, not_enabled
+from server.errors import ApiError, invalid, json_response
 from server.fields import convert
 from server.prompts import Prompt, completion_prompts
 from server.service import Service
@@ -71,6 +71,7 @@ class EmbeddingFields(msgspec.Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     embd_normalize: int | None = None
+    truncate: bool = False  # cut what is longer than the context; Ollama does unless told not to
 
 
 async def embed(service: Service, fields: EmbeddingFields, pooling: Pooling) -> list[Result]:
@@ -78,6 +79,8 @@ async def embed(service: Service, fields: EmbeddingFields, pooling: Pooling) -> 
     if value is None:
         raise invalid("Field 'input' is required")
     prompts = await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, name)
+    if fields.truncate:
+        prompts = [Prompt(prompt.ids[: service.engine.n_ctx]) for prompt in prompts]
     results = await run(service, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
     return [
@@ -141,7 +144,7 @@ async def native_embeddings(service: Service, http: HttpRequest) -> Response:
 
 async def ollama_embed(service: Service, http: HttpRequest) -> Response:
     began = time.perf_counter_ns()
-    fields = convert(await service.read_object(http), EmbeddingFields)
+    fields = convert({"truncate": True} | await service.read_object(http), EmbeddingFields)
     results = await embed(service, fields, one_vector(service))
     return json_response(
         {
@@ -161,7 +164,7 @@ class OllamaPrompt(msgspec.Struct):
 async def ollama_embeddings(service: Service, http: HttpRequest) -> Response:
     """Ollama's older endpoint: one text, and the vector as the model gives it."""
     given = convert(await service.read_object(http), OllamaPrompt)
-    fields = EmbeddingFields(input=given.prompt, embd_normalize=-1)
+    fields = EmbeddingFields(input=given.prompt, embd_normalize=-1, truncate=True)
     (result,) = await embed(service, fields, one_vector(service))
     return json_response({"embedding": result.vectors[0]})
 
@@ -178,7 +181,9 @@ class RerankFields(msgspec.Struct, kw_only=True):
 async def rerank(service: Service, http: HttpRequest) -> Response:
     """Relevance of each document to the query; ``texts`` are answered in TEI's shape."""
     if not service.engine.info.ranks:
-        raise not_enabled("reranking", "a model with a head for ranking")
+        raise ApiError(
+            "not_supported_error", "This model has no head for ranking: it cannot rerank"
+        )
     fields = convert(await service.read_object(http), RerankFields)
     given = fields.texts if fields.documents is None else fields.documents
     if not given:

@@ -68,7 +68,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "n_cache_reuse": (0,),
     "response_fields": ([],),
     "structured_outputs": (),
-    "suffix": ("",),
     "verbose": (False,),
     "web_search_options": (),
 }
@@ -172,6 +171,7 @@ class GenerationFields(SamplingFields, kw_only=True):
 
 class CompletionFields(GenerationFields, kw_only=True):
     prompt: Any
+    suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from engine.request import Event, Finished
 from server.answer import Choice, Piece, join, joined_calls
 from server.anthropic import arguments_object
 from server.chat import prepare
+from server.constraints import compiled, read_constraint
 from server.conversation import read_chat
 from server.errors import ApiError, json_response, ollama_body
 from server.fields import CompletionFields, convert
@@ -31,7 +31,7 @@ from server.logprobs import content_logprobs
 from server.ollama_input import ChatFields, GenerateFields, chat_body, generate_body, plain_body
 from server.ollama_models import MODEL_ROUTES
 from server.prompts import completion_prompts
-from server.service import Service
+from server.service import Service, timestamp
 from server.stream import Reply
 
 Field = Literal["message", "response"]
@@ -67,7 +67,9 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     request: Any
     if fields.raw or fields.suffix:
         request = convert(plain_body(fields), CompletionFields)
-        job = Job(await asyncio.to_thread(plain_prompts, service, fields))
+        asked = read_constraint(request, service.defaults.constraint, service.engine.tokenizer)
+        prompts = await asyncio.to_thread(plain_prompts, service, fields)
+        job = Job(prompts, await compiled(service.engine, asked))
     else:
         request = read_chat(generate_body(fields))
         job = await prepare(service, request)
@@ -100,7 +102,7 @@ def message(content: str) -> dict[str, Any]:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return timestamp(time.time())
 
 
 class Lines:

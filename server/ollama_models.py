@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.errors import ApiError, json_response
-from server.service import Service
+from server.service import Service, timestamp
 
 API_VERSION = "0.12.6"  # of the API that is spoken here: clients look whether it is too old
 
@@ -102,10 +102,6 @@ def capabilities(service: Service) -> list[str]:
     if caps.get("supports_preserve_reasoning") or caps.get("supports_reasoning_effort"):
         found.append("thinking")
     return found + [name for name in ("vision", "audio") if service.modalities[name]]
-
-
-def timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 Endpoint = Callable[[Service, HttpRequest], Awaitable[Response]]

@@ -18,8 +18,10 @@ from server.conversation import Chat, read_chat
 from server.errors import invalid, json_response
 from server.fields import UNSUPPORTED, CompletionFields, convert, refuse
 from server.generate import Job, make_options, start
-from server.prompts import completion_prompts
-from server.service import Service
+from server.infill import infill_prompt
+from server.interface import Tokenizer
+from server.prompts import Prompt, completion_prompts
+from server.service import Service, timestamp
 from server.shapes import ChatShape, TextShape
 from server.stream import Reply
 
@@ -86,11 +88,20 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
-    prompts = await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer)
+    prompts = await asyncio.to_thread(prompts_of, fields, tokenizer)
     job = Job(prompts, await compiled(service.engine, asked))
     shape = TextShape(options, tokenizer, echo=bool(fields.echo))
     dialect = Completions(shape, options, job.choices(options.n), service.model_name)
     return start(service, fields, job, options, dialect)
+
+
+def prompts_of(fields: CompletionFields, tokenizer: Tokenizer) -> list[Prompt]:
+    """With a suffix, the text between it and the prompt is asked for."""
+    if not fields.suffix:
+        return completion_prompts(fields.prompt, tokenizer)
+    if not isinstance(fields.prompt, str):
+        raise invalid("Field 'suffix': needs a prompt that is one string")
+    return [infill_prompt(tokenizer, fields.prompt, fields.suffix)]
 
 
 def chat_n_top(chat: Chat) -> int | None:
@@ -110,6 +121,10 @@ async def models(service: Service, http: HttpRequest) -> Response:
             "models": [ollama_model(service)],
             "object": "list",
             "data": [openai_model(service)],
+            # Anthropic's list, which has the same path
+            "has_more": False,
+            "first_id": service.model_name,
+            "last_id": service.model_name,
         }
     )
 
@@ -126,7 +141,10 @@ def openai_model(service: Service) -> dict[str, object]:
         "aliases": service.aliases,
         "tags": [],
         "object": "model",
+        "type": "model",
+        "display_name": info.name,
         "created": service.created,
+        "created_at": timestamp(service.created),
         "owned_by": "llamacpp",  # clients take it as the sign of this dialect
         "meta": {
             "vocab_type": info.vocab_type,

@@ -114,7 +114,18 @@ def messages(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [*found, {"role": "user", "content": given}]
     for place, item in enumerate(given):
         add_item(found, f"input[{place}]", item)
-    return found
+    return with_one_system(found)
+
+
+def with_one_system(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Instructions and the developer's messages at the beginning as one: templates want that."""
+    n = next(
+        (i for i, one in enumerate(found) if one["role"] not in ("system", "developer")), len(found)
+    )
+    if n < 2:
+        return found
+    texts = [part for one in found[:n] for part in parts("instructions", one["content"])]
+    return [{"role": "system", "content": texts}, *found[n:]]
 
 
 def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -121,3 +122,8 @@ class Service:
             message = f"The request body did not arrive within {self.timeout:g} seconds"
             raise ApiError("timeout_error", message) from None
         return b"".join(chunks)
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

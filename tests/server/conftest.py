@@ -175,7 +175,7 @@ class FakeEngine:
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         if not self.healthy:
             raise EngineStoppedError("the engine has stopped")
-        if len(request.prompt) >= self.n_ctx:
+        if len(request.prompt) >= self.n_ctx + (request.pooling is not None):
             raise ContextOverflowError(len(request.prompt), self.n_ctx)
         cancelled = threading.Event()
 

@@ -123,6 +123,12 @@ def test_count_tokens(url: str, client: Any) -> None:
     assert counted.input_tokens == len(PROMPT) - 2
 
 
+def test_models(url: str, client: Any) -> None:
+    (model,) = client(url).models.list().data
+    assert (model.id, model.type, model.display_name) == ("tiny.Q8_0.gguf", "model", "Tiny")
+    assert client(url).models.retrieve("any").created_at.year > 2000
+
+
 def test_errors_have_anthropics_shape(serve: Any, fakes: Any, client: Any) -> None:
     url = serve(fakes.engine(n_ctx=10), api_keys=["k"])
     with pytest.raises(anthropic.AuthenticationError) as caught:

@@ -16,10 +16,13 @@ from server import cli
 from server.configure import (
     SettingsError,
     api_keys,
+    api_prefix,
     chat_template,
+    cors,
     engine_options,
     request_defaults,
     template_kwargs,
+    uses_https,
 )
 from server.settings import Settings
 
@@ -259,3 +262,27 @@ def test_shares_that_are_none(shares: str) -> None:
     result = invoke("-m", "x.gguf", "-ts", shares)
     assert result.exit_code == 2
     assert f"{shares!r} is not a list of shares such as 3,1" in result.output
+
+
+def test_https_needs_both_files(tmp_path: Path) -> None:
+    assert not uses_https(Settings())
+    with pytest.raises(SettingsError, match="must be given together"):
+        uses_https(Settings(ssl_key_file="key.pem"))
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no key")
+    with pytest.raises(SettingsError, match="cannot use"):
+        uses_https(Settings(ssl_key_file=str(bad), ssl_cert_file=str(bad)))
+
+
+def test_prefix_and_cors() -> None:
+    assert [api_prefix(given) for given in ("", "/llm", "/llm/", "/")] == ["", "/llm", "/llm", ""]
+    with pytest.raises(SettingsError, match="does not begin with /"):
+        api_prefix("llm")
+    made = cors(Settings(cors_origins=("http://a, http://b",), cors_credentials=True))
+    assert (made.origins, made.credentials) == (["http://a", "http://b"], True)
+
+
+def test_reasoning_defaults() -> None:
+    made = request_defaults(Settings(reasoning="off", reasoning_budget=9, reasoning_effort="low"))
+    assert (made.thinks, made.reasoning_budget, made.reasoning_effort) == (False, 9, "low")
+    assert request_defaults(Settings()).thinks is None

@@ -88,6 +88,9 @@ def test_ollama(url: str) -> None:
     answer = client.embed("m", ["a", "b"])
     assert answer.embeddings == [pytest.approx([0.6, 0.8, 0.0])] * 2
     assert (answer.prompt_eval_count, answer.total_duration is None) == (4, False)
+    assert client.embed("m", "x" * 2000).prompt_eval_count == 1000
+    with pytest.raises(ollama.ResponseError, match="context size"):
+        client.embed("m", "x" * 2000, truncate=False)
     assert client.embeddings("m", "a").embedding == [6.0, 8.0, 0.0]
     client._client.close()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -195,3 +197,29 @@ def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ("0: Fake device (cpu, 8.0 GiB, 2 compute units)\n   Nobody, fake 1.0\n")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+def test_https(start: Start, model: str, tmp_path: Path) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    made += ["-keyout", key, "-out", certificate, "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(made, check=True, capture_output=True)
+    port = free_port()
+    options = ["--ssl-key-file", key, "--ssl-cert-file", certificate, "--api-prefix", "/llm"]
+    process = start("-m", model, "--port", str(port), *options)
+    trusted = ssl.create_default_context(cafile=certificate)
+    url = f"https://127.0.0.1:{port}"
+    with httpx.Client(verify=trusted) as client:
+        for _ in range(500):
+            try:
+                if client.get(f"{url}/llm/health").status_code == 200:
+                    break
+            except httpx.ConnectError:
+                assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        assert client.get(f"{url}/llm/health").json() == {"status": "ok"}
+    code, _, errors = end(process)
+    assert code == 0
+    assert f"listening     {url}" in errors

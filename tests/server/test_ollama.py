@@ -84,6 +84,14 @@ def test_generate_raw(url: str, client: Any, engine: Any) -> None:
     assert engine.requests[0].prompt == (256, *b"hi")
 
 
+def test_a_format_holds_for_every_kind_of_request(url: str, client: Any, engine: Any) -> None:
+    client(url).chat("m", USER, format={"type": "object"})
+    client(url).generate("m", "x", format="json")
+    client(url).generate("m", "x", format="json", raw=True)
+    kinds = [request.constraint.kind for request in engine.requests]
+    assert kinds == ["json_schema"] * 3
+
+
 def test_generate_with_a_suffix(serve: Any, fakes: Any, client: Any) -> None:
     engine = fakes.engine()
     with pytest.raises(ollama.ResponseError, match="Infill"):

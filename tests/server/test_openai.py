@@ -308,6 +308,16 @@ def test_completion(url: str, client: Any, engine: Any) -> None:
     assert engine.requests[0].prompt == (256, *b"Say")
 
 
+def test_completion_with_a_suffix(serve: Any, fakes: Any, client: Any) -> None:
+    engine = fakes.engine()
+    engine.tokenizer.fim = fakes.fim(prefix=1, suffix=2, middle=3)
+    create = client(serve(engine)).completions.create
+    assert create(model="m", prompt="a", suffix="b").choices[0].text == TEXT
+    assert engine.requests[0].prompt == (256, 1, *b"a", 2, *b"b", 3)
+    with pytest.raises(openai.BadRequestError, match="suffix"):
+        create(model="m", prompt=["a", "b"], suffix="c")
+
+
 def test_completion_stream_ends_with_usage(url: str) -> None:
     lines = stream_lines(url, "/v1/completions", {"prompt": "Say"})
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

@@ -168,6 +168,15 @@ def test_items_become_messages() -> None:
     }
 
 
+def test_instructions_and_the_developers_rules_are_one_message() -> None:
+    rules = {"role": "developer", "content": [{"type": "input_text", "text": "rules"}]}
+    user = {"role": "user", "content": "hi"}
+    made = chat_body({"instructions": "Be brief", "input": [rules, user, rules]})["messages"]
+    texts = [{"type": "text", "text": text} for text in ("Be brief", "rules")]
+    assert [message["role"] for message in made] == ["system", "user", "developer"]
+    assert made[0] == {"role": "system", "content": texts}
+
+
 @pytest.mark.skipif(not MISC.exists(), reason="needs ../shared/conformance/chat")
 def test_conversions_are_those_of_llama_server() -> None:
     records = [json.loads(line) for line in MISC.read_text().splitlines()]

@@ -1,0 +1,109 @@
+"""Coding agents as they are installed, each through a turn with a call of a tool.
+
+The model is scripted: it calls a tool that does not exist, is told so by the agent, and answers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.chat.template import ChatTemplate
+from engine.request import Event, Request
+
+pytestmark = pytest.mark.slow
+SOURCE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
+    "{% for call in message.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
+    "{% endfor %}<|im_end|>{% endfor %}"
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>"
+    'For each function call return {"name": ..., "arguments": ...} within'
+    " <tool_call></tool_call>{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+CALL = '<tool_call>\n{"name": "no_such_tool", "arguments": {"x": 1}}\n</tool_call>'
+ANSWER = "There is no such tool, it seems."
+
+
+@pytest.fixture
+def engine(fakes: Any) -> Any:
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        prompt = bytes(id for id in request.prompt if id < 256)
+        called = b"<|im_start|>tool: " in prompt
+        yield from fakes.say(ANSWER if called else CALL)(request, cancelled)
+
+    made = fakes.engine(script, n_ctx=10**7)
+    made.chat_template = ChatTemplate(SOURCE)
+    return made
+
+
+def installed(folder: Path, package: str, program: str) -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm")
+    command = [npm, "install", "--silent", "--no-audit", "--no-fund", package]
+    if subprocess.run(command, cwd=folder, timeout=280).returncode != 0:
+        pytest.skip(f"npm cannot install {package}")
+    return str(folder / "node_modules" / ".bin" / program)
+
+
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    home = folder / "home"
+    home.mkdir()
+    done = subprocess.run(
+        command,
+        cwd=home,
+        env=os.environ | {"HOME": str(home), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def turns(engine: Any) -> list[bytes]:
+    """The prompts of the conversation, without those of the agent's smaller errands."""
+    prompts = [bytes(id for id in request.prompt if id < 256) for request in engine.requests]
+    return [prompt for prompt in prompts if b"Say something" in prompt]
+
+
+def test_claude_code(serve: Any, engine: Any, tmp_path: Path) -> None:
+    claude = installed(tmp_path, "@anthropic-ai/claude-code", "claude")
+    output = run(
+        [claude, "-p", "Say something", "--model", "any"],
+        tmp_path,
+        ANTHROPIC_BASE_URL=serve(engine),
+        ANTHROPIC_API_KEY="none",
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+    )
+    assert ANSWER in output
+    first, second = turns(engine)[:2]
+    assert b"no_such_tool" in second
+    assert b"x-anthropic-billing-header" not in first
+    system = first.partition(b"<|im_end|>")[0]
+    assert second.startswith(system)  # so that the prefix is found in the cache
+
+
+def test_codex(serve: Any, engine: Any, tmp_path: Path) -> None:
+    codex = installed(tmp_path, "@openai/codex", "codex")
+    url = serve(engine)
+    provider = f'{{name="local",base_url="{url}/v1",wire_api="responses",env_key="LOCAL_KEY"}}'
+    options = ["-c", f"model_providers.local={provider}", "-c", "model_provider=local", "-m", "any"]
+    output = run(
+        [codex, "exec", *options, "--skip-git-repo-check", "Say something"],
+        tmp_path,
+        LOCAL_KEY="none",
+    )
+    assert ANSWER in output
+    first, second = turns(engine)[:2]
+    assert second.startswith(first.removesuffix(b"<|im_start|>assistant: ")[:2000])
+    assert b"no_such_tool" in second
