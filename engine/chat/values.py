@@ -25,6 +25,7 @@ from engine.chat.scanner import (
 Schema = Mapping[str, Any]
 Kinds = frozenset[str]  # JSON types; none: any
 
+_MAX_DEPTH = 8
 _NESTED = frozenset({"object", "array"})
 _OPENERS = {"{": "object", "[": "array", '"': "quoted"}
 # The beginnings of what is no string.
@@ -46,7 +47,18 @@ def parameter_schema(tools: Tools, name: str, key: str) -> Schema:
 
 
 def property_schema(schema: Schema, key: str) -> Any:
-    return (schema.get("properties") or {}).get(key, schema.get("additionalProperties"))
+    return properties(schema).get(key, schema.get("additionalProperties"))
+
+
+def properties(schema: Schema) -> Mapping[str, Any]:
+    """The schemas of an object's properties, whatever the client has sent for them."""
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
+
+
+def required(schema: Schema) -> list[str]:
+    """The properties that must be there, of those that are known."""
+    return [key for key in listed(schema.get("required")) if key in properties(schema)]
 
 
 def resolved(schema: Any, root: Schema) -> Schema:
@@ -62,24 +74,30 @@ def resolved(schema: Any, root: Schema) -> Schema:
     return {}
 
 
-def kinds_of(schema: Schema, root: Schema | None = None) -> Kinds:
-    """The JSON types that a schema allows; none if it does not say."""
+def kinds_of(schema: Schema, root: Schema | None = None, depth: int = 0) -> Kinds:
+    """The JSON types that a schema allows; none if it does not say, or is no schema."""
     root = schema if root is None else root
     schema = resolved(schema, root)
     found: set[str] = set()
+    if depth > _MAX_DEPTH:  # alternatives that are each other's
+        return frozenset()
     if "type" in schema:
-        types = schema["type"]
-        found.update([types] if isinstance(types, str) else types)
+        found.update(t for t in listed(schema["type"]) if isinstance(t, str))
     elif "enum" in schema or "const" in schema:
-        found.update(map(kind, schema.get("enum", [schema.get("const")])))
+        found.update(map(kind, listed(schema.get("enum", [schema.get("const")]))))
     elif choices := schema.get("anyOf") or schema.get("oneOf"):
-        each = [kinds_of(choice, root) for choice in choices]
+        each = [kinds_of(choice, root, depth + 1) for choice in listed(choices)]
         found.update(*each if all(each) else ())
     elif parts := schema.get("allOf"):
-        found.update(next(filter(None, (kinds_of(part, root) for part in parts)), ()))
+        each = [kinds_of(part, root, depth + 1) for part in listed(parts)]
+        found.update(next(filter(None, each), ()))
     if found and schema.get("nullable"):
         found.add("null")
     return frozenset(found)
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def kind(value: Any) -> str:

@@ -21,7 +21,7 @@ HERMES = Layout(
     "hermes", JsonCalls("<tool_call>", "</tool_call>"), tokens=("<tool_call>", "</tool_call>")
 )
 # What has no calls of its own may still write those that most models have learned.
-FALLBACK = replace(HERMES, name="none", tokens=())
+FALLBACK = replace(HERMES, name="none")
 HARMONY = Layout(
     "harmony",
     read=HARMONY_CHANNELS,

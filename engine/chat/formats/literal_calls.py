@@ -10,7 +10,7 @@ from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
 from engine.chat.layout import Tools
 from engine.chat.literals import GEMMA, PYTHON, Notation, bare_word, mapping
 from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space
-from engine.chat.values import Kinds, kinds_of, parameter_schema
+from engine.chat.values import Kinds, kinds_of, listed, parameter_schema, properties, required
 from engine.constraint import Trigger
 
 _NUMBER = r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/"
@@ -94,14 +94,13 @@ class GemmaCalls:
 def _arguments(lark: Lark, notation: Notation, tools: Tools, name: str, colon: str) -> str:
     schema = tools[name]
     written = {}
-    for key in schema.get("properties") or {}:
+    for key in properties(schema):
         parameter = parameter_schema(tools, name, key)
-        choices = parameter.get("enum") or ()
+        choices = listed(parameter.get("enum") or [])
         kinds = kinds_of(parameter, schema)
         value = _value(lark, notation, kinds, choices)
         written[key] = sequence(quoted(key + colon), lark.space, value)
-    required = [key for key in schema.get("required") or () if key in written]
-    return parameters(lark, written, required, sequence('","', lark.space))
+    return parameters(lark, written, required(schema), sequence('","', lark.space))
 
 
 def _value(lark: Lark, notation: Notation, kinds: Kinds, choices: Sequence[object] = ()) -> str:

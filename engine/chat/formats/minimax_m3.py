@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from engine.chat.formats.param_calls import parameters
 from engine.chat.json_text import MAX_DEPTH
@@ -23,9 +22,12 @@ from engine.chat.scanner import (
 from engine.chat.values import (
     Schema,
     kinds_of,
+    listed,
     parameter_schema,
+    properties,
     property_schema,
     read_value,
+    required,
     resolved,
 )
 from engine.constraint import Trigger
@@ -127,7 +129,7 @@ def _nested(
 def _branch(schema: Schema, root: Schema, is_array: bool) -> Schema:
     """Of alternatives the one for arrays, or for objects."""
     wanted = "array" if is_array else "object"
-    choices: list[Any] = schema.get("anyOf") or schema.get("oneOf") or []
+    choices = listed(schema.get("anyOf") or schema.get("oneOf") or [])
     fitting = (resolved(c, root) for c in choices if wanted in kinds_of(c, root))
     return next(fitting, schema)
 
@@ -135,17 +137,16 @@ def _branch(schema: Schema, root: Schema, is_array: bool) -> Schema:
 def _properties(lark: Lark, schema: Schema, root: Schema, depth: int) -> str:
     written = {
         key: sequence(_tagged(lark, key, resolved(inner, root), root, depth), lark.space)
-        for key, inner in (schema.get("properties") or {}).items()
+        for key, inner in properties(schema).items()
     }
-    required = [key for key in schema.get("required") or () if key in written]
-    return parameters(lark, written, required)
+    return parameters(lark, written, required(schema))
 
 
 def _tagged(lark: Lark, tag: str, schema: Schema, root: Schema, depth: int) -> str:
     """A value with its tags."""
     kinds = kinds_of(schema, root)
     opening, end = quoted(f"{_MARK}<{tag}>"), f"{_MARK}</{tag}>"
-    is_open = "object" in kinds and not _branch(schema, root, False).get("properties")
+    is_open = "object" in kinds and not properties(_branch(schema, root, False))
     if not kinds or "string" in kinds or is_open or depth > _MAX_GRAMMAR_DEPTH:
         return sequence(opening, lark.text(end))
     forms = []

@@ -10,7 +10,15 @@ from itertools import combinations
 from engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
 from engine.chat.layout import Tools
 from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space, until
-from engine.chat.values import Schema, kinds_of, parameter_schema, read_value
+from engine.chat.values import (
+    Schema,
+    kinds_of,
+    listed,
+    parameter_schema,
+    properties,
+    read_value,
+    required,
+)
 from engine.constraint import Trigger
 
 _CDATA = ("<![CDATA[", "]]>")
@@ -60,11 +68,9 @@ class ParamCalls:
         schema = tools[name]
         tag = sequence(self.call_attributes, quoted(self.tag_end)) if self.tag_end else ""
         head = sequence(quoted(self.start + name + self.name_end), tag, lark.space)
-        arguments = {
-            key: self._written(lark, tools, name, key) for key in schema.get("properties") or {}
-        }
-        required = [key for key in schema.get("required") or () if key in arguments]
-        return sequence(head, parameters(lark, arguments, required), quoted(self.end))
+        arguments = {key: self._written(lark, tools, name, key) for key in properties(schema)}
+        form = parameters(lark, arguments, required(schema))
+        return sequence(head, form, quoted(self.end))
 
     def _written(self, lark: Lark, tools: Tools, name: str, key: str) -> str:
         """One parameter with all its marks, and the white space after it."""
@@ -131,10 +137,10 @@ class ParamCalls:
 
 
 def parameters(
-    lark: Lark, written: Mapping[str, str], required: Sequence[str], separator: str = ""
+    lark: Lark, written: Mapping[str, str], needed: Sequence[str], separator: str = ""
 ) -> str:
     """Parameters in any order, and all required ones among them, if these are not too many."""
-    tracked = frozenset(required if len(required) <= _MAX_TRACKED else ())
+    tracked = frozenset(needed if len(needed) <= _MAX_TRACKED else ())
     later = {key: sequence(separator, expression) for key, expression in written.items()}
     others = [expression for key, expression in later.items() if key not in tracked]
     loop = f"{one_of(others)}*" if others else ""
@@ -151,7 +157,7 @@ def parameters(
 
 def _text(lark: Lark, schema: Schema, end: str, has_cdata: bool) -> str:
     """A string as it is, up to its end; one of several if the schema says which."""
-    choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    choices = listed(schema.get("enum", [schema["const"]] if "const" in schema else []))
     if choices and all(isinstance(choice, str) for choice in choices):
         return sequence(one_of(map(quoted, choices)), quoted(end))
     if not has_cdata:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from score_templates import joined
+from score_templates import compiled, joined
 from test_constrain import verdict
 
 from engine.chat.format import ChatFormat, ChatParser, added, chat_format
@@ -97,7 +97,7 @@ def test_calls_of_the_history_are_read_and_accepted(shared, kind):
 
 
 def round_trip(path: Path, calls: list[tuple[str, Any]]) -> str:
-    template = ChatTemplate(path.read_text(encoding="utf-8"), bos_token="<s>", eos_token="</s>")
+    template = compiled(path, "<s>", "</s>")
     if path.stem in SILENT or (len(calls) > 1 and path.stem in ONE_ONLY):
         return ""
     chat = chat_format(
@@ -118,3 +118,33 @@ def round_trip(path: Path, calls: list[tuple[str, Any]]) -> str:
     if found == "complete" or (path.stem in IN_PYTHON and found.startswith("refused")):
         return ""
     return f"{found} in {raw}"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": []},
+        {"properties": {"a": True, "b": None, "c": {"type": {}}, "d": {"enum": 3}}},
+        {"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}]}}, "required": "a"},
+        {"$ref": "#"},
+        {"type": "array"},
+    ],
+)
+def test_schemas_that_make_no_sense_do_no_harm(shared, parameters):
+    function = {"name": "f", "description": "d", "parameters": parameters}
+    tools = [{"type": "function", "function": function}]
+    formats = 0
+    for path in sorted((shared / "templates").glob("*.jinja")):
+        template = compiled(path, "<s>", "</s>")
+        try:
+            chat = chat_format(template, [USER], tools=tools)
+        except RequestError:  # the template cannot make anything of them
+            continue
+        formats += 1
+        for raw in (FUNCTION_F, FUNCTION_F.replace("f", "g", 1)):
+            parser = ChatParser(chat.turn)
+            joined([parser.push(raw), parser.finish()])
+    assert formats > 30
+
+
+FUNCTION_F = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
