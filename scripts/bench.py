@@ -100,9 +100,12 @@ class Plan:
             lambda: {"tokens": tokens, "n": n}, lambda: {"tokens": tokens, "n": 8},
         )  # fmt: skip
 
+    def short_prompts(self, n: int) -> list[list[int]]:
+        return [self._tokens(SHORT_PROMPT) for _ in range(n)]
+
     def _streams(self, n_streams: int) -> Measurement:
         def ask(n: int) -> dict[str, Any]:
-            return {"prompts": [self._tokens(SHORT_PROMPT) for _ in range(n_streams)], "n": n}
+            return {"prompts": self.short_prompts(n_streams), "n": n}
 
         n = self._options.generate
         row = Row(f"{n_streams} streams generate {n} each, total", "tok/s")
@@ -111,9 +114,8 @@ class Plan:
 
 def take_turns(
     plan: Plan, ours: Ask, peer: Ask | None, repeat: int, row_done: Callable[[Row], None]
-) -> Row:
-    """Measure everything; returns the row of the engine's own time per token."""
-    host = Row("host time per token, short prompt", "ms", lower_is_better=True)
+) -> None:
+    """Measure everything."""
     for m in plan.measurements:
         warm_up = m.warm_up()
         for ask in filter(None, (ours, peer)):
@@ -123,13 +125,25 @@ def take_turns(
             time.sleep(SETTLE_SECONDS)
             answer = ours(m.op, **arguments)
             m.row.ours.append(answer[m.key] * m.scale)
-            if "host_ms" in answer and len(host.ours) < repeat:
-                host.ours.append(answer["host_ms"])
             if peer is not None:
                 time.sleep(SETTLE_SECONDS)
                 m.row.peer.append(peer(m.op, **arguments)[m.key] * m.scale)
         row_done(m.row)
-    return host
+
+
+def host_rows(plan: Plan, ours: Ask, options: argparse.Namespace) -> list[Row]:
+    """The engine's own time, and the driver's for enqueueing, in a step that generates."""
+    rows = []
+    for n_streams in dict.fromkeys((1, options.streams)):
+        name = f"of {n_streams} streams" if n_streams > 1 else "of one stream"
+        own = Row(f"host time, step {name}", "ms", lower_is_better=True)
+        enqueue = Row(f"enqueueing by the driver, step {name}", "ms", lower_is_better=True)
+        for _ in range(options.repeat):
+            answer = ours("host", prompts=plan.short_prompts(n_streams), n=options.generate)
+            own.ours.append(answer["value"])
+            enqueue.ours.append(answer["enqueue"])
+        rows += [own, enqueue]
+    return rows
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -206,10 +220,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         if options.peer:
             peer, facts["peer"] = start_peer(options, plan, ready)
-        host = take_turns(
+        take_turns(
             plan, subject.ask, peer.ask if peer else None, options.repeat,
             lambda row: print(f"  {row.name}: {report.number(row.ours)}", file=sys.stderr),
         )  # fmt: skip
+        host = host_rows(plan, subject.ask, options)
         memory.ours.append(subject.ask("memory")["value"])
         if peer:
             memory.peer.append(peer.ask("memory")["value"])
@@ -218,7 +233,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         subject.close()
         if peer:
             peer.close()
-    rows = [*(m.row for m in plan.measurements), share, host, ready, memory]
+    rows = [*(m.row for m in plan.measurements), share, *host, ready, memory]
     return {"facts": facts, "busy": busy, "rows": rows, "skipped": plan.skipped}
 
 

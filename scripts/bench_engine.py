@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from engine.request import Delta, Event, Failed, Finished, Request, SamplingPara
 from kernels.device import open_device
 from kernels.profile import read_bandwidth
 from kernels.program import Programs
+from kernels.tape import Counts, Tape
 
 Answer = dict[str, Any]
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+SAMPLED = SamplingParams(ignore_eos=True)
 
 
 @dataclass
@@ -43,26 +45,35 @@ class Run:
             self.done.set()
 
 
-class Waiting:
-    """Seconds in which the engine's thread waited for the device, since ``reset``.
+class Outside:
+    """Seconds that the engine's thread spent in the driver since ``reset``.
 
-    The one blocking call of a greedy step is the read of its best tokens.
+    ``waiting``: reading a step's best tokens, the one blocking call if no sampler wants more.
+    ``enqueueing``: handing over a step's launches, which the device begins with the first one.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._read = runner.read
-        runner.read = self._timed_read
+        self.waiting = self.enqueueing = 0.0
+        self._read, self._run = runner.read, Tape.run
+        runner.read, Tape.run = self._timed_read, self._timed_run(Tape.run)  # type: ignore[method-assign]
 
     def reset(self) -> None:
-        self.seconds = 0.0
+        self.waiting = self.enqueueing = 0.0
 
     def _timed_read(self, *args: Any) -> Any:
         start = time.perf_counter()
         try:
             return self._read(*args)
         finally:
-            self.seconds += time.perf_counter() - start
+            self.waiting += time.perf_counter() - start
+
+    def _timed_run(self, run: Callable[[Tape, Counts], None]) -> Callable[[Tape, Counts], None]:
+        def timed(tape: Tape, counts: Counts) -> None:
+            start = time.perf_counter()
+            run(tape, counts)
+            self.enqueueing += time.perf_counter() - start
+
+        return timed
 
 
 class EngineSubject:
@@ -92,7 +103,7 @@ class EngineSubject:
         start = time.perf_counter()
         self.engine: Engine = load_engine(model, options)
         self.load_seconds = time.perf_counter() - start
-        self._waiting = Waiting()
+        self._outside = Outside()
 
     def close(self) -> None:
         self.engine.close()
@@ -109,14 +120,8 @@ class EngineSubject:
 
     def op_generate(self, tokens: list[int], n: int) -> Answer:
         """The prompt may come from the prefix cache: it is not what is measured."""
-        self._waiting.reset()
-        (run,) = self._run([Request(tuple(tokens), GREEDY, max_tokens=1)])
-        self._waiting.reset()
-        start = time.perf_counter()
         (run,) = self._run([Request(tuple(tokens), GREEDY, max_tokens=n)])
-        busy = run.times[-1] - start - self._waiting.seconds
-        seconds = run.times[-1] - run.times[0]
-        return {"value": (n - 1) / seconds, "host_ms": 1e3 * busy / n}
+        return {"value": (n - 1) / (run.times[-1] - run.times[0])}
 
     def op_streams(self, prompts: list[list[int]], n: int) -> Answer:
         """Tokens per second of all streams together, while all of them generate."""
@@ -127,6 +132,20 @@ class EngineSubject:
         end = min(run.times[-1] for run in runs)
         n_tokens = sum(start < at <= end for run in runs for at in run.times)
         return {"value": n_tokens / (end - start)}
+
+    def op_host(self, prompts: list[list[int]], n: int) -> Answer:
+        """Milliseconds of the engine's thread for a step of all streams, default samplers.
+
+        ``value`` is what it computes itself, while the device has nothing to do or, handing
+        out events, the step before; ``enqueue`` is the driver's time for the step's launches.
+        """
+        requests = [Request(tuple(p), SAMPLED, max_tokens=n, cache_prompt=False) for p in prompts]
+        self._outside.reset()
+        start = time.perf_counter()
+        end = max(run.times[-1] for run in self._run(requests))
+        outside = self._outside
+        own = end - start - outside.waiting - outside.enqueueing
+        return {"value": 1e3 * own / n, "enqueue": 1e3 * outside.enqueueing / n}
 
     def op_memory(self) -> Answer:
         """Peak resident memory of this process in MiB."""
