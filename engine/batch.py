@@ -17,7 +17,7 @@ from kernels.attention import PART, AttentionInputs
 from kernels.device import Device
 from kernels.kv import PAGE
 from kernels.tape import N_COUNTS, Counts
-from kernels.tensor import Region, Tensor, empty, regions, upload, write
+from kernels.tensor import Region, Tensor, empty, regions, upload, works_in_place, write
 from kernels.topk import topk_buffers
 
 Ints = npt.NDArray[np.int32]
@@ -133,7 +133,8 @@ class Batch:
             n_masks += row.mask is not None
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
-        write(self._device, self._memory, self._host)
+        if not works_in_place(self._device):  # else the step before has been read, all is idle
+            write(self._device, self._memory, self._host)
         if n_media and self.inputs.media is not None:
             write(self._device, self.inputs.media, self._media[:n_media])
         return counts

@@ -124,6 +124,12 @@ def read_rows(tensor: Tensor, rows: range, queue: cl.CommandQueue) -> npt.NDArra
     return array
 
 
+def works_in_place(device: Device) -> bool:
+    """Whether buffers are cut from the host's memory and used there: what is written to it
+    while the queue is empty needs no copy."""
+    return device.huge_pages is not None and not device.is_dry
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A named part of int32 memory that is written as a whole."""
@@ -138,10 +144,17 @@ ALIGNMENT = 1024  # bytes; more than any device asks of a sub-buffer's origin
 def regions(
     device: Device, parts: Sequence[Region]
 ) -> tuple[Tensor, npt.NDArray[np.int32], dict[str, npt.NDArray[np.int32]], dict[str, Tensor]]:
-    """int32 memory in parts: the whole tensor, its host copy, and views of both by name."""
+    """int32 memory in parts: the whole tensor, its host copy, and views of both by name.
+
+    The copy is the memory itself where the device uses the host's (``works_in_place``).
+    """
     sizes = [-(-math.prod(part.shape) * 4 // ALIGNMENT) * ALIGNMENT for part in parts]
     memory = empty(device, (sum(sizes) // 4,), np.int32)
-    host = np.zeros(memory.shape, np.int32)
+    host = (
+        memory.buffer.hostbuf.view(np.int32)
+        if works_in_place(device)
+        else np.zeros(memory.shape, np.int32)
+    )
     arrays, tensors, offset = {}, {}, 0
     for part, size in zip(parts, sizes, strict=True):
         n = math.prod(part.shape)
