@@ -9,8 +9,11 @@ from __future__ import annotations
 import secrets
 import string
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
 
 from engine.chat.delta import ChatDelta, ToolCallDelta
 from engine.chat.format import ChatParser
@@ -178,12 +181,23 @@ def joined_calls(parts: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
     return tuple(replace(call, arguments="".join(arguments[i])) for i, call in first.items())
 
 
+def arguments_object(call: ToolCallDelta) -> Mapping[str, Any]:
+    """The arguments as an object; text that was cut off is wrapped, as Anthropic advises."""
+    try:
+        value = msgspec.json.decode(call.arguments or "{}")
+    except msgspec.DecodeError:
+        value = None
+    return value if isinstance(value, dict) else {"INVALID_JSON": call.arguments}
+
+
 def usage(choices: Sequence[Choice], n: int) -> dict[str, object]:
     """Counts of all choices; a prompt counts once for its `n` choices."""
     prompts = choices[::n]
     n_prompt = sum(choice.started.n_prompt for choice in prompts)
     n_completion = sum(choice.timings.predicted_n for choice in choices)
-    return {
+    n_reasoning = sum(choice.n_reasoning for choice in choices)
+    details = {"completion_tokens_details": {"reasoning_tokens": n_reasoning}}
+    return (details if n_reasoning else {}) | {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_completion,
         "total_tokens": n_prompt + n_completion,

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from engine.chat.delta import ToolCallDelta
 from engine.request import Event, Finished, Started
-from server.answer import Choice, Piece, join, random_id
+from server.answer import Choice, Piece, arguments_object, join, random_id
 from server.anthropic_input import MessagesFields, chat_body
 from server.chat import prepare
 from server.conversation import read_chat
@@ -183,12 +182,3 @@ def tool_block(call: ToolCallDelta, given: Mapping[str, Any]) -> dict[str, Any]:
 def signature(thought: Any) -> str:
     """Clients send it back with the thinking and want one; nothing here depends on it."""
     return base64.b64encode(thought.digest()).decode()
-
-
-def arguments_object(call: ToolCallDelta) -> Mapping[str, Any]:
-    """The arguments as an object; text that was cut off is wrapped, as Anthropic advises."""
-    try:
-        value = msgspec.json.decode(call.arguments or "{}")
-    except msgspec.DecodeError:
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": call.arguments}

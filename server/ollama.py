@@ -17,8 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from engine.chat.delta import ToolCallDelta
 from engine.request import Event, Finished
-from server.answer import Choice, Piece, join, joined_calls
-from server.anthropic import arguments_object
+from server.answer import Choice, Piece, arguments_object, join, joined_calls
 from server.chat import prepare
 from server.constraints import compiled, read_constraint
 from server.conversation import read_chat

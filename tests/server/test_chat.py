@@ -84,6 +84,16 @@ def test_tokens_stay_with_their_text(url: str) -> None:
     assert len(choice["logprobs"]["content"]) == len(RAW.encode())
 
 
+def test_usage_counts_the_tokens_of_reasoning(url: str) -> None:
+    usage = post(url, "/v1/chat/completions")["usage"]
+    n_reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert len(REASONING) <= n_reasoning <= len("<think>" + REASONING + "</think>")
+    usage = post(url, "/v1/responses", input="x")["usage"]
+    assert usage["output_tokens_details"]["reasoning_tokens"] == n_reasoning
+    usage = post(url, "/v1/chat/completions", reasoning_format="none")["usage"]
+    assert "completion_tokens_details" not in usage
+
+
 def test_reasoning_format(url: str) -> None:
     message = post(url, "/v1/chat/completions", reasoning_format="none")["choices"][0]["message"]
     assert message["content"] == RAW
