@@ -129,12 +129,35 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
 
 #else
 
-INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols, float16* acc) {
-    for (int k = 0; k < n_cols; k++) {
-        const float16 wk = LOAD_WEIGHT(w, k);
-        for (int t = 0; t < nt; t++)
-            acc[t] = fma(wk, (float16)(x[(size_t)ROW_IN(t) * n_cols + k]), acc[t]);
+// So many tokens at a time have their sums in registers, which a number that is not known to the
+// compiler would put into memory.
+#define DEFINE_DOT_TOKENS(n)                                                                     \
+    INLINE void dot_tokens_##n(global const uchar* w, X_ARGS, IN_ARG, int t0_, int n_cols,       \
+                               float16* acc) {                                                   \
+        float16 a[n];                                                                            \
+        global const float* row[n];                                                              \
+        for (int t = 0; t < n; t++) {                                                            \
+            a[t] = acc[t0_ + t];                                                                 \
+            row[t] = x + (size_t)ROW_IN(t0_ + t) * n_cols;                                       \
+        }                                                                                        \
+        for (int k = 0; k < n_cols; k++) {                                                       \
+            const float16 wk = LOAD_WEIGHT(w, k);                                                \
+            _Pragma("unroll") for (int t = 0; t < n; t++)                                        \
+                a[t] = fma(wk, (float16)(row[t][k]), a[t]);                                      \
+        }                                                                                        \
+        for (int t = 0; t < n; t++) acc[t0_ + t] = a[t];                                         \
     }
+#if NT >= 8
+DEFINE_DOT_TOKENS(8)
+#endif
+DEFINE_DOT_TOKENS(1)
+
+INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols, float16* acc) {
+    int t = 0;
+#if NT >= 8
+    for (; t + 8 <= nt; t += 8) dot_tokens_8(w, X, IN, t, n_cols, acc);
+#endif
+    for (; t < nt; t++) dot_tokens_1(w, X, IN, t, n_cols, acc);
 }
 #define CALL_DOT(g, acc) \
     dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, acc)
