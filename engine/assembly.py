@@ -34,9 +34,12 @@ class Sizes:
     n_ring_pages: int = 0  # of a slot in layers that keep their window only; 0: they keep all
 
 
-def sizes_of(h: Hyperparameters, options: EngineOptions, n_ctx: int) -> Sizes:
+def sizes_of(
+    h: Hyperparameters, options: EngineOptions, n_ctx: int, logits_bytes: int = LOGITS_BYTES
+) -> Sizes:
     """For ``n_ctx`` tokens of context, in llama-server's way: with --parallel N each slot has a
-    share of them; without it there are four, each of which may use all."""
+    share of them; without it there are four, each of which may use all. ``logits_bytes``: the
+    most that a buffer of logits may have; a step has fewer rows of them then."""
     shared = options.n_parallel < 1
     n_slots = DEFAULT_SLOTS if shared else options.n_parallel
     n_ctx_slot = n_ctx if shared else n_ctx // n_slots
@@ -56,7 +59,7 @@ def sizes_of(h: Hyperparameters, options: EngineOptions, n_ctx: int) -> Sizes:
         n_ctx_slot=n_ctx_slot,
         n_tokens=n_tokens,
         n_batch=options.n_batch,
-        n_outputs=min(n_tokens, max(n_slots, LOGITS_BYTES // (4 * h.n_vocab))),
+        n_outputs=min(n_tokens, max(n_slots, logits_bytes // (4 * h.n_vocab))),
         n_ring_pages=ring,
     )
 

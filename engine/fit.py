@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.assembly import CacheTypes, Sizes, allocate_memory, sizes_of
+from engine.assembly import LOGITS_BYTES, CacheTypes, Sizes, allocate_memory, sizes_of
 from engine.errors import EngineError
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
@@ -157,6 +157,7 @@ class Fitting:
         self._model, self._options, self._machine = model, options, machine
         self._has_experts = layers_with_experts(model.names, model.h.n_layers)
         self._whole = model.h.n_layers + 1
+        self._n_offload = machine.n_offload
 
     def choose(self) -> Trial:
         """What is to be loaded. Raises EngineError, with the numbers, if nothing fits, and
@@ -165,7 +166,7 @@ class Fitting:
         trained = options.n_ctx or h.n_ctx_train
         auto = options.n_gpu_layers in ("auto", "all")
         n_layers = self._whole if auto else int(options.n_gpu_layers)
-        wanted = trial = self._try(trained, self._whole if n_layers < 0 else n_layers)
+        wanted = trial = self._fewest(trained, self._whole if n_layers < 0 else n_layers)
         if options.fit and not self._fits(trial):
             if not options.n_ctx:
                 trial = self._shrink_context(trial)
@@ -178,15 +179,29 @@ class Fitting:
         self._report(wanted, trial)
         return trial
 
+    def _fewest(self, n_ctx: int, n_layers: int) -> Trial:
+        """On as few of the devices as will do, unless the options name them: a step waits for
+        each in turn, and for what is carried from one to the next."""
+        options, n = self._options, self._machine.n_offload
+        named = options.device is not None or options.tensor_split or not options.fit
+        for self._n_offload in range(n if named else 1, n + 1):
+            trial = self._try(n_ctx, n_layers)
+            if self._fits(trial):
+                break
+        return trial
+
     def _try(self, n_ctx: int, n_layers: int, n_cpu_moe: int | None = None) -> Trial:
         options, machine, h = self._options, self._machine, self._model.h
         everywhere = self._place(n_layers, n_cpu_moe)
         used = tuple(sorted(set(everywhere.parts)))
         placement = placement_of([used.index(at) for at in everywhere.parts])
-        trial = Trial(n_ctx, n_layers, sizes_of(h, options, n_ctx), placement, used, ())
+        devices = [machine.open(at) for at in used]
+        logits_bytes = min(LOGITS_BYTES, devices[placement.output].max_allocation)
+        sizes = sizes_of(h, options, n_ctx, logits_bytes)
+        trial = Trial(n_ctx, n_layers, sizes, placement, used, ())
         try:
             found = needs(
-                self._model, placement, [machine.open(at) for at in used], trial.sizes,
+                self._model, placement, devices, sizes,
                 CacheTypes(options.cache_type_k, options.cache_type_v),
                 flash=options.flash_attn != "off",
             )  # fmt: skip
@@ -196,7 +211,7 @@ class Fitting:
 
     def _place(self, n_layers: int, n_cpu_moe: int | None) -> Placement:
         options, machine, h = self._options, self._machine, self._model.h
-        offload = machine.infos[: machine.n_offload]
+        offload = machine.infos[: self._n_offload]
         shares = options.tensor_split or [machine.free(info) for info in offload]
         cpu = machine.cpu_index() if n_layers < self._whole else -1
         placement = spread(h.n_layers, n_layers, shares, cpu)

@@ -52,6 +52,11 @@ def list_devices() -> list[DeviceInfo]:
     return devices.list_devices()
 
 
+def free_memory(device: DeviceInfo) -> int:
+    """Bytes that can be allocated on a device."""
+    return devices.free_memory(device)
+
+
 def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
     gguf = open_gguf(path)

@@ -155,11 +155,14 @@ def check_model_file(path: str | None) -> None:
 
 
 def list_devices() -> None:
+    from engine.engine import free_memory
     from engine.engine import list_devices as found
 
     devices = found()
     for device in devices:
         memory = f"{device.memory_bytes / 2**30:.1f} GiB"
+        if device.kind == "cpu":
+            memory = f"{free_memory(device) / 2**30:.1f} GiB free"
         units = f"{device.compute_units} compute units"
         click.echo(f"{device.index}: {device.name} ({device.kind}, {memory}, {units})")
         click.echo(f"   {device.platform}, {device.driver}")

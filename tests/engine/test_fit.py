@@ -52,7 +52,7 @@ def read(processor: Device, conformance_model: Callable[[str], Path]) -> Read:
     return outlined
 
 
-def machine(processor: Device, gpu: int, cpu: int, **changes: Any) -> Machine:
+def machine(processor: Device, gpu_bytes: int, cpu_bytes: int, **changes: Any) -> Machine:
     """A GPU and a CPU with so many free bytes."""
     infos = [
         replace(processor.info, name="Fast", index=7, kind="gpu"),
@@ -61,7 +61,7 @@ def machine(processor: Device, gpu: int, cpu: int, **changes: Any) -> Machine:
     devices = [replace(processor, info=info) for info in infos]
 
     def free(info: DeviceInfo) -> int:
-        return gpu if info.kind == "gpu" else cpu
+        return gpu_bytes if info.kind == "gpu" else cpu_bytes
 
     return replace(Machine(infos, 1, CPU, (), devices.__getitem__, free), **changes)
 
@@ -230,3 +230,29 @@ def test_a_model_is_loaded_onto_the_devices_that_are_named(
     model = load_model(conformance_model("llama-dense"), given, lambda share: None)
     assert model.info.device_name == " + ".join(names)
     assert all(pages.n_bytes > 1000 for pages in model.runner.pages)
+
+
+def test_as_few_devices_as_will_do_unless_they_are_named(read: Read, processor: Device) -> None:
+    model = read("llama-dense")
+    infos = [replace(processor.info, name=name, index=i, kind="gpu") for i, name in enumerate("AB")]
+    devices = [replace(processor, info=info) for info in infos]
+    one = Fitting(model, options(n_ctx=4096), machine(processor, 1 << 32, 0)).choose()
+    for room, given, used in (
+        (1 << 32, {}, (0,)),
+        (1 << 32, {"tensor_split": (1.0, 1.0)}, (0, 1)),
+        (one.needs[0].total, {}, (0, 1)),
+    ):
+        two = machine(
+            processor, room, 0, infos=infos, n_offload=2, cpu=None, open=devices.__getitem__
+        )
+        assert Fitting(model, options(n_ctx=4096, **given), two).choose().devices == used
+
+
+def test_rows_of_logits_fit_into_a_buffer(read: Read, processor: Device) -> None:
+    model = read("llama-dense")
+    model = replace(model, h=replace(model.h, n_vocab=8192))
+    limited = machine(processor, 1 << 32, 1 << 32)
+    device = replace(processor, max_allocation=6 * MIB)
+    given = options(n_ctx=4096, n_ubatch=512)
+    trial = Fitting(model, given, replace(limited, open=lambda at: device)).choose()
+    assert trial.sizes.n_outputs == 6 * MIB // (4 * 8192)

@@ -196,7 +196,9 @@ def test_a_log_file_that_cannot_be_written(start: Start, model: str, tmp_path: P
 def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == ("0: Fake device (cpu, 8.0 GiB, 2 compute units)\n   Nobody, fake 1.0\n")
+    assert done.stdout == (
+        "0: Fake device (cpu, 4.0 GiB free, 2 compute units)\n   Nobody, fake 1.0\n"
+    )
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")

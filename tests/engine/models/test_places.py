@@ -13,6 +13,7 @@ from engine.cache import PageCopy
 from engine.placement import Placement
 from kernels.device import Device, list_devices, open_device
 from kernels.program import Programs
+from server.demo import demo_model
 
 FLOAT_NMSE = 1e-7
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
@@ -103,3 +104,18 @@ def test_one_tape_between_two_transfers(
         model = Stepper(path, *two[0], others=two[1:] if place else (), place=place)
         recording, _ = model.runner.prepare([], [])
         assert len(list(recording.tapes)) == n_tapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [halves, tangled])
+def test_a_real_model(
+    two: list[tuple[Device, Programs]], place: Callable[[int], Placement]
+) -> None:
+    """Quantized, so that drivers' roundings show; the best tokens are the same."""
+    path = demo_model(lambda done, total: None)
+    tokens = np.random.default_rng(1).integers(0, 40000, 64).tolist()
+    one = Stepper(path, *two[0]).run(sequence(tokens, 1, TABLE), [40] + [1] * 24)
+    model = Stepper(path, *two[0], others=two[1:], place=place)
+    both = model.run(sequence(tokens, 1, TABLE), [40] + [1] * 24)
+    assert nmse(both, one) <= FLOAT_NMSE
+    assert np.array_equal(both.argmax(axis=1), one.argmax(axis=1))
