@@ -114,6 +114,7 @@ def allocate_memory(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
             n_ring_pages=sizes.n_ring_pages, media=media,
+            sections=bool(h.rope_sections),
         )  # fmt: skip
         pages = _kv_pages(h, device, _kv_shapes(h, weights, at), sizes, cache, states)
         batches.append(batch)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from engine.models.step import StepInputs
 from engine.ngrams import NGrams
+from engine.positions import positions as grid_positions
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
 from kernels.attention import PART, AttentionInputs
@@ -66,9 +67,10 @@ class Batch:
         ngrams: NGrams | None = None,
         n_ring_pages: int = 0,
         media: MediaShape | None = None,
+        sections: bool = False,
     ) -> None:
         """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
-        keep all."""
+        keep all. ``sections``: positions have four numbers (M-RoPE)."""
         self._device, self._ngrams, self._n_ring_pages = device, ngrams, n_ring_pages
         self._media = np.zeros((n_tokens, media.width) if media else (0, 0), np.float32)
         shapes = [
@@ -78,6 +80,8 @@ class Batch:
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
             Region("ring slots", (n_tokens,)),
         ]  # fmt: skip
+        if sections:
+            shapes.append(Region("rope_positions", (n_tokens, 4)))
         if ngrams is not None:
             shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
@@ -103,6 +107,7 @@ class Batch:
             ring_slots=tensors["ring slots" if n_ring_pages else "slots"],
             ring=replace(attention, tables=rings) if n_ring_pages else attention,
             topk=replace(found, wanted=tensors["wanted"]),
+            rope_positions=tensors.get("rope_positions"),
             ngrams=tensors.get("ngrams"),
         )
 
@@ -164,6 +169,10 @@ class Batch:
             n_ring = self._n_ring_pages * PAGE
             ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
             self._parts["ring slots"][n : n + chunk.count] = ring
+        if self.inputs.rope_positions is not None:
+            self._parts["rope_positions"][n : n + chunk.count] = grid_positions(
+                seq.request.grids, start, chunk.count
+            )
         if chunk.count == 1:
             page = seq.table[start // PAGE]
             self._parts["tokens"][n] = seq.tokens[start]

@@ -20,7 +20,7 @@ from engine.fit import Fitting, Trial, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.machine import find_machine
 from engine.media_loader import Media, load_media, open_media
-from engine.models.arch import Hyperparameters, read_hyperparameters
+from engine.models.arch import Hyperparameters, read_hyperparameters, with_rope
 from engine.models.table import find_architecture
 from engine.options import EngineOptions, ModelInfo
 from engine.profile import profile, typical_steps
@@ -61,6 +61,7 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
     gguf = open_gguf(path)
     hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+    hparams = with_rope(hparams, options.rope)
     _check_cache_types(options)
     tokenizer = load_tokenizer(gguf.metadata)
     _check_vocabulary(gguf, hparams, tokenizer)

@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from engine.media.limits import MediaLimits
 from engine.request import Pooling
 
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
+
+
+@dataclass(frozen=True, slots=True)
+class RopeOptions:
+    """What a person sets in place of the file's; 0, a negative number or None leaves it."""
+
+    kind: Literal["none", "linear", "yarn"] | None = None
+    base: float = 0.0
+    factor: float = 0.0  # of the context
+    original_context: int = 0
+    extrapolation: float = -1.0  # negative: 1 for YaRN, else 0
+    attention_factor: float = -1.0
+    beta_slow: float = -1.0
+    beta_fast: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,7 @@ class EngineOptions:
     cache_type_v: str = "f16"
     context_shift: bool = False  # a full context drops tokens instead of ending generation
     swa_full: bool = False  # layers with a window keep all keys, not those of the window only
+    rope: RopeOptions = RopeOptions()
     ctx_checkpoints: int = 32  # copies of states kept per slot
     checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt
     cache_ram_mib: int = 8192  # of the host's memory for them; -1: no limit

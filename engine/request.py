@@ -63,6 +63,28 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """Tokens of an image or a video from ``start`` on: frames, in these rows, in these columns.
+
+    With M-RoPE they take fewer positions than they are tokens (positions.py).
+    """
+
+    start: int
+    rows: int
+    columns: int
+    frames: int = 1
+
+    @property
+    def end(self) -> int:
+        return self.start + self.frames * self.rows * self.columns
+
+    @property
+    def n_positions(self) -> int:
+        """What text goes on after."""
+        return max(self.frames, self.rows, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A prompt of token ids and how to continue it, or with ``pooling`` which vectors it has.
 
@@ -92,6 +114,7 @@ class Request:
     n_keep: int = 0  # tokens that stay when a full context shifts, beside BOS; -1: the prompt
     n_discard: int = 0  # tokens that are dropped then; 0: half of the rest
     media: tuple[MediaSpan, ...] = ()  # in order: where the prompt's ids are negative
+    grids: tuple[Grid, ...] = ()  # images in the prompt, for models with M-RoPE
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 

@@ -1,6 +1,7 @@
 // RoPE, the norms of Q and K, and the write to the KV cache, in one pass.
 //
 // rope_table: cos and sin for every token of the step, [n][2][N_ROT / 2]; one launch a step.
+// With COMPONENTS a position has four, and each pair is turned by one of them (M-RoPE).
 // rope_kv: work-item (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
 // k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The token's
 // place is slots[t] = page * PAGE + row.
@@ -15,9 +16,16 @@
 #include "lanes.cl"
 
 kernel void rope_table(global const int* positions, global const float* frequencies,
-                       float attention_factor, global float* table) {
+                       float attention_factor, global float* table
+#ifdef COMPONENTS
+                       , global const int* components
+#define POSITION positions[4 * t + components[i]]
+#else
+#define POSITION positions[t]
+#endif
+) {
     const int i = get_global_id(0), t = get_global_id(1), n = get_global_size(0);
-    const float angle = positions[t] * frequencies[i];
+    const float angle = POSITION * frequencies[i];
     float c;
     const float s = sincos(angle, &c);
     table[(size_t)t * 2 * n + i] = c * attention_factor;

@@ -58,14 +58,29 @@ class Temperature:
 
 
 def rope_table(
-    tape: Tape, positions: Tensor, frequencies: Tensor, table: Tensor, attention_factor: float = 1.0
+    tape: Tape,
+    positions: Tensor,
+    frequencies: Tensor,
+    table: Tensor,
+    attention_factor: float = 1.0,
+    components: Tensor | None = None,
 ) -> None:
-    """table[t] = cos, then sin of positions[t] * frequencies, float32 [n, 2, n_rot / 2]."""
+    """table[t] = cos, then sin of positions[t] * frequencies, float32 [n, 2, n_rot / 2].
+
+    With ``components``, int32 [n_rot / 2], positions are int32 [n, 4]: it says which of the four
+    turns a pair.
+    """
     n = frequencies.shape[0]
-    args = [
+    args: list[object] = [
         positions.buffer, frequencies.buffer, np.float32(attention_factor), table.buffer,
     ]  # fmt: skip
-    tape.add("rope.cl", "rope_table", [], args, (n, Per(TOKENS)))
+    defines = []
+    if components is not None:
+        if components.shape != (n,) or positions.shape[1:] != (4,):
+            raise ValueError(f"components {components.shape} for {n} pairs, {positions.shape}")
+        defines.append("COMPONENTS")
+        args.append(components.buffer)
+    tape.add("rope.cl", "rope_table", defines, args, (n, Per(TOKENS)))
 
 
 @dataclass(frozen=True, slots=True)

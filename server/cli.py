@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from server.settings import GROUPS, Option, Settings, Toggle
+from server.option import Option, Toggle
+from server.settings import GROUPS, Settings
 
 EXAMPLES = """\b
 Examples:

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.constraint import Constraint, Kind
 from engine.media.limits import MediaLimits
-from engine.options import EngineOptions
+from engine.options import EngineOptions, RopeOptions
 from engine.request import SamplingParams
 from server.app import Cors
 from server.errors import ApiError
@@ -34,6 +34,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         cache_type_v=settings.cache_type_v,
         context_shift=settings.context_shift,
         swa_full=settings.swa_full,
+        rope=rope_options(settings),
         ctx_checkpoints=settings.ctx_checkpoints,
         checkpoint_min_step=settings.checkpoint_min_step,
         cache_ram_mib=settings.cache_ram,
@@ -77,6 +78,21 @@ def media_fetcher(settings: Settings) -> Fetcher:
         folder, settings.media_max_size << 20, float(settings.media_timeout),
         settings.media_allow_private,
     )  # fmt: skip
+
+
+def rope_options(settings: Settings) -> RopeOptions:
+    if settings.rope_scale and settings.rope_freq_scale:
+        raise SettingsError("--rope-scale and --rope-freq-scale cannot both be given")
+    return RopeOptions(
+        kind=settings.rope_scaling,
+        base=settings.rope_freq_base,
+        factor=1 / settings.rope_freq_scale if settings.rope_freq_scale else settings.rope_scale,
+        original_context=settings.yarn_orig_ctx,
+        extrapolation=settings.yarn_ext_factor,
+        attention_factor=settings.yarn_attn_factor,
+        beta_slow=settings.yarn_beta_slow,
+        beta_fast=settings.yarn_beta_fast,
+    )
 
 
 def chat_template(settings: Settings) -> str | None:

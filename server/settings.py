@@ -8,55 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import click
 
+from server.model_settings import ROPE, ModelSettings
+from server.option import option
+
 INT32_MAX = 2**31 - 1
-
-
-PLACEHOLDERS = {
-    "file": "FILE",
-    "text": "TEXT",
-    "integer": "N",
-    "integer range": "N",
-    "float": "X",
-    "float range": "X",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """How a field of Settings is given on the command line or in the environment."""
-
-    flags: tuple[str, ...]
-    group: str
-    help: str
-    env: str | None = None
-    metavar: str | None = None
-    type: Any = None  # click's type or a function of the text; None: a flag without a value
-    multiple: bool = False
-    bare: str | None = None  # the value of the option given without one
-
-    @property
-    def placeholder(self) -> str:
-        """What stands for the value in the help."""
-        if self.metavar is not None or self.type is None:
-            return self.metavar or ""
-        if isinstance(self.type, click.Choice):
-            return "|".join(self.type.choices)
-        return PLACEHOLDERS[self.type.name]
-
-
-class Toggle(click.types.BoolParamType):
-    """A boolean that also reads the words of llama.cpp's variables."""
-
-    WORDS: ClassVar[dict[str, bool]] = {"enabled": True, "disabled": False}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        known = self.WORDS.get(value)
-        return bool(super().convert(value, param, ctx)) if known is None else known
 
 
 def token_bias(value: str) -> tuple[int, float]:
@@ -100,24 +60,6 @@ def slot_count(value: str | int) -> int:
     return int(value)
 
 
-def option(
-    *flags: str,
-    group: str,
-    help: str,
-    default: Any,
-    env: str | None = None,
-    metavar: str | None = None,
-    type: Any = None,
-    multiple: bool = False,
-    bare: str | None = None,
-) -> Any:
-    """A field of Settings; ``env`` is the variable's name after LLAMA_ARG_, or all of it."""
-    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_"))
-    name = env if whole else f"LLAMA_ARG_{env}"
-    given = Option(flags, group, help, name, metavar, type, multiple, bare)
-    return field(default=default, metadata={"option": given})
-
-
 FILE = click.Path(dir_okay=False, path_type=str)
 CACHE_TYPE = click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 COUNT = click.IntRange(1, INT32_MAX)
@@ -125,12 +67,12 @@ OR_ALL = click.IntRange(-1, INT32_MAX)
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
 SAMPLING, CHAT, SERVER, LOGGING = "Sampling (defaults of requests)", "Chat", "Server", "Logging"
 MEDIA = "Images and sounds"
-GROUPS = (MODEL, DEVICE, CONTEXT, SAMPLING, CHAT, MEDIA, SERVER, LOGGING)
+GROUPS = (MODEL, DEVICE, CONTEXT, ROPE, SAMPLING, CHAT, MEDIA, SERVER, LOGGING)
 
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(ModelSettings):
     model: str | None = option(
         "-m", "--model", group=MODEL, env="MODEL", type=FILE, default=None,
         help="GGUF file to serve",

@@ -7,7 +7,7 @@ parallel sublayers) is read from the file, never declared here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from engine.embedding import pooling_of
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
-from engine.models.rope import RopeScaling, read_rope_scaling
+from engine.models.rope import RopeScaling, read_rope_scaling, rescaled
 from engine.ngrams import NGrams, read_ngrams
+from engine.options import RopeOptions
 from engine.request import Pooling
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
@@ -48,6 +49,7 @@ class Architecture:
     window_chunked: bool = False  # the window is a token's own stretch, not the last ones
     window_rope_base: float = 0.0  # RoPE base of the windowed layers; 0: the model's
     window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
+    sections_interleaved: bool = False  # M-RoPE: pairs take turns in time, row and column
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
     weightless_norms: bool = False  # norms where the file has none, before sublayers and at the end
@@ -109,6 +111,8 @@ class Hyperparameters:
     rope_base: float
     rope_base_window: float
     rope_scaling: RopeScaling
+    rope_scaling_window: RopeScaling  # of the windowed layers
+    rope_sections: tuple[int, ...]  # pairs by component of a position (M-RoPE); empty: one for all
     rope: tuple[bool, ...]  # per layer
     window: int  # keys that a windowed layer's query sees
     windowed: tuple[bool, ...]  # per layer
@@ -147,9 +151,6 @@ class Hyperparameters:
         """The epsilon of norms after sublayers."""
         return self.arch.post_norm_eps or self.eps
 
-    def rope_scaling_of(self, scaled: bool) -> RopeScaling:
-        return self.rope_scaling if scaled else RopeScaling()
-
     @property
     def neox(self) -> bool:
         return self.positions == "neox"
@@ -178,6 +179,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     positions = _positions(gguf, arch, n_layers)
     base = gguf.get_float(key("rope.freq_base"), 10000.0)
     base_window = arch.window_rope_base or base
+    scaling = read_rope_scaling(gguf)
     n_experts = gguf.get_int(key("expert_count"), 0)
     hparams = Hyperparameters(
         arch=arch,
@@ -196,7 +198,11 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         positions=positions,
         rope_base=base,
         rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base_window),
-        rope_scaling=read_rope_scaling(gguf),
+        rope_scaling=scaling,
+        rope_scaling_window=(
+            scaling if arch.window_rope_scaled else RopeScaling(attention_factor=scaling.magnitude)
+        ),
+        rope_sections=_rope_sections(gguf),
         rope=_rope_layers(gguf, arch, positions, windowed),
         window=window,
         windowed=windowed,
@@ -205,7 +211,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
         alibi_bias=_alibi_bias(gguf, positions),
         mla_latent=_mla_latent(gguf),
-        mla_scale=read_rope_scaling(gguf).mla_scale,
+        mla_scale=scaling.mla_scale,
         clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
         value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
         temperature=_temperature(gguf, arch),
@@ -240,6 +246,13 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     )
     _check(gguf, hparams)
     return hparams
+
+
+def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
+    """The options hold where all keys are seen; windowed layers keep what the file says."""
+    scaling = rescaled(h.rope_scaling, options)
+    base = options.base or h.rope_base
+    return replace(h, rope_base=base, rope_scaling=scaling, mla_scale=scaling.mla_scale)
 
 
 def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
@@ -348,10 +361,19 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
 
 def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
     found = dict(arch.positions_at_depth).get(n_layers, arch.positions)
-    sections = gguf.metadata.get(gguf.arch_key("rope.dimension_sections"))
-    if found == "interleaved" and isinstance(sections, np.ndarray) and any(sections):
+    if found == "interleaved" and _rope_sections(gguf):
         return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
     return found
+
+
+def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
+    sections = gguf.metadata.get(gguf.arch_key("rope.dimension_sections"))
+    if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu":
+        return ()
+    padded = [*(int(n) for n in sections), 0, 0, 0, 0][:4]
+    if min(padded) < 0:
+        raise ModelError(f"{gguf.path}: {gguf.arch_key('rope.dimension_sections')} is {padded}")
+    return tuple(padded) if any(padded) else ()
 
 
 def _rope_layers(

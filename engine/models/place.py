@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.models.arch import Hyperparameters
+from engine.models.rope import pair_components
 from engine.models.step import Context, StepInputs, Workspace
 from engine.weights import ModelWeights
 from kernels import attention as attn
@@ -46,6 +47,9 @@ class Place:
             windowed: self._rope_memory(n_ctx, windowed)
             for windowed in {w for w, rope in zip(h.windowed, h.rope, strict=True) if rope}
         }
+        self._components = None if not h.rope_sections else upload(device, pair_components(
+            h.rope_sections, h.n_rot // 2, interleaved=h.arch.sections_interleaved
+        ))  # fmt: skip
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
@@ -56,17 +60,19 @@ class Place:
 
     def record_positions(self, tape: Tape) -> None:
         """Record what depends on the positions of a step's tokens alone."""
-        positions = self.inputs.attention.positions
-        for frequencies, table in self._rope.values():
-            rope_table(tape, positions, frequencies, table, self._h.rope_scaling.magnitude)
+        inputs, h = self.inputs, self._h
+        positions = inputs.rope_positions or inputs.attention.positions
+        for windowed, (frequencies, table) in self._rope.items():
+            magnitude = (h.rope_scaling_window if windowed else h.rope_scaling).magnitude
+            rope_table(tape, positions, frequencies, table, magnitude, self._components)
 
     def _rope_memory(self, n_ctx: int, windowed: bool) -> tuple[Tensor, Tensor]:
         """Frequencies, and room for cos and sin of a step's tokens."""
         h, weights, workspace = self._h, self._weights, self.workspace
-        scaled = h.arch.window_rope_scaled or not windowed
+        scaling = h.rope_scaling_window if windowed else h.rope_scaling
         long = n_ctx > h.rope_scaling.original_context
         factors = weights.rope_factors_long if long else weights.rope_factors
-        frequencies = h.rope_scaling_of(scaled).frequencies(
+        frequencies = scaling.frequencies(
             h.rope_base_window if windowed else h.rope_base, h.n_rot, factors
         )
         table = workspace.tensor(f"rope {windowed}", workspace.n_tokens, 2, h.n_rot // 2)

@@ -38,6 +38,7 @@ class StepInputs:
     ring_slots: Tensor  # as slots, in layers with a window
     ring: AttentionInputs  # as attention, in layers with a window
     topk: TopKBuffers
+    rope_positions: Tensor | None = None  # int32 [n, 4]: time, row, column, other (M-RoPE)
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
 
     @property

@@ -51,6 +51,18 @@ def test_table_of_cosines_and_sines(device: Device, programs: Programs) -> None:
     assert np.all(np.abs(result - expected) <= bound[:, None])
 
 
+def test_positions_with_four_components(device: Device, programs: Programs) -> None:
+    positions = np.array([[3, 1, 4, 1], [5, 9, 2, 6]], np.int32)
+    components = np.array([0, 2, 1, 3, 2], np.int32)
+    angles, out = frequencies(10), empty(device, (2, 2, 5))
+    inputs = upload(device, positions), upload(device, angles)
+    turned_by = upload(device, components)
+    run(device, programs, 2, lambda tape: rope_table(tape, *inputs, out, 1.0, turned_by))
+    expected = positions[:, components] * angles.astype(np.float64)
+    result = read(out, None, device.queue)
+    assert np.abs(result - np.stack([np.cos(expected), np.sin(expected)], axis=1)).max() < 1e-5
+
+
 @dataclass(frozen=True)
 class Variant:
     shape: KVShape

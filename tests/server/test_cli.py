@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from engine.options import RopeOptions
 from server import cli
 from server.configure import (
     SettingsError,
@@ -85,6 +86,8 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
         (["-ncmoe", "4"], "n_cpu_moe", 4),
         (["-nkvo"], "kv_offload", False),
         (["-fit", "off"], "fit", "off"),
+        (["--rope-scaling", "yarn"], "rope_scaling", "yarn"),
+        (["--yarn-ext-factor", "0"], "yarn_ext_factor", 0.0),
         (["--kernel-family", "simt"], "kernel_family", "simt"),
         (["--profile"], "profile", True),
     ],
@@ -97,6 +100,15 @@ def test_variables_lose_against_flags(settings_of: Any) -> None:
     variables = {"LLAMA_ARG_CTX_SIZE": "5", "LLAMA_ARG_N_PARALLEL": "3"}
     settings = settings_of("-c", "9", **variables)
     assert (settings.ctx_size, settings.parallel) == (9, 3)
+
+
+def test_rope_options(settings_of: Any) -> None:
+    """--rope-freq-scale is the reciprocal of --rope-scale; the two together say too much."""
+    variables = {"LLAMA_ARG_ROPE_SCALING_TYPE": "linear", "LLAMA_ARG_YARN_ORIG_CTX": "512"}
+    settings = settings_of("--rope-freq-scale", "0.25", **variables)
+    assert engine_options(settings).rope == RopeOptions("linear", factor=4.0, original_context=512)
+    with pytest.raises(SettingsError, match="--rope-scale and --rope-freq-scale"):
+        engine_options(settings_of("--rope-freq-scale", "0.25", "--rope-scale", "4"))
 
 
 @pytest.mark.parametrize(
