@@ -115,6 +115,7 @@ def allocate_memory(
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
             n_ring_pages=sizes.n_ring_pages, media=media,
             sections=bool(h.rope_sections),
+            n_adapters=weights.n_adapters,
         )  # fmt: skip
         pages = _kv_pages(h, device, _kv_shapes(h, weights, at), sizes, cache, states)
         batches.append(batch)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from engine.models.step import StepInputs
 from engine.ngrams import NGrams
+from engine.positions import grids_of
 from engine.positions import positions as grid_positions
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
@@ -68,6 +69,7 @@ class Batch:
         n_ring_pages: int = 0,
         media: MediaShape | None = None,
         sections: bool = False,
+        n_adapters: int = 0,
     ) -> None:
         """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
         keep all. ``sections``: positions have four numbers (M-RoPE)."""
@@ -82,6 +84,8 @@ class Batch:
         ]  # fmt: skip
         if sections:
             shapes.append(Region("rope_positions", (n_tokens, 4)))
+        if n_adapters:
+            shapes.append(Region("adapter_scales", (n_tokens, n_adapters)))
         if ngrams is not None:
             shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
@@ -108,6 +112,7 @@ class Batch:
             ring=replace(attention, tables=rings) if n_ring_pages else attention,
             topk=replace(found, wanted=tensors["wanted"]),
             rope_positions=tensors.get("rope_positions"),
+            adapter_scales=tensors.get("adapter_scales"),
             ngrams=tensors.get("ngrams"),
         )
 
@@ -169,9 +174,12 @@ class Batch:
             n_ring = self._n_ring_pages * PAGE
             ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
             self._parts["ring slots"][n : n + chunk.count] = ring
+        if self.inputs.adapter_scales is not None:
+            scales = np.array(seq.adapter_scales or 0, np.float32).view(np.int32)
+            self._parts["adapter_scales"][n : n + chunk.count] = scales
         if self.inputs.rope_positions is not None:
             self._parts["rope_positions"][n : n + chunk.count] = grid_positions(
-                seq.request.grids, start, chunk.count
+                grids_of(seq.request), start, chunk.count
             )
         if chunk.count == 1:
             page = seq.table[start // PAGE]

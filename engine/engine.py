@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ from engine.guide import Guide
 from engine.loader import free_memory, list_devices, load_model
 from engine.media.span import MediaSpan
 from engine.media_loader import Media
-from engine.options import EngineOptions, ModelInfo
+from engine.options import AdapterState, EngineOptions, ModelInfo
 from engine.output import Output
 from engine.pace import Pace
 from engine.request import Event, Request
@@ -76,6 +76,7 @@ class Engine:
         self._encoder = None if media is None else media.encoder
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
+        self._adapters = info.adapters
         self._pace = Pace(scheduler.max_tokens)
         self._counters = Counters()
         self._slot_cache = SlotCache(scheduler, runner, info)
@@ -106,7 +107,9 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         self._check(request)
-        seq = Sequence.from_request(next(self._ids), request)
+        scales = self._adapter_scales(request.adapters)
+        seq = Sequence.from_request(next(self._ids), request, scales if any(scales) else None)
+        seq.adapter_scales = scales
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
         stream = Stream(
@@ -115,6 +118,29 @@ class Engine:
         )  # fmt: skip
         self._post("submit", stream)
         return Ticket(stream)
+
+    def adapters(self) -> tuple[AdapterState, ...]:
+        """The LoRA adapters that are loaded, with the scales of requests which name none."""
+        return self._adapters
+
+    def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
+        """New scales by id, from the next request on; others become 0. RequestError for an id
+        that no adapter has."""
+        found = self._adapter_scales(scales)
+        self._adapters = tuple(
+            replace(adapter, scale=scale)
+            for adapter, scale in zip(self._adapters, found, strict=True)
+        )
+
+    def _adapter_scales(self, scales: Iterable[tuple[int, float]] | None) -> tuple[float, ...]:
+        if scales is None:
+            return tuple(adapter.scale for adapter in self._adapters)
+        found = [0.0] * len(self._adapters)
+        for id, scale in scales:
+            if not 0 <= id < len(found):
+                raise RequestError(f"there is no LoRA adapter {id}, of {len(found)}")
+            found[id] = scale
+        return tuple(found)
 
     def compile(self, constraint: Constraint) -> None:
         """Compile a constraint ahead, which ``submit`` would wait for; the result is kept.

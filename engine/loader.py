@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import kernels.device as devices
+from engine.adapters import read_adapters
 from engine.assembly import CacheTypes, Sizes, assemble
 from engine.batch import MediaShape
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
+from engine.control import read_directions
 from engine.errors import EngineError, ModelError
 from engine.fit import Fitting, Trial, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
@@ -22,7 +24,7 @@ from engine.machine import find_machine
 from engine.media_loader import Media, load_media, open_media
 from engine.models.arch import Hyperparameters, read_hyperparameters, with_rope
 from engine.models.table import find_architecture
-from engine.options import EngineOptions, ModelInfo
+from engine.options import AdapterState, EngineOptions, ModelInfo
 from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
@@ -150,7 +152,11 @@ def _runner(
     media: MediaShape | None,
 ) -> Runner:
     placed = [(device, Programs(device)) for device in devices]
-    weights, jobs = allocate_weights(gguf, h, devices, chosen.placement)
+    adapters = read_adapters([path for path, _ in options.adapters], gguf)
+    directions = read_directions(options.control, h.n_layers, h.n_embd)
+    weights, jobs = allocate_weights(gguf, h, devices, chosen.placement, adapters, directions)
+    if directions and weights.residuals is not None:
+        raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
     types = CacheTypes(options.cache_type_k, options.cache_type_v)
     flash = options.flash_attn != "off"
     runner = assemble(h, weights, placed, chosen.sizes, types, flash=flash, media=media)
@@ -217,5 +223,8 @@ def _info(
         labels=h.labels,
         fingerprint=gguf.fingerprint(),
         cache_types=(options.cache_type_k, options.cache_type_v),
+        adapters=tuple(
+            AdapterState(i, path, scale) for i, (path, scale) in enumerate(options.adapters)
+        ),
         token_bytes=runner.token_bytes,
     )

@@ -28,6 +28,24 @@ class RopeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterState:
+    """A LoRA adapter that is loaded; ``scale`` is that of requests which name none."""
+
+    id: int
+    path: Path
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ControlVectors:
+    """Files with their strengths; ``layers``: the first and the last, counted from 0, that the
+    vectors are added to, None for all. The first layer never has one."""
+
+    files: tuple[tuple[Path, float], ...] = ()
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """The engine's options; names and meanings are llama-server's."""
 
@@ -42,6 +60,8 @@ class EngineOptions:
     context_shift: bool = False  # a full context drops tokens instead of ending generation
     swa_full: bool = False  # layers with a window keep all keys, not those of the window only
     rope: RopeOptions = RopeOptions()
+    adapters: tuple[tuple[Path, float], ...] = ()  # LoRA files and their scales at first
+    control: ControlVectors = ControlVectors()
     ctx_checkpoints: int = 32  # copies of states kept per slot
     checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt
     cache_ram_mib: int = 8192  # of the host's memory for them; -1: no limit
@@ -92,4 +112,5 @@ class ModelInfo:
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     fingerprint: str = ""  # of the file
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
+    adapters: tuple[AdapterState, ...] = ()  # as they were loaded
     token_bytes: int = 0  # of weights, read for a token that is computed alone

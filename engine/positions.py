@@ -11,7 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.request import Grid
+from engine.request import Grid, Request
+
+
+def grids_of(request: Request) -> Sequence[Grid]:
+    """Those of a request's images; sounds count on as text does."""
+    if request.grids:
+        return request.grids
+    return [
+        Grid(span.start, rows=span.grid[1], columns=span.grid[0])
+        for span in request.media
+        if span.input.ndim == 3 and span.grid[0] * span.grid[1] == span.count
+    ]
 
 
 def positions(grids: Sequence[Grid], start: int, count: int) -> npt.NDArray[np.int32]:

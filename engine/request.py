@@ -114,7 +114,8 @@ class Request:
     n_keep: int = 0  # tokens that stay when a full context shifts, beside BOS; -1: the prompt
     n_discard: int = 0  # tokens that are dropped then; 0: half of the rest
     media: tuple[MediaSpan, ...] = ()  # in order: where the prompt's ids are negative
-    grids: tuple[Grid, ...] = ()  # images in the prompt, for models with M-RoPE
+    adapters: tuple[tuple[int, float], ...] | None = None  # scales by id; None: the engine's
+    grids: tuple[Grid, ...] = ()  # for M-RoPE; empty: those of the images in ``media``
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
 

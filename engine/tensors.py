@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.adapters import Adapter, LowRank
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from kernels.device import Device
+from kernels.quants import by_name
 from kernels.tensor import Tensor, upload
 from kernels.weights import (
+    BLOCK,
     ROWS,
     SUPPORTED_TYPES,
     Matrix,
@@ -28,12 +31,28 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class LowRankMatrices:
+    """Updates of a matrix: a [columns, n_cols] of all adapters one below the other, b [n_rows,
+    columns] side by side; owner: int32 [columns], the adapter of each column."""
+
+    a: Matrix
+    b: Matrix
+    owner: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """A matrix with its bias; ``offset`` is where its rows begin in the output."""
 
     matrix: Matrix
     bias: Tensor | None = None
     offset: int = 0
+    low_rank: LowRankMatrices | None = None
+
+    @property
+    def reads_floats(self) -> set[bool]:
+        """In which forms it reads its input: True for floats, False for quantized values."""
+        return {self.matrix.is_float} | ({True} if self.low_rank is not None else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,7 @@ class Part:
 
     raw: RawMatrix
     bias: Floats | None = None
+    updates: tuple[LowRank, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -49,15 +69,24 @@ class Part:
 
     def rows(self, begin: int, end: int) -> Part:
         bias = None if self.bias is None else self.bias[begin:end]
-        return Part(self.raw.rows(begin, end), bias)
+        updates = tuple(update.rows(begin, end) for update in self.updates)
+        return Part(self.raw.rows(begin, end), bias, updates)
 
 
 class TensorSource:
     """The file's tensors, and the packing jobs of the matrices that were asked for."""
 
-    def __init__(self, gguf: GGUFFile, device: Device, unused: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        device: Device,
+        unused: Sequence[str] = (),
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         """``unused``: ends of the names of tensors that are as if they were not there."""
         self._gguf = gguf
+        self._adapters = adapters
+        self.adapted: set[str] = set()  # tensors whose updates count
         self._device = device
         self._unused = tuple(unused)
         self.jobs: list[PackJob] = []
@@ -118,7 +147,12 @@ class TensorSource:
             raise ModelError(
                 f"{self._gguf.path}: tensor {name}.weight has {raw.n_cols} columns, not {n_cols}"
             )
-        return Part(raw, self.floats(f"{name}.bias"))
+        return Part(raw, self.floats(f"{name}.bias"), self._updates(f"{name}.weight"))
+
+    def _updates(self, name: str) -> tuple[LowRank, ...]:
+        found = [(i, a.updates[name]) for i, a in enumerate(self._adapters) if name in a.updates]
+        self.adapted |= {name} if found else set()
+        return tuple(LowRank(i, *update) for i, update in found)
 
     def floats(self, name: str) -> Floats | None:
         """A float tensor as a flat array, or None if the file has none of that name."""
@@ -149,7 +183,34 @@ class TensorSource:
     def linear(self, name: str, n_cols: int | None = None) -> Linear:
         part = self.part(name, n_cols)
         bias = None if part.bias is None else self.upload(part.bias)
-        return Linear(self._place([part.raw]), bias)
+        return Linear(self._place([part.raw]), bias, low_rank=self._low_rank([part]))
+
+    def _low_rank(self, parts: Sequence[Part]) -> LowRankMatrices | None:
+        """The updates of matrices below each other."""
+        ends = np.cumsum([part.n_rows for part in parts])
+        placed = [
+            (update, int(end) - part.n_rows)
+            for part, end in zip(parts, ends, strict=True)
+            for update in part.updates
+        ]
+        if not placed:
+            return None
+        rank = -(-sum(len(update.a) for update, _ in placed) // BLOCK) * BLOCK
+        a = np.zeros((rank, parts[0].raw.n_cols), np.float32)
+        b, owner = np.zeros((int(ends[-1]), rank), np.float32), np.zeros(rank, np.int32)
+        at = 0
+        for update, row in placed:
+            end = at + len(update.a)
+            a[at:end], owner[at:end] = update.a, update.index
+            b[row : row + len(update.b), at:end] = update.b
+            at = end
+        return LowRankMatrices(self.float_matrix(a), self.float_matrix(b), self.upload(owner))
+
+    def float_matrix(self, array: Floats) -> Matrix:
+        """A matrix that is not in the file."""
+        n_rows, n_cols = array.shape
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return self._place([RawMatrix(data, by_name("F32"), n_rows, n_cols)])
 
     def optional_linear(self, name: str) -> Linear | None:
         return self.linear(name) if self.has(f"{name}.weight") else None
@@ -168,7 +229,7 @@ class TensorSource:
             matrix = self._place([part.raw for part in run])
             biases = _biases(run)
             bias = None if biases is None else self.upload(np.concatenate(biases))
-            linears.append(Linear(matrix, bias, offset))
+            linears.append(Linear(matrix, bias, offset, self._low_rank(run)))
             offset += matrix.n_rows
         return tuple(linears)
 

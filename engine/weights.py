@@ -7,12 +7,13 @@ that no second copy of the model is ever in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.adapters import Adapter, check_used
 from engine.checks import check_tensors
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
@@ -69,6 +70,8 @@ class LayerWeights:
     mixers_at: int
     parallel: bool
     skip: float
+    direction: Matrix | None = None  # one row, added to what the layer yields, where its FFN is
+    ffn_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +94,23 @@ class ModelWeights:
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
+    n_adapters: int
 
 
 def allocate_weights(
-    gguf: GGUFFile, hparams: Hyperparameters, devices: Sequence[Device], placement: Placement
+    gguf: GGUFFile,
+    hparams: Hyperparameters,
+    devices: Sequence[Device],
+    placement: Placement,
+    adapters: Sequence[Adapter] = (),
+    directions: Mapping[int, npt.NDArray[np.float32]] | None = None,
 ) -> tuple[ModelWeights, list[list[PackJob]]]:
     """The model's weights with the matrices still empty, and the jobs that fill them, by device.
 
     Raises ModelError for a tensor that is missing, of a wrong shape, or of a type without
     kernels.
     """
-    sources = [TensorSource(gguf, device, hparams.arch.unused) for device in devices]
+    sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     check_tensors(gguf, hparams)
@@ -113,7 +122,7 @@ def allocate_weights(
         embedding_norm=_embedding_norm(source, hparams),
         positions=source.matrix(positions) if source.has(positions) else None,
         token_types=source.matrix(types) if source.has(types) else None,
-        layers=_layers(sources, hparams, placement),
+        layers=_directed(_layers(sources, hparams, placement), sources, placement, directions),
         output_norm=_output_norm(last, hparams),
         output=_output(last, None if last is not source else embedding) if hparams.causal else None,
         output_at=placement.output,
@@ -122,7 +131,9 @@ def allocate_weights(
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         n_bytes=gguf.n_bytes,
+        n_adapters=len(adapters),
     )
+    check_used(adapters, set().union(*(source.adapted for source in sources)))
     return weights, [source.jobs for source in sources]
 
 
@@ -140,6 +151,21 @@ def pack_weights(
             gguf.drop_pages()
             dropped = done
         progress(done / total)
+
+
+def _directed(
+    layers: tuple[LayerWeights, ...],
+    sources: Sequence[TensorSource],
+    placement: Placement,
+    directions: Mapping[int, npt.NDArray[np.float32]] | None,
+) -> tuple[LayerWeights, ...]:
+    """The layers with control vectors, if there are any."""
+    result = list(layers)
+    for i, vector in (directions or {}).items():
+        at = placement.ffns[i]
+        direction = sources[at].float_matrix(vector[None])
+        result[i] = replace(layers[i], direction=direction, ffn_at=at)
+    return tuple(result)
 
 
 def _output(source: TensorSource, embedding: Matrix | None) -> Linear:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import (
+    adapters,
     anthropic,
     completion,
     embeddings,
@@ -28,7 +29,7 @@ from server.idle import Idle, Wake
 from server.service import Service
 
 DIALECTS = (
-    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring
+    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring, adapters
 )  # fmt: skip
 
 

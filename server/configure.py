@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.constraint import Constraint, Kind
 from engine.media.limits import MediaLimits
-from engine.options import EngineOptions, RopeOptions
+from engine.options import ControlVectors, EngineOptions, RopeOptions
 from engine.request import SamplingParams
 from server.app import Cors
 from server.errors import ApiError
@@ -35,6 +36,11 @@ def engine_options(settings: Settings) -> EngineOptions:
         context_shift=settings.context_shift,
         swa_full=settings.swa_full,
         rope=rope_options(settings),
+        adapters=adapters(settings),
+        control=ControlVectors(
+            scaled_files(settings.control_vector, settings.control_vector_scaled),
+            settings.control_vector_layer_range,
+        ),
         ctx_checkpoints=settings.ctx_checkpoints,
         checkpoint_min_step=settings.checkpoint_min_step,
         cache_ram_mib=settings.cache_ram,
@@ -78,6 +84,20 @@ def media_fetcher(settings: Settings) -> Fetcher:
         folder, settings.media_max_size << 20, float(settings.media_timeout),
         settings.media_allow_private,
     )  # fmt: skip
+
+
+def adapters(settings: Settings) -> tuple[tuple[Path, float], ...]:
+    found = scaled_files(settings.lora, settings.lora_scaled)
+    off = settings.lora_init_without_apply
+    return tuple((path, 0.0) for path, _ in found) if off else found
+
+
+def scaled_files(
+    plain: Sequence[str], scaled: Sequence[tuple[tuple[str, float], ...]]
+) -> tuple[tuple[Path, float], ...]:
+    """Files with their factors; those without one first."""
+    ones = [(path, 1.0) for path in split_commas(plain)]
+    return tuple((Path(path), scale) for path, scale in [*ones, *sum(scaled, ())])
 
 
 def rope_options(settings: Settings) -> RopeOptions:

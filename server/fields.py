@@ -7,8 +7,9 @@ but cannot be honoured is refused by name, never dropped.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -63,7 +64,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "image_data": ([],),
-    "lora": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
     "response_fields": ([],),
@@ -102,6 +102,11 @@ SAMPLER_LETTERS = {
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+class AdapterScale(msgspec.Struct):
+    id: int
+    scale: float
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -155,6 +160,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     post_sampling_probs: bool | None = None
     cache_prompt: bool | None = None
     id_slot: int | None = None
+    lora: list[AdapterScale] | None = None
     sse_ping_interval: float | None = None
     return_progress: bool | None = None
     t_max_predict_ms: int | None = None
@@ -197,12 +203,16 @@ class Defaults:
     reasoning_budget_message: str = ""
 
 
-def read_object(raw: bytes) -> dict[str, Any]:
-    """The body's fields without nulls; ApiError if it is no object or asks for too much."""
+def read_json(raw: bytes) -> Any:
     try:
-        decoded = msgspec.json.decode(raw)
+        return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"The request body is not valid JSON: {error}") from None
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The body's fields without nulls; ApiError if it is no object or asks for too much."""
+    decoded = read_json(raw)
     if not isinstance(decoded, dict):
         raise invalid("The request body must be a JSON object")
     data = {name: value for name, value in decoded.items() if value is not None}
@@ -300,6 +310,13 @@ def seed(value: int) -> int:
     """32 bits count; all of them set, or -1, means a random one."""
     value &= 0xFFFFFFFF
     return -1 if value == 0xFFFFFFFF else value
+
+
+def adapter_scales(scales: Iterable[AdapterScale]) -> tuple[tuple[int, float], ...]:
+    for adapter in scales:
+        if not math.isfinite(adapter.scale):
+            raise invalid(f"Field 'lora': the scale of adapter {adapter.id} is {adapter.scale}")
+    return tuple((adapter.id, adapter.scale) for adapter in scales)
 
 
 def samplers(value: str | list[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from engine.request import Request
 from server.answer import Choice
 from server.fields import (
     GenerationFields,
+    adapter_scales,
     max_tokens,
     n_choices,
     sampling_params,
@@ -118,6 +119,7 @@ def engine_requests(
         min_indent=fields.n_indent or 0,
         n_keep=defaults.n_keep if fields.n_keep is None else fields.n_keep,
         n_discard=fields.n_discard or 0,
+        adapters=None if fields.lora is None else adapter_scales(fields.lora),
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]

@@ -1,16 +1,37 @@
-"""Options that change what a model computes: its RoPE. A part of Settings."""
+"""Options that change what a model computes: its RoPE, adapters. A part of Settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from server.option import option
 
 ROPE = "RoPE and YaRN"
+ADAPTERS = "Adapters"
 NOT_NEGATIVE = click.FloatRange(0)
+
+
+class ScaledFiles(click.ParamType["tuple[tuple[str, float], ...]"]):
+    """Files with their scales, commas between: a.gguf:0.5,b.gguf:1."""
+
+    name = "scaled files"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[str, float], ...]:
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in value.split(","):
+            path, _, scale = part.rpartition(":")
+            try:
+                found.append((path, float(scale)))
+            except ValueError:
+                self.fail(f"{part!r} is not a file and a scale such as adapter.gguf:0.5")
+            if not path:
+                self.fail(f"{part!r} names no file")
+        return tuple(found)
 
 
 # fmt: off
@@ -52,5 +73,30 @@ class ModelSettings:
     yarn_beta_fast: float = option(
         "--yarn-beta-fast", group=ROPE, env="YARN_BETA_FAST", type=click.FLOAT, default=-1.0,
         help="turns above which a frequency is kept; -1: as the model says",
+    )
+    lora: tuple[str, ...] = option(
+        "--lora", group=ADAPTERS, env="LORA", type=click.STRING, metavar="FILE,...",
+        multiple=True, default=(), help="LoRA adapter; repeatable, or several with commas between",
+    )
+    lora_scaled: tuple[tuple[tuple[str, float], ...], ...] = option(
+        "--lora-scaled", group=ADAPTERS, type=ScaledFiles(), metavar="FILE:SCALE,...",
+        multiple=True, default=(), help="the same with a scale of its own",
+    )
+    lora_init_without_apply: bool = option(
+        "--lora-init-without-apply", group=ADAPTERS, default=False,
+        help="load adapters with the scale 0; requests and /lora-adapters set others",
+    )
+    control_vector: tuple[str, ...] = option(
+        "--control-vector", group=ADAPTERS, type=click.STRING, metavar="FILE,...", multiple=True,
+        default=(), help="control vector; repeatable, or several with commas between",
+    )
+    control_vector_scaled: tuple[tuple[tuple[str, float], ...], ...] = option(
+        "--control-vector-scaled", group=ADAPTERS, type=ScaledFiles(), metavar="FILE:SCALE,...",
+        multiple=True, default=(), help="the same with a strength of its own",
+    )
+    control_vector_layer_range: tuple[int, int] | None = option(
+        "--control-vector-layer-range", group=ADAPTERS,
+        type=click.Tuple([click.IntRange(0), click.IntRange(0)]), metavar="START END",
+        default=None, help="layers that control vectors are added to, both included; all",
     )
 # fmt: on

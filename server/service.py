@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request as HttpRequest
 
 from engine.request import Pooling
-from server.errors import ApiError
+from server.errors import ApiError, invalid
 from server.fetch import Fetcher
-from server.fields import Defaults, read_object
+from server.fields import Defaults, read_json, read_object
 from server.interface import Engine
 from server.stream import EventStream, Inbox
 
@@ -100,6 +100,13 @@ class Service:
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
         return read_object(await self._body(request))
+
+    async def read_list(self, request: HttpRequest) -> list[Any]:
+        """The items of a body that is an array."""
+        items = read_json(await self._body(request))
+        if not isinstance(items, list):
+            raise invalid("The request body must be a JSON array")
+        return items
 
     async def _body(self, request: HttpRequest) -> bytes:
         """All of the body; ApiError 413 as soon as it is known to be too long."""

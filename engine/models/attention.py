@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.models.arch import Hyperparameters
+from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
 from kernels import attention as attn
 from kernels.activate import activate
 from kernels.attention import Mask
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.rope import HeadNorm, RopeStyle, Temperature, qkv_rows, rope_kv
 from kernels.tensor import Tensor, upload
@@ -128,8 +129,8 @@ class Attention:
         pass
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        h, inputs = self._c.h, self._c.inputs
-        project(step, inputs.counts, self._w.qkv, x, self._qkv)
+        h = self._c.h
+        project(step, self._c, self._w.qkv, x, self._qkv)
         self._normalize_whole(step)
         rope_kv(
             step.tape, qkv_rows(self._qkv, self._n_heads, self._kv.shape), self._n_heads, self._kv,
@@ -144,11 +145,8 @@ class Attention:
             split=self._c.split if mode == "split" else None, plain=self._c.plain,
         )  # fmt: skip
         self._apply_gate(step, x)
-        output = self._w.output
-        matmul(
-            step.tape, output.matrix, self._out, out, inputs.counts, tile=step.mode.tile, add=add,
-            bias=output.bias, scale=h.residual_scale * h.value_scale,
-        )  # fmt: skip
+        scale = h.residual_scale * h.value_scale
+        linear(step, self._c, self._w.output, self._out, out, add=add, scale=scale)
 
     def _normalize_whole(self, step: Step) -> None:
         h, offset = self._c.h, 0
@@ -164,7 +162,7 @@ class Attention:
         if self._gate is None:
             return
         if self._attended.values is not None:
-            project(step, self._c.inputs.counts, self._w.gate, x, self._gate)
+            project(step, self._c, self._w.gate, x, self._gate)
             activation = self._c.h.arch.attention_gate
             apply_gate(step, self._gate, self._attended.values, self._out, activation)
 
@@ -194,14 +192,11 @@ class Attention:
 
 
 def project(
-    step: Step, counts: Tensor, parts: Sequence[Linear], x: Activations, out: Tensor
+    step: Step, context: Context, parts: Sequence[Linear], x: Activations, out: Tensor
 ) -> None:
     """Matrices whose outputs lie side by side in the rows of ``out``."""
     for part in parts:
-        matmul(
-            step.tape, part.matrix, x, out, counts, tile=step.mode.tile, bias=part.bias,
-            out_offset=part.offset,
-        )  # fmt: skip
+        linear(step, context, part, x, out, offset=part.offset)
 
 
 def apply_gate(step: Step, gate: Tensor, values: Tensor, out: Activations, activation: str) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.models.arch import Hyperparameters
 from engine.models.place import Place
 from engine.models.rank import RankHead
@@ -26,7 +24,7 @@ from kernels.matmul import Activations, matmul
 from kernels.moe import combine
 from kernels.norm import NormWeights, PostNorm, norm
 from kernels.tape import OUTPUTS, Tape
-from kernels.tensor import Tensor, empty, zeros
+from kernels.tensor import Tensor, empty
 from kernels.topk import softcap, topk
 
 
@@ -57,7 +55,7 @@ class Decoder:
         self, h: Hyperparameters, weights: ModelWeights, places: Sequence[Place], *, n_outputs: int
     ) -> None:
         self._h, self._weights, self._places = h, weights, places
-        first, last = places[weights.embedding_at], places[weights.output_at]
+        last = places[weights.output_at]
         self.logits = empty(last.device, (n_outputs, h.n_vocab if self.generates else 0))
         self.hidden = last.workspace.rows("hidden states", h.n_embd)
         self._rank = None if weights.rank is None else RankHead(
@@ -67,7 +65,6 @@ class Decoder:
         self._last = None if not readers else last.workspace.activations(
             "last", readers, n_rows=n_outputs
         )  # fmt: skip
-        self._zeros = zeros(first.device, (first.workspace.n_tokens,), np.int32)
         self._residuals = None if weights.residuals is None else weights.residuals.build(
             last.context, last.stream
         )  # fmt: skip
@@ -135,6 +132,10 @@ class Decoder:
                 embedding, stream = recording.embedding(at), self._places[at].stream
                 tape = recording.writing(at).tape
                 combine(tape, embedding, stream, scale=layer.skip, add=True)
+            if layer.direction is not None:
+                place = self._places[layer.ffn_at]
+                tape = recording.writing(layer.ffn_at).tape
+                embed(tape, layer.direction, place.zeros, place.stream, add=True)
         if self._residuals is not None:
             self._residuals.finish(recording.writing(weights.output_at, anew=True))
         self._finish(recording)
@@ -150,7 +151,7 @@ class Decoder:
         if weights.positions is not None:
             embed(tape, weights.positions, inputs.attention.positions, stream, add=True)
         if weights.token_types is not None:
-            embed(tape, weights.token_types, self._zeros, stream, add=True)
+            embed(tape, weights.token_types, place.zeros, stream, add=True)
         if weights.embedding_norm is not None:
             norm(tape, stream, weights.embedding_norm, Activations(h.n_embd, stream))
         if place.embedding is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
 from engine.models.attention import project
+from engine.models.linear import linear
 from engine.models.short_conv import load_convs
 from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
@@ -16,7 +17,7 @@ from kernels.activate import activate
 from kernels.conv import ConvWeights, conv
 from kernels.delta import DeltaRule, delta_rule
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.scan import Columns
 from kernels.tensor import Tensor
@@ -110,8 +111,8 @@ class DeltaNet:
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         w, inputs, tape = self._w, self._c.inputs, step.tape
         rule, n_keys = w.rule, w.n_key_heads * w.rule.key
-        project(step, inputs.counts, w.inputs, x, self._rows)
-        project(step, inputs.counts, w.rates, x, self._rates)
+        project(step, self._c, w.inputs, x, self._rows)
+        project(step, self._c, w.rates, x, self._rates)
         conv(tape, self._rows, w.conv, inputs.sequences, self._conv_state, self._qkv, silu=True)
         normalize_keys(step, self._qkv, 2 * w.n_key_heads, rule.key, self._c.h.eps)
         delta_rule(
@@ -124,10 +125,8 @@ class DeltaNet:
             tape, self._rows, self._out, activation=self._c.h.arch.delta_gate,
             x_at=w.conv.n_channels, y=self._yield,
         )  # fmt: skip
-        matmul(
-            tape, w.output.matrix, self._out, out, inputs.counts, tile=step.mode.tile, add=add,
-            bias=w.output.bias, scale=self._c.h.residual_scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
 
     def _norm(self, step: Step) -> None:
         n, shape = self._w.rule.n_heads, self._yield.shape

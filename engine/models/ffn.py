@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.models.arch import Hyperparameters
+from engine.models.linear import linear
 from engine.models.step import Context, Step
-from engine.tensors import Linear, TensorSource
+from engine.tensors import Linear, Part, TensorSource
 from kernels.activate import activate, activate_glu
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, fuses_quantization, glu, matmul
+from kernels.matmul import Activations, fuses_quantization, glu
 from kernels.tensor import Tensor
 
 
@@ -36,13 +37,18 @@ def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str =
         gate = source.part(f"{b}ffn_gate{suffix}")
         source.check_rows(f"{b}ffn_gate{suffix}.weight", n_ff)
         source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
-        if gate.raw.type == up.raw.type:
-            return FFNWeights((source.paired(gate, up),), down)
-        return FFNWeights((*source.stacked([gate]), *source.stacked([up])), down)
+        return FFNWeights(_gate_and_up(source, gate, up), down)
     if up.n_rows == 2 * n_ff:
-        return FFNWeights((source.paired(up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)),), down)
+        return FFNWeights(_gate_and_up(source, up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)), down)
     source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
     return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"))
+
+
+def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ...]:
+    """One matrix, unless they differ in type, or adapters change what they yield."""
+    if gate.raw.type == up.raw.type and not gate.updates and not up.updates:
+        return (source.paired(gate, up),)
+    return (*source.stacked([gate]), *source.stacked([up]))
 
 
 class FFN:
@@ -84,13 +90,10 @@ class FFN:
                 bias=first.bias,
             )  # fmt: skip
         else:
-            for linear, part in zip(self._w.first, self._parts, strict=True):
-                matmul(tape, linear.matrix, x, part, counts, tile=tile, bias=linear.bias)
+            for weights, part in zip(self._w.first, self._parts, strict=True):
+                linear(step, self._c, weights, x, part)
             self._activate(step, activation)
-        matmul(
-            tape, down.matrix, self._hidden, out, counts, tile=tile, add=add, bias=down.bias,
-            scale=self._scale,
-        )  # fmt: skip
+        linear(step, self._c, down, self._hidden, out, add=add, scale=self._scale)
 
     def _activate(self, step: Step, activation: str) -> None:
         if len(self._parts) == 2:

@@ -10,13 +10,14 @@ from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
 from engine.models.attention import apply_gate, project
 from engine.models.delta_net import normalize_keys
+from engine.models.linear import linear
 from engine.models.short_conv import load_convs
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.conv import ConvWeights, conv
 from kernels.delta import DeltaRule, delta_rule
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.scan import Columns
 from kernels.tensor import Tensor
@@ -108,7 +109,7 @@ class KimiDelta:
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         w, inputs, rule = self._w, self._c.inputs, self._w.rule
-        project(step, inputs.counts, w.qkv, x, self._rows)
+        project(step, self._c, w.qkv, x, self._rows)
         self._through(step, w.decay, x, self._decay)
         self._through(step, (w.beta,), x, self._beta)
         conv(
@@ -127,10 +128,8 @@ class KimiDelta:
         norm(step.tape, heads, w.norm, Activations(rule.value, heads), times=n)
         self._through(step, w.gate, x, self._gate)
         apply_gate(step, self._gate, self._yield, self._out, "sigmoid")
-        matmul(
-            step.tape, w.output.matrix, self._out, out, inputs.counts, tile=step.mode.tile,
-            add=add, bias=w.output.bias, scale=self._c.h.residual_scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
 
     def _through(self, step: Step, matrices: Sequence[Linear], x: Activations, out: Tensor) -> None:
         """One matrix after the other."""
@@ -139,4 +138,4 @@ class KimiDelta:
             self._through(step, matrices[:1], x, low)
             x = self._c.workspace.activations("delta low read", matrices[1:])
             norm(step.tape, low, NormWeights(None, 0.0), x)
-        project(step, self._c.inputs.counts, matrices[-1:], x, out)
+        project(step, self._c, matrices[-1:], x, out)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
 from engine.models.attention import apply_gate, project
+from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.kv import LayerKV
 from kernels.lightning import lightning
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.tensor import Tensor
 
@@ -86,14 +87,12 @@ class Lightning:
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         w, inputs = self._w, self._c.inputs
-        project(step, inputs.counts, [w.qkv], x, self._rows)
+        project(step, self._c, [w.qkv], x, self._rows)
         lightning(
             step.tape, self._rows, w.decay, w.head, inputs.sequences, self._state, self._yield
         )
         norm(step.tape, self._yield, w.norm, Activations(self._yield.shape[1], self._yield))
-        project(step, inputs.counts, [w.gate], x, self._gate)
+        project(step, self._c, [w.gate], x, self._gate)
         apply_gate(step, self._gate, self._yield, self._out, "sigmoid")
-        matmul(
-            step.tape, w.output.matrix, self._out, out, inputs.counts, tile=step.mode.tile, add=add,
-            bias=w.output.bias, scale=self._c.h.residual_scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.models.arch import Hyperparameters
+from engine.models.linear import linear
 from engine.models.short_conv import load_convs
 from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
 from kernels.conv import ConvWeights, conv
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm, quantize
 from kernels.scan import Columns, ScanWeights, scan
 from kernels.tensor import Tensor
@@ -137,7 +138,7 @@ class Mamba:
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         w, inputs, n = self._w, self._c.inputs, self._w.scan.n_channels
         for part in w.inputs:
-            self._matmul(step, part, x, self._rows)
+            linear(step, self._c, part, x, self._rows, offset=part.offset)
         if w.step_size is None:
             x_at, z, dt = n, Columns(self._rows), Columns(self._rows, n + w.conv.n_channels)
         else:
@@ -156,26 +157,18 @@ class Mamba:
         )  # fmt: skip
         groups = 1 if w.norm is None else w.scan.n_groups
         norm(step.tape, self._yield, w.norm or NormWeights(None, 0.0), self._out, groups=groups)
-        self._matmul(step, w.output, self._out, out, add=add, scale=self._c.h.residual_scale)
-
-    def _matmul(
-        self, step: Step, linear: Linear, x: Activations, out: Tensor, *, add: bool = False,
-        scale: float = 1.0,
-    ) -> None:  # fmt: skip
-        matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
-            bias=linear.bias, out_offset=linear.offset, add=add, scale=scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
 
     def _make_step_size(self, step: Step, size: StepSize) -> None:
         """Step size, B and C from the convolved input."""
         tape, n_state = step.tape, self._w.scan.n_state
         if self._for_size.quantized:
             quantize(tape, self._for_size)
-        self._matmul(step, size.inputs, self._for_size, self._made)
+        linear(step, self._c, size.inputs, self._for_size, self._made)
         for weights, at in zip(size.norms[1:], (size.b_at, size.c_at), strict=True):
             if weights.defines != ["NORM_NONE"]:
                 here = Activations(n_state, self._made)
                 norm(tape, self._made, weights, here, offset=at, out_offset=at)
         norm(tape, self._made, size.norms[0], self._low, offset=size.dt_at)
-        self._matmul(step, size.dt, self._low, self._dt)
+        linear(step, self._c, size.dt, self._low, self._dt)

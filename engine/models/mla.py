@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.models.arch import Hyperparameters
 from engine.models.attention import apply_gate, project
+from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels import attention as attn
@@ -147,14 +148,11 @@ class MLA:
         kv_up = self._w.kv_up
         self._attend(step, self._absorb(step) if kv_up is None else self._expand(step, kv_up))
         self._finish(step, x)
-        output = self._w.output
-        matmul(
-            step.tape, output.matrix, self._out, out, self._c.inputs.counts, tile=step.mode.tile,
-            add=add, bias=output.bias, scale=self._c.h.residual_scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, self._w.output, self._out, out, add=add, scale=scale)
 
-    def _project(self, step: Step, linear: Linear, x: Activations, out: Tensor) -> None:
-        project(step, self._c.inputs.counts, [linear], x, out)
+    def _project(self, step: Step, weights: Linear, x: Activations, out: Tensor) -> None:
+        project(step, self._c, [weights], x, out)
 
     def _in_place(self, step: Step, weights: NormWeights, n: int, at: int) -> None:
         """Normalize ``n`` values of the latent rows from ``at`` on."""
@@ -224,17 +222,17 @@ class MLA:
         if self._gate is None:
             norm(step.tape, self._values, UNCHANGED, self._out)
             return
-        project(step, self._c.inputs.counts, self._w.gate, x, self._gate)
+        project(step, self._c, self._w.gate, x, self._gate)
         apply_gate(step, self._gate, self._values, self._out, self._c.h.arch.attention_gate)
 
     def _through_heads(
-        self, step: Step, linear: Linear | None, x: Activations, out: Tensor
+        self, step: Step, weights: Linear | None, x: Activations, out: Tensor
     ) -> None:
         """Each head's rows times its own matrix."""
-        if linear is None:
+        if weights is None:
             raise ValueError("no matrices per head")
         matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
+            step.tape, weights.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
             experts=self._heads[step.mode.tile],
         )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine.models.arch import Hyperparameters
 from engine.models.rope import pair_components
 from engine.models.step import Context, StepInputs, Workspace
@@ -14,7 +16,7 @@ from kernels.program import Programs
 from kernels.rope import rope_table
 from kernels.state import SlotStates
 from kernels.tape import Tape
-from kernels.tensor import Tensor, upload
+from kernels.tensor import Tensor, upload, zeros
 
 
 class Place:
@@ -41,6 +43,7 @@ class Place:
         workspace = self.workspace = Workspace(device, n_tokens)
         self.stream = workspace.rows("stream", h.n_embd)
         self.sublayer = workspace.rows("sublayer", h.n_embd)
+        self.zeros = zeros(device, (n_tokens,), np.int32)  # as row numbers of matrices of one row
         skips = any(layer.skip for layer in weights.layers)
         self.embedding = workspace.rows("embedding", h.n_embd) if skips else None
         self._rope = {

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.conv import ConvWeights, conv
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
+from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.tensor import Tensor
 
@@ -73,16 +74,11 @@ class ShortConv:
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         inputs, w, n = self._c.inputs, self._w, self._w.conv.n_channels
-        matmul(
-            step.tape, w.inputs.matrix, x, self._rows, inputs.counts, tile=step.mode.tile,
-            bias=w.inputs.bias,
-        )  # fmt: skip
+        linear(step, self._c, w.inputs, x, self._rows)
         conv(
             step.tape, self._rows, w.conv, inputs.sequences, self._state, self._convolved,
             x_at=2 * n, gate_at=0, out_gate_at=n,
         )  # fmt: skip
         norm(step.tape, self._convolved, NormWeights(None, 0.0), self._out)
-        matmul(
-            step.tape, w.output.matrix, self._out, out, inputs.counts, tile=step.mode.tile,
-            add=add, bias=w.output.bias, scale=self._c.h.residual_scale,
-        )  # fmt: skip
+        scale = self._c.h.residual_scale
+        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)

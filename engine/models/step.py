@@ -39,6 +39,7 @@ class StepInputs:
     ring: AttentionInputs  # as attention, in layers with a window
     topk: TopKBuffers
     rope_positions: Tensor | None = None  # int32 [n, 4]: time, row, column, other (M-RoPE)
+    adapter_scales: Tensor | None = None  # float32 bits in int32 [n, adapters]
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
 
     @property
@@ -112,7 +113,7 @@ class Workspace:
         """Rows in the forms that the matrices reading them want, floats too if asked for."""
         n_cols = readers[0].matrix.n_cols
         n = n_rows or self.n_tokens * times
-        kinds = {linear.matrix.is_float for linear in readers}
+        kinds = set().union(*(linear.reads_floats for linear in readers))
         values = self.tensor(name, n, n_cols) if floats or True in kinds else None
         if False not in kinds:
             return Activations(n_cols, values)

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.adapters import read_adapters
 from engine.assembly import CacheTypes, Sizes, assemble, ring_pages
 from engine.batch import OutputRow
 from engine.cache import PageCopy
+from engine.control import read_directions
 from engine.gguf import open_gguf
 from engine.models.arch import read_hyperparameters
 from engine.models.table import find_architecture
+from engine.options import ControlVectors
 from engine.placement import Placement, on_one_device
 from engine.request import Request
 from engine.scheduler import Chunk
@@ -26,6 +29,8 @@ from kernels.program import Programs
 
 Floats = npt.NDArray[np.float32]
 SIZES = Sizes(n_pages=32, n_slots=3, n_ctx_slot=256, n_tokens=96, n_batch=96, n_outputs=96)
+
+NO_CONTROL = ControlVectors()
 
 
 class Stepper:
@@ -41,13 +46,22 @@ class Stepper:
         others: Sequence[tuple[Device, Programs]] = (),
         place: Callable[[int], Placement] | None = None,
         cache_types: tuple[str, str] = ("f32", "f32"),
+        adapters: Sequence[Path] = (),
+        control: ControlVectors = NO_CONTROL,
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first."""
         with open_gguf(path) as gguf:
             hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
-            weights, jobs = allocate_weights(gguf, hparams, [d for d, _ in devices], placement)
+            weights, jobs = allocate_weights(
+                gguf,
+                hparams,
+                [d for d, _ in devices],
+                placement,
+                read_adapters(adapters, gguf),
+                read_directions(control, hparams.n_layers, hparams.n_embd),
+            )
             listed = zip(devices, jobs, strict=True)
             pack_weights(
                 gguf, [(*on, job) for on, some in listed for job in some], lambda share: None

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.batch import OutputRow
 from engine.cache import PageCache, PageCopy
 from engine.engine import Engine
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.options import AdapterState
 from engine.reasoning import ReasoningBudget
 from engine.request import (
     Delta,
@@ -80,6 +82,7 @@ class CountingRunner:
         self.gate.set()
         self.fault: Exception | None = None
         self.sizes: list[int] = []  # tokens of each forward
+        self.scales: list[tuple[float, ...]] = []  # of the adapters for each chunk
 
     def forward(
         self,
@@ -93,6 +96,7 @@ class CountingRunner:
         if self.fault is not None:
             raise self.fault
         self.sizes.append(sum(chunk.count for chunk in chunks))
+        self.scales += [chunk.seq.adapter_scales for chunk in chunks]
         return [OneRow(row.chunk.seq.tokens[row.position]) for row in rows]
 
 
@@ -130,7 +134,8 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
     scheduler = Scheduler(
         PageCache(16, 16), n_slots=2, n_ctx_slot=N_CTX, n_batch=32, n_ubatch=32, max_outputs=32
     )
-    info: Any = SimpleNamespace(n_vocab=N_VOCAB, is_encoder=False, ranks=False)
+    adapters = (AdapterState(0, Path("a.gguf"), 0.5), AdapterState(1, Path("b.gguf"), 0.0))
+    info: Any = SimpleNamespace(n_vocab=N_VOCAB, is_encoder=False, ranks=False, adapters=adapters)
     made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
     yield made
     runner.gate.set()
@@ -155,6 +160,26 @@ def test_events_in_order(engine: Engine) -> None:
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "limit"
     assert events[-1].timings.predicted_n == 2
+
+
+def test_scales_of_adapters(engine: Engine, runner: CountingRunner) -> None:
+    """A request's own, or the engine's; only requests with the same ones share a prefix."""
+    text = "a" * 20
+    for adapters, scales, n_cached in (
+        (None, (0.5, 0.0), 0), (((1, 2.0),), (0.0, 2.0), 0), (None, (0.5, 0.0), 19),
+        ((), (0.0, 0.0), 0),
+    ):  # fmt: skip
+        started = run(engine, replace(request(text, 1), adapters=adapters))[0]
+        assert isinstance(started, Started)
+        assert (runner.scales[-1], started.n_cached) == (scales, n_cached)
+    engine.set_adapters([(1, -1.0)])
+    assert [adapter.scale for adapter in engine.adapters()] == [0.0, -1.0]
+    run(engine, request(text, 1))
+    assert runner.scales[-1] == (0.0, -1.0)
+    with pytest.raises(RequestError, match="no LoRA adapter 2"):
+        engine.set_adapters([(2, 1.0)])
+    with pytest.raises(RequestError, match="no LoRA adapter -1"):
+        run(engine, replace(request(text, 1), adapters=((-1, 1.0),)))
 
 
 def test_a_full_context_ends_truncated(engine: Engine) -> None:

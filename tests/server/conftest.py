@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import uvicorn
 
 from engine.constraint import Constraint
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.options import AdapterState
 from engine.request import (
     Delta,
     Event,
@@ -163,6 +164,7 @@ class FakeEngine:
         self.healthy = True
         self.requests: list[Request] = []
         self.compiled: list[Constraint] = []
+        self.loaded = [AdapterState(i, Path(f"{name}.gguf"), 1.0) for i, name in enumerate("ab")]
         self.cancelled: list[tuple[int, float]] = []  # (number of the request, when)
         self._tickets: list[tuple[threading.Event, threading.Thread]] = []
 
@@ -171,6 +173,15 @@ class FakeEngine:
         if constraint.text.startswith("("):
             raise RequestError(f"invalid grammar: {constraint.text}")
         self.compiled.append(constraint)
+
+    def adapters(self) -> Sequence[AdapterState]:
+        return self.loaded
+
+    def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
+        found = dict(scales)
+        if set(found) - {adapter.id for adapter in self.loaded}:
+            raise RequestError(f"there is no LoRA adapter {max(found)}")
+        self.loaded = [replace(a, scale=found.get(a.id, 0.0)) for a in self.loaded]
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         if not self.healthy:

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.options import RopeOptions
+from engine.options import ControlVectors, RopeOptions
 from server import cli
 from server.configure import (
     SettingsError,
@@ -100,6 +100,23 @@ def test_variables_lose_against_flags(settings_of: Any) -> None:
     variables = {"LLAMA_ARG_CTX_SIZE": "5", "LLAMA_ARG_N_PARALLEL": "3"}
     settings = settings_of("-c", "9", **variables)
     assert (settings.ctx_size, settings.parallel) == (9, 3)
+
+
+def test_adapters(settings_of: Any) -> None:
+    args = ["--lora", "a.gguf,b.gguf", "--lora", "c.gguf", "--lora-scaled", "C:\\d.gguf:0.5,e:-2"]
+    expected = [("a.gguf", 1), ("b.gguf", 1), ("c.gguf", 1), ("C:\\d.gguf", 0.5), ("e", -2)]
+    found = engine_options(settings_of(*args)).adapters
+    assert [(str(path), scale) for path, scale in found] == expected
+    off = engine_options(settings_of(*args, "--lora-init-without-apply")).adapters
+    assert [scale for _, scale in off] == [0.0] * 5
+    assert "'x' is not a file and a scale" in invoke("--lora-scaled", "x").output
+
+
+def test_control_vectors(settings_of: Any) -> None:
+    args = ["--control-vector", "a.gguf", "--control-vector-scaled", "b.gguf:-0.5"]
+    found = engine_options(settings_of(*args, "--control-vector-layer-range", "2", "9")).control
+    assert found == ControlVectors(((Path("a.gguf"), 1.0), (Path("b.gguf"), -0.5)), (2, 9))
+    assert engine_options(settings_of()).control == ControlVectors()
 
 
 def test_rope_options(settings_of: Any) -> None:

@@ -174,7 +174,6 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
     [
         ("ebnf", "root ::= 'a'"),
         ("guided_json", {}),
-        ("lora", [{"id": 0, "scale": 1}]),
         ("best_of", 2),
         ("response_fields", ["content"]),
     ],

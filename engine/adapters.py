@@ -1,0 +1,122 @@
+"""LoRA adapters (https://arxiv.org/abs/2106.09685) from GGUF files: low-rank updates of matrices.
+
+A matrix W becomes W + scale * alpha / rank * B A. The scales are each request's own, so nothing
+is merged: what the updates yield is added to what W yields (models/linear.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ModelError
+from engine.gguf import GGUFFile, open_gguf
+
+Floats = npt.NDArray[np.float32]
+ENDS = (".lora_a", ".lora_b")
+# What reads a step's tokens as they are: not experts, which read tokens of their own, nor the
+# embedding and the output.
+ADAPTABLE = re.compile(
+    r"blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
+    r"|ffn_(gate|up|down)(_shexp)?|ssm_(in|out)|shortconv\.(in|out)_proj)\.weight"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``."""
+
+    index: int
+    a: Floats  # [rank, n_cols]
+    b: Floats  # [n_rows, rank], with alpha / rank in it
+
+    def rows(self, begin: int, end: int) -> LowRank:
+        return LowRank(self.index, self.a, self.b[begin:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A file's updates by the name of the tensor that they change."""
+
+    path: Path
+    updates: dict[str, tuple[Floats, Floats]]
+
+
+def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
+    """The adapters of a model; ModelError for a file that is not one, or is another model's."""
+    return [_read(path, model) for path in paths]
+
+
+def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:
+    """ModelError for an update that would be without effect; ``used``: the tensors that have
+    been loaded with theirs."""
+    for adapter in adapters:
+        for name in adapter.updates:
+            if name not in used or not ADAPTABLE.fullmatch(name):
+                raise ModelError(
+                    f"{adapter.path}: tensor {name}.lora_a: adapters of {name} are not supported"
+                )
+
+
+def _read(path: Path, model: GGUFFile) -> Adapter:
+    with open_gguf(path) as gguf:
+        kind = (gguf.metadata.get("general.type"), gguf.metadata.get("adapter.type"))
+        if kind != ("adapter", "lora"):
+            raise ModelError(f"{path}: not a LoRA adapter (general.type, adapter.type: {kind})")
+        if gguf.architecture != model.architecture:
+            raise ModelError(
+                f"{path}: an adapter of {gguf.architecture}, the model is {model.architecture}"
+            )
+        if "adapter.alora.invocation_tokens" in gguf.metadata:
+            raise ModelError(f"{path}: adapters that tokens invoke (aLoRA) are not supported")
+        alpha = gguf.get_float("adapter.lora.alpha", 0.0)
+        names = {name[: -len(ENDS[0])] for name in gguf.tensors if name.endswith(ENDS)}
+        stray = next((name for name in gguf.tensors if not name.endswith(ENDS)), None)
+        if stray is not None:
+            raise ModelError(f"{path}: tensor {stray} is not a low-rank update")
+        return Adapter(path, {name: _update(gguf, model, name, alpha) for name in sorted(names)})
+
+
+def _update(gguf: GGUFFile, model: GGUFFile, name: str, alpha: float) -> tuple[Floats, Floats]:
+    """A [rank, n_cols] and B [n_rows, rank] of a tensor of the model, with alpha / rank in B."""
+    a, b = (_floats(gguf, name + end) for end in ENDS)
+    base = model.tensors.get(name)
+    if base is None:
+        raise ModelError(f"{gguf.path}: tensor {name}.lora_a is for {name}, which the model lacks")
+    shapes = (a.shape[1], b.shape[0]), (a.shape[0], b.shape[1])
+    if shapes[0] != base.shape or shapes[1][0] != shapes[1][1]:
+        found = " and ".join(str(gguf.tensors[name + end].shape) for end in ENDS)
+        raise ModelError(
+            f"{gguf.path}: tensors {name}.lora_a and .lora_b of shapes {found} do not fit {name} "
+            f"of shape {base.shape}"
+        )
+    return a, b * np.float32(alpha / a.shape[0] if alpha else 1.0)
+
+
+def _floats(gguf: GGUFFile, name: str) -> Floats:
+    """A matrix in rows; of the types that adapters are converted to."""
+    info = gguf.tensors.get(name)
+    if info is None:
+        raise ModelError(f"{gguf.path}: tensor {name} is missing")
+    if len(info.shape) != 2:
+        raise ModelError(f"{gguf.path}: tensor {name} of shape {info.shape} is no matrix")
+    data, kind = gguf.data(name), info.type.name
+    if kind == "F32":
+        flat = data.view(np.float32)
+    elif kind == "F16":
+        flat = data.view(np.float16).astype(np.float32)
+    elif kind == "BF16":
+        flat = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif kind == "Q8_0":
+        blocks = data.reshape(-1, info.type.block_bytes)
+        scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        flat = blocks[:, 2:].copy().view(np.int8) * scales
+    else:
+        raise ModelError(f"{gguf.path}: tensor {name} is of type {kind}, not F32, F16, BF16, Q8_0")
+    return np.array(flat, np.float32).reshape(info.shape[::-1])

@@ -1,0 +1,40 @@
+"""Linear layers as the model's parts record them: a matrix, and what adapters add to it."""
+
+from __future__ import annotations
+
+from engine.models.step import Context, Step
+from engine.tensors import Linear
+from kernels.lowrank import scale_columns
+from kernels.matmul import Activations, matmul
+from kernels.tensor import Tensor
+
+
+def linear(
+    step: Step,
+    context: Context,
+    weights: Linear,
+    x: Activations,
+    out: Tensor,
+    *,
+    add: bool = False,
+    scale: float = 1.0,
+    offset: int = 0,
+) -> None:
+    """out[t, offset:] (+)= (W x[t] + bias) * scale for the step's tokens, with the updates of
+    the adapters that are loaded: two narrow products more."""
+    counts, tile = context.inputs.counts, step.mode.tile
+    matmul(
+        step.tape, weights.matrix, x, out, counts, tile=tile, add=add, bias=weights.bias,
+        out_offset=offset, scale=scale,
+    )  # fmt: skip
+    low, scales = weights.low_rank, context.inputs.adapter_scales
+    if low is None or scales is None:
+        return
+    width = low.a.n_rows
+    narrow = context.workspace.rows("low rank", width)
+    matmul(step.tape, low.a, x, narrow, counts, tile=tile)
+    scale_columns(step.tape, narrow, scales, low.owner)
+    matmul(
+        step.tape, low.b, Activations(width, narrow), out, counts, tile=tile, add=True,
+        out_offset=offset, scale=scale,
+    )  # fmt: skip

@@ -1,0 +1,22 @@
+"""Low-rank updates (LoRA): each token's own scales, between their two products (lowrank.cl)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.tape import TOKENS, Per, Tape
+from kernels.tensor import Tensor
+
+
+def scale_columns(tape: Tape, x: Tensor, scales: Tensor, owner: Tensor) -> None:
+    """x[t, c] *= scales[t, owner[c]] for the step's tokens, in place.
+
+    x: float32 [n, columns]; scales: float32 in words of 32 bits [n, adapters]; owner: int32
+    [columns], the adapter that a column belongs to.
+    """
+    if owner.shape != x.shape[1:]:
+        raise ValueError(f"{owner.shape} owners for {x.shape[1]} columns")
+    args = [
+        x.buffer, scales.buffer, owner.buffer, np.int32(x.shape[1]), np.int32(scales.shape[1]),
+    ]  # fmt: skip
+    tape.add("lowrank.cl", "scale_columns", [], args, (x.shape[1], Per(TOKENS)))

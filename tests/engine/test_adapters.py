@@ -1,0 +1,170 @@
+"""LoRA adapters against the same updates merged into the weights, and per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, GGUFWriter
+from gguf.quants import dequantize
+from model_files import copy_model
+from stepping import Floats, Stepper, nmse, sequence
+
+from engine.errors import ModelError
+from kernels.device import Device
+from kernels.program import Programs
+
+TABLE = [3, 7]
+TOKENS = list(range(5, 53))
+RANK = 8
+Updates = dict[str, tuple[Floats, Floats]]  # by tensor: A [rank, n_cols], B [n_rows, rank]
+
+
+def updates_of(path: Path, seed: int, ends: tuple[str, ...] = ()) -> Updates:
+    """Updates of every matrix of every layer, or of those whose names end so."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for tensor in GGUFReader(path).tensors:
+        name, shape = tensor.name, [int(n) for n in tensor.shape]
+        if name.startswith("blk.") and len(shape) == 2 and name.endswith(ends or ("weight",)):
+            a = rng.standard_normal((RANK, shape[0]), dtype=np.float32)
+            b = 0.3 * rng.standard_normal((shape[1], RANK), dtype=np.float32)
+            found[name] = a / np.float32(shape[0] ** 0.5), b / np.float32(RANK)
+    assert found
+    return found
+
+
+def write_adapter(path: Path, updates: Updates, alpha: float, arch: str = "llama") -> Path:
+    writer = GGUFWriter(path, arch)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, (a, b) in updates.items():
+        writer.add_tensor(f"{name}.lora_a", a)
+        writer.add_tensor(f"{name}.lora_b", b)
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
+        step()
+    writer.close()
+    return path
+
+
+def merged(path: Path, target: Path, *scaled: tuple[Updates, float]) -> Path:
+    """A copy of a model with float weights to which updates, times a factor, are added."""
+    tensors = {}
+    for tensor in GGUFReader(path).tensors:
+        data = dequantize(tensor.data, tensor.tensor_type)
+        for updates, factor in scaled:
+            if tensor.name in updates:
+                a, b = (m.astype(np.float64) for m in updates[tensor.name])
+                data = (data + factor * (b @ a)).astype(np.float32)
+        tensors[tensor.name] = data
+    return copy_model(path, target, tensors)
+
+
+def logits(model: Stepper, scales: tuple[float, ...] = ()) -> Floats:
+    seq = sequence(TOKENS, 1, TABLE)
+    seq.adapter_scales = scales
+    return model.run(seq, [30, 1, 17])
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "phi3-dense"])
+def test_like_merged_weights(
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """One adapter, two at once with scales of their own, and none."""
+    base = conformance_model(name)
+    arch = name.partition("-")[0]
+    first, second = updates_of(base, 1), updates_of(base, 2, ("attn_output.weight", "up.weight"))
+    files = [
+        write_adapter(tmp_path / "a.gguf", first, 16.0, arch),
+        write_adapter(tmp_path / "b.gguf", second, 8.0, arch),
+    ]
+    model = Stepper(base, device, programs, adapters=files)
+    plain = logits(Stepper(base, device, programs))
+    assert nmse(logits(model, (0.0, 0.0)), plain) < 1e-11
+    for scales, factors in (((1.0, 0.0), (2.0, 0.0)), ((0.5, -1.5), (1.0, -1.5))):
+        merge = merged(base, tmp_path / "m.gguf", (first, factors[0]), (second, factors[1]))
+        expected = logits(Stepper(merge, device, programs))
+        assert nmse(plain, expected) > 1e-4
+        assert nmse(logits(model, scales), expected) < 1e-9
+
+
+def test_each_sequence_has_its_own_scales(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In one batch as alone, whatever the others have."""
+    base = conformance_model("llama-dense")
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 8.0)
+    model = Stepper(base, device, programs, adapters=[file])
+    seqs = [sequence(TOKENS, slot, [2 * slot, 2 * slot + 1]) for slot in range(3)]
+    scales = [(1.0,), (0.0,), (-0.5,)]
+    for seq, own in zip(seqs, scales, strict=True):
+        seq.adapter_scales = own
+    steps = [model.step(*((seq, n) for seq in seqs)) for n in (30, 1, 17)]
+    for i, own in enumerate(scales):
+        together = np.concatenate([step[i] for step in steps])
+        assert nmse(together, logits(model, own)) < 1e-11
+
+
+def test_quantized_weights_beneath(
+    device: Device, programs: Programs, shared: Path, tmp_path: Path
+) -> None:
+    """As merged into the same weights as floats, but for what quantized activations lose."""
+    base = shared / "conformance" / "quants" / "Q4_0.gguf"
+    if not base.is_file():
+        pytest.skip(f"{base.name} is not among the conformance data")
+    updates = updates_of(base, 3)
+    file = write_adapter(tmp_path / "a.gguf", updates, 8.0)
+    found = logits(Stepper(base, device, programs, adapters=[file]), (1.0,))
+    merge = merged(base, tmp_path / "m.gguf", (updates, 1.0))
+    assert nmse(found, logits(Stepper(merge, device, programs))) < 2e-8
+
+
+@pytest.mark.parametrize(
+    ("name", "shape_a", "shape_b", "message"),
+    [
+        (
+            "blk.0.attn_q.weight",
+            (8, 33),
+            (None, 8),
+            r"attn_q.*\(33, 8\) and \(8, 256\).*\(256, 256\)",
+        ),
+        ("blk.9.attn_q.weight", (8, 256), (256, 8), "blk.9.attn_q.weight, which the model lacks"),
+        (
+            "token_embd.weight",
+            (8, 256),
+            (128, 8),
+            "adapters of token_embd.weight are not supported",
+        ),
+    ],
+)
+def test_what_does_not_fit(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path,
+    name: str, shape_a: tuple[int, int], shape_b: tuple[int | None, int], message: str,
+) -> None:  # fmt: skip
+    base = conformance_model("llama-dense")
+    shapes = {t.name: [int(n) for n in t.shape] for t in GGUFReader(base).tensors}
+    rows = shape_b[0] or shapes[name][1]
+    updates = {name: (np.zeros(shape_a, np.float32), np.zeros((rows, shape_b[1]), np.float32))}
+    file = write_adapter(tmp_path / "a.gguf", updates, 1.0)
+    with pytest.raises(ModelError, match=message):
+        Stepper(base, device, programs, adapters=[file])
+
+
+def test_an_adapter_of_another_architecture(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = conformance_model("llama-dense")
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 1.0, "qwen2")
+    with pytest.raises(ModelError, match="an adapter of qwen2, the model is llama"):
+        Stepper(base, device, programs, adapters=[file])
