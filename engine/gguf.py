@@ -66,6 +66,19 @@ class GGUFFile:
         self.file_size = sum(len(part.map) for part in parts)
         self._maps = [part.map for part in parts]
 
+    def override(self, values: Mapping[str, bool | int | float | str]) -> None:
+        """Put values in place of the file's, or beside them; ModelError if the file has one of
+        another type under the key."""
+        for key, value in values.items():
+            own = self.metadata.get(key, value)
+            if type(own) is not type(value):
+                kind = type(own).__name__
+                raise ModelError(
+                    f"{self.path}: {key} is {shown(repr(own))} ({kind}), not {value!r}"
+                )
+        self.metadata = MappingProxyType({**self.metadata, **values})
+        self.architecture = self.get_str("general.architecture")
+
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file, not a copy.
 

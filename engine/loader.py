@@ -28,6 +28,7 @@ from engine.options import AdapterState, EngineOptions, ModelInfo
 from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
+from engine.tensor_values import check_tensor_values
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.weights import allocate_weights, pack_weights
 from kernels.device import Device, DeviceError, DeviceInfo
@@ -62,6 +63,9 @@ def free_memory(device: DeviceInfo) -> int:
 def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
     gguf = open_gguf(path)
+    gguf.override(dict(options.override_kv))
+    if options.check_tensors:
+        check_tensor_values(gguf)
     hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
     hparams = with_rope(hparams, options.rope)
     _check_cache_types(options)

@@ -59,6 +59,8 @@ class EngineOptions:
     cache_type_v: str = "f16"
     context_shift: bool = False  # a full context drops tokens instead of ending generation
     swa_full: bool = False  # layers with a window keep all keys, not those of the window only
+    override_kv: tuple[tuple[str, bool | int | float | str], ...] = ()  # in the file's metadata
+    check_tensors: bool = False  # all values, before loading
     rope: RopeOptions = RopeOptions()
     adapters: tuple[tuple[Path, float], ...] = ()  # LoRA files and their scales at first
     control: ControlVectors = ControlVectors()

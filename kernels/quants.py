@@ -67,3 +67,34 @@ def by_name(name: str) -> TensorType:
     if name not in _BY_NAME:
         raise ValueError(f"unknown tensor type {name!r}; known: {', '.join(_BY_NAME)}")
     return _BY_NAME[name]
+
+
+# Where the half-precision scales of a block are, in bytes; all others may be anything, but for the
+# scales of MXFP4 and NVFP4.
+HALF_OFFSETS: dict[str, tuple[int, ...]] = {
+    "Q1_0": (0,),
+    "Q2_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ1_S": (0,),
+    "IQ1_M": (),  # split: four bits at the top of each of its last four words
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "MXFP4": (),
+    "NVFP4": (),
+}

@@ -35,6 +35,8 @@ def engine_options(settings: Settings) -> EngineOptions:
         cache_type_v=settings.cache_type_v,
         context_shift=settings.context_shift,
         swa_full=settings.swa_full,
+        override_kv=sum(settings.override_kv, ()),
+        check_tensors=settings.check_tensors,
         rope=rope_options(settings),
         adapters=adapters(settings),
         control=ControlVectors(

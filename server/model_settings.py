@@ -1,7 +1,9 @@
-"""Options that change what a model computes: its RoPE, adapters. A part of Settings."""
+"""Options that change what a model computes: its metadata, RoPE, adapters. A part of Settings."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,9 +11,39 @@ import click
 
 from server.option import option
 
+FILE = "The model's file"
 ROPE = "RoPE and YaRN"
 ADAPTERS = "Adapters"
 NOT_NEGATIVE = click.FloatRange(0)
+
+
+def truth(value: str) -> bool:
+    return {"true": True, "false": False}[value]
+
+
+KINDS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": truth, "str": str}
+NEXT_KEY = re.compile(r",(?=[^,=]+=(?:int|float|bool|str):)")
+
+
+class KeyValues(click.ParamType["tuple[tuple[str, Any], ...]"]):
+    """Metadata, commas between: llama.context_length=int:4096."""
+
+    name = "metadata"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[str, Any], ...]:
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in NEXT_KEY.split(value):
+            key, _, typed = part.partition("=")
+            kind, colon, text = typed.partition(":")
+            try:
+                found.append((key, KINDS[kind](text)))
+            except (KeyError, ValueError):
+                self.fail(f"{part!r} is not KEY=TYPE:VALUE with int, float, bool or str")
+            if not key or not colon:
+                self.fail(f"{part!r} names no key")
+        return tuple(found)
 
 
 class ScaledFiles(click.ParamType["tuple[tuple[str, float], ...]"]):
@@ -37,6 +69,15 @@ class ScaledFiles(click.ParamType["tuple[tuple[str, float], ...]"]):
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
+    override_kv: tuple[tuple[tuple[str, Any], ...], ...] = option(
+        "--override-kv", group=FILE, type=KeyValues(), metavar="KEY=TYPE:VALUE,...", multiple=True,
+        default=(),
+        help="in place of the file's metadata; types: int, float, bool, str; repeatable",
+    )
+    check_tensors: bool = option(
+        "--check-tensors", group=FILE, default=False,
+        help="look for values that are not numbers before loading",
+    )
     rope_scaling: Literal["none", "linear", "yarn"] | None = option(
         "--rope-scaling", group=ROPE, env="ROPE_SCALING_TYPE",
         type=click.Choice(("none", "linear", "yarn")), default=None,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from server.model_settings import ADAPTERS, ROPE, ModelSettings
+from server.model_settings import FILE as MODEL_FILE
 from server.option import option
 
 INT32_MAX = 2**31 - 1
@@ -67,7 +68,9 @@ OR_ALL = click.IntRange(-1, INT32_MAX)
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
 SAMPLING, CHAT, SERVER, LOGGING = "Sampling (defaults of requests)", "Chat", "Server", "Logging"
 MEDIA = "Images and sounds"
-GROUPS = (MODEL, DEVICE, CONTEXT, ADAPTERS, ROPE, SAMPLING, CHAT, MEDIA, SERVER, LOGGING)
+GROUPS = (
+    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, SAMPLING, CHAT, MEDIA, SERVER, LOGGING,
+)  # fmt: skip
 
 
 # fmt: off

@@ -362,3 +362,13 @@ def test_file_type_names_are_those_of_the_gguf_package():
 @pytest.mark.parametrize("metadata", [{}, {"general.file_type": 999}, {"general.file_type": "Q4"}])
 def test_an_unknown_file_type_has_no_name(metadata):
     assert file_type_name(metadata) == ""
+
+
+def test_metadata_is_overridden(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", lambda writer: writer.add_uint32("llama.block_count", 2))
+    with open_gguf(path) as gguf:
+        gguf.override({"llama.block_count": 3, "new.key": 0.5, "general.architecture": "qwen2"})
+        assert gguf.get_int("llama.block_count") == 3
+        assert (gguf.get_float("new.key"), gguf.architecture) == (0.5, "qwen2")
+        with pytest.raises(ModelError, match=r"llama\.block_count is .*3.* \(int\), not '3'"):
+            gguf.override({"llama.block_count": "3"})

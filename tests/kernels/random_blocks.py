@@ -6,37 +6,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from kernels.quants import by_name
+from kernels.quants import HALF_OFFSETS, by_name
 from kernels.weights import RawMatrix, raw_matrix
-
-# Byte offsets of the half-precision scales in a block; all other bytes may be anything.
-SCALES: dict[str, tuple[int, ...]] = {
-    "Q1_0": (0,),
-    "Q2_0": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ1_S": (0,),
-    "IQ1_M": (),  # split: see below
-    "IQ2_XXS": (0,),
-    "IQ2_XS": (0,),
-    "IQ2_S": (0,),
-    "IQ3_XXS": (0,),
-    "IQ3_S": (0,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "TQ1_0": (52,),
-    "TQ2_0": (64,),
-    "MXFP4": (),
-    "NVFP4": (),
-}
 
 
 def random_blocks(
@@ -46,7 +17,7 @@ def random_blocks(
     n_bytes = by_name(type_name).block_bytes
     blocks = rng.integers(0, 256, (*shape, n_bytes), dtype=np.uint8)
     halves = rng.uniform(-0.02, 0.02, (*shape, 4)).astype(np.float16)
-    for i, at in enumerate(SCALES[type_name]):
+    for i, at in enumerate(HALF_OFFSETS[type_name]):
         blocks[..., at : at + 2] = halves[..., i : i + 1].view(np.uint8)
     if type_name == "IQ1_M":  # four bits of the half at the top of each word of scales
         digits = halves[..., :1].view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
@@ -76,7 +47,7 @@ def random_matrix(
     type_name: str, n_rows: int, n_cols: int, rng: np.random.Generator
 ) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
     """A matrix of random bytes with finite scales, and its values."""
-    if type_name in SCALES:
+    if type_name in HALF_OFFSETS:
         shape = (n_rows, n_cols // by_name(type_name).block_elements)
         data = random_blocks(type_name, shape, rng).reshape(n_rows, -1)
     else:

@@ -112,6 +112,14 @@ def test_adapters(settings_of: Any) -> None:
     assert "'x' is not a file and a scale" in invoke("--lora-scaled", "x").output
 
 
+def test_metadata_in_place_of_the_files(settings_of: Any) -> None:
+    args = ["--override-kv", "a.b=int:-5,c=str:x,y=z,d=bool:true", "--override-kv", "e=float:0.5"]
+    found = engine_options(settings_of(*args)).override_kv
+    assert found == (("a.b", -5), ("c", "x,y=z"), ("d", True), ("e", 0.5))
+    for wrong in ("a=int:x", "a=long:5", "a", "=int:5", "a=bool:1"):
+        assert "Invalid value for '--override-kv'" in invoke("--override-kv", wrong).output
+
+
 def test_control_vectors(settings_of: Any) -> None:
     args = ["--control-vector", "a.gguf", "--control-vector-scaled", "b.gguf:-0.5"]
     found = engine_options(settings_of(*args, "--control-vector-layer-range", "2", "9")).control
