@@ -10,8 +10,6 @@ import msgspec
 from server.errors import invalid
 from server.fields import refuse
 
-Think = bool | str | None  # on, off, or how much
-
 
 class Options(msgspec.Struct):
     """What of ``options`` a request decides; the rest is decided when the server starts."""

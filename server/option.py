@@ -7,6 +7,10 @@ from typing import Any, ClassVar
 
 import click
 
+INT32_MAX = 2**31 - 1
+FILE = click.Path(dir_okay=False, path_type=str)
+COUNT = click.IntRange(1, INT32_MAX)
+OR_ALL = click.IntRange(-1, INT32_MAX)
 PLACEHOLDERS = {
     "file": "FILE",
     "text": "TEXT",

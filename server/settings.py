@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import click
 
-from server.model_settings import ADAPTERS, ROPE, ModelSettings
+from server.http_settings import SERVER, HttpSettings
+from server.model_settings import ADAPTERS, ROPE
 from server.model_settings import FILE as MODEL_FILE
-from server.option import option
-
-INT32_MAX = 2**31 - 1
+from server.option import COUNT, FILE, INT32_MAX, OR_ALL, option
 
 
 def token_bias(value: str) -> tuple[int, float]:
@@ -61,12 +60,9 @@ def slot_count(value: str | int) -> int:
     return int(value)
 
 
-FILE = click.Path(dir_okay=False, path_type=str)
 CACHE_TYPE = click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
-COUNT = click.IntRange(1, INT32_MAX)
-OR_ALL = click.IntRange(-1, INT32_MAX)
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
-SAMPLING, CHAT, SERVER, LOGGING = "Sampling (defaults of requests)", "Chat", "Server", "Logging"
+SAMPLING, CHAT, LOGGING = "Sampling (defaults of requests)", "Chat", "Logging"
 MEDIA = "Images and sounds"
 GROUPS = (
     MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, SAMPLING, CHAT, MEDIA, SERVER, LOGGING,
@@ -75,7 +71,7 @@ GROUPS = (
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(ModelSettings):
+class Settings(HttpSettings):
     model: str | None = option(
         "-m", "--model", group=MODEL, env="MODEL", type=FILE, default=None,
         help="GGUF file to serve",
@@ -440,83 +436,6 @@ class Settings(ModelSettings):
     embd_normalize: int = option(
         "--embd-normalize", group=CHAT, type=click.IntRange(-1), default=2,
         help="norm of embeddings; -1: as they are, 0: largest is 32760, 2: Euclidean",
-    )
-    host: tuple[str, ...] = option(
-        "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
-        default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",
-    )
-    port: int = option(
-        "--port", group=SERVER, env="PORT", type=click.IntRange(0, 65535), default=8080,
-        help="0: any free one",
-    )
-    api_key: str | None = option(
-        "--api-key", group=SERVER, env="LLAMA_API_KEY", type=click.STRING, default=None,
-        help="key that requests must give; several with commas between",
-    )
-    api_key_file: str | None = option(
-        "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
-        help="file with a key on each line",
-    )
-    api_prefix: str = option(
-        "--api-prefix", group=SERVER, env="API_PREFIX", type=click.STRING, default="",
-        help="what all paths begin with, such as /llm",
-    )
-    ssl_key_file: str | None = option(
-        "--ssl-key-file", group=SERVER, env="SSL_KEY_FILE", type=FILE, default=None,
-        help="private key, in PEM form, to serve HTTPS with",
-    )
-    ssl_cert_file: str | None = option(
-        "--ssl-cert-file", group=SERVER, env="SSL_CERT_FILE", type=FILE, default=None,
-        help="certificate, in PEM form",
-    )
-    cors_origins: tuple[str, ...] = option(
-        "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=click.STRING, multiple=True,
-        default=("*",), help="origins of pages that may use the server; commas between",
-    )
-    cors_methods: tuple[str, ...] = option(
-        "--cors-methods", group=SERVER, env="CORS_METHODS", type=click.STRING, multiple=True,
-        default=("*",), help="methods that such pages may use",
-    )
-    cors_headers: tuple[str, ...] = option(
-        "--cors-headers", group=SERVER, env="CORS_HEADERS", type=click.STRING, multiple=True,
-        default=("*",), help="headers that such pages may send",
-    )
-    cors_credentials: bool = option(
-        "--cors-credentials/--no-cors-credentials", group=SERVER, env="CORS_CREDENTIALS",
-        default=False, help="let such pages send cookies and keys of the browser",
-    )
-    timeout: int = option(
-        "-to", "--timeout", group=SERVER, env="TIMEOUT", type=COUNT, default=3600,
-        help="seconds to wait for a client that neither sends nor reads",
-    )
-    metrics: bool = option(
-        "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
-        help="numbers for Prometheus at /metrics",
-    )
-    props: bool = option(
-        "--props/--no-props", group=SERVER, env="ENDPOINT_PROPS", default=False,
-        help="POST /props",
-    )
-    slots: bool = option(
-        "--slots/--no-slots", group=SERVER, env="ENDPOINT_SLOTS", default=True,
-        help="the state of slots, with their requests' parameters, at /slots",
-    )
-    slot_save_path: str | None = option(
-        "--slot-save-path", group=SERVER, env="SLOT_SAVE_PATH", default=None,
-        type=click.Path(exists=True, file_okay=False, path_type=str), metavar="FOLDER",
-        help="folder for what slots have cached, to be saved to and restored from",
-    )
-    sleep_idle_seconds: int = option(
-        "--sleep-idle-seconds", group=SERVER, env="SLEEP_IDLE_SECONDS", type=OR_ALL, default=-1,
-        help="free the model when nobody asks for so long, and load it for the next; -1: never",
-    )
-    sse_ping_interval: float = option(
-        "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=click.FLOAT,
-        default=30.0, help="seconds of silence before a comment in a stream; -1: never",
-    )
-    max_body: int = option(
-        "--max-body", group=SERVER, type=COUNT, metavar="MIB", default=64,
-        help="longest request body that is read",
     )
     verbose: bool = option(
         "-v", "--verbose", group=LOGGING, default=False, help="log every request and more",
