@@ -9,6 +9,7 @@ from engine.batch import Batch, MediaShape
 from engine.errors import EngineError
 from engine.models.arch import Hyperparameters
 from engine.models.decoder import Decoder, kv_shapes
+from engine.models.indexer import index_shapes
 from engine.models.place import Place
 from engine.options import DEFAULT_SLOTS, EngineOptions
 from engine.runner import Runner
@@ -117,7 +118,9 @@ def allocate_memory(
             sections=bool(h.rope_sections),
             n_adapters=weights.n_adapters,
         )  # fmt: skip
-        pages = _kv_pages(h, device, _kv_shapes(h, weights, at), sizes, cache, states)
+        pages = _kv_pages(
+            h, device, _kv_shapes(h, weights, at, sizes.n_ctx_slot), sizes, cache, states
+        )
         batches.append(batch)
         places.append(Place(
             h, weights, pages, batch.inputs, device, programs, states,
@@ -136,6 +139,7 @@ def _kv_pages(
     states: SlotStates,
 ) -> KVPages:
     rings = [sizes.n_ring_pages * sizes.n_slots * windowed for windowed in h.windowed]
+    rings += [0] * (len(shapes) - len(rings))  # of indexers' keys
     pages = KVPages(device, shapes, sizes.n_pages, cache.k, cache.v, rings)
     for layer, n_ring in zip(pages.layers, rings, strict=True):
         for tensor in (layer.k, layer.v) if n_ring and layer.shape.n_kv else ():
@@ -150,9 +154,11 @@ def ring_pages(h: Hyperparameters, n_slots: int, n_tokens: int, n_pages: int) ->
     return n if any(h.windowed) and h.causal and n * n_slots < n_pages else 0
 
 
-def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int) -> list[KVShape]:
-    """What each layer keeps on a device: nothing where its mixers are on another."""
+def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int, n_ctx: int) -> list[KVShape]:
+    """What each layer keeps on a device, nothing where its mixers are on another: K and V of
+    all layers, then their indexers' keys."""
     return [
         shape if layer.mixers_at == at else KVShape(0, shape.head, shape.head_v)
-        for shape, layer in zip(kv_shapes(h), weights.layers, strict=True)
-    ]  # fmt: skip
+        for shapes in (kv_shapes(h), index_shapes(h, n_ctx))
+        for shape, layer in zip(shapes, weights.layers, strict=True)
+    ]

@@ -69,6 +69,18 @@ INLINE int end_key(int pos, int window, int n_keys) {
 #define OUTPUT_FACTOR(m, l, head) (1.0f / (l))
 #endif
 
+// SELECTED: of the keys, a query sees those whose bits are set (indexer.cl): a word for each page.
+#ifdef SELECTED
+#if PAGE != 32
+#error "a page has a word of selected keys"
+#endif
+#define SELECTED_ARG , global const uint* selected, int n_words
+#define SELECTED_PASS(t) , selected + (size_t)(t) * n_words, n_words
+#else
+#define SELECTED_ARG
+#define SELECTED_PASS(t)
+#endif
+
 // What turns the sum of weighted values into their mean.
 INLINE float output_factor(float m, float l, float sink) {
     const float top = fmax(m, sink), f = exp(m - top);

@@ -43,7 +43,8 @@ class Mask:
     bidirectional: keys after the query count too; the window is half before it, half after.
     together: a query sees the keys up to tile.w in any case, those after it too.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
-    [heads], the score of one more key without a value.
+    [heads], the score of one more key without a value; selected: int32 [n, pages], bits of the
+    keys that a token sees (indexer.py).
     """
 
     window: int = 0
@@ -53,13 +54,14 @@ class Mask:
     together: bool = False
     slopes: Tensor | None = None
     sinks: Tensor | None = None
+    selected: Tensor | None = None
 
     @property
     def defines(self) -> list[str]:
         flags = {
             "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "ALIBI": self.slopes is not None,
             "SINKS": self.sinks is not None, "BIDIRECTIONAL": self.bidirectional,
-            "TOGETHER": self.together,
+            "TOGETHER": self.together, "SELECTED": self.selected is not None,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
 
@@ -130,7 +132,7 @@ def attention(
         qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
         inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
         layer.k.buffer, layer.v.buffer, np.int32(mask.window), np.float32(mask.softcap),
-        *(t.buffer for t in (mask.slopes, mask.sinks) if t is not None),
+        *(t.buffer for t in (mask.slopes, mask.sinks) if t is not None), *_selected(mask),
     ]  # fmt: skip
     fused = out.quantized and out.values is None
     work = _work(n_heads, layer, mask)
@@ -209,6 +211,12 @@ def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid, work
         "attention_simt.cl", "attention", [*defines, f"WG={group}"], args,
         (wide, *grid[1:]), local, work,
     )  # fmt: skip
+
+
+def _selected(mask: Mask) -> list[object]:
+    if mask.selected is None:
+        return []
+    return [mask.selected.buffer, np.int32(mask.selected.shape[1])]
 
 
 def _values(out: Activations) -> object:

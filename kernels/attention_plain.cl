@@ -10,7 +10,7 @@
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const uchar* k_cache, global const uchar* v_cache, int window,
-                      float softcap SLOPES_ARG SINKS_ARG, global float* out, global float* scratch, int scratch_stride,
+                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG, global float* out, global float* scratch, int scratch_stride,
                       global const int* counts, int count_at) {
     const int n_heads = n_kv * G;
     global float* s = scratch + (size_t)get_global_id(0) * scratch_stride;
@@ -28,6 +28,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             float sum = CAPPED(key_score(q, k, key % PAGE));
 #ifdef ALIBI
             sum += slopes[head] * NEARNESS((float)(key - pos));
+#endif
+#ifdef SELECTED
+            if (!(selected[(size_t)t * n_words + key / PAGE] >> (key % PAGE) & 1)) sum = S_MASKED;
 #endif
             s[key - first] = sum;
             m = fmax(m, s[key - first]);

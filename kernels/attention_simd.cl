@@ -128,8 +128,8 @@ typedef struct {
 // One part: keys of pages [page, end) for queries from position pos on.
 INLINE void attend_part(State* state, const float* q, global const uchar* k_cache,
                         global const uchar* v_cache, global const int* table, int n_kv, int h, int first_head,
-                        int page, int end, int pos, int kv_end, int n_keys, int window,
-                        float softcap SLOPES_ARG) {
+                        int page, int end, int pos, int nq, int kv_end, int n_keys, int window,
+                        float softcap SLOPES_ARG SELECTED_ARG) {
     for (int r = 0; r < RB; r++) {
         state->m[r] = M_NONE;
         state->l[r] = 0;
@@ -137,6 +137,12 @@ INLINE void attend_part(State* state, const float* q, global const uchar* k_cach
     }
     for (; page < end; page++) {
         const int key = page * PAGE;
+#ifdef SELECTED
+        uint words[QB], any = 0;
+        for (int i = 0; i < QB; i++)
+            any |= words[i] = selected[(size_t)min(i, nq - 1) * n_words + page];
+        if (!any) continue;
+#endif
         float16 s[RB][HALVES];
         float p[RB][PAGE], factor[RB];
         const int next = table[min(page + 1, end - 1)];
@@ -154,6 +160,11 @@ INLINE void attend_part(State* state, const float* q, global const uchar* k_cach
                            NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
 #endif
                 if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window, n_keys);
+#ifdef SELECTED
+                const uint16 word = words[r / G] >> (16 * i);
+                const int16 bits = convert_int16(word >> convert_uint16(ZERO_TO_15) & 1);
+                s[r][i] = select((float16)(S_MASKED), s[r][i], bits != 0);
+#endif
                 top = fmax(top, s[r][i]);
             }
             const float m = fmax(state->m[r], max16(top));
@@ -186,7 +197,7 @@ INLINE void merge(State* total, const State* part) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const uchar* k_cache, global const uchar* v_cache, int window,
-                      float softcap SLOPES_ARG SINKS_ARG,
+                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #if defined(SPLIT)
                       global float* partial, int max_parts
 #elif defined(QUANTIZE_OUT)
@@ -219,8 +230,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     }
 #define ATTEND(state, begin)                                                               \
     attend_part(state, q, k_cache, v_cache, table, n_kv, h, first_head,                    \
-                max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, kv_end, \
-                tile.w, window, softcap SLOPES)
+                max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, nq, \
+                kv_end, tile.w, window, softcap SLOPES SELECTED_PASS(t0))
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;

@@ -40,7 +40,7 @@ INLINE float reduce_sum(float v, local float* shared) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       global const uchar* k_cache, global const uchar* v_cache, int window,
-                      float softcap SLOPES_ARG SINKS_ARG,
+                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #ifdef SPLIT
                       global float* partial, int max_parts
 #else
@@ -72,7 +72,11 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     for (; page < end; page += PAGES_AT_ONCE) {
         const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
         float s = S_MASKED;
-        if (mine < end && key < n_seen && key >= first_key(pos, window)) {
+        bool seen = mine < end && key < n_seen && key >= first_key(pos, window);
+#ifdef SELECTED
+        seen = seen && selected[(size_t)t * n_words + mine] >> (lid % PAGE) & 1;
+#endif
+        if (seen) {
             global const uchar* k = K_PAGE(k_cache, table[mine], n_kv, h);
             s = CAPPED(key_score(q, k, lid % PAGE));
 #ifdef ALIBI

@@ -152,12 +152,15 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
         load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
         if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
         store_k(x, K_PAGE(k_cache, page, n_kv, h), row);
-    } else {
+    }
+#if HDV > 0  // an indexer's keys come without values
+    else {
         const int h = head - n_heads - n_kv;
         float y[HDV];
         v += (size_t)t * v_stride + v_at + h * HDV;
         for (int i = 0; i < HDV; i++) y[i] = CLAMPED(v[i]);
         store_v(y, V_PAGE(v_cache, page, n_kv, h), row);
     }
+#endif
 }
 #endif

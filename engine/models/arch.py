@@ -62,6 +62,8 @@ class Architecture:
     lightning: bool = False  # linear attention where the file has attn_norm_2
     kda_negated: bool = False  # ssm_a is negative, where the decay has a bound too
     delta_gate: Literal["silu", "sigmoid"] = "silu"  # of what a delta net yields
+    index_neox: bool = True  # the indexer's RoPE, over the first values of a head
+    index_rope_last: bool = False
     attention_gate: Literal["sigmoid", "softplus"] = "sigmoid"  # where the file has the gate
     attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
     attention_scale_power: float = -0.5  # of the head size
@@ -122,6 +124,11 @@ class Hyperparameters:
     alibi_bias: float
     mla_latent: int  # values of the latent vector that stands for K and V; 0: every head's own
     mla_scale: float  # of the scores, beside 1/sqrt(head)
+    index_heads: int  # of the indexer of sparse attention
+    index_head: int
+    index_k: int  # keys that it chooses; 0: no indexer
+    index_eps: float
+    indexed: tuple[bool, ...]  # per layer, whether it has an indexer
     clamp_qkv: float
     value_scale: float
     temperature: tuple[float, int, float] | None  # growth, step, shift (kernels/rope.py)
@@ -212,6 +219,11 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         alibi_bias=_alibi_bias(gguf, positions),
         mla_latent=_mla_latent(gguf),
         mla_scale=scaling.mla_scale,
+        index_heads=gguf.get_int(key("attention.indexer.head_count"), 0),
+        index_head=gguf.get_int(key("attention.indexer.key_length"), 0),
+        index_k=_index_k(gguf),
+        index_eps=gguf.get_float(key("attention.layer_norm_epsilon"), 1e-6),
+        indexed=tuple(f"blk.{i}.indexer.attn_q_b.weight" in gguf.tensors for i in range(n_layers)),
         clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
         value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
         temperature=_temperature(gguf, arch),
@@ -408,6 +420,15 @@ def _attention_scale(
     names = ("attention.scale", "attention.output_scale")
     values = (gguf.get_float(gguf.arch_key(name), 0.0) for name in names)
     return next((value for value in values if value), default)
+
+
+def _index_k(gguf: GGUFFile) -> int:
+    """Keys that an indexer of DeepSeek's kind chooses; others, of blocks of keys, choose all."""
+    if gguf.arch_key("attention.indexer.kpool") in gguf.metadata:
+        return 0
+    if not any(name.endswith(".indexer.attn_q_b.weight") for name in gguf.tensors):
+        return 0
+    return gguf.get_int(gguf.arch_key("attention.indexer.top_k"))
 
 
 def _mla_latent(gguf: GGUFFile) -> int:

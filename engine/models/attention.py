@@ -28,7 +28,7 @@ class AttentionWeights:
     qkv: tuple[Linear, ...]
     output: Linear
     head_norms: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
-    whole_norms: tuple[Tensor, Tensor] | None  # of Q and K as a whole
+    whole_norms: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
     gate: tuple[Linear, ...]  # per value or per head; empty: none
     sinks: Tensor | None
 
@@ -42,7 +42,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     q, k, v, gate = _qkv_parts(source, h, layer)
     output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
-    whole = _whole(h, layer, q_norm, k_norm)
+    whole = _whole(source, h, layer, q_norm, k_norm)
     return AttentionWeights(
         qkv=source.stacked([*q, k, v]),
         output=output,
@@ -79,12 +79,18 @@ def _qkv_parts(
 
 
 def _whole(
-    h: Hyperparameters, layer: int, q: Tensor | None, k: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
+    source: TensorSource, h: Hyperparameters, layer: int, q: Tensor | None, k: Tensor | None
+) -> tuple[NormWeights, NormWeights] | None:
     """Norms of Q and K as a whole, which have a weight for every value of all heads."""
     if q is None or k is None or len(q.shape) > 1 or h.n_heads[layer] == 1:
         return None
-    return (q, k) if q.shape[0] == h.n_heads[layer] * h.head else None
+    if q.shape[0] != h.n_heads[layer] * h.head:
+        return None
+    q_bias, k_bias = (source.vector(f"blk.{layer}.attn_{x}_norm.bias") for x in "qk")
+    return (
+        NormWeights(q, h.eps, q_bias, layer=h.arch.layer_norm),
+        NormWeights(k, h.eps, k_bias, layer=h.arch.layer_norm),
+    )
 
 
 def _head_norms(
@@ -149,13 +155,11 @@ class Attention:
         linear(step, self._c, self._w.output, self._out, out, add=add, scale=scale)
 
     def _normalize_whole(self, step: Step) -> None:
-        h, offset = self._c.h, 0
-        for weight in self._w.whole_norms or ():
-            n = weight.shape[0]
-            norm(
-                step.tape, self._qkv, NormWeights(weight, h.eps, layer=h.arch.layer_norm),
-                Activations(n, self._qkv), offset=offset, out_offset=offset,
-            )  # fmt: skip
+        offset = 0
+        for weights in self._w.whole_norms or ():
+            n = weights.weight.shape[0] if weights.weight else 0
+            here = Activations(n, self._qkv)
+            norm(step.tape, self._qkv, weights, here, offset=offset, out_offset=offset)
             offset += n
 
     def _apply_gate(self, step: Step, x: Activations) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.models.arch import Hyperparameters
 from engine.models.attention import apply_gate, project
+from engine.models.indexer import Indexer, IndexerWeights, load_indexer, selection
 from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
@@ -46,6 +47,7 @@ class MLAWeights:
     kv_up: Linear | None
     gate: tuple[Linear, ...]
     sinks: Tensor | None
+    indexer: IndexerWeights | None
     output: Linear
 
     def build(self, context: Context, layer: int, kv: LayerKV) -> MLA:
@@ -83,6 +85,7 @@ def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights
         kv_up=source.optional_linear(f"{b}attn_kv_b"),
         gate=() if gate is None else (gate,),
         sinks=source.vector(f"{b}attn_sinks.weight"),
+        indexer=load_indexer(source, h, layer) if compressed else None,
         output=source.linear(f"{b}attn_output"),
     )
 
@@ -102,7 +105,8 @@ class MLA:
         self._q_low = None if weights.q_down is None else workspace.rows(
             "q latent", weights.q_down.matrix.n_rows
         )  # fmt: skip
-        self._q_low_normed = workspace.activations("q latent normed", [weights.q_up])
+        q_readers = [weights.q_up] + ([] if weights.indexer is None else [weights.indexer.q])
+        self._q_low_normed = workspace.activations("q latent normed", q_readers)
         self._q_all = workspace.rows("q", n * self._head)
         self._latents = workspace.rows("kv latent", weights.kv_down.matrix.n_rows)
         self._q = self._q_all
@@ -123,9 +127,14 @@ class MLA:
         self._gate = workspace.rows("gate", weights.gate[0].matrix.n_rows) if weights.gate else None
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
         self._slots, self._paging = context.inputs.paging(h.windowed[layer])
+        self._selected = None if h.windowed[layer] else selection(context)
+        index_keys = context.index_pages[layer]
+        self._indexer = None if weights.indexer is None or not index_keys.shape.n_kv else Indexer(
+            weights.indexer, context, index_keys, self._table
+        )  # fmt: skip
         self._mask = Mask(
             h.window if h.windowed[layer] else 0, sinks=weights.sinks,
-            together=context.inputs.together,
+            selected=self._selected, together=context.inputs.together,
         )  # fmt: skip
         self._scale = h.mla_scale * self._head**-0.5
         self._temperature = None if h.temperature is None else Temperature(
@@ -135,13 +144,16 @@ class MLA:
     @property
     def readers(self) -> Sequence[Linear]:
         first = self._w.q_down or self._w.q_up
-        return (first, self._w.kv_down, *self._w.gate)
+        indexer = () if self._indexer is None else self._indexer.readers
+        return (first, self._w.kv_down, *self._w.gate, *indexer)
 
     def prepare(self, step: Step, stream: Tensor) -> None:
         pass
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         self._make_query(step, x)
+        if self._indexer is not None and self._selected is not None:
+            self._indexer.record(step, x, self._q_low_normed, self._selected)
         self._project(step, self._w.kv_down, x, self._latents)
         if self._w.k_pe_norm is not None:
             self._in_place(step, self._w.k_pe_norm, self._rot, self._latent)

@@ -56,7 +56,7 @@ class Place:
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
-            h, device, workspace, inputs, states, flash,
+            h, device, workspace, inputs, states, flash, pages.layers[h.n_layers :],
             {windowed: table for windowed, (_, table) in self._rope.items()},
             split, plain, self.tile_queries,
         )  # fmt: skip

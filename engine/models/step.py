@@ -136,6 +136,7 @@ class Context:
     inputs: StepInputs
     states: SlotStates
     flash: bool
+    index_pages: Sequence[LayerKV]  # per layer, of its indexer's keys
     rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by whether windowed
     split: Scratch | None
     plain: Scratch | None

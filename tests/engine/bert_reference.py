@@ -54,6 +54,20 @@ ENCODERS = {
     "nomic-bert": Encoder(
         "nomic-bert", silu, gate="tensor", fused=True, biases=False, rope_base=1000.0
     ),
+    "nomic-bert-moe": Encoder("nomic-bert-moe", fused=True, rope_base=1000.0, experts_every=2),
+    "jina-bert-v2": Encoder("jina-bert-v2", gate="half", alibi=True, head_norms=True),
+    "jina-bert-v2 for code": Encoder("jina-bert-v2", gate="tensor", alibi=True, again=True),
+    "jina-bert-v3": Encoder("jina-bert-v3", fused=True, rope_base=10000.0),
+    "modern-bert": Encoder(
+        "modern-bert",
+        gate="half",
+        fused=True,
+        biases=False,
+        rope_base=160000.0,
+        rope_base_window=10000.0,
+        before=True,
+        every=3,
+    ),
 }
 
 
