@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from kernels.kv import KV_TYPES, PAGE
 from kernels.program import Programs
 
 log = logging.getLogger(__name__)
+IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
     projector = open_media(options, hparams)
+    if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
+        hparams = replace(hparams, image_experts=True)
     try:
         machine = find_machine(options)
         first = machine.open(0)

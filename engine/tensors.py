@@ -254,6 +254,12 @@ class TensorSource:
             for start, scale in zip(starts, scales, strict=True)
         ]
 
+    def by_kind(self, prefix: str, name: str, image_name: str | None = None) -> Linear:
+        """The matrix for text and the one for images, for engine.models.image_experts."""
+        return self.expert_linear(
+            [self.part(f"{prefix}{name}"), self.part(f"{prefix}vis_{image_name or name}")]
+        )
+
     def expert_linear(self, first: Sequence[Part], second: Sequence[Part] = ()) -> Linear:
         """Experts' matrices in one, paired if there are two of each; ModelError for sizes or
         types that the kernels cannot take."""

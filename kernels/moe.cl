@@ -48,6 +48,14 @@ INLINE void limit_groups(float* choice) {
 }
 #endif
 
+// Logits of a choice between two experts: the first for tokens, the second for what an encoder
+// gives, which has negative ids. The header of embed.cl says more of those.
+kernel void kinds(global const int* ids, global float* logits) {
+    const int t = get_global_id(0);
+    logits[2 * t] = ids[t] >= 0;
+    logits[2 * t + 1] = ids[t] < 0;
+}
+
 kernel void route(global const float* logits,
 #ifdef BIASED
                   global const float* bias,

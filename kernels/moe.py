@@ -96,6 +96,12 @@ def route(
     return first, ExpertRows(buffers.tiles, buffers.slots, buffers.slots, grid, routing.used)
 
 
+def kinds(tape: Tape, ids: Tensor, logits: Tensor) -> None:
+    """logits[t] = (1, 0) for a token, (0, 1) for an encoder's embedding, whose id is negative."""
+    routing = Routing(2, 1)
+    tape.add("moe.cl", "kinds", routing.defines, [ids.buffer, logits.buffer], (Per(TOKENS),))
+
+
 def _most_tiles(routing: Routing, tile: int) -> Per:
     """Enough tiles for any routing: whole ones, and one that is not full per expert."""
     return Per(TOKENS, tile, routing.used, routing.n_experts)

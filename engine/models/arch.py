@@ -137,6 +137,7 @@ class Hyperparameters:
     logit_scale: float
     cycles: tuple[int, int, int] | None  # layers per stack, runs of the low one, of both (HRM)
     causal: bool  # tokens see those before them only
+    image_experts: bool  # images have weights of their own, and there may be images
     n_deepstack: int  # first layers to whose output an image encoder adds embeddings
     pooling: Pooling  # of embeddings, where nobody says
     labels: tuple[str, ...]  # of the ranking head's scores
@@ -232,6 +233,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         logit_scale=_logit_scale(gguf, arch),
         cycles=_cycles(gguf, n_layers),
         causal=bool(gguf.metadata.get(key("attention.causal"), True)),
+        image_experts=False,
         n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
         labels=_labels(gguf),

@@ -39,6 +39,9 @@ class AttentionWeights:
 def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> AttentionWeights:
     """Layer ``layer``'s attention; ModelError for tensors that are missing or do not fit."""
     b = f"blk.{layer}."
+    if h.image_experts:
+        qkv, output = (source.by_kind(b, name) for name in ("attn_qkv", "attn_output"))
+        return AttentionWeights((qkv,), output, (None, None), None, (), None)
     q, k, v, gate = _qkv_parts(source, h, layer)
     output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")

@@ -30,6 +30,9 @@ class FFNWeights:
 def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str = "") -> FFNWeights:
     """The FFN of a layer, or with a suffix a part of one, as ``ffn_up_shexp``."""
     b = f"blk.{layer}."
+    if h.image_experts:
+        gate_, up_, down_ = (source.by_kind(b, f"ffn_{x}", x) for x in ("gate", "up", "down"))
+        return FFNWeights((gate_, up_), down_)
     down = source.linear(f"{b}ffn_down{suffix}")
     n_ff = down.matrix.n_cols
     up = source.part(f"{b}ffn_up{suffix}")

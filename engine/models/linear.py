@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.models.image_experts import rows_by_kind
 from engine.models.step import Context, Step
 from engine.tensors import Linear
 from kernels.lowrank import scale_columns
@@ -21,11 +22,13 @@ def linear(
     offset: int = 0,
 ) -> None:
     """out[t, offset:] (+)= (W x[t] + bias) * scale for the step's tokens, with the updates of
-    the adapters that are loaded: two narrow products more."""
+    the adapters that are loaded: two narrow products more. A matrix with a second one for images
+    takes each token through its own."""
     counts, tile = context.inputs.counts, step.mode.tile
+    by_kind = weights.matrix.n_experts > 1
     matmul(
         step.tape, weights.matrix, x, out, counts, tile=tile, add=add, bias=weights.bias,
-        out_offset=offset, scale=scale,
+        out_offset=offset, scale=scale, experts=rows_by_kind(step, context) if by_kind else None,
     )  # fmt: skip
     low, scales = weights.low_rank, context.inputs.adapter_scales
     if low is None or scales is None:

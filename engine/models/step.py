@@ -14,7 +14,7 @@ from engine.tensors import Linear
 from kernels.attention import AttentionInputs, Scratch
 from kernels.device import Device
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, activations
+from kernels.matmul import Activations, ExpertRows, activations
 from kernels.moe import RoutingBuffers, routing_buffers
 from kernels.state import SlotStates
 from kernels.tape import Tape
@@ -82,6 +82,7 @@ class Workspace:
     n_tokens: int
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
+    kinds: dict[Tape, ExpertRows] = field(default_factory=dict)  # see image_experts.py
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
         """The memory of that name and shape."""
