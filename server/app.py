@@ -22,6 +22,7 @@ from server import (
     openai,
     openapi,
     responses,
+    transcription,
 )
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
@@ -29,7 +30,8 @@ from server.idle import Idle, Wake
 from server.service import Service
 
 DIALECTS = (
-    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring, adapters
+    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring, adapters,
+    transcription,
 )  # fmt: skip
 
 

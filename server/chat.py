@@ -25,10 +25,13 @@ from server.prompts import Prompt
 from server.service import Service
 
 
-async def prepare(service: Service, chat: Chat) -> Job:
-    """Render and tokenize, in a thread: a long conversation takes milliseconds."""
-    media = await read_media(chat.messages, service.engine, service.fetcher)
-    if media:
+async def prepare(service: Service, chat: Chat, media: Sequence[Any] | None = None) -> Job:
+    """Render and tokenize, in a thread: a long conversation takes milliseconds.
+
+    ``media``: what has been decoded, if the markers are in the messages already.
+    """
+    if media is None:
+        media = await read_media(chat.messages, service.engine, service.fetcher)
         chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages))
     job = await asyncio.to_thread(read_job, chat, service.engine, service.defaults, media)
     await compiled(service.engine, job.constraint)

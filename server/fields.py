@@ -230,10 +230,13 @@ def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]
             raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
 
 
-def convert(data: dict[str, Any], kind: type[T]) -> T:
-    """The fields of a struct, other ones left out; ApiError names what is wrong."""
+def convert(data: dict[str, Any], kind: type[T], *, strict: bool = True) -> T:
+    """The fields of a struct, other ones left out; ApiError names what is wrong.
+
+    Not ``strict``: numbers and booleans may be written as text, as in a form.
+    """
     try:
-        fields = msgspec.convert(data, kind)
+        fields = msgspec.convert(data, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise invalid(describe(str(error))) from None
     check_limits(fields)

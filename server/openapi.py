@@ -24,6 +24,7 @@ from server.fields import CompletionFields
 from server.native import DetokenizeFields, TokenizeFields
 from server.openai import ControlFields
 from server.responses_input import ResponsesFields
+from server.transcription import TranscriptionFields
 from server.version import NAME, VERSION
 
 # The struct of a body, by the end of its path; the longest end that fits counts.
@@ -51,7 +52,9 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/reranking": RerankFields,
     "/tokenize": TokenizeFields,
     "/detokenize": DetokenizeFields,
+    "/audio/transcriptions": TranscriptionFields,
 }
+FORMS = (TranscriptionFields,)  # others are JSON
 ERROR = {"description": "an error, in the shape of the endpoint's dialect"}
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
@@ -114,8 +117,9 @@ def operation(route: Route, path: str, bodies: dict[Any, Any]) -> dict[str, Any]
             for name in names
         ]
     if route.methods is not None and "POST" in route.methods:
-        schema = bodies.get(body_of(path), {"type": "object"})
-        content = {"application/json": {"schema": schema}}
+        struct = body_of(path)
+        kind = "multipart/form-data" if struct in FORMS else "application/json"
+        content = {kind: {"schema": bodies.get(struct, {"type": "object"})}}
         found["requestBody"] = {"required": True, "content": content}
     return found
 
@@ -136,7 +140,8 @@ def page(described: dict[str, Any]) -> str:
 
 
 def section(method: str, path: str, one: dict[str, Any], schemas: dict[str, Any]) -> str:
-    content = one.get("requestBody", {}).get("content", {}).get("application/json", {})
+    contents = one.get("requestBody", {}).get("content", {})
+    content: dict[str, Any] = next(iter(contents.values()), {})
     name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
     names = schemas.get(name, {}).get("properties", {})
     listed = ", ".join(f"<code>{html.escape(name)}</code>" for name in names)

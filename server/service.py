@@ -99,16 +99,16 @@ class Service:
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
-        return read_object(await self._body(request))
+        return read_object(await self.read_body(request))
 
     async def read_list(self, request: HttpRequest) -> list[Any]:
         """The items of a body that is an array."""
-        items = read_json(await self._body(request))
+        items = read_json(await self.read_body(request))
         if not isinstance(items, list):
             raise invalid("The request body must be a JSON array")
         return items
 
-    async def _body(self, request: HttpRequest) -> bytes:
+    async def read_body(self, request: HttpRequest) -> bytes:
         """All of the body; ApiError 413 as soon as it is known to be too long."""
         too_long = ApiError(
             "payload_too_large_error", f"The request body is longer than {self.max_body} bytes"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.request import Event, Failed, Finished, Request
@@ -148,7 +149,9 @@ class Dialect(Protocol):
         """An event of an answer that is sent as a whole."""
         ...
 
-    def whole(self) -> object: ...
+    def whole(self) -> object:
+        """What is sent as JSON, or a response of another kind."""
+        ...
 
     def failed(self, error: ApiError) -> Iterable[object]:
         """What ends a stream that has begun and then fails."""
@@ -190,7 +193,9 @@ class Reply:
                 raise_if_ended_early(event)
                 self.dialect.take(index, event)
         if not self.stream.gone:
-            await json_response(self.dialect.whole())(scope, receive, send)
+            whole = self.dialect.whole()
+            response = whole if isinstance(whole, Response) else json_response(whole)
+            await response(scope, receive, send)
 
     async def _send_events(self, send: Send) -> None:
         """Errors before the first request has started go out as plain HTTP errors."""

@@ -20,6 +20,7 @@ from engine.encoders.vision_file import VisionFile
 from engine.errors import MediaError
 from engine.media.image import decode_image
 from engine.media.limits import MediaLimits
+from engine.media.mel import SAMPLE_RATE
 from engine.media.prepare import Tile, joined, prepare
 from engine.media.resize import Pixels
 from engine.media.sound import decode_sound
@@ -50,6 +51,10 @@ class Sound:
     """A decoded sound, float32 at 16 kHz."""
 
     samples: npt.NDArray[Any]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
 
 
 Medium = Picture | Sound
