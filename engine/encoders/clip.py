@@ -31,7 +31,11 @@ def class_places(n: int, like_llama_cpp: bool) -> np.ndarray:
 
 
 def _clip(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Rows:
-    """The features that LLaVA reads: of the last layer but one, or of those the file names."""
+    """The features that LLaVA reads: of the layers the file names, or of its last one.
+
+    LLaVA means the last layer but one, and converters leave the last one out of the file;
+    llama.cpp leaves out another.
+    """
     t, n = tower(spec), grid[0] * grid[1]
     has_class = g.weights.has("v.class_embd")
     if has_class:
@@ -40,7 +44,7 @@ def _clip(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Rows:
         x = embedded(g, spec, grid, g.weights.floats("v.position_embd.weight"))
     x = pre_norm(g, x, t)
     named = sorted(set(spec.feature_layers))
-    last = named[-1] if named else spec.n_layers - 1
+    last = named[-1] if named else spec.n_layers - like_llama_cpp
     features = g.rows(x.n, x.width * max(len(named), 1))
 
     def keep(layer: int, x: Rows) -> None:
