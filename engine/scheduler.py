@@ -211,7 +211,8 @@ class Scheduler:
     def plan(self, most_tokens: int | None = None) -> Plan | None:
         """The next forward, of at most so many prompt tokens; None: nothing to compute."""
         self._make_room()
-        chunks = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
+        decoding = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
+        chunks = [chunk for chunk in decoding if chunk.count]  # else its embedding is missing
         n_tokens = self.max_tokens - len(chunks)
         n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
         if chunks and not self.whole_prompts:
@@ -231,7 +232,8 @@ class Scheduler:
                 n_tokens -= chunk.count
                 n_outputs -= chunk.n_outputs
         self.cache.unpin_sources()
-        if not (chunks or plan.started):  # who starts may wait for an image, its copies not
+        # Who starts, or goes on after a pause, may wait for an image; its copies may not.
+        if not (chunks or plan.started or plan.copies or plan.restores):
             return None
         plan.saves.extend(self.take_saves())
         return plan
@@ -295,6 +297,7 @@ class Scheduler:
         elif seq.state == "waiting":
             self.waiting.remove(seq)
         self._release(seq)
+        seq.embeddings.clear()  # the slot's last sequence stays known
         seq.state = "finished"
         if seq.slot >= 0 and self.slots[seq.slot] is seq:
             self.slots[seq.slot] = None
