@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
             _log_profile(path, runner, sizes)
     except DeviceError as error:
         raise EngineError(str(error)) from error
-    info = _info(gguf, hparams, opened, runner, options)
+    placed_at = chosen.placement.mixers if runner.state_bytes else ()
+    info = _info(gguf, hparams, opened, runner, options, _settings(options, placed_at))
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
@@ -204,6 +205,7 @@ def _info(
     devices: Sequence[Device],
     runner: Runner,
     options: EngineOptions,
+    settings: Mapping[str, Any],
 ) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
@@ -229,9 +231,26 @@ def _info(
         ranks=runner.ranks,
         labels=h.labels,
         fingerprint=gguf.fingerprint(),
+        settings=settings,
         cache_types=(options.cache_type_k, options.cache_type_v),
         adapters=tuple(
             AdapterState(i, path, scale) for i, (path, scale) in enumerate(options.adapters)
         ),
         token_bytes=runner.token_bytes,
     )
+
+
+def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:
+    """What the KV depends on beside the file, and the order of what slots keep beside pages:
+    ``placed_at``, the devices of the layers."""
+    vectors = []
+    for path, strength in options.control.files:
+        with open_gguf(path) as gguf:
+            vectors.append([gguf.fingerprint(), strength])
+    return {
+        "RoPE options": asdict(options.rope),
+        "overridden metadata": [list(pair) for pair in options.override_kv],
+        "control vectors": vectors,
+        "control vectors for layers": list(options.control.layers or ()),
+        "layers on devices": list(placed_at),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine.media.limits import MediaLimits
 from engine.request import Pooling
@@ -113,6 +113,7 @@ class ModelInfo:
     ranks: bool = False  # it has a head that the pooling "rank" needs
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     fingerprint: str = ""  # of the file
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else its KV depends on; JSON
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     adapters: tuple[AdapterState, ...] = ()  # as they were loaded
     token_bytes: int = 0  # of weights, read for a token that is computed alone

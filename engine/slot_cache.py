@@ -66,6 +66,7 @@ class SlotCache:
         """What a file and this engine must have in common."""
         return {
             "model": self._info.fingerprint,
+            **self._info.settings,
             "cache types": list(self._info.cache_types),
             "page size": self._scheduler.cache.page_size,
             "page bytes": self._page_bytes,
@@ -86,6 +87,8 @@ class SlotCache:
         tokens, salt = self._left[slot]
         if salt is not None:
             raise RequestError(f"slot {slot} was computed with adapters, which no file names")
+        if min(tokens, default=0) < 0:
+            raise RequestError(f"slot {slot} has images or sounds, which no file names")
         content = self._content(tokens)
         n_bytes = write_slot_file(path, self._made_with, content)
         return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
@@ -123,6 +126,8 @@ class SlotCache:
 
     def _insert(self, content: SlotContent, name: str) -> None:
         cache, runner, n = self._scheduler.cache, self._runner, len(content.tokens)
+        if any(not 0 <= token < self._info.n_vocab for token in content.tokens):
+            raise RequestError(f"{name}: tokens that are not in the vocabulary")
         if len(content.pages) != -(-n // cache.page_size):
             raise RequestError(f"{name}: {len(content.pages)} pages for {n} tokens")
         if content.state.nbytes != (runner.states.copy_bytes_at(n) if n else 0):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from asking import SECONDS, ask, assert_same_logits, engine_of, random_prompt, submit
 
 from engine.engine import Engine
 from engine.errors import EngineStoppedError, RequestError
 from engine.loader import load_model
-from engine.options import EngineOptions
+from engine.options import EngineOptions, RopeOptions
 from kernels.device import list_devices
 
 OPTIONS = EngineOptions(
@@ -19,7 +22,7 @@ OPTIONS = EngineOptions(
 )  # fmt: skip
 PROMPT = random_prompt(100, 1)
 
-Start = Callable[[str], Engine]
+Start = Callable[..., Engine]
 
 
 @pytest.fixture
@@ -27,11 +30,11 @@ def start(conformance_model: Callable[[str], Path]) -> Iterator[Start]:
     """Loads a model and starts its engine."""
     engines: list[Engine] = []
 
-    def started(name: str) -> Engine:
+    def started(name: str, **changes: Any) -> Engine:
         if not list_devices():
             pytest.skip("no OpenCL device")
-        path = conformance_model(name)
-        engines.append(engine_of(load_model(path, OPTIONS, lambda share: None)))
+        options = replace(OPTIONS, **changes)
+        engines.append(engine_of(load_model(conformance_model(name), options, lambda share: None)))
         return engines[-1]
 
     yield started
@@ -65,6 +68,35 @@ def test_a_file_of_another_model(start: Start, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="made with model"):
         other.restore_slot(0, tmp_path / "slot").result(SECONDS)
     assert other.healthy
+
+
+def test_a_file_made_with_other_options(start: Start, tmp_path: Path) -> None:
+    """The same pages would hold other numbers."""
+    first, other = start("llama-dense"), start("llama-dense", rope=RopeOptions(base=5e5))
+    ask(first, PROMPT, id_slot=0)
+    first.save_slot(0, tmp_path / "slot").result(SECONDS)
+    with pytest.raises(RequestError, match="made with RoPE options"):
+        other.restore_slot(0, tmp_path / "slot").result(SECONDS)
+
+
+def test_images_are_in_no_file(start: Start, tmp_path: Path) -> None:
+    """Their places have ids that mean something to the process that gave them only."""
+    engine = start("llama-dense")
+    engine._slot_cache.note(0, [1, 2, -1, -2, 3], None)
+    with pytest.raises(RequestError, match="slot 0 has images or sounds"):
+        engine.save_slot(0, tmp_path / "slot").result(SECONDS)
+
+
+def test_a_file_with_tokens_that_do_not_exist(start: Start, tmp_path: Path) -> None:
+    engine = start("llama-dense")
+    ask(engine, PROMPT, id_slot=0)
+    engine.save_slot(0, tmp_path / "slot").result(SECONDS)
+    data = (tmp_path / "slot").read_bytes()
+    old = np.array(PROMPT, "<i8").tobytes()
+    (tmp_path / "slot").write_bytes(data.replace(old, np.array([-1, *PROMPT[1:]], "<i8").tobytes()))
+    with pytest.raises(RequestError, match="not in the vocabulary"):
+        engine.restore_slot(0, tmp_path / "slot").result(SECONDS)
+    assert engine.healthy
 
 
 def test_erase(start: Start) -> None:
