@@ -183,13 +183,13 @@ class Batch:
             )
         if chunk.count == 1:
             page = seq.table[start // PAGE]
-            self._parts["tokens"][n] = seq.tokens[start]
+            self._parts["tokens"][n] = max(seq.tokens[start], -1)
             self._parts["positions"][n] = start
             self._parts["slots"][n] = page * PAGE + start % PAGE
             return
         positions = np.arange(start, end, dtype=np.int32)
         pages = np.array(seq.table[start // PAGE : (end - 1) // PAGE + 1], np.int32)
-        self._parts["tokens"][n : n + chunk.count] = seq.tokens[start:end]
+        self._parts["tokens"][n : n + chunk.count] = np.maximum(seq.tokens[start:end], -1)
         self._parts["positions"][n : n + chunk.count] = positions
         self._parts["slots"][n : n + chunk.count] = (
             pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE

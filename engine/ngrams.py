@@ -32,10 +32,12 @@ class NGrams:
         return len(self.offsets)
 
     def rows(self, tokens: Sequence[int], start: int, count: int) -> npt.NDArray[np.int32]:
-        """Rows of the table for tokens [start, start + count): int32 [count, n_heads]."""
+        """Rows of the table for tokens [start, start + count): int32 [count, n_heads]. Negative
+        tokens, the places of images, end n-grams as the end of a text does."""
         reach = len(self.multipliers) - 1
         before = [self.eos] * max(0, reach - start) + list(tokens[max(0, start - reach) : start])
-        window = np.array([*before, *tokens[start : start + count]], np.uint64)
+        ids = np.array([*before, *tokens[start : start + count]], np.int64)
+        window = np.where(ids < 0, self.eos, ids).astype(np.uint64)
         mixed = window[reach:] * np.uint64(self.multipliers[0])
         cut = np.zeros(count, bool)
         result = np.empty((count, self.n_heads), np.int32)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,9 +82,6 @@ class MediaReader:
         self._vision, self._audio = vision, audio
         self._limits = limits or MediaLimits()
         self._together = vision is not None and vision.sees_together(n_embd)
-        self._first_ids: dict[bytes, int] = {}
-        self._next_id = -1
-        self._lock = threading.Lock()
 
     @property
     def vision(self) -> bool:
@@ -130,7 +126,7 @@ class MediaReader:
                     ids += marker_ids(piece, tokenizer)
                 else:
                     span = self._span(len(ids), piece)
-                    ids += range(first := self._ids(span), first - span.count, -1)
+                    ids += range(first := _first_id(span.key), first - span.count, -1)
                     spans.append(span)
             if after:
                 ids += tokenizer.encode(after, add_special=False, parse_special=True)
@@ -158,13 +154,11 @@ class MediaReader:
         count, grid = self._vision.n_tokens(height, width), self._vision.token_grid(height, width)
         return MediaSpan(start, count, key, input, grid, self._together)
 
-    def _ids(self, span: MediaSpan) -> int:
-        """The first of as many ids as the content has tokens; they count down from there."""
-        with self._lock:
-            if span.key not in self._first_ids:
-                self._first_ids[span.key] = self._next_id
-                self._next_id -= span.count
-            return self._first_ids[span.key]
+
+def _first_id(key: bytes) -> int:
+    """The id of a content's first place, from which they count down: of 62 bits, so that those
+    of other contents, in whatever process, are others."""
+    return -1 - (int.from_bytes(key[:8], "big") >> 2)
 
 
 def marker_ids(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 class MediaSpan:
     """``count`` places of a prompt from ``start`` on whose embeddings come from an encoder.
 
-    The prompt has negative token ids there, other ones for other contents, so that prefixes
-    agree where their images do. ``input`` is what the encoder is given (pixels or a
+    The prompt has negative token ids there (int64), other ones for other contents, so that
+    prefixes agree where their images do. ``input`` is what the encoder is given (pixels or a
     spectrogram), ``key`` says which it is. ``grid``: columns and rows of an image's tokens.
     ``together``: the tokens see each other, whatever their order.
     """

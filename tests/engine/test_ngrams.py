@@ -34,3 +34,10 @@ def test_an_end_of_text_hides_what_is_before_it() -> None:
 def test_products_do_not_overflow() -> None:
     large = NGrams((1, 2**62, 3), (0, 0, 0, 0), (97,) * 4, 2, 9)
     assert large.rows([8, 8], 1, 1)[0, 0] == (8 ^ (8 * 2**62 % 2**64)) % 97
+
+
+def test_places_of_images_are_like_ends_of_text() -> None:
+    image = -(2**62)
+    assert NGRAMS.rows([5, image, image - 1, 7, 8], 0, 5).tolist() == (
+        NGRAMS.rows([5, 9, 9, 7, 8], 0, 5).tolist()
+    )
