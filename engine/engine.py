@@ -195,7 +195,7 @@ class Engine:
         """Close, and let the memory of the device go. ``info``, ``tokenizer``, ``chat_template``
         and what ``slots`` and ``stats`` have counted stay."""
         self.close()
-        del self._runner, self._slot_cache
+        del self._runner, self._slot_cache, self._encoder
 
     def _check(self, request: Request) -> None:
         self._scheduler.check(request)

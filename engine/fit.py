@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engine.assembly import LOGITS_BYTES, CacheTypes, Sizes, allocate_memory, sizes_of
+from engine.batch import MediaShape
 from engine.errors import EngineError
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
@@ -24,7 +25,7 @@ from engine.placement import (
     spread,
 )
 from engine.tensors import TensorSource
-from engine.weights import ModelWeights, allocate_weights
+from engine.weights import NO_ADDITIONS, Additions, ModelWeights, allocate_weights
 from kernels.device import Device, DeviceError, DeviceInfo
 from kernels.program import Programs
 
@@ -44,11 +45,13 @@ class Outline:
     tied_bytes: int  # of the matrix that embedding and output share if they are together
 
 
-def outline(gguf: GGUFFile, h: Hyperparameters, device: Device) -> Outline:
+def outline(
+    gguf: GGUFFile, h: Hyperparameters, device: Device, additions: Additions = NO_ADDITIONS
+) -> Outline:
     """Raises ModelError, as loading would."""
     n_parts = 2 * h.n_layers + 2
     devices = [device.dry() for _ in range(n_parts)]
-    weights, _ = allocate_weights(gguf, h, devices, placement_of(range(n_parts)))
+    weights, _ = allocate_weights(gguf, h, devices, placement_of(range(n_parts)), additions)
     tied = not TensorSource(gguf, device, h.arch.unused).has("output.weight")
     return Outline(
         h, tuple(gguf.tensors), weights, tuple(d.usage.n_bytes for d in devices),
@@ -85,6 +88,7 @@ def needs(
     cache: CacheTypes,
     *,
     flash: bool,
+    media: MediaShape | None = None,
 ) -> list[Need]:
     """What the model takes on each of the devices that ``placement`` refers to."""
     weights = [0] * len(devices)
@@ -94,7 +98,7 @@ def needs(
         weights[placement.output] -= model.tied_bytes
     dry = [(device, Programs(device)) for device in (device.dry() for device in devices)]
     moved = _relocated(model.weights, placement.parts)
-    memory = allocate_memory(model.h, moved, dry, sizes, cache, flash=flash)
+    memory = allocate_memory(model.h, moved, dry, sizes, cache, flash=flash, media=media)
     return [
         Need(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
         for n_bytes, pages, (device, _) in zip(weights, memory.pages, dry, strict=True)
@@ -105,7 +109,7 @@ def _relocated(weights: ModelWeights, parts: Sequence[int]) -> ModelWeights:
     """Weights whose devices are part indices, on the devices of these parts."""
     layers = tuple(
         replace(
-            layer, mixers_at=parts[layer.mixers_at],
+            layer, mixers_at=parts[layer.mixers_at], ffn_at=parts[layer.ffn_at],
             sublayers=tuple(replace(plan, at=parts[plan.at]) for plan in layer.sublayers),
         )
         for layer in weights.layers
@@ -126,6 +130,12 @@ class Machine:
     overrides: Sequence[tuple[str, int]]  # --override-tensor: a pattern and a device
     open: Callable[[int], Device]
     free: Callable[[DeviceInfo], int]  # bytes that can be had
+
+    def without(self, info: DeviceInfo, n_bytes: int) -> Machine:
+        """The same after something else took so much of a device, of which the drivers of GPUs do
+        not tell; what is free on a processor tells it."""
+        taken = 0 if info.kind == "cpu" else n_bytes
+        return replace(self, free=lambda other: self.free(other) - taken * (other == info))
 
     def cpu_index(self) -> int:
         if self.cpu is None:
@@ -153,8 +163,15 @@ class Trial:
 class Fitting:
     """Tries choices out for a model, options and a machine."""
 
-    def __init__(self, model: Outline, options: EngineOptions, machine: Machine) -> None:
+    def __init__(
+        self,
+        model: Outline,
+        options: EngineOptions,
+        machine: Machine,
+        media: MediaShape | None = None,
+    ) -> None:
         self._model, self._options, self._machine = model, options, machine
+        self._media = media
         self._has_experts = layers_with_experts(model.names, model.h.n_layers)
         self._whole = model.h.n_layers + 1
         self._n_offload = machine.n_offload
@@ -203,7 +220,7 @@ class Fitting:
             found = needs(
                 self._model, placement, devices, sizes,
                 CacheTypes(options.cache_type_k, options.cache_type_v),
-                flash=options.flash_attn != "off",
+                flash=options.flash_attn != "off", media=self._media,
             )  # fmt: skip
         except DeviceError as error:
             return replace(trial, refusal=str(error))

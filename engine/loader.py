@@ -12,13 +12,12 @@ from typing import Any
 import kernels.device as devices
 from engine.adapters import read_adapters
 from engine.assembly import CacheTypes, Sizes, assemble
-from engine.batch import MediaShape
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.control import read_directions
 from engine.errors import EngineError, ModelError
-from engine.fit import Fitting, Trial, outline
+from engine.fit import Fitting, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.machine import find_machine
 from engine.media_loader import Media, load_media, open_media
@@ -30,10 +29,11 @@ from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.tensor_values import check_tensor_values
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.weights import allocate_weights, pack_weights
+from engine.weights import Additions, allocate_weights, pack_weights
 from kernels.device import Device, DeviceError, DeviceInfo
 from kernels.kv import KV_TYPES, PAGE
 from kernels.program import Programs
+from kernels.weights import PackJob
 
 log = logging.getLogger(__name__)
 IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
@@ -80,11 +80,22 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         machine = find_machine(options)
         first = machine.open(0)
         media = None if projector is None else load_media(projector, options, hparams, first)
-        model = outline(gguf, hparams, first)
-        chosen = Fitting(model, options, machine).choose()
-        opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
         shape = None if media is None else media.shape
-        runner = _runner(gguf, hparams, chosen, options, opened, progress, shape)
+        machine = machine.without(first.info, first.usage.n_bytes)
+        additions = _additions(gguf, hparams, options)
+        model = outline(gguf, hparams, first, additions)
+        if additions.directions and model.weights.residuals is not None:
+            raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
+        chosen = Fitting(model, options, machine, shape).choose()
+        opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
+        placed = [(device, Programs(device)) for device in opened]
+        weights, jobs = allocate_weights(gguf, hparams, opened, chosen.placement, additions)
+        runner = assemble(
+            hparams, weights, placed, sizes,
+            CacheTypes(options.cache_type_k, options.cache_type_v),
+            flash=options.flash_attn != "off", media=shape,
+        )  # fmt: skip
+        _pack(gguf, runner, placed, jobs, progress)
         if options.profile:
             _log_profile(path, runner, sizes)
     except DeviceError as error:
@@ -150,30 +161,26 @@ def _check_cache_types(options: EngineOptions) -> None:
             raise EngineError(f"KV cache type {name!r} is not supported: {', '.join(KV_TYPES)}")
 
 
-def _runner(
+def _additions(gguf: GGUFFile, h: Hyperparameters, options: EngineOptions) -> Additions:
+    return Additions(
+        read_adapters([path for path, _ in options.adapters], gguf),
+        read_directions(options.control, h.n_layers, h.n_embd),
+    )
+
+
+def _pack(
     gguf: GGUFFile,
-    h: Hyperparameters,
-    chosen: Trial,
-    options: EngineOptions,
-    devices: Sequence[Device],
+    runner: Runner,
+    placed: Sequence[tuple[Device, Programs]],
+    jobs: Sequence[Sequence[PackJob]],
     progress: Callable[[float], None],
-    media: MediaShape | None,
-) -> Runner:
-    placed = [(device, Programs(device)) for device in devices]
-    adapters = read_adapters([path for path, _ in options.adapters], gguf)
-    directions = read_directions(options.control, h.n_layers, h.n_embd)
-    weights, jobs = allocate_weights(gguf, h, devices, chosen.placement, adapters, directions)
-    if directions and weights.residuals is not None:
-        raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
-    types = CacheTypes(options.cache_type_k, options.cache_type_v)
-    flash = options.flash_attn != "off"
-    runner = assemble(h, weights, placed, chosen.sizes, types, flash=flash, media=media)
-    with ThreadPoolExecutor(1) as pool:  # programs build while the weights are packed
+) -> None:
+    """Fill the matrices, and build the programs meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
         recorded = pool.submit(runner.warm_up)
         listed = [(*on, job) for on, some in zip(placed, jobs, strict=True) for job in some]
         pack_weights(gguf, listed, progress)
         recorded.result()
-    return runner
 
 
 def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,19 +98,29 @@ class ModelWeights:
     n_adapters: int
 
 
+class Additions(NamedTuple):
+    """What is computed beside the file's matrices: LoRA adapters, control vectors by layer."""
+
+    adapters: Sequence[Adapter] = ()
+    directions: Mapping[int, npt.NDArray[np.float32]] = {}
+
+
+NO_ADDITIONS = Additions()
+
+
 def allocate_weights(
     gguf: GGUFFile,
     hparams: Hyperparameters,
     devices: Sequence[Device],
     placement: Placement,
-    adapters: Sequence[Adapter] = (),
-    directions: Mapping[int, npt.NDArray[np.float32]] | None = None,
+    additions: Additions = NO_ADDITIONS,
 ) -> tuple[ModelWeights, list[list[PackJob]]]:
     """The model's weights with the matrices still empty, and the jobs that fill them, by device.
 
     Raises ModelError for a tensor that is missing, of a wrong shape, or of a type without
     kernels.
     """
+    adapters, directions = additions
     sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
@@ -157,11 +168,11 @@ def _directed(
     layers: tuple[LayerWeights, ...],
     sources: Sequence[TensorSource],
     placement: Placement,
-    directions: Mapping[int, npt.NDArray[np.float32]] | None,
+    directions: Mapping[int, npt.NDArray[np.float32]],
 ) -> tuple[LayerWeights, ...]:
     """The layers with control vectors, if there are any."""
     result = list(layers)
-    for i, vector in (directions or {}).items():
+    for i, vector in directions.items():
         at = placement.ffns[i]
         direction = sources[at].float_matrix(vector[None])
         result[i] = replace(layers[i], direction=direction, ffn_at=at)

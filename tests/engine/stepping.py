@@ -23,7 +23,7 @@ from engine.placement import Placement, on_one_device
 from engine.request import Request
 from engine.scheduler import Chunk
 from engine.scheduler import Sequence as RunningSequence
-from engine.weights import allocate_weights, pack_weights
+from engine.weights import Additions, allocate_weights, pack_weights
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -54,13 +54,12 @@ class Stepper:
             hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
-            weights, jobs = allocate_weights(
-                gguf,
-                hparams,
-                [d for d, _ in devices],
-                placement,
+            additions = Additions(
                 read_adapters(adapters, gguf),
                 read_directions(control, hparams.n_layers, hparams.n_embd),
+            )
+            weights, jobs = allocate_weights(
+                gguf, hparams, [d for d, _ in devices], placement, additions
             )
             listed = zip(devices, jobs, strict=True)
             pack_weights(

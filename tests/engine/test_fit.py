@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.assembly import CacheTypes, assemble, sizes_of
+from engine.batch import MediaShape
 from engine.errors import EngineError
 from engine.fit import Fitting, Machine, Outline, Trial, needs, outline
 from engine.gguf import open_gguf
@@ -21,7 +23,7 @@ from engine.models.arch import read_hyperparameters
 from engine.models.table import find_architecture
 from engine.options import EngineOptions
 from engine.placement import Placement
-from engine.weights import allocate_weights
+from engine.weights import Additions, allocate_weights
 from kernels.device import Device, DeviceError, DeviceInfo, list_devices, open_device
 from kernels.program import Programs
 
@@ -256,3 +258,26 @@ def test_rows_of_logits_fit_into_a_buffer(read: Read, processor: Device) -> None
     given = options(n_ctx=4096, n_ubatch=512)
     trial = Fitting(model, given, replace(limited, open=lambda at: device)).choose()
     assert trial.sizes.n_outputs == 6 * MIB // (4 * 8192)
+
+
+def test_what_a_projector_takes_is_not_free(processor: Device) -> None:
+    """A driver of GPUs tells how much memory there is, a system how much can still be had."""
+    both = machine(processor, 100 * MIB, 50 * MIB)
+    for info in both.infos:
+        both = both.without(info, MIB)
+    assert [both.free(info) for info in both.infos] == [99 * MIB, 50 * MIB]
+
+
+def test_embeddings_and_additions_are_counted(
+    conformance_model: Callable[[str], Path], read: Read, processor: Device
+) -> None:
+    model, wide = read("llama-dense"), machine(processor, 1 << 32, 1 << 32)
+    plain = Fitting(model, options(), wide).choose().needs[0]
+    shape = MediaShape(1000, together=False)
+    given = Fitting(model, options(), wide, shape).choose().needs[0]
+    assert given.total - plain.total == 512 * 1000 * 4
+    directions = {i: np.ones(model.h.n_embd, np.float32) for i in range(1, model.h.n_layers)}
+    with open_gguf(conformance_model("llama-dense")) as gguf:
+        model = outline(gguf, model.h, processor, Additions(directions=directions))
+    given = Fitting(model, options(n_gpu_layers=1), wide).choose().total()
+    assert given.weights > Fitting(read("llama-dense"), options(), wide).choose().total().weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,6 +137,16 @@ def test_images_in_small_steps(vision_folder: Path, serve: Callable[..., Engine]
         engine = serve(reference, n_ubatch=n_ubatch)
         found, _ = logprobs(engine, read(reference, engine, "tall"))
         check_logits(found, reference.arrays["logits.tall"])
+
+
+def test_the_encoder_leaves_memory_with_the_model(
+    vision_folder: Path, serve: Callable[..., Engine]
+) -> None:
+    engine = serve(Reference(vision_folder, "llava15"))
+    encoder = weakref.ref(engine._encoder)
+    engine.release()
+    gc.collect()
+    assert encoder() is None
 
 
 def test_an_image_that_must_go_at_once_and_cannot(
