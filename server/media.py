@@ -12,11 +12,12 @@ import binascii
 import re
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from engine.errors import EngineError
+from engine.errors import ContextOverflowError, EngineError
 from server.errors import ApiError, invalid
 from server.fetch import Fetcher
 from server.interface import Engine, MediaReader
@@ -25,6 +26,9 @@ from server.interface import Engine, MediaReader
 MARKER = f"<__media_{secrets.token_hex(8)}__>"
 SHOWN_MARKER = "<__media__>"  # in prompts that are shown
 KINDS = ("image_url", "input_audio")
+MAX_FETCHES = 4  # of a request at a time
+# Few, since each may need a gigabyte for a moment.
+DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
 _DATA_URL = re.compile(r"data:(?P<kind>[^,;]*)(?P<options>(?:;[^,;]*)*),(?P<data>.*)", re.S)
 
 
@@ -82,11 +86,21 @@ async def read_media(messages: list[dict[str, Any]], engine: Engine, fetcher: Fe
     reader = engine.media
     if reader is None:
         raise unsupported(found[0], "image" if found[0].kind == "image_url" else "audio")
-    fetched = await asyncio.gather(*(fetch(source, fetcher) for source in found))
-    return [
-        await asyncio.to_thread(decoded, source, data, reader)
-        for source, data in zip(found, fetched, strict=True)
-    ]
+    media: list[Any] = []
+    for at in range(0, len(found), MAX_FETCHES):
+        batch = found[at : at + MAX_FETCHES]
+        fetched = await asyncio.gather(*(fetch(source, fetcher) for source in batch))
+        for source, data in zip(batch, fetched, strict=True):
+            media.append(await decode(source, data, reader))
+            check_room(media, engine.n_ctx)
+    return media
+
+
+def check_room(media: list[Any], n_ctx: int) -> None:
+    """ContextOverflowError before the rest is decoded, with the tokens so far."""
+    n_tokens = sum(medium.n_tokens for medium in media)
+    if n_tokens >= n_ctx:
+        raise ContextOverflowError(n_tokens, n_ctx)
 
 
 def unsupported(source: Source, kind: str) -> ApiError:
@@ -131,8 +145,10 @@ def from_base64(text: str) -> bytes:
         raise ValueError(f"the base64 cannot be read: {error}") from None
 
 
-def decoded(source: Source, data: bytes, reader: MediaReader) -> Any:
+async def decode(source: Source, data: bytes, reader: MediaReader) -> Any:
+    loop = asyncio.get_running_loop()
     try:
-        return reader.image(data) if source.kind == "image_url" else reader.sound(data)
+        read = reader.image if source.kind == "image_url" else reader.sound
+        return await loop.run_in_executor(DECODERS, read, data)
     except EngineError as error:
         raise invalid(f"Field '{source.name}': {error}") from None

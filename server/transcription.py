@@ -6,7 +6,6 @@ need them (``srt``, ``vtt``, ``timestamp_granularities``) is refused.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -28,7 +27,7 @@ from server.fields import SamplingFields, convert, refuse
 from server.framing import SSE_DONE
 from server.generate import Options, start
 from server.interface import Engine
-from server.media import MARKER, Source, decoded, unsupported
+from server.media import MARKER, Source, decode, unsupported
 from server.service import Service
 from server.stream import Reply
 
@@ -65,7 +64,7 @@ async def transcriptions(service: Service, http: HttpRequest) -> Reply:
     refuse(data, UNSUPPORTED)
     fields = convert(data, TranscriptionFields, strict=False)
     check_numbers(fields)
-    sound = await asyncio.to_thread(read_sound, fields.file, service.engine)
+    sound = await read_sound(fields.file, service.engine)
     chat = read_chat(chat_body(fields))
     job = await prepare(service, chat, [sound])
     dialect = Transcription(job.choices()[0], fields, sound.seconds)
@@ -104,11 +103,11 @@ def check_numbers(fields: TranscriptionFields) -> None:
             raise invalid(f"Field '{name}': expected a finite number, got {value}")
 
 
-def read_sound(data: bytes, engine: Engine) -> Any:
+async def read_sound(data: bytes, engine: Engine) -> Any:
     source = Source("file", "input_audio", "")
     if engine.media is None:
         raise unsupported(source, "audio")
-    return decoded(source, data, engine.media)
+    return await decode(source, data, engine.media)
 
 
 def chat_body(fields: TranscriptionFields) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from engine.media.resize import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 WHITE = (255, 255, 255, 255)
+MAX_RATIO = 200  # of the sides, as in Qwen2-VL's processor; scaled to a square they would not end
 
 
 def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pixels:
@@ -28,12 +29,10 @@ def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pix
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damage that Pillow has repaired
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise MediaError(
-                        f"the image has {image.width} x {image.height} pixels, more than the "
-                        f"limit of {max_pixels}"
-                    )
+                _check_size(image.width, image.height, max_pixels)
                 return np.ascontiguousarray(_rgb(image))
+    except MediaError:
+        raise
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise MediaError(f"the image is in none of these formats: {known}") from None
@@ -41,14 +40,23 @@ def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pix
         raise MediaError(f"the image is too large: {error}") from None
     except MemoryError:
         raise MediaError("the image needs more memory than there is") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+    except Exception as error:  # whatever a parser trips over
         raise MediaError(f"the image cannot be decoded: {error}") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    size = f"the image has {width} x {height} pixels"
+    if width * height > max_pixels:
+        raise MediaError(f"{size}, more than the limit of {max_pixels}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise MediaError(f"{size}; a side may be {MAX_RATIO} times as long as the other")
 
 
 def _rgb(image: Image.Image) -> Pixels:
     """The first frame in RGB, turned as its EXIF data says."""
     image.load()
-    turned = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    turned: Image.Image = image
     if turned.mode.startswith(("I", "F")):  # 16 bits or more in one channel
         return _from_deep(np.asarray(turned))
     if turned.has_transparency_data:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 SAMPLE_RATE = 16000
 WINDOW, HOP = 400, 160
 EDGE = WINDOW // 2  # samples that are mirrored at an end
+BLOCK = 8192  # frames transformed at a time, for the memory of long sounds
 WHISPER_FRAMES = 3000  # of a piece: 30 seconds
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
@@ -50,8 +51,11 @@ def log_mel(samples: npt.NDArray[np.floating], n_mels: int) -> Floats:
     n = 1 + (len(samples) - WINDOW) // HOP
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP][:n]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    power = np.abs(np.fft.rfft(frames * hann, axis=1)) ** 2
-    mel = np.log10(np.maximum(mel_filters(n_mels) @ power.T, 1e-10))
+    mel = np.empty((n_mels, n))
+    for at in range(0, n, BLOCK):
+        power = np.abs(np.fft.rfft(frames[at : at + BLOCK] * hann, axis=1)) ** 2
+        mel[:, at : at + BLOCK] = mel_filters(n_mels) @ power.T
+    mel = np.log10(np.maximum(mel, 1e-10))
     mel = np.maximum(mel, mel.max() - 8.0)
     result: Floats = ((mel + 4.0) / 4.0).astype(np.float32)
     return result

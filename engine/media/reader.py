@@ -21,7 +21,6 @@ from engine.media.image import decode_image
 from engine.media.limits import MediaLimits
 from engine.media.mel import SAMPLE_RATE
 from engine.media.prepare import Tile, joined, prepare
-from engine.media.resize import Pixels
 from engine.media.sound import decode_sound
 from engine.media.span import MediaSpan
 
@@ -39,24 +38,15 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded image."""
+class Medium:
+    """A decoded image or sound: texts and the encoder's inputs in prompt order.
 
-    pixels: Pixels
+    ``n_tokens``: of the inputs. ``seconds``: of a sound.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Sound:
-    """A decoded sound, float32 at 16 kHz."""
-
-    samples: npt.NDArray[Any]
-
-    @property
-    def seconds(self) -> float:
-        return len(self.samples) / SAMPLE_RATE
-
-
-Medium = Picture | Sound
+    pieces: tuple[str | npt.NDArray[Any], ...]
+    n_tokens: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +85,20 @@ class MediaReader:
         """Decode an image file; MediaError says why it cannot be used."""
         if self._vision is None:
             raise MediaError("this model takes no images: its projector is for audio only")
-        return Picture(decode_image(data, self._limits.max_pixels))
+        pixels = decode_image(data, self._limits.max_pixels)
+        pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+        return self._medium([p.pixels if isinstance(p, Tile) else p for p in pieces])
 
     def sound(self, data: bytes) -> Medium:
         """Decode a sound file; MediaError says why it cannot be used."""
         if self._audio is None:
             raise MediaError("this model takes no audio: its projector is for images only")
-        return Sound(decode_sound(data, self._limits.max_seconds))
+        samples = decode_sound(data, self._limits.max_seconds)
+        before, after = MARKERS[self._audio.kind]
+        around = [text for text in (before, after) if text]
+        mels: list[str | npt.NDArray[Any]] = list(spectrograms(self._audio, samples))
+        pieces = [*around[: bool(before)], *mels, *around[bool(before) :]]
+        return self._medium(pieces, len(samples) / SAMPLE_RATE)
 
     def prompt(
         self, text: str, marker: str, media: Sequence[Medium], tokenizer: Tokenizer
@@ -121,7 +118,7 @@ class MediaReader:
             del ids[0]  # the template has written one too
         spans: list[MediaSpan] = []
         for medium, after in zip(media, texts[1:], strict=True):
-            for piece in self._pieces(medium):
+            for piece in medium.pieces:
                 if isinstance(piece, str):
                     ids += marker_ids(piece, tokenizer)
                 else:
@@ -132,26 +129,24 @@ class MediaReader:
                 ids += tokenizer.encode(after, add_special=False, parse_special=True)
         return MediaPrompt(tuple(ids), tuple(spans))
 
-    def _pieces(self, medium: Medium) -> list[str | npt.NDArray[Any]]:
-        if isinstance(medium, Picture):
-            assert self._vision is not None
-            pieces = joined(prepare(self._vision.kind, medium.pixels, self._vision.limits))
-            return [piece.pixels if isinstance(piece, Tile) else piece for piece in pieces]
-        assert self._audio is not None
-        before, after = MARKERS[self._audio.kind]
-        around = [text for text in (before, after) if text]
-        mels: list[str | npt.NDArray[Any]] = list(spectrograms(self._audio, medium.samples))
-        return [*around[: bool(before)], *mels, *around[bool(before) :]]
+    def _medium(self, pieces: list[str | npt.NDArray[Any]], seconds: float = 0.0) -> Medium:
+        counts = [self._count(piece) for piece in pieces if not isinstance(piece, str)]
+        return Medium(tuple(pieces), sum(counts), seconds)
+
+    def _count(self, input: npt.NDArray[Any]) -> int:
+        if input.ndim == 2:
+            assert self._audio is not None
+            return self._audio.n_tokens(input.shape[1])
+        assert self._vision is not None
+        return self._vision.n_tokens(*input.shape[:2])
 
     def _span(self, start: int, input: npt.NDArray[Any]) -> MediaSpan:
         key = hashlib.sha256(f"{input.shape}".encode() + input.tobytes()).digest()
+        count = self._count(input)
         if input.ndim == 2:
-            assert self._audio is not None
-            count = self._audio.n_tokens(input.shape[1])
             return MediaSpan(start, count, key, input, (count, 1))
         assert self._vision is not None
-        height, width = input.shape[:2]
-        count, grid = self._vision.n_tokens(height, width), self._vision.token_grid(height, width)
+        grid = self._vision.token_grid(*input.shape[:2])
         return MediaSpan(start, count, key, input, grid, self._together)
 
 

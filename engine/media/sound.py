@@ -7,6 +7,7 @@ whose text says why.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ from engine.media.limits import MediaLimits
 from engine.media.mel import SAMPLE_RATE
 
 MIN_SECONDS = 0.01
-BLOCK = 1 << 20  # frames decoded at a time
+RATES = (1000, 384000)  # Hz
+BLOCK = 1 << 20  # samples decoded at a time
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,26 +29,35 @@ def decode_sound(data: bytes, max_seconds: float = MediaLimits().max_seconds) ->
     """float32 [samples] at 16 kHz in -1 to 1; MediaError for anything that is no sound."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = file.samplerate
-            samples = _mono(file, int(max_seconds * rate), max_seconds)
+            samples = _resampled(file, max_seconds)
     except soundfile.LibsndfileError as error:
         raise MediaError(f"the sound cannot be decoded: {error.error_string}") from None
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise MediaError(f"the sound cannot be decoded: {error}") from error
-    if len(samples) < MIN_SECONDS * rate:
-        raise MediaError(f"the sound has only {len(samples)} samples at {rate} Hz")
-    if rate != SAMPLE_RATE:
-        samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return np.nan_to_num(np.asarray(samples, np.float32), posinf=0.0, neginf=0.0)
+    return np.nan_to_num(samples, posinf=0.0, neginf=0.0)
 
 
-def _mono(file: soundfile.SoundFile, limit: int, max_seconds: float) -> Floats:
-    """The mean of the channels; a header's length is not believed."""
-    blocks: list[Floats] = []
-    n = 0
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+def _resampled(file: soundfile.SoundFile, max_seconds: float) -> Floats:
+    """Block by block: a small file may hold many samples of a high rate."""
+    rate, n = file.samplerate, 0
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError(f"the sound has a rate of {rate} Hz, not one of {RATES[0]} to {RATES[1]}")
+    stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1)
+    found: list[Floats] = []
+    for block in _mono(file):
         n += len(block)
-        if n > limit:
+        if n > max_seconds * rate:
             raise MediaError(f"the sound is longer than the limit of {max_seconds:g} seconds")
-        blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        found.append(block if stream is None else stream.resample_chunk(block))
+    if n < MIN_SECONDS * rate:
+        raise MediaError(f"the sound has only {n} samples at {rate} Hz")
+    if stream is not None:
+        found.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(found)
+
+
+def _mono(file: soundfile.SoundFile) -> Iterator[Floats]:
+    """The mean of the channels; a header's length is not believed."""
+    n_frames = max(BLOCK // file.channels, 1)
+    while len(block := file.read(n_frames, dtype="float32", always_2d=True)):
+        yield block.mean(axis=1)
