@@ -74,9 +74,7 @@ async def infill(service: Service, http: HttpRequest) -> Reply:
 
 
 def read(data: dict[str, Any], kind: Any) -> Any:
-    refuse(
-        data, {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"} | {"suffix": ("",)}
-    )
+    refuse(data, NATIVE_UNSUPPORTED)
     return convert(data, kind)
 
 

@@ -53,7 +53,10 @@ def tool_choice(chat: Chat) -> tuple[str, list[dict[str, Any]]]:
         return named_mode(choice or "auto", tools)
     if choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)
-        names = [function_name(tool) for tool in allowed.get("tools", [])]
+        listed = allowed.get("tools") if isinstance(allowed, dict) else None
+        if not isinstance(listed, list):
+            raise invalid(f"Field 'tool_choice': expected tools in an array, got {listed!r:.80}")
+        names = [function_name(tool) for tool in listed]
         mode = allowed.get("mode", "auto")
     else:
         names, mode = [function_name(choice)], "required"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -49,9 +50,12 @@ class Result:
     n_tokens: int
 
 
-async def run(service: Service, prompts: Sequence[Prompt], pooling: Pooling) -> list[Result]:
+async def run(
+    service: Service, http: HttpRequest, prompts: Sequence[Prompt], pooling: Pooling
+) -> list[Result]:
     """What the engine makes of each prompt; they wait for slots like other requests."""
     stream = service.event_stream()
+    watch = asyncio.create_task(stream.watch(http.receive))
     vectors: list[Vectors] = [[] for _ in prompts]
     try:
         stream.submit(Request(prompt.ids, pooling=pooling, max_tokens=0) for prompt in prompts)
@@ -61,7 +65,10 @@ async def run(service: Service, prompts: Sequence[Prompt], pooling: Pooling) -> 
                 if type(event) is Embedded:
                     vectors[index] = [list(vector) for vector in event.vectors]
     finally:
+        watch.cancel()
         stream.close()
+    if stream.gone:
+        raise ClientDisconnect
     return [Result(found, len(prompt.ids)) for prompt, found in zip(prompts, vectors, strict=True)]
 
 
@@ -74,14 +81,16 @@ class EmbeddingFields(msgspec.Struct, kw_only=True):
     truncate: bool = False  # cut what is longer than the context; Ollama does unless told not to
 
 
-async def embed(service: Service, fields: EmbeddingFields, pooling: Pooling) -> list[Result]:
+async def embed(
+    service: Service, http: HttpRequest, fields: EmbeddingFields, pooling: Pooling
+) -> list[Result]:
     name, value = ("input", fields.input) if fields.content is None else ("content", fields.content)
     if value is None:
         raise invalid("Field 'input' is required")
     prompts = await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, name)
     if fields.truncate:
         prompts = [Prompt(prompt.ids[: service.engine.n_ctx]) for prompt in prompts]
-    results = await run(service, prompts, pooling)
+    results = await run(service, http, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
     return [
         Result([shaped(vector, kind, fields.dimensions) for vector in one.vectors], one.n_tokens)
@@ -108,7 +117,7 @@ def one_vector(service: Service) -> Pooling:
 
 async def openai_embeddings(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), EmbeddingFields)
-    results = await embed(service, fields, one_vector(service))
+    results = await embed(service, http, fields, one_vector(service))
     n_tokens = sum(result.n_tokens for result in results)
     return json_response(
         {
@@ -136,7 +145,7 @@ def encoded(vector: list[float], form: str) -> list[float] | str:
 
 async def native_embeddings(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), EmbeddingFields)
-    results = await embed(service, fields, service.pooling)
+    results = await embed(service, http, fields, service.pooling)
     return json_response(
         [{"index": index, "embedding": result.vectors} for index, result in enumerate(results)]
     )
@@ -145,7 +154,7 @@ async def native_embeddings(service: Service, http: HttpRequest) -> Response:
 async def ollama_embed(service: Service, http: HttpRequest) -> Response:
     began = time.perf_counter_ns()
     fields = convert({"truncate": True} | await service.read_object(http), EmbeddingFields)
-    results = await embed(service, fields, one_vector(service))
+    results = await embed(service, http, fields, one_vector(service))
     return json_response(
         {
             "model": service.model_name,
@@ -165,7 +174,7 @@ async def ollama_embeddings(service: Service, http: HttpRequest) -> Response:
     """Ollama's older endpoint: one text, and the vector as the model gives it."""
     given = convert(await service.read_object(http), OllamaPrompt)
     fields = EmbeddingFields(input=given.prompt, embd_normalize=-1, truncate=True)
-    (result,) = await embed(service, fields, one_vector(service))
+    (result,) = await embed(service, http, fields, one_vector(service))
     return json_response({"embedding": result.vectors[0]})
 
 
@@ -186,6 +195,8 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
         )
     fields = convert(await service.read_object(http), RerankFields)
     given = fields.texts if fields.documents is None else fields.documents
+    if fields.top_n is not None and fields.top_n < 0:
+        raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
     if not given:
         raise invalid("Field 'documents' is required, and must not be empty")
     texts = [document_text(place, document) for place, document in enumerate(given)]
@@ -193,7 +204,7 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
     prompts = await asyncio.to_thread(
         lambda: [Prompt(tuple(pair(fields.query, text))) for text in texts]
     )
-    results = await run(service, prompts, "rank")
+    results = await run(service, http, prompts, "rank")
     scores = [result.vectors[0][0] for result in results]
     order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
     name = "relevance_score" if fields.texts is None else "score"

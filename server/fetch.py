@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Fetcher:
         root = self.folder.resolve()
         for candidate in (root / path.lstrip("/"), Path(path)):
             found = candidate.resolve()
-            if found.is_relative_to(root) and found.is_file():
+            if found.is_relative_to(root) and os.path.isfile(found):
                 break
         else:
             raise ValueError(f"there is no file {path!r:.200} below --media-path")

@@ -25,7 +25,14 @@ from server.fields import convert, refuse
 from server.framing import NAMED_SSE
 from server.generate import Job, Options, make_options, start
 from server.logprobs import content_logprobs
-from server.responses_input import STATEFUL, ResponsesFields, chat_body, echoed, sealed
+from server.responses_input import (
+    ONE_ANSWER,
+    STATEFUL,
+    ResponsesFields,
+    chat_body,
+    echoed,
+    sealed,
+)
 from server.service import Service
 from server.stream import Reply
 
@@ -56,7 +63,7 @@ async def input_tokens(service: Service, http: HttpRequest) -> Response:
 
 
 async def read(service: Service, data: dict[str, Any]) -> tuple[Chat, Job]:
-    refuse(data, STATEFUL)
+    refuse(data, STATEFUL | ONE_ANSWER)
     convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
     return chat, await prepare(service, chat)

@@ -18,6 +18,7 @@ STATEFUL: dict[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "prompt": (),
 }
+ONE_ANSWER: dict[str, tuple[object, ...]] = {"n": (1,), "n_cmpl": (1,)}
 TRANSLATED = frozenset(
     {
         "include",

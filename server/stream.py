@@ -87,7 +87,10 @@ class EventStream:
         self._pending.append((index, event))
         self._wake()
 
-    def client_gone(self) -> None:
+    async def watch(self, receive: Receive) -> None:
+        """End when the client closes the connection; a task beside what iterates."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
         self.gone = True
         self.close()
         self._wake()
@@ -170,7 +173,7 @@ class Reply:
         self.timeout = timeout  # seconds for a client that does not read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.create_task(self._watch(receive))
+        watch = asyncio.create_task(self.stream.watch(receive))
         try:
             if self.streaming:
                 await self._send_events(send)
@@ -181,11 +184,6 @@ class Reply:
         finally:
             watch.cancel()
             self.stream.close()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.stream.client_gone()
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async for batch in self.stream:

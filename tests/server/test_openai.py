@@ -236,6 +236,9 @@ def test_what_reaches_the_template(url: str, client: Any, engine: Any) -> None:
     assert call["tools"] == tools
     assert call["extra"] == {"reasoning_effort": "low", "enable_thinking": False}
     create(model="m", messages=USER, tools=tools, tool_choice="none")
+    for wrong in ({"type": "allowed_tools"}, {"type": "allowed_tools", "allowed_tools": "f"}):
+        with pytest.raises(openai.BadRequestError, match="tool_choice"):
+            create(model="m", messages=USER, tools=tools, tool_choice=wrong)
     assert engine.chat_template.asked()["tools"] is None
 
 

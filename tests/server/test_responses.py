@@ -108,6 +108,7 @@ def test_input_tokens(url: str) -> None:
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
+        ({"extra_body": {"n": 2}}, "'n'"),
         ({"conversation": "c"}, "conversation"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         (

@@ -41,12 +41,14 @@ def waits(before: list[Event]) -> Any:
     return script
 
 
-def open_request(url: str, body: dict[str, Any]) -> socket.socket:
+def open_request(
+    url: str, body: dict[str, Any], path: str = "/v1/chat/completions"
+) -> socket.socket:
     """A request on a bare socket, that can be dropped at any point."""
     host, _, port = url.removeprefix("http://").partition(":")
     data = json.dumps(body).encode()
     connection = socket.create_connection((host, int(port)))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
 
@@ -69,6 +71,14 @@ def test_all_choices_are_cancelled(serve: Any, fakes: Any) -> None:
     engine = fakes.engine(waits([Started(3, 0, 0)]))
     connection = open_request(serve(engine), BODY | {"stream": True, "n": 3})
     until(lambda: engine.n_running == 3)
+    connection.close()
+    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+
+
+def test_embeddings_are_cancelled(serve: Any, fakes: Any) -> None:
+    engine = fakes.engine(waits([Started(3, 0, 0)]))
+    connection = open_request(serve(engine), {"input": ["a", "b"]}, "/v1/embeddings")
+    until(lambda: engine.n_running == 2)
     connection.close()
     assert until(lambda: engine.n_running == 0) < FREE_WITHIN
 
