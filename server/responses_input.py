@@ -184,14 +184,16 @@ def parts(name: str, content: Any) -> list[dict[str, Any]]:
 
 
 def content_part(name: str, part: Any) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise invalid(f"Field '{name}': expected an object with a type, got {part!r:.80}")
     if kind == "input_image":
         if not isinstance(part.get("image_url"), str):
             raise invalid(f"Field '{name}.image_url': expected a URL; files are not kept here")
         return {"type": "image_url", "image_url": {"url": part["image_url"]}, "name": name}
     if kind == "input_audio":
         return {"type": "input_audio", "input_audio": part.get("input_audio"), "name": name}
-    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+    text = part.get("refusal" if kind == "refusal" else "text")
     if not (kind in TEXT_PARTS or kind == "refusal") or not isinstance(text, str):
         raise invalid(f"Field '{name}': input of type {kind!r:.80} is not supported by this server")
     return {"type": "text", "text": text}

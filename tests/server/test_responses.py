@@ -116,6 +116,7 @@ def test_input_tokens(url: str) -> None:
             "image input is not supported",
         ),
         ({"input": [{"type": "function_call", "name": "f"}]}, r"input\[0\]"),
+        ({"input": [{"role": "user", "content": [{"type": ["text"]}]}]}, r"content\[0\]"),
         ({"text": {"format": "x"}}, "text.format"),
         ({"tools": 5}, "tools"),
         ({"temperature": "hot"}, "temperature"),
