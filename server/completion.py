@@ -25,7 +25,7 @@ from server.service import Service
 from server.stream import Reply
 
 NATIVE_UNSUPPORTED = {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"}
-NATIVE_UNSUPPORTED |= {"suffix": ("",)}
+NATIVE_UNSUPPORTED |= {"echo": (False,), "suffix": ("",)}
 STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
 
 
@@ -51,6 +51,8 @@ def routes(service: Service) -> list[BaseRoute]:
 
 async def completion(service: Service, http: HttpRequest) -> Reply:
     fields = read(await service.read_object(http), NativeFields)
+    if fields.n_probs is None:
+        fields.n_probs = fields.logprobs  # its name in /v1/completions
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
     prompts = await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer)
@@ -163,7 +165,7 @@ class NativeCompletions:
             "model": self.model,
             "tokens_predicted": n_generated,
             "tokens_evaluated": started.n_prompt,
-            "generation_settings": generation_settings(self.requests[index]),
+            "generation_settings": generation_settings(self.requests[index], self.tokenizer),
             "prompt": prompt_text(choice.prompt, self.tokenizer),
             "has_new_line": self._has_new_line[index],
             "truncated": finished.truncated,

@@ -44,6 +44,7 @@ LIMITED: dict[str, tuple[int, int]] = {
     "dry_penalty_last_n": (-1, INT32_MAX),
     "min_keep": (0, INT32_MAX),
     "n_probs": (0, INT32_MAX),
+    "logprobs": (0, INT32_MAX),
     "top_logprobs": (0, INT32_MAX),
     "t_max_predict_ms": (-1, INT32_MAX),
     "n_indent": (0, INT32_MAX),

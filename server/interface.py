@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,8 @@ class Tokenizer(Protocol):
     def bos_id(self) -> int | None: ...
     @property
     def eos_id(self) -> int | None: ...
+    @property
+    def eog_ids(self) -> Collection[int]: ...
     def encode(
         self, text: str, *, add_special: bool = ..., parse_special: bool = ...
     ) -> list[int]: ...

@@ -102,7 +102,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
     return json_response(
         {
             "default_generation_settings": {
-                "params": generation_settings(default_request(service.defaults)),
+                "params": generation_settings(default_request(service.defaults), tokenizer),
                 "n_ctx": engine.n_ctx,
             },
             "total_slots": engine.n_slots,

@@ -83,8 +83,6 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     refuse(data, UNSUPPORTED)
     fields = convert(data, CompletionFields)
     n_top = fields.logprobs if fields.n_probs is None else fields.n_probs or None
-    if n_top is not None and n_top < 0:
-        raise invalid(f"Field 'logprobs': Value must be 0 or more, got {n_top}")
     options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)

@@ -7,13 +7,17 @@ from dataclasses import fields
 from typing import Any
 
 from engine.request import Request, SamplingParams
+from server.interface import Tokenizer
 
 SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
-def generation_settings(request: Request) -> dict[str, Any]:
+def generation_settings(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
+    """``ignore_eos`` shows as what it does: the tokens that end generation are banned."""
     sampling = request.sampling
     constraint = request.constraint
+    banned = sorted(tokenizer.eog_ids) if sampling.ignore_eos else ()
+    biases = [*sampling.logit_bias, *((id, -math.inf) for id in banned)]
     return {
         **{name: getattr(sampling, name) for name in SAMPLING_NAMES},
         "max_tokens": request.max_tokens,
@@ -24,7 +28,6 @@ def generation_settings(request: Request) -> dict[str, Any]:
         "grammar": constraint.text if constraint is not None else "",
         "grammar_lazy": bool(constraint is not None and constraint.triggers),
         "logit_bias": [
-            {"token": id, "bias": None if bias == -math.inf else bias}
-            for id, bias in sampling.logit_bias
+            {"token": id, "bias": None if bias == -math.inf else bias} for id, bias in biases
         ],
     }

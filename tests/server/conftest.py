@@ -42,6 +42,7 @@ class ByteTokenizer:
     """A token for each byte, BOS and EOS."""
 
     n_vocab, bos_id, eos_id = N_VOCAB, BOS, EOS
+    eog_ids = frozenset({EOS})
     fim = FimTokens()
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:

@@ -51,6 +51,19 @@ def test_completion(url: str, engine: Any, path: str) -> None:
     assert "completion_probabilities" not in answer
 
 
+def test_ignore_eos_shows_as_a_bias(url: str) -> None:
+    settings = post(url, ignore_eos=True, logit_bias=[[65, 1.5]])["generation_settings"]
+    eos = 257
+    assert settings["logit_bias"] == [{"token": 65, "bias": 1.5}, {"token": eos, "bias": None}]
+
+
+def test_a_field_of_the_other_endpoint_is_honoured_or_refused(url: str) -> None:
+    assert len(post(url, logprobs=2)["completion_probabilities"][0]["top_logprobs"]) == 2
+    answer = httpx.post(url + "/completion", json={"prompt": "Say", "echo": True})
+    assert answer.status_code == 400
+    assert "'echo'" in answer.json()["error"]["message"]
+
+
 def test_stream(url: str) -> None:
     *partial, final = chunks(url)
     assert "".join(chunk["content"] for chunk in partial) == TEXT
