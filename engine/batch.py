@@ -13,8 +13,8 @@ from engine.models.step import StepInputs
 from engine.ngrams import NGrams
 from engine.positions import grids_of
 from engine.positions import positions as grid_positions
-from engine.scheduler import Chunk
-from engine.scheduler import Sequence as RunningSequence
+from engine.sequence import Chunk
+from engine.sequence import Sequence as RunningSequence
 from kernels.attention import PART, AttentionInputs
 from kernels.device import Device
 from kernels.kv import PAGE

@@ -37,7 +37,8 @@ from engine.pace import Pace
 from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
 from engine.sampling import Sampler
-from engine.scheduler import Chunk, Plan, Scheduler, Sequence
+from engine.scheduler import Scheduler
+from engine.sequence import Chunk, Plan, Sequence
 from engine.slot_cache import SlotCache, SlotFile, SlotTask
 from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
 from engine.stream import Outbox, Stream

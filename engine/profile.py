@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from engine.batch import OutputRow
 from engine.request import Request
 from engine.runner import Runner
-from engine.scheduler import Chunk
-from engine.scheduler import Sequence as RunningSequence
+from engine.sequence import Chunk
+from engine.sequence import Sequence as RunningSequence
 from kernels.kv import PAGE
 from kernels.profile import Limits, StepTimes, measure_limits, time_step, touch_pages
 from kernels.tape import Counts, Launch

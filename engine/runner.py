@@ -15,7 +15,7 @@ from engine.checkpoints import StateCopy
 from engine.models.decoder import Decoder
 from engine.models.recording import Recording
 from engine.models.step import AttentionMode, Mode
-from engine.scheduler import Chunk
+from engine.sequence import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages
 from kernels.state import SlotStates

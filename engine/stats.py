@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from engine.request import Request, Timings
 
 if TYPE_CHECKING:
-    from engine.scheduler import Plan, Scheduler
+    from engine.scheduler import Scheduler
+    from engine.sequence import Plan
     from engine.stream import Stream
 
 

@@ -26,7 +26,7 @@ from engine.request import (
 )
 from engine.runner import RowLogits
 from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
-from engine.scheduler import Sequence
+from engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 

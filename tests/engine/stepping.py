@@ -21,8 +21,8 @@ from engine.models.table import find_architecture
 from engine.options import ControlVectors
 from engine.placement import Placement, on_one_device
 from engine.request import Request
-from engine.scheduler import Chunk
-from engine.scheduler import Sequence as RunningSequence
+from engine.sequence import Chunk
+from engine.sequence import Sequence as RunningSequence
 from engine.weights import Additions, allocate_weights, pack_weights
 from kernels.device import Device
 from kernels.program import Programs

@@ -7,7 +7,7 @@ import pytest
 from stepping import sequence
 
 from engine.batch import Batch, OutputRow
-from engine.scheduler import Chunk
+from engine.sequence import Chunk
 from kernels.device import Device
 from kernels.kv import PAGE
 from kernels.tensor import Tensor, read

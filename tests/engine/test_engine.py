@@ -30,7 +30,8 @@ from engine.request import (
     SamplingParams,
     Started,
 )
-from engine.scheduler import Chunk, Scheduler
+from engine.scheduler import Scheduler
+from engine.sequence import Chunk
 from engine.text.detokenizer import TextDecoder
 from kernels.topk import Found
 

@@ -8,7 +8,8 @@ from engine.cache import PageCache
 from engine.checkpoints import Checkpoints
 from engine.media.span import MediaSpan
 from engine.request import Request
-from engine.scheduler import Scheduler, Sequence
+from engine.scheduler import Scheduler
+from engine.sequence import Sequence
 
 SIZE = 4
 

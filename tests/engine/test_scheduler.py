@@ -12,7 +12,8 @@ from engine.cache import PageCache
 from engine.checkpoints import Checkpoints
 from engine.errors import ContextOverflowError, RequestError
 from engine.request import Request
-from engine.scheduler import Plan, Scheduler, Sequence
+from engine.scheduler import Scheduler
+from engine.sequence import Plan, Sequence
 
 SIZE = 4
 _ids = iter(range(10**9))

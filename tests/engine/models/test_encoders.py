@@ -26,7 +26,7 @@ from engine.batch import OutputRow
 from engine.engine import load_engine
 from engine.options import EngineOptions
 from engine.request import Embedded, Event, Request, Started
-from engine.scheduler import Chunk
+from engine.sequence import Chunk
 from kernels.device import Device
 from kernels.program import Programs
 
