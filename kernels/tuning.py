@@ -27,12 +27,17 @@ class Tuning:
     attention_group: int = 128  # work-items of a query head
 
     def within(self, max_work_group: int) -> Tuning:
-        """The same for a device that has no larger work-groups."""
+        """The same for a device that has no larger work-groups; of powers of two, by whose halves
+        the kernels sum."""
         return replace(
             self,
-            slices=max(min(self.slices, max_work_group // ROWS), 1),
-            attention_group=min(self.attention_group, max_work_group),
+            slices=_power_of_two(min(self.slices, max_work_group // ROWS)),
+            attention_group=_power_of_two(min(self.attention_group, max_work_group)),
         )
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(most.bit_length() - 1, 0)
 
 
 @functools.cache

@@ -44,3 +44,5 @@ def test_the_packaged_table_has_good_sizes_for_every_entry(device: Device) -> No
 def test_work_groups_are_no_larger_than_the_device_has() -> None:
     small = Tuning(slices=16, attention_group=256).within(64)
     assert (small.slices, small.attention_group) == (4, 64)
+    odd = Tuning(slices=32, attention_group=512).within(384)
+    assert (odd.slices, odd.attention_group) == (16, 256)
