@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,10 +45,10 @@ def serve(
         media_loader, "MediaEncoder", partial(encoder_module.MediaEncoder, like_llama_cpp=True)
     )
 
-    def start(reference: Reference, **options: Any) -> Engine:
+    def start(reference: Reference, n_ctx: int = 4096, **options: Any) -> Engine:
         least, most = reference.token_limits
         given = EngineOptions(
-            mmproj=conformance_model(reference.spec), n_ctx=4096, cache_type_k="f32",
+            mmproj=conformance_model(reference.spec), n_ctx=n_ctx, cache_type_k="f32",
             cache_type_v="f32", image_min_tokens=least, image_max_tokens=most, **options,
         )  # fmt: skip
         engine = load_engine(conformance_model(text_model(reference)), given)
@@ -169,6 +170,70 @@ def test_two_images_with_one_beginning_differ(
         results = list(pool.map(lambda prompt: logprobs(engine, prompt)[0], prompts))
     for key, found in zip(("square", "wide", "tall"), results, strict=True):
         check_logits(found, reference.arrays[f"logits.{key}"])
+
+
+@pytest.mark.parametrize("name", ["llava15", "gemma3"])
+def test_pauses_for_want_of_pages(
+    vision_folder: Path, serve: Callable[..., Engine], name: str
+) -> None:
+    """Who comes back shows its image anew, without another pass of the encoder."""
+    reference = Reference(vision_folder, name)
+    engine = serve(reference, n_ctx=384 if name == "llava15" else 256, n_ubatch=64)
+    keys = ("square", "wide", "tall", "square", "wide")
+    with counted_passes() as passes:
+        events = [submit(engine, read(reference, engine, key), 120) for key in keys]
+        together = [answer(queue) for queue in events]
+    assert engine.stats().n_preempted > 0
+    assert len(passes) == 3
+    assert engine.stats().n_pages_used == 0
+    for key, found in zip(keys, together, strict=True):
+        prompt = read(reference, engine, key)
+        assert answer(submit(engine, prompt, 120, cache_prompt=False)) == found
+
+
+def test_cancelled_while_its_image_is_encoded(
+    vision_folder: Path, serve: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass ends first; what it has made is kept for the next who shows the image."""
+    reference = Reference(vision_folder, "llava15")
+    engine = serve(reference)
+    encode, begun, go_on = encoder_module.MediaEncoder.encode, threading.Event(), threading.Event()
+
+    def slow(self: encoder_module.MediaEncoder, span: MediaSpan) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return encode(self, span)
+
+    monkeypatch.setattr(encoder_module.MediaEncoder, "encode", slow)
+    prompt, events = read(reference, engine, "wide"), Queue[Event]()
+    ticket = engine.submit(Request(prompt.ids, media=prompt.spans), events.put)
+    assert begun.wait(60)
+    engine.cancel(ticket)
+    go_on.set()
+    while not isinstance(event := events.get(timeout=60), Finished):
+        assert not isinstance(event, Delta | Failed)
+    assert event.reason == "cancelled"
+    with counted_passes() as passes:
+        found, _ = logprobs(engine, prompt)
+    assert passes == []
+    check_logits(found, reference.arrays["logits.wide"])
+
+
+def submit(engine: Engine, prompt: MediaPrompt, n: int, **options: Any) -> Queue[Event]:
+    """The events of a request for the likeliest n tokens."""
+    events: Queue[Event] = Queue()
+    sampling = SamplingParams(temperature=0, ignore_eos=True)
+    request = Request(prompt.ids, sampling, max_tokens=n, media=prompt.spans, **options)
+    engine.submit(request, events.put)
+    return events
+
+
+def answer(events: Queue[Event]) -> list[int]:
+    tokens: list[int] = []
+    while not isinstance(event := events.get(timeout=120), Finished):
+        assert not isinstance(event, Failed), event.message
+        tokens += event.tokens if isinstance(event, Delta) else ()
+    return tokens
 
 
 def test_a_projector_of_another_width_is_refused(
