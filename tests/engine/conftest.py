@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from asking import engine_of
 from opencl_devices import device, programs
+
+from engine.engine import Engine
+from engine.loader import load_model
+from engine.options import EngineOptions
+from kernels.device import list_devices
 
 __all__ = ["device", "programs"]
 
@@ -17,3 +24,21 @@ def vision_folder(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("there is no conformance/vision in ../shared")
     return folder
+
+
+@pytest.fixture
+def start_engine(
+    conformance_model: Callable[[str], Path],
+) -> Iterator[Callable[[str, EngineOptions], Engine]]:
+    """Loads a small model and starts its engine, closed at the end of the test."""
+    engines: list[Engine] = []
+
+    def started(name: str, options: EngineOptions) -> Engine:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        engines.append(engine_of(load_model(conformance_model(name), options, lambda share: None)))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        engine.close()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from asking import SECONDS, ask, assert_same_logits, engine_of, random_prompt, submit
+from asking import SECONDS, ask, assert_same_logits, random_prompt, submit
 
 from engine.engine import Engine
 from engine.errors import EngineStoppedError, RequestError
-from engine.loader import load_model
 from engine.options import EngineOptions, RopeOptions
-from kernels.device import list_devices
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd"
@@ -26,20 +23,9 @@ Start = Callable[..., Engine]
 
 
 @pytest.fixture
-def start(conformance_model: Callable[[str], Path]) -> Iterator[Start]:
-    """Loads a model and starts its engine."""
-    engines: list[Engine] = []
-
-    def started(name: str, **changes: Any) -> Engine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
-        options = replace(OPTIONS, **changes)
-        engines.append(engine_of(load_model(conformance_model(name), options, lambda share: None)))
-        return engines[-1]
-
-    yield started
-    for engine in engines:
-        engine.close()
+def start(start_engine: Callable[[str, EngineOptions], Engine]) -> Start:
+    """Starts a model: two slots of 256 tokens."""
+    return lambda name, **changes: start_engine(name, replace(OPTIONS, **changes))
 
 
 @pytest.mark.parametrize("name", ["llama-dense", "falcon-h1-dense", "mamba2-dense"])

@@ -6,16 +6,15 @@ contexts that shift, quantized KV and several devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import SECONDS, Reply, ask, assert_same_logits, engine_of, random_prompt, submit
+from asking import SECONDS, Reply, ask, assert_same_logits, random_prompt, submit
 
 from engine.engine import Engine
-from engine.loader import load_model
 from engine.options import EngineOptions
 from engine.request import Embedded, PromptScored
 from kernels.device import list_devices
@@ -30,21 +29,9 @@ Start = Callable[..., Engine]
 
 
 @pytest.fixture
-def start(conformance_model: Callable[[str], Path]) -> Iterator[Start]:
-    """Loads a model and starts its engine: four slots that share 512 tokens."""
-    engines: list[Engine] = []
-
-    def started(name: str, **changes: Any) -> Engine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
-        options = replace(OPTIONS, **changes)
-        engines.append(engine_of(load_model(conformance_model(name), options, lambda share: None)))
-        return engines[-1]
-
-    yield started
-    for engine in engines:
-        assert engine.healthy
-        engine.close()
+def start(start_engine: Callable[[str, EngineOptions], Engine]) -> Start:
+    """Starts a model: four slots that share 512 tokens."""
+    return lambda name, **changes: start_engine(name, replace(OPTIONS, **changes))
 
 
 def crowd(engine: Engine) -> list[tuple[list[int], int, Reply]]:
@@ -74,6 +61,7 @@ def test_a_crowd_for_which_pages_run_out(start: Start, name: str, changes: dict[
     assert (engine._runner.state_bytes > 0) == keeps_state
     asked = crowd(engine)
     stats = engine.stats()
+    assert engine.healthy
     assert stats.n_preempted > 0
     assert (stats.n_pages_used, stats.n_processing, stats.n_deferred) == (0, 0, 0)
     for prompt, n, reply in asked[:4]:
