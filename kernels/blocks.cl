@@ -41,6 +41,9 @@ INLINE int code(global const uchar* p, int k) {
 #elif defined(TYPE_Q8_0)
 #define BLOCK_BYTES 34
 INLINE int code(global const uchar* p, int k) { return p[2 + k]; }
+#elif defined(TYPE_INT13)  // no type of ggml's: kernels/quants.py
+#define BLOCK_BYTES 68
+INLINE int code(global const uchar* p, int k) { return u16(p + 4 + 2 * k); }
 #elif defined(TYPE_Q2_K)
 #define BLOCK_BYTES 84
 INLINE int code(global const uchar* p, int k) { return crumb(p + 16, k); }

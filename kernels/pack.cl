@@ -81,7 +81,9 @@ INLINE int sub_scale(global const uchar* p, int sub) {
 INLINE void pack_scales(global const uchar* p, int sub, bool real, float scale, global uchar* s,
                         int row) {
     global ushort* h = (global ushort*)s;
-#if defined(SCALES_E8M0)
+#if defined(SCALES_FLOAT)
+    ((global float*)s)[row] = real ? as_float(u32(p)) : 0;
+#elif defined(SCALES_E8M0)
     s[row] = real ? p[0] : 0;
 #elif defined(SCALES_UE4M3)
     for (int i = 2 * sub; i < 2 * sub + 2; i++) s[i * ROWS + row] = real ? sub_scale(p, i) : 0;
@@ -126,6 +128,11 @@ kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at,
     for (int c = 0; c < 8; c++) {
         uint v = code(p, sub * 32 + 4 * c) | code(p, sub * 32 + 4 * c + 2) << 8 |
                  code(p, sub * 32 + 4 * c + 1) << 16 | (uint)code(p, sub * 32 + 4 * c + 3) << 24;
+        q[c * ROWS + row] = real ? v : 0;
+    }
+#elif LOW_BITS == 16
+    for (int c = 0; c < 16; c++) {
+        const uint v = code(p, sub * 32 + 2 * c) | (uint)code(p, sub * 32 + 2 * c + 1) << 16;
         q[c * ROWS + row] = real ? v : 0;
     }
 #else

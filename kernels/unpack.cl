@@ -6,6 +6,7 @@
 //   LOW_BITS 1 2 4  so many planes; pair p is in plane p / n at bit LOW_BITS * (p % n), n being
 //                16 / LOW_BITS: (v >> 4j) & 0x000F000F is a pair of shorts.
 //   LOW_BITS 3   3 planes: pairs 0..14 like that with n = 5; bit i of pair 15 at bit 15 of plane i.
+//   LOW_BITS 16  16 x 16 ints, each a pair of shorts.
 //   LOW_BITS 8   8 x 16 ints. Bytes 0..3 of int c are columns 4c, 4c+2, 4c+1, 4c+3 (signed).
 //   HIGH_BITS 1  1 plane more: bit 4 of pair p at bit p.
 //   HIGH_BITS 2  2 planes more: bits 4 and 5 of pair p in plane p / 8 at bit 2 * (p % 8).
@@ -50,6 +51,9 @@
 #define SCALES_HALVES
 #elif defined(TYPE_Q8_0)
 #define LOW_BITS 8
+#elif defined(TYPE_INT13)
+#define LOW_BITS 16
+#define SCALES_FLOAT
 #elif defined(TYPE_Q2_K)
 #define LOW_BITS 2
 #define SCALES_2K
@@ -161,6 +165,8 @@
 #define SUPER 2
 #define SBYTES 80
 #define PARTS 2
+#elif defined(SCALES_FLOAT)  // float d
+#define SBYTES 64
 #else  // half d
 #define SBYTES 32
 #endif
@@ -224,6 +230,9 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
     const vint v = LOAD_UCHAR(s + 32, sub);
     d[0] = LOAD_HALF(s, 0) * to_vfloat(v & 15);
     m[0] = d[0] * (-0.875f - 0.25f * to_vfloat(v >> 4));
+#elif defined(SCALES_FLOAT)
+    d[0] = LOAD_FLOAT(s, 0);
+    m[0] = (vfloat)(0);
 #elif defined(SCALES_E8M0)
     const vint e = LOAD_UCHAR(s, 0);  // half of 2^(e - 127), so that the table holds integers
     d[0] = as_vfloat(e < 2 ? (vint)(0x00200000) << e : (e - 1) << 23) * 0x1p-8f;
@@ -296,6 +305,9 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
         w[2 * c] = (vpair)(v << (vpair)(8)) >> (vpair)(8);
         w[2 * c + 1] = v >> (vpair)(8);
     }
+#elif LOW_BITS == 16
+    #pragma unroll
+    for (int p = 0; p < 16; p++) w[p] = as_vpair(LOAD_INT(q, p));
 #else
     const int n = 16 / LOW_BITS;
     #pragma unroll

@@ -33,6 +33,7 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
     "Q5_0": (320, 32, 1),
     "Q5_1": (320, 64, 1),
     "Q8_0": (512, 32, 1),
+    "INT13": (1024, 64, 1),
     "Q2_K": (128, 320, 8),
     "Q3_K": (192, 288, 8),
     "Q4_K": (256, 320, 8),
@@ -53,7 +54,8 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
     "NVFP4": (256, 80, 2),
 }
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-SUPPORTED_TYPES = (*FLOATS, *LAYOUTS)
+OWN_TYPES = ("INT13",)  # that no file has
+SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))
 SCALED_TYPES = ("NVFP4",)  # that keep a scale of the whole matrix beside those of blocks
 
 
@@ -185,7 +187,7 @@ def place(
 
 def _check_kernels(parts: Sequence[RawMatrix]) -> None:
     for part in parts:
-        if part.type.name not in SUPPORTED_TYPES:
+        if part.type.name not in (*SUPPORTED_TYPES, *OWN_TYPES):
             raise ValueError(f"no kernel for tensor type {part.type.name}")
         if part.scale != 1 and part.type.name not in SCALED_TYPES:
             raise ValueError(f"{part.type.name} matrices with a scale of {part.scale:g}")

@@ -16,12 +16,14 @@ from engine.gguf import GGUFFile
 from engine.tensors import Linear, Part, TensorSource
 from kernels.device import Device
 from kernels.program import Programs
-from kernels.quants import by_name
+from kernels.quants import INT13, by_name
 from kernels.tensor import Tensor
-from kernels.weights import RawMatrix, run_job
+from kernels.weights import BLOCK, RawMatrix, run_job
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
+HALVES = ("F16", "BF16")
+MOST = 4096  # of an integer code
 
 
 class EncoderWeights:
@@ -101,7 +103,10 @@ class EncoderWeights:
         n_rows = self.shape(f"{name}.weight")[-1]
         n_cols = raw.n_rows * raw.n_cols // n_rows
         bias = self._source.floats(f"{name}.bias")
-        return Part(RawMatrix(raw.data, raw.type, n_rows, n_cols, raw.scale), bias)
+        whole = RawMatrix(raw.data, raw.type, n_rows, n_cols, raw.scale)
+        if raw.type.name in HALVES and self._device.is_simd and n_cols % BLOCK == 0:
+            whole = as_integers(whole)
+        return Part(whole, bias)
 
     def _stack(self, parts: Sequence[Part]) -> Sequence[Linear]:
         return self._packed(lambda: self._source.stacked(parts))
@@ -118,6 +123,19 @@ class EncoderWeights:
             self._kept[key] = make()
         found: T = self._kept[key]
         return found
+
+
+def as_integers(raw: RawMatrix) -> RawMatrix:
+    """A matrix of F16 or BF16 as INT13, which CPUs multiply at twice the speed of floats."""
+    if raw.type.name == "F16":
+        values = raw.data.view(np.float16).astype(np.float32)
+    else:
+        values = (raw.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    blocks = values.reshape(-1, BLOCK)
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(MOST)
+    codes = np.rint(blocks / np.where(scales > 0, scales, 1)).astype(np.int16)
+    packed = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=1)
+    return RawMatrix(packed.reshape(-1), INT13, raw.n_rows, raw.n_cols)
 
 
 def _reordered(part: Part, rows: Sequence[int]) -> Part:

@@ -47,6 +47,8 @@ def random_matrix(
     type_name: str, n_rows: int, n_cols: int, rng: np.random.Generator
 ) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
     """A matrix of random bytes with finite scales, and its values."""
+    if type_name == "INT13":
+        return _random_integers(n_rows, n_cols, rng)
     if type_name in HALF_OFFSETS:
         shape = (n_rows, n_cols // by_name(type_name).block_elements)
         data = random_blocks(type_name, shape, rng).reshape(n_rows, -1)
@@ -55,6 +57,17 @@ def random_matrix(
         data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name]).view(np.uint8)
     numbers = dequantize(data, type_name).astype(np.float64)
     return raw_matrix(np.ascontiguousarray(data).reshape(-1), type_name, n_rows, n_cols), numbers
+
+
+def _random_integers(
+    n_rows: int, n_cols: int, rng: np.random.Generator
+) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
+    """Codes over the whole range that INT13 has."""
+    codes = rng.integers(-4096, 4097, (n_rows, n_cols // 32, 32)).astype(np.int16)
+    scales = rng.uniform(1e-6, 1e-5, (n_rows, n_cols // 32, 1)).astype(np.float32)
+    data = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=2)
+    numbers = (codes * scales).astype(np.float64).reshape(n_rows, n_cols)
+    return raw_matrix(data.reshape(-1), "INT13", n_rows, n_cols), numbers
 
 
 def columns(type_name: str) -> int:

@@ -18,7 +18,7 @@ from kernels.program import Programs
 from kernels.quants import by_name
 from kernels.tape import OUTPUTS
 from kernels.tensor import Tensor, empty, read, upload
-from kernels.weights import FLOATS, SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from kernels.weights import FLOATS, OWN_TYPES, SUPPORTED_TYPES, Matrix, pack, raw_matrix
 
 Doubles = npt.NDArray[np.float64]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
@@ -91,7 +91,7 @@ def values_of(type_name: str, n: int, n_cols: int, rng: np.random.Generator) -> 
     return exact_activations(n, n_cols, rng)
 
 
-@pytest.mark.parametrize("type_name", SUPPORTED_TYPES)
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
 def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_name: str):
     """The remainder of the memory is left alone, and company does not change a CPU's bits."""
     rng = np.random.default_rng(1)
@@ -113,7 +113,7 @@ def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_
         assert np.array_equal(result, before)
 
 
-@pytest.mark.parametrize("type_name", SUPPORTED_TYPES)
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
 def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_name: str):
     if not setting.device.is_simd:
         pytest.skip("promised for CPUs only")

@@ -13,7 +13,7 @@ from kernels.device import Device
 from kernels.embed import embed
 from kernels.program import Programs
 from kernels.tensor import empty, read, upload
-from kernels.weights import SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from kernels.weights import OWN_TYPES, SUPPORTED_TYPES, Matrix, pack, raw_matrix
 
 
 def rows_of(device: Device, programs: Programs, w: Matrix, ids: list[int], scale: float = 1.0):
@@ -23,7 +23,7 @@ def rows_of(device: Device, programs: Programs, w: Matrix, ids: list[int], scale
     return read(out, None, device.queue)
 
 
-@pytest.mark.parametrize("type_name", SUPPORTED_TYPES)
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
 def test_every_packed_weight_is_the_file_s(device: Device, programs: Programs, type_name: str):
     raw, values = random_matrix(type_name, 50, columns(type_name), np.random.default_rng(1))
     w = pack(device, programs, [raw])
