@@ -46,16 +46,12 @@ APRIEL_THINKER = Layout(
         *("<tool_calls>", "</tool_calls>"),
     ),
 )
+COHERE_CALLS = JsonCalls(
+    "<|START_ACTION|>", "<|END_ACTION|>", "tool_name", "parameters", "tool_call_id", "list"
+)
 COHERE_2 = Layout(
     "cohere-2",
-    JsonCalls(
-        "<|START_ACTION|>",
-        "<|END_ACTION|>",
-        "tool_name",
-        "parameters",
-        "tool_call_id",
-        "list",
-    ),
+    COHERE_CALLS,
     COHERE_THINK,
     dropped=("<|START_TEXT|>", "<|END_TEXT|>"),
     answer=('"<|START_TEXT|>"', '"<|END_TEXT|>"'),
@@ -68,14 +64,7 @@ COHERE_2 = Layout(
 )
 COMMAND_R7B = Layout(
     "command-r7b",
-    JsonCalls(
-        "<|START_ACTION|>",
-        "<|END_ACTION|>",
-        "tool_name",
-        "parameters",
-        "tool_call_id",
-        "list",
-    ),
+    COHERE_CALLS,
     COHERE_THINK,
     dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     answer=('"<|START_RESPONSE|>"', '"<|END_RESPONSE|>"'),
