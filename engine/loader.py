@@ -21,7 +21,8 @@ from engine.fit import Fitting, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.machine import find_machine
 from engine.media_loader import Media, load_media, open_media
-from engine.models.arch import Hyperparameters, read_hyperparameters, with_rope
+from engine.models.arch import Hyperparameters
+from engine.models.hyperparameters import read_hyperparameters, with_rope
 from engine.models.table import find_architecture
 from engine.options import AdapterState, EngineOptions, ModelInfo
 from engine.profile import profile, typical_steps

@@ -186,7 +186,7 @@ class Attention:
 
     def _head_norm(self, layer: int) -> HeadNorm | None:
         h, (q, k) = self._c.h, self._w.head_norms
-        weightless = h.arch.head_norm_weightless and h.rope[layer] and h.n_experts != 128
+        weightless = h.arch.head_norm_weightless and h.rope[layer] and h.experts.n != 128
         if q is None and not weightless:
             return None
         return HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)

@@ -45,7 +45,7 @@ class Experts:
         """``name`` of their memory: that of experts which are used in turn."""
         h, workspace, used = context.h, context.workspace, routing.used
         self._w, self._c, self._routing = weights, context, routing
-        self._limit = h.glu_limits[layer]
+        self._limit = h.experts.limits[layer]
         self._buffers = workspace.routing(name, routing.n_experts, used)
         self._up = None if weights.first.matrix.paired else workspace.rows(
             f"{name} up", weights.first.matrix.n_rows, used

@@ -55,7 +55,7 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
         beside = load_ffn(source, h, layer)
     own_norm = source.vector(f"{b}ffn_norm_exps.weight")
     router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
-    source.check_rows(f"{b}ffn_gate_inp.weight", h.n_experts)
+    source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
     chunks = source.has(f"{b}ffn_up_chexps.weight")
     return MoEWeights(
         router=router,
@@ -86,13 +86,13 @@ class MoE:
         h, workspace = context.h, context.workspace
         self._w, self._c = weights, context
         routing = Routing(
-            h.n_experts, h.n_experts_used, h.expert_gate, h.normalize_experts, h.expert_scale,
-            groups=h.expert_groups,
+            h.experts.n, h.experts.used, h.experts.gate, h.experts.normalize, h.experts.scale,
+            groups=h.experts.groups,
         )  # fmt: skip
-        self._logits = workspace.rows("router logits", h.n_experts)
+        self._logits = workspace.rows("router logits", h.experts.n)
         self._experts = Experts(weights.experts, context, layer, routing, "experts")
         self._chunks = None if weights.chunks is None else Experts(
-            weights.chunks, context, layer, replace(routing, divide=h.chunk_experts[0]), "chunks"
+            weights.chunks, context, layer, replace(routing, divide=h.experts.chunk[0]), "chunks"
         )  # fmt: skip
         self._summed = None if self._chunks is None else workspace.activations(
             "experts summed", self._chunks.readers
@@ -146,7 +146,7 @@ class MoE:
             self._experts.combine(step, self._extra, add=False, scale=1.0)
             norm(step.tape, self._extra, NormWeights(None, 0.0), self._summed)
             self._chunks.record(step, self._logits, self._w.choice_bias, self._summed)
-            self._chunks.combine(step, out, add=True, scale=h.residual_scale * h.chunk_experts[1])
+            self._chunks.combine(step, out, add=True, scale=h.residual_scale * h.experts.chunk[1])
 
     def _matmul(self, step: Step, linear: Linear, x: Activations, out: Tensor) -> None:
         matmul(

@@ -16,7 +16,7 @@ from engine.batch import OutputRow
 from engine.cache import PageCopy
 from engine.control import read_directions
 from engine.gguf import open_gguf
-from engine.models.arch import read_hyperparameters
+from engine.models.hyperparameters import read_hyperparameters
 from engine.models.table import find_architecture
 from engine.options import ControlVectors
 from engine.placement import Placement, on_one_device

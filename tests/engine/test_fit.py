@@ -19,7 +19,7 @@ from engine.errors import EngineError
 from engine.fit import Fitting, Machine, Outline, Trial, needs, outline
 from engine.gguf import open_gguf
 from engine.loader import load_model
-from engine.models.arch import read_hyperparameters
+from engine.models.hyperparameters import read_hyperparameters
 from engine.models.table import find_architecture
 from engine.options import EngineOptions
 from engine.placement import Placement

@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import ModelError
 from engine.gguf import open_gguf
-from engine.models.arch import read_hyperparameters
+from engine.models.hyperparameters import read_hyperparameters
 from engine.models.table import find_architecture
 from engine.placement import on_one_device
 from engine.weights import allocate_weights

@@ -12,7 +12,8 @@ from asking import ask, assert_same_logits, engine_of, random_prompt, submit
 import engine.loader as loader
 from engine.engine import Engine
 from engine.gguf import GGUFFile
-from engine.models.arch import Architecture, Hyperparameters, read_hyperparameters
+from engine.models.arch import Architecture, Hyperparameters
+from engine.models.hyperparameters import read_hyperparameters
 from engine.options import EngineOptions
 from kernels.device import list_devices
 
