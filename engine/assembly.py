@@ -142,7 +142,7 @@ def _kv_pages(
     rings += [0] * (len(shapes) - len(rings))  # of indexers' keys
     pages = KVPages(device, shapes, sizes.n_pages, cache.k, cache.v, rings)
     for layer, n_ring in zip(pages.layers, rings, strict=True):
-        for tensor in (layer.k, layer.v) if n_ring and layer.shape.n_kv else ():
+        for tensor in (*layer.k.slabs, *layer.v.slabs) if n_ring and layer.shape.n_kv else ():
             states.ring(device, tensor, h.window)
     return pages
 

@@ -131,7 +131,7 @@ def attention(
     args: list[object] = [
         qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
         inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
-        layer.k.buffer, layer.v.buffer, np.int32(mask.window), np.float32(mask.softcap),
+        *layer.k.args, *layer.v.args, np.int32(mask.window), np.float32(mask.softcap),
         *(t.buffer for t in (mask.slopes, mask.sinks) if t is not None), *_selected(mask),
     ]  # fmt: skip
     fused = out.quantized and out.values is None

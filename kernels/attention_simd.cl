@@ -126,8 +126,8 @@ typedef struct {
 } State;
 
 // One part: keys of pages [page, end) for queries from position pos on.
-INLINE void attend_part(State* state, const float* q, global const uchar* k_cache,
-                        global const uchar* v_cache, global const int* table, int n_kv, int h, int first_head,
+INLINE void attend_part(State* state, const float* q, PAGES_ARG(global const uchar*, k_cache),
+                        PAGES_ARG(global const uchar*, v_cache), global const int* table, int n_kv, int h, int first_head,
                         int page, int end, int pos, int nq, int kv_end, int n_keys, int window,
                         float softcap SLOPES_ARG SELECTED_ARG) {
     for (int r = 0; r < RB; r++) {
@@ -196,8 +196,8 @@ INLINE void merge(State* total, const State* part) {
 
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-                      global const uchar* k_cache, global const uchar* v_cache, int window,
-                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+                      PAGES_ARG(global const uchar*, k_cache),
+                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #if defined(SPLIT)
                       global float* partial, int max_parts
 #elif defined(QUANTIZE_OUT)
@@ -229,7 +229,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         }
     }
 #define ATTEND(state, begin)                                                               \
-    attend_part(state, q, k_cache, v_cache, table, n_kv, h, first_head,                    \
+    attend_part(state, q, PAGES(k_cache), PAGES(v_cache), table, n_kv, h, first_head,      \
                 max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, nq, \
                 kv_end, tile.w, window, softcap SLOPES SELECTED_PASS(t0))
     State total;

@@ -30,8 +30,8 @@ DEFINE_VALUE(16)
 
 kernel void index_scores(global const float* q, global const float* weights,
                          global const int4* tiles, global const int* positions,
-                         global const int* tables, int table_stride, global const uchar* k_cache,
-                         global float* scores, int stride) {
+                         global const int* tables, int table_stride,
+                         PAGES_ARG(global const uchar*, k_cache), global float* scores, int stride) {
 #ifdef SIMT
     const int page = get_group_id(0), row = get_local_id(0);
 #else

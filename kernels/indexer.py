@@ -30,7 +30,7 @@ def index_scores(
         raise ValueError(f"rows of {q.shape[1]}, {n_heads} heads, keys of {keys.shape}")
     args = [
         q.buffer, weights.buffer, inputs.tiles.buffer, inputs.positions.buffer,
-        inputs.tables.buffer, np.int32(inputs.tables.shape[1]), keys.k.buffer, scores.buffer,
+        inputs.tables.buffer, np.int32(inputs.tables.shape[1]), *keys.k.args, scores.buffer,
         np.int32(scores.shape[1]),
     ]  # fmt: skip
     defines = [

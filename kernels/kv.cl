@@ -37,8 +37,24 @@
 #define K_BYTES (IS_FLOAT(K_TYPE) ? HD * FLOAT_BYTES(K_TYPE) : K_BLOCKS * BLOCK_BYTES(K_TYPE))
 #define V_BYTES \
     (IS_FLOAT(V_TYPE) ? HDV_PADDED * FLOAT_BYTES(V_TYPE) : V_BLOCKS * BLOCK_BYTES(V_TYPE))
-#define K_PAGE(k, page, n_kv, h) ((k) + ((size_t)(page) * (n_kv) + (h)) * PAGE * K_BYTES)
-#define V_PAGE(v, page, n_kv, h) ((v) + ((size_t)(page) * (n_kv) + (h)) * PAGE * V_BYTES)
+
+// A kernel gets all pages of K or V as PAGES_ARG(type, name) and hands them on as PAGES(name): one
+// pointer, or four where they are more than the device allocates at once: slabs of SLAB_PAGES.
+#ifdef SLAB_PAGES
+#define PAGES_ARG(type, x) type x##_0, type x##_1, type x##_2, type x##_3
+#define PAGES(x) x##_0, x##_1, x##_2, x##_3
+#define PICK(x, slab) ((slab) == 0 ? x##_0 : (slab) == 1 ? x##_1 : (slab) == 2 ? x##_2 : x##_3)
+#define SLAB_OF(x, page) PICK(x, (page) / SLAB_PAGES)
+#define PAGE_IN_SLAB(page) ((page) % SLAB_PAGES)
+#else
+#define PAGES_ARG(type, x) type x
+#define PAGES(x) x
+#define SLAB_OF(x, page) (x)
+#define PAGE_IN_SLAB(page) (page)
+#endif
+#define HEAD_IN_SLAB(page, n_kv, h) ((size_t)PAGE_IN_SLAB(page) * (n_kv) + (h))
+#define K_PAGE(k, page, n_kv, h) (SLAB_OF(k, page) + HEAD_IN_SLAB(page, n_kv, h) * PAGE * K_BYTES)
+#define V_PAGE(v, page, n_kv, h) (SLAB_OF(v, page) + HEAD_IN_SLAB(page, n_kv, h) * PAGE * V_BYTES)
 
 // Where the parts of a page with n blocks are.
 #define HIGH_OF(type, p, n) ((global uint*)((p) + (n) * CODE_BYTES(type)))

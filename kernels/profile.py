@@ -147,8 +147,9 @@ def _run_timed(queue: Any, sized: Sequence[tuple[Launch, tuple[int, ...]]]) -> l
 def touch_pages(device: Device, pages: KVPages, n_pages: int) -> None:
     """Write ones to the first pages of every layer: unwritten memory may take none at all."""
     for layer in pages.layers:
-        for tensor in (layer.k, layer.v):
-            n_bytes = tensor.n_bytes // pages.n_pages * n_pages
-            one = np.ones(1, tensor.dtype)
-            cl.enqueue_fill_buffer(device.queue, tensor.buffer, one, 0, n_bytes)
+        for kept in (layer.k, layer.v):
+            for page in range(n_pages) if kept.n_bytes else ():
+                buffer, at = kept.place(page)
+                one = np.ones(1, np.uint8)
+                cl.enqueue_fill_buffer(device.queue, buffer, one, at, kept.page_bytes)
     device.finish()

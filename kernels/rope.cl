@@ -105,7 +105,8 @@ INLINE void spread_outliers(float* x) {
 kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
                     global const float* v, int v_stride, int v_at,
                     int n_heads, int n_kv, global const float* table,
-                    global const int* slots, global uchar* k_cache, global uchar* v_cache,
+                    global const int* slots, PAGES_ARG(global uchar*, k_cache),
+                    PAGES_ARG(global uchar*, v_cache),
                     float scale
 #ifdef CLAMP
                     , float clamp_to

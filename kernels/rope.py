@@ -136,7 +136,7 @@ def rope_kv(
     rotation = table or slots  # an argument that NO_ROPE does not read
     args: list[object] = [
         *rows.args(), np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
-        layer.k.buffer, layer.v.buffer, np.float32(scale),
+        *layer.k.args, *layer.v.args, np.float32(scale),
     ]  # fmt: skip
     if clamp:
         defines.append("CLAMP")

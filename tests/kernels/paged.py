@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from launching import run
 
 from kernels import quants
 from kernels.device import Device
-from kernels.kv import PAGE, KVPages, KVShape, LayerKV
+from kernels.kv import PAGE, KVPages, KVShape, LayerKV, Pages
 from kernels.program import Programs
 from kernels.rope import RopeStyle, qkv_rows, rope_kv
 from kernels.tensor import Tensor, read, upload, write
@@ -39,7 +39,7 @@ def poisoned_pages(
     """Pages that hold nothing but NaN."""
     pages = KVPages(device, shapes, n_pages, type_k, type_v)
     for layer in pages.layers:
-        for tensor in (layer.k, layer.v):
+        for tensor in (*layer.k.slabs, *layer.v.slabs):
             nan = np.full(tensor.shape, 0xFF, np.uint8)  # in all floats, and so in scales
             write(device, tensor, nan, wait=True)
     return pages
@@ -67,11 +67,15 @@ def filled_cache(
     lengths: Sequence[int],
     types: tuple[str, str],
     rng: np.random.Generator,
+    slab_pages: int = 0,
 ) -> PagedCache:
-    """Sequences of these lengths with random K and V, written by ``rope_kv``."""
+    """Sequences of these lengths with random K and V, written by ``rope_kv``. ``slab_pages``: the
+    device can allocate so many pages at once; 0: any number."""
     total = sum(lengths)
     tables = random_tables(lengths, rng)
-    layer = poisoned_pages(device, [shape], int(tables.max()) + 1, *types).layers[0]
+    limit = slab_pages * PAGE * max(shape.token_bytes(*types)) or device.max_allocation
+    limited = replace(device, max_allocation=limit)
+    layer = poisoned_pages(limited, [shape], int(tables.max()) + 1, *types).layers[0]
     k = rng.standard_normal((total, shape.n_kv, shape.head), dtype=np.float32)
     v = rng.standard_normal((total, shape.n_kv, shape.head_v), dtype=np.float32)
     slots = [slots_of(t, np.arange(n)) for t, n in zip(tables, lengths, strict=True)]
@@ -111,13 +115,18 @@ def stored_heads(
     """K [n, n_kv, head] and V [n, n_kv, head_v] in these slots, by the layout of kv.cl."""
     shape, (type_k, type_v) = layer.shape, layer.types
     raw_k, raw_v = (
-        read(tensor, None, device.queue).reshape(tensor.shape[0], shape.n_kv, -1)
-        for tensor in (layer.k, layer.v)
+        stored_pages(device, pages).reshape(-1, shape.n_kv, pages.page_bytes // shape.n_kv)
+        for pages in (layer.k, layer.v)
     )
     k = _values(raw_k, type_k, shape.head, transposed=True)
     v = _values(raw_v, type_v, shape.head_v_padded, transposed=False)
     pages, rows = slots // PAGE, slots % PAGE
     return k[pages, :, rows], v[pages, :, rows, : shape.head_v]
+
+
+def stored_pages(device: Device, pages: Pages) -> Bytes:
+    """uint8 [pages, bytes of a page]."""
+    return np.concatenate([read(slab, None, device.queue) for slab in pages.slabs])
 
 
 def _values(pages: Bytes, name: str, n: int, *, transposed: bool) -> Floats:

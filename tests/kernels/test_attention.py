@@ -73,11 +73,15 @@ SHAPES = [
 class Case:
     """Queries of several sequences in one batch, over a random cache."""
 
-    def __init__(self, device: Device, programs: Programs, shape: Shape) -> None:
+    def __init__(
+        self, device: Device, programs: Programs, shape: Shape, slab_pages: int = 0
+    ) -> None:
         rng = np.random.default_rng(1)
         self.device, self.programs, self.shape = device, programs, shape
         kv = KVShape(shape.n_kv, shape.head, shape.head_v)
-        self.cache: PagedCache = filled_cache(device, programs, kv, LENGTHS, shape.types, rng)
+        self.cache: PagedCache = filled_cache(
+            device, programs, kv, LENGTHS, shape.types, rng, slab_pages
+        )
         self.places = [(s, first + i) for s, first, n in QUERIES for i in range(n)]
         q = rng.standard_normal((len(self.places), shape.n_heads, shape.head), dtype=np.float32)
         self.q = q * np.float32(2 * shape.head**-0.5)
@@ -149,6 +153,15 @@ def test_attention(case: Case, mode: str) -> None:
     for window in WINDOWS:
         error = np.abs(case.floats(mode, window) - case.expected(window)).max()
         assert error <= ROUNDING, f"{window=}: {error / 2.0**-24:.0f} * 2**-24"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pages_in_slabs(device: Device, programs: Programs, mode: str) -> None:
+    shape = SHAPES[7].values[0]
+    case, whole = Case(device, programs, shape, slab_pages=7), Case(device, programs, shape)
+    assert len(case.cache.layer.k.slabs) == 4
+    for window in WINDOWS:
+        assert np.array_equal(case.floats(mode, window), whole.floats(mode, window))
 
 
 def test_prompts_and_single_tokens_agree_in_every_bit(case: Case) -> None:

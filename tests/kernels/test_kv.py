@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from paged import poisoned_pages, stored_heads, write_heads
+from paged import poisoned_pages, stored_heads, stored_pages, write_heads
 
-from kernels.device import Device
-from kernels.kv import KV_TYPES, PAGE, KVPages, KVShape
+from kernels.device import Device, DeviceError
+from kernels.kv import KV_TYPES, PAGE, SLABS, KVPages, KVShape
 from kernels.program import Programs
-from kernels.tensor import read, write
+from kernels.tensor import write
 
 HADAMARD = np.array([[(-1) ** (i & j).bit_count() for i in range(32)] for j in range(32)])
 HADAMARD = (HADAMARD / np.sqrt(32)).astype(np.float32)
@@ -31,8 +33,9 @@ def test_types_and_bytes(device: Device, type_k: str, type_v: str) -> None:
         5 * PAGE * sum(shape.token_bytes(type_k, type_v)) for shape in SHAPES
     )
     for layer in pages.layers:
-        assert layer.k.buffer.size == layer.k.n_bytes
-        assert layer.v.buffer.size == layer.v.n_bytes
+        for pages_of in (layer.k, layer.v):
+            (slab,) = pages_of.slabs
+            assert slab.buffer.size == pages_of.n_bytes
         assert layer.defines == [f"K_TYPE=KV_{type_k.upper()}", f"V_TYPE=KV_{type_v.upper()}"]
 
 
@@ -73,17 +76,51 @@ def test_an_outlier_of_k_costs_no_more_than_it_must(device: Device, programs: Pr
     assert error < 0.5 * np.abs((q * (plain - k)).sum(-1)).max()
 
 
-def test_copy_of_a_page_in_every_layer(device: Device) -> None:
+LARGEST = PAGE * max(max(shape.token_bytes("q5_0", "f32")) for shape in SHAPES)
+
+
+@pytest.mark.parametrize("most", [None, 2 * LARGEST], ids=["one buffer", "slabs"])
+def test_copy_of_a_page_in_every_layer(device: Device, most: int | None) -> None:
+    device = device if most is None else replace(device, max_allocation=most)
     rng = np.random.default_rng(1)
     pages = KVPages(device, SHAPES, 6, "q5_0", "f32")
-    tensors = [tensor for layer in pages.layers for tensor in (layer.k, layer.v)]
+    kept = [kept for layer in pages.layers for kept in (layer.k, layer.v)]
     before = []
-    for tensor in tensors:
-        values = rng.integers(256, size=tensor.shape, dtype=np.uint8)
-        write(device, tensor, values, wait=True)
-        before.append(values)
+    for layer in kept:
+        slabs = [rng.integers(256, size=slab.shape, dtype=np.uint8) for slab in layer.slabs]
+        for slab, values in zip(layer.slabs, slabs, strict=True):
+            write(device, slab, values, wait=True)
+        before.append(np.concatenate(slabs))
     pages.copy_page(4, 1)
     pages.copy_page(0, 5)
-    for tensor, values in zip(tensors, before, strict=True):
+    for layer, values in zip(kept, before, strict=True):
         values[1], values[5] = values[4], values[0]
-        assert np.array_equal(read(tensor, None, device.queue), values)
+        assert np.array_equal(stored_pages(device, layer), values)
+
+
+def test_what_exceeds_one_allocation_lies_in_slabs(device: Device) -> None:
+    """Of as many pages each, as many as the larger of K and V allows; K of 4 KiB a page."""
+    small = replace(device, max_allocation=3 << 12)
+    (layer,) = KVPages(small, [KVShape(1, 32, 16)], 8, "f32", "f16").layers
+    assert [slab.shape[0] for slab in layer.k.slabs] == [3, 3, 2]
+    assert [slab.shape[0] for slab in layer.v.slabs] == [3, 3, 2]
+    assert "SLAB_PAGES=3" in layer.defines
+    assert len(layer.k.args) == SLABS
+    assert layer.k.place(7) == (layer.k.slabs[2].buffer, 1 << 12)
+    with pytest.raises(DeviceError, match=r"takes 0 MiB, at most 0 MiB .* 4 times .*q8_0"):
+        KVPages(small, [KVShape(1, 32, 16)], 13, "f32", "f16")
+    with pytest.raises(DeviceError, match="1 times as much"):
+        KVPages(small, [KVShape(1, 32, 16)], 1, "f32", "f16", rings=[4])
+
+
+def test_pages_of_slabs_are_read_and_written(device: Device) -> None:
+    rng = np.random.default_rng(1)
+    pages = KVPages(replace(device, max_allocation=2 * LARGEST), SHAPES, 6, "q5_0", "f32")
+    data = rng.integers(256, size=(6, pages.page_bytes), dtype=np.uint8)
+    for page in range(6):
+        at = 0
+        for layer in range(len(SHAPES)):
+            at += pages.write_page(layer, page, data[page, at:])
+    for page in range(6):
+        parts = [part for layer in range(len(SHAPES)) for part in pages.read_page(layer, page)]
+        assert np.array_equal(np.concatenate(parts), data[page])

@@ -112,13 +112,13 @@ def test_every_launch_is_timed(device: Device, programs: Programs) -> None:
 def test_pages_are_written_up_to_a_number(device: Device) -> None:
     pages = KVPages(device, [KVShape(1, 16, 16)] * 2, 3, "f16", "f32")
     for layer in pages.layers:
-        for tensor in (layer.k, layer.v):
+        for tensor in (*layer.k.slabs, *layer.v.slabs):
             cl.enqueue_fill_buffer(
                 device.queue, tensor.buffer, np.zeros(1, np.uint8), 0, tensor.n_bytes
             )  # fmt: skip
     touch_pages(device, pages, 2)
     for layer in pages.layers:
-        for tensor in (layer.k, layer.v):
+        for tensor in (*layer.k.slabs, *layer.v.slabs):
             found = read(tensor, None, device.queue)
             assert (found[:2] == 1).all()
             assert not found[2].any()

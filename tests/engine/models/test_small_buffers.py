@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stepping import Stepper, nmse, sequence
 
-from kernels import weights
+from kernels import kv, weights
 from kernels.device import Device, DeviceError
 from kernels.program import Programs
 
@@ -42,3 +42,22 @@ def test_what_cannot_be_split_is_named(
 ) -> None:
     with pytest.raises(DeviceError, match="at most 0 MiB can be allocated at once"):
         Stepper(conformance_model("llama-dense"), replace(device, max_allocation=5000), programs)
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "deepseek32-moe"])
+def test_the_cache_of_a_layer_lies_in_slabs(
+    conformance_model: Callable[[str], Path],
+    shared: Path,
+    device: Device,
+    programs: Programs,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Of eight pages each; deepseek32 has one of an indexer's keys too."""
+    monkeypatch.setattr(kv, "_slab_pages", lambda device, n_pages, page_bytes, most: 8)
+    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    model = Stepper(conformance_model(name), device, programs)
+    assert all(len(layer.k.slabs) == 4 for layer in model.runner.pages[0].layers)
+    result = model.run(sequence(tokens, 1, [3, 17, 29]), [40] + [1] * 24)
+    assert nmse(result, logits) <= FLOAT_NMSE
