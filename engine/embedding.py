@@ -73,4 +73,5 @@ def normalized(vector: Sequence[float], kind: int) -> list[float]:
         factor = 32760.0 / float(np.abs(x).max())
     elif kind > 0 and x.any():
         factor = float((np.abs(x) ** kind).sum() ** (-1.0 / kind))
-    return [float(value) * factor for value in x]
+    found: list[float] = (x * factor).tolist()
+    return found

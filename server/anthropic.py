@@ -45,7 +45,7 @@ async def messages(service: Service, http: HttpRequest) -> Reply:
     chat = read_chat(chat_body(fields, data))
     job = await prepare(service, chat)
     dialect = Messages(job.choices()[0], service.model_name, fields.stop_sequences or [])
-    return start(service, chat, job, Options(), dialect)
+    return await start(service, chat, job, Options(), dialect)
 
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:

@@ -57,7 +57,7 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
     prompts = await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer)
     job = Job(prompts, await compiled(service.engine, asked))
-    return answer(service, fields, job, fields.response_fields or [])
+    return await answer(service, fields, job, fields.response_fields or [])
 
 
 async def infill(service: Service, http: HttpRequest) -> Reply:
@@ -72,7 +72,7 @@ async def infill(service: Service, http: HttpRequest) -> Reply:
     )
     asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
     job = Job([prompt], await compiled(service.engine, asked))
-    return answer(service, fields, job, fields.response_fields or [])
+    return await answer(service, fields, job, fields.response_fields or [])
 
 
 def read(data: dict[str, Any], kind: Any) -> Any:
@@ -80,9 +80,11 @@ def read(data: dict[str, Any], kind: Any) -> Any:
     return convert(data, kind)
 
 
-def answer(service: Service, fields: GenerationFields, job: Job, shown: Sequence[str]) -> Reply:
+async def answer(
+    service: Service, fields: GenerationFields, job: Job, shown: Sequence[str]
+) -> Reply:
     options = make_options(fields, fields.n_probs or None, service)
-    requests = engine_requests(service, fields, job, options)
+    requests = await engine_requests(service, fields, job, options)
     dialect = NativeCompletions(service, job.choices(options.n), requests, options, shown)
     return submit(service, fields, requests, dialect)
 

@@ -92,8 +92,12 @@ async def embed(
         prompts = [Prompt(prompt.ids[: service.engine.n_ctx]) for prompt in prompts]
     results = await run(service, http, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
+    return await asyncio.to_thread(shaped_results, results, kind, fields.dimensions)
+
+
+def shaped_results(results: Sequence[Result], kind: int, dimensions: int | None) -> list[Result]:
     return [
-        Result([shaped(vector, kind, fields.dimensions) for vector in one.vectors], one.n_tokens)
+        Result([shaped(vector, kind, dimensions) for vector in one.vectors], one.n_tokens)
         for one in results
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -77,11 +78,12 @@ def make_options(
     )
 
 
-def start(
+async def start(
     service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Dialect
 ) -> Reply:
     """Submit a request for every choice; refusals of the engine are raised here."""
-    return submit(service, fields, engine_requests(service, fields, job, options), dialect)
+    requests = await engine_requests(service, fields, job, options)
+    return submit(service, fields, requests, dialect)
 
 
 def submit(
@@ -95,12 +97,16 @@ def submit(
     return Reply(stream, dialect, bool(fields.stream), service.timeout)
 
 
-def engine_requests(
+async def engine_requests(
     service: Service, fields: GenerationFields, job: Job, options: Options
 ) -> list[Request]:
     """n for each prompt, in the order of the choices; a given seed counts up over the n."""
     defaults = service.defaults
-    sampling = sampling_params(fields, defaults.sampling, service.engine.tokenizer)
+    given = fields, defaults.sampling, service.engine.tokenizer
+    if fields.logit_bias:  # may have texts, which are tokenized
+        sampling = await asyncio.to_thread(sampling_params, *given)
+    else:
+        sampling = sampling_params(*given)
     request = Request(
         prompt=(),
         sampling=sampling,

@@ -11,6 +11,7 @@ import base64
 import binascii
 import re
 import secrets
+import string
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from server.interface import Engine, MediaReader
 MARKER = f"<__media_{secrets.token_hex(8)}__>"
 SHOWN_MARKER = "<__media__>"  # in prompts that are shown
 KINDS = ("image_url", "input_audio")
+BASE64_PIECE = 2**18  # letters
 MAX_FETCHES = 4  # of a request at a time
 # Few, since each may need a gigabyte for a moment.
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
@@ -114,9 +116,9 @@ async def fetch(source: Source, fetcher: Fetcher) -> bytes:
     """The bytes of an image or a sound."""
     try:
         if source.kind == "input_audio":
-            return from_base64(source.value)
+            return await asyncio.to_thread(from_base64, source.value)
         if source.value.startswith("data:"):
-            return from_data_url(source.value)
+            return await asyncio.to_thread(from_data_url, source.value)
         if source.value.startswith("file://"):
             return await asyncio.to_thread(fetcher.read_file, unquote(source.value[7:]))
         if source.value.startswith(("http://", "https://")):
@@ -139,10 +141,26 @@ def from_data_url(url: str) -> bytes:
 
 
 def from_base64(text: str) -> bytes:
+    """The bytes of a text, which may be broken into lines.
+
+    In pieces, since no other thread runs while the library decodes one.
+    """
+    parts: list[bytes] = []
+    rest = b""  # less than a group of four letters
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        for start in range(0, len(text), BASE64_PIECE):
+            letters = rest + text[start : start + BASE64_PIECE].encode("ascii")
+            letters = letters.translate(None, string.whitespace.encode())
+            whole, rest = letters[: len(letters) & -4], letters[len(letters) & -4 :]
+            if whole and parts and len(parts[-1]) % 3:
+                raise ValueError("there is more after its padding")
+            if whole:
+                parts.append(base64.b64decode(whole, validate=True))
+        if rest:
+            raise ValueError(f"its length is {len(rest)} more than a multiple of 4")
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"the base64 cannot be read: {error}") from None
+    return b"".join(parts)
 
 
 async def decode(source: Source, data: bytes, reader: MediaReader) -> Any:

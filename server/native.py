@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -15,6 +16,7 @@ from server.chat import render
 from server.conversation import read_chat
 from server.errors import ApiError, json_response, not_enabled
 from server.fields import Defaults, convert
+from server.interface import Tokenizer
 from server.media import SHOWN_MARKER, with_markers
 from server.parameters import generation_settings
 from server.prompts import checked_token, encode_mixed
@@ -60,18 +62,20 @@ class DetokenizeFields(msgspec.Struct):
 async def tokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), TokenizeFields)
     tokenizer = service.engine.tokenizer
-    ids = await asyncio.to_thread(
-        encode_mixed,
-        "content",
-        fields.content,
-        tokenizer,
-        fields.add_special,
-        fields.parse_special,
+    return json_response({"tokens": await asyncio.to_thread(tokens, fields, tokenizer)})
+
+
+def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Sequence[object]:
+    """The ids of a text, or objects with their pieces: one for all places of a token."""
+    ids = encode_mixed(
+        "content", fields.content, tokenizer, fields.add_special, fields.parse_special
     )
-    if fields.with_pieces:
-        pieces = [{"id": id, "piece": piece_value(tokenizer.piece(id, special=True))} for id in ids]
-        return json_response({"tokens": pieces})
-    return json_response({"tokens": ids})
+    if not fields.with_pieces:
+        return ids
+    shown = {
+        id: {"id": id, "piece": piece_value(tokenizer.piece(id, special=True))} for id in set(ids)
+    }
+    return [shown[id] for id in ids]
 
 
 def piece_value(piece: bytes) -> str | list[int]:
@@ -84,9 +88,12 @@ def piece_value(piece: bytes) -> str | list[int]:
 
 async def detokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), DetokenizeFields)
-    tokenizer = service.engine.tokenizer
-    ids = [checked_token("tokens", id, tokenizer) for id in fields.tokens]
-    return json_response({"content": tokenizer.decode(ids, special=True)})
+    text = await asyncio.to_thread(token_text, fields.tokens, service.engine.tokenizer)
+    return json_response({"content": text})
+
+
+def token_text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([checked_token("tokens", id, tokenizer) for id in ids], special=True)
 
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:
@@ -116,8 +123,8 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "endpoint_metrics": service.endpoints.metrics,
             "chat_template": engine.chat_template.source,
             "chat_template_caps": engine.chat_template.caps.as_props(),
-            "bos_token": token_text(tokenizer.bos_id, service),
-            "eos_token": token_text(tokenizer.eos_id, service),
+            "bos_token": special_text(tokenizer.bos_id, tokenizer),
+            "eos_token": special_text(tokenizer.eos_id, tokenizer),
             "build_info": BUILD_INFO,
             "is_sleeping": service.is_sleeping,
         }
@@ -136,7 +143,7 @@ async def change_props(service: Service, http: HttpRequest) -> Response:
     return json_response({"success": True})
 
 
-def token_text(id: int | None, service: Service) -> str:
+def special_text(id: int | None, tokenizer: Tokenizer) -> str:
     if id is None or id < 0:
         return ""
-    return service.engine.tokenizer.piece(id, special=True).decode("utf-8", "replace")
+    return tokenizer.piece(id, special=True).decode("utf-8", "replace")

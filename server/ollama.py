@@ -56,7 +56,7 @@ async def chat(service: Service, http: HttpRequest) -> Reply | Response:
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
     dialect = Lines("message", job.choices()[0], service.model_name, n_top)
-    return start(service, request, job, options, dialect)
+    return await start(service, request, job, options, dialect)
 
 
 async def generate(service: Service, http: HttpRequest) -> Reply | Response:
@@ -75,7 +75,7 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
     dialect = Lines("response", job.choices()[0], service.model_name, n_top)
-    return start(service, request, job, options, dialect)
+    return await start(service, request, job, options, dialect)
 
 
 def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:

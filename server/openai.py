@@ -50,7 +50,7 @@ async def chat_completions(service: Service, http: HttpRequest) -> Reply:
     options = make_options(chat, chat_n_top(chat), service)
     job = await prepare(service, chat)
     dialect = Completions(ChatShape(options), options, job.choices(options.n), service.model_name)
-    reply = start(service, chat, job, options, dialect)
+    reply = await start(service, chat, job, options, dialect)
     if chat.reasoning_control:
         service.controlled[dialect.id] = reply.stream
     return reply
@@ -90,7 +90,7 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     job = Job(prompts, await compiled(service.engine, asked))
     shape = TextShape(options, tokenizer, echo=bool(fields.echo))
     dialect = Completions(shape, options, job.choices(options.n), service.model_name)
-    return start(service, fields, job, options, dialect)
+    return await start(service, fields, job, options, dialect)
 
 
 def prompts_of(fields: CompletionFields, tokenizer: Tokenizer) -> list[Prompt]:

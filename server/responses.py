@@ -52,7 +52,7 @@ async def responses(service: Service, http: HttpRequest) -> Reply:
     chat, job = await read(service, data)
     options = make_options(chat, chat.top_logprobs if chat.logprobs else None, service)
     dialect = Responses(job.choices()[0], service.model_name, data, options)
-    return start(service, chat, job, options, dialect)
+    return await start(service, chat, job, options, dialect)
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:

@@ -191,9 +191,13 @@ class Reply:
                 raise_if_ended_early(event)
                 self.dialect.take(index, event)
         if not self.stream.gone:
-            whole = self.dialect.whole()
-            response = whole if isinstance(whole, Response) else json_response(whole)
+            response = await asyncio.to_thread(self._whole)
             await response(scope, receive, send)
+
+    def _whole(self) -> Response:
+        """In a thread: with the scores of a long prompt it takes a second."""
+        whole = self.dialect.whole()
+        return whole if isinstance(whole, Response) else json_response(whole)
 
     async def _send_events(self, send: Send) -> None:
         """Errors before the first request has started go out as plain HTTP errors."""

@@ -68,7 +68,7 @@ async def transcriptions(service: Service, http: HttpRequest) -> Reply:
     chat = read_chat(chat_body(fields))
     job = await prepare(service, chat, [sound])
     dialect = Transcription(job.choices()[0], fields, sound.seconds)
-    return start(service, chat, job, Options(), dialect)
+    return await start(service, chat, job, Options(), dialect)
 
 
 async def read_form(service: Service, http: HttpRequest) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from engine.encoders.vision_file import VisionFile
 from engine.media.prepare import ImageLimits
 from engine.media.reader import MediaReader
 from server.fetch import Fetcher, is_public
-from server.media import MARKER
+from server.media import BASE64_PIECE, MARKER, from_base64
 
 Serve = Callable[..., str]
 VISION = VisionFile(
@@ -306,3 +306,21 @@ def test_the_address_of_a_redirect_is_checked(
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, BASE64_PIECE * 3 // 4, BASE64_PIECE + 5])
+@pytest.mark.parametrize("n_columns", [76, 10**6])
+def test_base64_in_pieces(n_bytes: int, n_columns: int) -> None:
+    data = bytes(range(251)) * (n_bytes // 251 + 1)
+    text = base64.b64encode(data[:n_bytes]).decode()
+    lines = [text[at : at + n_columns] for at in range(0, len(text), n_columns)]
+    assert from_base64("\r\n".join(lines)) == data[:n_bytes]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A", "AAAAA", "AA=", "AA==AAAA", "AA-_", "A" * (BASE64_PIECE - 1) + "=" + "AAAA", "äAAA"],
+)
+def test_bad_base64(text: str) -> None:
+    with pytest.raises(ValueError, match="the base64 cannot be read"):
+        from_base64(text)
