@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -127,20 +127,19 @@ class Batch:
         """
         self._write_tables([chunk.seq for chunk in chunks])
         firsts: dict[int, int] = {}
+        sequences: list[tuple[int, int, int, int]] = []
         n, n_tiles, kv_end, n_media = 0, 0, 1, 0
-        for i, chunk in enumerate(chunks):
+        for chunk in chunks:
             firsts[id(chunk)] = n
-            self._parts["sequences"][i] = n, chunk.count, chunk.seq.slot, chunk.start
+            sequences.append((n, chunk.count, chunk.seq.slot, chunk.start))
             self._fill_chunk(chunk, n)
-            n_media = self._fill_media(chunk, n, n_media)
+            if chunk.seq.request.media:
+                n_media = self._fill_media(chunk, n, n_media)
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count
             kv_end = max(kv_end, chunk.start + chunk.count)
-        n_masks = 0
-        for i, row in enumerate(rows):
-            self._parts["rows"][i] = firsts[id(row.chunk)] + row.position - row.chunk.start
-            self._parts["wanted"][i] = row.k, row.pick, n_masks if row.mask else -1, 0
-            n_masks += row.mask is not None
+        self._parts["sequences"][: len(chunks)] = sequences
+        self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
         if not works_in_place(self._device):  # else the step before has been read, all is idle
@@ -148,6 +147,19 @@ class Batch:
         if n_media and self.inputs.media is not None:
             write(self._device, self.inputs.media, self._media[:n_media])
         return counts
+
+    def _fill_rows(self, rows: Sequence[OutputRow], firsts: Mapping[int, int]) -> None:
+        """The rows of logits; ``firsts``: the place of each chunk's first token, by its id()."""
+        if not rows:
+            return
+        n_masks, wanted = 0, list[tuple[int, int, int, int]]()
+        for row in rows:
+            wanted.append((row.k, row.pick, n_masks if row.mask else -1, 0))
+            n_masks += row.mask is not None
+        self._parts["wanted"][: len(rows)] = wanted
+        self._parts["rows"][: len(rows)] = [
+            firsts[id(row.chunk)] + row.position - row.chunk.start for row in rows
+        ]
 
     def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
         """Have the rows' masks written, to the device too; each row's, None where it has none.
@@ -225,10 +237,14 @@ class Batch:
 
     def _fill_run(self, chunk: Chunk, n: int, at: int, tile: int, places: range, seen: int) -> int:
         """Tiles of consecutive tokens; ``seen``: how many keys they see in any case."""
+        first = n + places.start - chunk.start
+        if len(places) == 1:
+            self._parts["tiles"][at] = first, 1, chunk.seq.slot, seen
+            return at + 1
         n_tiles = -(-len(places) // tile)
         firsts = np.arange(n_tiles, dtype=np.int32) * tile
         rows = self._parts["tiles"][at : at + n_tiles]
-        rows[:, 0] = firsts + n + places.start - chunk.start
+        rows[:, 0] = firsts + first
         rows[:, 1] = np.minimum(tile, len(places) - firsts)
         rows[:, 2] = chunk.seq.slot
         rows[:, 3] = seen

@@ -1,14 +1,18 @@
 """The candidates of one token on the host, and the steps that narrow them.
 
-A step is a function that changes a Pool in place. Formulas, defaults and corner cases are
-those of llama.cpp's samplers (src/llama-sampler.cpp); a step is built only where it is not
-a no-op. Nothing here knows of tokens' text or of requests.
+A step is a function of candidates that returns what is left of them; the candidates themselves
+come in two forms, a Pool and a Ranking. Formulas, defaults and corner cases are those of
+llama.cpp's samplers (src/llama-sampler.cpp); a step is built only where it is not a no-op.
+Nothing here knows of tokens' text or of requests.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
+from itertools import accumulate
+from operator import neg
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,129 +24,169 @@ Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 
-class Pool:
-    """Token ids with their logits, (n,) each.
+def _finite(highest: float) -> float:
+    """The highest logit; EngineError where it is no number, so that none can be chosen."""
+    if not -math.inf < highest < math.inf:
+        raise EngineError(f"no token can be chosen: the highest logit is {highest}")
+    return highest
 
-    ``ordered``: by falling logit, ties by rising id. ``whole``: the vocabulary in its own
-    order, so that an id is its index. A ruled-out token may stay with logit -inf, since
-    llama.cpp counts such tokens in the entropy's range.
-    """
 
-    __slots__ = ("ids", "logits", "ordered", "whole")
+class Ranking:
+    """Tokens by falling logit, ties by rising id. Mostly they are few, and then Python's lists
+    take a third of the time of arrays."""
 
-    def __init__(
-        self, ids: NDArray[np.int32], logits: Floats, *, ordered: bool, whole: bool
-    ) -> None:
+    __slots__ = ("ids", "logits")
+
+    def __init__(self, ids: list[int], logits: list[float]) -> None:
         self.ids = ids
         self.logits = logits
-        self.ordered = ordered
+
+    def max(self) -> float:
+        return _finite(self.logits[0])
+
+    def weights(self) -> list[float]:
+        """The softmax without its division, the likeliest token being 1."""
+        exp, highest = math.exp, self.max()
+        return [exp(logit - highest) for logit in self.logits]
+
+    def best(self, n: int) -> Ranking:
+        """The n likeliest."""
+        return self if n >= len(self.ids) else Ranking(self.ids[:n], self.logits[:n])
+
+    def ranking(self) -> Ranking:
+        return self
+
+    def pool(self) -> Pool:
+        return Pool(np.array(self.ids, np.int32), np.array(self.logits))
+
+    def at_least(self, least: float, n: int) -> Ranking:
+        """Those of this logit or more, but not fewer than n."""
+        return self.best(max(bisect_right(self.logits, -least, key=neg), n))
+
+    def divided(self, divisor: float) -> Ranking:
+        return Ranking(self.ids, [logit / divisor for logit in self.logits])
+
+    def changed(self, values: Mapping[int, T], change: Callable[[float, T], float]) -> Ranking:
+        """With change(logit, value) for each token that has a value."""
+        found = [token for token in self.ids if token in values]
+        if not found:
+            return self
+        logits = dict(zip(self.ids, self.logits, strict=True))
+        for token in found:
+            logits[token] = change(logits[token], values[token])
+        return ranked(logits)
+
+
+def ranked(logits: Mapping[int, float]) -> Ranking:
+    """A ranking of these tokens."""
+    ids = sorted(logits)
+    ids.sort(key=logits.__getitem__, reverse=True)  # keeps the order of those that tie
+    return Ranking(ids, [logits[token] for token in ids])
+
+
+class Pool:
+    """Token ids with their logits as arrays, (n,) each, in any order.
+
+    ``whole``: the vocabulary in its own order, so that an id is its index. A ruled-out token may
+    stay with logit -inf, since llama.cpp counts such tokens in the entropy's range.
+    """
+
+    __slots__ = ("ids", "logits", "whole")
+
+    def __init__(self, ids: NDArray[np.int32], logits: Floats, *, whole: bool = False) -> None:
+        self.ids = ids
+        self.logits = logits
         self.whole = whole
 
     def max(self) -> float:
-        """The highest logit; EngineError where it is no number, so that none can be chosen."""
-        highest = float(self.logits[0] if self.ordered else self.logits.max())
-        if not -math.inf < highest < math.inf:
-            raise EngineError(f"no token can be chosen: the highest logit is {highest}")
-        return highest
+        return _finite(float(self.logits.max()))
 
     def weights(self) -> Floats:
-        """The softmax without its division, the likeliest token being 1. (n,)"""
+        """As a Ranking's. (n,)"""
         return np.exp(self.logits - self.max())
 
-    def take(self, chosen: NDArray[Any]) -> None:
-        """Keep what a mask or an index array chooses."""
-        self.ids = self.ids[chosen]
-        self.logits = self.logits[chosen]
-        self.whole = False
+    def take(self, chosen: NDArray[Any]) -> Pool:
+        """What a mask or an index array chooses."""
+        return Pool(self.ids[chosen], self.logits[chosen])
 
-    def sort(self) -> None:
-        if not self.ordered:
-            self.take(np.lexsort((self.ids, -self.logits)))
-            self.ordered = True
+    def best(self, n: int) -> Ranking:
+        """The n likeliest."""
+        if n >= self.ids.size:
+            return self.ranking()
+        least = np.partition(self.logits, -n)[-n]
+        return self.take(self.logits >= least).ranking().best(n)  # of ties the lower ids
 
-    def cut(self, n: int) -> None:
-        """Keep the first n of a sorted pool."""
-        if n < self.ids.size:
-            self.ids = self.ids[:n]
-            self.logits = self.logits[:n]
-            self.whole = False
+    def ranking(self) -> Ranking:
+        order = np.lexsort((self.ids, -self.logits))
+        return Ranking(self.ids[order].tolist(), self.logits[order].tolist())
 
-    def top(self, k: int) -> None:
-        """Keep the k likeliest, sorted."""
-        if not self.ordered and k < self.ids.size:
-            least = np.partition(self.logits, -k)[-k]
-            self.take(self.logits >= least)  # ties at the border are settled by the sort
-        self.sort()
-        self.cut(k)
+    def pool(self) -> Pool:
+        return self
 
-    def find(self, values: Mapping[int, T]) -> tuple[list[int], list[T]]:
-        """Where the mapping's tokens are in the pool, and their values; absent ones left out."""
-        if self.whole:
-            return list(values), list(values.values())
-        at = [i for i, token in enumerate(self.ids.tolist()) if token in values]
-        return at, [values[token] for token in self.ids[at].tolist()]
+    def at_least(self, least: float, n: int) -> Pool | Ranking:
+        likely = self.logits >= least
+        return self.take(likely) if np.count_nonzero(likely) >= n else self.best(n)
 
-    def add(self, values: Mapping[int, float]) -> None:
-        """Add to the logits of the mapping's tokens."""
-        at, amounts = self.find(values)
+    def divided(self, divisor: float) -> Pool:
+        return Pool(self.ids, self.logits / divisor, whole=self.whole)
+
+    def changed(self, values: Mapping[int, T], change: Callable[[float, T], float]) -> Pool:
+        """The same pool, with change(logit, value) for each token that has a value."""
+        at = list(values)
+        if not self.whole:
+            at = [i for i, token in enumerate(self.ids.tolist()) if token in values]
         if at:
-            self.logits[at] += amounts
-            self.ordered = False
+            pairs = zip(self.logits[at].tolist(), self.ids[at].tolist(), strict=True)
+            self.logits[at] = [change(logit, values[token]) for logit, token in pairs]
+        return self
 
 
-Step = Callable[[Pool], None]
+Tokens = Pool | Ranking
+Step = Callable[[Tokens], Tokens]
+
+
+def cumulated(weights: Floats | list[float]) -> Floats | list[float]:
+    return list(accumulate(weights)) if isinstance(weights, list) else weights.cumsum()
 
 
 def top_k(k: int) -> Step:
-    return lambda pool: pool.top(k)
+    return lambda tokens: tokens.best(k)
 
 
 def top_p(p: float, min_keep: int) -> Step:
     """The smallest set of likeliest tokens whose probabilities sum to p or more."""
     p = max(p, 0.0)
 
-    def preselect(pool: Pool) -> float:
-        """Drop what cannot be in the set, to have less to sort; the weight of all."""
+    def likely(pool: Pool) -> tuple[Ranking, float]:
+        """Without what cannot be in the set, to have less to sort; the weight of all."""
         weights = pool.weights()
         total = float(weights.sum())
         # Those below the mean share of the tail weigh less than the tail together: the set
         # is full before the first of them.
-        likely = weights >= (1.0 - p) * total / weights.size
-        if np.count_nonzero(likely) >= min_keep:
-            pool.take(likely)
-        pool.sort()
-        return total
+        chosen = weights >= (1.0 - p) * total / weights.size
+        enough = np.count_nonzero(chosen) >= min_keep
+        return (pool.take(chosen) if enough else pool).ranking(), total
 
-    def step(pool: Pool) -> None:
-        total = None if pool.ordered else preselect(pool)
-        masses = pool.weights().cumsum()
-        n = int(masses.searchsorted(p * (masses[-1] if total is None else total))) + 1
-        pool.cut(max(n, min_keep))
+    def step(tokens: Tokens) -> Ranking:
+        ranking, total = likely(tokens) if isinstance(tokens, Pool) else (tokens, None)
+        masses = list(accumulate(ranking.weights()))
+        n = bisect_left(masses, p * (masses[-1] if total is None else total)) + 1
+        return ranking.best(max(n, min_keep))
 
     return step
 
 
 def min_p(p: float, min_keep: int) -> Step:
     """Tokens at least p times as probable as the likeliest."""
-    log_p = math.log(p)
-    at_least = max(min_keep, 1)
-
-    def step(pool: Pool) -> None:
-        likely = pool.logits >= pool.max() + log_p
-        n = int(np.count_nonzero(likely))
-        if pool.ordered or n < at_least:
-            pool.sort()
-            pool.cut(max(n, at_least))
-        else:
-            pool.take(likely)
-
-    return step
+    log_p, n = math.log(p), max(min_keep, 1)
+    return lambda tokens: tokens.at_least(tokens.max() + log_p, n)
 
 
 def typical_p(p: float, min_keep: int) -> Step:
     """Tokens whose surprise is nearest to the entropy, until their mass exceeds p."""
 
-    def step(pool: Pool) -> None:
+    def step(tokens: Tokens) -> Pool:
+        pool = tokens.pool()
         weights = pool.weights()
         total = float(weights.sum())
         probs = weights / total
@@ -151,8 +195,7 @@ def typical_p(p: float, min_keep: int) -> Step:
         entropy = float(probs[possible] @ surprise[possible])
         order = np.abs(surprise - entropy).argsort(kind="stable")
         n = int(probs[order].cumsum().searchsorted(p, "right")) + 1
-        pool.take(order[: max(n, min_keep)])
-        pool.ordered = False
+        return pool.take(order[: max(n, min_keep)])
 
     return step
 
@@ -160,12 +203,14 @@ def typical_p(p: float, min_keep: int) -> Step:
 def top_n_sigma(n: float) -> Step:
     """Tokens whose logit is within n standard deviations of the highest."""
 
-    def step(pool: Pool) -> None:
+    def step(tokens: Tokens) -> Pool:
+        pool = tokens.pool()
         logits = pool.logits
         finite = logits[logits > -math.inf]
-        if logits.size > 1 and finite.size:
-            least = pool.max() - n * float(finite.std())
-            pool.logits = np.where(logits < least, -math.inf, logits)
+        if logits.size < 2 or not finite.size:
+            return pool
+        least = pool.max() - n * float(finite.std())
+        return Pool(pool.ids, np.where(logits < least, -math.inf, logits), whole=pool.whole)
 
     return step
 
@@ -173,43 +218,41 @@ def top_n_sigma(n: float) -> Step:
 def xtc(probability: float, threshold: float, min_keep: int, uniform: Callable[[], float]) -> Step:
     """Now and then, drop all tokens of probability >= threshold but the least of them."""
 
-    def step(pool: Pool) -> None:
-        # Drawn whatever the pool's size, so that the generator's position depends only on
-        # the number of tokens.
-        if uniform() > probability or pool.ids.size < 2:
-            return
-        pool.sort()
+    def step(tokens: Tokens) -> Tokens:
+        # Drawn whatever the number of tokens, so that the generator's position depends only on
+        # how many were sampled.
+        if uniform() > probability or len(tokens.ids) < 2:
+            return tokens
+        pool = tokens.pool()
         weights = pool.weights()
-        n_dropped = int(np.count_nonzero(weights >= threshold * weights.sum())) - 1
+        chosen = weights >= threshold * weights.sum()
+        n_dropped = int(np.count_nonzero(chosen)) - 1
         if n_dropped > 0 and pool.ids.size - n_dropped >= min_keep:
-            pool.take(np.arange(n_dropped, pool.ids.size))
+            at = np.flatnonzero(chosen)
+            chosen[at[np.lexsort((-pool.ids[at], weights[at]))[0]]] = False  # of ties the last
+            return pool.take(~chosen)
+        return tokens
 
     return step
 
 
 def temperature(t: float) -> Step:
     """Divide by t; t <= 0 leaves only the likeliest token."""
-    if t <= 0.0:
-        return top_k(1)
-
-    def step(pool: Pool) -> None:
-        pool.logits = pool.logits / t
-
-    return step
+    return top_k(1) if t <= 0.0 else lambda tokens: tokens.divided(t)
 
 
 def dynamic_temperature(t: float, spread: float, exponent: float) -> Step:
     """A temperature of t - spread to t + spread, growing with the normalized entropy."""
     low, high = max(0.0, t - spread), t + spread
 
-    def step(pool: Pool) -> None:
-        if pool.ids.size < 2:
-            return
-        weights = pool.weights()
+    def step(tokens: Tokens) -> Tokens:
+        if len(tokens.ids) < 2:
+            return tokens
+        weights = np.array(tokens.weights())
         probs = weights / weights.sum()
         probs = probs[probs > 0.0]
-        entropy = -float(probs @ np.log(probs)) / math.log(pool.ids.size)
-        temperature(low + (high - low) * max(entropy, 0.0) ** exponent)(pool)
+        entropy = -float(probs @ np.log(probs)) / math.log(len(tokens.ids))
+        return temperature(low + (high - low) * max(entropy, 0.0) ** exponent)(tokens)
 
     return step
 
@@ -234,10 +277,9 @@ class Mirostat:
         """Take note of the drawn token's probability among those kept."""
         self.mu -= self._eta * (-math.log2(prob) - self._tau)
 
-    def _cut_1(self, pool: Pool) -> None:
-        n = min(self._N_ESTIMATE, pool.logits.size)
-        best = np.sort(np.partition(pool.logits, -n)[-n:])[::-1]
-        pool.top(self._k(best[best > -math.inf]))
+    def _cut_1(self, tokens: Tokens) -> Ranking:
+        best = np.array(tokens.best(self._N_ESTIMATE).logits)
+        return tokens.best(self._k(best[best > -math.inf]))
 
     def _k(self, logits: Floats) -> int:
         """How many tokens to keep, from the highest logits in falling order."""
@@ -255,13 +297,7 @@ class Mirostat:
         log_k = (math.log(shape) + self.mu * math.log(2.0)) / exponent
         return max(int(math.exp(log_k)), 1) if log_k < log_n else self._n_vocab
 
-    def _cut_2(self, pool: Pool) -> None:
+    def _cut_2(self, tokens: Tokens) -> Tokens:
         # surprise <= mu, as a bound on the logit
-        weights = pool.weights()
-        least = pool.max() + math.log(float(weights.sum())) - self.mu * math.log(2.0)
-        likely = pool.logits >= least
-        if not likely.any():
-            pool.top(1)
-            return
-        pool.take(likely)
-        pool.sort()
+        log_total = math.log(float(np.sum(tokens.weights())))
+        return tokens.at_least(tokens.max() + log_total - self.mu * math.log(2.0), 1)

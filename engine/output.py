@@ -52,6 +52,7 @@ class Output:
         self._stop = tuple(word for word in stop if word)
         self._eog_ids = frozenset(eog_ids)
         self._dedent = dedent_pattern(min_indent) if min_indent > 0 else None
+        self._holds_nothing = not self._stop and self._dedent is None
         self._held = ""  # decoded, not sent; no stop string in it
         self._n_sent = 0  # characters
         self._waiting: deque[_Waiting] = deque()
@@ -63,11 +64,15 @@ class Output:
         """Add a token; what can be sent now, or None. Raises ValueError after the end."""
         if self._finished:
             raise ValueError(f"token {token} comes after the end of the output")
+        is_end = token in self._eog_ids
+        text = "" if is_end else self._decoder.push(token)
+        if text and self._holds_nothing and not self._waiting:
+            self._n_sent += len(text)
+            return Delta(text, (token,), () if score is None else (score,))
         self._waiting.append(_Waiting(token, score, self._n_sent + len(self._held)))
-        if token in self._eog_ids:
+        if is_end:
             self.reason = "eos"
             return self.finish()
-        text = self._decoder.push(token)
         if not text:
             return None
         self._held += text

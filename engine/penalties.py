@@ -12,10 +12,9 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from operator import add
 
-import numpy as np
-
-from engine.filters import Pool
+from engine.filters import Tokens
 
 _MAX_BREAKER_BYTES = 40
 _MAX_TAIL_TOKENS = 20
@@ -52,15 +51,13 @@ class Repetition:
     def touched(self) -> Collection[int]:
         return self._counts.keys()
 
-    def __call__(self, pool: Pool) -> None:
-        at, counts = pool.find(self._counts)
-        if not at:
-            return
-        logits = pool.logits[at]
+    def __call__(self, tokens: Tokens) -> Tokens:
+        return tokens.changed(self._counts, self._penalized)
+
+    def _penalized(self, logit: float, count: int) -> float:
         # A negative logit is multiplied: dividing it would make the token likelier.
-        logits = np.where(logits <= 0.0, logits * self._repeat, logits / self._repeat)
-        pool.logits[at] = logits - (np.array(counts) * self._frequency + self._presence)
-        pool.ordered = False
+        logit = logit * self._repeat if logit <= 0.0 else logit / self._repeat
+        return logit - (count * self._frequency + self._presence)
 
 
 class Dry:
@@ -112,8 +109,8 @@ class Dry:
     def touched(self) -> Collection[int]:
         return self.amounts().keys()
 
-    def __call__(self, pool: Pool) -> None:
-        pool.add(self.amounts())
+    def __call__(self, tokens: Tokens) -> Tokens:
+        return tokens.changed(self.amounts(), add)
 
     def amounts(self) -> Mapping[int, float]:
         """What is added to each token's logit; tokens without a penalty are left out."""

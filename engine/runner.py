@@ -83,9 +83,9 @@ def _best_of_row(row: npt.NDArray[np.float32], k: int, record: npt.NDArray[np.in
     ids = np.argpartition(-row, k - 1)[:k] if k < len(row) else np.arange(len(row))
     # argpartition may leave out the lower id of two that tie at the boundary.
     ids = np.flatnonzero(row >= row[ids].min())
-    order = ids[np.lexsort((ids, -row[ids]))][:k].astype(np.int32)
+    order = ids[np.lexsort((ids, -row[ids]))][:k]
     floats = record.view(np.float32)
-    return Found(order, row[order], float(floats[1]), float(floats[2]))
+    return Found(order.tolist(), row[order].tolist(), float(floats[1]), float(floats[2]))
 
 
 class Runner:
@@ -104,6 +104,7 @@ class Runner:
         self.states = states
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
+        self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
         self.topk = decoder.record_topk()
 
     def warm_up(self) -> None:
@@ -174,7 +175,11 @@ class Runner:
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
         hidden = any(chunk.outputs == "hidden" for chunk in chunks)
-        recording = self._recording(self._mode(n_tokens, len(rows), attention, hidden=hidden))
+        key = n_tokens, len(rows), attention, hidden
+        recording = self._of_step.get(key)
+        if recording is None:
+            mode = self._mode(n_tokens, len(rows), attention, hidden=hidden)
+            recording = self._of_step[key] = self._recording(mode)
         counts = [
             batch.fill(chunks, rows, tile if attention == "tiles" else 1)
             for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)

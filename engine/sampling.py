@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from engine import chain
 from engine.chain import parse_samplers
 from engine.errors import EngineError, RequestError
-from engine.filters import Mirostat, Pool
+from engine.filters import Mirostat, Pool, Ranking, Tokens, cumulated, ranked
 from engine.penalties import Dry, Repetition, breaker_heads
 from engine.request import SamplingParams
 
@@ -32,9 +34,6 @@ __all__ = ["Candidates", "Needs", "Sampled", "Sampler", "logprob", "parse_sample
 # Above this many candidates, the whole row costs less than selecting from it.
 _MAX_CANDIDATES = 1024
 _LOWEST_FLOAT32 = -3.4028234663852886e38
-
-_NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
-_NO_LOGITS: NDArray[np.float32] = np.empty(0, np.float32)
 
 
 class Needs(NamedTuple):
@@ -48,15 +47,15 @@ class Needs(NamedTuple):
 class Candidates(NamedTuple):
     """What the device returned for one row, as asked for by Needs.
 
-    ``ids`` and ``logits`` (k,): the likeliest, by falling logit, ties by rising id; ``row``
+    ``ids`` and ``logits``: the k likeliest, by falling logit, ties by rising id; ``row``
     (n_vocab,) if the whole row was asked for; ``id_logits`` parallels ``Needs.ids``. All
     logits are raw.
     """
 
-    ids: NDArray[np.int32] = _NO_IDS
-    logits: NDArray[np.float32] = _NO_LOGITS
+    ids: list[int] = []  # noqa: RUF012  # nobody changes it
+    logits: list[float] = []  # noqa: RUF012
     row: NDArray[np.float32] | None = None
-    id_logits: NDArray[np.float32] = _NO_LOGITS
+    id_logits: Sequence[float] = ()
 
 
 class Sampled(NamedTuple):
@@ -109,11 +108,14 @@ class Sampler:
             self._steps.insert(0, self._add_bias)
         self._limit = chain.limit(stages)
         self._needs = self._ask(self._raised, self._lowered)
+        self._needs_change = bool(self._histories) and self._limit is not None
+        self._is_stale = self._needs_change
         self._takes_first = self._needs == (1, False, []) and not self._histories
 
     def needs(self) -> Needs:
         """What ``sample`` must be given next."""
-        if self._histories and self._limit is not None:
+        if self._is_stale:
+            self._is_stale = False
             touched = [history.touched() for history in self._histories]
             raised = [history.touched() for history in self._histories if history.raises]
             self._needs = self._ask(set(self._raised).union(*raised), self._lowered.union(*touched))
@@ -127,10 +129,10 @@ class Sampler:
         """
         if self._takes_first:
             return _first(candidates, n_probs)
-        pool = self._pool(candidates)
+        tokens = self._tokens(candidates)
         for step in self._steps:
-            step(pool)
-        sampled = self._draw(pool, n_probs)
+            tokens = step(tokens)
+        sampled = self._draw(tokens, n_probs)
         if self._mirostat is not None:
             self._mirostat.observe(sampled.prob)
         return sampled
@@ -139,9 +141,10 @@ class Sampler:
         """Add a token to the history that the penalties look at."""
         for history in self._histories:
             history.accept(token)
+        self._is_stale = self._needs_change
 
-    def _add_bias(self, pool: Pool) -> None:
-        pool.add(self._bias)
+    def _add_bias(self, tokens: Tokens) -> Tokens:
+        return tokens.changed(self._bias, add)
 
     def _ask(self, raised: Collection[int], lowered: Collection[int]) -> Needs:
         """A token that can only fall needs no logit: outside of the k it stays outside."""
@@ -151,35 +154,31 @@ class Sampler:
                 return Needs(k, False, list(raised))
         return Needs(0, True, [])
 
-    def _pool(self, candidates: Candidates) -> Pool:
+    def _tokens(self, candidates: Candidates) -> Tokens:
         if candidates.row is not None:
             ids = np.arange(self._n_vocab, dtype=np.int32)
-            return Pool(ids, candidates.row.astype(np.float64), ordered=False, whole=True)
-        ids, logits = candidates.ids, candidates.logits
+            return Pool(ids, candidates.row.astype(np.float64), whole=True)
         asked = self._needs.ids
-        known = set(ids.tolist()) if asked else set()
-        others = [i for i, token in enumerate(asked) if token not in known]
-        if others:
-            ids = np.append(ids, np.array([asked[i] for i in others], np.int32))
-            logits = np.append(logits, candidates.id_logits[others])
-        return Pool(ids, logits.astype(np.float64), ordered=not others, whole=False)
+        if not asked:
+            return Ranking(candidates.ids, candidates.logits)
+        others = dict(zip(asked, candidates.id_logits, strict=True))
+        return ranked(others | dict(zip(candidates.ids, candidates.logits, strict=True)))
 
-    def _draw(self, pool: Pool, n_probs: int) -> Sampled:
-        weights = pool.weights()
-        masses = weights.cumsum()
+    def _draw(self, tokens: Tokens, n_probs: int) -> Sampled:
+        weights = tokens.weights()
+        masses = cumulated(weights)
         total = float(masses[-1])
         if not total > 0.0:
             raise EngineError(f"no token can be drawn: the probabilities sum to {total}")
         # Strictly below the total: a token of weight 0 is never drawn.
         mass = min(self._uniform() * total, math.nextafter(total, 0.0))
-        i = int(masses.searchsorted(mass, "right"))
+        i = bisect_right(masses, mass)
         top: tuple[tuple[int, float], ...] = ()
         if n_probs > 0:
-            best = (-weights).argsort(kind="stable")[:n_probs]
-            probs = (weights[best] / total).tolist()
-            pairs = zip(pool.ids[best].tolist(), probs, strict=True)
-            top = tuple((token, prob) for token, prob in pairs if prob > 0.0)
-        return Sampled(int(pool.ids[i]), float(weights[i]) / total, top)
+            best = tokens.best(n_probs)
+            pairs = zip(best.ids, best.weights(), strict=True)
+            top = tuple((token, weight / total) for token, weight in pairs if weight > 0.0)
+        return Sampled(int(tokens.ids[i]), float(weights[i]) / total, top)
 
 
 def logprob(logit: float, lse: float) -> float:
@@ -191,7 +190,7 @@ def logprob(logit: float, lse: float) -> float:
 
 
 def _first(candidates: Candidates, n_probs: int) -> Sampled:
-    token, logit = int(candidates.ids[0]), float(candidates.logits[0])
+    token, logit = candidates.ids[0], candidates.logits[0]
     if not -math.inf < logit < math.inf:
         raise EngineError(f"no token can be chosen: the highest logit is {logit}")
     return Sampled(token, 1.0, ((token, 1.0),) if n_probs > 0 else ())

@@ -173,7 +173,8 @@ class Stream:
         best = logits.allowed(needs.k)
         if not needs.ids:
             return Candidates(best.ids, best.logits)
-        return Candidates(best.ids, best.logits, id_logits=logits.allowed_row()[needs.ids])
+        id_logits = logits.allowed_row()[needs.ids].tolist()
+        return Candidates(best.ids, best.logits, id_logits=id_logits)
 
     def _sampled_score(self, sampled: Sampled, logits: RowLogits) -> TokenScore:
         piece = self._tokenizer.piece
@@ -181,21 +182,15 @@ class Stream:
             top = tuple((i, piece(i), p) for i, p in sampled.top)
             return TokenScore(sampled.token, piece(sampled.token), sampled.prob, top)
         found = logits.best(self.k)
-        at = (found.ids == sampled.token).nonzero()[0]
-        raw = found.logits[at[0]] if len(at) else logits.row()[sampled.token]
-        return self._score(sampled.token, float(raw), logits, self.request.n_probs)
+        known = dict(zip(found.ids, found.logits, strict=True))
+        raw = known[sampled.token] if sampled.token in known else float(logits.row()[sampled.token])
+        return self._score(sampled.token, raw, logits, self.request.n_probs)
 
     def _score(self, token: int, logit: float, logits: RowLogits, n_top: int) -> TokenScore:
         lse, piece = logits.log_sum_exp, self._tokenizer.piece
         best = logits.best(n_top) if n_top else None
-        top = (
-            tuple(
-                (int(i), piece(int(i)), logprob(float(v), lse))
-                for i, v in zip(best.ids, best.logits, strict=True)
-            )
-            if best
-            else ()
-        )
+        pairs = zip(best.ids, best.logits, strict=True) if best else ()
+        top = tuple((i, piece(i), logprob(v, lse)) for i, v in pairs)
         return TokenScore(token, piece(token), logprob(logit, lse), top)
 
     def finish(self, reason: Literal["eos", "limit", "word", "cancelled"], truncated: bool) -> None:

@@ -72,8 +72,8 @@ def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
 class Found:
     """A row's likeliest tokens, best first (ties: lower id first), as the row's raw logits."""
 
-    ids: npt.NDArray[np.int32]
-    logits: npt.NDArray[np.float32]
+    ids: list[int]
+    logits: list[float]
     log_sum_exp: float
     picked: float  # the logit of the token that was asked for
 
@@ -83,11 +83,12 @@ def parse(record: npt.NDArray[Any], k: int) -> Found | None:
 
     Fewer than k where a mask allows no more.
     """
-    count, masked = int(record[0]), bool(record[3])
+    count, _, _, masked = record[:HEADER].tolist()
     if count > CAPACITY or (count < k and not masked):
         return None
     floats = record.view(np.float32)
     ids = record[HEADER : HEADER + 2 * count : 2]
     logits = floats[HEADER + 1 : HEADER + 2 * count : 2]
     order = np.lexsort((ids, -logits))[:k]
-    return Found(ids[order], logits[order], float(floats[1]), float(floats[2]))
+    _, log_sum_exp, picked, _ = floats[:HEADER].tolist()
+    return Found(ids[order].tolist(), logits[order].tolist(), log_sum_exp, picked)

@@ -70,7 +70,7 @@ class OneRow:
 
     def best(self, k: int) -> Found:
         ids = np.argsort(-self._row, kind="stable")[:k].astype(np.int32)
-        return Found(ids, self._row[ids], self.log_sum_exp, self.picked)
+        return Found(ids.tolist(), self._row[ids].tolist(), self.log_sum_exp, self.picked)
 
     allowed_row, allowed = row, best
 

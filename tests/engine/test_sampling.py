@@ -33,7 +33,7 @@ def answer(needs: Needs, row: NDArray[np.float32]) -> Candidates:
     if needs.full_row:
         return Candidates(row=row)
     ids = np.lexsort((np.arange(row.size), -row))[: needs.k].astype(np.int32)
-    return Candidates(ids, row[ids], None, row[needs.ids])
+    return Candidates(ids.tolist(), row[ids].tolist(), None, row[needs.ids].tolist())
 
 
 def make(

@@ -121,7 +121,7 @@ def test_masked_rows(device: Device, programs: Programs, n_vocab: int) -> None:
         tokens = np.array(allowed.get(row, np.arange(n_vocab)))
         assert found is not None
         best = tokens[np.lexsort((tokens, -logits[row, tokens]))][: wanted[row][0]]
-        assert found.ids.tolist() == best.tolist()
+        assert found.ids == best.tolist()
         assert np.array_equal(found.logits, logits[row, best])
         assert found.picked == logits[row, wanted[row][1]]
         expected = np.log(np.exp(logits[row].astype(np.float64)).sum())
@@ -134,13 +134,13 @@ def test_a_mask_of_neighbours_overflows(device: Device, programs: Programs) -> N
     assert find(device, programs, logits, [(40, 0)], {0: list(range(600))}) == [None]
     found = find(device, programs, logits, [(2, 0)], {0: list(range(600))})[0]
     assert found is not None
-    assert found.ids.tolist() == np.argsort(-logits[0, :600])[:2].tolist()
+    assert found.ids == np.argsort(-logits[0, :600])[:2].tolist()
 
 
 def test_nothing_is_allowed(device: Device, programs: Programs) -> None:
     found = find(device, programs, np.zeros((1, 3000), np.float32), [(40, 0)], {0: []})[0]
     assert found is not None
-    assert found.ids.tolist() == []
+    assert found.ids == []
 
 
 @pytest.mark.parametrize("n_vocab", [128, 1001])
