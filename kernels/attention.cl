@@ -81,6 +81,26 @@ INLINE int end_key(int pos, int window, int n_keys) {
 #define SELECTED_PASS(t)
 #endif
 
+// e^x for x <= 0, 0 below -87: 2^n times a polynomial in the rest, |rest| <= ln 2 / 2, within
+// 3 * 2^-24 of it. Drivers' own are calls, which empty the vector registers.
+#define DEFINE_EXP(N)                                                                \
+    INLINE float##N exp_negative##N(const float##N x) {                              \
+        const float##N shifted = fma(x, (float##N)(1.44269504f), (float##N)(12582912)); \
+        const float##N n = shifted - 12582912;  /* the nearest integer */            \
+        float##N rest = fma(n, (float##N)(-0.693145752f), x);                        \
+        rest = fma(n, (float##N)(-1.42860677e-6f), rest);                            \
+        float##N p = (float##N)(8.29027221e-3f);                                      \
+        p = fma(p, rest, (float##N)(4.18981612e-2f));                                 \
+        p = fma(p, rest, (float##N)(1.66676387e-1f));                                 \
+        p = fma(p, rest, (float##N)(4.99991477e-1f));                                 \
+        p = fma(p, rest, (float##N)(0.999999702f));                                  \
+        p = fma(p, rest, (float##N)(1.0f));                                          \
+        const float##N scaled = as_float##N(as_int##N(p) + (as_int##N(shifted) << 23)); \
+        return x < -87 ? (float##N)(0) : scaled;                                     \
+    }
+DEFINE_EXP()
+DEFINE_EXP(16)
+
 // What turns the sum of weighted values into their mean.
 INLINE float output_factor(float m, float l, float sink) {
     const float top = fmax(m, sink), f = exp(m - top);

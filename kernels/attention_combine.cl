@@ -22,16 +22,23 @@ kernel void combine(global const float* partial, int max_parts, global const int
     const int end = (end_key(pos, window, tiles[tile].w) - 1) / PART + 1;
     const int n = min(32, HDV_PADDED - 32 * c);
     global const float* p = partial + (row * max_parts + part) * (HDV_PADDED + 2);
-    float16 lo = vload16(0, p + 32 * c), hi = n > 16 ? vload16(1, p + 32 * c) : (float16)(0);
-    float m = p[HDV_PADDED], l = p[HDV_PADDED + 1];
-    for (part++; part < end; part++) {
-        p += HDV_PADDED + 2;
-        const float top = fmax(m, p[HDV_PADDED]);
-        const float a = exp(m - top), b = exp(p[HDV_PADDED] - top);
-        l = fma(l, a, p[HDV_PADDED + 1] * b);
-        lo = fma(lo, (float16)(a), vload16(0, p + 32 * c) * b);
-        if (n > 16) hi = fma(hi, (float16)(a), vload16(1, p + 32 * c) * b);
-        m = top;
+    float16 lo = 0, hi = 0;
+    float m = M_NONE, l = 0;
+    for (; part < end; part += 16) {
+        const int n_parts = min(16, end - part);
+        float from[16], own[16], to[16], a[16], b[16];
+        for (int i = 0; i < 16; i++) {
+            own[i] = i < n_parts ? p[i * (HDV_PADDED + 2) + HDV_PADDED] : M_NONE;
+            from[i] = m;
+            to[i] = m = max(m, own[i]);
+        }
+        vstore16(exp_negative16(vload16(0, from) - vload16(0, to)), 0, a);
+        vstore16(exp_negative16(vload16(0, own) - vload16(0, to)), 0, b);
+        for (int i = 0; i < n_parts; i++, p += HDV_PADDED + 2) {
+            l = fma(l, a[i], p[HDV_PADDED + 1] * b[i]);
+            lo = fma(lo, (float16)(a[i]), vload16(0, p + 32 * c) * b[i]);
+            if (n > 16) hi = fma(hi, (float16)(a[i]), vload16(1, p + 32 * c) * b[i]);
+        }
     }
     const float inverse = OUTPUT_FACTOR(m, l, head);
 #ifdef QUANTIZE_OUT

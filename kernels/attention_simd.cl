@@ -2,8 +2,8 @@
 //
 // Grid: (KV heads, tiles of up to QB queries), or with SPLIT (parts, KV heads, tiles): then each
 // work-item leaves (acc, m, l) of its part in `partial` for attention_combine.cl.
-// G query heads of one item share a KV head (SHARE items have the same one); QB * G rows go through a page together, so that each K and V
-// is loaded and converted once for all of them.
+// G query heads of one item share a KV head (SHARE items have the same one); QB * G rows go through
+// a page together, so that each K and V is loaded and converted once for all of them.
 // QUANTIZE_OUT writes the next matrix's integer activations (HDV a multiple of 32), else floats.
 
 #include "attention.cl"
@@ -15,63 +15,115 @@
 #define N_HEADS (n_kv * SHARE * G)
 #define HALVES (PAGE / 16)
 #define VECTORS (HDV_PADDED / 16)
-#if VECTORS % 2 == 0
+// Vectors of keys, and of values, whose sums for all rows fit the 32 registers.
+#if RB <= 12
+#define SIDE HALVES
+#else
+#define SIDE 1
+#endif
+#if VECTORS % 4 == 0 && RB <= 6
+#define CHUNK 4
+#elif VECTORS % 2 == 0
 #define CHUNK 2
 #else
 #define CHUNK 1
 #endif
+#define BLOCKS ((CHUNK + 1) / 2)
+#define AHEAD 2  // pages between what is fetched and what is read: one is too late for some
+#if defined(SOFTCAP) || defined(ALIBI) || defined(SELECTED)
+#define ALWAYS_MASKED 1
+#else
+#define ALWAYS_MASKED 0
+#endif
 
-// Scores of one page's keys for all rows: s[r][i] for key i. q: [HD][RB], then the sums of each
-// 32 of them. Codes of 32 values are summed
-// before their scales count. Meanwhile the next page is fetched, which no hardware prefetcher
-// can guess.
-INLINE void page_scores(const float* q, global const uchar* k, global const uchar* next_k,
-                        global const uchar* next_v, float16 s[RB][HALVES]) {
-    #pragma unroll
-    for (int r = 0; r < RB; r++)
-        for (int i = 0; i < HALVES; i++) s[r][i] = 0;
-    for (int b = 0; b < K_BLOCKS; b++) {
-        float16 x[RB][HALVES];
+// Scores of one page's keys for all rows: s[r][i] for key i. q: [HD][RB], then with minima the
+// sums of each 32 of them. Codes of 32 values are summed before their scales count. Meanwhile the
+// page that comes after is fetched, which no hardware prefetcher can guess.
+INLINE void page_scores(const float* q, global const uchar* k, global const uchar* next,
+                        float s[RB][PART]) {
+    for (int at = 0; at < HALVES; at += SIDE) {
+        float16 total[RB][SIDE];
         #pragma unroll
         for (int r = 0; r < RB; r++)
-            for (int i = 0; i < HALVES; i++) x[r][i] = IS_FLOAT(K_TYPE) ? s[r][i] : 0;
-        for (int j = 0; j < 16; j++) {
+            for (int i = 0; i < SIDE; i++) total[r][i] = 0;
+        for (int b = 0; b < K_BLOCKS; b++) {
+            float16 x[RB][SIDE];
             #pragma unroll
-            for (int half_block = 0; half_block < 2; half_block++) {
-                const int d = 32 * b + 16 * half_block + j;
-                if (HD % 32 != 0 && d >= HD) break;
-                PREFETCH(next_k + d * (PAGE * K_BYTES / HD));
-                PREFETCH(next_v + d * (PAGE * V_BYTES / HD));
+            for (int r = 0; r < RB; r++)
+                for (int i = 0; i < SIDE; i++) x[r][i] = IS_FLOAT(K_TYPE) ? total[r][i] : 0;
+            for (int j = 0; j < 16; j++) {
                 #pragma unroll
-                for (int i = 0; i < HALVES; i++) {
-                    const float16 codes = k_codes16(k, d, 16 * i);
+                for (int half_block = 0; half_block < 2; half_block++) {
+                    const int d = 32 * b + 16 * half_block + j;
+                    if (HD % 32 != 0 && d >= HD) break;
+                    if (at == 0) PREFETCH(next + d * (PAGE * K_BYTES / HD));
                     #pragma unroll
-                    for (int r = 0; r < RB; r++)
-                        x[r][i] = fma(codes, (float16)(q[d * RB + r]), x[r][i]);
+                    for (int i = 0; i < SIDE; i++) {
+                        const float16 codes = k_codes16(k, d, 16 * (at + i));
+                        #pragma unroll
+                        for (int r = 0; r < RB; r++)
+                            x[r][i] = fma(codes, (float16)(q[d * RB + r]), x[r][i]);
+                    }
+                }
+            }
+            #pragma unroll
+            for (int i = 0; i < SIDE; i++) {
+                float16 scale = 1, minimum = 0;
+                if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, 16 * (at + i));
+                if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, 16 * (at + i), scale);
+                #pragma unroll
+                for (int r = 0; r < RB; r++) {
+                    total[r][i] = IS_FLOAT(K_TYPE) ? x[r][i] : fma(x[r][i], scale, total[r][i]);
+                    if (HAS_MINIMUM(K_TYPE))
+                        total[r][i] = fma(minimum, (float16)(q[(HD + b) * RB + r]), total[r][i]);
                 }
             }
         }
         #pragma unroll
-        for (int i = 0; i < HALVES; i++) {
-            float16 scale = 1, minimum = 0;
-            if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, 16 * i);
-            if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, 16 * i, scale);
-            #pragma unroll
-            for (int r = 0; r < RB; r++) {
-                s[r][i] = IS_FLOAT(K_TYPE) ? x[r][i] : fma(x[r][i], scale, s[r][i]);
-                if (HAS_MINIMUM(K_TYPE))
-                    s[r][i] = fma(minimum, (float16)(q[(HD + b) * RB + r]), s[r][i]);
-            }
-        }
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < SIDE; i++) vstore16(total[r][i], at + i, s[r]);
     }
 }
 
 #define ZERO_TO_15 (float16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 
-INLINE float16 masked(float16 s, int key, int pos, int window, int n_keys) {
-    const int16 keys = key + (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const int16 seen = (keys < end_key(pos, window, n_keys)) & (keys >= first_key(pos, window));
-    return select((float16)(S_MASKED), s, seen);
+// What the mask, and whatever else there is, makes of the scores of keys key to key + PAGE.
+// words: the bits of its keys that each query has selected.
+INLINE void mask_scores(float s[RB][PART], const uint* words, bool whole, int key, int pos,
+                        int window, int n_keys, float softcap, int first_head SLOPES_ARG) {
+    for (int r = 0; r < RB; r++) {
+        const int at = pos + r / G;
+        for (int i = 0; i < HALVES; i++) {
+            const int16 keys = key + 16 * i + as_int16(FROM_ZERO16);
+            float16 x = CAPPED(vload16(i, s[r]));
+#ifdef ALIBI
+            x += slopes[first_head + r % G] * NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - at));
+#endif
+            if (!whole) {
+                const int16 seen =
+                    (keys < end_key(at, window, n_keys)) & (keys >= first_key(at, window));
+                x = select((float16)(S_MASKED), x, seen);
+            }
+#ifdef SELECTED
+            const uint16 bits = (uint16)(words[r / G] >> (16 * i)) >> FROM_ZERO16 & 1;
+            x = select((float16)(S_MASKED), x, as_int16(bits) != 0);
+#endif
+            vstore16(x, i, s[r]);
+        }
+    }
+}
+
+// Scores of n vectors of keys become weights: e^(score - m), the largest 1. Returns (m, sum).
+INLINE float2 softmax_row(float* s, int n) {
+    float16 top = M_NONE, sum = 0;
+    for (int i = 0; i < n; i++) top = max(top, vload16(i, s));
+    const float m = max16(top);
+    for (int i = 0; i < n; i++) {
+        const float16 e = exp_negative16(vload16(i, s) - m);
+        vstore16(e, i, s);
+        sum += e;
+    }
+    return (float2)(m, sum16(sum));
 }
 
 // The weights of a page's first n keys times the scales of block b of V: w. Returns what the
@@ -90,33 +142,33 @@ INLINE float scaled_weights(const float* p, global const uchar* v, int b, int n,
     return HAS_MINIMUM(V_TYPE) ? sum16(sum) : 0;
 }
 
-// acc[r] = acc[r] * factor[r] + sum over n keys of p[r][key] * V[key].
-INLINE void add_values(float16 acc[RB][VECTORS], const float* factor, float p[RB][PAGE],
-                       global const uchar* v, int n) {
-    for (int c = 0; c < VECTORS; c += CHUNK) {
-        float16 a[RB][CHUNK];
-        float scaled[RB][PAGE];
-        const float(*w)[PAGE] = IS_FLOAT(V_TYPE) ? p : scaled;
+// a[r] += sum over n keys of p[r][key] * V[key], of CHUNK vectors of V from c on.
+INLINE void add_values(float16 a[RB][CHUNK], float p[RB][PART], global const uchar* v,
+                       global const uchar* next, int c, int n) {
+    float scaled[BLOCKS][RB][PAGE];
+    if (!IS_FLOAT(V_TYPE)) {
         #pragma unroll
         for (int r = 0; r < RB; r++) {
-            float low = 0;
-            if (!IS_FLOAT(V_TYPE)) low = scaled_weights(p[r], v, c / 2, n, scaled[r]);
-            for (int i = 0; i < CHUNK; i++) {
-                a[r][i] = acc[r][c + i] * factor[r];
-                if (HAS_MINIMUM(V_TYPE)) a[r][i] += low;
+            for (int b = 0; b < BLOCKS; b++) {
+                const float low = scaled_weights(p[r], v, c / 2 + b, n, scaled[b][r]);
+                for (int i = 2 * b; i < min(2 * b + 2, CHUNK); i++)
+                    if (HAS_MINIMUM(V_TYPE)) a[r][i] += low;
             }
         }
-        for (int t = 0; t < n; t++) {
-            #pragma unroll
-            for (int i = 0; i < CHUNK; i++) {
-                const float16 codes = v_codes16(v, t, 16 * (c + i));
-                #pragma unroll
-                for (int r = 0; r < RB; r++) a[r][i] = fma(codes, (float16)(w[r][t]), a[r][i]);
-            }
-        }
+    }
+    for (int t = 0; t < n; t++) {
         #pragma unroll
-        for (int r = 0; r < RB; r++)
-            for (int i = 0; i < CHUNK; i++) acc[r][c + i] = a[r][i];
+        for (int i = 0; i < CHUNK; i += 2)
+            PREFETCH(next + t * V_BYTES + (c + i) * (V_BYTES / VECTORS));
+        #pragma unroll
+        for (int i = 0; i < CHUNK; i++) {
+            const float16 codes = v_codes16(v, t, 16 * (c + i));
+            #pragma unroll
+            for (int r = 0; r < RB; r++) {
+                const float w = IS_FLOAT(V_TYPE) ? p[r][t] : scaled[i / 2][r][t];
+                a[r][i] = fma(codes, (float16)(w), a[r][i]);
+            }
+        }
     }
 }
 
@@ -125,68 +177,94 @@ typedef struct {
     float m[RB], l[RB];
 } State;
 
-// One part: keys of pages [page, end) for queries from position pos on.
-INLINE void attend_part(State* state, const float* q, PAGES_ARG(global const uchar*, k_cache),
-                        PAGES_ARG(global const uchar*, v_cache), global const int* table, int n_kv, int h, int first_head,
-                        int page, int end, int pos, int nq, int kv_end, int n_keys, int window,
-                        float softcap SLOPES_ARG SELECTED_ARG) {
-    for (int r = 0; r < RB; r++) {
-        state->m[r] = M_NONE;
-        state->l[r] = 0;
-        for (int c = 0; c < VECTORS; c++) state->acc[r][c] = 0;
-    }
-    for (; page < end; page++) {
-        const int key = page * PAGE;
+// A sequence's pages of one KV head; those from `end` on are not there.
+typedef global const uchar* Bytes;
+typedef struct {
+    Bytes PAGES(k), PAGES(v);
+    global const int* table;
+    int n_kv, h, end;
+} Cache;
+
+INLINE Bytes k_page(const Cache* c, int i) {
+    const int page = c->table[min(i, c->end - 1)];
+    return K_PAGE(c->k, page, c->n_kv, c->h);
+}
+
+INLINE Bytes v_page(const Cache* c, int i) {
+    const int page = c->table[min(i, c->end - 1)];
+    return V_PAGE(c->v, page, c->n_kv, c->h);
+}
+
+// s: the scores of the keys of n pages from `page` on. Returns a bit for each page of which no
+// key is selected.
+INLINE uint part_scores(float s[RB][PART], const float* q, const Cache* cache, int page, int n,
+                        int pos, int nq, int n_keys, int window, float softcap,
+                        int first_head SLOPES_ARG SELECTED_ARG) {
+    uint skipped = 0;
+    for (int i = 0; i < n; i++) {
+        const int key = (page + i) * PAGE;
+        float(*here)[PART] = (float(*)[PART])(s[0] + i * PAGE);
+        uint words[QB];
 #ifdef SELECTED
-        uint words[QB], any = 0;
-        for (int i = 0; i < QB; i++)
-            any |= words[i] = selected[(size_t)min(i, nq - 1) * n_words + page];
-        if (!any) continue;
+        uint any = 0;
+        for (int j = 0; j < QB; j++)
+            any |= words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
+        if (!any) skipped |= 1u << i;
 #endif
-        float16 s[RB][HALVES];
-        float p[RB][PAGE], factor[RB];
-        const int next = table[min(page + 1, end - 1)];
-        page_scores(q, K_PAGE(k_cache, table[page], n_kv, h), K_PAGE(k_cache, next, n_kv, h),
-                    V_PAGE(v_cache, next, n_kv, h), s);
+        const int ahead = page + i + AHEAD;
+        page_scores(q, k_page(cache, page + i),
+                    i + AHEAD < n ? k_page(cache, ahead) : v_page(cache, ahead - n), here);
         const bool whole = key + PAGE <= end_key(pos, window, n_keys) &&
                            (window <= 0 || key >= first_key(pos + QB - 1, window));
-        #pragma unroll
-        for (int r = 0; r < RB; r++) {
-            float16 top = M_NONE;
-            for (int i = 0; i < HALVES; i++) {
-                s[r][i] = CAPPED(s[r][i]);
-#ifdef ALIBI
-                s[r][i] += slopes[first_head + r % G] *
-                           NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - pos - r / G));
-#endif
-                if (!whole) s[r][i] = masked(s[r][i], key + 16 * i, pos + r / G, window, n_keys);
-#ifdef SELECTED
-                const uint16 word = words[r / G] >> (16 * i);
-                const int16 bits = convert_int16(word >> convert_uint16(ZERO_TO_15) & 1);
-                s[r][i] = select((float16)(S_MASKED), s[r][i], bits != 0);
-#endif
-                top = fmax(top, s[r][i]);
-            }
-            const float m = fmax(state->m[r], max16(top));
-            factor[r] = exp(state->m[r] - m);
-            float16 sum = 0;
-            for (int i = 0; i < HALVES; i++) {
-                const float16 e = exp(s[r][i] - m);
-                vstore16(e, i, p[r]);
-                sum += e;
-            }
-            state->l[r] = fma(state->l[r], factor[r], sum16(sum));
-            state->m[r] = m;
-        }
-        add_values(state->acc, factor, p, V_PAGE(v_cache, table[page], n_kv, h),
-                   min(PAGE, kv_end - key));
+        if (ALWAYS_MASKED || !whole)
+            mask_scores(here, words, whole, key, pos, window, n_keys, softcap, first_head SLOPES);
     }
+    return skipped;
+}
+
+// acc: the values of n pages from `page` on, `p` times each.
+INLINE void part_values(float16 acc[RB][VECTORS], float p[RB][PART], const Cache* cache, int page,
+                        int n, uint skipped, int kv_end) {
+    for (int c = 0; c < VECTORS; c += CHUNK) {
+        float16 a[RB][CHUNK];
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) a[r][i] = 0;
+        for (int i = 0; i < n; i++) {
+            if (skipped >> i & 1) continue;
+            const int ahead = page + i + AHEAD;
+            add_values(a, (float(*)[PART])(p[0] + i * PAGE), v_page(cache, page + i),
+                       i + AHEAD < n ? v_page(cache, ahead) : k_page(cache, ahead), c,
+                       min(PAGE, kv_end - (page + i) * PAGE));
+        }
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) acc[r][c + i] = a[r][i];
+    }
+}
+
+// One part: keys of pages [page, end) for queries from position pos on. First the scores of all
+// its keys, then their weights, then the values, so that a row has one maximum and the sums of
+// values stay in registers.
+INLINE void attend_part(State* state, const float* q, const Cache* cache, int page, int end,
+                        int pos, int nq, int kv_end, int n_keys, int window, float softcap,
+                        int first_head SLOPES_ARG SELECTED_ARG) {
+    float s[RB][PART];
+    const int n = max(end - page, 0);
+    const uint skipped = part_scores(s, q, cache, page, n, pos, nq, n_keys, window, softcap,
+                                     first_head SLOPES SELECTED_PASS(0));
+    for (int r = 0; r < RB; r++) {
+        const float2 found = softmax_row(s[r], n * HALVES);
+        state->m[r] = found.x;
+        state->l[r] = found.y;
+    }
+    part_values(state->acc, s, cache, page, n, skipped, kv_end);
 }
 
 INLINE void merge(State* total, const State* part) {
     for (int r = 0; r < RB; r++) {
         const float m = fmax(total->m[r], part->m[r]);
-        const float a = exp(total->m[r] - m), b = exp(part->m[r] - m);
+        const float a = exp_negative(total->m[r] - m), b = exp_negative(part->m[r] - m);
         total->l[r] = fma(total->l[r], a, part->l[r] * b);
         for (int c = 0; c < VECTORS; c++)
             total->acc[r][c] = fma(total->acc[r][c], (float16)(a), part->acc[r][c] * b);
@@ -197,7 +275,8 @@ INLINE void merge(State* total, const State* part) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       PAGES_ARG(global const uchar*, k_cache),
-                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap
+                          SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #if defined(SPLIT)
                       global float* partial, int max_parts
 #elif defined(QUANTIZE_OUT)
@@ -217,21 +296,23 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const int kv_end = end_key(pos + nq - 1, window, tile.w);
     const int first_page = first_key(pos, window) / PAGE;
     const int last_page = (kv_end + PAGE - 1) / PAGE;
-    global const int* table = tables + (size_t)tile.z * table_stride;
+    const Cache cache = {PAGES(k_cache), PAGES(v_cache), tables + (size_t)tile.z * table_stride,
+                         n_kv, h, last_page};
     float q[(HD + K_BLOCKS) * RB];
     for (int r = 0; r < RB; r++) {
         // Rows beyond the tile's queries repeat the last one; their result is not stored.
-        global const float* x = qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
-        for (int b = 0; b < K_BLOCKS; b++) q[(HD + b) * RB + r] = 0;
-        for (int d = 0; d < HD; d++) {
-            q[d * RB + r] = x[d];
-            q[(HD + d / 32) * RB + r] += x[d];
+        global const float* x =
+            qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
+        for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
+        for (int b = 0; HAS_MINIMUM(K_TYPE) && b < K_BLOCKS; b++) {
+            float sum = 0;
+            for (int d = 32 * b; d < min(32 * b + 32, HD); d++) sum += x[d];
+            q[(HD + b) * RB + r] = sum;
         }
     }
-#define ATTEND(state, begin)                                                               \
-    attend_part(state, q, PAGES(k_cache), PAGES(v_cache), table, n_kv, h, first_head,      \
-                max(first_page, begin), min(last_page, (begin) + PART_PAGES), pos, nq, \
-                kv_end, tile.w, window, softcap SLOPES SELECTED_PASS(t0))
+#define ATTEND(state, begin)                                                                  \
+    attend_part(state, q, &cache, max(first_page, begin), min(last_page, (begin) + PART_PAGES), \
+                pos, nq, kv_end, tile.w, window, softcap, first_head SLOPES SELECTED_PASS(t0))
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;
