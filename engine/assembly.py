@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.batch import Batch, MediaShape
 from engine.errors import EngineError
 from engine.models.arch import Hyperparameters
+from engine.models.compressed import compressed_shapes
 from engine.models.decoder import Decoder, kv_shapes
 from engine.models.indexer import index_shapes
 from engine.models.place import Place
@@ -142,8 +143,9 @@ def _kv_pages(
     rings += [0] * (len(shapes) - len(rings))  # of indexers' keys
     pages = KVPages(device, shapes, sizes.n_pages, cache.k, cache.v, rings)
     for layer, n_ring in zip(pages.layers, rings, strict=True):
-        for tensor in (*layer.k.slabs, *layer.v.slabs) if n_ring and layer.shape.n_kv else ():
-            states.ring(device, tensor, h.window)
+        for tensor in (*layer.k.slabs, *layer.v.slabs) if n_ring else ():
+            if tensor.n_bytes:
+                states.ring(device, tensor, h.window)
     return pages
 
 
@@ -156,9 +158,9 @@ def ring_pages(h: Hyperparameters, n_slots: int, n_tokens: int, n_pages: int) ->
 
 def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int, n_ctx: int) -> list[KVShape]:
     """What each layer keeps on a device, nothing where its mixers are on another: K and V of
-    all layers, then their indexers' keys."""
+    all layers, then their indexers' keys, then compressed ones if any layer has them."""
     return [
-        shape if layer.mixers_at == at else KVShape(0, shape.head, shape.head_v)
-        for shapes in (kv_shapes(h), index_shapes(h, n_ctx))
-        for shape, layer in zip(shapes, weights.layers, strict=True)
+        shape if layer.mixers_at == at else replace(shape, n_kv=0)
+        for shapes in (kv_shapes(h), index_shapes(h, n_ctx), compressed_shapes(h))
+        for shape, layer in zip(shapes, weights.layers, strict=bool(shapes))
     ]

@@ -27,6 +27,7 @@ from kernels.weights import (
 )
 
 FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
+INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 
 
@@ -104,7 +105,7 @@ class TensorSource:
 
     def check_types(self) -> None:
         for info in self._gguf.tensors.values():
-            if info.type.name not in SUPPORTED_TYPES:
+            if info.type.name not in (*SUPPORTED_TYPES, INTEGER_TYPE):
                 raise ModelError(
                     f"{self._gguf.path}: tensor {info.name} is of type {info.type.name}, which "
                     f"has no kernels yet; supported: {', '.join(SUPPORTED_TYPES)}"
@@ -163,6 +164,16 @@ class TensorSource:
         if kind not in FLOAT_TYPES:
             raise ModelError(f"{self._gguf.path}: tensor {name} is of type {kind}, not a float")
         return self._gguf.data(name).view(FLOAT_TYPES[kind]).astype(np.float32)
+
+    def integers(self, name: str) -> npt.NDArray[np.int32] | None:
+        """A tensor of integers as a flat array, or None if the file has none of that name."""
+        if not self.has(name):
+            return None
+        name = self._named(name)
+        kind = self._gguf.tensors[name].type.name
+        if kind != INTEGER_TYPE:
+            raise ModelError(f"{self._gguf.path}: tensor {name} is of type {kind}, not integers")
+        return self._gguf.data(name).view(np.int32)
 
     def vector(self, *names: str) -> Tensor | None:
         """The first of these float tensors that the file has, flat; None if it has none."""

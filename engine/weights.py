@@ -20,6 +20,7 @@ from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
 from engine.models.attention import load_attention
+from engine.models.compressed import load_compressed
 from engine.models.delta_net import load_delta_net
 from engine.models.ffn import load_ffn
 from engine.models.kimi_delta import load_kimi_delta
@@ -295,8 +296,9 @@ def _layer_with_norms_after(
 def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[SublayerWeights]:
     b, found = f"blk.{layer}.", list[SublayerWeights]()
     if h.n_heads[layer]:
-        latent = source.has(f"{b}attn_kv_a_mqa.weight")
-        found.append(load_mla(source, h, layer) if latent else load_attention(source, h, layer))
+        latent, joint = (source.has(f"{b}{x}.weight") for x in ("attn_kv_a_mqa", "attn_kv"))
+        load = load_mla if latent else load_compressed if joint else load_attention
+        found.append(load(source, h, layer))
     if h.arch.lightning and source.has(f"{b}attn_norm_2.weight"):
         found.append(load_lightning(source, h, layer))
     if source.has(f"{b}ssm_a") and source.has(f"{b}ssm_d"):

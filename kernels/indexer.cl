@@ -6,11 +6,16 @@
 // select_keys   work-group of WG items (1 on CPUs): a token. Bit i of word w of selected[t] is key
 //               32 w + i: those whose score is among the TOP_K best of the keys up to the query,
 //               and any that tie with the last of them; all, if there are no more than TOP_K.
+// RATIO: every so many tokens are one key (joint.cl).
 // Tiles whose queries see no more than TOP_K keys have no scores.
 
 #include "lanes.cl"
 #include "activation.cl"
 #include "group.cl"
+
+#ifndef RATIO
+#define RATIO 1
+#endif
 
 #ifdef HD
 #include "kv.cl"
@@ -102,7 +107,7 @@ kernel void select_keys(global const float* scores, int stride, global const int
 #else
     local float* partial = 0;
 #endif
-    const int t = get_group_id(0), n = positions[t] + 1;
+    const int t = get_group_id(0), n = (positions[t] + 1) / RATIO;
     scores += (size_t)t * stride;
     selected += (size_t)t * n_words;
     float x = -INFINITY;

@@ -43,13 +43,20 @@ def index_scores(
 
 
 def select_keys(
-    tape: Tape, scores: Tensor, inputs: AttentionInputs, top_k: int, selected: Tensor
+    tape: Tape,
+    scores: Tensor,
+    inputs: AttentionInputs,
+    top_k: int,
+    selected: Tensor,
+    *,
+    ratio: int = 1,
 ) -> None:
-    """selected: int32 [n, words], a bit for each key: the top_k by their scores."""
+    """selected: int32 [n, words], a bit for each key: the top_k by their scores. A key stands for
+    ``ratio`` tokens."""
     group = 1 if tape.device.is_simd else SIMT_GROUP
     args = [
         scores.buffer, np.int32(scores.shape[1]), inputs.positions.buffer, selected.buffer,
         np.int32(selected.shape[1]),
     ]  # fmt: skip
-    defines = [f"TOP_K={top_k}", f"PAGE={PAGE}", f"WG={group}"]
+    defines = [f"TOP_K={top_k}", f"PAGE={PAGE}", f"WG={group}", f"RATIO={ratio}"]
     tape.add("indexer.cl", "select_keys", defines, args, (Per(TOKENS, 1, group),), (group,))

@@ -22,11 +22,17 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """KV heads of a layer and the sizes of a head's K and V."""
+    """KV heads of a layer and the sizes of a head's K and V.
+
+    joint: K and V are the same, kept once: as V, of the type of K. rows: of a page, if they are
+    not its tokens.
+    """
 
     n_kv: int
     head: int
     head_v: int
+    joint: bool = False
+    rows: int = PAGE
 
     @property
     def head_v_padded(self) -> int:
@@ -34,6 +40,8 @@ class KVShape:
 
     def token_bytes(self, type_k: str, type_v: str) -> tuple[int, int]:
         """Bytes of a token's K and V; the last block of a head may be padding in part."""
+        if self.joint:
+            return 0, self.n_kv * _head_bytes(self.head_v_padded, type_k)
         return (
             self.n_kv * _head_bytes(self.head, type_k),
             self.n_kv * _head_bytes(self.head_v_padded, type_v),
@@ -117,7 +125,7 @@ class KVPages:
         self._queue = device.queue
         self.layers = []
         for shape, n_ring in zip(layers, self._rings, strict=True):
-            sizes = [PAGE * n_bytes for n_bytes in shape.token_bytes(type_k, type_v)]
+            sizes = [shape.rows * n_bytes for n_bytes in shape.token_bytes(type_k, type_v)]
             n, most = (n_ring, 1) if n_ring else (n_pages, SLABS)
             slab = _slab_pages(device, n, max(sizes), most)
             k, v = (
@@ -126,7 +134,8 @@ class KVPages:
                 ))
                 for size in sizes
             )  # fmt: skip
-            self.layers.append(LayerKV(shape, k, v, (type_k, type_v)))
+            types = (type_k, type_k if shape.joint else type_v)
+            self.layers.append(LayerKV(shape, k, v, types))
 
     @property
     def n_bytes(self) -> int:

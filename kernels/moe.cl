@@ -9,6 +9,7 @@
 //                  sums of their two best take part
 //   NORMALIZE      the weights of a token's experts are divided by their sum
 //   SOFTMAX_CHOSEN the weights are the softmax of the chosen experts' logits
+//   TABLE          the experts of token id are table[id * USED ...], whatever the logits
 //   DIVIDE         so many neighbours are one expert, though they are chosen one by one
 //   SINGLE         one token: its slots are the tiles
 // sort: one work-group of WG items makes tiles of up to TILE slots of one expert each.
@@ -60,6 +61,9 @@ kernel void route(global const float* logits,
 #ifdef BIASED
                   global const float* bias,
 #endif
+#ifdef TABLE
+                  global const int* table, global const int* ids,
+#endif
                   float scale, global int* experts, global float* weights
 #ifdef SINGLE
                   , global int4* tiles, global int* rows, global int* slots
@@ -93,10 +97,14 @@ kernel void route(global const float* logits,
     float chosen[USED];
     sum = 0;
     for (int k = 0; k < USED; k++) {
+#ifdef TABLE
+        const int best = table[max(ids[t], 0) * USED + k];
+#else
         int best = 0;
         for (int e = 1; e < N_EXPERTS; e++)
             if (choice[e] > choice[best]) best = e;
         choice[best] = NOT_CHOSEN;
+#endif
         experts[t * USED + k] = best / DIVIDE;
 #ifdef SOFTMAX_CHOSEN
         chosen[k] = exp(p[best] - top);

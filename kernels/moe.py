@@ -55,6 +55,14 @@ class RoutingBuffers:
     slots: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TokenExperts:
+    """experts: int32 [vocabulary, used]; ids: int32 [n], the tokens of a step."""
+
+    experts: Tensor
+    ids: Tensor
+
+
 def routing_buffers(device: Device, n_tokens: int, n_experts: int, used: int) -> RoutingBuffers:
     """Room for up to ``n_tokens`` tokens."""
     n = n_tokens * used
@@ -76,16 +84,20 @@ def route(
     *,
     tile: int,
     bias: Tensor | None = None,
+    table: TokenExperts | None = None,
 ) -> tuple[ExpertRows, ExpertRows]:
-    """Choose each token's experts from logits, float32 [n, n_experts].
+    """Choose each token's experts from logits, float32 [n, n_experts], or take those that the
+    token has in ``table``; their weights come from the logits in any case.
 
     Returns the rows for the first matrices of the experts (tokens to slots) and for the last
     ones (slots to slots).
     """
     single = tile == 1
     defines = [*routing.defines, *(["BIASED"] if bias is not None else []), *["SINGLE"] * single]
+    defines += ["TABLE"] * (table is not None)
     lists = [buffers.tiles.buffer, buffers.rows.buffer, buffers.slots.buffer]
     args: list[object] = [logits.buffer, *([bias.buffer] if bias is not None else [])]
+    args += [] if table is None else [table.experts.buffer, table.ids.buffer]
     args += [np.float32(routing.scale), buffers.experts.buffer, buffers.weights.buffer]
     args += lists if single else []
     tape.add("moe.cl", "route", defines, args, (Per(TOKENS),))

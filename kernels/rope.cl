@@ -11,6 +11,7 @@
 //              RMS, or with NORM_LAYER layer norm. Value i of head h is multiplied with
 //              weight[h * W_HEAD + i * W_ITEM], if there is one (Q_WEIGHT, K_WEIGHT).
 // CLAMP        values of Q, K and V are first bounded by +-clamp_to
+// JOINT        K is V, and kept in its place
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
 
 #include "lanes.cl"
@@ -102,6 +103,12 @@ INLINE void spread_outliers(float* x) {
     for (int i = 0; i < HD; i++) x[i] *= 1.0f / sqrt((float)n);
 }
 
+#ifdef JOINT  // values that are keys, too, stay as they are
+#define SPREAD_OUTLIERS(x)
+#else
+#define SPREAD_OUTLIERS(x) if (!IS_FLOAT(K_TYPE)) spread_outliers(x)
+#endif
+
 kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
                     global const float* v, int v_stride, int v_at,
                     int n_heads, int n_kv, global const float* table,
@@ -143,7 +150,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     if (head < n_heads) {
         q += (size_t)t * q_stride + head * HD;
         load_head(q, table, q_weight, head, eps, clamp_to, x);
-        if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
+        SPREAD_OUTLIERS(x);
 #ifdef TEMPERATURE
         scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
 #endif
@@ -151,8 +158,12 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     } else if (head < n_heads + n_kv) {
         const int h = head - n_heads;
         load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
-        if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
+        SPREAD_OUTLIERS(x);
+#ifdef JOINT
+        store_v(x, V_PAGE(v_cache, page, n_kv, h), row);
+#else
         store_k(x, K_PAGE(k_cache, page, n_kv, h), row);
+#endif
     }
 #if HDV > 0  // an indexer's keys come without values
     else {

@@ -125,13 +125,14 @@ def rope_kv(
 ) -> None:
     """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
 
-    All are first bounded by +-``clamp`` if that is not 0.
+    All are first bounded by +-``clamp`` if that is not 0. Where K and V are the same
+    (``KVShape.joint``), K as it is then is both, and rows.v is not read.
     """
     shape = layer.shape
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
         f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
-        *(["NO_ROPE"] if table is None else []), *layer.defines,
+        *(["NO_ROPE"] if table is None else []), *["JOINT"] * shape.joint, *layer.defines,
     ]  # fmt: skip
     rotation = table or slots  # an argument that NO_ROPE does not read
     args: list[object] = [
@@ -150,4 +151,5 @@ def rope_kv(
             temperature.positions.buffer, np.float32(temperature.growth),
             np.float32(temperature.step), np.float32(temperature.shift),
         ]  # fmt: skip
-    tape.add("rope.cl", "rope_kv", defines, args, (n_heads + 2 * shape.n_kv, Per(TOKENS)))
+    n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
+    tape.add("rope.cl", "rope_kv", defines, args, (n_heads + n_written, Per(TOKENS)))

@@ -38,6 +38,7 @@ class Architecture:
     window_chunked: bool = False  # the window is a token's own stretch, not the last ones
     window_rope_base: float = 0.0  # RoPE base of the windowed layers; 0: the model's
     window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
+    yarn_magnitude: bool = True  # YaRN makes rotated values larger, where the file does not say
     sections_interleaved: bool = False  # M-RoPE: pairs take turns in time, row and column
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
@@ -69,6 +70,7 @@ class Architecture:
     dense_beside: bool = False  # a dense FFN beside the experts counts
     ffn_scale: float = 1.0  # of the sum of experts and what is beside them
     glu_limit_late: bool = True  # swiglu_clamp_exp bounds the gate after its activation
+    glu_limit_beside: bool = False  # it bounds the expert beside the others, too
     # Scales
     scale_embedding: bool = False  # by the square root of the embedding length
     embedding_scale: float = 1.0  # where the file names none
@@ -79,6 +81,11 @@ class Architecture:
     normed_residuals: bool = False  # sublayers add to the normalized stream, times a scale
     rank_activation: Literal["tanh", "gelu"] = "tanh"  # in the head of a reranker
     rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
+
+    def glu(self, limit: float) -> str:
+        """The name of a gated activation whose factors are bounded by a limit, if it is not 0."""
+        late = limit and self.activation == "silu" and self.glu_limit_late
+        return "silu_late" if late else self.activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class ExpertHyperparameters:
     gate: Gate
     normalize: bool
     limits: tuple[float, ...]  # per layer, of gate and up; 0: none
+    limits_beside: tuple[float, ...]  # the same of the expert that every token takes
     chunk: tuple[int, float]  # experts that share a smaller one, and its scale
 
 
@@ -132,6 +140,7 @@ class Hyperparameters:
     index_k: int  # keys that it chooses; 0: no indexer
     index_eps: float
     indexed: tuple[bool, ...]  # per layer, whether it has an indexer
+    compress_ratios: tuple[int, ...]  # per layer, tokens that become one key; 0: none; or empty
     clamp_qkv: float
     value_scale: float
     temperature: tuple[float, int, float] | None  # growth, step, shift (kernels/rope.py)
@@ -154,6 +163,12 @@ class Hyperparameters:
     def post_eps(self) -> float:
         """The epsilon of norms after sublayers."""
         return self.arch.post_norm_eps or self.eps
+
+    @property
+    def rope_as_windowed(self) -> tuple[bool, ...]:
+        """Per layer, whether it has the RoPE of windowed layers. Where some layers have compressed
+        keys, it is that of the others."""
+        return tuple(ratio == 0 for ratio in self.compress_ratios) or self.windowed
 
     @property
     def neox(self) -> bool:

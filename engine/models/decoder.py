@@ -45,7 +45,8 @@ def kv_shapes(h: Hyperparameters) -> list[KVShape]:
     if h.mla_latent:
         latent = KVShape(1, h.mla_latent + h.n_rot, h.mla_latent)
         return [latent if n else KVShape(0, h.head, h.head_v) for n in h.n_heads]
-    return [KVShape(n_kv, h.head, h.head_v) for n_kv in h.n_kv]
+    joint = bool(h.compress_ratios)
+    return [KVShape(n_kv, h.head, h.head_v, joint=joint) for n_kv in h.n_kv]
 
 
 class Decoder:

@@ -9,7 +9,7 @@ from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
 from kernels.activate import activate
 from kernels.matmul import Activations, fuses_quantization, glu, matmul
-from kernels.moe import Routing, combine, route
+from kernels.moe import Routing, TokenExperts, combine, route
 from kernels.tensor import Tensor
 
 
@@ -61,20 +61,26 @@ class Experts:
     def readers(self) -> Sequence[Linear]:
         return (self._w.first,)
 
-    def record(self, step: Step, logits: Tensor, bias: Tensor | None, x: Activations) -> None:
-        """Choose by the router's logits, and run what is chosen."""
+    def record(
+        self,
+        step: Step,
+        logits: Tensor,
+        bias: Tensor | None,
+        x: Activations,
+        table: TokenExperts | None = None,
+    ) -> None:
+        """Choose by the router's logits, or a table of tokens, and run what is chosen."""
         tape, counts, tile = step.tape, self._c.inputs.counts, step.mode.tile
         into, out_of = route(
-            tape, logits, self._routing, self._buffers, counts, tile=tile, bias=bias
+            tape, logits, self._routing, self._buffers, counts, tile=tile, bias=bias, table=table
         )
         arch, first, down = self._c.h.arch, self._w.first, self._w.down
         if arch.experts_scaled_before:
             into = into.weighted(self._buffers.weights)
         if self._up is None:
-            late = self._limit and arch.activation == "silu" and arch.glu_limit_late
             glu(
                 tape, first.matrix, x, self._hidden, counts, tile=tile, bias=first.bias,
-                activation="silu_late" if late else arch.activation, limit=self._limit,
+                activation=arch.glu(self._limit), limit=self._limit,
                 experts=into,
             )  # fmt: skip
         else:

@@ -57,9 +57,16 @@ def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ..
 class FFN:
     """An FFN with the memory that it needs."""
 
-    def __init__(self, weights: FFNWeights, context: Context, scale: float | None = None) -> None:
-        """``scale`` of what it yields, if not the model's residual scale."""
-        self._w, self._c = weights, context
+    def __init__(
+        self,
+        weights: FFNWeights,
+        context: Context,
+        scale: float | None = None,
+        limit: float = 0.0,
+    ) -> None:
+        """``scale`` of what it yields, if not the model's residual scale; ``limit`` of gate and
+        up, if it is not 0."""
+        self._w, self._c, self._limit = weights, context, limit
         self._scale = context.h.residual_scale if scale is None else scale
         workspace, n_ff = context.workspace, weights.down.matrix.n_cols
         first = weights.first[0].matrix
@@ -86,11 +93,11 @@ class FFN:
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         tape, counts, tile = step.tape, self._c.inputs.counts, step.mode.tile
         first, down = self._w.first[0], self._w.down
-        activation = self._c.h.arch.activation
+        activation = self._c.h.arch.glu(self._limit)
         if self._is_paired:
             glu(
                 tape, first.matrix, x, self._hidden, counts, activation=activation, tile=tile,
-                bias=first.bias,
+                bias=first.bias, limit=self._limit,
             )  # fmt: skip
         else:
             for weights, part in zip(self._w.first, self._parts, strict=True):
@@ -100,7 +107,9 @@ class FFN:
 
     def _activate(self, step: Step, activation: str) -> None:
         if len(self._parts) == 2:
-            activate_glu(step.tape, *self._parts, self._hidden, activation=activation)
+            activate_glu(
+                step.tape, *self._parts, self._hidden, activation=activation, limit=self._limit
+            )
         else:
             activate(
                 step.tape, self._parts[0], self._hidden, activation=activation,

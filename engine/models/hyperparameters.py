@@ -14,6 +14,7 @@ from engine.models.arch import Architecture, ExpertHyperparameters, Gate, Hyperp
 from engine.models.rope import RopeScaling, read_rope_scaling, rescaled
 from engine.ngrams import read_ngrams
 from engine.options import RopeOptions
+from kernels.kv import PAGE
 
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
 MOST_LAYERS = 4096
@@ -34,6 +35,8 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     base = gguf.get_float(key("rope.freq_base"), 10000.0)
     base_window = arch.window_rope_base or base
     scaling = read_rope_scaling(gguf)
+    if not arch.yarn_magnitude:
+        scaling = replace(scaling, log_multiplier=1.0)
     hparams = Hyperparameters(
         arch=arch,
         n_layers=n_layers,
@@ -49,7 +52,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_rot=gguf.get_int(key("rope.dimension_count"), head),
         eps=_epsilon(gguf, arch),
         positions=positions,
-        rope_base=base,
+        rope_base=gguf.get_float(key("attention.compress_rope_freq_base"), base),
         rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base_window),
         rope_scaling=scaling,
         rope_scaling_window=(
@@ -70,6 +73,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         index_k=_index_k(gguf),
         index_eps=gguf.get_float(key("attention.layer_norm_epsilon"), 1e-6),
         indexed=tuple(f"blk.{i}.indexer.attn_q_b.weight" in gguf.tensors for i in range(n_layers)),
+        compress_ratios=_compress_ratios(gguf, n_layers),
         clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
         value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
         temperature=_temperature(gguf, arch),
@@ -140,10 +144,12 @@ def per_layer_ints(
     return (gguf.get_int(key),) * n_layers
 
 
-def per_layer_floats(gguf: GGUFFile, name: str, n_layers: int) -> tuple[float, ...]:
-    """The same for floats; 0 where the file has none."""
-    value = gguf.metadata.get(gguf.arch_key(name), 0.0)
-    if isinstance(value, np.ndarray):
+def per_layer_floats(
+    gguf: GGUFFile, name: str, n_layers: int, default: float | tuple[float, ...] = 0.0
+) -> tuple[float, ...]:
+    """The same for floats."""
+    value = gguf.metadata.get(gguf.arch_key(name), default)
+    if isinstance(value, np.ndarray | tuple):
         return tuple(float(v) for v in value)[:n_layers]
     return (float(value),) * n_layers
 
@@ -181,7 +187,8 @@ def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
 
 def _attends(gguf: GGUFFile, layer: int) -> bool:
     in_cycles = "hrm.z_l_init" in gguf.tensors  # a layer is a run through one of fewer
-    return in_cycles or f"blk.{layer}.attn_output.weight" in gguf.tensors
+    outputs = (f"blk.{layer}.attn_output{x}.weight" for x in ("", "_a"))
+    return in_cycles or any(name in gguf.tensors for name in outputs)
 
 
 def _cycles(gguf: GGUFFile, n_layers: int) -> tuple[int, int, int] | None:
@@ -279,6 +286,18 @@ def _index_k(gguf: GGUFFile) -> int:
     return gguf.get_int(gguf.arch_key("attention.indexer.top_k"))
 
 
+def _compress_ratios(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
+    """Keys of several tokens end where a page does, or where some of its tokens do."""
+    key = gguf.arch_key("attention.compress_ratios")
+    value = gguf.metadata.get(key)
+    if value is None:
+        return ()
+    ratios = [int(r) for r in value] if isinstance(value, np.ndarray) else []
+    if len(ratios) < n_layers or any(r < 0 or (r and r % PAGE and PAGE % r) for r in ratios):
+        raise ModelError(f"{gguf.path}: {key} is {value} for {n_layers} layers")
+    return tuple(ratios[:n_layers])
+
+
 def _mla_latent(gguf: GGUFFile) -> int:
     """Files with matrices per head say how long a head's K is without the latent space."""
     if gguf.arch_key("attention.key_length_mla") not in gguf.metadata:
@@ -322,6 +341,7 @@ def _logit_scale(gguf: GGUFFile, arch: Architecture) -> float:
 def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperparameters:
     key = gguf.arch_key
     n = gguf.get_int(key("expert_count"), 0)
+    limits = per_layer_floats(gguf, "swiglu_clamp_exp", n_layers)
     return ExpertHyperparameters(
         n=n,
         used=gguf.get_int(key("expert_used_count"), 0) if n else 0,
@@ -332,7 +352,10 @@ def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperpa
         scale=gguf.get_float(key("expert_weights_scale"), 0.0) or 1.0,
         gate=_expert_gate(gguf, arch),
         normalize=bool(gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)),
-        limits=per_layer_floats(gguf, "swiglu_clamp_exp", n_layers),
+        limits=limits,
+        limits_beside=per_layer_floats(
+            gguf, "swiglu_clamp_shexp", n_layers, limits if arch.glu_limit_beside else 0.0
+        ),
         chunk=(
             gguf.get_int(key("experts_per_group"), 1),
             gguf.get_float(key("expert_group_scale"), 1.0),

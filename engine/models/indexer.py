@@ -10,6 +10,7 @@ from engine.models.arch import Hyperparameters
 from engine.models.attention import project
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
+from kernels.compress import key_shape
 from kernels.indexer import index_scores, select_keys
 from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.matmul import Activations
@@ -47,6 +48,12 @@ def load_indexer(source: TensorSource, h: Hyperparameters, layer: int) -> Indexe
 def index_shapes(h: Hyperparameters, n_ctx: int) -> list[KVShape]:
     """What each layer keeps in the KV cache for its indexer: nothing where it will never have
     to choose."""
+    if h.compress_ratios:
+        ratios = (
+            ratio if ratio and has and 0 < h.index_k < n_ctx // ratio else 0
+            for has, ratio in zip(h.indexed, h.compress_ratios, strict=True)
+        )  # fmt: skip
+        return [key_shape(h.index_head, ratio) for ratio in ratios]
     needed = 0 < h.index_k < n_ctx
     return [KVShape(int(needed and has), h.index_head, 0) for has in h.indexed]
 

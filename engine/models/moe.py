@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
 from engine.models.experts import Experts, ExpertsWeights, load_experts
 from engine.models.ffn import FFN, FFNWeights, load_ffn
@@ -12,7 +13,7 @@ from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.kv import LayerKV
 from kernels.matmul import Activations, matmul
-from kernels.moe import Routing
+from kernels.moe import Routing, TokenExperts
 from kernels.norm import NormWeights, norm
 from kernels.tensor import Tensor
 
@@ -30,10 +31,12 @@ class LatentWeights:
 class MoEWeights:
     """``beside`` is an FFN that every token takes, with ``beside_gate`` as far as that says;
     ``chunks`` are smaller experts, each shared by a few of the others, that read what those
-    yield (GroveMoE). With ``latent`` the experts work in a space of their own."""
+    yield (GroveMoE). With ``latent`` the experts work in a space of their own. ``table``: int32
+    [vocabulary, used], the experts of each token, where the router does not choose them."""
 
     router: Linear
     choice_bias: Tensor | None
+    table: Tensor | None
     experts: ExpertsWeights
     chunks: ExpertsWeights | None
     norm: NormWeights | None  # of what the experts read, if that is not what the layer reads
@@ -60,6 +63,7 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     return MoEWeights(
         router=router,
         choice_bias=source.vector(f"{b}exp_probs_b.bias", f"{b}exp_probs_b.weight"),
+        table=_load_table(source, h, f"{b}ffn_gate_tid2eid.weight"),
         experts=load_experts(source, f"{b}ffn_", "_exps"),
         chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
         latent=_load_latent(source, h, b),
@@ -67,6 +71,19 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
         beside=beside,
         beside_gate=source.optional_linear(f"{b}ffn_gate_inp_shexp"),
     )
+
+
+def _load_table(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None:
+    """Which experts each token has."""
+    array = source.integers(name)
+    if array is None:
+        return None
+    source.check_shape(name, (h.experts.used, h.n_vocab))
+    if array.min() < 0 or array.max() >= h.experts.n:
+        raise ModelError(
+            f"tensor {name} names experts {array.min()} to {array.max()}, of {h.experts.n}"
+        )
+    return source.upload(array)
 
 
 def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeights | None:
@@ -100,7 +117,12 @@ class MoE:
         self._latent = None if weights.latent is None else Latent(
             weights.latent, context, self._experts.readers
         )  # fmt: skip
-        self._beside = FFN(weights.beside, context, scale=1.0) if weights.beside else None
+        self._beside = None if weights.beside is None else FFN(
+            weights.beside, context, scale=1.0, limit=h.experts.limits_beside[layer]
+        )  # fmt: skip
+        self._table = None if weights.table is None else TokenExperts(
+            weights.table, context.inputs.tokens
+        )  # fmt: skip
         self._extra = workspace.rows("beside experts", h.n_embd)
         self._extra_gate = workspace.rows("beside gate", 1)
         early = h.arch.experts_early
@@ -160,7 +182,7 @@ class MoE:
             self._matmul(step, self._w.router, x, self._logits)
         if self._latent is not None:
             x = self._latent.enter(step, x)
-        self._experts.record(step, self._logits, self._w.choice_bias, x)
+        self._experts.record(step, self._logits, self._w.choice_bias, x, self._table)
 
 
 class Latent:

@@ -48,7 +48,7 @@ class Place:
         self.embedding = workspace.rows("embedding", h.n_embd) if skips else None
         self._rope = {
             windowed: self._rope_memory(n_ctx, windowed)
-            for windowed in {w for w, rope in zip(h.windowed, h.rope, strict=True) if rope}
+            for windowed in {w for w, rope in zip(h.rope_as_windowed, h.rope, strict=True) if rope}
         }
         self._components = None if not h.rope_sections else upload(device, pair_components(
             h.rope_sections, h.n_rot // 2, interleaved=h.arch.sections_interleaved
@@ -56,7 +56,9 @@ class Place:
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
-            h, device, workspace, inputs, states, flash, pages.layers[h.n_layers :],
+            h, device, workspace, inputs, states, flash,
+            pages.layers[h.n_layers : 2 * h.n_layers], pages.layers[2 * h.n_layers :],
+            {windowed: frequencies for windowed, (frequencies, _) in self._rope.items()},
             {windowed: table for windowed, (_, table) in self._rope.items()},
             split, plain, self.tile_queries,
         )  # fmt: skip
@@ -93,5 +95,8 @@ def _scratch(
 ) -> tuple[Scratch | None, Scratch | None]:
     if not flash:
         return None, attn.plain_scratch(device, n_ctx)
-    largest = max((layer.shape for layer in pages.layers), key=lambda s: s.head_v_padded)
+    shapes = [layer.shape for layer in pages.layers if not layer.shape.joint]
+    if not shapes:  # kernels/joint.cl needs none
+        return None, None
+    largest = max(shapes, key=lambda s: s.head_v_padded)
     return attn.split_scratch(device, n_split, max(h.n_heads), largest, n_ctx), None

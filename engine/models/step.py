@@ -138,7 +138,9 @@ class Context:
     states: SlotStates
     flash: bool
     index_pages: Sequence[LayerKV]  # per layer, of its indexer's keys
-    rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by whether windowed
+    compressed_pages: Sequence[LayerKV]  # the same of its compressed keys; empty: no layer has any
+    rope_frequencies: dict[bool, Tensor]  # by Hyperparameters.rope_as_windowed
+    rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by the same
     split: Scratch | None
     plain: Scratch | None
     tile_queries: int  # the most tokens of a tile of attention

@@ -35,6 +35,8 @@ _ROWS = (
     Architecture("deepseek"),
     Architecture("deepseek2"),
     Architecture("deepseek32"),
+    Architecture("deepseek4", window_all=True, window_rope_scaled=False, yarn_magnitude=False,
+                 glu_limit_late=False, glu_limit_beside=True),
     Architecture("dots3note", window_pattern=4),
     Architecture("glm-dsa", gate="sigmoid", index_neox=False),
     Architecture("dots1", positions="neox"),

@@ -23,7 +23,7 @@ OPTIONS = EngineOptions(
     cache_type_k="f32", cache_type_v="f32",
 )  # fmt: skip
 WINDOW = 32  # llama4 has none of its own in its file
-NAMES = ["gemma3-dense", "gpt-oss-moe", "llama4-moe", "mimo2-moe"]
+NAMES = ["gemma3-dense", "gpt-oss-moe", "llama4-moe", "mimo2-moe", "deepseek4-moe"]
 
 
 def read_with_window(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
