@@ -2,17 +2,20 @@
 
 The loaders believe the file: what it has decides what a layer is. So this looks at what no
 variant of a layer changes: widths that the metadata fixes, biases as long as their matrix
-has rows, and for some architectures the tensors that every layer must have.
+has rows, and the tensors that files of an architecture must have (engine/models/needs.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.arch import Hyperparameters
+from engine.models.needs import Need, group_of, needs_of
 
+BARE = ("ssm_a", "ssm_d", "hrm.z_l_init")  # names of tensors without ".weight"
 STREAM_NORMS = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
 Shape = tuple[int, ...]
 
@@ -20,6 +23,7 @@ Shape = tuple[int, ...]
 def check_tensors(gguf: GGUFFile, h: Hyperparameters) -> None:
     """Raises ModelError that names the first tensor which is missing or of a wrong shape."""
     shapes = {name: info.shape for name, info in gguf.tensors.items()}
+    _check_needs(gguf, h)
     _check_ends(gguf, h, shapes)
     for name, shape in shapes.items():
         if name.endswith(".bias"):
@@ -28,15 +32,39 @@ def check_tensors(gguf: GGUFFile, h: Hyperparameters) -> None:
         _check_layer(gguf, h, shapes, f"blk.{layer}.")
 
 
+def _check_needs(gguf: GGUFFile, h: Hyperparameters) -> None:
+    needs, names = needs_of(h.arch.name), gguf.tensors.keys()
+    for need in needs.ends:
+        _check_need(gguf, need, "", names)
+    by_layer: dict[str, set[str]] = {}
+    for layer, _, rest in (name.removeprefix("blk.").partition(".") for name in names):
+        by_layer.setdefault(layer, set()).add(rest)
+    n_layers = h.n_layers if h.cycles is None else 2 * h.cycles[0]
+    for i in range(n_layers):
+        here = by_layer.get(str(i), set())
+        groups = {group_of(name) for name in here} | {""}
+        if needs.ordinary:
+            groups |= {"attention"} | ({"ffn"} if "experts" not in groups else set())
+        for need in needs.layers:
+            if need.group in groups:
+                _check_need(gguf, need, f"blk.{i}.", here)
+
+
+def _check_need(gguf: GGUFFile, need: Need, b: str, here: Collection[str]) -> None:
+    """``here``: the names of tensors of the same layer, ``b`` what comes before them."""
+    if not any(name in here or f"{name}.weight" in here for name in need.names + need.excuses):
+        full = [
+            name if name in BARE or name.endswith(".bias") else f"{name}.weight"
+            for name in need.names
+        ]
+        raise ModelError(f"{gguf.path}: tensor {' or '.join(b + n for n in full)} is missing")
+
+
 def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelError:
     return ModelError(f"{gguf.path}: tensor {name} has shape {shape}, not {expected}")
 
 
 def _check_ends(gguf: GGUFFile, h: Hyperparameters, shapes: dict[str, Shape]) -> None:
-    if not h.arch.weightless_norms and not shapes.keys() & {
-        "output_norm.weight", "output_norm", "token_embd_norm.weight", "output_hc_norm.weight",
-    }:  # fmt: skip
-        raise ModelError(f"{gguf.path}: tensor output_norm.weight is missing")
     expected: dict[str, Shape] = {
         "output.weight": (h.n_embd, h.n_vocab),
         "output.bias": (h.n_vocab,),
@@ -58,17 +86,13 @@ def _check_bias(gguf: GGUFFile, shapes: dict[str, Shape], name: str, shape: Shap
 
 
 def _check_layer(gguf: GGUFFile, h: Hyperparameters, shapes: dict[str, Shape], b: str) -> None:
-    for names in h.arch.needs:
-        alternatives = names.split("|")
-        if not any(f"{b}{name}.weight" in shapes for name in alternatives):
-            raise ModelError(f"{gguf.path}: tensor {b}{alternatives[0]}.weight is missing")
     for norm in STREAM_NORMS:
         shape = shapes.get(f"{b}{norm}.weight")
         if shape is not None and shape != (h.n_embd,):
             raise _wrong(gguf, f"{b}{norm}.weight", shape, (h.n_embd,))
     for norm in ("attn_q_norm", "attn_k_norm"):
         shape = shapes.get(f"{b}{norm}.weight")
-        if h.arch.needs and shape is not None and prod(shape) % h.head:
+        if shape is not None and len(shape) == 1 and not h.mla_latent and shape[0] % h.head:
             raise _wrong(gguf, f"{b}{norm}.weight", shape, f"a multiple of {h.head}")
     gate, up, down = (shapes.get(f"{b}ffn_{name}.weight") for name in ("gate", "up", "down"))
     if gate and up and down and down[0] != up[1]:

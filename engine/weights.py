@@ -40,6 +40,7 @@ from kernels.program import Programs
 from kernels.tensor import Tensor
 from kernels.weights import Matrix, PackJob, run_job
 
+EMBEDDING = "token_embd.weight"
 DROP_BYTES = 32 << 20  # of the file, read before its pages are let go
 
 
@@ -126,7 +127,7 @@ def allocate_weights(
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     check_tensors(gguf, hparams)
-    embedding = source.matrix("token_embd.weight")
+    embedding = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
     positions, types = "position_embd.weight", "token_types.weight"
     weights = ModelWeights(
         embedding=embedding,

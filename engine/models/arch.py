@@ -23,7 +23,6 @@ class Architecture:
 
     name: str
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
-    needs: tuple[str, ...] = ()  # tensors of every layer, "|" between alternatives (checks.py)
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
     positions: Positions = "interleaved"
     positions_at_depth: tuple[tuple[int, Positions], ...] = ()  # in models of so many layers

@@ -65,7 +65,7 @@ def load_delta_net(source: TensorSource, h: Hyperparameters, layer: int) -> Delt
 
 def _inputs(source: TensorSource, b: str, n_key_heads: int, key: int, n_values: int) -> list[Part]:
     """Q, K, V and z of all heads; where the file has them head by head, in another order."""
-    if source.has(f"{b}attn_qkv.weight"):
+    if source.has(f"{b}attn_qkv.weight") and source.has(f"{b}attn_gate.weight"):
         return [source.part(f"{b}attn_qkv"), source.part(f"{b}attn_gate")]
     whole, v = source.part(f"{b}ssm_in"), n_values // n_key_heads
     sizes, parts, at = (key, key, v, v), list[list[Part]]([[], [], [], []]), 0

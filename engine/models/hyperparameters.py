@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,7 @@ MOST_LAYERS = 4096
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
-    n_layers = gguf.get_int(key("block_count"))
-    if not 0 < n_layers <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
-        raise ModelError(f"{gguf.path}: {key('block_count')} is {n_layers}")
+    n_layers = _n_layers(gguf)
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads, n_kv = _heads(gguf, n_layers)
     head_default = n_embd // max(*n_heads, 1)
@@ -129,6 +128,25 @@ def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
         raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts are used")
 
 
+def _n_layers(gguf: GGUFFile) -> int:
+    """Layers that tokens go through: those that predict further tokens at once come after."""
+    key = gguf.arch_key
+    n = gguf.get_int(key("block_count"))
+    if not 0 < n <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
+        raise ModelError(f"{gguf.path}: {key('block_count')} is {n}")
+    n_ahead = gguf.get_int(key("nextn_predict_layers"), 0)
+    if not 0 <= n_ahead < n:
+        raise ModelError(f"{gguf.path}: {key('nextn_predict_layers')} is {n_ahead} of {n} layers")
+    return n - n_ahead
+
+
+def _of_layers(gguf: GGUFFile, key: str, values: Sequence[Any], n_layers: int) -> Sequence[Any]:
+    """Of the layers that tokens go through; ModelError unless the file has one for each."""
+    if len(values) not in (n_layers, gguf.get_int(gguf.arch_key("block_count"))):
+        raise ModelError(f"{gguf.path}: {key} has {len(values)} values for {n_layers} layers")
+    return values[:n_layers]
+
+
 def per_layer_ints(
     gguf: GGUFFile, name: str, n_layers: int, default: Sequence[int] | None
 ) -> tuple[int, ...]:
@@ -138,9 +156,7 @@ def per_layer_ints(
     if value is None and default is not None:
         return tuple(default)
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        if len(value) != n_layers:
-            raise ModelError(f"{gguf.path}: {key} has {len(value)} values for {n_layers} layers")
-        return tuple(int(v) for v in value)
+        return tuple(int(v) for v in _of_layers(gguf, key, value.tolist(), n_layers))
     return (gguf.get_int(key),) * n_layers
 
 
@@ -217,10 +233,7 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
     if not arch.window_pattern or window < 1 or n_layers < arch.window_min_layers:
         return 0, (False,) * n_layers
     if isinstance(value, Iterable) and not isinstance(value, str):
-        flags = tuple(bool(v) for v in value)
-        if len(flags) != n_layers:
-            raise ModelError(f"{gguf.path}: {key} has {len(flags)} values for {n_layers} layers")
-        return window, flags
+        return window, tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
     n = gguf.get_int(key, arch.window_pattern)
     shift = 0 if arch.window_first else 1
     return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
@@ -376,7 +389,7 @@ def _n_positions(gguf: GGUFFile) -> int:
 
 
 def _n_vocab(gguf: GGUFFile) -> int:
-    tensor = gguf.tensors.get("token_embd.weight")
+    tensor = gguf.tensors.get("token_embd.weight") or gguf.tensors.get("output.weight")
     if tensor is None or len(tensor.shape) != 2:
         raise ModelError(f"{gguf.path}: no matrix token_embd.weight")
     return tensor.shape[1]

@@ -5,12 +5,6 @@ from __future__ import annotations
 from engine.errors import ModelError
 from engine.models.arch import Architecture
 
-# What a layer of the ordinary transformer has; without one of them a file is incomplete.
-ORDINARY = (
-    "attn_norm", "attn_q|attn_qkv", "attn_k|attn_qkv", "attn_v|attn_qkv", "attn_output",
-    "ffn_norm", "ffn_gate|ffn_gate_inp", "ffn_up|ffn_gate_inp", "ffn_down|ffn_gate_inp",
-)  # fmt: skip
-
 _ROWS = (
     Architecture("afmoe", positions="neox", rope_layers="step", window_pattern=4, gate="sigmoid",
                  scale_embedding=True),
@@ -53,7 +47,7 @@ _ROWS = (
     Architecture("gemma2", positions="neox", activation="gelu", scale_embedding=True,
                  window_pattern=2, window_default=4096, wide_scale_layers=46, logit_softcap=30.0,
                  attention_softcap=50.0),
-    Architecture("gemma3", needs=ORDINARY, positions="neox", activation="gelu",
+    Architecture("gemma3", positions="neox", activation="gelu",
                  scale_embedding=True,
                  window_pattern=6, window_rope_base=10000.0, window_rope_scaled=False,
                  wide_scale_layers=62),
@@ -100,7 +94,7 @@ _ROWS = (
                  window_rope_scaled=False, attention_gate="softplus", gate="sigmoid"),
     Architecture("lfm2", positions="neox", window_all=True),
     Architecture("lfm2moe", positions="neox", window_all=True, normalize_experts=True),
-    Architecture("llama", needs=ORDINARY, normalize_experts=True),
+    Architecture("llama", normalize_experts=True),
     Architecture("llama4", rope_layers="step", window_pattern=4, window_default=8192,
                  window_chunked=True, head_norm_after_rope=True, head_norm_weightless=True,
                  gate="sigmoid", experts_scaled_before=True),
@@ -151,7 +145,7 @@ _ROWS = (
     Architecture("plamo3", positions="neox", window_pattern=8, window_rope_base=10000.0,
                  window_rope_scaled=False),
     Architecture("qwen", positions="neox"),
-    Architecture("qwen2", needs=ORDINARY, positions="neox"),
+    Architecture("qwen2", positions="neox"),
     Architecture("qwen2moe", positions="neox"),
     Architecture("qwen2vl", unused=("output.bias",), positions="neox"),
     Architecture("qwen3", positions="neox"),
