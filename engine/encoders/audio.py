@@ -8,6 +8,7 @@ from engine.encoders import whisper
 from engine.encoders.audio_file import AudioFile
 from engine.encoders.geometry import Floats
 from engine.encoders.graph import Graph, Rows
+from engine.encoders.recordings import Recordings
 from engine.encoders.weights import EncoderWeights
 from engine.media.mel import qwen3_pieces, whisper_pieces
 from kernels.device import Device
@@ -35,19 +36,17 @@ class AudioEncoder:
     ) -> None:
         self.spec = spec
         self._weights, self._device, self._programs = weights, device, programs
-        self._recorded: dict[int, tuple[Graph, Rows]] = {}  # by the number of frames
+        self._recordings = Recordings(self._record)  # by the number of frames
 
     def warm_up(self, n_frames: int) -> int:
         """Record an input of that length, which loads the weights; the output's width."""
-        return self._record(n_frames)[1].width
+        return self._recordings.of(n_frames)[1].width
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
-        graph, out = self._record(mel.shape[1])
+        graph, out = self._recordings.of(mel.shape[1])
         return graph.run([whisper.frames(self.spec, mel)], out)
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
-        if n_frames not in self._recorded:
-            graph = Graph(self._weights, self._device, self._programs)
-            self._recorded[n_frames] = graph, BUILD[self.spec.kind](graph, self.spec, n_frames)
-        return self._recorded[n_frames]
+        graph = Graph(self._weights, self._device, self._programs)
+        return graph, BUILD[self.spec.kind](graph, self.spec, n_frames)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from engine.encoders import clip, minicpm, pixtral, qwen, siglip
 from engine.encoders.geometry import Floats, Grid, patch_rows
 from engine.encoders.graph import Graph
 from engine.encoders.patches import Encoding
+from engine.encoders.recordings import Recordings
 from engine.encoders.vision_file import VisionFile
 from engine.encoders.weights import EncoderWeights
 from engine.media.resize import Pixels
@@ -42,7 +42,6 @@ BUILD: dict[str, Build] = {
     "resampler": minicpm.resampler,
     "minicpmv4_6": minicpm.minicpmv46,
 }
-MAX_GRAPHS = 4  # sizes of input whose recordings and memory are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class VisionEncoder:
         self.spec = spec
         self._weights, self._device, self._programs = weights, device, programs
         self._like_llama_cpp = like_llama_cpp
-        self._recorded: OrderedDict[Grid, _Recorded] = OrderedDict()
+        self._recordings = Recordings(self._record)  # by the grid of patches
 
     def warm_up(self) -> int:
         """Record an input of the usual size, which loads the weights; the output's width."""
@@ -74,13 +73,13 @@ class VisionEncoder:
         unit = self.spec.patch * max(self.spec.merge, 1)
         side = max(limits.image_size // unit, 1) if limits.max_pixels == 0 else 4
         grid = side * unit // self.spec.patch
-        return self._record((grid, grid)).encoding.out.width
+        return self._recordings.of((grid, grid)).encoding.out.width
 
     def encode(self, pixels: Pixels) -> Floats:
         """Embeddings float32 [tokens, width] of a tile, uint8 [height, width, 3]."""
         patch = self.spec.patch
         grid = pixels.shape[0] // patch, pixels.shape[1] // patch
-        recorded = self._record(grid)
+        recorded = self._recordings.of(grid)
         rows = patch_rows(self._normalized(pixels), patch)
         order = recorded.encoding.order
         found = recorded.graph.run([rows if order is None else rows[order]], recorded.encoding.out)
@@ -95,12 +94,6 @@ class VisionEncoder:
         return result
 
     def _record(self, grid: Grid) -> _Recorded:
-        if grid in self._recorded:
-            self._recorded.move_to_end(grid)
-            return self._recorded[grid]
-        while len(self._recorded) >= MAX_GRAPHS:
-            self._recorded.popitem(last=False)
         graph = Graph(self._weights, self._device, self._programs)
         encoding = BUILD[self.spec.kind](graph, self.spec, grid, self._like_llama_cpp)
-        self._recorded[grid] = _Recorded(graph, encoding)
-        return self._recorded[grid]
+        return _Recorded(graph, encoding)

@@ -1,0 +1,55 @@
+"""Which recordings an encoder keeps."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.encoders import audio
+from engine.encoders.audio_file import AudioFile
+from engine.encoders.recordings import MAX_RECORDINGS, Recordings
+
+
+def test_the_sizes_used_last_are_kept() -> None:
+    made: list[int] = []
+
+    def record(size: int) -> str:
+        made.append(size)
+        return f"of {size}"
+
+    recordings = Recordings(record)
+    sizes = list(range(MAX_RECORDINGS))
+    assert [recordings.of(size) for size in sizes] == [f"of {size}" for size in sizes]
+    recordings.of(0)  # so that 1 is the least recently used one
+    recordings.of(100)
+    assert made == [*sizes, 100]
+    recordings.of(0)
+    recordings.of(1)
+    assert made == [*sizes, 100, 1]
+
+
+def test_sounds_of_many_lengths_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another recording is gone before a new one is made."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    def build(graph: Any, spec: AudioFile, n_frames: int) -> Any:
+        nonlocal most
+        alive.add(graph)
+        most = max(most, len(alive))
+        return SimpleNamespace(width=n_frames)
+
+    monkeypatch.setitem(audio.BUILD, "qwen3a", build)
+    spec = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
+    nothing: Any = None
+    encoder = audio.AudioEncoder(spec, nothing, nothing, nothing)
+    gc.disable()
+    try:
+        assert [encoder.warm_up(n) for n in range(100, 3000, 100)] == list(range(100, 3000, 100))
+    finally:
+        gc.enable()
+    assert most == MAX_RECORDINGS
