@@ -30,11 +30,13 @@ class Lark:
         return name
 
     def recursive(self, expression_of: Callable[[str], str]) -> str:
-        """A rule that speaks of itself, by the name that is given to the function."""
-        name = f"r{len(self._names)}"
-        self._names[name] = name
-        self._rules[name] = f"{name}: {expression_of(name)}"
-        return name
+        """A rule that speaks of itself, by the name that is given to the function, which adds
+        no rules; equal ones are one."""
+        key = expression_of("itself")
+        if key not in self._names:
+            name = self._names[key] = f"r{len(self._names)}"
+            self._rules[name] = f"{name}: {expression_of(name)}"
+        return self._names[key]
 
     @property
     def space(self) -> str:

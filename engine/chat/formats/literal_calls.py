@@ -1,4 +1,4 @@
-"""Calls whose arguments are not JSON: Python calls of LFM2 and Llama 4, Gemma 4's maps."""
+"""Calls whose arguments are not JSON: Python calls of LFM2, Gemma 4's maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.chat.formats.param_calls import parameters
 from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
 from engine.chat.layout import Tools
-from engine.chat.literals import GEMMA, PYTHON, Notation, bare_word, mapping
+from engine.chat.literals import Notation, mapping
 from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space
 from engine.chat.values import Kinds, kinds_of, listed, parameter_schema, properties, required
 from engine.constraint import Trigger
@@ -19,11 +19,20 @@ _KEY = "/[A-Za-z0-9_-]+/"
 
 
 @dataclass(frozen=True, slots=True)
-class PythonCalls:
-    """``start [name(key=value, ...), ...] end``."""
+class LiteralCalls:
+    """``start prefix NAME opening KEY colon VALUE, ... closer end``.
+
+    In a list, several calls stand between one ``start`` and ``end``: [call, ...].
+    """
 
     start: str
     end: str
+    notation: Notation  # of keys and values
+    opening: str
+    colon: str
+    closer: str
+    prefix: str = ""
+    in_list: bool = False
 
     def starts(self, tools: Tools) -> tuple[str, ...]:
         return (self.start,)
@@ -36,71 +45,46 @@ class PythonCalls:
         return (Trigger(self.start),)
 
     def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
-        call = one_of(
-            sequence(quoted(name + "("), _arguments(lark, PYTHON, tools, name, "="), '")"')
-            for name in tools
-        )
-        calls = several(call, sequence('","', lark.space), is_parallel)
-        return sequence(quoted(self.start), '"["', calls, '"]"', quoted(self.end))
+        start, end = quoted(self.start), quoted(self.end)
+        call = one_of(self._call(lark, name, tools) for name in tools)
+        if self.in_list:
+            return sequence(start, '"["', several(call, _comma(lark), is_parallel), '"]"', end)
+        return several(sequence(start, call, end), "", is_parallel)
+
+    def _call(self, lark: Lark, name: str, tools: Tools) -> str:
+        schema = tools[name]
+        written = {}
+        for key in properties(schema):
+            parameter = parameter_schema(tools, name, key)
+            choices = listed(parameter.get("enum") or [])
+            value = _value(lark, self.notation, kinds_of(parameter, schema), choices)
+            written[key] = sequence(quoted(key + self.colon), lark.space, value)
+        arguments = parameters(lark, written, required(schema), _comma(lark))
+        return sequence(quoted(self.prefix + name + self.opening), arguments, quoted(self.closer))
 
     def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
         yield from skip_space(scanner)
-        in_list = yield from accept(scanner, marks("["))
+        bracket = (yield from accept(scanner, marks("["))) if self.in_list else None
         while True:
+            yield from self._read_call(scanner)
             yield from skip_space(scanner)
-            name = yield from bare_word(scanner)
-            yield from expect(scanner, marks("("))
-            scanner.begin_call(name)
-            yield from mapping(scanner, scanner.arguments, PYTHON, marks("="), ")")
-            yield from skip_space(scanner)
-            if (yield from accept(scanner, marks(","))) is None:
+            if not self.in_list or (yield from accept(scanner, marks(","))) is None:
                 break
-        if in_list:
+        if bracket:
             yield from accept(scanner, marks("]"))
 
-
-@dataclass(frozen=True, slots=True)
-class GemmaCalls:
-    """``<|tool_call>call:name{key:<|"|>text<|"|>, ...}<tool_call|>``."""
-
-    start: str
-    end: str
-
-    def starts(self, tools: Tools) -> tuple[str, ...]:
-        return (self.start,)
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return (self.end,)
-
-    def triggers(self, tools: Tools) -> tuple[Trigger, ...]:
-        return (Trigger(self.start),)
-
-    def grammar(self, lark: Lark, tools: Tools, is_parallel: bool) -> str:
-        call = one_of(
-            sequence(quoted(f"call:{name}{{"), _arguments(lark, GEMMA, tools, name, ":"), '"}"')
-            for name in tools
-        )
-        return several(sequence(quoted(self.start), call, quoted(self.end)), "", is_parallel)
-
-    def read(self, scanner: Scanner, start: str, tools: Tools) -> Parse[None]:
+    def _read_call(self, scanner: Scanner) -> Parse[None]:
         yield from skip_space(scanner)
-        yield from expect(scanner, marks("call:"))
-        name = yield from enclosed(scanner, marks("{"))
+        if self.prefix:
+            yield from expect(scanner, marks(self.prefix))
+        name = yield from enclosed(scanner, marks(self.opening))
         scanner.begin_call(name.strip())
-        yield from mapping(scanner, scanner.arguments, GEMMA, marks(":"), "}")
+        colon = marks(self.colon)
+        yield from mapping(scanner, scanner.arguments, self.notation, colon, self.closer)
 
 
-def _arguments(lark: Lark, notation: Notation, tools: Tools, name: str, colon: str) -> str:
-    schema = tools[name]
-    written = {}
-    for key in properties(schema):
-        parameter = parameter_schema(tools, name, key)
-        choices = listed(parameter.get("enum") or [])
-        kinds = kinds_of(parameter, schema)
-        value = _value(lark, notation, kinds, choices)
-        written[key] = sequence(quoted(key + colon), lark.space, value)
-    return parameters(lark, written, required(schema), sequence('","', lark.space))
+def _comma(lark: Lark) -> str:
+    return sequence('","', lark.space)
 
 
 def _value(lark: Lark, notation: Notation, kinds: Kinds, choices: Sequence[object] = ()) -> str:
@@ -138,7 +122,7 @@ def _forms(lark: Lark, notation: Notation) -> dict[str, str]:
         return sequence('"["', maybe(several(value, comma, True)), '"]"')
 
     nested = lark.recursive(any_value)
-    return {**plain, "object": _object(nested), "array": _array(nested)}
+    return {**plain, "object": lark.rule(_object(nested)), "array": lark.rule(_array(nested))}
 
 
 def _string(lark: Lark, quote: str, has_escapes: bool) -> str:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from engine.chat.formats.channels import MUSE as MUSE_CHANNELS
 from engine.chat.formats.channels import MuseCalls
 from engine.chat.formats.json_layouts import THINK
-from engine.chat.formats.literal_calls import GemmaCalls, PythonCalls
+from engine.chat.formats.literal_calls import LiteralCalls
 from engine.chat.formats.minimax_m3 import MinimaxM3Calls
 from engine.chat.formats.param_calls import ParamCalls
 from engine.chat.layout import Layout, Thinking
+from engine.chat.literals import GEMMA, PYTHON
 
 _QWEN_PARAMS = ParamCalls(
     start="<function=",
@@ -49,6 +50,9 @@ _DSML_PARAMS = ParamCalls(
     text_attributes=r'" string=\"true\""',
     json_attributes=r'" string=\"false\""',
     end="</｜DSML｜invoke>",
+)
+_LFM_CALLS = LiteralCalls(
+    "<|tool_call_start|>", "<|tool_call_end|>", PYTHON, "(", "=", ")", in_list=True
 )
 _LFM_TOKENS = ("<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>")
 
@@ -126,7 +130,7 @@ MINIMAX_M2 = Layout(
 )
 GEMMA_4 = Layout(
     "gemma-4",
-    GemmaCalls("<|tool_call>", "<tool_call|>"),
+    LiteralCalls("<|tool_call>", "<tool_call|>", GEMMA, "{", ":", "}", prefix="call:"),
     Thinking("<|channel>thought", ("<channel|>",)),
     dropped=("<channel|>",),
     thinks_anywhere=True,
@@ -134,13 +138,13 @@ GEMMA_4 = Layout(
 )
 LFM_2_5 = Layout(
     "lfm-2.5",
-    PythonCalls("<|tool_call_start|>", "<|tool_call_end|>"),
+    _LFM_CALLS,
     THINK,
     tokens=_LFM_TOKENS,
 )
 LFM_2 = Layout(
     "lfm-2",
-    PythonCalls("<|tool_call_start|>", "<|tool_call_end|>"),
+    _LFM_CALLS,
     THINK,
     tokens=(*_LFM_TOKENS, "<|tool_list_start|>", "<|tool_list_end|>"),
 )
