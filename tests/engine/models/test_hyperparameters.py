@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from engine.errors import ModelError
-from engine.gguf import GGUFFile, open_gguf
+from engine.gguf import open_gguf
 from engine.models.arch import Hyperparameters
 from engine.models.hyperparameters import read_hyperparameters
 from engine.models.table import find_architecture
@@ -23,14 +24,11 @@ def change(conformance_model: Callable[[str], Path]) -> Change:
 
     def run(**keys: object) -> Hyperparameters:
         with open_gguf(conformance_model("mimo2-moe")) as gguf:
-            gguf.metadata.update({f"mimo2.{key.replace('__', '.')}": v for key, v in keys.items()})
-            return _read(gguf)
+            named = {f"mimo2.{key.replace('__', '.')}": value for key, value in keys.items()}
+            gguf.metadata = MappingProxyType({**gguf.metadata, **named})
+            return read_hyperparameters(gguf, find_architecture(gguf.architecture))
 
     return run
-
-
-def _read(gguf: GGUFFile) -> Hyperparameters:
-    return read_hyperparameters(gguf, find_architecture(gguf.architecture))
 
 
 def test_layers_that_predict_ahead_are_not_among_the_others(change: Change) -> None:
