@@ -28,6 +28,10 @@ class Architecture:
     positions_at_depth: tuple[tuple[int, Positions], ...] = ()  # in models of so many layers
     rope_layers: Literal["all", "windowed", "step", "step_first", "windowed_or_dense"] = "all"
     rope_step: int = 4  # every so many layers one has no RoPE ("step": the last, else the first)
+    rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
+    yarn_multiplier: float = 0.0  # of the file's yarn_log_multiplier; 0: that does not count
+    yarn_one_multiplier: bool = False
+    yarn_scores: bool = False  # see RopeScaling
     # Sliding windows
     window_pattern: int = 0  # every n-th layer sees all keys, the others a window; 0: all see all
     window_all: bool = False  # all layers have the window that the file names
@@ -79,7 +83,6 @@ class Architecture:
     scaled_residuals: bool = False  # the file's residual scale, else 1.4 / sqrt(layers)
     normed_residuals: bool = False  # sublayers add to the normalized stream, times a scale
     rank_activation: Literal["tanh", "gelu"] = "tanh"  # in the head of a reranker
-    rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
 
     def glu(self, limit: float) -> str:
         """The name of a gated activation whose factors are bounded by a limit, if it is not 0."""
@@ -133,7 +136,6 @@ class Hyperparameters:
     attention_scale: float
     alibi_bias: float
     mla_latent: int  # values of the latent vector that stands for K and V; 0: every head's own
-    mla_scale: float  # of the scores, beside 1/sqrt(head)
     index_heads: int  # of the indexer of sparse attention
     index_head: int
     index_k: int  # keys that it chooses; 0: no indexer

@@ -33,7 +33,10 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     positions = _positions(gguf, arch, n_layers)
     base = gguf.get_float(key("rope.freq_base"), 10000.0)
     base_window = arch.window_rope_base or base
-    scaling = read_rope_scaling(gguf)
+    scaling = read_rope_scaling(
+        gguf, arch.yarn_multiplier, one_multiplier=arch.yarn_one_multiplier,
+        scores=arch.yarn_scores,
+    )  # fmt: skip
     if not arch.yarn_magnitude:
         scaling = replace(scaling, log_multiplier=1.0)
     hparams = Hyperparameters(
@@ -66,7 +69,6 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
         alibi_bias=_alibi_bias(gguf, positions),
         mla_latent=_mla_latent(gguf),
-        mla_scale=scaling.mla_scale,
         index_heads=gguf.get_int(key("attention.indexer.head_count"), 0),
         index_head=gguf.get_int(key("attention.indexer.key_length"), 0),
         index_k=_index_k(gguf),
@@ -99,7 +101,7 @@ def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
     """The options hold where all keys are seen; windowed layers keep what the file says."""
     scaling = rescaled(h.rope_scaling, options)
     base = options.base or h.rope_base
-    return replace(h, rope_base=base, rope_scaling=scaling, mla_scale=scaling.mla_scale)
+    return replace(h, rope_base=base, rope_scaling=scaling)
 
 
 def _check(gguf: GGUFFile, h: Hyperparameters) -> None:

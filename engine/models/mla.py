@@ -136,7 +136,7 @@ class MLA:
             h.window if h.windowed[layer] else 0, sinks=weights.sinks,
             selected=self._selected, together=context.inputs.together,
         )  # fmt: skip
-        self._scale = h.mla_scale * self._head**-0.5
+        self._scale = h.rope_scaling.score_scale * self._head**-0.5
         self._temperature = None if h.temperature is None else Temperature(
             context.inputs.attention.positions, *h.temperature
         )  # fmt: skip

@@ -75,7 +75,7 @@ class Place:
         """Frequencies, and room for cos and sin of a step's tokens."""
         h, weights, workspace = self._h, self._weights, self.workspace
         scaling = h.rope_scaling_window if windowed else h.rope_scaling
-        long = n_ctx > h.rope_scaling.original_context
+        long = n_ctx > h.rope_scaling.longest_short
         factors = weights.rope_factors_long if long else weights.rope_factors
         frequencies = scaling.frequencies(
             h.rope_base_window if windowed else h.rope_base, h.n_rot, factors

@@ -25,12 +25,13 @@ class RopeScaling:
     factor: float = 1.0
     extrapolation: float = 0.0  # YaRN's: how much of the fast pairs' plain frequencies; 0: no YaRN
     original_context: int = 0
+    longest_short: int = 0  # tokens of context up to which the short factors count, not the long
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     log_multiplier: float = 0.0  # YaRN's mscale_all_dim
-    latent: bool = False  # latent attention: the scores are multiplied, not cos and sin
+    one_multiplier: bool = False  # it is YaRN's mscale too, which otherwise is 1
+    scores: bool = False  # attention scores are multiplied too, as DeepSeek-V2 does it
     attention_factor: float = 1.0  # multiplies cos and sin
-    chosen_factor: float | None = None  # does too, and stands for what the file says of YaRN's
 
     @property
     def yarn(self) -> bool:
@@ -39,20 +40,21 @@ class RopeScaling:
     @property
     def magnitude(self) -> float:
         """What cos and sin are multiplied with."""
-        if self.chosen_factor is not None:
-            yarn = _magnitude(self.factor, 1.0) if self.yarn else 1.0
-            return self.attention_factor * self.chosen_factor * yarn
-        if not self.yarn or (self.latent and self.log_multiplier):
+        if not self.yarn:
             return self.attention_factor
-        scale = _magnitude(self.factor, 1.0)
-        if self.log_multiplier:
-            scale /= _magnitude(self.factor, self.log_multiplier)
-        return self.attention_factor * scale
+        mscale = self.log_multiplier if self.one_multiplier and self.log_multiplier else 1.0
+        ratio = _magnitude(self.factor, mscale) / _magnitude(self.factor, self.log_multiplier)
+        return self.attention_factor * ratio
 
     @property
-    def mla_scale(self) -> float:
-        """What DeepSeek's attention multiplies the scores with, for YaRN's longer contexts."""
-        return _magnitude(self.factor, self.log_multiplier) ** 2 if self.yarn else 1.0
+    def score_scale(self) -> float:
+        """What attention scores are multiplied with: YaRN's factors, without YaRN too, as
+        llama.cpp has it."""
+        if not self.scores:
+            return 1.0
+        growth = 0.1 * math.log(self.factor)
+        own = self.magnitude if self.yarn else self.attention_factor * (1 + growth)
+        return (own * (1 + self.log_multiplier * growth)) ** 2
 
     def frequencies(
         self, base: float, n_rot: int, factors: npt.NDArray[np.float32] | None
@@ -83,13 +85,15 @@ class RopeScaling:
 
 
 def rescaled(scaling: RopeScaling, options: RopeOptions) -> RopeScaling:
-    """The scaling with what a person has set, by llama.cpp's rules."""
-    kind = options.kind
-    extrapolation = scaling.extrapolation if kind is None else float(kind == "yarn")
+    """The scaling with what a person has set, by llama.cpp's rules: YaRN finds its own attention
+    factor."""
 
     def chosen(option: float, own: float) -> float:
         return own if option < 0 else option
 
+    kind = options.kind
+    extrapolation = scaling.extrapolation if kind is None else float(kind == "yarn")
+    extended = chosen(options.extrapolation, extrapolation) != 0
     return replace(
         scaling,
         factor=1.0 if kind == "none" else options.factor or scaling.factor,
@@ -97,7 +101,8 @@ def rescaled(scaling: RopeScaling, options: RopeOptions) -> RopeScaling:
         original_context=options.original_context or scaling.original_context,
         beta_slow=chosen(options.beta_slow, scaling.beta_slow),
         beta_fast=chosen(options.beta_fast, scaling.beta_fast),
-        chosen_factor=None if options.attention_factor < 0 else options.attention_factor,
+        attention_factor=scaling.attention_factor
+        * (1.0 if extended or options.attention_factor < 0 else options.attention_factor),
     )
 
 
@@ -122,8 +127,11 @@ def _magnitude(factor: float, multiplier: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
 
-def read_rope_scaling(gguf: GGUFFile) -> RopeScaling:
-    """The file's scaling; ModelError for a kind that is not known."""
+def read_rope_scaling(
+    gguf: GGUFFile, multiplier: float, *, one_multiplier: bool, scores: bool
+) -> RopeScaling:
+    """The file's scaling; ModelError for a kind that is not known. ``multiplier``: of the file's
+    number for YaRN's logarithm; the others are RopeScaling's."""
 
     def number(name: str, default: float) -> float:
         return gguf.get_float(gguf.arch_key(name), default)
@@ -133,16 +141,16 @@ def read_rope_scaling(gguf: GGUFFile) -> RopeScaling:
         raise ModelError(f"{gguf.path}: unknown RoPE scaling {kind!r}")
     factor = number("rope.scaling.factor", 0.0) or number("rope.scale_linear", 0.0) or 1.0
     n_ctx = gguf.get_int(gguf.arch_key("context_length"))
-    latent = gguf.arch_key("attention.kv_lora_rank") in gguf.metadata
-    # DeepSeek's converter writes a tenth of it.
-    multiplier = number("rope.scaling.yarn_log_multiplier", 0.0) * (10 if latent else 1)
+    original = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
     return RopeScaling(
         factor=1.0 if kind == "none" else factor,
         extrapolation=float(kind == "yarn"),
-        original_context=gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx),
+        original_context=original,
+        longest_short=original,
         beta_fast=number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=number("rope.scaling.yarn_beta_slow", 1.0),
-        log_multiplier=multiplier,
-        latent=latent,
+        log_multiplier=number("rope.scaling.yarn_log_multiplier", 0.0) * multiplier,
+        one_multiplier=one_multiplier,
+        scores=scores,
         attention_factor=number("rope.scaling.attn_factor", 1.0),
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stepping
 from stepping import Floats, Stepper, nmse, sequence
 
+from engine.models.hyperparameters import read_hyperparameters, with_rope
 from engine.models.rope import RopeScaling, pair_components, rescaled
 from engine.options import RopeOptions
 from engine.request import Grid
@@ -45,8 +47,8 @@ def yarn(factor: float, context: int, fast: float, slow: float, share: float) ->
         (RopeOptions("yarn", factor=4), yarn(4, 2048, 32, 1, 1), 0.1 * math.log(4) + 1),
         (
             RopeOptions("yarn", factor=8, original_context=512, beta_fast=16, beta_slow=2,
-                        extrapolation=0.5, attention_factor=1.5),
-            yarn(8, 512, 16, 2, 0.5), 1.5 * (0.1 * math.log(8) + 1),
+                        extrapolation=0.5, attention_factor=1.5),  # llama.cpp then makes its own
+            yarn(8, 512, 16, 2, 0.5), 0.1 * math.log(8) + 1,
         ),
         (RopeOptions("yarn", factor=4, extrapolation=0), [BASE ** (-i / 32) / 4 for i in range(32)],
          1.0),
@@ -111,3 +113,64 @@ def test_images_in_a_prompt(
     assert nmse(whole[:10], text[:10]) < 1e-9
     assert nmse(whole[11:], text[11:]) > 1e-4
     assert nmse(run([64], (Grid(10, rows=1, columns=1),)), text) < 1e-9
+
+
+LOG4, LOG8 = 0.1 * math.log(4), 0.1 * math.log(8)
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "magnitude", "scores"),
+    [
+        # DeepSeek-V2 of one multiplier, whose cos and sin stay, and others of two.
+        (RopeScaling(8, 1, 64, log_multiplier=0.707, one_multiplier=True), RopeOptions(),
+         1.0, (1 + 0.707 * LOG8) ** 2),
+        (RopeScaling(8, 1, 64, log_multiplier=0.707), RopeOptions(),
+         (1 + LOG8) / (1 + 0.707 * LOG8), (1 + LOG8) ** 2),
+        (RopeScaling(8, 1, 64), RopeOptions(), 1 + LOG8, (1 + LOG8) ** 2),
+        # What a person sets.
+        (RopeScaling(), RopeOptions("linear", factor=4), 1.0, (1 + LOG4) ** 2),
+        (RopeScaling(), RopeOptions("linear", factor=4, attention_factor=0.7), 0.7,
+         (0.7 * (1 + LOG4)) ** 2),
+        (RopeScaling(), RopeOptions("yarn", factor=4), 1 + LOG4, (1 + LOG4) ** 2),
+        (RopeScaling(8, 1, 64, log_multiplier=0.707), RopeOptions("linear", factor=4), 1.0,
+         ((1 + LOG4) * (1 + 0.707 * LOG4)) ** 2),
+        (RopeScaling(8, 1, 64, log_multiplier=0.707), RopeOptions("none"), 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_scores_of_latent_attention_are_scaled(
+    own: RopeScaling, options: RopeOptions, magnitude: float, scores: float
+) -> None:
+    """By llama.cpp's formulas, which its logits follow to 1e-12 in all these cases."""
+    scaling = rescaled(replace(own, scores=True), options)
+    assert scaling.magnitude == pytest.approx(magnitude)
+    assert scaling.score_scale == pytest.approx(scores)
+    assert replace(scaling, scores=False).score_scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("yarn", [0.13966, 0.61893, 0.96086, 0.00982, -1.26017, 2.02995, 0.10107, -1.54546]),
+        ("linear", [-0.15447, 0.59152, 0.71608, 0.30569, -0.84665, 1.73494, 0.32101, -1.34854]),
+    ],
+)
+def test_deepseek2_with_a_scaling_that_a_person_sets(
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    expected: list[float],
+) -> None:
+    """The first of the last logits of llama.cpp, with factor 4 from 64 tokens on."""
+    options = RopeOptions(kind, factor=4, original_context=64)
+    monkeypatch.setattr(
+        stepping, "read_hyperparameters",
+        lambda gguf, arch: with_rope(read_hyperparameters(gguf, arch), options),
+    )  # fmt: skip
+    with np.load(shared / "conformance" / "logits" / "deepseek2-moe.npz") as arrays:
+        tokens = arrays["tokens"].tolist()
+    model = Stepper(conformance_model("deepseek2-moe"), device, programs)
+    result = model.run(sequence(tokens, 1, [3, 7]), [len(tokens)])
+    assert np.abs(result[-1, :8] - expected).max() < 1e-4
