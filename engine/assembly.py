@@ -10,7 +10,7 @@ from engine.errors import EngineError
 from engine.models.arch import Hyperparameters
 from engine.models.compressed import compressed_shapes
 from engine.models.decoder import Decoder, kv_shapes
-from engine.models.indexer import index_shapes
+from engine.models.indexer import index_shapes, pooled_block
 from engine.models.place import Place
 from engine.options import DEFAULT_SLOTS, EngineOptions
 from engine.runner import Runner
@@ -116,7 +116,7 @@ def allocate_memory(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
             n_ring_pages=sizes.n_ring_pages, media=media,
-            sections=bool(h.rope_sections),
+            sections=bool(h.rope_sections), block=pooled_block(h),
             n_adapters=weights.n_adapters,
         )  # fmt: skip
         pages = _kv_pages(

@@ -69,11 +69,14 @@ class Batch:
         n_ring_pages: int = 0,
         media: MediaShape | None = None,
         sections: bool = False,
+        block: int = 1,
         n_adapters: int = 0,
     ) -> None:
         """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
-        keep all. ``sections``: positions have four numbers (M-RoPE)."""
+        keep all. ``sections``: positions have four numbers (M-RoPE). ``block``: tokens of a block
+        whose first token's position is wanted too, if they are more than 1."""
         self._device, self._ngrams, self._n_ring_pages = device, ngrams, n_ring_pages
+        self._block = block
         self._media = np.zeros((n_tokens, media.width) if media else (0, 0), np.float32)
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
@@ -84,6 +87,8 @@ class Batch:
         ]  # fmt: skip
         if sections:
             shapes.append(Region("rope_positions", (n_tokens, 4)))
+        if block > 1:
+            shapes.append(Region("block_positions", (n_tokens, 4) if sections else (n_tokens,)))
         if n_adapters:
             shapes.append(Region("adapter_scales", (n_tokens, n_adapters)))
         if ngrams is not None:
@@ -114,6 +119,7 @@ class Batch:
             rope_positions=tensors.get("rope_positions"),
             adapter_scales=tensors.get("adapter_scales"),
             ngrams=tensors.get("ngrams"),
+            block_positions=tensors.get("block_positions"),
         )
 
     @property
@@ -189,10 +195,8 @@ class Batch:
         if self.inputs.adapter_scales is not None:
             scales = np.array(seq.adapter_scales or 0, np.float32).view(np.int32)
             self._parts["adapter_scales"][n : n + chunk.count] = scales
-        if self.inputs.rope_positions is not None:
-            self._parts["rope_positions"][n : n + chunk.count] = grid_positions(
-                grids_of(seq.request), start, chunk.count
-            )
+        if self.inputs.rope_positions is not None or self._block > 1:
+            self._fill_rope_positions(chunk, n)
         if chunk.count == 1:
             page = seq.table[start // PAGE]
             self._parts["tokens"][n] = max(seq.tokens[start], -1)
@@ -206,6 +210,18 @@ class Batch:
         self._parts["slots"][n : n + chunk.count] = (
             pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE
         )
+
+    def _fill_rope_positions(self, chunk: Chunk, n: int) -> None:
+        """Those of a chunk's tokens, and of the first tokens of their blocks."""
+        first = chunk.start // self._block * self._block
+        end, rows = chunk.start + chunk.count, slice(n, n + chunk.count)
+        places = np.arange(first, end, dtype=np.int32)
+        if self.inputs.rope_positions is not None:
+            places = grid_positions(grids_of(chunk.seq.request), first, end - first)
+            self._parts["rope_positions"][rows] = places[chunk.start - first :]
+        if self._block > 1:
+            at = np.arange(chunk.start, end) // self._block * self._block
+            self._parts["block_positions"][rows] = places[at - first]
 
     def _fill_media(self, chunk: Chunk, n: int, at: int) -> int:
         """Embeddings from row ``at`` on in place of a chunk's negative tokens; returns the

@@ -69,16 +69,19 @@ INLINE int end_key(int pos, int window, int n_keys) {
 #define OUTPUT_FACTOR(m, l, head) (1.0f / (l))
 #endif
 
-// SELECTED: of the keys, a query sees those whose bits are set (indexer.cl): a word for each page.
+// SELECTED: of the keys, a query sees those whose bits are set (indexer.cl): a word for each page,
+// of n_words of a token; SELECTIONS: 1, or each KV head has its own words.
 #ifdef SELECTED
 #if PAGE != 32
 #error "a page has a word of selected keys"
 #endif
 #define SELECTED_ARG , global const uint* selected, int n_words
-#define SELECTED_PASS(t) , selected + (size_t)(t) * n_words, n_words
+#define SELECTED_AT(t, h) \
+    (selected + (size_t)(t) * n_words + (SELECTIONS > 1 ? (h) * (n_words / SELECTIONS) : 0))
+#define SELECTED_PASS(t, h) , SELECTED_AT(t, h), n_words
 #else
 #define SELECTED_ARG
-#define SELECTED_PASS(t)
+#define SELECTED_PASS(t, h)
 #endif
 
 // e^x for x <= 0, 0 below -87: 2^n times a polynomial in the rest, |rest| <= ln 2 / 2, within

@@ -44,7 +44,7 @@ class Mask:
     together: a query sees the keys up to tile.w in any case, those after it too.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
     [heads], the score of one more key without a value; selected: int32 [n, pages], bits of the
-    keys that a token sees (indexer.py).
+    keys that a token sees (indexer.py), or [n, KV heads * pages] where ``by_head``.
     """
 
     window: int = 0
@@ -55,6 +55,7 @@ class Mask:
     slopes: Tensor | None = None
     sinks: Tensor | None = None
     selected: Tensor | None = None
+    by_head: bool = False
 
     @property
     def defines(self) -> list[str]:
@@ -126,6 +127,7 @@ def attention(
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv // share}",
         *([f"SHARE={share}"] if share > 1 else []), f"PAGE={PAGE}",
+        f"SELECTIONS={shape.n_kv if mask.by_head else 1}",
         f"QB={queries}", *layer.defines, *mask.defines,
     ]  # fmt: skip
     args: list[object] = [

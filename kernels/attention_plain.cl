@@ -30,7 +30,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             sum += slopes[head] * NEARNESS((float)(key - pos));
 #endif
 #ifdef SELECTED
-            if (!(selected[(size_t)t * n_words + key / PAGE] >> (key % PAGE) & 1)) sum = S_MASKED;
+            if (!(SELECTED_AT(t, h)[key / PAGE] >> (key % PAGE) & 1)) sum = S_MASKED;
 #endif
             s[key - first] = sum;
             m = fmax(m, s[key - first]);

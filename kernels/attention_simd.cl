@@ -209,7 +209,12 @@ INLINE uint part_scores(float s[RB][PART], const float* q, const Cache* cache, i
         uint any = 0;
         for (int j = 0; j < QB; j++)
             any |= words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
-        if (!any) skipped |= 1u << i;
+        if (!any) {
+            skipped |= 1u << i;
+            for (int r = 0; r < RB; r++)
+                for (int j = 0; j < HALVES; j++) vstore16((float16)(S_MASKED), j, here[r]);
+            continue;
+        }
 #endif
         const int ahead = page + i + AHEAD;
         page_scores(q, k_page(cache, page + i),
@@ -252,7 +257,7 @@ INLINE void attend_part(State* state, const float* q, const Cache* cache, int pa
     float s[RB][PART];
     const int n = max(end - page, 0);
     const uint skipped = part_scores(s, q, cache, page, n, pos, nq, n_keys, window, softcap,
-                                     first_head SLOPES SELECTED_PASS(0));
+                                     first_head SLOPES SELECTED_PASS(0, 0));
     for (int r = 0; r < RB; r++) {
         const float2 found = softmax_row(s[r], n * HALVES);
         state->m[r] = found.x;
@@ -312,7 +317,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     }
 #define ATTEND(state, begin)                                                                  \
     attend_part(state, q, &cache, max(first_page, begin), min(last_page, (begin) + PART_PAGES), \
-                pos, nq, kv_end, tile.w, window, softcap, first_head SLOPES SELECTED_PASS(t0))
+                pos, nq, kv_end, tile.w, window, softcap, first_head SLOPES SELECTED_PASS(t0, h))
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;

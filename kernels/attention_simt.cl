@@ -74,7 +74,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         float s = S_MASKED;
         bool seen = mine < end && key < n_seen && key >= first_key(pos, window);
 #ifdef SELECTED
-        seen = seen && selected[(size_t)t * n_words + mine] >> (lid % PAGE) & 1;
+        seen = seen && SELECTED_AT(t, h)[mine] >> (lid % PAGE) & 1;
 #endif
         if (seen) {
             global const uchar* k = K_PAGE(k_cache, table[mine], n_kv, h);

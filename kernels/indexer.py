@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from kernels.attention import PART, AttentionInputs
@@ -12,51 +14,110 @@ from kernels.tensor import Tensor
 SIMT_GROUP = 128
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A query chooses ``chosen`` of the blocks of ``size`` keys, and sees the keys after these.
+
+    local: the last so many blocks, its own among them, are seen in any case, the others compete;
+    None: all whole blocks compete. size: divides the keys of a page, or is a multiple of them.
+    """
+
+    size: int
+    chosen: int
+    local: int | None = None
+
+    @property
+    def defines(self) -> list[str]:
+        kind = ["TAIL"] if self.local is None else [f"LOCAL={self.local}"]
+        return [f"BLOCK={self.size}", f"CHOSEN={self.chosen}", f"PAGE={PAGE}", *kind]
+
+    def n_scores(self, n_keys: int) -> int:
+        """The width of a row of scores for so many keys, whole pages."""
+        return -(-n_keys // self.size // PAGE) * PAGE
+
+
 def index_scores(
     tape: Tape,
     q: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     keys: LayerKV,
     inputs: AttentionInputs,
-    top_k: int,
+    blocks: Blocks,
     scores: Tensor,
 ) -> None:
-    """scores[t, s] = sum_h weights[t, h] max(0, q[t, h] . k[s]) for tiles beyond top_k keys.
+    """scores[t, b] = sum_h weights[t, h] max(0, q[t, h] . k[b]) where there is a choice.
 
-    q: float32 [n, heads * head]; weights: [n, heads]; scores: [n, keys], whole pages.
+    q: float32 [n, heads * head]; weights: [n, heads], None: ones; k: a key for each block;
+    scores: [n, blocks.n_scores(keys)].
     """
-    n_heads, head = weights.shape[1], keys.shape.head
-    if q.shape[1] != n_heads * head or keys.shape.n_kv != 1 or scores.shape[1] % PAGE:
-        raise ValueError(f"rows of {q.shape[1]}, {n_heads} heads, keys of {keys.shape}")
+    head = keys.shape.head
+    n_heads = q.shape[1] // head
+    if q.shape[1] % head or keys.shape.n_kv != 1 or keys.shape.block != blocks.size:
+        raise ValueError(f"rows of {q.shape[1]}, keys of {keys.shape}, {blocks}")
+    if scores.shape[1] % PAGE or (weights is not None and weights.shape[1] != n_heads):
+        raise ValueError(f"scores {scores.shape}, weights {weights} of {n_heads} heads")
     args = [
-        q.buffer, weights.buffer, inputs.tiles.buffer, inputs.positions.buffer,
-        inputs.tables.buffer, np.int32(inputs.tables.shape[1]), *keys.k.args, scores.buffer,
+        q.buffer, (weights or q).buffer, *_paging(inputs), *keys.k.args, scores.buffer,
         np.int32(scores.shape[1]),
     ]  # fmt: skip
-    defines = [
-        f"HD={head}", "HDV=16", f"HEADS={n_heads}", f"PAGE={PAGE}", f"TOP_K={top_k}", "WG=1",
-        *keys.defines,
+    defines = [*_defines(q, keys, blocks), *(["WEIGHTS"] if weights is not None else [])]
+    group = 1 if tape.device.is_simd else PAGE
+    grid = (Per(PARTS, blocks.size, PART // PAGE * group), Per(TILES))
+    tape.add("indexer.cl", "index_scores", defines, args, grid, (group, 1))
+
+
+def block_maxima(
+    tape: Tape, q: Tensor, keys: LayerKV, inputs: AttentionInputs, blocks: Blocks, scores: Tensor
+) -> None:
+    """scores[t, h, b] = the largest q[t, h] . k[s] of a block's keys, where there is a choice.
+
+    q: float32 [n, heads * head]; scores: [n, heads * blocks.n_scores(keys)].
+    """
+    n_heads, size = q.shape[1] // keys.shape.head, max(blocks.size, PAGE)
+    if size % PAGE or size % blocks.size or keys.shape.n_kv != 1 or scores.shape[1] % n_heads:
+        raise ValueError(f"scores {scores.shape}, keys of {keys.shape}, {blocks}")
+    args = [
+        q.buffer, *_paging(inputs), *keys.k.args, scores.buffer,
+        np.int32(scores.shape[1] // n_heads),
     ]  # fmt: skip
     group = 1 if tape.device.is_simd else PAGE
-    grid = (Per(PARTS, 1, PART // PAGE * group), Per(TILES))
-    tape.add("indexer.cl", "index_scores", defines, args, grid, (group, 1))
+    grid = (Per(PARTS, 1, -(-PART // size) * group), Per(TILES))
+    defines = _defines(q, keys, blocks)
+    tape.add("indexer.cl", "block_maxima", defines, args, grid, (group, 1))
 
 
 def select_keys(
     tape: Tape,
     scores: Tensor,
     inputs: AttentionInputs,
-    top_k: int,
+    blocks: Blocks,
     selected: Tensor,
+    n_rows: int = 1,
     *,
-    ratio: int = 1,
+    by_block: bool = False,
 ) -> None:
-    """selected: int32 [n, words], a bit for each key: the top_k by their scores. A key stands for
-    ``ratio`` tokens."""
+    """selected: int32 [n, n_rows * words], a bit for each key, or ``by_block`` for each whole
+    block: of the best blocks by each of the n_rows rows of scores that a token has."""
     group = 1 if tape.device.is_simd else SIMT_GROUP
     args = [
-        scores.buffer, np.int32(scores.shape[1]), inputs.positions.buffer, selected.buffer,
-        np.int32(selected.shape[1]),
+        scores.buffer, np.int32(scores.shape[1] // n_rows), inputs.positions.buffer,
+        selected.buffer, np.int32(selected.shape[1] // n_rows),
     ]  # fmt: skip
-    defines = [f"TOP_K={top_k}", f"PAGE={PAGE}", f"WG={group}", f"RATIO={ratio}"]
-    tape.add("indexer.cl", "select_keys", defines, args, (Per(TOKENS, 1, group),), (group,))
+    grid = (Per(TOKENS, 1, group), n_rows)
+    defines = [*blocks.defines, f"WG={group}", *["BY_BLOCK"] * by_block]
+    tape.add("indexer.cl", "select_keys", defines, args, grid, (group, 1))
+
+
+def _paging(inputs: AttentionInputs) -> list[object]:
+    return [
+        inputs.tiles.buffer, inputs.positions.buffer, inputs.tables.buffer,
+        np.int32(inputs.tables.shape[1]),
+    ]  # fmt: skip
+
+
+def _defines(q: Tensor, keys: LayerKV, blocks: Blocks) -> list[str]:
+    head = keys.shape.head
+    return [
+        f"HD={head}", "HDV=16", f"HEADS={q.shape[1] // head}", "WG=1", *blocks.defines,
+        *keys.defines,
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 // The KV cache's layout: pages of PAGE tokens, for each page each KV head.
 //
-// K of a head: [HD][PAGE], tokens side by side, so that scores of PAGE keys are sums of vectors.
+// K of a head: [HD][PAGE], tokens side by side, so that scores of PAGE keys are sums of vectors;
+// [HD][K_ROWS], where K_TOKENS have one key (an indexer's, of a block of tokens).
 // V of a head: [PAGE][HDV_PADDED], values side by side.
 // K_TYPE, V_TYPE: the types below. Floats lie as said. The others are ggml's blocks of 32 values
 // of a token, the last filled up with zeros, but their parts lie apart: codes and the fifth bits
@@ -22,6 +23,10 @@
 #define V_TYPE KV_F32
 #endif
 
+#ifndef K_TOKENS
+#define K_TOKENS 1
+#endif
+#define K_ROWS (PAGE / K_TOKENS)
 #define HDV_PADDED ((HDV + 15) / 16 * 16)
 #define K_BLOCKS ((HD + 31) / 32)
 #define V_BLOCKS ((HDV + 31) / 32)
@@ -53,7 +58,7 @@
 #define PAGE_IN_SLAB(page) (page)
 #endif
 #define HEAD_IN_SLAB(page, n_kv, h) ((size_t)PAGE_IN_SLAB(page) * (n_kv) + (h))
-#define K_PAGE(k, page, n_kv, h) (SLAB_OF(k, page) + HEAD_IN_SLAB(page, n_kv, h) * PAGE * K_BYTES)
+#define K_PAGE(k, page, n_kv, h) (SLAB_OF(k, page) + HEAD_IN_SLAB(page, n_kv, h) * K_ROWS * K_BYTES)
 #define V_PAGE(v, page, n_kv, h) (SLAB_OF(v, page) + HEAD_IN_SLAB(page, n_kv, h) * PAGE * V_BYTES)
 
 // Where the parts of a page with n blocks are.
@@ -101,19 +106,19 @@ DEFINE_CODES(16, vload16)
 // minimum of block b.
 #define DEFINE_K(N, LOAD)                                                                      \
     INLINE float##N k_codes##N(global const uchar* k, int d, int t) {                          \
-        if (IS_FLOAT(K_TYPE)) return float_values##N(K_TYPE, k, d * PAGE + t);                 \
+        if (IS_FLOAT(K_TYPE)) return float_values##N(K_TYPE, k, d * K_ROWS + t);                 \
         const int b = d / 32, j = d % 32;                                                      \
         const int row = b * CODE_BYTES(K_TYPE) + CODE_AT(K_TYPE, j);                           \
         uint##N high = 0;                                                                      \
         if (HAS_HIGH(K_TYPE))                                                                  \
-            high = LOAD(0, HIGH_OF(K_TYPE, k, K_BLOCKS * PAGE) + b * PAGE + t) >> (uint)j & 1; \
-        return block_codes##N(K_TYPE, LOAD(0, k + row * PAGE + t), high, j);                   \
+            high = LOAD(0, HIGH_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t) >> (uint)j & 1; \
+        return block_codes##N(K_TYPE, LOAD(0, k + row * K_ROWS + t), high, j);                   \
     }                                                                                          \
     INLINE float##N k_scales##N(global const uchar* k, int b, int t) {                         \
-        return vload_half##N(0, D_OF(K_TYPE, k, K_BLOCKS * PAGE) + b * PAGE + t);              \
+        return vload_half##N(0, D_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);              \
     }                                                                                          \
     INLINE float##N k_minima##N(global const uchar* k, int b, int t, float##N d) {             \
-        return minima##N(K_TYPE, d, M_OF(K_TYPE, k, K_BLOCKS * PAGE) + b * PAGE + t);          \
+        return minima##N(K_TYPE, d, M_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);          \
     }
 DEFINE_K(, LOAD_ONE)
 DEFINE_K(16, vload16)
@@ -230,11 +235,11 @@ INLINE void store_float(const int type, float x, global uchar* p, int at) {
 // A head's K and V of token t of a page.
 INLINE void store_k(const float* x, global uchar* k, int t) {
     if (IS_FLOAT(K_TYPE))
-        for (int d = 0; d < HD; d++) store_float(K_TYPE, x[d], k, d * PAGE + t);
+        for (int d = 0; d < HD; d++) store_float(K_TYPE, x[d], k, d * K_ROWS + t);
     else
         for (int b = 0; b < K_BLOCKS; b++)
-            store_block(K_TYPE, x + 32 * b, HD - 32 * b, k, K_BLOCKS * PAGE,
-                        b * CODE_BYTES(K_TYPE) * PAGE + t, PAGE, b * PAGE + t, b * PAGE + t);
+            store_block(K_TYPE, x + 32 * b, HD - 32 * b, k, K_BLOCKS * K_ROWS,
+                        b * CODE_BYTES(K_TYPE) * K_ROWS + t, K_ROWS, b * K_ROWS + t, b * K_ROWS + t);
 }
 
 INLINE void store_v(const float* x, global uchar* v, int t) {

@@ -25,7 +25,7 @@ class KVShape:
     """KV heads of a layer and the sizes of a head's K and V.
 
     joint: K and V are the same, kept once: as V, of the type of K. rows: of a page, if they are
-    not its tokens.
+    not its tokens. block: tokens that share a K.
     """
 
     n_kv: int
@@ -33,18 +33,19 @@ class KVShape:
     head_v: int
     joint: bool = False
     rows: int = PAGE
+    block: int = 1
 
     @property
     def head_v_padded(self) -> int:
         return -(-self.head_v // 16) * 16
 
-    def token_bytes(self, type_k: str, type_v: str) -> tuple[int, int]:
-        """Bytes of a token's K and V; the last block of a head may be padding in part."""
+    def page_bytes(self, type_k: str, type_v: str) -> tuple[int, int]:
+        """Bytes of a page's K and V; the last block of a head may be padding in part."""
         if self.joint:
-            return 0, self.n_kv * _head_bytes(self.head_v_padded, type_k)
+            return 0, self.rows * self.n_kv * _head_bytes(self.head_v_padded, type_k)
         return (
-            self.n_kv * _head_bytes(self.head, type_k),
-            self.n_kv * _head_bytes(self.head_v_padded, type_v),
+            PAGE // self.block * self.n_kv * _head_bytes(self.head, type_k),
+            self.rows * self.n_kv * _head_bytes(self.head_v_padded, type_v),
         )
 
 
@@ -96,12 +97,15 @@ class LayerKV:
     def defines(self) -> list[str]:
         """How K and V are stored."""
         kinds = [f"{x}_TYPE=KV_{name.upper()}" for x, name in zip("KV", self.types, strict=True)]
+        shared = [f"K_TOKENS={self.shape.block}"] if self.shape.block > 1 else []
         slabs = self.k.slabs
-        return [*kinds, *([f"SLAB_PAGES={slabs[0].shape[0]}"] if len(slabs) > 1 else [])]
+        return [
+            *kinds, *shared, *([f"SLAB_PAGES={slabs[0].shape[0]}"] if len(slabs) > 1 else [])
+        ]  # fmt: skip
 
     @property
     def token_bytes(self) -> int:
-        return sum(self.shape.token_bytes(*self.types))
+        return sum(self.shape.page_bytes(*self.types)) // PAGE
 
 
 class KVPages:
@@ -125,7 +129,7 @@ class KVPages:
         self._queue = device.queue
         self.layers = []
         for shape, n_ring in zip(layers, self._rings, strict=True):
-            sizes = [shape.rows * n_bytes for n_bytes in shape.token_bytes(type_k, type_v)]
+            sizes = shape.page_bytes(type_k, type_v)
             n, most = (n_ring, 1) if n_ring else (n_pages, SLABS)
             slab = _slab_pages(device, n, max(sizes), most)
             k, v = (

@@ -13,6 +13,11 @@
 // CLAMP        values of Q, K and V are first bounded by +-clamp_to
 // JOINT        K is V, and kept in its place
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
+// K_TOKENS     so many share a key, which pool_keys makes of what they have as values:
+//              a key of HD values each, with GATED a gate for each of them behind it.
+// pool_keys: work-item (token); the last of a block makes its key: the mean of theirs, or with
+// GATED for each value their sum, weighted with the softmax of gate + ape[token of the block].
+// Then norm and rotation as in rope_kv, by the `table` of the blocks' first tokens.
 
 #include "lanes.cl"
 
@@ -156,6 +161,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #endif
         for (int i = 0; i < HD; i++) q[i] = x[i] * scale;
     } else if (head < n_heads + n_kv) {
+#if K_TOKENS == 1
         const int h = head - n_heads;
         load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
         SPREAD_OUTLIERS(x);
@@ -163,6 +169,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
         store_v(x, V_PAGE(v_cache, page, n_kv, h), row);
 #else
         store_k(x, K_PAGE(k_cache, page, n_kv, h), row);
+#endif
 #endif
     }
 #if HDV > 0  // an indexer's keys come without values
@@ -175,4 +182,50 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     }
 #endif
 }
+
+#if K_TOKENS > 1
+kernel void pool_keys(global const float* table, global const int* slots,
+                      PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global const uchar*, v_cache)
+#ifdef GATED
+                      , global const float* ape
+#endif
+#ifdef QK_NORM
+                      , float eps
+#endif
+#ifdef K_WEIGHT
+                      , global const float* k_weight
+#endif
+) {
+#ifndef QK_NORM
+    const float eps = 0;
+#endif
+#ifndef K_WEIGHT
+    global const float* k_weight = 0;
+#endif
+    const int t = get_global_id(0), page = slots[t] / PAGE, row = slots[t] % PAGE;
+    if (row % K_TOKENS != K_TOKENS - 1) return;  // blocks do not cross pages
+    global const uchar* v = V_PAGE(v_cache, page, 1, 0);
+    float x[HD];
+    for (int d = 0; d < HD; d++) {
+        float weights[K_TOKENS], top = -INFINITY, total = 0, sum = 0;
+        for (int i = 0; i < K_TOKENS; i++) {
+            weights[i] = 0;
+#ifdef GATED
+            weights[i] = value_at(v, row - K_TOKENS + 1 + i, HD + d) + ape[i * HD + d];
+#endif
+            top = fmax(top, weights[i]);
+        }
+        for (int i = 0; i < K_TOKENS; i++) {
+            const float weight = exp(weights[i] - top);
+            total += weight;
+            sum = fma(weight, value_at(v, row - K_TOKENS + 1 + i, d), sum);
+        }
+        x[d] = sum / total;
+    }
+    normalize(x, k_weight, 0, eps);
+    rotate(x, table + (size_t)t * N_ROT);
+    if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
+    store_k(x, K_PAGE(k_cache, page, 1, 0), row / K_TOKENS);
+}
+#endif
 #endif

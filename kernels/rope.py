@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -153,3 +153,39 @@ def rope_kv(
         ]  # fmt: skip
     n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
     tape.add("rope.cl", "rope_kv", defines, args, (n_heads + n_written, Per(TOKENS)))
+
+
+def pool_keys(
+    tape: Tape,
+    layer: LayerKV,
+    table: Tensor | None,
+    slots: Tensor,
+    *,
+    style: RopeStyle,
+    norm: HeadNorm | None,
+    gates: Tensor | None,
+) -> None:
+    """The keys of blocks that end with a token of the step, of what their tokens have as values.
+
+    A token has head values, whose mean is taken; with ``gates``, float32 [block, head], as many
+    gates too: a value's weights are the softmax over the block of its gates and these. The key
+    is normalized (``norm.k``) and rotated: table[t] is of the first token of the block of t.
+    """
+    shape = layer.shape
+    if shape.n_kv != 1 or shape.head_v != shape.head * (1 + (gates is not None)):
+        raise ValueError(f"keys of blocks of {shape}")
+    defines = [
+        f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
+        f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
+        *(["NO_ROPE"] if table is None else []), *(["GATED"] if gates is not None else []),
+        *layer.defines,
+    ]  # fmt: skip
+    rotation = table or slots  # an argument that NO_ROPE does not read
+    args: list[object] = [rotation.buffer, slots.buffer, *layer.k.args, *layer.v.args]
+    if gates is not None:
+        args.append(gates.buffer)
+    if norm is not None:
+        of_keys = replace(norm, q=None)
+        defines += of_keys.defines(shape.head)
+        args += of_keys.args()
+    tape.add("rope.cl", "pool_keys", defines, args, (Per(TOKENS),))

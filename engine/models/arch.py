@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.models.rope import RopeScaling
+from engine.models.sparse import Sparsity
 from engine.ngrams import NGrams
 from engine.request import Pooling
 
@@ -136,11 +137,7 @@ class Hyperparameters:
     attention_scale: float
     alibi_bias: float
     mla_latent: int  # values of the latent vector that stands for K and V; 0: every head's own
-    index_heads: int  # of the indexer of sparse attention
-    index_head: int
-    index_k: int  # keys that it chooses; 0: no indexer
-    index_eps: float
-    indexed: tuple[bool, ...]  # per layer, whether it has an indexer
+    sparsity: Sparsity | None  # None: all keys are attended to
     compress_ratios: tuple[int, ...]  # per layer, tokens that become one key; 0: none; or empty
     clamp_qkv: float
     value_scale: float

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.models.arch import Hyperparameters
+from engine.models.indexer import IndexerWeights, build_indexer, load_indexer
 from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, Part, TensorSource
@@ -31,6 +32,7 @@ class AttentionWeights:
     whole_norms: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
     gate: tuple[Linear, ...]  # per value or per head; empty: none
     sinks: Tensor | None
+    indexer: IndexerWeights | None = None
 
     def build(self, context: Context, layer: int, kv: LayerKV) -> Attention:
         return Attention(self, context, layer, kv)
@@ -53,6 +55,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
         whole_norms=whole,
         gate=source.stacked(gate),
         sinks=source.vector(f"{b}attn_sinks.weight"),
+        indexer=load_indexer(source, h, layer),
     )
 
 
@@ -122,13 +125,15 @@ class Attention:
             self._attended = self._out
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
         self._slots, self._paging = context.inputs.paging(h.windowed[layer])
+        self._indexer = build_indexer(weights.indexer, context, layer, self._table)
         self._mask = self._make_mask(layer)
         self._norm = self._head_norm(layer)
         self._temperature = self._make_temperature(layer)
 
     @property
     def readers(self) -> Sequence[Linear]:
-        return (*self._w.qkv, *self._w.gate)
+        indexer = () if self._indexer is None else self._indexer.readers
+        return (*self._w.qkv, *self._w.gate, *indexer)
 
     @property
     def _gate_width(self) -> int:
@@ -147,6 +152,8 @@ class Attention:
             style=RopeStyle(h.n_rot, h.neox), scale=h.attention_scale, norm=self._norm,
             clamp=h.clamp_qkv, temperature=self._temperature,
         )  # fmt: skip
+        if self._indexer is not None:
+            self._indexer.record(step, x, x)
         mode = step.mode.attention
         attn.attention(
             step.tape, self._qkv, self._n_heads, self._kv, self._paging, self._attended,
@@ -179,6 +186,8 @@ class Attention:
             h.window if h.windowed[layer] else 0, h.attention_softcap,
             chunked=h.arch.window_chunked, bidirectional=not h.causal,
             together=self._c.inputs.together, sinks=self._w.sinks,
+            selected=None if self._indexer is None else self._indexer.selected,
+            by_head=h.sparsity is not None and h.sparsity.by_head,
             slopes=None if not h.alibi_bias else upload(
                 self._c.device, alibi_slopes(self._n_heads, h.alibi_bias)
             ),

@@ -19,10 +19,11 @@ from engine.models.arch import Hyperparameters
 from engine.models.attention import project
 from engine.models.linear import linear
 from engine.models.mla import TILES, head_rows
+from engine.models.sparse import Sparsity
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
 from kernels.compress import Compression, KeyFinish, compress, key_shape, store_keys
-from kernels.indexer import select_keys
+from kernels.indexer import Blocks, select_keys
 from kernels.joint import Ending, Keys, attend, score_keys
 from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.matmul import Activations, matmul
@@ -89,7 +90,7 @@ def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> Com
         kv_norm=_vector(source, f"{b}attn_kv_a_norm", h.head),
         sinks=_vector(source, f"{b}attn_sinks", n),
         compressor=_load_compressor(source, h, f"{b}attn_compressor", h.head, ratio),
-        indexer=_load_indexer(source, h, layer) if ratio and h.indexed[layer] else None,
+        indexer=_load_indexer(source, h, layer),
         output_down=output_down,
         n_groups=n_groups,
         output=source.linear(f"{b}attn_output_b", n_groups * output_down.matrix.n_rows),
@@ -136,14 +137,14 @@ def _load_compressor(
 def _load_indexer(
     source: TensorSource, h: Hyperparameters, layer: int
 ) -> CompressedIndexerWeights | None:
-    b = f"blk.{layer}."
-    compressor = _load_compressor(
-        source, h, f"{b}indexer_compressor", h.index_head, h.compress_ratios[layer]
-    )
+    b, s, ratio = f"blk.{layer}.", h.sparsity, h.compress_ratios[layer]
+    if s is None or not s.layers[layer]:
+        return None
+    compressor = _load_compressor(source, h, f"{b}indexer_compressor", s.head, ratio)
     if compressor is None:
         return None
-    source.check_rows(f"{b}indexer.attn_q_b.weight", h.index_heads * h.index_head)
-    source.check_rows(f"{b}indexer.proj.weight", h.index_heads)
+    source.check_rows(f"{b}indexer.attn_q_b.weight", s.n_heads * s.head)
+    source.check_rows(f"{b}indexer.proj.weight", s.n_heads)
     return CompressedIndexerWeights(
         source.linear(f"{b}indexer.attn_q_b"), source.linear(f"{b}indexer.proj", h.n_embd),
         compressor,
@@ -186,14 +187,20 @@ class Compressor:
 class CompressedIndexer:
     """Which compressed keys a token attends to."""
 
-    def __init__(self, weights: CompressedIndexerWeights, context: Context, keys: LayerKV) -> None:
-        h, workspace, inputs = context.h, context.workspace, context.inputs.attention
+    def __init__(
+        self,
+        weights: CompressedIndexerWeights,
+        sparsity: Sparsity,
+        context: Context,
+        keys: LayerKV,
+    ) -> None:
+        workspace, inputs = context.workspace, context.inputs.attention
         ratio = weights.compressor.compression.ratio
-        self._w, self._c, self._layer = weights, context, keys
+        self._w, self._s, self._c, self._layer = weights, sparsity, context, keys
         self._compressor = Compressor(weights.compressor, context, keys)
         self._keys = Keys(keys, inputs, ratio)
-        self._q = workspace.rows("index q", h.index_heads * h.index_head)
-        self._weights = workspace.rows("index weights", h.index_heads)
+        self._q = workspace.rows("index q", sparsity.n_heads * sparsity.head)
+        self._weights = workspace.rows("index weights", sparsity.n_heads)
         n_words = -(-inputs.tables.shape[1] * PAGE // ratio // 32)
         self._scores = workspace.rows("index scores", n_words * 32)
         self.selected = workspace.tensor(
@@ -205,20 +212,19 @@ class CompressedIndexer:
         return (self._w.proj, *self._compressor.readers)
 
     def record(self, step: Step, x: Activations, latent: Activations) -> None:
-        h, tape, inputs = self._c.h, step.tape, self._c.inputs
+        h, s, tape, inputs = self._c.h, self._s, step.tape, self._c.inputs
+        blocks = Blocks(self._keys.ratio, s.blocks.chosen)
         self._compressor.record(step, x)
         project(step, self._c, [self._w.q], latent, self._q)
         project(step, self._c, [self._w.proj], x, self._weights)
         queries_only = replace(self._layer, shape=replace(self._layer.shape, n_kv=0))
         rope_kv(
-            tape, QKVRows(self._q, self._q, self._q), h.index_heads, queries_only,
+            tape, QKVRows(self._q, self._q, self._q), s.n_heads, queries_only,
             self._c.rope_tables[False], inputs.slots,
-            style=RopeStyle(h.n_rot, h.neox, h.index_head - h.n_rot), scale=1.0,
+            style=RopeStyle(h.n_rot, h.neox, s.head - h.n_rot), scale=1.0,
         )  # fmt: skip
-        score_keys(tape, self._q, self._weights, self._keys, h.index_k, self._scores)
-        select_keys(
-            tape, self._scores, inputs.attention, h.index_k, self.selected, ratio=self._keys.ratio
-        )
+        score_keys(tape, self._q, self._weights, self._keys, blocks.chosen, self._scores)
+        select_keys(tape, self._scores, inputs.attention, blocks, self.selected, by_block=True)
 
 
 class Compressed:
@@ -248,9 +254,9 @@ class Compressed:
             weights.compressor, context, context.compressed_pages[layer]
         )  # fmt: skip
         index_keys = context.index_pages[layer]
-        self._indexer = None if weights.indexer is None or not index_keys.shape.n_kv else (
-            CompressedIndexer(weights.indexer, context, index_keys)
-        )  # fmt: skip
+        self._indexer = None
+        if weights.indexer is not None and h.sparsity is not None and index_keys.shape.n_kv:
+            self._indexer = CompressedIndexer(weights.indexer, h.sparsity, context, index_keys)
         self._caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
         if weights.compressor is not None:
             self._caches.insert(0, Keys(

@@ -13,6 +13,7 @@ from engine.errors import ModelError
 from engine.gguf import GGUFFile
 from engine.models.arch import Architecture, ExpertHyperparameters, Gate, Hyperparameters, Positions
 from engine.models.rope import RopeScaling, read_rope_scaling, rescaled
+from engine.models.sparse import read_sparsity
 from engine.ngrams import read_ngrams
 from engine.options import RopeOptions
 from kernels.kv import PAGE
@@ -69,11 +70,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
         alibi_bias=_alibi_bias(gguf, positions),
         mla_latent=_mla_latent(gguf),
-        index_heads=gguf.get_int(key("attention.indexer.head_count"), 0),
-        index_head=gguf.get_int(key("attention.indexer.key_length"), 0),
-        index_k=_index_k(gguf),
-        index_eps=gguf.get_float(key("attention.layer_norm_epsilon"), 1e-6),
-        indexed=tuple(f"blk.{i}.indexer.attn_q_b.weight" in gguf.tensors for i in range(n_layers)),
+        sparsity=read_sparsity(gguf, n_layers, _epsilon(gguf, arch)),
         compress_ratios=_compress_ratios(gguf, n_layers),
         clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
         value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
@@ -292,20 +289,11 @@ def _attention_scale(
     return next((value for value in values if value), default)
 
 
-def _index_k(gguf: GGUFFile) -> int:
-    """Keys that an indexer of DeepSeek's kind chooses; others, of blocks of keys, choose all."""
-    if gguf.arch_key("attention.indexer.kpool") in gguf.metadata:
-        return 0
-    if not any(name.endswith(".indexer.attn_q_b.weight") for name in gguf.tensors):
-        return 0
-    return gguf.get_int(gguf.arch_key("attention.indexer.top_k"))
-
-
 def _compress_ratios(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
     """Keys of several tokens end where a page does, or where some of its tokens do."""
     key = gguf.arch_key("attention.compress_ratios")
     value = gguf.metadata.get(key)
-    if value is None:
+    if value is None or not any(name.endswith(".attn_kv.weight") for name in gguf.tensors):
         return ()
     ratios = [int(r) for r in value] if isinstance(value, np.ndarray) else []
     if len(ratios) < n_layers or any(r < 0 or (r and r % PAGE and PAGE % r) for r in ratios):

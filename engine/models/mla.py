@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.models.arch import Hyperparameters
 from engine.models.attention import apply_gate, project
-from engine.models.indexer import Indexer, IndexerWeights, load_indexer, selection
+from engine.models.indexer import IndexerWeights, build_indexer, load_indexer, selection
 from engine.models.linear import linear
 from engine.models.step import Context, Step
 from engine.tensors import Linear, TensorSource
@@ -127,11 +127,8 @@ class MLA:
         self._gate = workspace.rows("gate", weights.gate[0].matrix.n_rows) if weights.gate else None
         self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
         self._slots, self._paging = context.inputs.paging(h.windowed[layer])
-        self._selected = None if h.windowed[layer] else selection(context)
-        index_keys = context.index_pages[layer]
-        self._indexer = None if weights.indexer is None or not index_keys.shape.n_kv else Indexer(
-            weights.indexer, context, index_keys, self._table
-        )  # fmt: skip
+        self._indexer = build_indexer(weights.indexer, context, layer, self._table)
+        self._selected = None if h.windowed[layer] else selection(context, layer)
         self._mask = Mask(
             h.window if h.windowed[layer] else 0, sinks=weights.sinks,
             selected=self._selected, together=context.inputs.together,
@@ -152,8 +149,8 @@ class MLA:
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
         self._make_query(step, x)
-        if self._indexer is not None and self._selected is not None:
-            self._indexer.record(step, x, self._q_low_normed, self._selected)
+        if self._indexer is not None:
+            self._indexer.record(step, x, self._q_low_normed)
         self._project(step, self._w.kv_down, x, self._latents)
         if self._w.k_pe_norm is not None:
             self._in_place(step, self._w.k_pe_norm, self._rot, self._latent)

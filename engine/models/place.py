@@ -53,13 +53,16 @@ class Place:
         self._components = None if not h.rope_sections else upload(device, pair_components(
             h.rope_sections, h.n_rot // 2, interleaved=h.arch.sections_interleaved
         ))  # fmt: skip
+        self._block_table = None if inputs.block_positions is None else workspace.tensor(
+            "rope of blocks", n_tokens, 2, h.n_rot // 2
+        )  # fmt: skip
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
             h, device, workspace, inputs, states, flash,
             pages.layers[h.n_layers : 2 * h.n_layers], pages.layers[2 * h.n_layers :],
             {windowed: frequencies for windowed, (frequencies, _) in self._rope.items()},
-            {windowed: table for windowed, (_, table) in self._rope.items()},
+            {windowed: table for windowed, (_, table) in self._rope.items()}, self._block_table,
             split, plain, self.tile_queries,
         )  # fmt: skip
 
@@ -70,6 +73,11 @@ class Place:
         for windowed, (frequencies, table) in self._rope.items():
             magnitude = (h.rope_scaling_window if windowed else h.rope_scaling).magnitude
             rope_table(tape, positions, frequencies, table, magnitude, self._components)
+        if self._block_table is not None and inputs.block_positions is not None:
+            rope_table(
+                tape, inputs.block_positions, self._rope[False][0], self._block_table,
+                h.rope_scaling.magnitude, self._components,
+            )  # fmt: skip
 
     def _rope_memory(self, n_ctx: int, windowed: bool) -> tuple[Tensor, Tensor]:
         """Frequencies, and room for cos and sin of a step's tokens."""

@@ -41,6 +41,7 @@ class StepInputs:
     rope_positions: Tensor | None = None  # int32 [n, 4]: time, row, column, other (M-RoPE)
     adapter_scales: Tensor | None = None  # float32 bits in int32 [n, adapters]
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
+    block_positions: Tensor | None = None  # as rope_positions, of the first token of its block
 
     @property
     def counts(self) -> Tensor:
@@ -141,6 +142,7 @@ class Context:
     compressed_pages: Sequence[LayerKV]  # the same of its compressed keys; empty: no layer has any
     rope_frequencies: dict[bool, Tensor]  # by Hyperparameters.rope_as_windowed
     rope_tables: dict[bool, Tensor]  # cos and sin of the step's tokens, by the same
+    block_table: Tensor | None  # of the first tokens of their blocks, where these have one key
     split: Scratch | None
     plain: Scratch | None
     tile_queries: int  # the most tokens of a tile of attention

@@ -73,7 +73,7 @@ def filled_cache(
     device can allocate so many pages at once; 0: any number."""
     total = sum(lengths)
     tables = random_tables(lengths, rng)
-    limit = slab_pages * PAGE * max(shape.token_bytes(*types)) or device.max_allocation
+    limit = slab_pages * max(shape.page_bytes(*types)) or device.max_allocation
     limited = replace(device, max_allocation=limit)
     layer = poisoned_pages(limited, [shape], int(tables.max()) + 1, *types).layers[0]
     k = rng.standard_normal((total, shape.n_kv, shape.head), dtype=np.float32)

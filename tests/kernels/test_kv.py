@@ -20,18 +20,17 @@ HADAMARD = (HADAMARD / np.sqrt(32)).astype(np.float32)
 SHAPES = [KVShape(2, 64, 64), KVShape(1, 80, 40)]
 
 
-def test_bytes_of_a_token() -> None:
-    assert KVShape(2, 64, 48).token_bytes("f32", "f16") == (2 * 64 * 4, 2 * 48 * 2)
-    assert KVShape(3, 64, 1).token_bytes("bf16", "f16") == (3 * 64 * 2, 3 * 16 * 2)
-    assert KVShape(1, 80, 40).token_bytes("q8_0", "q4_0") == (3 * 34, 2 * 18)
+def test_bytes_of_a_page() -> None:
+    assert KVShape(2, 64, 48).page_bytes("f32", "f16") == (PAGE * 2 * 64 * 4, PAGE * 2 * 48 * 2)
+    assert KVShape(3, 64, 1).page_bytes("bf16", "f16") == (PAGE * 3 * 64 * 2, PAGE * 3 * 16 * 2)
+    assert KVShape(1, 80, 40).page_bytes("q8_0", "q4_0") == (PAGE * 3 * 34, PAGE * 2 * 18)
+    assert KVShape(1, 80, 32, block=4).page_bytes("q8_0", "f32") == (8 * 3 * 34, PAGE * 32 * 4)
 
 
 @pytest.mark.parametrize(("type_k", "type_v"), [("f16", "f32"), ("q5_1", "iq4_nl")])
 def test_types_and_bytes(device: Device, type_k: str, type_v: str) -> None:
     pages = KVPages(device, SHAPES, 5, type_k, type_v)
-    assert pages.n_bytes == sum(
-        5 * PAGE * sum(shape.token_bytes(type_k, type_v)) for shape in SHAPES
-    )
+    assert pages.n_bytes == sum(5 * sum(shape.page_bytes(type_k, type_v)) for shape in SHAPES)
     for layer in pages.layers:
         for pages_of in (layer.k, layer.v):
             (slab,) = pages_of.slabs
@@ -76,7 +75,7 @@ def test_an_outlier_of_k_costs_no_more_than_it_must(device: Device, programs: Pr
     assert error < 0.5 * np.abs((q * (plain - k)).sum(-1)).max()
 
 
-LARGEST = PAGE * max(max(shape.token_bytes("q5_0", "f32")) for shape in SHAPES)
+LARGEST = max(max(shape.page_bytes("q5_0", "f32")) for shape in SHAPES)
 
 
 @pytest.mark.parametrize("most", [None, 2 * LARGEST], ids=["one buffer", "slabs"])

@@ -35,7 +35,7 @@ def test_layers_that_predict_ahead_are_not_among_the_others(change: Change) -> N
     """Of a real GLM-4.5 the last one is such a layer, with tensors and values like the others."""
     whole, fewer = change(), change(nextn_predict_layers=1)
     assert (whole.n_layers, fewer.n_layers) == (2, 1)
-    for name in ("n_heads", "n_kv", "windowed", "rope", "indexed"):
+    for name in ("n_heads", "n_kv", "windowed", "rope"):
         assert getattr(fewer, name) == getattr(whole, name)[:1], name
 
 
