@@ -417,7 +417,7 @@ class Engine:
             if not isinstance(error, EngineError):
                 log.exception("a request has failed")
             self._leave(stream)
-            stream.fail(str(error) or type(error).__name__)
+            stream.fail(str(error) or type(error).__name__, isinstance(error, RequestError))
 
     def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""

@@ -18,15 +18,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import EngineError
+from engine.errors import EngineError, RequestError
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 
-def _finite(highest: float) -> float:
-    """The highest logit; EngineError where it is no number, so that none can be chosen."""
-    if not -math.inf < highest < math.inf:
+def finite(highest: float) -> float:
+    """The highest logit. RequestError where all tokens are ruled out, EngineError where it is no
+    number."""
+    if highest == -math.inf:
+        raise RequestError(
+            "no token can be chosen: the grammar and the logit biases together leave none"
+        )
+    if not highest < math.inf:
         raise EngineError(f"no token can be chosen: the highest logit is {highest}")
     return highest
 
@@ -42,7 +47,7 @@ class Ranking:
         self.logits = logits
 
     def max(self) -> float:
-        return _finite(self.logits[0])
+        return finite(self.logits[0])
 
     def weights(self) -> list[float]:
         """The softmax without its division, the likeliest token being 1."""
@@ -99,7 +104,7 @@ class Pool:
         self.whole = whole
 
     def max(self) -> float:
-        return _finite(float(self.logits.max()))
+        return finite(float(self.logits.max()))
 
     def weights(self) -> Floats:
         """As a Ranking's. (n,)"""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.constraint import Constraint, Trigger
-from engine.errors import EngineError
+from engine.errors import RequestError
 from engine.grammar import Grammars, worded
 
 Ints = npt.NDArray[np.int32]
@@ -101,9 +101,9 @@ class Guide:
             self._grammars.forget()
 
     def accept(self, token: int) -> None:
-        """Take note of the chosen token. EngineError if the grammar cannot go on."""
+        """Take note of the chosen token. RequestError if the grammar cannot go on."""
         if self._error:
-            raise EngineError(f"the grammar has failed: {worded(self._error)}")
+            raise RequestError(f"the grammar has failed: {worded(self._error)}")
         if token in self._vocabulary.eog_ids:
             return
         if self._forced:
@@ -132,7 +132,7 @@ class Guide:
     def _consume(self, tokens: list[int]) -> None:
         if not self._matcher.consume_tokens(tokens):
             self._grammars.forget()
-            raise EngineError(f"the grammar has failed: {worded(self._matcher.get_error())}")
+            raise RequestError(f"the grammar has failed: {worded(self._matcher.get_error())}")
 
     def _scan(self) -> None:
         """Go on in the free text as far as it is decided what its parts are."""

@@ -204,9 +204,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of a request by a fault of the engine."""
+    """The end of a request by a fault of the engine, or of its own: then no other ends."""
 
     message: str
+    by_request: bool = False
 
 
 Event = Started | Progress | PromptScored | Embedded | Delta | Finished | Failed

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine import chain
 from engine.chain import parse_samplers
 from engine.errors import EngineError, RequestError
-from engine.filters import Mirostat, Pool, Ranking, Tokens, cumulated, ranked
+from engine.filters import Mirostat, Pool, Ranking, Tokens, cumulated, finite, ranked
 from engine.penalties import Dry, Repetition, breaker_heads
 from engine.request import SamplingParams
 
@@ -125,7 +125,7 @@ class Sampler:
         """Draw a token; n_probs asks for so many of the likeliest after all samplers.
 
         ``candidates`` answers the last ``needs``. Raises EngineError where no token can be
-        drawn: the logits are not numbers, or every token is banned.
+        drawn since the logits are not numbers, RequestError where every token is banned.
         """
         if self._takes_first:
             return _first(candidates, n_probs)
@@ -190,9 +190,8 @@ def logprob(logit: float, lse: float) -> float:
 
 
 def _first(candidates: Candidates, n_probs: int) -> Sampled:
-    token, logit = candidates.ids[0], candidates.logits[0]
-    if not -math.inf < logit < math.inf:
-        raise EngineError(f"no token can be chosen: the highest logit is {logit}")
+    token = candidates.ids[0]
+    finite(candidates.logits[0])
     return Sampled(token, 1.0, ((token, 1.0),) if n_probs > 0 else ())
 
 

@@ -202,9 +202,9 @@ class Stream:
             self._emit(delta)
         self._end(Finished(reason, self.timings(), self._output.stopping_word, truncated))
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, by_request: bool = False) -> None:
         if not self.ended:
-            self._end(Failed(message))
+            self._end(Failed(message, by_request))
 
     def _end(self, event: Event) -> None:
         self.ended = True

@@ -44,7 +44,7 @@ async def messages(service: Service, http: HttpRequest) -> Reply:
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data))
     job = await prepare(service, chat)
-    dialect = Messages(job.choices()[0], service.model_name, fields.stop_sequences or [])
+    dialect = Messages(job.choices()[0], service.model_name, fields)
     return await start(service, chat, job, Options(), dialect)
 
 
@@ -59,11 +59,12 @@ class Messages:
 
     framing = ANTHROPIC_SSE
 
-    def __init__(self, choice: Choice, model: str, stop_sequences: list[str]) -> None:
+    def __init__(self, choice: Choice, model: str, fields: MessagesFields) -> None:
         self.choice = choice
         self.id = random_id("msg_")
         self.model = model
-        self.stop_sequences = stop_sequences
+        self.stop_sequences = fields.stop_sequences or []
+        self.max_tokens = fields.max_tokens
         self._parts: list[Piece] = []  # of a whole answer
         self._block: str | int | None = None  # open: "text", "thinking" or the number of a call
         self._n_blocks = 0
@@ -110,14 +111,18 @@ class Messages:
         }
 
     def _stop(self) -> dict[str, str | None]:
-        """``stop_sequence`` only for one of the client's: templates have stops of their own."""
+        """``stop_sequence`` only for one of the client's: templates have stops of their own.
+
+        A context that has shifted is cut too, and still the answer may end at max_tokens.
+        """
         finished = self.choice.finished
         assert finished is not None
         word = finished.stopping_word if finished.stopping_word in self.stop_sequences else None
         if word is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": word}
         if finished.reason == "limit":
-            full = "model_context_window_exceeded" if finished.truncated else "max_tokens"
+            is_full = finished.truncated and finished.timings.predicted_n < self.max_tokens
+            full = "model_context_window_exceeded" if is_full else "max_tokens"
             return {"stop_reason": full, "stop_sequence": None}
         called = self.choice.finish_reason == "tool_calls"
         return {"stop_reason": "tool_use" if called else "end_turn", "stop_sequence": None}

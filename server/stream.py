@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.request import Event, Failed, Finished, Request
-from server.errors import ApiError, json_response
+from server.errors import ApiError, invalid, json_response
 from server.framing import Framing
 from server.interface import Engine
 
@@ -244,6 +244,8 @@ async def end_body(send: Send, body: bytes) -> None:
 def raise_if_ended_early(event: Event) -> None:
     """A fault, or an end that the client did not ask for, as the error it is told."""
     if type(event) is Failed:
-        raise ApiError("server_error", event.message)
+        raise (
+            invalid(event.message) if event.by_request else ApiError("server_error", event.message)
+        )
     if type(event) is Finished and event.reason == "cancelled":
         raise ApiError("unavailable_error", "the server is shutting down")

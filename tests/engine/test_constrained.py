@@ -164,5 +164,8 @@ def test_nothing_is_left_to_choose(engine: Engine) -> None:
     banned = replace(GREEDY, logit_bias=tuple((ord(c), -np.inf) for c in "abcdef"))
     other = submit(engine, PROMPT, 60, WARM, constraint=LETTERS)
     reply = ask(engine, PROMPT, 5, banned, constraint=LETTERS)
-    assert isinstance(reply.events[-1], Failed)
+    end = reply.events[-1]
+    assert isinstance(end, Failed)
+    assert end.by_request
+    assert "grammar" in end.message
     assert isinstance(other.wait().events[-1], Finished)

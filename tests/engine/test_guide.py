@@ -6,7 +6,7 @@ import pytest
 from byte_vocabulary import CONTROL, EOS, N_VOCAB, WORDS, ByteVocabulary, allowed, follow
 
 from engine.constraint import Constraint, Trigger
-from engine.errors import EngineError
+from engine.errors import RequestError
 from engine.grammar import Grammars
 from engine.guide import Guide
 
@@ -172,5 +172,5 @@ class TestReasoning:
 
 def test_a_grammar_that_fails_says_so(grammars: Grammars) -> None:
     guide = Guide(Constraint("regex", "a+"), grammars)
-    with pytest.raises(EngineError, match="the grammar has failed"):
+    with pytest.raises(RequestError, match="the grammar has failed"):
         guide.accept(ord("b"))

@@ -321,7 +321,7 @@ def test_banned_tokens_are_not_drawn() -> None:
 def test_no_token_left_is_an_error(temperature: float, top_k: int) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, ignore_eos=True)
     sampler = make(params, 3, eog_ids=frozenset({0, 1, 2}))
-    with pytest.raises(EngineError, match="-inf"):
+    with pytest.raises(RequestError, match="the logit biases together leave none"):
         sampler.sample(answer(sampler.needs(), np.zeros(3, np.float32)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import anthropic
 import httpx
 import pytest
 
+from engine.request import Event, Finished, Request, Started, Timings
 from server.anthropic_input import MessagesFields, chat_body
 from server.fields import convert
 
@@ -116,6 +118,22 @@ def test_stream_events(serve: Any, fakes: Any) -> None:
 def test_limits(url: str, client: Any) -> None:
     answer = client(url).messages.create(model="m", max_tokens=3, messages=USER)
     assert answer.stop_reason == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "reason"), [(9, "model_context_window_exceeded"), (8, "max_tokens")]
+)
+def test_a_context_that_was_cut(
+    serve: Any, fakes: Any, client: Any, max_tokens: int, reason: str
+) -> None:
+    """Full, or shifted on the way to max_tokens."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield Started(3, 0, 0)
+        yield Finished("limit", Timings(predicted_n=8), truncated=True)
+
+    create = client(serve(fakes.engine(script))).messages.create
+    assert create(model="m", max_tokens=max_tokens, messages=USER).stop_reason == reason
 
 
 def test_count_tokens(url: str, client: Any) -> None:

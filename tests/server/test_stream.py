@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from engine.errors import ContextOverflowError
-from engine.request import Delta, Event, Finished, Request, Started, Timings
+from engine.request import Delta, Event, Failed, Finished, Request, Started, Timings
 from server.stream import EventStream, Inbox
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -202,3 +202,37 @@ def test_events_after_the_loop_has_closed_are_dropped() -> None:
 
     engine = asyncio.run(make())
     engine.on_event[0](Started(1, 0, 0))  # does not raise in the engine's thread
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v1/chat/completions", {"error": {"code": 400, "type": "invalid_request_error"}}),
+        ("/completion", {"error": {"code": 400, "type": "invalid_request_error"}}),
+        ("/v1/responses", {"error": {"code": 400, "type": "invalid_request_error"}}),
+        ("/v1/messages", {"type": "error", "error": {"type": "invalid_request_error"}}),
+        ("/api/chat", {"error": "none is left"}),
+    ],
+)
+def test_the_end_of_a_request_by_its_own_fault(
+    serve: Any, fakes: Any, path: str, error: dict[str, Any]
+) -> None:
+    """As when a grammar and a logit bias leave no token: in the shape of each dialect."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Any]:
+        yield Started(3, 0, 0)
+        yield Failed("none is left", by_request=True)
+
+    name = {"/completion": "prompt", "/v1/responses": "input"}.get(path, "messages")
+    body = {name: [{"role": "user", "content": "?"}] if name == "messages" else "?"}
+    url = serve(fakes.engine(script)) + path
+    response = httpx.post(url, json=body | {"stream": False})
+    assert response.status_code == 400
+    found = response.json()
+    text = httpx.post(url, json=body | {"stream": True}).text
+    last = text.strip().splitlines()[-1].removeprefix("data: ")
+    assert "none is left" in last
+    assert path == "/v1/responses" or json.loads(last) == found
+    if isinstance(found["error"], dict):
+        assert found["error"].pop("message") == "none is left"
+    assert found == error
