@@ -22,7 +22,7 @@ from engine.models.arch import Hyperparameters
 from engine.models.attention import load_attention
 from engine.models.compressed import load_compressed
 from engine.models.delta_net import load_delta_net
-from engine.models.ffn import load_ffn
+from engine.models.ffn import load_bare_ffn, load_ffn
 from engine.models.kimi_delta import load_kimi_delta
 from engine.models.lightning import load_lightning
 from engine.models.mamba import load_mamba
@@ -315,7 +315,7 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
 
 def _ffn(source: TensorSource, h: Hyperparameters, layer: int) -> SublayerWeights | None:
     if source.has(f"blk.{layer}.ffn_gate_inp.weight"):
-        return load_moe(source, h, layer)
+        return load_bare_ffn(source, h) if h.arch.experts_unused else load_moe(source, h, layer)
     if source.has(f"blk.{layer}.ffn_up.weight"):
         return load_ffn(source, h, layer)
     return None

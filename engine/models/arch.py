@@ -68,6 +68,7 @@ class Architecture:
     activation: str = "silu"
     gate: Gate = "softmax"
     normalize_experts: bool = False
+    experts_unused: bool = False  # an FFN of experts is its activation alone, as in llama.cpp
     experts_scaled_before: bool = False  # a token's expert weight multiplies the expert's input
     route_early: bool = False  # the router reads the stream before the layer's attention
     experts_early: bool = False  # so do the experts, with their own norm, beside a dense FFN

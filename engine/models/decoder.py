@@ -123,6 +123,7 @@ class Decoder:
         if self._residuals is not None:
             self._residuals.start(recording.reading(weights.output_at))
         for i, (layer, sublayers) in enumerate(zip(weights.layers, self._layers, strict=True)):
+            self._share_selection(recording, i, layer.mixers_at)
             if self._residuals is None:
                 self._layer(recording, sublayers, layer.parallel)
             else:
@@ -157,6 +158,16 @@ class Decoder:
             norm(tape, stream, weights.embedding_norm, Activations(h.n_embd, stream))
         if place.embedding is not None:
             recording.keep_embedding()
+
+    def _share_selection(self, recording: Recording, layer: int, at: int) -> None:
+        """What an indexer finds is used by later layers without one, on other devices too."""
+        h, s = self._h, self._h.sparsity
+        if s is None or h.compress_ratios or not h.n_heads[layer] or h.windowed[layer]:
+            return
+        if s.layers[layer]:
+            recording.keep_selection(at)
+        elif any(s.layers[:layer]):
+            recording.bring_selection(at, layer)
 
     def _deepstack(self, recording: Recording, layer: int) -> None:
         """An encoder's further embeddings are added to what the first layers give."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.models.arch import Hyperparameters
 from engine.models.linear import linear
 from engine.models.step import Context, Step
@@ -45,6 +47,12 @@ def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str =
         return FFNWeights(_gate_and_up(source, up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)), down)
     source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
     return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"))
+
+
+def load_bare_ffn(source: TensorSource, h: Hyperparameters) -> FFNWeights:
+    """An FFN that is its activation alone, between matrices that change nothing."""
+    same = Linear(source.float_matrix(np.eye(h.n_embd, dtype=np.float32)))
+    return FFNWeights((same,), same)
 
 
 def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ...]:

@@ -6,9 +6,10 @@ knows which devices have its present state and puts a transfer where one is miss
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.models.indexer import selection
 from engine.models.place import Place
 from engine.models.step import Mode, Step
 from kernels.matmul import Activations
@@ -34,7 +35,11 @@ class Recording:
         self._places = places
         self._parts: list[Part] = []
         self._started: set[int] = set()
-        self._present: dict[str, set[int]] = {"stream": set(), "embedding": set()}
+        self._present: dict[str, set[int]] = {
+            "stream": set(),
+            "embedding": set(),
+            "selection": set(),
+        }
         self._pending: tuple[int, PostNorm] | None = None
 
     def run(self, counts: Sequence[Counts]) -> None:
@@ -69,7 +74,7 @@ class Recording:
 
     def reading(self, at: int) -> Step:
         """The step on a device that has the stream."""
-        self._carry("stream", at, [place.stream for place in self._places])
+        self._carry("stream", at, lambda place: place.stream)
         return self.on(at)
 
     def keep_embedding(self) -> None:
@@ -83,9 +88,18 @@ class Recording:
 
     def embedding(self, at: int) -> Tensor:
         """The embedding, brought to a device."""
-        kept = [place.embedding for place in self._places if place.embedding is not None]
-        self._carry("embedding", at, kept)
-        return kept[at]
+        self._carry("embedding", at, lambda place: place.embedding)
+        kept = self._places[at].embedding
+        assert kept is not None
+        return kept
+
+    def keep_selection(self, at: int) -> None:
+        """An indexer on this device has chosen the keys that layers after it use."""
+        self._present["selection"] = {at}
+
+    def bring_selection(self, at: int, layer: int) -> None:
+        """The layer, on this device, attends to keys that an indexer of a layer before it chose."""
+        self._carry("selection", at, lambda place: selection(place.context, layer))
 
     @property
     def stream_at(self) -> int:
@@ -109,12 +123,13 @@ class Recording:
         norm(self.writing(where).tape, stream, NormWeights(None, 0.0), same, post=post)
         return None
 
-    def _carry(self, name: str, at: int, tensors: Sequence[Tensor]) -> None:
+    def _carry(self, name: str, at: int, tensor_of: Callable[[Place], Tensor | None]) -> None:
         present = self._present[name]
         if at in present:
             return
-        source = min(present)
-        devices = [place.device for place in self._places]
-        transfer = Transfer(devices[source], tensors[source], devices[at], tensors[at])
-        self._parts.append(Part(at, transfer))
+        source, target = self._places[min(present)], self._places[at]
+        x, y = tensor_of(source), tensor_of(target)
+        if x is not None and y is not None:
+            transfer = Transfer(source.device, x, target.device, y)
+            self._parts.append(Part(at, transfer))
         present.add(at)

@@ -162,9 +162,11 @@ _ROWS = (
     ),
     Architecture("qwen4exp", positions="neox", normalize_experts=True, delta_gate="sigmoid",
                  unused=("attn_q.bias", "attn_k.bias", "attn_v.bias")),
-    Architecture("refact",
+    # No model is known that has experts here. llama.cpp reads them and then takes the dense FFN,
+    # whose matrices are not there: what is left is SiLU (NMSE 3e-14; with experts 0.22 to 0.37).
+    Architecture("refact", experts_unused=True,
                  unused=("output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
-                 positions="alibi", normalize_experts=True),
+                 positions="alibi"),
     Architecture("seed_oss", positions="neox"),
     Architecture("smallthinker", positions="neox", rope_layers="step_first", window_pattern=4,
                  window_first=True, activation="relu", normalize_experts=True, route_early=True),

@@ -20,12 +20,10 @@ NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
 NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
 # llama.cpp's GELU is a table of halves; all others are below 1e-11.
 FLOAT_NMSE = 1e-7
-UNSUPPORTED = {"refact-moe": "the reference was computed without its experts"}
-SUPPORTED = [name for name in NAMES if name not in UNSUPPORTED]
 # One of each kind of layer.
 FAST = [
     "deepseek2-moe", "deepseek4-moe", "falcon-dense", "glm5-next-moe", "gpt-oss-moe", "grok-moe",
-    "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe",
+    "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe", "refact-moe",
 ]  # fmt: skip
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
 
@@ -86,7 +84,7 @@ def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SUPPORTED or NO_DATA)
+@pytest.mark.parametrize("name", NAMES or NO_DATA)
 def test_four_ways(load: Load, name: str) -> None:
     """One prompt, a prompt and single tokens, uneven chunks, in company."""
     model, (tokens, logits) = load(name), reference(name)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from stepping import Floats, Stepper, nmse, sequence
 
+from engine.placement import Placement
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -100,3 +101,25 @@ def test_contexts_beyond_the_choice(
     for counts in ([60] + [1] * 60, [7, 20, 37, 3, 53]):
         assert nmse(model.run(sequence(tokens, 1, TABLE), counts), whole) <= 1e-10
     assert nmse(beside_others(model, tokens), whole) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["hy_v4", pytest.param("dots3note", marks=pytest.mark.slow)])
+def test_a_choice_is_carried_to_another_device(
+    device: Device,
+    programs: Programs,
+    shared: Path,
+    conformance_model: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """Of the two layers the second, on another device, uses what the first one's indexer found."""
+    with np.load(DATA / "sparse.npz") as arrays:
+        tokens, expected = arrays["tokens"].tolist(), arrays[name]
+    path = conformance_model(str(spec_of(name, shared, tmp_path)))
+    for layers, ends in (((0, 1), (0, 1)), ((1, 0), (0, 0))):
+        model = Stepper(
+            path, device, programs, others=[(device, programs)],
+            place=lambda n, on=layers, at=ends: Placement(at[0], on, on, at[1]),
+        )  # fmt: skip
+        rows = model.run(sequence(tokens, 1, TABLE), [96, 1, 1, 22])
+        assert nmse(rows[-24:], expected) <= NMSE
