@@ -160,7 +160,8 @@ _ROWS = (
     Architecture(
         "qwen3vlmoe", positions="neox", sections_interleaved=True, normalize_experts=True,
     ),
-    Architecture("qwen4exp", positions="neox", normalize_experts=True, delta_gate="sigmoid",
+    Architecture("qwen4exp", positions="neox", sections_interleaved=True,
+                 normalize_experts=True, delta_gate="sigmoid",
                  unused=("attn_q.bias", "attn_k.bias", "attn_v.bias")),
     # No model is known that has experts here. llama.cpp reads them and then takes the dense FFN,
     # whose matrices are not there: what is left is SiLU (NMSE 3e-14; with experts 0.22 to 0.37).

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from stepping import sequence
 
 from engine.batch import Batch, OutputRow
+from engine.request import Grid
 from engine.sequence import Chunk
 from kernels.device import Device
 from kernels.kv import PAGE
@@ -50,6 +53,24 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     tables = read(inputs.attention.tables, None, device.queue)
     for seq in (long, single, short):
         assert tables[seq.slot, : len(seq.table)].tolist() == seq.table
+
+
+def test_positions_of_the_first_tokens_of_blocks(device: Device) -> None:
+    """They may have been in an earlier step, or in an image."""
+    sizes = {"n_tokens": 96, "n_outputs": 8, "n_sequences": 3, "n_ctx": 64, "n_vocab": 100}
+    plain = Batch(device, **sizes, block=4)
+    plain.fill([Chunk(sequence(range(20), 0, [3]), 6, 7, "none")], [], 1)
+    assert plain.inputs.block_positions is not None
+    assert numbers(device, plain.inputs.block_positions, 7) == [4, 4, 8, 8, 8, 8, 12]
+
+    seq = sequence(range(20), 0, [3])
+    seq.request = replace(seq.request, grids=(Grid(2, rows=2, columns=3),))
+    sections = Batch(device, **sizes, sections=True, block=4)
+    sections.fill([Chunk(seq, 7, 3, "none")], [], 1)
+    tensors = sections.inputs.rope_positions, sections.inputs.block_positions
+    places, starts = (numbers(device, tensor, 3) for tensor in tensors if tensor is not None)
+    assert places == [[2, 3, 4, 0], [5, 5, 5, 5], [6, 6, 6, 6]]
+    assert starts == [[2, 2, 4, 0], [5, 5, 5, 5], [5, 5, 5, 5]]
 
 
 def test_tables_follow_the_sequence_in_a_slot(device: Device, batch: Batch) -> None:
