@@ -15,12 +15,16 @@
 #define N_HEADS (n_kv * SHARE * G)
 #define HALVES (PAGE / 16)
 #define VECTORS (HDV_PADDED / 16)
-// Vectors of keys, and of values, whose sums for all rows fit the 32 registers.
-#if RB <= 12
-#define SIDE HALVES
+// Vectors of keys, and of values, whose sums for all rows fit the 32 registers. Two pages of keys
+// at a time save loads of q, but small ones from main memory are fetched better one by one.
+#if RB <= 6 && (IS_FLOAT(K_TYPE) || RB <= 3) && !(defined(SPLIT) && HD <= 64)
+#define SIDE 4
+#elif RB <= 12
+#define SIDE 2
 #else
 #define SIDE 1
 #endif
+#define KEY_PAGES (SIDE > HALVES ? SIDE / HALVES : 1)
 #if VECTORS % 4 == 0 && RB <= 6
 #define CHUNK 4
 #elif VECTORS % 2 == 0
@@ -29,19 +33,21 @@
 #define CHUNK 1
 #endif
 #define BLOCKS ((CHUNK + 1) / 2)
-#define AHEAD 2  // pages between what is fetched and what is read: one is too late for some
+#define AHEAD 2  // pages from what is read to what is fetched: one is too late
 #if defined(SOFTCAP) || defined(ALIBI) || defined(SELECTED)
 #define ALWAYS_MASKED 1
 #else
 #define ALWAYS_MASKED 0
 #endif
 
-// Scores of one page's keys for all rows: s[r][i] for key i. q: [HD][RB], then with minima the
-// sums of each 32 of them. Codes of 32 values are summed before their scales count. Meanwhile the
-// page that comes after is fetched, which no hardware prefetcher can guess.
-INLINE void page_scores(const float* q, global const uchar* k, global const uchar* next,
+typedef global const uchar* Bytes;
+
+// Scores of the keys of KEY_PAGES pages for all rows: s[r][i] for key i. q: [HD][RB], then
+// with minima the sums of each 32 of them. Codes of 32 values are summed before their scales
+// count. Meanwhile other pages are fetched, which no hardware prefetcher can guess.
+INLINE void page_scores(const float* q, const Bytes* pages, const Bytes* next,
                         float s[RB][PART]) {
-    for (int at = 0; at < HALVES; at += SIDE) {
+    for (int at = 0; at < KEY_PAGES * HALVES; at += SIDE) {
         float16 total[RB][SIDE];
         #pragma unroll
         for (int r = 0; r < RB; r++)
@@ -56,10 +62,13 @@ INLINE void page_scores(const float* q, global const uchar* k, global const ucha
                 for (int half_block = 0; half_block < 2; half_block++) {
                     const int d = 32 * b + 16 * half_block + j;
                     if (HD % 32 != 0 && d >= HD) break;
-                    if (at == 0) PREFETCH(next + d * (PAGE * K_BYTES / HD));
+                    #pragma unroll
+                    for (int i = 0; i < KEY_PAGES; i++)
+                        if (at == 0) PREFETCH(next[i] + d * (PAGE * K_BYTES / HD));
                     #pragma unroll
                     for (int i = 0; i < SIDE; i++) {
-                        const float16 codes = k_codes16(k, d, 16 * (at + i));
+                        const int v = at + i;
+                        const float16 codes = k_codes16(pages[v / HALVES], d, v % HALVES * 16);
                         #pragma unroll
                         for (int r = 0; r < RB; r++)
                             x[r][i] = fma(codes, (float16)(q[d * RB + r]), x[r][i]);
@@ -68,9 +77,11 @@ INLINE void page_scores(const float* q, global const uchar* k, global const ucha
             }
             #pragma unroll
             for (int i = 0; i < SIDE; i++) {
+                const Bytes k = pages[(at + i) / HALVES];
+                const int t = (at + i) % HALVES * 16;
                 float16 scale = 1, minimum = 0;
-                if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, 16 * (at + i));
-                if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, 16 * (at + i), scale);
+                if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, t);
+                if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, t, scale);
                 #pragma unroll
                 for (int r = 0; r < RB; r++) {
                     total[r][i] = IS_FLOAT(K_TYPE) ? x[r][i] : fma(x[r][i], scale, total[r][i]);
@@ -178,7 +189,6 @@ typedef struct {
 } State;
 
 // A sequence's pages of one KV head; those from `end` on are not there.
-typedef global const uchar* Bytes;
 typedef struct {
     Bytes PAGES(k), PAGES(v);
     global const int* table;
@@ -195,36 +205,52 @@ INLINE Bytes v_page(const Cache* c, int i) {
     return V_PAGE(c->v, page, c->n_kv, c->h);
 }
 
-// s: the scores of the keys of n pages from `page` on. Returns a bit for each page of which no
-// key is selected.
-INLINE uint part_scores(float s[RB][PART], const float* q, const Cache* cache, int page, int n,
-                        int pos, int nq, int n_keys, int window, float softcap,
-                        int first_head SLOPES_ARG SELECTED_ARG) {
-    uint skipped = 0;
+// A bit for each of n pages from `page` on of which no query has selected a key.
+INLINE uint unselected(int page, int n, int nq SELECTED_ARG) {
+    uint bits = 0;
+#ifdef SELECTED
+    for (int i = 0; i < n; i++) {
+        uint any = 0;
+        for (int j = 0; j < nq; j++) any |= selected[(size_t)j * n_words + page + i];
+        if (!any) bits |= 1u << i;
+    }
+#endif
+    return bits;
+}
+
+// s: the scores of the keys of n pages from `page` on, before they are masked; any for those that
+// are skipped. An odd page's company does not matter.
+INLINE void part_scores(float s[RB][PART], const float* q, const Cache* cache, int page, int n,
+                        uint skipped) {
+    const uint all = (1u << KEY_PAGES) - 1;
+    for (int i = 0; i < n; i += KEY_PAGES) {
+        if ((skipped >> i & all) == all) continue;
+        Bytes here[KEY_PAGES], next[KEY_PAGES];
+        #pragma unroll
+        for (int j = 0; j < KEY_PAGES; j++) {
+            const int ahead = i + j + AHEAD;
+            here[j] = k_page(cache, page + i + j);
+            next[j] = ahead < n ? k_page(cache, page + ahead) : v_page(cache, page + ahead - n);
+        }
+        page_scores(q, here, next, (float(*)[PART])(s[0] + i * PAGE));
+    }
+}
+
+INLINE void mask_part(float s[RB][PART], int page, int n, int pos, int nq, int n_keys, int window,
+                      float softcap, int first_head SLOPES_ARG SELECTED_ARG) {
     for (int i = 0; i < n; i++) {
         const int key = (page + i) * PAGE;
-        float(*here)[PART] = (float(*)[PART])(s[0] + i * PAGE);
         uint words[QB];
 #ifdef SELECTED
-        uint any = 0;
         for (int j = 0; j < QB; j++)
-            any |= words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
-        if (!any) {
-            skipped |= 1u << i;
-            for (int r = 0; r < RB; r++)
-                for (int j = 0; j < HALVES; j++) vstore16((float16)(S_MASKED), j, here[r]);
-            continue;
-        }
+            words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
 #endif
-        const int ahead = page + i + AHEAD;
-        page_scores(q, k_page(cache, page + i),
-                    i + AHEAD < n ? k_page(cache, ahead) : v_page(cache, ahead - n), here);
         const bool whole = key + PAGE <= end_key(pos, window, n_keys) &&
                            (window <= 0 || key >= first_key(pos + QB - 1, window));
         if (ALWAYS_MASKED || !whole)
-            mask_scores(here, words, whole, key, pos, window, n_keys, softcap, first_head SLOPES);
+            mask_scores((float(*)[PART])(s[0] + i * PAGE), words, whole, key, pos, window, n_keys,
+                        softcap, first_head SLOPES);
     }
-    return skipped;
 }
 
 // acc: the values of n pages from `page` on, `p` times each.
@@ -256,8 +282,9 @@ INLINE void attend_part(State* state, const float* q, const Cache* cache, int pa
                         int first_head SLOPES_ARG SELECTED_ARG) {
     float s[RB][PART];
     const int n = max(end - page, 0);
-    const uint skipped = part_scores(s, q, cache, page, n, pos, nq, n_keys, window, softcap,
-                                     first_head SLOPES SELECTED_PASS(0, 0));
+    const uint skipped = unselected(page, n, nq SELECTED_PASS(0, 0));
+    part_scores(s, q, cache, page, n, skipped);
+    mask_part(s, page, n, pos, nq, n_keys, window, softcap, first_head SLOPES SELECTED_PASS(0, 0));
     for (int r = 0; r < RB; r++) {
         const float2 found = softmax_row(s[r], n * HALVES);
         state->m[r] = found.x;
