@@ -149,6 +149,14 @@ def _kv_pages(
     return pages
 
 
+def most_copies(options: EngineOptions, n_slots: int, copy_bytes: int) -> int:
+    """Checkpoints of so many bytes that the options allow."""
+    if not copy_bytes:
+        return 0
+    n = options.ctx_checkpoints * n_slots
+    return n if options.cache_ram_mib < 0 else min(n, (options.cache_ram_mib << 20) // copy_bytes)
+
+
 def ring_pages(h: Hyperparameters, n_slots: int, n_tokens: int, n_pages: int) -> int:
     """Pages of a slot's ring, which holds a window and the tokens of a step; 0: windows do not
     save memory."""

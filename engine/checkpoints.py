@@ -7,11 +7,14 @@ themselves are kernels/state.py's.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
+
+log = logging.getLogger(__name__)
 
 
 class StateCopy(NamedTuple):
@@ -30,12 +33,19 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """Which prefixes have a copy: ``n_copies`` at most, the least recently used one goes."""
 
-    def __init__(self, n_copies: int, min_step: int, copy_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        n_copies: int,
+        min_step: int,
+        copy_bytes: int = 0,
+        claim: Callable[[int, int], bool] = lambda copy, position: True,
+    ) -> None:
         """``min_step``: long prompts get one every so many tokens; ``copy_bytes``: of a copy, at
-        most. ValueError: none at all."""
+        most; ``claim``: takes memory for a copy of a position, and says whether there is any.
+        ValueError: none at all."""
         if n_copies < 1 or min_step < 1:
             raise ValueError(f"{n_copies} checkpoints every {min_step} tokens")
-        self.min_step, self._copy_bytes = min_step, copy_bytes
+        self.min_step, self._copy_bytes, self._claim = min_step, copy_bytes, claim
         self._free = list(range(n_copies - 1, -1, -1))
         self._known: OrderedDict[Hashable, Checkpoint] = OrderedDict()  # oldest use first
 
@@ -59,7 +69,8 @@ class Checkpoints:
         return self._known[found]
 
     def add(self, tokens: Sequence[int], salt: Hashable, position: int) -> int | None:
-        """The number of the copy to make of the state after so many tokens; None: there is one."""
+        """The number of the copy to make of the state after so many tokens; None: there is one,
+        or no memory for one more."""
         key = next(_keys(tokens, salt, [position]))
         if key in self._known:
             self._known.move_to_end(key)
@@ -67,6 +78,10 @@ class Checkpoints:
         if not self._free:
             self._free.append(self._known.popitem(last=False)[1].copy)
         made = Checkpoint(position, self._free.pop())
+        if not self._claim(made.copy, position):
+            self._free.append(made.copy)
+            log.warning("no memory for a checkpoint of %d MiB", self._copy_bytes >> 20)
+            return None
         self._known[key] = made
         return made.copy
 

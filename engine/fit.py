@@ -10,7 +10,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.assembly import LOGITS_BYTES, CacheTypes, Sizes, allocate_memory, sizes_of
+from engine.assembly import (
+    LOGITS_BYTES,
+    CacheTypes,
+    Sizes,
+    allocate_memory,
+    most_copies,
+    sizes_of,
+)
 from engine.batch import MediaShape
 from engine.errors import EngineError
 from engine.gguf import GGUFFile
@@ -66,13 +73,15 @@ class Need:
     weights: int
     kv: int
     scratch: int
+    checkpoints: int = 0  # in the host's memory, counted on a processor: one for each slot
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.scratch
+        return self.weights + self.kv + self.scratch + self.checkpoints
 
     def __str__(self) -> str:
-        parts = ("weights", self.weights), ("KV cache", self.kv), ("scratch", self.scratch)
+        parts = [("weights", self.weights), ("KV cache", self.kv), ("scratch", self.scratch)]
+        parts += [("checkpoints", self.checkpoints)] * bool(self.checkpoints)
         return ", ".join(f"{name} {mib(n)}" for name, n in parts)
 
 
@@ -89,8 +98,10 @@ def needs(
     *,
     flash: bool,
     media: MediaShape | None = None,
+    copies: Callable[[int], int] = lambda copy_bytes: 0,
 ) -> list[Need]:
-    """What the model takes on each of the devices that ``placement`` refers to."""
+    """What the model takes on each of the devices that ``placement`` refers to. ``copies``: how
+    many checkpoints of so many bytes are to have room."""
     weights = [0] * len(devices)
     for at, n_bytes in zip(placement.parts, model.part_bytes, strict=True):
         weights[at] += n_bytes
@@ -99,10 +110,15 @@ def needs(
     dry = [(device, Programs(device)) for device in (device.dry() for device in devices)]
     moved = _relocated(model.weights, placement.parts)
     memory = allocate_memory(model.h, moved, dry, sizes, cache, flash=flash, media=media)
-    return [
+    found = [
         Need(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
         for n_bytes, pages, (device, _) in zip(weights, memory.pages, dry, strict=True)
     ]
+    copy_bytes = memory.states.copy_bytes
+    host = next((i for i, (device, _) in enumerate(dry) if device.info.kind == "cpu"), None)
+    if host is not None:
+        found[host] = replace(found[host], checkpoints=copies(copy_bytes) * copy_bytes)
+    return found
 
 
 def _relocated(weights: ModelWeights, parts: Sequence[int]) -> ModelWeights:
@@ -156,7 +172,9 @@ class Trial:
     refusal: str = ""  # of a device that cannot allocate one of the buffers at all
 
     def total(self) -> Need:
-        columns = zip(*((n.weights, n.kv, n.scratch) for n in self.needs), strict=True)
+        columns = zip(
+            *((n.weights, n.kv, n.scratch, n.checkpoints) for n in self.needs), strict=True
+        )
         return Need(*(sum(column) for column in columns))
 
 
@@ -221,6 +239,7 @@ class Fitting:
                 self._model, placement, devices, sizes,
                 CacheTypes(options.cache_type_k, options.cache_type_v),
                 flash=options.flash_attn != "off", media=self._media,
+                copies=lambda size: min(sizes.n_slots, most_copies(options, sizes.n_slots, size)),
             )  # fmt: skip
         except DeviceError as error:
             return replace(trial, refusal=str(error))
@@ -258,6 +277,17 @@ class Fitting:
             if taken + spare > free:
                 short.append((info, free))
         return short
+
+    def room_for_checkpoints(self, trial: Trial) -> int | None:
+        """Bytes that they may take where the model is on the processor; None: any number."""
+        infos = [self._machine.infos[at] for at in trial.devices]
+        host = next((info for info in infos if info.kind == "cpu"), None)
+        if host is None or not self._options.fit:
+            return None
+        counted = trial.total().checkpoints
+        taken = sum(n.total for n, i in zip(trial.needs, infos, strict=True) if i.kind == "cpu")
+        spare = self._options.fit_target << 20
+        return max(self._machine.free(host) - taken - spare, 0) + counted
 
     def _shrink_context(self, trial: Trial) -> Trial:
         """The largest context that fits, but not below --fit-ctx."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import kernels.device as devices
 from engine.adapters import read_adapters
-from engine.assembly import CacheTypes, Sizes, assemble
+from engine.assembly import CacheTypes, Sizes, assemble, most_copies
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
@@ -87,7 +87,9 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         model = outline(gguf, hparams, first, additions)
         if additions.directions and model.weights.residuals is not None:
             raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
-        chosen = Fitting(model, options, machine, shape).choose()
+        fitting = Fitting(model, options, machine, shape)
+        chosen = fitting.choose()
+        room = fitting.room_for_checkpoints(chosen)
         opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
         placed = [(device, Programs(device)) for device in opened]
         weights, jobs = allocate_weights(gguf, hparams, opened, chosen.placement, additions)
@@ -108,8 +110,9 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         runner,
         _scheduler(
             sizes,
-            runner.state_bytes,
+            _checkpoints(sizes, runner, options, room),
             options,
+            keeps_state=runner.state_bytes > 0,
             whole_prompts=not hparams.causal,
             shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
         ),
@@ -122,29 +125,39 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
 
 def _scheduler(
     sizes: Sizes,
-    state_bytes: int,
+    checkpoints: Checkpoints | None,
     options: EngineOptions,
     *,
+    keeps_state: bool,
     whole_prompts: bool,
     shift_keep: int | None,
 ) -> Scheduler:
-    """``state_bytes``: what a slot keeps beside pages, at most."""
+    """``keeps_state``: slots keep something beside pages."""
     cache = PageCache(sizes.n_pages, PAGE)
-    checkpoints = _checkpoints(sizes, state_bytes, options) if state_bytes else None
     return Scheduler(
         cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
         n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
-        share=not state_bytes or checkpoints is not None, checkpoints=checkpoints,
+        share=not keeps_state or checkpoints is not None, checkpoints=checkpoints,
         whole_prompts=whole_prompts, shift_keep=shift_keep,
     )  # fmt: skip
 
 
-def _checkpoints(sizes: Sizes, state_bytes: int, options: EngineOptions) -> Checkpoints | None:
-    n = options.ctx_checkpoints * sizes.n_slots
-    if options.cache_ram_mib >= 0:
-        n = min(n, (options.cache_ram_mib << 20) // state_bytes)
-    log.info("checkpoints: at most %d of %.1f MiB each", n, state_bytes / 2**20)
-    return Checkpoints(n, options.checkpoint_min_step, state_bytes) if n else None
+def _checkpoints(
+    sizes: Sizes, runner: Runner, options: EngineOptions, room: int | None
+) -> Checkpoints | None:
+    """``room``: bytes that they may take; None: what the options allow."""
+    size = runner.state_bytes
+    n = most_copies(options, sizes.n_slots, size)
+    if not n:
+        return None
+    fitting = n if room is None else min(n, room // size)
+    log.info(
+        "checkpoints: at most %d of %.1f MiB each%s", fitting, size / 2**20,
+        f" instead of {n}, which do not fit into memory" if fitting < n else "",
+    )  # fmt: skip
+    if not fitting:
+        return None
+    return Checkpoints(fitting, options.checkpoint_min_step, size, runner.states.claim)
 
 
 def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:

@@ -164,7 +164,7 @@ class Runner:
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
         for save in saves:
-            self.states.save(save.slot, save.position, save.copy)
+            self.states.save(save.slot, save.copy)
         for restore in restores:
             self.states.restore(restore.slot, restore.copy)
 

@@ -88,12 +88,20 @@ class SlotStates:
         """The most bytes of a copy; 0 if slots keep nothing beside pages."""
         return sum(part.most_bytes for part in self._parts)
 
-    def save(self, slot: int, position: int, copy: int) -> None:
-        """Enqueue: copy number ``copy`` is what slot ``slot`` keeps at this position."""
-        spans = self._spans(slot, position)
-        array = np.empty(sum(size for _, _, size in spans), np.uint8)
-        self._copies[copy] = position, array
-        for part, offset, here in _pieces(array, spans):
+    def claim(self, copy: int, position: int) -> bool:
+        """Host memory for copy number ``copy``, of a position; whether it could be had."""
+        self._copies.pop(copy, None)
+        try:
+            self._copies[copy] = position, np.empty(self.copy_bytes_at(position), np.uint8)
+        except MemoryError:
+            return False
+        return True
+
+    def save(self, slot: int, copy: int) -> None:
+        """Enqueue: copy number ``copy`` is what slot ``slot`` keeps at the position for which it
+        was claimed."""
+        position, array = self._copies[copy]
+        for part, offset, here in _pieces(array, self._spans(slot, position)):
             buffer = part.tensor.buffer
             cl.enqueue_copy(part.queue, here, buffer, src_offset=offset, is_blocking=False)
 

@@ -85,15 +85,13 @@ class RopeScaling:
 
 
 def rescaled(scaling: RopeScaling, options: RopeOptions) -> RopeScaling:
-    """The scaling with what a person has set, by llama.cpp's rules: YaRN finds its own attention
-    factor."""
+    """The scaling with what a person has set, by llama.cpp's rules."""
 
     def chosen(option: float, own: float) -> float:
         return own if option < 0 else option
 
     kind = options.kind
     extrapolation = scaling.extrapolation if kind is None else float(kind == "yarn")
-    extended = chosen(options.extrapolation, extrapolation) != 0
     return replace(
         scaling,
         factor=1.0 if kind == "none" else options.factor or scaling.factor,
@@ -101,8 +99,7 @@ def rescaled(scaling: RopeScaling, options: RopeOptions) -> RopeScaling:
         original_context=options.original_context or scaling.original_context,
         beta_slow=chosen(options.beta_slow, scaling.beta_slow),
         beta_fast=chosen(options.beta_fast, scaling.beta_fast),
-        attention_factor=scaling.attention_factor
-        * (1.0 if extended or options.attention_factor < 0 else options.attention_factor),
+        attention_factor=scaling.attention_factor * chosen(options.attention_factor, 1.0),
     )
 
 

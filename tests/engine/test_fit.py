@@ -281,3 +281,21 @@ def test_embeddings_and_additions_are_counted(
         model = outline(gguf, model.h, processor, Additions(directions=directions))
     given = Fitting(model, options(n_gpu_layers=1), wide).choose().total()
     assert given.weights > Fitting(read("llama-dense"), options(), wide).choose().total().weights
+
+
+def test_a_checkpoint_for_each_slot_counts_on_a_processor(read: Read, processor: Device) -> None:
+    """Of the others as many as there is room for; the rest of memory is not theirs."""
+    model, given = read("jamba-dense"), options(n_ctx=4096, n_parallel=2, n_gpu_layers=0)
+    wide = Fitting(model, given, machine(processor, MIB, 1 << 40))
+    trial = wide.choose()
+    copies = trial.total().checkpoints
+    assert copies > 0
+    assert wide.room_for_checkpoints(trial) > 100 * copies
+    less = Fitting(model, replace(given, ctx_checkpoints=0), machine(processor, MIB, 1 << 40))
+    without = less.choose()
+    assert without.total().total == trial.total().total - copies
+    narrow = Fitting(model, given, machine(processor, MIB, trial.total().total + 2 * MIB))
+    assert narrow.room_for_checkpoints(narrow.choose()) == copies + MIB
+    short = Fitting(model, given, machine(processor, MIB, trial.total().total - 1))
+    with pytest.raises(EngineError, match="checkpoints"):
+        short.choose()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduling import add, kept, run_to_end, shares, step
+from scheduling import add, kept, make, run_to_end, shares, step
+
+from engine.checkpoints import Checkpoints
 
 
 def test_a_state_is_copied_at_the_end_and_put_back():
@@ -58,3 +60,18 @@ def test_the_oldest_copy_goes():
     assert found[0] is None
     assert {c.copy for c in found[1:]} == {0, 1}
     assert {c.position for c in found[1:]} == {8}
+
+
+def test_a_checkpoint_without_memory_is_not_made():
+    """Nobody finds it then, and the next one is tried again."""
+    granted = iter([False, True, True])
+    checkpoints = Checkpoints(2, 100, claim=lambda copy, position: next(granted))
+    scheduler = make(checkpoints=checkpoints)
+    first = add(scheduler, range(10))
+    run_to_end(scheduler, first, 3)
+    assert len(checkpoints) == 0
+    second = add(scheduler, [*first.tokens, 7, 8])
+    plan = step(scheduler)
+    assert (plan.saves, plan.restores, plan.chunks[0].start) == ([], [], 0)
+    run_to_end(scheduler, second)
+    assert len(checkpoints) > 0

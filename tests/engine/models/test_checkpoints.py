@@ -12,6 +12,7 @@ from engine.engine import Engine
 from engine.loader import load_model
 from engine.options import EngineOptions
 from kernels.device import list_devices
+from kernels.state import SlotStates
 
 OPTIONS = EngineOptions(
     n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
@@ -68,3 +69,20 @@ def test_a_common_beginning_is_computed_twice_at_most(engine: Engine) -> None:
     assert 0 < stats.n_checkpoints <= 64
     assert stats.checkpoint_bytes >= stats.n_checkpoints
     assert_same_logits(replies[2], ask(engine, prompt, 4, n_probs=128, cache_prompt=False))
+
+
+def test_answers_go_on_where_no_checkpoint_can_be_made(
+    conformance_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SlotStates, position: int) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(SlotStates, "copy_bytes_at", refuse)
+    model = load_model(conformance_model("mamba-dense"), OPTIONS, lambda share: None)
+    engine = engine_of(model)
+    prompt = random_prompt(100, 1)
+    first, again = (ask(engine, prompt, 8, n_probs=128) for _ in range(2))
+    assert again.n_cached == 0
+    assert_same_logits(again, first)
+    assert engine.healthy
+    engine.close()

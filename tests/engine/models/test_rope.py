@@ -47,8 +47,8 @@ def yarn(factor: float, context: int, fast: float, slow: float, share: float) ->
         (RopeOptions("yarn", factor=4), yarn(4, 2048, 32, 1, 1), 0.1 * math.log(4) + 1),
         (
             RopeOptions("yarn", factor=8, original_context=512, beta_fast=16, beta_slow=2,
-                        extrapolation=0.5, attention_factor=1.5),  # llama.cpp then makes its own
-            yarn(8, 512, 16, 2, 0.5), 0.1 * math.log(8) + 1,
+                        extrapolation=0.5, attention_factor=1.5),
+            yarn(8, 512, 16, 2, 0.5), 1.5 * (0.1 * math.log(8) + 1),
         ),
         (RopeOptions("yarn", factor=4, extrapolation=0), [BASE ** (-i / 32) / 4 for i in range(32)],
          1.0),
