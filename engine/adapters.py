@@ -20,21 +20,28 @@ from engine.gguf import GGUFFile, open_gguf
 
 Floats = npt.NDArray[np.float32]
 ENDS = (".lora_a", ".lora_b")
-# What reads a step's tokens as they are: not experts, which read tokens of their own, nor the
-# embedding and the output.
+EMBEDDING = "token_embd.weight"
 ADAPTABLE = re.compile(
-    r"blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
-    r"|ffn_(gate|up|down)(_shexp)?|ssm_(in|out)|shortconv\.(in|out)_proj)\.weight"
+    r"(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
+    r"|ffn_(gate|up|down)(_shexp)?|ffn_(gate|up|down|gate_up)_(ch)?exps"
+    r"|ssm_(in|out)|shortconv\.(in|out)_proj))\.weight"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``."""
+    """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``.
+
+    Of experts, a matrix for each. Of the embedding, whose rows are tokens, it is a @ b^T.
+    """
 
     index: int
-    a: Floats  # [rank, n_cols]
-    b: Floats  # [n_rows, rank], with alpha / rank in it
+    a: Floats  # [rank, n_cols], [experts, rank, n_cols] or [n_vocab, rank]
+    b: Floats  # [n_rows, rank] or [experts, n_rows, rank], with alpha / rank in it
+
+    def expert(self, expert: int, begin: int, end: int) -> LowRank:
+        """Of some rows of one expert's matrix."""
+        return LowRank(self.index, self.a[expert], self.b[expert, begin:end])
 
     def rows(self, begin: int, end: int) -> LowRank:
         return LowRank(self.index, self.a, self.b[begin:end])
@@ -84,27 +91,30 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
 
 
 def _update(gguf: GGUFFile, model: GGUFFile, name: str, alpha: float) -> tuple[Floats, Floats]:
-    """A [rank, n_cols] and B [n_rows, rank] of a tensor of the model, with alpha / rank in B."""
+    """A and B of a tensor of the model, as LowRank has them."""
     a, b = (_floats(gguf, name + end) for end in ENDS)
     base = model.tensors.get(name)
     if base is None:
         raise ModelError(f"{gguf.path}: tensor {name}.lora_a is for {name}, which the model lacks")
-    shapes = (a.shape[1], b.shape[0]), (a.shape[0], b.shape[1])
-    if shapes[0] != base.shape or shapes[1][0] != shapes[1][1]:
+    first = a.T if name == EMBEDDING else a  # [.., rank, n_cols], or that of its transpose
+    rank = first.shape[-2]
+    shape = base.shape[1::-1] if name == EMBEDDING else base.shape
+    fits = first.shape[:-2] == b.shape[:-2] == shape[:1:-1] and b.shape[-1] == rank
+    if not fits or (first.shape[-1], b.shape[-2]) != shape[:2]:
         found = " and ".join(str(gguf.tensors[name + end].shape) for end in ENDS)
         raise ModelError(
             f"{gguf.path}: tensors {name}.lora_a and .lora_b of shapes {found} do not fit {name} "
             f"of shape {base.shape}"
         )
-    return a, b * np.float32(alpha / a.shape[0] if alpha else 1.0)
+    return a, b * np.float32(alpha / rank if alpha else 1.0)
 
 
 def _floats(gguf: GGUFFile, name: str) -> Floats:
-    """A matrix in rows; of the types that adapters are converted to."""
+    """A matrix in rows, or one for each expert; of the types that adapters are converted to."""
     info = gguf.tensors.get(name)
     if info is None:
         raise ModelError(f"{gguf.path}: tensor {name} is missing")
-    if len(info.shape) != 2:
+    if len(info.shape) not in (2, 3):
         raise ModelError(f"{gguf.path}: tensor {name} of shape {info.shape} is no matrix")
     data, kind = gguf.data(name), info.type.name
     if kind == "F32":

@@ -34,7 +34,8 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class LowRankMatrices:
     """Updates of a matrix: a [columns, n_cols] of all adapters one below the other, b [n_rows,
-    columns] side by side; owner: int32 [columns], the adapter of each column."""
+    columns] side by side; owner: int32 [columns], the adapter of each column. Of experts, a and
+    b have a matrix for each; of the embedding, a has a row for each token."""
 
     a: Matrix
     b: Matrix
@@ -150,6 +151,19 @@ class TensorSource:
             )
         return Part(raw, self.floats(f"{name}.bias"), self._updates(f"{name}.weight"))
 
+    def embedding_updates(self, name: str) -> LowRankMatrices | None:
+        """The updates of a matrix whose rows are looked up."""
+        updates = self._updates(name)
+        if not updates:
+            return None
+        a = np.concatenate([update.a for update in updates], axis=1)
+        b = np.concatenate([update.b for update in updates], axis=1)
+        owner = np.repeat([u.index for u in updates], [u.a.shape[1] for u in updates])
+        padding = -len(owner) % BLOCK
+        a, b = (np.pad(matrix, ((0, 0), (0, padding))) for matrix in (a, b))
+        owners = self.upload(np.pad(owner, (0, padding)).astype(np.int32))
+        return LowRankMatrices(self.float_matrix(a), self.float_matrix(b), owners)
+
     def _updates(self, name: str) -> tuple[LowRank, ...]:
         found = [(i, a.updates[name]) for i, a in enumerate(self._adapters) if name in a.updates]
         self.adapted |= {name} if found else set()
@@ -198,30 +212,24 @@ class TensorSource:
 
     def _low_rank(self, parts: Sequence[Part]) -> LowRankMatrices | None:
         """The updates of matrices below each other."""
-        ends = np.cumsum([part.n_rows for part in parts])
-        placed = [
-            (update, int(end) - part.n_rows)
-            for part, end in zip(parts, ends, strict=True)
-            for update in part.updates
-        ]
-        if not placed:
+        found = _stacked_updates(parts)
+        if found is None:
             return None
-        rank = -(-sum(len(update.a) for update, _ in placed) // BLOCK) * BLOCK
-        a = np.zeros((rank, parts[0].raw.n_cols), np.float32)
-        b, owner = np.zeros((int(ends[-1]), rank), np.float32), np.zeros(rank, np.int32)
-        at = 0
-        for update, row in placed:
-            end = at + len(update.a)
-            a[at:end], owner[at:end] = update.a, update.index
-            b[row : row + len(update.b), at:end] = update.b
-            at = end
+        a, b, owner = found
         return LowRankMatrices(self.float_matrix(a), self.float_matrix(b), self.upload(owner))
+
+    def _low_rank_experts(self, parts: Sequence[Part]) -> LowRankMatrices | None:
+        """The updates of experts' matrices, of which all have the same adapters'."""
+        found = [each for each in (_stacked_updates([part]) for part in parts) if each is not None]
+        if not found:
+            return None
+        a = self.expert_linear([Part(_float_raw(a)) for a, _, _ in found]).matrix
+        b = self.expert_linear([Part(_float_raw(b)) for _, b, _ in found]).matrix
+        return LowRankMatrices(a, b, self.upload(found[0][2]))
 
     def float_matrix(self, array: Floats) -> Matrix:
         """A matrix that is not in the file."""
-        n_rows, n_cols = array.shape
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        return self._place([RawMatrix(data, by_name("F32"), n_rows, n_cols)])
+        return self._place([_float_raw(array)])
 
     def optional_linear(self, name: str) -> Linear | None:
         return self.linear(name) if self.has(f"{name}.weight") else None
@@ -260,9 +268,14 @@ class TensorSource:
         scales = self.floats(f"{name}.scale")
         if scales is None:
             scales = np.ones(n, np.float32)
+        updates = self._updates(f"{name}.weight")
+        begin, size = share * (rows // of), rows // of
         return [
-            Part(replace(raw, scale=float(scale)), bias).rows(start, start + rows // of)
-            for start, scale in zip(starts, scales, strict=True)
+            replace(
+                Part(replace(raw, scale=float(scale)), bias).rows(start, start + size),
+                updates=tuple(update.expert(e, begin, begin + size) for update in updates),
+            )
+            for e, (start, scale) in enumerate(zip(starts, scales, strict=True))
         ]
 
     def by_kind(self, prefix: str, name: str, image_name: str | None = None) -> Linear:
@@ -283,11 +296,12 @@ class TensorSource:
         self.jobs += jobs
         pairs = zip(first, second, strict=True) if second else ((part,) for part in first)
         biases = [_biases(pair) for pair in pairs]
+        low_rank = None if second else self._low_rank_experts(first)
         if biases[0] is None:
-            return Linear(matrix)
+            return Linear(matrix, low_rank=low_rank)
         rows = [_paired(b) if second else b[0] for b in biases if b is not None]
         by_slab = [array[row : row + slab.n_rows] for row, slab in matrix.parts for array in rows]
-        return Linear(matrix, self.upload(np.concatenate(by_slab)))
+        return Linear(matrix, self.upload(np.concatenate(by_slab)), low_rank=low_rank)
 
     def _place(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
         try:
@@ -296,6 +310,36 @@ class TensorSource:
             raise ModelError(f"{self._gguf.path}: {error}") from error
         self.jobs += jobs
         return matrix
+
+
+def _float_raw(array: Floats) -> RawMatrix:
+    """A matrix of floats that is not in the file."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return RawMatrix(data, by_name("F32"), *array.shape)
+
+
+def _stacked_updates(
+    parts: Sequence[Part],
+) -> tuple[Floats, Floats, npt.NDArray[np.int32]] | None:
+    """A, B and the owners of the columns between them, of matrices below each other."""
+    ends = np.cumsum([part.n_rows for part in parts])
+    placed = [
+        (update, int(end) - part.n_rows)
+        for part, end in zip(parts, ends, strict=True)
+        for update in part.updates
+    ]
+    if not placed:
+        return None
+    rank = -(-sum(len(update.a) for update, _ in placed) // BLOCK) * BLOCK
+    a = np.zeros((rank, parts[0].raw.n_cols), np.float32)
+    b, owner = np.zeros((int(ends[-1]), rank), np.float32), np.zeros(rank, np.int32)
+    at = 0
+    for update, row in placed:
+        end = at + len(update.a)
+        a[at:end], owner[at:end] = update.a, update.index
+        b[row : row + len(update.b), at:end] = update.b
+        at = end
+    return a, b, owner
 
 
 def _biases(parts: Sequence[Part]) -> list[Floats] | None:

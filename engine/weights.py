@@ -33,7 +33,7 @@ from engine.models.residuals import ResidualsWeights, load_residuals
 from engine.models.short_conv import load_short_conv
 from engine.models.step import SublayerWeights
 from engine.placement import Placement
-from engine.tensors import Linear, TensorSource
+from engine.tensors import Linear, LowRankMatrices, TensorSource
 from kernels.device import Device
 from kernels.norm import NormWeights
 from kernels.program import Programs
@@ -85,6 +85,7 @@ class ModelWeights:
 
     embedding: Matrix
     embedding_at: int
+    embedding_updates: LowRankMatrices | None  # not of an output that is tied to it
     embedding_norm: NormWeights | None
     positions: Matrix | None  # learned, one row per position
     token_types: Matrix | None
@@ -132,6 +133,7 @@ def allocate_weights(
     weights = ModelWeights(
         embedding=embedding,
         embedding_at=placement.embedding,
+        embedding_updates=source.embedding_updates(EMBEDDING),
         embedding_norm=_embedding_norm(source, hparams),
         positions=source.matrix(positions) if source.has(positions) else None,
         token_types=source.matrix(types) if source.has(types) else None,
@@ -183,9 +185,9 @@ def _directed(
 
 def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
     """``embedding``: the matrix that the file ties to it, if that is on the same device."""
-    tied, matrix = not source.has("output.weight"), embedding
-    if matrix is None or not tied:
-        matrix = source.matrix("token_embd.weight" if tied else "output.weight")
+    if source.has("output.weight"):
+        return source.linear("output")
+    matrix = source.matrix(EMBEDDING) if embedding is None else embedding
     return Linear(matrix, source.vector("output.bias"))
 
 

@@ -1,5 +1,6 @@
 // Rows of a packed matrix as floats: out[t] = scale * W[ids[t]]. Work-item (block of 32, token).
 // ADD: out[t] is increased instead.
+// TOKENS_ONLY: zeros where ids are negative.
 // SLAB: w has the rows from first_row on, n_rows of them; other ids are left alone.
 // MEDIA: a negative id -1 - r stands for the first n_cols values of row r of `media`, which has
 // media_cols; scale is for tokens alone. deepstack: out[t] += the values of that row from `at` on.
@@ -42,6 +43,12 @@ kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_co
     if (ids[t] < 0) {
         media += (size_t)(-1 - ids[t]) * media_cols + 32 * b;
         for (int k = 0; k < min(32, n_cols - 32 * b); k++) out[k] = media[k];
+        return;
+    }
+#endif
+#ifdef TOKENS_ONLY
+    if (ids[t] < 0) {
+        for (int k = 0; k < min(32, n_cols - 32 * b); k++) out[k] = 0;
         return;
     }
 #endif

@@ -19,16 +19,17 @@ def embed(
     add: bool = False,
     times: int = 1,
     media: Tensor | None = None,
+    tokens_only: bool = False,
 ) -> None:
     """out[t] (+)= scale * w[ids[t]], float32 [n, n_cols]; ``times`` rows for each token.
 
     With ``media``, float32 [rows, n_cols or more], the id -1 - r stands for its row r, which is
-    not scaled.
+    not scaled; with ``tokens_only`` there are zeros where an id is negative.
     """
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
     defines = [w.define, *["ADD"] * add, *["SLAB"] * bool(w.slabs)]
-    defines += ["MEDIA"] * (media is not None)
+    defines += ["MEDIA"] * (media is not None) + ["TOKENS_ONLY"] * tokens_only
     for row, part in w.parts:
         args = [
             part.buffer, np.uint64(part.scales_at), np.int32(w.n_blocks), np.int32(w.n_cols),

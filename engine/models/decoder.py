@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.models.arch import Hyperparameters
+from engine.models.linear import adapt_embeddings, adapt_outputs
 from engine.models.place import Place
 from engine.models.rank import RankHead
 from engine.models.recording import Recording
@@ -148,8 +149,11 @@ class Decoder:
         weights, h = self._weights, self._h
         place = self._places[weights.embedding_at]
         inputs, stream = place.inputs, place.stream
-        tape = recording.writing(weights.embedding_at, anew=True).tape
+        step = recording.writing(weights.embedding_at, anew=True)
+        tape = step.tape
         embed(tape, weights.embedding, inputs.tokens, stream, h.embedding_scale, media=inputs.media)
+        updates = weights.embedding_updates
+        adapt_embeddings(step, place.context, updates, stream, h.embedding_scale)
         if weights.positions is not None:
             embed(tape, weights.positions, inputs.attention.positions, stream, add=True)
         if weights.token_types is not None:
@@ -243,6 +247,8 @@ class Decoder:
             tape, output.matrix, last, self.logits, counts, tile=step.mode.output_tile,
             count=OUTPUTS, bias=output.bias, scale=h.logit_scale,
         )  # fmt: skip
+        context = self._places[self._weights.output_at].context
+        adapt_outputs(step, context, output.low_rank, last, self.logits, h.logit_scale)
         if h.logit_softcap:
             softcap(tape, self.logits, h.logit_softcap)
 

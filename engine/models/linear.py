@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from engine.models.image_experts import rows_by_kind
 from engine.models.step import Context, Step
-from engine.tensors import Linear
+from engine.tensors import Linear, LowRankMatrices
+from kernels.embed import embed
 from kernels.lowrank import scale_columns
 from kernels.matmul import Activations, matmul
+from kernels.tape import OUTPUTS
 from kernels.tensor import Tensor
 
 
@@ -40,4 +42,43 @@ def linear(
     matmul(
         step.tape, low.b, Activations(width, narrow), out, counts, tile=tile, add=True,
         out_offset=offset, scale=scale,
+    )  # fmt: skip
+
+
+def adapt_embeddings(
+    step: Step, context: Context, low: LowRankMatrices | None, out: Tensor, scale: float
+) -> None:
+    """out[t] += b a[token] * scale, for tokens and not for media."""
+    inputs = context.inputs
+    if low is None or inputs.adapter_scales is None:
+        return
+    width = low.a.n_cols
+    narrow = context.workspace.rows("low rank", width)
+    embed(step.tape, low.a, inputs.tokens, narrow, tokens_only=True)
+    scale_columns(step.tape, narrow, inputs.adapter_scales, low.owner)
+    matmul(
+        step.tape, low.b, Activations(width, narrow), out, inputs.counts, tile=step.mode.tile,
+        add=True, scale=scale,
+    )  # fmt: skip
+
+
+def adapt_outputs(
+    step: Step,
+    context: Context,
+    low: LowRankMatrices | None,
+    x: Activations,
+    out: Tensor,
+    scale: float,
+) -> None:
+    """out[i] += b a x[i] * scale for a step's outputs."""
+    inputs, tile = context.inputs, step.mode.output_tile
+    if low is None or inputs.adapter_scales is None:
+        return
+    width = low.a.n_rows
+    narrow = context.workspace.rows("low rank", width)
+    matmul(step.tape, low.a, x, narrow, inputs.counts, tile=tile, count=OUTPUTS)
+    scale_columns(step.tape, narrow, inputs.adapter_scales, low.owner, rows=inputs.rows)
+    matmul(
+        step.tape, low.b, Activations(width, narrow), out, inputs.counts, tile=tile,
+        count=OUTPUTS, add=True, scale=scale,
     )  # fmt: skip

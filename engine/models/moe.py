@@ -60,11 +60,17 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
     source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
     chunks = source.has(f"{b}ffn_up_chexps.weight")
+    experts = load_experts(source, f"{b}ffn_", "_exps")
+    if h.arch.experts_scaled_before and len(experts.first) > 1:
+        raise ModelError(
+            f"adapters of {b}ffn_gate_exps and {b}ffn_up_exps are not supported, whose input "
+            f"{h.arch.name} multiplies with a token's weight of the expert"
+        )
     return MoEWeights(
         router=router,
         choice_bias=source.vector(f"{b}exp_probs_b.bias", f"{b}exp_probs_b.weight"),
         table=_load_table(source, h, f"{b}ffn_gate_tid2eid.weight"),
-        experts=load_experts(source, f"{b}ffn_", "_exps"),
+        experts=experts,
         chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
         latent=_load_latent(source, h, b),
         norm=None if own_norm is None else NormWeights(own_norm, h.eps),

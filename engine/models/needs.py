@@ -35,6 +35,12 @@ LATENT_KV = "attn_kv_a_norm attn_k_b|attn_kv_b attn_v_b|attn_kv_b"
 LATENT = f"{ENDS} attn_norm ffn_norm attn_output attn_kv_a_mqa {LATENT_Q} {LATENT_KV}"
 INDEXER = "indexer.attn_k indexer.attn_q_b indexer.proj"
 INDEXER_NORM = "indexer.k_norm indexer.k_norm.bias"
+# In layers that compress keys, and in those of them that choose among the compressed.
+COMPRESSOR = (
+    "attn_compressor_kv attn_compressor_gate attn_compressor_ape attn_compressor_norm "
+    "indexer_compressor_kv indexer_compressor_gate indexer_compressor_ape "
+    "indexer_compressor_norm indexer.proj indexer.attn_q_b"
+)
 BLOCK_INDEXER = "indexer.k_norm indexer.k_proj indexer.q_norm indexer.q_proj"
 
 STATE = "ssm_a ssm_conv1d ssm_dt.bias ssm_out"
@@ -81,6 +87,9 @@ _ORDINARY = (
     ("deepseek llama4", f"{LAYER} {GATED} {MOE} {GATED_SHARED}"),
     ("deepseek2 mistral4", f"{LATENT} {GATED} {MOE} {GATED_SHARED}"),
     ("deepseek32", f"{LATENT} {INDEXER} {INDEXER_NORM} {GATED} {MOE} {GATED_SHARED}"),
+    ("deepseek4", f"{ENDS} output output_hc_base output_hc_fn output_hc_scale attn_norm ffn_norm "
+     "attn_q_a attn_q_a_norm attn_q_b attn_kv attn_kv_a_norm attn_output_a attn_output_b "
+     f"attn_sinks {COMPRESSOR} {HYPER} {MOE} {GATED_SHARED} exp_probs_b.bias/ffn_gate_tid2eid"),
     ("dots3note", f"{LATENT} attn_k_norm attn_gate {INDEXER} {INDEXER_NORM} {GATED} {MOE} "
      f"{GATED_SHARED} exp_probs_b.bias"),
     ("ernie4_5 ernie4_5-moe exaone gemma granite granitemoe llama minicpm mistral3 nanbeige "
@@ -193,6 +202,7 @@ _GROUPS = {
     "indexer": r"indexer",
     "state": r"ssm_|shortconv",
     "n-grams": r"ple_",
+    "compressor": r"attn_compressor",
     "attention": r"attn_(?!norm|output_norm|res_)",
 }
 _ENDS = re.compile(r"output|token_embd|position_embd|per_layer_token_embd|hrm")

@@ -13,6 +13,7 @@ from model_files import copy_model
 from stepping import Floats, Stepper, nmse, sequence
 
 from engine.errors import ModelError
+from engine.gguf import open_gguf
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -23,15 +24,21 @@ Updates = dict[str, tuple[Floats, Floats]]  # by tensor: A [rank, n_cols], B [n_
 
 
 def updates_of(path: Path, seed: int, ends: tuple[str, ...] = ()) -> Updates:
-    """Updates of every matrix of every layer, or of those whose names end so."""
+    """Updates of every matrix of every layer, or of those whose names end so; of experts a
+    matrix each, of the embedding the other way round."""
     rng = np.random.default_rng(seed)
     found = {}
     for tensor in GGUFReader(path).tensors:
         name, shape = tensor.name, [int(n) for n in tensor.shape]
-        if name.startswith("blk.") and len(shape) == 2 and name.endswith(ends or ("weight",)):
-            a = rng.standard_normal((RANK, shape[0]), dtype=np.float32)
-            b = 0.3 * rng.standard_normal((shape[1], RANK), dtype=np.float32)
-            found[name] = a / np.float32(shape[0] ** 0.5), b / np.float32(RANK)
+        if ends and not name.endswith(ends):
+            continue
+        if not ends and not (name.startswith("blk.") and len(shape) == 2):
+            continue
+        n_cols, n_rows = shape[::-1] if name == "token_embd.weight" else shape[:2]
+        a = rng.standard_normal((*shape[2:], RANK, n_cols), dtype=np.float32)
+        b = 0.3 * rng.standard_normal((*shape[2:], n_rows, RANK), dtype=np.float32)
+        a, b = a / np.float32(n_cols**0.5), b / np.float32(RANK)
+        found[name] = (np.ascontiguousarray(a.T), b) if name == "token_embd.weight" else (a, b)
     assert found
     return found
 
@@ -62,7 +69,8 @@ def merged(path: Path, target: Path, *scaled: tuple[Updates, float]) -> Path:
         for updates, factor in scaled:
             if tensor.name in updates:
                 a, b = (m.astype(np.float64) for m in updates[tensor.name])
-                data = (data + factor * (b @ a)).astype(np.float32)
+                update = a @ b.T if tensor.name == "token_embd.weight" else b @ a
+                data = (data + factor * update).astype(np.float32)
         tensors[tensor.name] = data
     return copy_model(path, target, tensors)
 
@@ -97,6 +105,56 @@ def test_like_merged_weights(
         expected = logits(Stepper(merge, device, programs))
         assert nmse(plain, expected) > 1e-4
         assert nmse(logits(model, scales), expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("llama-dense", ("token_embd.weight",)),
+        ("gemma3-dense", ("output.weight", "token_embd.weight")),  # scales embeddings
+        ("granite-dense", ("output.weight",)),  # scales logits
+        ("llama-moe", ("_exps.weight",)),
+        ("gpt-oss-moe", ("_exps.weight",)),  # with biases, in slots of floats
+        ("qwen3next-moe", ("_exps.weight",)),  # gate and up in one
+        ("llama4-moe", ("down_exps.weight",)),
+        ("nemotron_h_moe-dense", ("ffn_up.weight", "ffn_down.weight")),
+        ("grovemoe-moe", ("exps.weight",)),  # chunks too
+        ("minicpm-moe", ("up_exps.weight",)),
+    ],
+)
+def test_embeddings_outputs_and_experts(
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    ends: tuple[str, ...],
+) -> None:
+    base = conformance_model(name)
+    with open_gguf(base) as gguf:
+        arch = gguf.architecture
+    first, second = updates_of(base, 1, ends), updates_of(base, 2, ends)
+    files = [
+        write_adapter(tmp_path / "a.gguf", first, 16.0, arch),
+        write_adapter(tmp_path / "b.gguf", second, 8.0, arch),
+    ]
+    model = Stepper(base, device, programs, adapters=files)
+    plain = logits(Stepper(base, device, programs))
+    assert nmse(logits(model, (0.0, 0.0)), plain) < 1e-11
+    merge = merged(base, tmp_path / "m.gguf", (first, 1.0), (second, -1.5))
+    expected = logits(Stepper(merge, device, programs))
+    assert nmse(plain, expected) > 1e-4
+    assert nmse(logits(model, (0.5, -1.5)), expected) < 1e-9
+
+
+def test_experts_whose_input_is_weighted(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = conformance_model("llama4-moe")
+    updates = updates_of(base, 1, ("up_exps.weight",))
+    file = write_adapter(tmp_path / "a.gguf", updates, 1.0, "llama4")
+    with pytest.raises(ModelError, match="ffn_up_exps are not supported, whose input llama4"):
+        Stepper(base, device, programs, adapters=[file])
 
 
 def test_each_sequence_has_its_own_scales(
@@ -140,12 +198,8 @@ def test_quantized_weights_beneath(
             r"attn_q.*\(33, 8\) and \(8, 256\).*\(256, 256\)",
         ),
         ("blk.9.attn_q.weight", (8, 256), (256, 8), "blk.9.attn_q.weight, which the model lacks"),
-        (
-            "token_embd.weight",
-            (8, 256),
-            (128, 8),
-            "adapters of token_embd.weight are not supported",
-        ),
+        ("token_embd.weight", (8, 256), (128, 8), r"token_embd.*\(256, 8\) and \(8, 128\)"),
+        ("output_norm.weight", (8, 256), (128, 8), "output_norm.weight of shape"),
     ],
 )
 def test_what_does_not_fit(
@@ -154,7 +208,7 @@ def test_what_does_not_fit(
 ) -> None:  # fmt: skip
     base = conformance_model("llama-dense")
     shapes = {t.name: [int(n) for n in t.shape] for t in GGUFReader(base).tensors}
-    rows = shape_b[0] or shapes[name][1]
+    rows = shape_b[0] or shapes[name][-1]
     updates = {name: (np.zeros(shape_a, np.float32), np.zeros((rows, shape_b[1]), np.float32))}
     file = write_adapter(tmp_path / "a.gguf", updates, 1.0)
     with pytest.raises(ModelError, match=message):

@@ -29,7 +29,7 @@ from engine.weights import allocate_weights
 from kernels.device import open_device
 
 SPECS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "specs"
-NAMES = sorted(path.stem for path in SPECS.glob("*.json") if "deepseek4" not in path.stem)
+NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
 NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
 OPTIONAL = json.loads((Path(__file__).parent / "data" / "optional_tensors.json").read_text())
 TYPES = {"F32": np.float32, "F16": np.float16}
