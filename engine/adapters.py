@@ -20,6 +20,7 @@ from engine.gguf import GGUFFile, open_gguf
 
 Floats = npt.NDArray[np.float32]
 ENDS = (".lora_a", ".lora_b")
+INVOCATION = "adapter.alora.invocation_tokens"
 EMBEDDING = "token_embd.weight"
 ADAPTABLE = re.compile(
     r"(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
@@ -49,15 +50,24 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A file's updates by the name of the tensor that they change."""
+    """A file's updates by the name of the tensor that they change. ``invocation``: tokens that a
+    prompt must have for them to count, from there on (aLoRA, https://arxiv.org/abs/2504.12397)."""
 
     path: Path
     updates: dict[str, tuple[Floats, Floats]]
+    invocation: tuple[int, ...] = ()
 
 
 def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
     """The adapters of a model; ModelError for a file that is not one, or is another model's."""
     return [_read(path, model) for path in paths]
+
+
+def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
+    """Where these tokens are in a prompt for the last time; None: nowhere."""
+    n, wanted = len(invocation), tuple(invocation)
+    places = range(len(prompt) - n, -1, -1)
+    return next((i for i in places if tuple(prompt[i : i + n]) == wanted), None)
 
 
 def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:
@@ -80,14 +90,22 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
             raise ModelError(
                 f"{path}: an adapter of {gguf.architecture}, the model is {model.architecture}"
             )
-        if "adapter.alora.invocation_tokens" in gguf.metadata:
-            raise ModelError(f"{path}: adapters that tokens invoke (aLoRA) are not supported")
         alpha = gguf.get_float("adapter.lora.alpha", 0.0)
         names = {name[: -len(ENDS[0])] for name in gguf.tensors if name.endswith(ENDS)}
         stray = next((name for name in gguf.tensors if not name.endswith(ENDS)), None)
         if stray is not None:
             raise ModelError(f"{path}: tensor {stray} is not a low-rank update")
-        return Adapter(path, {name: _update(gguf, model, name, alpha) for name in sorted(names)})
+        updates = {name: _update(gguf, model, name, alpha) for name in sorted(names)}
+        return Adapter(path, updates, _invocation(gguf))
+
+
+def _invocation(gguf: GGUFFile) -> tuple[int, ...]:
+    tokens = gguf.metadata.get(INVOCATION)
+    if tokens is None:
+        return ()
+    if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ModelError(f"{gguf.path}: {INVOCATION} is no list of tokens: {tokens}")
+    return tuple(tokens.tolist())
 
 
 def _update(gguf: GGUFFile, model: GGUFFile, name: str, alpha: float) -> tuple[Floats, Floats]:

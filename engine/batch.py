@@ -193,8 +193,11 @@ class Batch:
             ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
             self._parts["ring slots"][n : n + chunk.count] = ring
         if self.inputs.adapter_scales is not None:
-            scales = np.array(seq.adapter_scales or 0, np.float32).view(np.int32)
-            self._parts["adapter_scales"][n : n + chunk.count] = scales
+            scales = np.array(seq.adapter_scales or 0, np.float32)
+            if seq.adapter_starts:
+                places = np.arange(start, end)[:, None]
+                scales = np.where(places >= seq.adapter_starts, scales, np.float32(0))
+            self._parts["adapter_scales"][n : n + chunk.count] = scales.view(np.int32)
         if self.inputs.rope_positions is not None or self._block > 1:
             self._fill_rope_positions(chunk, n)
         if chunk.count == 1:

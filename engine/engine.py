@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from engine.adapters import invoked_at
 from engine.batch import OutputRow
 from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
@@ -108,9 +109,10 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         self._check(request)
-        scales = self._adapter_scales(request.adapters)
-        seq = Sequence.from_request(next(self._ids), request, scales if any(scales) else None)
-        seq.adapter_scales = scales
+        scales, starts = self._invoked(request.prompt, self._adapter_scales(request.adapters))
+        salt = (scales, starts) if any(scales) else None
+        seq = Sequence.from_request(next(self._ids), request, salt)
+        seq.adapter_scales, seq.adapter_starts = scales, starts
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
         stream = Stream(
@@ -119,6 +121,22 @@ class Engine:
         )  # fmt: skip
         self._post("submit", stream)
         return Ticket(stream)
+
+    def _invoked(
+        self, prompt: tuple[int, ...], scales: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """The scales for a prompt, and from which token on each counts, if not all do at once: 0
+        for an adapter whose invocation the prompt lacks."""
+        if not any(adapter.invocation for adapter in self._adapters):
+            return scales, ()
+        places = [
+            invoked_at(prompt, adapter.invocation) if adapter.invocation else 0
+            for adapter in self._adapters
+        ]
+        found = tuple(
+            0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
+        )
+        return found, tuple(place or 0 for place in places)
 
     def adapters(self) -> tuple[AdapterState, ...]:
         """The LoRA adapters that are loaded, with the scales of requests which name none."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kernels.device as devices
-from engine.adapters import read_adapters
+from engine.adapters import Adapter, read_adapters
 from engine.assembly import CacheTypes, Sizes, assemble, most_copies
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
@@ -104,7 +104,8 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
     except DeviceError as error:
         raise EngineError(str(error)) from error
     placed_at = chosen.placement.mixers if runner.state_bytes else ()
-    info = _info(gguf, hparams, opened, runner, options, _settings(options, placed_at))
+    settings = _settings(options, placed_at)
+    info = _info(gguf, hparams, opened, runner, options, settings, additions.adapters)
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,
@@ -227,6 +228,7 @@ def _info(
     runner: Runner,
     options: EngineOptions,
     settings: Mapping[str, Any],
+    adapters: Sequence[Adapter],
 ) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
@@ -255,7 +257,10 @@ def _info(
         settings=settings,
         cache_types=(options.cache_type_k, options.cache_type_v),
         adapters=tuple(
-            AdapterState(i, path, scale) for i, (path, scale) in enumerate(options.adapters)
+            AdapterState(i, path, scale, adapter.invocation)
+            for i, ((path, scale), adapter) in enumerate(
+                zip(options.adapters, adapters, strict=True)
+            )
         ),
         token_bytes=runner.token_bytes,
     )

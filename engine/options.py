@@ -29,11 +29,13 @@ class RopeOptions:
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """A LoRA adapter that is loaded; ``scale`` is that of requests which name none."""
+    """A LoRA adapter that is loaded; ``scale`` is that of requests which name none.
+    ``invocation``: tokens from whose last place in a prompt on it counts (aLoRA); empty: always."""
 
     id: int
     path: Path
     scale: float
+    invocation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

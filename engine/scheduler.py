@@ -173,8 +173,10 @@ class Scheduler:
         return len(seq.tokens) >= self.n_ctx
 
     def shifts(self, seq: Sequence) -> bool:
-        """Whether a full context can be shifted; one with images has them where they are."""
-        return self.shift_keep is not None and not seq.request.media
+        """Whether a full context can be shifted; one with images has them where they are, and so
+        has one with adapters that begin to count at a token."""
+        fixed = seq.request.media or seq.adapter_starts
+        return self.shift_keep is not None and not fixed
 
     def shift(self, seq: Sequence) -> None:
         """Make room in a full context: after the tokens to keep, drop as many as the request

@@ -28,6 +28,7 @@ class Sequence(PagedTokens):
     n_dropped: int = 0  # tokens that a full context has dropped
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros
+    adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
     awaited: int = -1  # the last sequence that was seen computing this one's prefix

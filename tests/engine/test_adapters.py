@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import ask, assert_same_logits
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from model_files import copy_model
 from stepping import Floats, Stepper, nmse, sequence
 
+from engine.adapters import invoked_at
+from engine.engine import Engine
 from engine.errors import ModelError
 from engine.gguf import open_gguf
+from engine.options import EngineOptions
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -43,11 +48,19 @@ def updates_of(path: Path, seed: int, ends: tuple[str, ...] = ()) -> Updates:
     return found
 
 
-def write_adapter(path: Path, updates: Updates, alpha: float, arch: str = "llama") -> Path:
+def write_adapter(
+    path: Path,
+    updates: Updates,
+    alpha: float,
+    arch: str = "llama",
+    invocation: Sequence[int] = (),
+) -> Path:
     writer = GGUFWriter(path, arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
+    if invocation:
+        writer.add_array("adapter.alora.invocation_tokens", list(invocation))
     for name, (a, b) in updates.items():
         writer.add_tensor(f"{name}.lora_a", a)
         writer.add_tensor(f"{name}.lora_b", b)
@@ -222,3 +235,61 @@ def test_an_adapter_of_another_architecture(
     file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 1.0, "qwen2")
     with pytest.raises(ModelError, match="an adapter of qwen2, the model is llama"):
         Stepper(base, device, programs, adapters=[file])
+
+
+def test_tokens_invoke_an_adapter(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It counts from a token on, however the prompt is divided: what is before is as without
+    it, and what follows as if the same keys had been computed without it and then with it."""
+    base = conformance_model("llama-dense")
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 8.0)
+    model, start = Stepper(base, device, programs, adapters=[file]), 35
+
+    def run(counts: list[int], starts: tuple[int, ...] = (start,)) -> Floats:
+        seq = sequence(TOKENS, 1, TABLE)
+        seq.adapter_scales, seq.adapter_starts = (1.0,), starts
+        return model.run(seq, counts)
+
+    switched = sequence(TOKENS, 1, TABLE)
+    first = model.step((switched, start))[0]
+    switched.adapter_scales = (1.0,)
+    expected = np.concatenate([first, model.step((switched, len(TOKENS) - start))[0]])
+    for counts in ([48], [30, 1, 17], [start, 13]):
+        assert nmse(run(counts), expected) < 1e-11
+    assert nmse(run([48], (0,)), expected) > 1e-4
+
+
+def test_where_a_prompt_invokes() -> None:
+    assert invoked_at((1, 2, 3, 1, 2, 4), (1, 2)) == 3
+    assert invoked_at((1, 2), (1, 2)) == 0
+    assert invoked_at((1, 2, 3), (2, 1)) is None
+    assert invoked_at((1,), (1, 2)) is None
+
+
+def test_an_engine_with_an_adapter_that_tokens_invoke(
+    conformance_model: Callable[[str], Path],
+    tmp_path: Path,
+    start_engine: Callable[[str, EngineOptions], Engine],
+) -> None:
+    """Prompts without the tokens are as without the adapter; others share nothing with those
+    that invoke it elsewhere."""
+    updates = updates_of(conformance_model("llama-dense"), 1)
+    file = write_adapter(tmp_path / "a.gguf", updates, 8.0, invocation=[7, 8])
+    options = EngineOptions(
+        n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
+        cache_type_k="f32", cache_type_v="f32",
+    )  # fmt: skip
+    with_it = start_engine("llama-dense", replace(options, adapters=((file, 1.0),)))
+    without = start_engine("llama-dense", options)
+    assert with_it.adapters()[0].invocation == (7, 8)
+    plain, invoking = [9] * 70, [*[9] * 60, 7, 8, *[9] * 8]
+    expected = ask(without, plain, 4, n_probs=128)
+    assert_same_logits(ask(with_it, plain, 4, n_probs=128), expected)
+    ask(with_it, [7, 8, *invoking[2:60]], 1)
+    found = ask(with_it, invoking, 4, n_probs=128)
+    assert found.n_cached == 0
+    off = ask(with_it, invoking, 4, n_probs=128, adapters=((0, 0.0),))
+    assert_same_logits(off, ask(without, invoking, 4, n_probs=128))
+    with pytest.raises(AssertionError):
+        assert_same_logits(found, off)
