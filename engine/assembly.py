@@ -40,10 +40,11 @@ def sizes_of(
     h: Hyperparameters, options: EngineOptions, n_ctx: int, logits_bytes: int = LOGITS_BYTES
 ) -> Sizes:
     """For ``n_ctx`` tokens of context, in llama-server's way: with --parallel N each slot has a
-    share of them; without it there are four, each of which may use all. ``logits_bytes``: the
-    most that a buffer of logits may have; a step has fewer rows of them then."""
-    shared = options.n_parallel < 1
-    n_slots = DEFAULT_SLOTS if shared else options.n_parallel
+    share of them; without it there are four, each of which may use all; --kv-unified says so
+    itself. ``logits_bytes``: the most that a buffer of logits may have; a step has fewer rows of
+    them then."""
+    shared = options.n_parallel < 1 if options.kv_unified is None else options.kv_unified
+    n_slots = DEFAULT_SLOTS if options.n_parallel < 1 else options.n_parallel
     n_ctx_slot = n_ctx if shared else n_ctx // n_slots
     if h.n_positions:
         n_ctx_slot = min(n_ctx_slot, h.n_positions)

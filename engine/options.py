@@ -55,6 +55,7 @@ class EngineOptions:
     n_batch: int = 2048
     n_ubatch: int = 512
     n_parallel: int = -1  # slots; -1: four, each of which may use the whole cache
+    kv_unified: bool | None = None  # any slot may use the whole cache; None: as n_parallel says
     n_gpu_layers: str | int = "auto"  # the last so many layers on the devices, the rest on the CPU
     flash_attn: str = "auto"
     cache_type_k: str = "f16"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import click
 
+from server.llama_options import refused_variables, without_foreign
 from server.option import Option, Toggle
 from server.settings import GROUPS, Settings
 
@@ -22,19 +24,18 @@ Examples:
 # Options with a value that may be left out; the others take the next word in any case.
 WITHOUT_VALUE = {field.name for field in fields(Settings) if field.metadata["option"].bare}
 
-# Options of llama-server that a person may bring along, and why nothing would act on them.
-MAPPED = "the file is read once, into the memory of the devices, and its pages are let go"
-REFUSED = {
-    **dict.fromkeys(("--mmap", "--no-mmap", "-lm", "--load-mode"), MAPPED),
-    **dict.fromkeys(("-dio", "--direct-io", "-ndio", "--no-direct-io"), MAPPED),
-    "--mlock": "the memory of devices is their drivers', which have no such setting",
-    "--numa": "threads are the OpenCL driver's (taskset or numactl confine the process)",
-}
-
 
 class ServeCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        refuse_unknown(ctx, self.get_params(ctx), args)
+        for message in refused_variables(os.environ):
+            raise click.UsageError(message, ctx=ctx)
+        options = flags(self.get_params(ctx))
+        takes_value = {
+            flag: not (option.is_flag or option.name in WITHOUT_VALUE)
+            for flag, option in options.items()
+        }
+        args = without_foreign(args, takes_value)
+        refuse_unknown(ctx, options, takes_value, args)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -61,14 +62,22 @@ def help_record(option: Option, default: Any) -> tuple[str, str]:
     return f"{flags} {option.placeholder}".rstrip(), help
 
 
-def refuse_unknown(ctx: click.Context, params: Sequence[click.Parameter], args: list[str]) -> None:
-    """Options are exact names: without this click reads -mx 0 as -m with the value x."""
-    options = {
+def flags(params: Sequence[click.Parameter]) -> dict[str, click.Option]:
+    return {
         flag: param
         for param in params
         if isinstance(param, click.Option)
         for flag in (*param.opts, *param.secondary_opts)
     }
+
+
+def refuse_unknown(
+    ctx: click.Context,
+    options: dict[str, click.Option],
+    takes_value: Mapping[str, bool],
+    args: list[str],
+) -> None:
+    """Options are exact names: without this click reads -mx 0 as -m with the value x."""
     rest = iter(args)
     for arg in rest:
         name = arg.partition("=")[0]
@@ -76,12 +85,9 @@ def refuse_unknown(ctx: click.Context, params: Sequence[click.Parameter], args: 
             return
         if not name.startswith("-") or name == "-":
             continue
-        if name in REFUSED:
-            raise click.UsageError(f"{name} is not supported: {REFUSED[name]}", ctx=ctx)
         if name not in options:
             raise click.NoSuchOption(name, possibilities=similar(name, options), ctx=ctx)
-        option = options[name]
-        if not option.is_flag and name == arg and option.name not in WITHOUT_VALUE:
+        if takes_value[name] and name == arg:
             next(rest, None)  # its value, whatever that looks like
 
 

@@ -29,6 +29,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         n_batch=settings.batch_size,
         n_ubatch=settings.ubatch_size,
         n_parallel=settings.parallel,
+        kv_unified=settings.kv_unified,
         n_gpu_layers=settings.n_gpu_layers,
         flash_attn=settings.flash_attn,
         cache_type_k=settings.cache_type_k,

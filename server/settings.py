@@ -172,6 +172,10 @@ class Settings(HttpSettings):
         "-np", "--parallel", group=CONTEXT, env="N_PARALLEL", type=slot_count, metavar="N",
         default=-1, help="requests served at the same time (slots); -1: automatic",
     )
+    kv_unified: bool | None = option(
+        "-kvu/-no-kvu", "--kv-unified/--no-kv-unified", group=CONTEXT, env="KV_UNIFIED",
+        default=None, help="any slot may use the whole context; so without -np",
+    )
     flash_attn: str = option(
         "-fa", "--flash-attn", group=CONTEXT, env="FLASH_ATTN",
         type=click.Choice(("on", "off", "auto")), default="auto", bare="on",

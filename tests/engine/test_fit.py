@@ -95,6 +95,18 @@ def test_the_estimate_is_what_is_allocated(
         assert need.kv == pages.n_bytes
 
 
+@pytest.mark.parametrize(
+    ("n_parallel", "kv_unified", "n_slots", "n_ctx_slot"),
+    [(-1, None, 4, 4096), (-1, False, 4, 1024), (2, None, 2, 2048), (2, True, 2, 4096)],
+)
+def test_the_context_of_a_slot(
+    read: Read, n_parallel: int, kv_unified: bool | None, n_slots: int, n_ctx_slot: int
+) -> None:
+    given = options(n_parallel=n_parallel, kv_unified=kv_unified)
+    sizes = sizes_of(read("llama-dense").h, given, 4096)
+    assert (sizes.n_slots, sizes.n_ctx_slot) == (n_slots, n_ctx_slot)
+
+
 def test_all_of_it_if_it_fits(read: Read, processor: Device) -> None:
     model = read("llama-dense")
     trial = Fitting(model, options(), machine(processor, 4 << 30, 4 << 30)).choose()

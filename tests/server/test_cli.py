@@ -157,7 +157,7 @@ def test_the_profile_has_a_variable_of_its_own(settings_of: Any) -> None:
     assert engine_options(settings).profile
 
 
-@pytest.mark.parametrize("name", ["-mx", "-sx", "-hf", "-cb", "-nx", "-mmu", "-mu", "-ngl5"])
+@pytest.mark.parametrize("name", ["-mx", "-sx", "-hx", "-cbx", "-nx", "-ngl5"])
 def test_unknown_options_are_named(name: str) -> None:
     result = invoke("-m", "x.gguf", name, "0")
     assert result.exit_code == 2
@@ -287,11 +287,39 @@ def test_arch_list() -> None:
     assert names[:-1] == sorted(names[:-1])
 
 
-@pytest.mark.parametrize("args", [["--mlock"], ["--no-mmap"], ["--numa", "isolate"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--mlock"], ["--mmap"], ["--numa", "isolate"], ["-lm", "mlock"], ["--load-mode=dio"],
+        ["--no-jinja"], ["-hf", "a/b:Q4_K_M"], ["-md", "x.gguf"], ["-tb", "4"], ["--webui"],
+        ["--cache-reuse", "256"], ["-lv", "4"], ["--no-jinja", "1"],
+    ],
+)  # fmt: skip
 def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: list[str]) -> None:
     result = invoke("-m", "x.gguf", *args)
     assert result.exit_code == 2
-    assert f"{args[0]} is not supported: " in result.output
+    name = args[0].partition("=")[0]
+    assert f"{name} is not supported: " in result.output
+
+
+def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> None:
+    line = "--jinja -cb --no-webui --no-mmap --no-warmup --offline -lm auto --cache-reuse=0"
+    variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_UI": "off", "LLAMA_ARG_LOAD_MODE": "none"}
+    assert settings_of(*line.split(), "-c", "512", **variables) == settings_of("-c", "512")
+    assert settings_of("-r", "--jinja", "-r", "--mlock").reverse_prompt == ("--jinja", "--mlock")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JINJA", "0"), ("UI", "1"), ("HF_REPO", "a/b"), ("MLOCK", "on"), ("CACHE_REUSE", "256")],
+)
+def test_variables_that_nothing_would_act_on_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"LLAMA_ARG_{name}", value)
+    result = invoke("-m", "x.gguf")
+    assert result.exit_code == 2
+    assert f"LLAMA_ARG_{name}={value} is not supported: " in result.output
 
 
 @pytest.mark.parametrize("shares", ["", "1;2", "0,0", "1,-1", "inf"])
