@@ -77,8 +77,11 @@ ANTHROPIC_TYPES = {
 
 
 def anthropic_body(error: ApiError) -> dict[str, object]:
-    kind = ANTHROPIC_TYPES.get(error.status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    kind, message = ANTHROPIC_TYPES.get(error.status, "api_error"), error.message
+    if error.type == "exceed_context_size_error":  # in the words at which agents compact
+        n_tokens, n_ctx = error.details["n_prompt_tokens"], error.details["n_ctx"]
+        message = f"prompt is too long: {n_tokens} tokens > {n_ctx} maximum; {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def ollama_body(error: ApiError) -> dict[str, object]:

@@ -36,6 +36,7 @@ CLAMPED: dict[str, tuple[float, float]] = {
 LIMITED: dict[str, tuple[int, int]] = {
     "n_predict": (-1, INT32_MAX),
     "max_completion_tokens": (-1, INT32_MAX),
+    "max_output_tokens": (-1, INT32_MAX),
     "max_tokens": (-1, INT32_MAX),
     "n_keep": (-1, INT32_MAX),
     "n_discard": (0, INT32_MAX),
