@@ -36,7 +36,10 @@
 // Sums of products side by side. Where it believes that a chain of them is what takes the time,
 // LLVM makes a multiplication and an addition of each vpdpwssd, a quarter slower for many tokens;
 // with these numbers it does not.
-#if defined(IN_PLACE)
+#if defined(SUM_SCALES)
+#define CHAINS 8
+#define CHAIN(p) ((p) / 8 * 4 + (p) % 4)
+#elif defined(IN_PLACE)
 #define CHAINS 4
 #define CHAIN(p) ((p) % 4)
 #else
@@ -59,6 +62,16 @@ INLINE float sum_pairs(global const int* x) {
     return (float)((int)c + (int)(c >> 32) - 16 * 16384);
 }
 
+// factor times the sum of the first 8 of 16 pairs of activations in lanes 0..7, of the others in
+// lanes 8..15. With whole words instead the compiler would read the activations once for both,
+// and products of registers take twice as long as those of memory.
+INLINE int16 sum_halves(global const int* x, short factor) {
+    int16 v = madd(as_vpair(vload16(0, x)), (vpair)(factor), (int16)(0));
+    v += v.s1032547698badcfe;
+    v += v.s23016745ab89efcd;
+    return v + v.s45670123cdef89ab;
+}
+
 // Adds to acc the products of SUPER blocks, from block first on, with nt tokens.
 INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
                        int n_blocks, int first, float16* acc) {
@@ -76,6 +89,11 @@ INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_
             global const int* xb = x + at * 16;
             int16 sum[CHAINS];
             for (int i = 0; i < CHAINS; i++) sum[i] = 0;
+#ifdef SUM_SCALES
+            const int16 offsets = sum_halves(xb, -OFFSET_CODE);
+            sum[0] = offsets.s0000000000000000;
+            sum[4] = offsets.s8888888888888888;
+#endif
             #pragma unroll
             for (int p = 0; p < 16; p++)
                 sum[CHAIN(p)] = madd(w[p], as_vpair((int16)(xb[p])), sum[CHAIN(p)]);
@@ -84,7 +102,11 @@ INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_
             const float16 first = convert_float16(sum[0]) * d[0];
             acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
 #else
-#if defined(IN_PLACE)
+#if defined(SUM_SCALES)
+            for (int i = 0; i < 2; i++)
+                sum[i] = (sum[4 * i] + (sum[4 * i + 1] >> 4) + (sum[4 * i + 2] >> 8) +
+                          sum[4 * i + 3]) * sum_scale(s, sub, i);
+#elif defined(IN_PLACE)
             sum[0] += sum[1] >> 4;
             sum[1] = (sum[2] >> 8) + sum[3];
 #elif CHAINS == 4

@@ -149,7 +149,7 @@ kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at,
 #if HIGH_BITS == 1
         plane[LOW_BITS] |= ((both >> LOW_BITS) & 0x00010001) << pair;
 #elif HIGH_BITS == 2
-        plane[LOW_BITS + pair / 8] |= ((both >> LOW_BITS) & 0x00030003) << (2 * (pair % 8));
+        plane[LOW_BITS + pair / 8] |= ((both >> LOW_BITS) & 0x00030003) << HIGH_AT(pair);
 #endif
     }
     for (int i = 0; i < LOW_BITS + HIGH_BITS; i++) q[i * ROWS + row] = real ? plane[i] : 0;

@@ -9,7 +9,8 @@
 //   LOW_BITS 16  16 x 16 ints, each a pair of shorts.
 //   LOW_BITS 8   8 x 16 ints. Bytes 0..3 of int c are columns 4c, 4c+2, 4c+1, 4c+3 (signed).
 //   HIGH_BITS 1  1 plane more: bit 4 of pair p at bit p.
-//   HIGH_BITS 2  2 planes more: bits 4 and 5 of pair p in plane p / 8 at bit 2 * (p % 8).
+//   HIGH_BITS 2  2 planes more: bits 4 and 5 of pair p in plane p / 8 at bit HIGH_AT(p), which
+//                is where they are wanted above the low ones, or two bits higher, for 3 of 4.
 // Region 2, from byte `scales_at`: for each group, for each SUPER blocks, SBYTES bytes, again 16
 // rows side by side: what SCALES_x below says.
 //
@@ -17,8 +18,10 @@
 // integer scale of 16 columns. Where a float scale covers 16 columns PARTS is 2: d[0], m[0] are
 // those of pairs 0..7, d[1], m[1] of the others.
 //
-// Who defines IN_PLACE may get codes of 4 or 5 bits as they lie in their plane, which saves most
-// shifts: then it stays defined, and pair p is 2^IN_PLACE_BIT(p) times too large.
+// Who defines IN_PLACE may get codes of 4 to 6 bits as they lie in their plane, which saves most
+// shifts: then it stays defined, and pair p is 2^IN_PLACE_BIT(p) times too large. With SUM_SCALES
+// defined too (Q6_K) they are also OFFSET_CODE too large and not yet multiplied by their integer
+// scales: the sums of 16 columns are to be.
 
 // STEP and OFFSET: weight = scale * (code * STEP - OFFSET). CODE_AT: the bit of a short where its
 // code is placed; what is then a multiple of a power of two is put right by the scale.
@@ -194,15 +197,20 @@
 #ifndef OFFSET
 #define OFFSET 0.0f
 #endif
-#if LOW_BITS != 4 || HIGH_BITS > 1 || defined(TABLE)
+#if LOW_BITS != 4 || defined(TABLE)
 #undef IN_PLACE
 #endif
 #ifdef IN_PLACE  // a short has no room for the fourth
 #define IN_PLACE_BIT(p) ((p) % 4 < 3 ? 4 * ((p) % 4) : 0)
 #define CODE_BIT(p) IN_PLACE_BIT(p)
+#if HIGH_BITS == 2
+#define SUM_SCALES
+#define OFFSET_CODE 32
+#endif
 #else
 #define CODE_BIT(p) CODE_AT
 #endif
+#define HIGH_AT(p) (((p) % 4 < 3 ? 4 * ((p) % 4) + 4 : 0) + 2 * ((p) / 4 % 2))
 #define BOTH(v) as_vpair(((v) & (vint)(0xFFFF)) | ((v) << 16))
 // The bits of both halves of v from bit `from` on that bits_ has, moved to bit `to`.
 #define BITS(v, from, to, bits_)                                                              \
@@ -255,7 +263,12 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
 #endif
 }
 
-#if defined(SCALES_CHARS)
+#if defined(SUM_SCALES)
+// The integer scale of a half, 0 or 1, of the columns of block b.
+INLINE vint sum_scale(global const uchar* s, int b, int half_ LANE) {
+    return LOAD_CHAR(s + (b / SUPER) * SBYTES + 32, 2 * (b % SUPER) + half_);
+}
+#elif defined(SCALES_CHARS)
 // The codes of the pairs of block b, signed and times 2^CODE_AT, times their integer scales.
 INLINE void scale_codes(global const uchar* s, int b, vpair* w LANE) {
     s += (b / SUPER) * SBYTES + 32;
@@ -332,15 +345,19 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
     for (int p = 0; p < 16; p++) w[p] |= as_vpair(BITS(h, p, CODE_BIT(p) + LOW_BITS, 1));
 #elif HIGH_BITS == 2
     vint h[2] = {LOAD_INT(q, LOW_BITS), LOAD_INT(q, LOW_BITS + 1)};
+#ifdef OFFSET_CODE
+    for (int i = 0; i < 2; i++) h[i] ^= (vint)(0xAAAAAAAA);
+#endif
     #pragma unroll
     for (int p = 0; p < 16; p++)
-        w[p] |= as_vpair(BITS(h[p / 8], 2 * (p % 8), CODE_AT + LOW_BITS, 3));
+        w[p] |= as_vpair(BITS(h[p / 8], HIGH_AT(p), CODE_BIT(p) + LOW_BITS, 3));
 #endif
 #ifdef TABLE
     #pragma unroll
     for (int p = 0; p < 16; p++) w[p] = lookup(w[p], CODE_AT, TABLE);
 #endif
-#if defined(SCALES_CHARS) || defined(SCALES_NIBBLES) || defined(SCALES_1M)
+#if !defined(SUM_SCALES) && \
+    (defined(SCALES_CHARS) || defined(SCALES_NIBBLES) || defined(SCALES_1M))
     scale_codes(s, b, w LANE_ARG);
 #endif
 }
