@@ -56,12 +56,20 @@ INLINE float sum16(float16 v) {
 // multiplies shorts anyway, so 15 bits cost no more than 8 and lose next to nothing.
 #define CODE_MAX 16383.0f
 
-INLINE float2 quantize32(float16 a, float16 b, global short* q) {
-    const float amax = max16(fmax(fabs(a), fabs(b)));
-    const float d = amax / CODE_MAX;
-    const float inverse = amax > 0 ? CODE_MAX / amax : 0.0f;
+INLINE float2 codes32(float16 a, float16 b, float d, float inverse, global short* q) {
     const float16 qa = rint(a * inverse), qb = rint(b * inverse);
     vstore16(convert_short16(qa), 0, q);
     vstore16(convert_short16(qb), 1, q);
     return (float2)(d, d * sum16(qa + qb));
 }
+
+INLINE float2 quantize32(float16 a, float16 b, global short* q) {
+    const float amax = max16(fmax(fabs(a), fabs(b)));
+    return codes32(a, b, amax / CODE_MAX, amax > 0 ? CODE_MAX / amax : 0.0f, q);
+}
+
+// Where more blocks share a scale codes have up to 16 bits, and it is rather the sum of the
+// magnitudes of 64 columns that has a limit, so that an int32 holds the products of 32 with
+// weights of up to 4096 (as above), of 128 with up to 31 * 63 (Q5_K) and of 256 with up to 15 * 63.
+#define SPAN_CODE_MAX 32767.0f
+#define SPAN_SUM_MAX 524224.0f  // and 64 halves by rounding

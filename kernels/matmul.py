@@ -7,6 +7,7 @@ tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy as np
 from kernels.device import Device
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor, empty, from_element
-from kernels.weights import BLOCK, ROWS, Matrix
+from kernels.weights import BLOCK, ROWS, SPAN, SPANNED_TYPES, Matrix
 from kernels.work import Work
 
 SIMT_TILE_TOKENS = 32
+SPAN_TILE_TOKENS = 128  # that share the unpacking of weights, instead of 32 (dot_tiles.cl)
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
@@ -26,13 +28,15 @@ class Activations:
     """Rows of ``n_cols`` values, as floats or as integer codes with scales per 32 (or both).
 
     codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32
-    [n, n_cols / 32, 2], the scale and scale * sum of the codes.
+    [n, n_cols / 32, 2], the scale and scale * sum of the codes. With ``spans`` SPAN blocks have
+    the same scale, and codes of 16 bits; norm() alone can make them.
     """
 
     n_cols: int
     values: Tensor | None = None
     codes: Tensor | None = None
     scales: Tensor | None = None
+    spans: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -68,21 +72,32 @@ class ExpertRows:
         return ["EXPERTS"] + ["WEIGHTED"] * (self.weights is not None)
 
 
-def activations(device: Device, n_rows: int, n_cols: int, *, quantized: bool) -> Activations:
-    """Room for ``n_rows`` rows of activations."""
+def activations(
+    device: Device, n_rows: int, n_cols: int, *, quantized: bool, spans: bool = False
+) -> Activations:
+    """Room for ``n_rows`` rows of activations; ValueError if n_cols are not whole blocks."""
     if not quantized:
         return Activations(n_cols, values=empty(device, (n_rows, n_cols)))
-    if n_cols % BLOCK:
-        raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {BLOCK}")
+    block = BLOCK * SPAN if spans else BLOCK
+    if n_cols % block:
+        raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {block}")
     codes = empty(device, (n_rows, n_cols), np.int16)
-    return Activations(n_cols, codes=codes, scales=empty(device, (n_rows, n_cols // BLOCK, 2)))
+    scales = empty(device, (n_rows, n_cols // BLOCK, 2))
+    return Activations(n_cols, codes=codes, scales=scales, spans=spans)
 
 
-def _inputs(w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
+def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
+    """Whether activations that these matrices read had better have spans."""
+    whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
+    return device.is_simd and whole and any(w.type.name in SPANNED_TYPES for w in readers)
+
+
+def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
     if x.n_cols != w.n_cols:
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
-        return [x.codes.buffer, x.scales.buffer], ["ACT_INT"]
+        spans = x.spans and device.is_simd and w.type.name in SPANNED_TYPES
+        return [x.codes.buffer, x.scales.buffer], ["ACT_INT", *[f"X_SPAN={SPAN}"] * spans]
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
     return [x.values.buffer], []
@@ -111,7 +126,7 @@ def matmul(
     """
     if w.paired:
         raise ValueError("a paired matrix is for glu()")
-    inputs, defines = _inputs(w, x)
+    inputs, defines = _inputs(tape.device, w, x)
     defines += [w.define] + ["ADD"] * add + ["BIAS"] * (bias is not None)
     defines += ["SCALE"] * (scale != 1.0) + (experts.defines if experts else [])
     for row, part in w.parts:
@@ -165,7 +180,7 @@ def glu(
     """
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
-    inputs, defines = _inputs(w, x)
+    inputs, defines = _inputs(tape.device, w, x)
     defines += [w.define, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
     defines += experts.defines if experts else []
     fused = fuses_quantization(tape.device, w) and out.values is None
@@ -217,6 +232,9 @@ def _launch(
     tiles, tuning = experts.grid if experts else Per(count, tile), tape.device.tuning
     if tape.device.is_simd:
         one = not experts and tile == 1
+        if tile >= 32 and not experts and f"X_SPAN={SPAN}" in defines:
+            tile = SPAN_TILE_TOKENS
+            tiles = Per(count, tile)
         grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
         defines += [f"NT={tile}", f"PREFETCH_BYTES={tuning.prefetch}"]
         tape.add("matmul_simd.cl", "matmul", defines, args, grid, (1, 1), work)

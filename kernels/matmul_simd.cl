@@ -9,6 +9,7 @@
 // PREFETCH_BYTES   how far ahead of the codes in use memory is asked for
 // ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
+// X_SPAN      so many blocks of them share d (unpack.cl makes SPAN of it)
 // BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
 // SCALE       multiply with a factor after that     ADD    add to out instead of storing
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
@@ -52,14 +53,15 @@
 #endif
 
 // The sum of 8 pairs of activations, made of whole words so that it leaves the vector units
-// to the products: 16384 more each, they are positive, and two of 15 bits fit 16.
+// to the products: 32768 more each, they are positive, and the sums of even and of odd ones do
+// not meet.
 INLINE float sum_pairs(global const int* x) {
     global const ulong* v = (global const ulong*)x;
-    const ulong sign = 0x8000800080008000, bias = 0x4000400040004000, even = 0x0000FFFF0000FFFF;
-    const ulong a = (v[0] ^ sign) - bias + ((v[1] ^ sign) - bias);
-    const ulong b = (v[2] ^ sign) - bias + ((v[3] ^ sign) - bias);
-    const ulong c = (a & even) + ((a >> 16) & even) + (b & even) + ((b >> 16) & even);
-    return (float)((int)c + (int)(c >> 32) - 16 * 16384);
+    const ulong sign = 0x8000800080008000, even = 0x0000FFFF0000FFFF;
+    ulong sum = 0;
+    #pragma unroll
+    for (int i = 0; i < 4; i++) sum += ((v[i] ^ sign) & even) + (((v[i] ^ sign) >> 16) & even);
+    return (float)((int)sum + (int)(sum >> 32) - 16 * 32768);
 }
 
 // factor times the sum of the first 8 of 16 pairs of activations in lanes 0..7, of the others in
@@ -75,6 +77,9 @@ INLINE int16 sum_halves(global const int* x, short factor) {
 // Adds to acc the products of SUPER blocks, from block first on, with nt tokens.
 INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
                        int n_blocks, int first, float16* acc) {
+#if SPAN > 1
+    int16 total[NT];
+#endif
     for (int sub = 0; sub < SUPER; sub++, q += QBYTES) {
         const int b = first + sub;
         vpair w[16];
@@ -97,11 +102,6 @@ INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_
             #pragma unroll
             for (int p = 0; p < 16; p++)
                 sum[CHAIN(p)] = madd(w[p], as_vpair((int16)(xb[p])), sum[CHAIN(p)]);
-            const float2 xs = xd[at];
-#if PARTS == 2
-            const float16 first = convert_float16(sum[0]) * d[0];
-            acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
-#else
 #if defined(SUM_SCALES)
             for (int i = 0; i < 2; i++)
                 sum[i] = (sum[4 * i] + (sum[4 * i + 1] >> 4) + (sum[4 * i + 2] >> 8) +
@@ -113,12 +113,27 @@ INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_
             sum[0] += sum[1];
             sum[1] = sum[2] + sum[3];
 #endif
-            acc[t] = fma(convert_float16(sum[0] + sum[1]) * xs.x, d[0], acc[t]);
+#if PARTS == 1
+            sum[0] += sum[1];
+#endif
+#if SPAN > 1
+            acc[t] = fma(m[0], (float16)(xd[at].y), acc[t]);
+            total[t] = sum[0] * sum_scale(s, sub) + (b % SPAN ? total[t] : 0);
+            if (b % SPAN == SPAN - 1)
+                acc[t] = fma(convert_float16(total[t]) * xd[at].x, d[0], acc[t]);
+#else
+            const float2 xs = xd[at];
+#if PARTS == 2
+            const float16 first = convert_float16(sum[0]) * d[0];
+            acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
+#else
+            acc[t] = fma(convert_float16(sum[0]) * xs.x, d[0], acc[t]);
 #endif
 #ifdef WITH_M
             acc[t] = fma(m[0], (float16)(xs.y), acc[t]);
 #if PARTS == 2
             acc[t] = fma(m[1] - m[0], (float16)(sum_pairs(xb + 8) * xs.x), acc[t]);
+#endif
 #endif
 #endif
         }
@@ -145,9 +160,16 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
 }
 #define GROUP_BYTES ((size_t)n_blocks * QBYTES)
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
-#define CALL_DOT(g, acc)                                                              \
-    dot_group(w + (first_group + (g)) * GROUP_BYTES,                                  \
-              w + scales_at + (first_group + (g)) * GROUP_SCALES, X, IN, nt, n_blocks, acc)
+#define CODES_AT(g) (w + (first_group + (g)) * GROUP_BYTES)
+#define SCALES_AT(g) (w + scales_at + (first_group + (g)) * GROUP_SCALES)
+#if SPAN > 1 && NT >= 32
+#include "dot_tiles.cl"
+#define CALL_DOT(g, both, acc) \
+    dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)
+#else
+#define CALL_DOT(g, both, acc) \
+    dot_group(CODES_AT(g), SCALES_AT(g), X, IN, nt, n_blocks, (acc)[0])
+#endif
 
 #else
 
@@ -181,9 +203,12 @@ INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols,
 #endif
     for (; t < nt; t++) dot_tokens_1(w, X, IN, t, n_cols, acc);
 }
-#define CALL_DOT(g, acc) \
-    dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, acc)
+#define CALL_DOT(g, both, acc) \
+    dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, (acc)[0])
 
+#endif
+#ifndef GROUPS  // that are computed together
+#define GROUPS 1
 #endif
 
 INLINE void store_rows(float16 v, global float* out, int n) {
@@ -214,7 +239,7 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
 #ifdef GLU
     const int unit = 4;  // groups: two pairs of gate and up, 32 columns of output
 #else
-    const int unit = 1;
+    const int unit = GROUPS;
 #endif
     const int n_units = (n_rows + ROWS * unit - 1) / (ROWS * unit);
     const int first = (int)((long)n_units * get_global_id(0) / get_global_size(0));
@@ -224,19 +249,19 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
 #ifdef GLU
         float16 h[2][NT];
         for (int i = 0; i < 2; i++) {
-            float16 up[NT];
-#ifdef BIAS
+            float16 acc[2][NT];  // gate and up
+            const int g = 4 * u + 2 * i;
             for (int t = 0; t < nt; t++) {
-                h[i][t] = vload16(first_group + 4 * u + 2 * i, bias);
-                up[t] = vload16(first_group + 4 * u + 2 * i + 1, bias);
-            }
+#ifdef BIAS
+                acc[0][t] = vload16(first_group + g, bias);
+                acc[1][t] = vload16(first_group + g + 1, bias);
 #else
-            for (int t = 0; t < nt; t++) h[i][t] = up[t] = 0;
+                acc[0][t] = acc[1][t] = 0;
 #endif
-            CALL_DOT(4 * u + 2 * i, h[i]);
-            CALL_DOT(4 * u + 2 * i + 1, up);
+            }
+            for (int k = 0; k < 2; k += GROUPS) CALL_DOT(g + k, true, acc + k);
             for (int t = 0; t < nt; t++)
-                h[i][t] = GLU(h[i][t] * WEIGHT_OF(t), up[t] * WEIGHT_OF(t));
+                h[i][t] = GLU(acc[0][t] * WEIGHT_OF(t), acc[1][t] * WEIGHT_OF(t));
         }
         for (int t = 0; t < nt; t++) {
 #ifdef QUANTIZE_OUT
@@ -249,23 +274,25 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
 #endif
         }
 #else
-        float16 acc[NT];
-        for (int t = 0; t < nt; t++) acc[t] = 0;
-        CALL_DOT(u, acc);
-        const int n = n_rows - u * ROWS;
-        for (int t = 0; t < nt; t++) {
-            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * ROWS;
-            float16 v = acc[t];
+        float16 acc[GROUPS][NT];
+        for (int i = 0; i < GROUPS; i++)
+            for (int t = 0; t < nt; t++) acc[i][t] = 0;
+        CALL_DOT(u * GROUPS, (u * GROUPS + 1) * ROWS < n_rows, acc);
+        for (int i = 0; i < GROUPS * nt; i++) {
+            const int t = i % nt, g = u * GROUPS + i / nt, n = n_rows - g * ROWS;
+            if (n <= 0) break;
+            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + g * ROWS;
+            float16 v = acc[i / nt][t];
 #ifdef BIAS
-            if (n >= ROWS) v += vload16(first_group + u, bias);
-            else for (int i = 0; i < n; i++) ((float*)&v)[i] += bias[u * ROWS + i];
+            if (n >= ROWS) v += vload16(first_group + g, bias);
+            else for (int k = 0; k < n; k++) ((float*)&v)[k] += bias[g * ROWS + k];
 #endif
 #ifdef SCALE
             v *= scale;
 #endif
 #ifdef ADD
             if (n >= ROWS) v += vload16(0, o);
-            else for (int i = 0; i < n; i++) ((float*)&v)[i] += o[i];
+            else for (int k = 0; k < n; k++) ((float*)&v)[k] += o[k];
 #endif
             store_rows(v, o, n);
         }

@@ -6,6 +6,7 @@
 // WEIGHT, BIAS                      what the normalized values are multiplied with, and added to
 // POST     x += rms_norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
 // QUANTIZE out is integer activations (activation.cl; n_cols a multiple of 32), else float
+// X_SPAN   so many blocks of 32 of them share a scale
 // GATHER   row t of the output is row rows[t] of x
 
 #include "lanes.cl"
@@ -55,6 +56,8 @@ INLINE float2 statistics(global const float* x, int n, float eps, local float* p
 #endif
 #define FIRST(p) vload16(0, p + i)
 #define SECOND(p) vload16(1, p + i)
+#define THIRD(p) vload16(2, p + i)
+#define FOURTH(p) vload16(3, p + i)
 #define SCALAR(p) p[i]
 
 kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
@@ -108,8 +111,25 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
     const size_t at = t * get_num_groups(1) + group;
     out_q += at * n_cols;
     out_d += at * (n_cols / 32);
+#ifdef X_SPAN
+    for (int first = 32 * X_SPAN * LID; first < n_cols; first += 32 * X_SPAN * WG) {
+        float16 most = 0;
+        float largest_sum = 0;
+        for (int i = first; i < first + 32 * X_SPAN; i += 64) {
+            const float16 a = fabs(NORMED(FIRST)), b = fabs(NORMED(SECOND));
+            const float16 c = fabs(NORMED(THIRD)), d = fabs(NORMED(FOURTH));
+            most = fmax(most, fmax(fmax(a, b), fmax(c, d)));
+            largest_sum = fmax(largest_sum, sum16(a + b + (c + d)));
+        }
+        const float d = fmax(max16(most) / SPAN_CODE_MAX, largest_sum / SPAN_SUM_MAX);
+        const float inverse = d > 0 ? 1.0f / d : 0.0f;
+        for (int i = first; i < first + 32 * X_SPAN; i += 32)
+            out_d[i / 32] = codes32(NORMED(FIRST), NORMED(SECOND), d, inverse, out_q + i);
+    }
+#else
     for (int i = 32 * LID; i < n_cols; i += 32 * WG)
         out_d[i / 32] = quantize32(NORMED(FIRST), NORMED(SECOND), out_q + i);
+#endif
 #else
     out += t * out_stride + out_offset + group * n_cols;
     for (int i = 16 * LID; i + 16 <= n_cols; i += 16 * WG) vstore16(NORMED(FIRST), 0, out + i);

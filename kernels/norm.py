@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kernels.matmul import Activations
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
+from kernels.weights import BLOCK, SPAN
 
 SIMT_GROUP = 64
 
@@ -63,6 +64,8 @@ def norm(
     group = 1 if tape.device.is_simd else SIMT_GROUP
     defines = [*weights.defines, f"WG={group}"]
     n_cols = out.n_cols // groups
+    if out.spans and n_cols % (BLOCK * SPAN):
+        raise ValueError(f"groups of {n_cols} columns in spans of {BLOCK * SPAN}")
     args: list[object] = [
         x.buffer, np.int32(n_cols), np.int32(x.shape[-1]), np.int32(offset),
         np.float32(weights.eps),
@@ -77,7 +80,7 @@ def norm(
     if out.values is not None:
         args += [out.values.buffer, np.int32(out.values.shape[-1]), np.int32(out_offset)]
     elif out.codes is not None and out.scales is not None:
-        defines.append("QUANTIZE")
+        defines += ["QUANTIZE", *[f"X_SPAN={SPAN}"] * out.spans]
         args += [out.codes.buffer, out.scales.buffer]
     grid = (Per(count, 1, group * times), groups)
     tape.add("norm.cl", "norm", defines, args, grid, (group, 1))
@@ -89,5 +92,5 @@ def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1)
     """Fill the codes and scales of ``x`` from its values."""
     if x.values is None or not x.quantized:
         raise ValueError("quantize needs both values and codes")
-    codes = Activations(x.n_cols, codes=x.codes, scales=x.scales)
+    codes = replace(x, values=None)
     norm(tape, x.values, NormWeights(None, 0.0), codes, count=count, times=times)

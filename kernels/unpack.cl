@@ -18,6 +18,10 @@
 // integer scale of 16 columns. Where a float scale covers 16 columns PARTS is 2: d[0], m[0] are
 // those of pairs 0..7, d[1], m[1] of the others.
 //
+// Who defines X_SPAN has activations of which so many blocks share a scale. SPAN blocks can then be
+// summed as integers: where it is more than 1, d is that of the super-block, and codes or sums are
+// to be multiplied by sum_scale().
+//
 // Who defines IN_PLACE may get codes of 4 to 6 bits as they lie in their plane, which saves most
 // shifts: then it stays defined, and pair p is 2^IN_PLACE_BIT(p) times too large. With SUM_SCALES
 // defined too (Q6_K) they are also OFFSET_CODE too large and not yet multiplied by their integer
@@ -183,6 +187,11 @@
 #ifndef SUPER
 #define SUPER 1
 #endif
+#if defined(X_SPAN) && defined(SCALES_K)  // 256 codes of 4 bits or 128 of 5, times 6 bits
+#define SPAN (8 >> HIGH_BITS)
+#else
+#define SPAN 1
+#endif
 #ifndef PARTS
 #define PARTS 1
 #endif
@@ -226,7 +235,11 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
     d[0] = LOAD_HALF(s, 0);
     m[0] = LOAD_HALF(s, 1);
 #elif defined(SCALES_K)
+#if SPAN > 1
+    d[0] = LOAD_HALF(s, 0);
+#else
     d[0] = LOAD_HALF(s, 0) * to_vfloat(LOAD_UCHAR(s + 64, sub));
+#endif
     m[0] = -LOAD_HALF(s, 1) * to_vfloat(LOAD_UCHAR(s + 192, sub));
 #elif defined(SCALES_2K)
     for (int i = 0; i < 2; i++) {
@@ -263,10 +276,15 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
 #endif
 }
 
-#if defined(SUM_SCALES)
+#if SPAN > 1
+// The integer scale of block b.
+INLINE vint sum_scale(global const uchar* s, int b LANE) {
+    return LOAD_UCHAR(s + (b / SUPER) * SBYTES + 64, b % SUPER);
+}
+#elif defined(SUM_SCALES)
 // The integer scale of a half, 0 or 1, of the columns of block b.
-INLINE vint sum_scale(global const uchar* s, int b, int half_ LANE) {
-    return LOAD_CHAR(s + (b / SUPER) * SBYTES + 32, 2 * (b % SUPER) + half_);
+INLINE vint sum_scale(global const uchar* s, int b, int part LANE) {
+    return LOAD_CHAR(s + (b / SUPER) * SBYTES + 32, 2 * (b % SUPER) + part);
 }
 #elif defined(SCALES_CHARS)
 // The codes of the pairs of block b, signed and times 2^CODE_AT, times their integer scales.

@@ -53,6 +53,9 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
     "MXFP4": (256, 16, 1),
     "NVFP4": (256, 80, 2),
 }
+# Types that are multiplied faster if SPAN blocks of the activations share a scale.
+SPAN = 8
+SPANNED_TYPES = ("Q4_K", "Q5_K")
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 OWN_TYPES = ("INT13",)  # that no file has
 SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))

@@ -65,7 +65,7 @@ class Decoder:
         )  # fmt: skip
         readers = [*([weights.output] if weights.output else []), *self._rank_readers]
         self._last = None if not readers else last.workspace.activations(
-            "last", readers, n_rows=n_outputs
+            "last", readers, n_rows=n_outputs, normed=True
         )  # fmt: skip
         self._residuals = None if weights.residuals is None else weights.residuals.build(
             last.context, last.stream
@@ -89,7 +89,7 @@ class Decoder:
             name = f"normed {n}" if layer.parallel else "normed"
             shares = plan.norm is None and placed
             workspace = self._places[plan.at].workspace
-            x = placed[-1].x if shares else workspace.activations(name, readers)
+            x = placed[-1].x if shares else workspace.activations(name, readers, normed=True)
             placed.append(_Placed(plan.at, plan.norm, sublayer, x, plan.post_norm, plan.after))
         return placed
 

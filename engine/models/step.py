@@ -14,7 +14,7 @@ from engine.tensors import Linear
 from kernels.attention import AttentionInputs, Scratch
 from kernels.device import Device
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, ExpertRows, activations
+from kernels.matmul import Activations, ExpertRows, activations, wants_spans
 from kernels.moe import RoutingBuffers, routing_buffers
 from kernels.state import SlotStates
 from kernels.tape import Tape
@@ -111,8 +111,12 @@ class Workspace:
         n_rows: int = 0,
         times: int = 1,
         floats: bool = False,
+        normed: bool = False,
     ) -> Activations:
-        """Rows in the forms that the matrices reading them want, floats too if asked for."""
+        """Rows in the forms that the matrices reading them want, floats too if asked for.
+
+        ``normed``: norm() alone writes them, so that blocks may share scales.
+        """
         n_cols = readers[0].matrix.n_cols
         n = n_rows or self.n_tokens * times
         kinds = set().union(*(linear.reads_floats for linear in readers))
@@ -125,7 +129,9 @@ class Workspace:
             for i, tensor in enumerate((made.codes, made.scales)):
                 assert tensor is not None
                 self._tensors[(*key, i)] = tensor
-        return Activations(n_cols, values, self._tensors[(*key, 0)], self._tensors[(*key, 1)])
+        spans = normed and wants_spans(self.device, [linear.matrix for linear in readers])
+        codes, scales = (self._tensors[(*key, i)] for i in range(2))
+        return Activations(n_cols, values, codes, scales, spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Activations are read back by a product with the identity, so nothing here knows 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from kernels.weights import pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
 CODE_MAX = 16383  # the largest code of quantized activations (kernels.matmul.Activations)
+SPAN_CODE_MAX, SPAN_SUM_MAX = 32767, 524224  # with spans: of one, of the magnitudes of 64
 
 
 def run(
@@ -41,10 +43,20 @@ def exact_activations(n_rows: int, n_cols: int, rng: np.random.Generator) -> Flo
     return (codes * scales).reshape(n_rows, n_cols).astype(np.float32)
 
 
-def quantized(device: Device, programs: Programs, values: Floats) -> Activations:
+def exact_spans(n_rows: int, n_cols: int, rng: np.random.Generator) -> Floats:
+    """The same for activations with spans: of 256 columns, whose largest code is one of 16 bits."""
+    codes = rng.integers(-11000, 11001, (n_rows, n_cols // 256, 256))
+    codes[..., 77] = rng.choice([-SPAN_CODE_MAX, SPAN_CODE_MAX], codes.shape[:2])
+    scales = 2.0 ** rng.integers(-16, -11, (n_rows, n_cols // 256, 1))
+    return (codes * scales).reshape(n_rows, n_cols).astype(np.float32)
+
+
+def quantized(
+    device: Device, programs: Programs, values: Floats, *, spans: bool = False
+) -> Activations:
     """Quantized activations of these values, without the values."""
-    room = activations(device, *values.shape, quantized=True)
-    both = Activations(room.n_cols, upload(device, values), room.codes, room.scales)
+    room = activations(device, *values.shape, quantized=True, spans=spans)
+    both = replace(room, values=upload(device, values))
     run(device, programs, len(values), lambda tape: quantize(tape, both))
     return room
 
@@ -58,7 +70,7 @@ def unquantized(device: Device, programs: Programs, x: Activations, n_rows: int)
     identity = pack(device, programs, [raw_matrix(blocks.reshape(-1), "Q8_0", n, n)])
     out = empty(device, (n_rows, n))
     counts = upload(device, np.full(N_COUNTS, n_rows, np.int32))
-    codes_only = Activations(n, codes=x.codes, scales=x.scales)
+    codes_only = replace(x, values=None)
     run(
         device, programs, n_rows,
         lambda tape: matmul(tape, identity, codes_only, out, counts, tile=8),

@@ -9,7 +9,15 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from launching import CODE_MAX, exact_activations, quantized, run, unquantized
+from launching import (
+    CODE_MAX,
+    SPAN_SUM_MAX,
+    exact_activations,
+    exact_spans,
+    quantized,
+    run,
+    unquantized,
+)
 from random_blocks import columns, random_matrix
 
 from kernels.device import Device
@@ -129,6 +137,50 @@ def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_n
             inputs = setting.inputs(w, x[list(order)])
             result = setting.product(w, inputs, n, tile, out, **options)
             assert np.array_equal(result[:n], whole[list(order)])
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q5_K", "Q6_K", "Q2_K"])
+@pytest.mark.parametrize("n_rows", [50, 80])
+def test_activations_whose_blocks_share_scales(
+    setting: Setting, type_name: str, n_rows: int
+) -> None:
+    """Also for many tokens, of which some make no whole tile, and an odd number of groups."""
+    device, rng = setting.device, np.random.default_rng(8)
+    raw, numbers = random_matrix(type_name, n_rows, 512, rng)
+    w = pack(device, setting.programs, [raw])
+    x = exact_spans(141, 512, rng)
+    expected, magnitude = x @ numbers.T, np.abs(x) @ np.abs(numbers).T
+    whole = None
+    for tile, n in [(32, 141), *PASSES]:
+        inputs = quantized(device, setting.programs, x[:n], spans=True)
+        result = setting.product(w, inputs, n, tile, np.zeros((n, n_rows), np.float32))
+        assert_close(result, expected[:n], ROUNDING * magnitude[:n])
+        whole = result if whole is None else whole
+        if device.is_simd:
+            assert np.array_equal(result, whole[:n])
+
+
+@pytest.mark.parametrize("tile", [1, 8, 32])
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q5_K", "Q6_K"])
+def test_the_largest_sums_of_blocks_that_share_scales(
+    setting: Setting, type_name: str, tile: int
+) -> None:
+    """The largest codes and scales of weights, with activations that are all alike."""
+    block = np.full(by_name(type_name).block_bytes, 0xFF, np.uint8)
+    one = np.array([1], np.float16).view(np.uint8)
+    if type_name == "Q6_K":
+        block[:192], block[192:208], block[208:] = 0, 0x80, one
+    else:  # minima of 0
+        block[:2], block[2:4] = one, 0
+    w = pack(setting.device, setting.programs, [raw_matrix(np.tile(block, 16), type_name, 16, 256)])
+    numbers = gguf.quants.dequantize(block, gguf.GGMLQuantizationType[type_name])
+    x = np.full((tile, 256), SPAN_SUM_MAX / 64 / 1024, np.float32)
+    x[1::2] *= -1  # every other token
+    out = np.zeros((tile, 16), np.float32)
+    inputs = quantized(setting.device, setting.programs, x, spans=True)
+    result = setting.product(w, inputs, tile, tile, out)
+    expected = np.repeat(x @ numbers.astype(np.float64)[:, None], 16, axis=1)
+    assert_close(result, expected, 128 * 2.0**-24 * np.abs(expected))
 
 
 @pytest.mark.parametrize("tile", [1, 8, 32])
@@ -350,3 +402,5 @@ def test_shapes_and_forms_that_do_not_fit(setting: Setting) -> None:
         setting.gated(paired, floats, 1, 1, narrow, "tanh")
     with pytest.raises(ValueError, match="33 columns cannot be quantized"):
         activations(device, 1, 33, quantized=True)
+    with pytest.raises(ValueError, match="64 columns cannot be quantized in blocks of 256"):
+        activations(device, 1, 64, quantized=True, spans=True)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
-from launching import CODE_MAX, exact_activations, quantized, run, unquantized
+from launching import (
+    CODE_MAX,
+    SPAN_CODE_MAX,
+    SPAN_SUM_MAX,
+    exact_activations,
+    exact_spans,
+    quantized,
+    run,
+    unquantized,
+)
 
 from kernels.device import Device
 from kernels.matmul import Activations, activations
@@ -150,6 +159,36 @@ def test_quantization_keeps_what_codes_can_hold(device: Device, programs: Progra
     values[4, 32:64] = 0
     result = unquantized(device, programs, quantized(device, programs, values), 9)
     assert np.array_equal(result, values)
+
+
+def test_spans_share_a_scale(device: Device, programs: Programs) -> None:
+    """The largest magnitude, or the largest sum of 64 of them, sets it."""
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal((5, 768), dtype=np.float32)
+    values[0, 100] = 300  # far from the others
+    values[1, 256:512] = 0
+    values[2] = 1  # a sum that is too large for codes of 16 bits
+    spans = np.abs(values.reshape(5, 3, 4, 64))
+    limits = spans.max((2, 3)) / SPAN_CODE_MAX, spans.sum(3).max(2) / SPAN_SUM_MAX
+    steps = np.maximum(*limits)[..., None, None]
+    inputs = quantized(device, programs, values, spans=True)
+    result = unquantized(device, programs, inputs, 5)
+    error = np.abs(result - values).reshape(spans.shape)
+    assert np.all(error <= steps * (0.5 + SPAN_CODE_MAX * 4 * 2.0**-24))
+    assert np.array_equal(result[1, 256:512], values[1, 256:512])
+
+
+def test_spans_keep_what_codes_can_hold(device: Device, programs: Programs) -> None:
+    values = exact_spans(5, 512, np.random.default_rng(5))
+    inputs = quantized(device, programs, values, spans=True)
+    assert np.array_equal(unquantized(device, programs, inputs, 5), values)
+
+
+def test_spans_are_whole(device: Device, programs: Programs) -> None:
+    x = empty(device, (1, 256))
+    made = activations(device, 1, 256, quantized=True, spans=True)
+    with pytest.raises(ValueError, match="groups of 64 columns in spans of 256"):
+        run(device, programs, 1, lambda tape: norm(tape, x, NormWeights(None, EPS), made, groups=4))
 
 
 def test_quantization_without_values_is_refused(device: Device, programs: Programs) -> None:
