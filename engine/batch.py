@@ -144,7 +144,8 @@ class Batch:
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count
             kv_end = max(kv_end, chunk.start + chunk.count)
-        self._parts["sequences"][: len(chunks)] = sequences
+        if sequences:  # none where a step is only prepared
+            self._parts["sequences"][: len(chunks)] = sequences
         self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
