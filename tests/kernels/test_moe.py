@@ -11,7 +11,7 @@ from launching import quantized, run
 
 from kernels.device import Device
 from kernels.matmul import Activations, ExpertRows, glu, matmul
-from kernels.moe import Gate, Routing, combine, route, routing_buffers
+from kernels.moe import Gate, Routing, TokenExperts, combine, route, routing_buffers
 from kernels.program import Programs
 from kernels.tape import N_COUNTS, Tape
 from kernels.tensor import Tensor, empty, read, upload
@@ -56,6 +56,29 @@ def routed(
     order = np.argsort(experts, axis=1)
     taken = np.take_along_axis
     return taken(experts, order, 1), taken(weights, order, 1), rows[0]
+
+
+@pytest.mark.parametrize("tile", [1, 8])
+def test_experts_by_a_table_of_tokens(device: Device, programs: Programs, tile: int) -> None:
+    """Their weights are by the router's logits, whatever it would have chosen."""
+    rng, n = np.random.default_rng(6), 1 if tile == 1 else 7
+    logits = rng.standard_normal((n, N_EXPERTS), dtype=np.float32)
+    table = np.array([rng.permutation(N_EXPERTS)[:USED] for _ in range(20)], np.int32)
+    ids = rng.integers(20, size=n).astype(np.int32)
+    buffers = routing_buffers(device, n, N_EXPERTS, USED)
+    routing = Routing(N_EXPERTS, USED, "sqrt_softplus", normalize=True)
+    by_token = TokenExperts(upload(device, table), upload(device, ids))
+    scores, counts = upload(device, logits), upload(device, np.full(N_COUNTS, n, np.int32))
+    run(
+        device, programs, n,
+        lambda tape: route(tape, scores, routing, buffers, counts, tile=tile, table=by_token),
+    )  # fmt: skip
+    assert np.array_equal(read(buffers.experts, None, device.queue).reshape(n, -1), table[ids])
+    gates = np.sqrt(np.log1p(np.exp(logits.astype(np.float64))))
+    exact = np.take_along_axis(gates, table[ids], 1)
+    exact /= exact.sum(1, keepdims=True)
+    weights = read(buffers.weights, None, device.queue).reshape(n, -1)
+    assert np.abs(weights - exact).max() <= 1e-6
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"])
