@@ -128,9 +128,11 @@ class TensorSource:
 
     def check_rows(self, name: str, n_rows: int, *, more: bool = False) -> None:
         """ModelError unless a matrix has so many rows (or, if allowed, more)."""
-        found = self.raw(name).n_rows
+        found, shape = self.raw(name).n_rows, self.shape(name)
         if found != n_rows and not (more and found > n_rows):
-            raise ModelError(f"{self._gguf.path}: tensor {name} has {found} rows, not {n_rows}")
+            raise ModelError(
+                f"{self._gguf.path}: tensor {name} has shape {shape}, not {(shape[0], n_rows)}"
+            )
 
     def raw(self, name: str) -> RawMatrix:
         """A tensor as one matrix; one of three dimensions as matrices below each other."""
@@ -145,9 +147,11 @@ class TensorSource:
     def part(self, name: str, n_cols: int | None = None) -> Part:
         """The matrix ``name``.weight with its bias; ModelError if it has not n_cols columns."""
         raw = self.raw(f"{name}.weight")
+        shape = self.shape(f"{name}.weight")
         if n_cols is not None and raw.n_cols != n_cols:
             raise ModelError(
-                f"{self._gguf.path}: tensor {name}.weight has {raw.n_cols} columns, not {n_cols}"
+                f"{self._gguf.path}: tensor {name}.weight has shape {shape}, not "
+                f"{(n_cols, *shape[1:])}"
             )
         return Part(raw, self.floats(f"{name}.bias"), self._updates(f"{name}.weight"))
 

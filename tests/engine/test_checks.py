@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import gguf as oracle
 import numpy as np
 import pytest
 
-from engine.checks import check_tensors
+from engine.checks import ENDS, LAYER, check_tensors
 from engine.errors import ModelError
 from engine.gguf import GGUFFile, open_gguf
 from engine.models.hyperparameters import read_hyperparameters
@@ -32,6 +33,8 @@ SPECS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "specs"
 NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
 NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
 OPTIONAL = json.loads((Path(__file__).parent / "data" / "optional_tensors.json").read_text())
+# Sizes that some models have in one tensor alone, so that nothing contradicts them.
+SINGLE = ("V", "c", "h", "l", "f", "2f", "g", "r")
 TYPES = {"F32": np.float32, "F16": np.float16}
 
 
@@ -101,3 +104,29 @@ def test_needs_are_known(arch: str) -> None:
     needs = needs_of(arch)
     assert needs.ends
     assert needs.layers
+
+
+@pytest.mark.parametrize("name", NAMES or NO_DATA)
+def test_tensors_of_other_shapes(name: str, tmp_path: Path) -> None:
+    """With fewer rows, and with fewer columns: the error names the tensor and its shape, unless
+    its sizes are its own affair."""
+    spec = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))
+    n_checked = 0
+    with header(spec, tmp_path / "model.gguf") as gguf:
+        for tensor, info in list(gguf.tensors.items()):
+            inner = tensor.split(".", 2)[2] if tensor.startswith("blk.") else tensor
+            known = LAYER if tensor.startswith("blk.") else ENDS
+            forms = known.get(inner.removesuffix(".weight"), "-").split("|")[-1].split()
+            for axis, size in enumerate(forms):
+                shape = tuple(max(n // 2, 1) if i == axis else n for i, n in enumerate(info.shape))
+                alone = size == "-" or size in SINGLE or len(forms) != len(shape)
+                if alone or shape == info.shape:
+                    continue
+                gguf.tensors[tensor] = replace(info, shape=shape)
+                with pytest.raises(ModelError) as caught:
+                    check(gguf)
+                assert tensor in str(caught.value)
+                assert str(shape) in str(caught.value)
+                n_checked += 1
+            gguf.tensors[tensor] = info
+    assert n_checked > 5
