@@ -21,7 +21,7 @@ from launching import (
 from random_blocks import columns, random_matrix
 
 from kernels.device import Device
-from kernels.matmul import Activations, activations, glu, matmul
+from kernels.matmul import Activations, activations, glu, matmul, wants_spans
 from kernels.program import Programs
 from kernels.quants import by_name
 from kernels.tape import OUTPUTS
@@ -373,6 +373,19 @@ def test_glu_without_room_for_floats_where_they_are_needed(setting: Setting) -> 
     room = activations(setting.device, 1, 96, quantized=True)
     with pytest.raises(ValueError, match="float values"):
         setting.gated(case.w, setting.inputs(case.w, case.x), 1, 1, room, "silu")
+
+
+def test_where_blocks_share_scales(setting: Setting) -> None:
+    rng, device = np.random.default_rng(9), replace(setting.device, defines=("DOT_PAIRS_512",))
+    made = {
+        (name, n): pack(setting.device, setting.programs, [random_matrix(name, 16, n, rng)[0]])
+        for name, n in (("Q4_K", 256), ("Q8_0", 256), ("Q8_0", 288))
+    }
+    k, other, narrow = made.values()
+    assert wants_spans(device, [other, k])
+    assert not wants_spans(device, [other])
+    assert not wants_spans(device, [narrow])
+    assert not wants_spans(replace(device, defines=()), [k])
 
 
 # What is refused
