@@ -32,6 +32,7 @@ CACHED_GRAMMARS = 32
 CACHED_VOCABULARIES = 4
 WORDS = {  # llguidance's, where they name its own options
     "<non-verbose/>": "",
+    "NoExtensionBias": "no text goes on to what it asks for",
     "Unimplemented keys": "Keywords that cannot be enforced",
     "oneOf constraints are not supported. "
     "Enable 'coerce_one_of' option to approximate oneOf with anyOf":

@@ -27,8 +27,6 @@ WITHOUT_VALUE = {field.name for field in fields(Settings) if field.metadata["opt
 
 class ServeCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for message in refused_variables(os.environ):
-            raise click.UsageError(message, ctx=ctx)
         options = flags(self.get_params(ctx))
         takes_value = {
             flag: not (option.is_flag or option.name in WITHOUT_VALUE)
@@ -36,7 +34,10 @@ class ServeCommand(click.Command):
         }
         args = without_foreign(args, takes_value)
         refuse_unknown(ctx, options, takes_value, args)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for message in refused_variables(os.environ):
+            raise click.UsageError(message, ctx=ctx)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}

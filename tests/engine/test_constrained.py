@@ -159,6 +159,12 @@ def test_refused_when_submitted(engine: Engine) -> None:
         ask(engine, PROMPT, 5, replace(GREEDY, ignore_eos=True), constraint=LETTERS)
 
 
+def test_a_schema_that_no_text_matches(engine: Engine) -> None:
+    endless = Constraint("json_schema", '{"$ref": "#"}')
+    end = ask(engine, PROMPT, 5, constraint=endless).events[-1]
+    assert end == Failed("the grammar has failed: no text goes on to what it asks for", True)
+
+
 def test_nothing_is_left_to_choose(engine: Engine) -> None:
     """The bias bans what the grammar wants: this request fails, and no other."""
     banned = replace(GREEDY, logit_bias=tuple((ord(c), -np.inf) for c in "abcdef"))

@@ -320,6 +320,7 @@ def test_variables_that_nothing_would_act_on_are_refused(
     result = invoke("-m", "x.gguf")
     assert result.exit_code == 2
     assert f"LLAMA_ARG_{name}={value} is not supported: " in result.output
+    assert invoke("--version").exit_code == invoke("--help").exit_code == 0
 
 
 @pytest.mark.parametrize("shares", ["", "1;2", "0,0", "1,-1", "inf"])
