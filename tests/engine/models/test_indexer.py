@@ -20,7 +20,7 @@ from kernels.program import Programs
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CASES = json.loads((DATA / "sparse.json").read_text(encoding="utf-8"))
-FAST = ["deepseek32", "glm5-next", "qwen4exp", "minimax-m3", "minimax-m3-pages"]
+FAST = ["deepseek32", "deepseek4", "glm5-next", "qwen4exp", "minimax-m3", "minimax-m3-pages"]
 TABLE = [3, 7, 5, 9]
 # llama.cpp's flash attention, which minimax-m3 needs there, is good for 1e-8; others for 1e-11.
 NMSE = 1e-7
