@@ -51,6 +51,7 @@ class OutputRow:
     k: int
     pick: int = 0  # a token whose logit is asked for
     mask: Mask | None = None  # which tokens are allowed; None: all
+    scored: bool = False  # whether the log-sum-exp of its logits is asked for
 
 
 class Batch:
@@ -161,7 +162,7 @@ class Batch:
             return
         n_masks, wanted = 0, list[tuple[int, int, int, int]]()
         for row in rows:
-            wanted.append((row.k, row.pick, n_masks if row.mask else -1, 0))
+            wanted.append((row.k, row.pick, n_masks if row.mask else -1, int(row.scored)))
             n_masks += row.mask is not None
         self._parts["wanted"][: len(rows)] = wanted
         self._parts["rows"][: len(rows)] = [

@@ -411,12 +411,13 @@ class Engine:
         if stream.request.pooling == "rank":  # an encoder's first token stands for the text
             return [OutputRow(chunk, chunk.start if self.info.is_encoder else end - 1, 1)]
         if chunk.outputs == "last":
-            return [OutputRow(chunk, end - 1, min(stream.k, n_vocab), mask=stream.mask)]
+            k = min(stream.k, n_vocab)
+            return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
         k = max(stream.k, seq.request.prompt_logprobs or 0)
         picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
         masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
         return [
-            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick, mask)
+            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick, mask, scored=True)
             for i, (pick, mask) in enumerate(zip(picks, masks, strict=False))
         ]
 

@@ -70,6 +70,7 @@ class RowLogits:
 
     @property
     def log_sum_exp(self) -> float:
+        """NaN unless the row was ``scored``."""
         return float(self._record.view(np.float32)[1])
 
     @property

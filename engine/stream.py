@@ -85,8 +85,12 @@ class Stream:
     @property
     def k(self) -> int:
         """How many of the likeliest tokens the next step is to find."""
-        scored = 0 if self.request.post_sampling_probs else self.request.n_probs
-        return max(1, self.needs.k, scored)
+        return max(1, self.needs.k, self.request.n_probs if self.scores else 0)
+
+    @property
+    def scores(self) -> bool:
+        """Whether it asks for log-probabilities of what it samples."""
+        return self.request.n_probs > 0 and not self.request.post_sampling_probs
 
     @property
     def mask(self) -> Guide | None:

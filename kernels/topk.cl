@@ -1,22 +1,26 @@
 // The largest logits of each row and the row's log-sum-exp, without sorting the row.
 //
-// 1 segments: work-item (segment of SEGMENT logits, row) finds its maximum and sum of exps.
+// 1 segments: work-item (EACH segments of SEGMENT logits, row) finds their maxima and sums of exps.
 // 2 select:   work-item (row): the k-th largest of the segments' maxima is a threshold that at
 //             least k logits reach (found by bisection over the floats' order); log-sum-exp.
 // 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
-//             row's list, in any order; segments whose maximum does not are skipped.
-// wanted[row] = (k, token whose logit is asked for, mask or -1, -). A mask has a bit for each
+//             row's list, in any order; segments whose maximum does not are skipped. With COLLECT
+//             (for CPUs) it is the end of step 2 instead, and the list is sorted.
+// wanted[row] = (k, token whose logit is asked for, mask or -1, whether the log-sum-exp is asked
+// for: its exps take most of the time, and where it is not, it is NaN). A mask has a bit for each
 // token, padded to whole segments; where it is 0, the token is not among the largest, but it
 // still counts in the log-sum-exp. So `tops` are maxima over the allowed tokens, and `maxima`
 // are (maximum, sum of exps below it) over all. found[row]: 4 + 2 * CAPACITY words: how many
 // reached the threshold (may exceed CAPACITY: then the caller must read the row), the
-// log-sum-exp and the asked-for logit as floats, whether there is a mask; then pairs (token,
-// logit). Fewer than k are found if fewer are allowed.
+// log-sum-exp and the asked-for logit as floats, MASKED if there is a mask, and SORTED if the
+// list is; then pairs (token, logit). Fewer than k are found if fewer are allowed.
 
 #include "lanes.cl"
 #include "activation.cl"
 
 #define SEGMENT 256
+#define MASKED 1
+#define SORTED 2
 #define RECORD (4 + 2 * CAPACITY)
 
 // Floats as integers of the same order.
@@ -43,11 +47,7 @@ INLINE float allowed_top(global const float* x, global const uint* mask, int beg
     return top;
 }
 
-kernel void segments(global const float* logits, int n_vocab, global const int4* wanted,
-                     global const uint* masks, global float2* found, global float* tops) {
-    const int segment = get_global_id(0), row = get_global_id(1);
-    const int begin = segment * SEGMENT, n = min(SEGMENT, n_vocab - begin);
-    global const float* x = logits + (size_t)row * n_vocab + begin;
+INLINE void scan_segment(global const float* x, int n, bool scored, global float2* maximum) {
     float16 top16 = -INFINITY;
     int i = 0;
     for (; i + 16 <= n; i += 16) top16 = fmax(top16, vload16(0, x + i));
@@ -55,22 +55,53 @@ kernel void segments(global const float* logits, int n_vocab, global const int4*
     for (; i < n; i++) top = fmax(top, x[i]);
     float16 sum16_ = 0;
     float sum = 0;
-    if (top > -INFINITY) {  // else every difference is NaN
+    if (scored && top > -INFINITY) {  // else every difference is NaN
         for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
         for (; i < n; i++) sum += exp(x[i] - top);
     }
-    const int n_segments = get_global_size(0);
-    const size_t at = (size_t)row * n_segments + segment;
-    found[at] = (float2)(top, sum + sum16(sum16_));
-    const int mask = wanted[row].z;
-    const size_t words = (size_t)n_segments * (SEGMENT / 32);
-    tops[at] = mask < 0 ? top : allowed_top(x, masks + mask * words, begin, n);
+    *maximum = (float2)(top, sum + sum16(sum16_));
 }
+
+kernel void segments(global const float* logits, int n_vocab, global const int4* wanted,
+                     global const uint* masks, global float2* maxima, global float* tops) {
+    const int row = get_global_id(1), n_segments = (n_vocab + SEGMENT - 1) / SEGMENT;
+    const int first = get_global_id(0) * EACH, mask = wanted[row].z;
+    logits += (size_t)row * n_vocab;
+    maxima += (size_t)row * n_segments;
+    tops += (size_t)row * n_segments;
+    masks += (size_t)max(mask, 0) * n_segments * (SEGMENT / 32);
+    for (int i = first; i < min(first + EACH, n_segments); i++) {
+        const int begin = i * SEGMENT, n = min(SEGMENT, n_vocab - begin);
+        scan_segment(logits + begin, n, wanted[row].w, maxima + i);
+        tops[i] = mask < 0 ? maxima[i].x : allowed_top(logits + begin, masks, begin, n);
+    }
+}
+
+#ifdef COLLECT
+// Adds the logits of x that reach t to a row's list: before those that are less, so that what
+// ties stays in the order of the tokens. Token `begin` is x[0].
+INLINE void collect_sorted(global const float* x, global const uint* mask, int begin, int n, int t,
+                           global int* found) {
+    const float least = as_float(t < 0 ? t ^ 0x7FFFFFFF : t);
+    for (int i = 0; i < n; i++) {
+        if (i % 16 == 0 && i + 16 <= n && !any(~(vload16(0, x + i) < least))) {
+            i += 15;
+            continue;
+        }
+        if (ordered(x[i]) < t || (mask && !allowed(mask, begin + i))) continue;
+        int at = found[0]++;
+        if (at >= CAPACITY) continue;
+        for (; at > 0 && as_float(found[3 + 2 * at]) < x[i]; at--)
+            vstore2(vload2(at + 1, found), at + 2, found);
+        vstore2((int2)(begin + i, as_int(x[i])), at + 2, found);
+    }
+}
+#endif
 
 kernel void select_threshold(global const float2* maxima, global const float* tops,
                              int n_segments, int n_vocab, global const int4* wanted,
-                             global const float* logits, global int* found,
-                             global int* thresholds) {
+                             global const float* logits, global const uint* masks,
+                             global int* found, global int* thresholds) {
     const int row = get_global_id(0);
     maxima += (size_t)row * n_segments;
     tops += (size_t)row * n_segments;
@@ -78,8 +109,9 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     float top = -INFINITY, top_allowed = -INFINITY;
     for (int i = 0; i < n_segments; i++) top = fmax(top, maxima[i].x);
     for (int i = 0; i < n_segments; i++) top_allowed = fmax(top_allowed, tops[i]);
-    float sum = 0;
-    for (int i = 0; i < n_segments; i++) sum += maxima[i].y * exp(maxima[i].x - top);
+    float sum = wanted[row].w ? 0 : NAN;
+    if (wanted[row].w)
+        for (int i = 0; i < n_segments; i++) sum += maxima[i].y * exp(maxima[i].x - top);
     const int k = min(wanted[row].x, n_segments);
     // The largest t such that at least k maxima are >= t. Fewer segments than k: everything.
     int low = ordered(-INFINITY), high = ordered(top_allowed);
@@ -93,8 +125,19 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     thresholds[row] = low;
     found[0] = 0;
     found[1] = as_int(top + log(sum));
-    found[2] = as_int(logits[(size_t)row * n_vocab + wanted[row].y]);
-    found[3] = wanted[row].z >= 0;
+    logits += (size_t)row * n_vocab;
+    found[2] = as_int(logits[wanted[row].y]);
+    const int mask = wanted[row].z;
+    found[3] = mask >= 0 ? MASKED : 0;
+#ifdef COLLECT
+    found[3] |= SORTED;
+    masks = mask < 0 ? 0 : masks + (size_t)mask * n_segments * (SEGMENT / 32);
+    for (int i = 0; i < n_segments; i++) {
+        if (ordered(tops[i]) < low || (masks && tops[i] == -INFINITY)) continue;
+        const int begin = i * SEGMENT;
+        collect_sorted(logits + begin, masks, begin, min(SEGMENT, n_vocab - begin), low, found);
+    }
+#endif
 }
 
 kernel void collect(global const float* logits, int n_vocab, global const int4* wanted,

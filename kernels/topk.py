@@ -12,16 +12,19 @@ from kernels.device import Device
 from kernels.tape import OUTPUTS, Per, Tape
 from kernels.tensor import Tensor, empty
 
-SEGMENT = 256  # logits per work-item (topk.cl)
+SEGMENT = 256  # logits that are left out together (topk.cl)
+SEGMENTS_EACH = 16  # of a work-item on a CPU
 CAPACITY = 512  # logits that reach the threshold and still fit a row's list
 MAX_K = 256
 HEADER = 4
+MASKED, SORTED = 1, 2  # flags of a record
 
 
 @dataclass(frozen=True, slots=True)
 class TopKBuffers:
     """wanted: int32 [n, 4]: k, the token whose logit is asked for, the row of ``masks`` or -1,
-    and nothing; masks: int32 [m, words], a bit per token; found: int32 records."""
+    and whether the log-sum-exp is asked for; masks: int32 [m, words], a bit per token; found:
+    int32 records."""
 
     wanted: Tensor
     masks: Tensor
@@ -47,25 +50,29 @@ def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
     """logits = cap * tanh(logits / cap)."""
     n_vocab = logits.shape[1]
     args = [logits.buffer, np.int32(n_vocab), np.float32(cap)]
-    tape.add(
-        "topk.cl", "softcap", [f"CAPACITY={CAPACITY}"], args, (-(-n_vocab // 16), Per(OUTPUTS))
-    )
+    grid = (-(-n_vocab // 16), Per(OUTPUTS))
+    tape.add("topk.cl", "softcap", [f"CAPACITY={CAPACITY}", "EACH=1"], args, grid)
 
 
 def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     """Fill ``buffers.found`` from logits, float32 [n, n_vocab], and ``buffers.wanted``."""
     n_vocab = np.int32(logits.shape[1])
     n_segments = -(-int(n_vocab) // SEGMENT)
-    defines = [f"CAPACITY={CAPACITY}"]
-    grid = (n_segments, Per(OUTPUTS))
+    alone = tape.device.is_simd  # a work-item collects a row's best
+    each = SEGMENTS_EACH if alone else 1
+    defines = [f"CAPACITY={CAPACITY}", f"EACH={each}", *["COLLECT"] * alone]
     x, maxima, tops = logits.buffer, buffers.maxima.buffer, buffers.tops.buffer
     wanted, masks, found = buffers.wanted.buffer, buffers.masks.buffer, buffers.found.buffer
     thresholds = buffers.thresholds.buffer
-    tape.add("topk.cl", "segments", defines, [x, n_vocab, wanted, masks, maxima, tops], grid)
-    args = [maxima, tops, np.int32(n_segments), n_vocab, wanted, x, found, thresholds]
+    args: list[object] = [x, n_vocab, wanted, masks, maxima, tops]
+    grid = (-(-n_segments // each), Per(OUTPUTS))
+    tape.add("topk.cl", "segments", defines, args, grid)
+    args = [maxima, tops, np.int32(n_segments), n_vocab, wanted, x, masks, found, thresholds]
     tape.add("topk.cl", "select_threshold", defines, args, (Per(OUTPUTS),))
+    if alone:
+        return
     args = [x, n_vocab, wanted, masks, tops, thresholds, found]
-    tape.add("topk.cl", "collect", defines, args, grid)
+    tape.add("topk.cl", "collect", defines, args, (n_segments, Per(OUTPUTS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Found:
 
     ids: list[int]
     logits: list[float]
-    log_sum_exp: float
+    log_sum_exp: float  # NaN if it was not asked for
     picked: float  # the logit of the token that was asked for
 
 
@@ -83,12 +90,16 @@ def parse(record: npt.NDArray[Any], k: int) -> Found | None:
 
     Fewer than k where a mask allows no more.
     """
-    count, _, _, masked = record[:HEADER].tolist()
-    if count > CAPACITY or (count < k and not masked):
+    count, flags = record[:HEADER:3].tolist()
+    if count > CAPACITY or (count < k and not flags & MASKED):
         return None
+    if flags & SORTED:
+        count = min(count, k)
     floats = record.view(np.float32)
     ids = record[HEADER : HEADER + 2 * count : 2]
     logits = floats[HEADER + 1 : HEADER + 2 * count : 2]
-    order = np.lexsort((ids, -logits))[:k]
+    if not flags & SORTED:
+        order = np.lexsort((ids, -logits))[:k]
+        ids, logits = ids[order], logits[order]
     _, log_sum_exp, picked, _ = floats[:HEADER].tolist()
-    return Found(ids[order].tolist(), logits[order].tolist(), log_sum_exp, picked)
+    return Found(ids.tolist(), logits.tolist(), log_sum_exp, picked)

@@ -76,7 +76,9 @@ class Stepper:
         """The logits of the next so many tokens of each sequence: float32 [count, n_vocab]."""
         chunks = [Chunk(seq, seq.n_computed, count, "all") for seq, count in shares]
         wanted = [
-            OutputRow(chunk, chunk.start + i, 4, i) for chunk in chunks for i in range(chunk.count)
+            OutputRow(chunk, chunk.start + i, 4, i, scored=True)
+            for chunk in chunks
+            for i in range(chunk.count)
         ]
         found = self.runner.forward(chunks, copies, wanted)
         rows = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,7 +28,7 @@ def find(
     allowed = allowed or {}
     buffers = topk_buffers(device, *logits.shape, 3)
     masks = [list(allowed).index(i) if i in allowed else -1 for i in range(len(logits))]
-    rows = [(k, picked, mask, 0) for (k, picked), mask in zip(wanted, masks, strict=True)]
+    rows = [(k, picked, mask, 1) for (k, picked), mask in zip(wanted, masks, strict=True)]
     write(device, buffers.wanted, np.array(rows, np.int32), wait=True)
     bits = np.zeros((3, buffers.masks.shape[1] * 32), np.uint8)
     for mask, tokens in enumerate(allowed.values()):
@@ -141,6 +143,20 @@ def test_nothing_is_allowed(device: Device, programs: Programs) -> None:
     found = find(device, programs, np.zeros((1, 3000), np.float32), [(40, 0)], {0: []})[0]
     assert found is not None
     assert found.ids == []
+
+
+def test_without_log_sum_exp(device: Device, programs: Programs) -> None:
+    logits = np.random.default_rng(8).standard_normal((2, 3000), dtype=np.float32)
+    buffers = topk_buffers(device, *logits.shape, 1)
+    write(device, buffers.wanted, np.array([(5, 7, -1, 0), (5, 7, -1, 1)], np.int32), wait=True)
+    x = upload(device, logits)
+    run(device, programs, 2, lambda tape: topk(tape, x, buffers))
+    without, with_it = (parse(record, 5) for record in read(buffers.found, None, device.queue))
+    assert without is not None
+    assert with_it is not None
+    assert math.isnan(without.log_sum_exp)
+    assert with_it.log_sum_exp > 0
+    assert (without.ids, without.picked) == (np.argsort(-logits[0])[:5].tolist(), logits[0, 7])
 
 
 @pytest.mark.parametrize("n_vocab", [128, 1001])
