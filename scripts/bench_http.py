@@ -4,7 +4,8 @@
     python scripts/bench_http.py --url http://127.0.0.1:8080
 
 Measures against a running server: tokens per second of one and of eight streams, as the
-clients see them, beside the engine's own figure (``timings``); the gaps between another
+clients see them, beside the engine's own figure (``timings``) and, with ``-m model.gguf``, by
+turns with an engine without HTTP; the gaps between another
 stream's tokens before and while a long prompt is processed; the time to the first token of
 a prompt and of a second one that shares most of it.
 """
@@ -17,13 +18,23 @@ import http.client
 import itertools
 import json
 import random
+import re
+import selectors
+import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
+
+from bench_engine import EngineSubject
+
+ROUNDS = 3
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
@@ -56,24 +67,62 @@ def tokens(n: int, seed: int) -> list[int]:
     return [rng.randrange(1000, 20000) for _ in range(n)]
 
 
+class Receiver:
+    """A streamed completion on a socket of its own, whose events are counted and not read."""
+
+    MARK = b"data: {"
+
+    def __init__(self, url: str, request: dict[str, Any]) -> None:
+        parts = urlsplit(url)
+        text = json.dumps(request).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        self.socket = socket.create_connection((parts.hostname, parts.port or 80))
+        self.socket.sendall(head.encode() + text)
+        self.times: list[float] = []
+        self._end = b""
+
+    def receive(self) -> bool:
+        """Take what is there; False: that was the end."""
+        data = self.socket.recv(1 << 16)
+        known = len(self.MARK) - 1  # a mark may have begun in what came before
+        n = (self._end[-known:] + data).count(self.MARK)
+        self.times += [time.perf_counter()] * n
+        self._end = (self._end + data)[-2048:]
+        return bool(data)
+
+    @property
+    def engine_rate(self) -> float:
+        """Tokens per second as the engine counts, from the last event."""
+        self.socket.close()
+        found = re.search(rb'"predicted_per_second":([0-9.]+)', self._end)
+        if found is None:
+            raise RuntimeError(f"no timings at the end of a stream: {self._end[-200:].decode()}")
+        return float(found[1])
+
+
 def rates(url: str, n_streams: int, n: int, seed: int) -> tuple[float, float]:
-    """Tokens per second of all streams together: as received, and as the engine counts."""
-    times: list[list[float]] = [[] for _ in range(n_streams)]
-    engine: list[float] = [0.0] * n_streams
+    """Tokens per second of all streams together: as received, and as the engine counts.
 
-    def run(i: int) -> None:
-        for at, event in stream(url, body(tokens(8, seed + i), n)):
-            times[i].append(at)
-            if b'"timings"' in event:
-                engine[i] = json.loads(event)["timings"]["predicted_per_second"]
+    One thread counts marks in what the sockets give: the client shares the server's cores, and
+    is not what is measured.
+    """
+    receivers = [Receiver(url, body(tokens(8, seed + i), n)) for i in range(n_streams)]
+    with selectors.DefaultSelector() as selector:
+        for receiver in receivers:
+            selector.register(receiver.socket, selectors.EVENT_READ, receiver)
+        while selector.get_map():
+            for key, _ in selector.select():
+                if not key.data.receive():
+                    selector.unregister(key.fileobj)
+    received = [(n - 1) / (r.times[-1] - r.times[0]) for r in receivers]
+    return sum(received), sum(r.engine_rate for r in receivers)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(n_streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    received = [(n - 1) / (t[-1] - t[0]) for t in times]
-    return sum(received), sum(engine)
+
+def without_http(subject: EngineSubject, n_streams: int, n: int, seed: int) -> float:
+    """Tokens per second of an engine in this process, asked for the same."""
+    prompts = [tokens(8, seed + i) for i in range(n_streams)]
+    return float(subject.op_streams(prompts, n)["value"])
 
 
 def gaps(url: str, n_prompt: int) -> tuple[list[float], list[float]]:
@@ -119,20 +168,32 @@ def show(name: str, values: list[float]) -> None:
     )
 
 
+def show_rates(url: str, subject: EngineSubject | None, n: int, n_tokens: int) -> None:
+    rounds = []
+    for i in range(ROUNDS):
+        seed = 100 * n + 10 * i
+        alone = 0.0 if subject is None else without_http(subject, n, n_tokens, seed)
+        rounds.append((*rates(url, n, n_tokens, seed), alone))
+    received, engine, alone = (statistics.median(x) for x in zip(*rounds, strict=True))
+    beside = f", without HTTP {alone:.1f}, {received / alone:.1%}" if alone else ""
+    print(f"{n} stream(s): received {received:.1f} tok/s, engine {engine:.1f}{beside}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("-m", "--model", type=Path, help="the server's, to compare without HTTP")
     parser.add_argument("--generate", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=2000)
     args = parser.parse_args()
     rates(args.url, 1, 32, 1)  # warm up
+    subject = None if args.model is None else EngineSubject(
+        args.model, n_ctx=args.generate + 64, n_slots=8, device=None, n_threads=0
+    )  # fmt: skip
     for n in (1, 8):
-        pairs = [rates(args.url, n, args.generate, 100 * n + 10 * i) for i in range(3)]
-        received, engine = (statistics.median(x) for x in zip(*pairs, strict=True))
-        print(
-            f"{n} stream(s): received {received:.1f} tok/s, engine {engine:.1f} tok/s, "
-            f"{received / engine:.1%}"
-        )
+        show_rates(args.url, subject, n, args.generate)
+    if subject is not None:
+        subject.close()
     before, during = gaps(args.url, args.prompt)
     show("alone", before)
     show(f"while a prompt of {args.prompt} is processed", during)
