@@ -3,10 +3,10 @@
     python scripts/tune.py [--device NAME] [--family simd] [--vendor] [--dry-run]
 
 One size at a time, twice around, each by the time of products and attention as a model of a
-few billion parameters has them. It is measured in turns with the one in use and takes its place
-if it is 2 % faster every time. What differs from the default is written to kernels/tuning.json
-under the device's name, or with --vendor under its vendor's, for all devices without an entry of
-their own.
+few billion parameters has them. Every run with it is followed by one with the size in use, so that
+a busy neighbour meets both, and it takes that one's place if it is 2 % faster each of three times.
+What differs from the default is written to kernels/tuning.json under the device's name, or with
+--vendor under its vendor's, for all devices without an entry of their own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
 SHAPES = (("Q4_K", 4096, 4096), ("Q4_K", 16384, 4096), ("Q6_K", 4096, 8192))
 N_HEADS, ATTENDED, CONTEXT = 32, KVShape(8, 128, 128), 4096
 GAIN = 1.02  # by how much a size must win
-SECONDS, ROUNDS, TURNS = 0.1, 2, 2
+SECONDS, ROUNDS, TURNS = 0.1, 2, 3
 
 Work = Callable[[Tape], None]
 
@@ -78,33 +78,37 @@ def attending(device: Device) -> Work:
     )
 
 
-def seconds(device: Device, programs: Programs, works: list[Work]) -> float:
-    """The sum of the shortest times of each."""
+def gain(device: Device, programs: Programs, works: list[Work], old: Tuning, new: Tuning) -> float:
+    """How much faster the works are with the new sizes, by the sums of their shortest times."""
+    totals = [0.0, 0.0]
     counts: Counts = (1, 1, 1, CONTEXT // PART, 1)
-    total = 0.0
     for work in works:
-        tape = Tape(device, programs)
-        work(tape)
-        times: list[float] = []
-        while sum(times) < SECONDS or len(times) < 4:
-            start = time.perf_counter()
-            tape.run(counts)
-            device.finish()
-            times.append(time.perf_counter() - start)
-        total += min(times[1:])  # the first one may compile
-    return total
+        tapes = [Tape(dataclasses.replace(device, tuning=sizes), programs) for sizes in (old, new)]
+        for tape in tapes:
+            work(tape)
+            tape.run(counts)  # may compile
+        device.finish()
+        times: list[tuple[float, ...]] = []
+        while sum(map(sum, times)) < SECONDS or len(times) < 4:
+            times.append(tuple(timed(device, tape, counts) for tape in tapes))
+        for i, each in enumerate(zip(*times, strict=True)):
+            totals[i] += min(each)
+    return totals[0] / totals[1]
+
+
+def timed(device: Device, tape: Tape, counts: Counts) -> float:
+    start = time.perf_counter()
+    tape.run(counts)
+    device.finish()
+    return time.perf_counter() - start
 
 
 def search(device: Device) -> Tuning:
     """The best sizes, one after the other; prints every comparison."""
     programs = Programs(device)
     works = [*products(device, programs), attending(device)]
-
-    def time_with(tuning: Tuning) -> float:
-        return seconds(dataclasses.replace(device, tuning=tuning), programs, works)
-
     best = device.tuning
-    print(f"{device.info.name}, {device.family}: {time_with(best) * 1e3:.3f} ms with {best}")
+    print(f"{device.info.name}, {device.family}: {best}")
     for _ in range(ROUNDS):
         before = best
         for name, choices in CHOICES[device.family].items():
@@ -112,8 +116,7 @@ def search(device: Device) -> Tuning:
                 tried = dataclasses.replace(best, **{name: choice})
                 if tried == best or tried != tried.within(device.max_work_group):
                     continue
-                # In turns: what else happens on the machine meets both.
-                ratios = [time_with(best) / time_with(tried) for _ in range(TURNS)]
+                ratios = [gain(device, programs, works, best, tried) for _ in range(TURNS)]
                 print(f"  {name} {choice}: {' '.join(f'{r:.3f}' for r in ratios)} x", flush=True)
                 if min(ratios) > GAIN:
                     best = tried
@@ -123,11 +126,11 @@ def search(device: Device) -> Tuning:
 
 
 def store(table: Path, kind: str, name: str, found: Tuning) -> None:
-    """Write what differs from the default; nothing else in the file changes."""
+    """Write what differs from the default, in place of what was there; nothing else changes."""
     entries = json.loads(table.read_text(encoding="utf-8"))
     default = dataclasses.asdict(Tuning(**entries["default"]))
     sizes = {k: v for k, v in dataclasses.asdict(found).items() if v != default[k]}
-    entries[kind][name] = {**entries[kind].get(name, {}), **sizes}
+    entries[kind][name] = sizes
     table.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
