@@ -94,10 +94,10 @@ class Receiver:
     @property
     def engine_rate(self) -> float:
         """Tokens per second as the engine counts, from the last event."""
-        self.socket.close()
         found = re.search(rb'"predicted_per_second":([0-9.]+)', self._end)
         if found is None:
-            raise RuntimeError(f"no timings at the end of a stream: {self._end[-200:].decode()}")
+            end = self._end[-200:].decode(errors="replace")
+            raise RuntimeError(f"no timings at the end of a stream: {end}")
         return float(found[1])
 
 
@@ -115,8 +115,10 @@ def rates(url: str, n_streams: int, n: int, seed: int) -> tuple[float, float]:
             for key, _ in selector.select():
                 if not key.data.receive():
                     selector.unregister(key.fileobj)
+                    key.data.socket.close()
+    engine = sum(r.engine_rate for r in receivers)  # first: it tells what went wrong
     received = [(n - 1) / (r.times[-1] - r.times[0]) for r in receivers]
-    return sum(received), sum(r.engine_rate for r in receivers)
+    return sum(received), engine
 
 
 def without_http(subject: EngineSubject, n_streams: int, n: int, seed: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,9 @@ async def messages(service: Service, http: HttpRequest) -> Reply:
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data))
     job = await prepare(service, chat)
-    dialect = Messages(job.choices()[0], service.model_name, fields)
+    dialect = Messages(
+        job.choices()[0], service.model_name, fields.stop_sequences or [], fields.max_tokens
+    )
     return await start(service, chat, job, Options(), dialect)
 
 
@@ -59,12 +61,14 @@ class Messages:
 
     framing = ANTHROPIC_SSE
 
-    def __init__(self, choice: Choice, model: str, fields: MessagesFields) -> None:
+    def __init__(
+        self, choice: Choice, model: str, stop_sequences: Sequence[str], max_tokens: int
+    ) -> None:
         self.choice = choice
         self.id = random_id("msg_")
         self.model = model
-        self.stop_sequences = fields.stop_sequences or []
-        self.max_tokens = fields.max_tokens
+        self.stop_sequences = stop_sequences
+        self.max_tokens = max_tokens
         self._parts: list[Piece] = []  # of a whole answer
         self._block: str | int | None = None  # open: "text", "thinking" or the number of a call
         self._n_blocks = 0
@@ -121,7 +125,8 @@ class Messages:
         if word is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": word}
         if finished.reason == "limit":
-            is_full = finished.truncated and finished.timings.predicted_n < self.max_tokens
+            n_predicted = finished.timings.predicted_n
+            is_full = finished.truncated and not 0 <= self.max_tokens <= n_predicted
             full = "model_context_window_exceeded" if is_full else "max_tokens"
             return {"stop_reason": full, "stop_sequence": None}
         called = self.choice.finish_reason == "tool_calls"

@@ -13,6 +13,8 @@ from itertools import islice
 import click
 
 THREADS = "threads are the OpenCL driver's (taskset or numactl confine the process)"
+LOADING = "the file is read once, into the memory of the devices, and its pages are let go"
+LOGGING = "there are two levels of the log, with -v and without; it goes to stderr"
 TRUE, FALSE = ("true", "1", "on", "enabled"), ("false", "0", "off", "disabled")
 
 
@@ -55,17 +57,21 @@ FOREIGN = (
             "--spec-draft-n-max", "--spec-draft-n-min", "-lcs", "--lookup-cache-static", "-lcd",
             "--lookup-cache-dynamic",
         ),
-        neutral=("none",), env=("MODEL_DRAFT", "SPEC_DRAFT_MODEL", "SPEC_TYPE", "HFD_REPO"),
+        neutral=("none",),
+        env=(
+            "MODEL_DRAFT", "SPEC_DRAFT_MODEL", "SPEC_TYPE", "HFD_REPO", "DRAFT_MAX", "DRAFT_MIN",
+            "DRAFT_P_MIN", "N_GPU_LAYERS_DRAFT", "CTX_SIZE_DRAFT",
+        ),
     ),
     Foreign(
         "there is no web page here", ("--ui", "--webui", "--path"), ("--no-ui", "--no-webui"),
         FALSE, ("UI", "WEBUI", "STATIC_PATH"),
     ),
     Foreign(
-        "the file is read once, into the memory of the devices, and its pages are let go",
-        ("--mmap", "-lm", "--load-mode", "-dio", "--direct-io", "-ndio", "--no-direct-io"),
-        ("--no-mmap",), ("auto", "none"), ("LOAD_MODE",),
+        LOADING,
+        ("-lm", "--load-mode"), ("--no-mmap",), ("auto", "none", *FALSE), ("LOAD_MODE", "MMAP"),
     ),
+    Foreign(LOADING, ("--mmap", "-dio", "--direct-io", "-ndio", "--no-direct-io")),
     Foreign(
         "the memory of devices is their drivers', which have no such setting", ("--mlock",),
         neutral=FALSE, env=("MLOCK",),
@@ -112,10 +118,9 @@ FOREIGN = (
     Foreign(
         "the log has no colours", ("--log-colors",), neutral=("off", "auto"), env=("LOG_COLORS",),
     ),
+    Foreign(LOGGING, ("--log-disable",)),
     Foreign(
-        "there are two levels of the log, with -v and without; it goes to stderr",
-        ("--log-disable", "-lv", "--verbosity", "--log-verbosity"), neutral=("3",),
-        env=("LOG_VERBOSITY",),
+        LOGGING, ("-lv", "--verbosity", "--log-verbosity"), neutral=("3",), env=("LOG_VERBOSITY",),
     ),
     Foreign("devices of other machines cannot be used", ("--rpc",), env=("RPC",)),
     Foreign(

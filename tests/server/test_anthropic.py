@@ -122,7 +122,12 @@ def test_limits(url: str, client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "reason"), [(9, "model_context_window_exceeded"), (8, "max_tokens")]
+    ("max_tokens", "reason"),
+    [
+        (9, "model_context_window_exceeded"),
+        (8, "max_tokens"),
+        (-1, "model_context_window_exceeded"),
+    ],
 )
 def test_a_context_that_was_cut(
     serve: Any, fakes: Any, client: Any, max_tokens: int, reason: str

@@ -311,7 +311,10 @@ def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("JINJA", "0"), ("UI", "1"), ("HF_REPO", "a/b"), ("MLOCK", "on"), ("CACHE_REUSE", "256")],
+    [
+        *(("JINJA", "0"), ("UI", "1"), ("HF_REPO", "a/b"), ("MLOCK", "on"), ("CACHE_REUSE", "256")),
+        *(("MMAP", "1"), ("DRAFT_MAX", "16"), ("N_GPU_LAYERS_DRAFT", "9")),
+    ],
 )
 def test_variables_that_nothing_would_act_on_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.chat.formats.param_calls import parameters
 from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
 from engine.chat.layout import Tools
-from engine.chat.literals import Notation, mapping
+from engine.chat.literals import Notation, bare_word, mapping
 from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space
 from engine.chat.values import Kinds, kinds_of, listed, parameter_schema, properties, required
 from engine.constraint import Trigger
@@ -77,8 +77,12 @@ class LiteralCalls:
         yield from skip_space(scanner)
         if self.prefix:
             yield from expect(scanner, marks(self.prefix))
-        name = yield from enclosed(scanner, marks(self.opening))
-        scanner.begin_call(name.strip())
+        if self.notation.has_bare_texts:
+            name = (yield from enclosed(scanner, marks(self.opening))).strip()
+        else:
+            name = yield from bare_word(scanner)
+            yield from expect(scanner, marks(self.opening))
+        scanner.begin_call(name)
         colon = marks(self.colon)
         yield from mapping(scanner, scanner.arguments, self.notation, colon, self.closer)
 

@@ -80,3 +80,15 @@ def test_choice_of_a_tool():
     other = {"type": "function", "function": {"name": "g"}}
     with pytest.raises(RequestError, match="no tool is named 'g'"):
         chat_format(template, [USER], tools=[TOOL], tool_choice=other)
+
+
+@pytest.mark.parametrize("call", ["[]", '[{"name": "f", "arguments": {}}]', "[f(x=1),]"])
+def test_python_calls_end_at_their_mark(call):
+    """What comes after a broken call, with a bracket in it, is content and no name."""
+    marked = ChatTemplate(THINKS + "{# <|tool_call_start|><|tool_call_end|><|tool_list_start|> #}")
+    parser = chat_format(marked, [USER], tools=[TOOL]).parser()
+    text = f"<|tool_call_start|>{call}<|tool_call_end|>No; call f(x=1) yourself."
+    deltas = [*map(parser.push, text), parser.finish()]
+    names = [c.name for d in deltas for c in d.calls if c.name]
+    assert names == (["f"] if call.startswith("[f(") else [])
+    assert "".join(d.content for d in deltas).endswith("No; call f(x=1) yourself.")
