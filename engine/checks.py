@@ -127,9 +127,13 @@ def _check_shapes(
 
 def _resolved(form: Sequence[str], numbers: Mapping[str, int]) -> list[int | None]:
     """A shape's numbers, None where any will do: ``2f`` is twice what ``f`` is."""
-    return [
-        int(size[:-1] or 1) * numbers[size[-1]] if size[-1] in numbers else None for size in form
-    ]
+
+    def number(size: str) -> int | None:
+        if size.isdigit():
+            return int(size)
+        return int(size[:-1] or 1) * numbers[size[-1]] if size[-1] in numbers else None
+
+    return [number(size) for size in form]
 
 
 def _check_bias(gguf: GGUFFile, shapes: dict[str, Shape], name: str, shape: Shape) -> None:

@@ -136,7 +136,10 @@ class Engine:
         found = tuple(
             0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
         )
-        return found, tuple(place or 0 for place in places)
+        starts = tuple(
+            place or 0 if scale else 0 for place, scale in zip(places, found, strict=True)
+        )
+        return found, starts if any(starts) else ()
 
     def adapters(self) -> tuple[AdapterState, ...]:
         """The LoRA adapters that are loaded, with the scales of requests which name none."""

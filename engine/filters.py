@@ -211,10 +211,10 @@ def top_n_sigma(n: float) -> Step:
     def step(tokens: Tokens) -> Pool:
         pool = tokens.pool()
         logits = pool.logits
-        finite = logits[logits > -math.inf]
-        if logits.size < 2 or not finite.size:
+        possible = logits[logits > -math.inf]
+        if logits.size < 2 or not possible.size:
             return pool
-        least = pool.max() - n * float(finite.std())
+        least = pool.max() - n * float(possible.std())
         return Pool(pool.ids, np.where(logits < least, -math.inf, logits), whole=pool.whole)
 
     return step

@@ -283,7 +283,13 @@ class TensorSource:
         ]
 
     def by_kind(self, prefix: str, name: str, image_name: str | None = None) -> Linear:
-        """The matrix for text and the one for images, for engine.models.image_experts."""
+        """The matrix for text and the one for images, for engine.models.image_experts; ModelError
+        for an adapter of it, which would change images' tokens too."""
+        if self._updates(f"{prefix}{name}.weight"):
+            raise ModelError(
+                f"adapters of {prefix}{name} are not supported, beside which the model has another "
+                "matrix for images"
+            )
         return self.expert_linear(
             [self.part(f"{prefix}{name}"), self.part(f"{prefix}vis_{image_name or name}")]
         )

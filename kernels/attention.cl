@@ -2,9 +2,10 @@
 //
 // A query sees the keys of its sequence up to its own position, and with `window` > 0 only the
 // last `window` of them. BIDIRECTIONAL: it sees the keys after it too, up to tile.w, and with a
-// window those at most window / 2 away. TOGETHER: it sees the keys up to tile.w in any case. Keys are taken in parts of PART tokens, each with its own maximum m,
-// sum l and weighted values acc; parts are then merged from the first to the last. Single
-// tokens (one work-item per part) and prompts (a loop over parts) so do the same arithmetic.
+// window those at most window / 2 away. TOGETHER: it sees the keys up to tile.w in any case.
+// Keys are taken in parts of PART tokens, each with its own maximum m, sum l and weighted values
+// acc; parts are then merged from the first to the last. Single tokens (one work-item per part)
+// and prompts (a loop over parts) so do the same arithmetic.
 //
 // tiles[i] = (first token, number of queries, page table row, keys of the sequence
 // or with TOGETHER those that all queries of the tile see).

@@ -10,7 +10,9 @@
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       PAGES_ARG(global const uchar*, k_cache),
-                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG, global float* out, global float* scratch, int scratch_stride,
+                      PAGES_ARG(global const uchar*, v_cache), int window,
+                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+                      global float* out, global float* scratch, int scratch_stride,
                       global const int* counts, int count_at) {
     const int n_heads = n_kv * G;
     global float* s = scratch + (size_t)get_global_id(0) * scratch_stride;

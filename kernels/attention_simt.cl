@@ -40,7 +40,8 @@ INLINE float reduce_sum(float v, local float* shared) {
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       PAGES_ARG(global const uchar*, k_cache),
-                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+                      PAGES_ARG(global const uchar*, v_cache), int window,
+                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #ifdef SPLIT
                       global float* partial, int max_parts
 #else

@@ -4,7 +4,7 @@
 // token, number of tokens, slot, position of the first). state is [slot][CONV - 1][channels],
 // the inputs before the first token; it is as if zero at position 0.
 // weights: [CONV][channels], the last tap is the token's own.
-// GATE_IN   the input is x * x[gate_at ...]        GATE_OUT   the output is times x[out_gate_at ...]
+// GATE_IN   the input is x * x[gate_at ...]        GATE_OUT   so is the output, x[out_gate_at ...]
 // SILU_OUT  silu of the output                     BIAS       bias[channel] is added
 
 #include "lanes.cl"

@@ -63,8 +63,8 @@ INLINE float product(global const float* query, const float* key) {
 }
 #else
 // Keys b to b + PAGE - 1 of those of all pages; beyond the last of them, zeros.
-INLINE void load_keys(PAGES_ARG(global const uchar*, k_cache), global const int* table, int b, int n,
-                      float16 keys[HD][HALVES]) {
+INLINE void load_keys(PAGES_ARG(global const uchar*, k_cache), global const int* table, int b,
+                      int n, float16 keys[HD][HALVES]) {
 #if K_TOKENS == 1
     global const uchar* k = K_PAGE(k_cache, table[b / PAGE], 1, 0);
     for (int d = 0; d < HD; d++)
@@ -94,7 +94,8 @@ INLINE void products(global const float* query, float16 keys[HD][HALVES], float1
 kernel void index_scores(global const float* q, global const float* weights,
                          global const int4* tiles, global const int* positions,
                          global const int* tables, int table_stride,
-                         PAGES_ARG(global const uchar*, k_cache), global float* scores, int stride) {
+                         PAGES_ARG(global const uchar*, k_cache), global float* scores,
+                         int stride) {
     const int4 tile = tiles[get_global_id(1)];
     const int n = N_COMPETE(positions[tile.x] + tile.y - 1);
     global const int* table = tables + (size_t)tile.z * table_stride;
@@ -148,7 +149,8 @@ INLINE void store_maximum(const OF_PAGE float* values, int s, int pos, global fl
 
 kernel void block_maxima(global const float* q, global const int4* tiles,
                          global const int* positions, global const int* tables, int table_stride,
-                         PAGES_ARG(global const uchar*, k_cache), global float* scores, int stride) {
+                         PAGES_ARG(global const uchar*, k_cache), global float* scores,
+                         int stride) {
     const int4 tile = tiles[get_global_id(1)];
     const int last = positions[tile.x] + tile.y - 1;
     global const int* table = tables + (size_t)tile.z * table_stride;

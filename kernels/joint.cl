@@ -53,8 +53,8 @@ INLINE float16 values16(global const uchar* page, int row, int d) {
 
 // The places of the next 32 keys from `key` on; returns the key that follows them. At the end there
 // are `count`, and the last of them again, or the first place of all.
-// Intel's compiler for CPUs loads keys before it knows whether there are any, and makes wrong places
-// in the loop that finds the keys.
+// Intel's compiler for CPUs loads keys before it knows whether there are any, and makes wrong
+// places in the loop that finds the keys.
 INLINE int list_keys(SHARED int* places, SHARED int* count, global const int* table, int key,
                      int n_keys, global const uint* selected) {
     int keys[32], n = 0;

@@ -69,6 +69,10 @@ class Pages:
         return sum(slab.n_bytes for slab in self.slabs)
 
     @property
+    def n_pages(self) -> int:
+        return sum(slab.shape[0] for slab in self.slabs)
+
+    @property
     def page_bytes(self) -> int:
         return self.slabs[0].shape[1]
 

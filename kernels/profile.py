@@ -145,10 +145,11 @@ def _run_timed(queue: Any, sized: Sequence[tuple[Launch, tuple[int, ...]]]) -> l
 
 
 def touch_pages(device: Device, pages: KVPages, n_pages: int) -> None:
-    """Write ones to the first pages of every layer: unwritten memory may take none at all."""
+    """Write ones to the first pages of every layer, as far as it has them: unwritten memory may
+    take none at all."""
     for layer in pages.layers:
         for kept in (layer.k, layer.v):
-            for page in range(n_pages) if kept.n_bytes else ():
+            for page in range(min(n_pages, kept.n_pages)) if kept.n_bytes else ():
                 buffer, at = kept.place(page)
                 one = np.ones(1, np.uint8)
                 cl.enqueue_fill_buffer(device.queue, buffer, one, at, kept.page_bytes)

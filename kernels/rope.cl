@@ -3,8 +3,8 @@
 // rope_table: cos and sin for every token of the step, [n][2][N_ROT / 2]; one launch a step.
 // With COMPONENTS a position has four, and each pair is turned by one of them (M-RoPE).
 // rope_kv: work-item (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
-// k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The token's
-// place is slots[t] = page * PAGE + row.
+// k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The
+// token's place is slots[t] = page * PAGE + row.
 // NEOX         pairs (i, i + N_ROT/2), else (2i, 2i + 1), of a head's values from ROT_AT on
 // NO_ROPE      no rotation
 // QK_NORM      each head of Q and K is normalized before the rotation, with NORM_AFTER after it:

@@ -289,7 +289,10 @@ def test_an_engine_with_an_adapter_that_tokens_invoke(
     ask(with_it, [7, 8, *invoking[2:60]], 1)
     found = ask(with_it, invoking, 4, n_probs=128)
     assert found.n_cached == 0
+    elsewhere = [*[9] * 40, 7, 8, *invoking[42:60], *[9] * 10]
+    ask(with_it, elsewhere, 1, adapters=((0, 0.0),))
     off = ask(with_it, invoking, 4, n_probs=128, adapters=((0, 0.0),))
+    assert off.n_cached > 30  # without a scale it is nothing where it is invoked
     assert_same_logits(off, ask(without, invoking, 4, n_probs=128))
     with pytest.raises(AssertionError):
         assert_same_logits(found, off)

@@ -106,6 +106,18 @@ def test_needs_are_known(arch: str) -> None:
     assert needs.layers
 
 
+@pytest.mark.skipif(not NAMES, reason="no specs in ../shared/conformance")
+def test_a_gate_of_more_rows_than_one(tmp_path: Path) -> None:
+    name = "blk.0.ffn_gate_inp_shexp.weight"
+    spec = json.loads((SPECS / "qwen2moe-moe.json").read_text(encoding="utf-8"))
+    with header(spec, tmp_path / "model.gguf") as gguf:
+        check(gguf)
+        info = gguf.tensors[name]
+        gguf.tensors[name] = replace(info, shape=(info.shape[0], 5))
+        with pytest.raises(ModelError, match=name):
+            check(gguf)
+
+
 @pytest.mark.parametrize("name", NAMES or NO_DATA)
 def test_tensors_of_other_shapes(name: str, tmp_path: Path) -> None:
     """With fewer rows, and with fewer columns: the error names the tensor and its shape, unless

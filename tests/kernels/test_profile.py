@@ -122,3 +122,12 @@ def test_pages_are_written_up_to_a_number(device: Device) -> None:
             found = read(tensor, None, device.queue)
             assert (found[:2] == 1).all()
             assert not found[2].any()
+
+
+def test_a_ring_may_have_fewer_pages(device: Device) -> None:
+    pages = KVPages(device, [KVShape(1, 16, 16)] * 2, 3, "f16", "f16", rings=(2, 0))
+    touch_pages(device, pages, 3)
+    for layer, n in zip(pages.layers, (2, 3), strict=True):
+        found = read(layer.k.slabs[0], None, device.queue)
+        assert found.shape[0] == n
+        assert (found == 1).all()
