@@ -42,7 +42,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             const float p = exp(s[key - first] - m);
             global const uchar* v = V_PAGE(v_cache, table[key / PAGE], n_kv, h);
             l += p;
-            for (int d = 0; d < HDV; d++) acc[d] = fma(p, value_at(v, key % PAGE, d), acc[d]);
+            for (int d = 0; d < HDV; d++) acc[d] = fma(p, v_value(v, key % PAGE, d), acc[d]);
         }
         const float factor = OUTPUT_FACTOR(m, l, head);
         for (int d = 0; d < HDV; d++)

@@ -97,7 +97,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
                 const int d = c * WG + lid;
                 if (d < HDV_PADDED)
                     for (int j = 0; j < n; j++)
-                        acc[c] = fma(p[i * PAGE + j], value_at(v, j, d), acc[c]);
+                        acc[c] = fma(p[i * PAGE + j], v_value(v, j, d), acc[c]);
             }
         }
         barrier(CLK_LOCAL_MEM_FENCE);

@@ -32,18 +32,6 @@
 #define HALVES (PAGE / 16)
 #define KEYS (BLOCK > PAGE ? BLOCK : PAGE)
 
-// Value d of a key, or of 16 keys.
-#define DEFINE_VALUE(N)                                                                        \
-    INLINE float##N key_value##N(global const uchar* k, int d, int t) {                        \
-        const float##N code = k_codes##N(k, d, t);                                             \
-        if (IS_FLOAT(K_TYPE)) return code;                                                     \
-        const float##N scale = k_scales##N(k, d / 32, t);                                      \
-        if (!HAS_MINIMUM(K_TYPE)) return code * scale;                                         \
-        return fma(code, scale, k_minima##N(k, d / 32, t, scale));                             \
-    }
-DEFINE_VALUE()
-DEFINE_VALUE(16)
-
 #ifdef SIMT
 // Key b of those of all pages; beyond the last of them, zeros.
 INLINE void load_key(PAGES_ARG(global const uchar*, k_cache), global const int* table, int b, int n,
@@ -53,7 +41,7 @@ INLINE void load_key(PAGES_ARG(global const uchar*, k_cache), global const int* 
         return;
     }
     global const uchar* k = K_PAGE(k_cache, table[b / K_ROWS], 1, 0);
-    for (int d = 0; d < HD; d++) key[d] = key_value(k, d, b % K_ROWS);
+    for (int d = 0; d < HD; d++) key[d] = k_value(k, d, b % K_ROWS);
 }
 
 INLINE float product(global const float* query, const float* key) {
@@ -68,12 +56,12 @@ INLINE void load_keys(PAGES_ARG(global const uchar*, k_cache), global const int*
 #if K_TOKENS == 1
     global const uchar* k = K_PAGE(k_cache, table[b / PAGE], 1, 0);
     for (int d = 0; d < HD; d++)
-        for (int i = 0; i < HALVES; i++) keys[d][i] = key_value16(k, d, 16 * i);
+        for (int i = 0; i < HALVES; i++) keys[d][i] = k_value16(k, d, 16 * i);
 #else
     for (int i = 0; i < PAGE; i++) {
         global const uchar* k = K_PAGE(k_cache, table[min(b + i, n - 1) / K_ROWS], 1, 0);
         for (int d = 0; d < HD; d++)
-            ((float*)keys[d])[i] = b + i < n ? key_value(k, d, (b + i) % K_ROWS) : 0;
+            ((float*)keys[d])[i] = b + i < n ? k_value(k, d, (b + i) % K_ROWS) : 0;
     }
 #endif
 }

@@ -29,14 +29,6 @@ INLINE int place_of(global const int* table, int key) {
 }
 #define ROW_AT(place) V_PAGE(cache, (place) / PAGE, 1, 0), (place) % PAGE
 
-INLINE float16 values16(global const uchar* page, int row, int d) {
-    const float16 codes = v_codes16(page, row, d);
-    if (IS_FLOAT(V_TYPE)) return codes;
-    const float scale = v_scales(page, d / 32, row);
-    if (!HAS_MINIMUM(V_TYPE)) return codes * scale;
-    return fma(codes, (float16)(scale), (float16)(v_minima(page, d / 32, row, scale)));
-}
-
 #ifdef G
 #if WG > 1
 #define SHARED local
@@ -88,7 +80,7 @@ INLINE void score_keys(SHARED float* scores, SHARED const float* q, SHARED const
         for (int c = 0; i < count && c < CHUNKS; c++) {
             float16 key[KEYS];
             #pragma unroll
-            for (int k = 0; k < KEYS; k++) key[k] = values16(ROW_AT(places[i + k]), 16 * c);
+            for (int k = 0; k < KEYS; k++) key[k] = v_value16(ROW_AT(places[i + k]), 16 * c);
             #pragma unroll
             for (int h = 0; h < G; h++) {
                 const float16 query = vload16(h * CHUNKS + c, q);
@@ -131,7 +123,7 @@ INLINE void add_values(float16 acc[OWN][G], SHARED const float* weights,
             #pragma unroll
             for (int w = 0; w < WIDE; w++) {
                 const int column = 16 * ((own + w) * WG + LID);
-                const float16 v = values16(ROW_AT(places[i]), column);
+                const float16 v = v_value16(ROW_AT(places[i]), column);
                 #pragma unroll
                 for (int h = 0; h < G; h++)
                     sum[w][h] = fma(v, (float16)(weights[h * 32 + i]), sum[w][h]);
@@ -239,7 +231,7 @@ kernel void scores(global const float* queries, global const float* weights,
     if (key >= n_seen || n_seen <= TOP_K) return;
     float16 k[CHUNKS];
     const int place = place_of(table, key);
-    for (int c = 0; c < CHUNKS; c++) k[c] = values16(ROW_AT(place), 16 * c);
+    for (int c = 0; c < CHUNKS; c++) k[c] = v_value16(ROW_AT(place), 16 * c);
     for (int t = tile.x; t < tile.x + tile.y; t++) {
         global const float* q = queries + (size_t)t * HEADS * HD;
         float total = 0;

@@ -103,7 +103,7 @@ DEFINE_CODES(, LOAD_ONE)
 DEFINE_CODES(16, vload16)
 
 // Of a head's K of token t, or of the tokens from t on: the code of value d, the scale and the
-// minimum of block b.
+// minimum of block b, and value d.
 #define DEFINE_K(N, LOAD)                                                                      \
     INLINE float##N k_codes##N(global const uchar* k, int d, int t) {                          \
         if (IS_FLOAT(K_TYPE)) return float_values##N(K_TYPE, k, d * K_ROWS + t);                 \
@@ -119,11 +119,18 @@ DEFINE_CODES(16, vload16)
     }                                                                                          \
     INLINE float##N k_minima##N(global const uchar* k, int b, int t, float##N d) {             \
         return minima##N(K_TYPE, d, M_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);          \
+    }                                                                                          \
+    INLINE float##N k_value##N(global const uchar* k, int d, int t) {                          \
+        const float##N code = k_codes##N(k, d, t);                                             \
+        if (IS_FLOAT(K_TYPE)) return code;                                                     \
+        const float##N scale = k_scales##N(k, d / 32, t);                                      \
+        if (!HAS_MINIMUM(K_TYPE)) return code * scale;                                         \
+        return fma(code, scale, k_minima##N(k, d / 32, t, scale));                             \
     }
 DEFINE_K(, LOAD_ONE)
 DEFINE_K(16, vload16)
 
-// The same of V, but the code of token t's value d, or of 16 values from there on.
+// The same of V, but the code and the value of token t's value d, or of 16 from there on.
 #define DEFINE_V(N, LOAD)                                                                      \
     INLINE float##N v_codes##N(global const uchar* v, int t, int d) {                          \
         if (IS_FLOAT(V_TYPE)) return float_values##N(V_TYPE, v, t * HDV_PADDED + d);           \
@@ -139,6 +146,13 @@ DEFINE_K(16, vload16)
     }                                                                                          \
     INLINE float##N v_minima##N(global const uchar* v, int b, int t, float##N d) {             \
         return minima##N(V_TYPE, d, M_OF(V_TYPE, v, V_BLOCKS * PAGE) + b * PAGE + t);          \
+    }                                                                                          \
+    INLINE float##N v_value##N(global const uchar* v, int t, int d) {                          \
+        const float##N code = v_codes##N(v, t, d);                                             \
+        if (IS_FLOAT(V_TYPE)) return code;                                                     \
+        const float scale = v_scales(v, d / 32, t);                                            \
+        if (!HAS_MINIMUM(V_TYPE)) return code * scale;                                         \
+        return fma(code, (float##N)(scale), (float##N)(v_minima(v, d / 32, t, scale)));        \
     }
 DEFINE_V(, LOAD_ONE)
 DEFINE_V(16, vload16)
@@ -160,13 +174,6 @@ INLINE float key_score(const QUERY float* q, global const uchar* k, int t) {
     return s;
 }
 #endif
-
-INLINE float value_at(global const uchar* v, int t, int d) {
-    const float code = v_codes(v, t, d);
-    if (IS_FLOAT(V_TYPE)) return code;
-    const float scale = v_scales(v, d / 32, t);
-    return HAS_MINIMUM(V_TYPE) ? fma(code, scale, v_minima(v, d / 32, t, scale)) : code * scale;
-}
 
 // The nearest of the 16 values, by halving the table.
 INLINE uchar nearest(float v) {

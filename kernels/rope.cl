@@ -211,14 +211,14 @@ kernel void pool_keys(global const float* table, global const int* slots,
         for (int i = 0; i < K_TOKENS; i++) {
             weights[i] = 0;
 #ifdef GATED
-            weights[i] = value_at(v, row - K_TOKENS + 1 + i, HD + d) + ape[i * HD + d];
+            weights[i] = v_value(v, row - K_TOKENS + 1 + i, HD + d) + ape[i * HD + d];
 #endif
             top = fmax(top, weights[i]);
         }
         for (int i = 0; i < K_TOKENS; i++) {
             const float weight = exp(weights[i] - top);
             total += weight;
-            sum = fma(weight, value_at(v, row - K_TOKENS + 1 + i, d), sum);
+            sum = fma(weight, v_value(v, row - K_TOKENS + 1 + i, d), sum);
         }
         x[d] = sum / total;
     }

@@ -94,6 +94,33 @@ def logits(model: Stepper, scales: tuple[float, ...] = ()) -> Floats:
     return model.run(seq, [30, 1, 17])
 
 
+def check_merged(
+    base: Path,
+    device: Device,
+    programs: Programs,
+    folder: Path,
+    first: Updates,
+    second: Updates,
+    pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+) -> None:
+    """Two adapters with scales are as merged into the weights by factors: (scales, factors); with
+    scales of 0 they are as none."""
+    with open_gguf(base) as gguf:
+        arch = gguf.architecture
+    files = [
+        write_adapter(folder / "a.gguf", first, 16.0, arch),
+        write_adapter(folder / "b.gguf", second, 8.0, arch),
+    ]
+    model = Stepper(base, device, programs, adapters=files)
+    plain = logits(Stepper(base, device, programs))
+    assert nmse(logits(model, (0.0, 0.0)), plain) < 1e-11
+    for scales, factors in pairs:
+        merge = merged(base, folder / "m.gguf", (first, factors[0]), (second, factors[1]))
+        expected = logits(Stepper(merge, device, programs))
+        assert nmse(plain, expected) > 1e-4
+        assert nmse(logits(model, scales), expected) < 1e-9
+
+
 @pytest.mark.parametrize("name", ["llama-dense", "gemma3-dense", "phi3-dense"])
 def test_like_merged_weights(
     device: Device,
@@ -104,20 +131,9 @@ def test_like_merged_weights(
 ) -> None:
     """One adapter, two at once with scales of their own, and none."""
     base = conformance_model(name)
-    arch = name.partition("-")[0]
     first, second = updates_of(base, 1), updates_of(base, 2, ("attn_output.weight", "up.weight"))
-    files = [
-        write_adapter(tmp_path / "a.gguf", first, 16.0, arch),
-        write_adapter(tmp_path / "b.gguf", second, 8.0, arch),
-    ]
-    model = Stepper(base, device, programs, adapters=files)
-    plain = logits(Stepper(base, device, programs))
-    assert nmse(logits(model, (0.0, 0.0)), plain) < 1e-11
-    for scales, factors in (((1.0, 0.0), (2.0, 0.0)), ((0.5, -1.5), (1.0, -1.5))):
-        merge = merged(base, tmp_path / "m.gguf", (first, factors[0]), (second, factors[1]))
-        expected = logits(Stepper(merge, device, programs))
-        assert nmse(plain, expected) > 1e-4
-        assert nmse(logits(model, scales), expected) < 1e-9
+    both = (((1.0, 0.0), (2.0, 0.0)), ((0.5, -1.5), (1.0, -1.5)))
+    check_merged(base, device, programs, tmp_path, first, second, both)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +160,8 @@ def test_embeddings_outputs_and_experts(
     ends: tuple[str, ...],
 ) -> None:
     base = conformance_model(name)
-    with open_gguf(base) as gguf:
-        arch = gguf.architecture
     first, second = updates_of(base, 1, ends), updates_of(base, 2, ends)
-    files = [
-        write_adapter(tmp_path / "a.gguf", first, 16.0, arch),
-        write_adapter(tmp_path / "b.gguf", second, 8.0, arch),
-    ]
-    model = Stepper(base, device, programs, adapters=files)
-    plain = logits(Stepper(base, device, programs))
-    assert nmse(logits(model, (0.0, 0.0)), plain) < 1e-11
-    merge = merged(base, tmp_path / "m.gguf", (first, 1.0), (second, -1.5))
-    expected = logits(Stepper(merge, device, programs))
-    assert nmse(plain, expected) > 1e-4
-    assert nmse(logits(model, (0.5, -1.5)), expected) < 1e-9
+    check_merged(base, device, programs, tmp_path, first, second, (((0.5, -1.5), (1.0, -1.5)),))
 
 
 def test_experts_whose_input_is_weighted(

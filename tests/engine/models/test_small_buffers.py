@@ -18,6 +18,14 @@ FLOAT_NMSE = 1e-7
 LIMIT = 600 << 10  # bytes; the largest matrices have six to ten times as many
 
 
+def check_logits(model: Stepper, shared: Path, name: str, pages: list[int]) -> None:
+    """Those of the reference, for a prompt and single tokens in these pages."""
+    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    result = model.run(sequence(tokens, 1, pages), [40] + [1] * 24)
+    assert nmse(result, logits) <= FLOAT_NMSE
+
+
 @pytest.mark.parametrize("name", ["llama-dense", "gpt-oss-moe"])
 def test_matrices_are_split(
     conformance_model: Callable[[str], Path],
@@ -29,12 +37,8 @@ def test_matrices_are_split(
 ) -> None:
     """gpt-oss has biases of experts, which are split too."""
     monkeypatch.setattr(weights, "SLAB_ROWS", 32)
-    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
     small = replace(device, max_allocation=LIMIT)
-    model = Stepper(conformance_model(name), small, programs)
-    result = model.run(sequence(tokens, 1, [3, 7, 5]), [40] + [1] * 24)
-    assert nmse(result, logits) <= FLOAT_NMSE
+    check_logits(Stepper(conformance_model(name), small, programs), shared, name, [3, 7, 5])
 
 
 def test_what_cannot_be_split_is_named(
@@ -55,9 +59,6 @@ def test_the_cache_of_a_layer_lies_in_slabs(
 ) -> None:
     """Of eight pages each; deepseek32 has one of an indexer's keys too."""
     monkeypatch.setattr(kv, "_slab_pages", lambda device, n_pages, page_bytes, most: 8)
-    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
     model = Stepper(conformance_model(name), device, programs)
     assert all(len(layer.k.slabs) == 4 for layer in model.runner.pages[0].layers)
-    result = model.run(sequence(tokens, 1, [3, 17, 29]), [40] + [1] * 24)
-    assert nmse(result, logits) <= FLOAT_NMSE
+    check_logits(model, shared, name, [3, 17, 29])
