@@ -11,9 +11,9 @@
 // pool   work-item (16 columns, share of the keys, sequence): the keys that end in this step, each
 //        in the row of its last token
 // keep   work-item (16 columns, sequence): the rows that the next step needs go to the state
-// store  work-item: a token. If it ends a key: RMS norm of that, rotation of its last N_ROT values
-//        at the position of its first token, in pairs (2i, 2i + 1), and the write to the page of
-//        its last token, whose rows are keys (PAGE of them).
+// store  work-item: a token. If it ends a key: the norm of that (head.cl), its rotation at the
+//        position of its first token, and the write to the page of its last token, whose rows are
+//        keys (PAGE of them).
 
 #include "lanes.cl"
 #include "activation.cl"
@@ -68,24 +68,20 @@ kernel void keep(global const float* rows, global const int4* sequences, global 
 
 #ifdef HD
 #include "kv.cl"
+#include "head.cl"
 
 kernel void store(global const float* keys, global const float* weight, float eps,
                   global const float* frequencies, float magnitude, global const int* positions,
                   global const int* slots, PAGES_ARG(global uchar*, cache)) {
     const int t = get_global_id(0), pos = positions[t];
     if ((pos + 1) % RATIO) return;
-    float x[HD], squares = 0;
-    keys += (size_t)t * HD;
-    for (int i = 0; i < HD; i++) squares = fma(keys[i], keys[i], squares);
-    const float factor = 1.0f / sqrt(squares / HD + eps);
-    for (int i = 0; i < HD; i++) x[i] = keys[i] * factor * weight[i];
-    for (int i = 0; i < N_ROT / 2; i++) {
-        const int a = HD - N_ROT + 2 * i, b = a + 1;
+    float x[HD];
+    for (int i = 0; i < HD; i++) x[i] = keys[(size_t)t * HD + i];
+    normalize(x, weight, 0, eps);
+    for (int i = 0; i < HALF_ROT; i++) {
         float c;
-        const float s = sincos((pos + 1 - RATIO) * frequencies[i], &c) * magnitude;
-        const float y = x[a], z = x[b];
-        x[a] = y * c * magnitude - z * s;
-        x[b] = y * s + z * c * magnitude;
+        const float s = sincos((pos + 1 - RATIO) * frequencies[i], &c);
+        turn(x, i, c * magnitude, s * magnitude);
     }
     const int slot = slots[t];
     store_v(x, V_PAGE(cache, slot / PAGE_TOKENS, 1, 0), slot % PAGE_TOKENS / RATIO);

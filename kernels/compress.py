@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.kv import PAGE, KVShape, LayerKV
+from kernels.rope import HeadNorm
 from kernels.tape import SEQUENCES, TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
@@ -83,7 +84,8 @@ def compress(
 class KeyFinish:
     """What becomes of a mean of tokens: a norm, and a rotation at its first token's position.
 
-    weight: float32 [width]; frequencies: float32 [n_rot / 2], of the last values of the key.
+    weight: float32 [width]; frequencies: float32 [n_rot / 2], of pairs (2i, 2i + 1) of the last
+    values of the key.
     """
 
     weight: Tensor
@@ -112,7 +114,8 @@ def store_keys(
     n_rot = 2 * finish.frequencies.shape[0]
     defines = [
         f"RATIO={ratio}", f"HD={shape.head}", f"HDV={shape.head}", f"N_ROT={n_rot}",
-        f"PAGE={shape.rows}", f"PAGE_TOKENS={PAGE}", *layer.defines,
+        f"ROT_AT={shape.head - n_rot}", f"PAGE={shape.rows}", f"PAGE_TOKENS={PAGE}",
+        *HeadNorm(finish.eps, k=finish.weight).defines(shape.head), *layer.defines,
     ]  # fmt: skip
     args = [
         keys.buffer, finish.weight.buffer, np.float32(finish.eps), finish.frequencies.buffer,

@@ -5,11 +5,9 @@
 // rope_kv: work-item (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
 // k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The
 // token's place is slots[t] = page * PAGE + row.
-// NEOX         pairs (i, i + N_ROT/2), else (2i, 2i + 1), of a head's values from ROT_AT on
-// NO_ROPE      no rotation
-// QK_NORM      each head of Q and K is normalized before the rotation, with NORM_AFTER after it:
-//              RMS, or with NORM_LAYER layer norm. Value i of head h is multiplied with
-//              weight[h * W_HEAD + i * W_ITEM], if there is one (Q_WEIGHT, K_WEIGHT).
+// NO_ROPE      no rotation; else that of head.cl
+// QK_NORM      each head of Q and K is normalized (head.cl) before the rotation, with NORM_AFTER
+//              after it, with the weights Q_WEIGHT and K_WEIGHT where there are any
 // CLAMP        values of Q, K and V are first bounded by +-clamp_to
 // JOINT        K is V, and kept in its place
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
@@ -41,23 +39,7 @@ kernel void rope_table(global const int* positions, global const float* frequenc
 #ifdef HD
 #include "kv.cl"
 
-#define HALF_ROT (N_ROT / 2)
-
-INLINE void rotate(float* v, global const float* table) {
-#ifndef NO_ROPE
-    for (int i = 0; i < HALF_ROT; i++) {
-        const float c = table[i], s = table[HALF_ROT + i];
-#ifdef NEOX
-        const int a = ROT_AT + i, b = a + HALF_ROT;
-#else
-        const int a = ROT_AT + 2 * i, b = a + 1;
-#endif
-        const float x = v[a], y = v[b];
-        v[a] = x * c - y * s;
-        v[b] = x * s + y * c;
-    }
-#endif
-}
+#include "head.cl"
 
 #ifdef CLAMP
 #define CLAMPED(v) clamp(v, -clamp_to, clamp_to)
@@ -65,19 +47,9 @@ INLINE void rotate(float* v, global const float* table) {
 #define CLAMPED(v) (v)
 #endif
 
-INLINE void normalize(float* v, global const float* weight, int head, float eps) {
-#ifdef QK_NORM
-    float mean = 0, squares = 0;
-#ifdef NORM_LAYER
-    for (int i = 0; i < HD; i++) mean += v[i];
-    mean /= HD;
-#endif
-    for (int i = 0; i < HD; i++) squares = fma(v[i] - mean, v[i] - mean, squares);
-    const float factor = 1.0f / sqrt(squares / HD + eps);
-    for (int i = 0; i < HD; i++) {
-        v[i] = (v[i] - mean) * factor;
-        if (weight) v[i] *= weight[head * W_HEAD + i * W_ITEM];
-    }
+INLINE void rotate(float* v, global const float* table) {
+#ifndef NO_ROPE
+    for (int i = 0; i < HALF_ROT; i++) turn(v, i, table[i], table[HALF_ROT + i]);
 #endif
 }
 
