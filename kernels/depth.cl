@@ -19,7 +19,8 @@ kernel void mix_depth(global const float* bank, int n_rows, global const float* 
     const size_t t = get_group_id(0);
     float scores[BANKED + 1], top = -INFINITY, total = 0;
     for (int i = 0; i <= BANKED; i++) {
-        global const float* source = (i < BANKED ? bank + (size_t)i * n_rows * n_cols : x) + t * n_cols;
+        global const float* source = i < BANKED ? bank + (size_t)i * n_rows * n_cols : x;
+        source += t * n_cols;
         float squares = 0, dot_ = 0;
         for (int c = 16 * LID; c < n_cols; c += 16 * WG) {
             const float16 v = vload16(0, source + c);

@@ -97,7 +97,8 @@ kernel void distribute(global const float* x, global const float* coefficients, 
     for (int d = 0; d < HC; d++) {
         float16 sum = v * coefficients[HC + d];
 #ifdef MIX
-        for (int s = 0; s < HC; s++) sum = fma((float16)(coefficients[(2 + s) * HC + d]), old[s], sum);
+        for (int s = 0; s < HC; s++)
+            sum = fma((float16)(coefficients[(2 + s) * HC + d]), old[s], sum);
 #else
         sum += old[d];
 #endif

@@ -84,14 +84,15 @@ INLINE char16 nonlinear16(uchar16 code) {
 // codes of a block's byte that has value j, with fifth bits; the minimum that goes with a scale;
 // floats in memory, which are codes that need neither.
 #define DEFINE_CODES(N, LOAD)                                                                  \
-    INLINE float##N block_codes##N(const int type, const uchar##N byte, const uint##N high, int j) { \
+    INLINE float##N block_codes##N(const int type, const uchar##N byte, const uint##N high,    \
+                                   int j) {                                                    \
         if (type == KV_Q8_0) return convert_float##N(as_char##N(byte));                        \
         const uint##N code = convert_uint##N(byte) >> (uint)(j / 16 * 4) & 15;                 \
         if (type == KV_IQ4_NL) return convert_float##N(nonlinear##N(convert_uchar##N(code)));  \
         return convert_float##N(as_int##N(HAS_HIGH(type) ? code | high << 4 : code));          \
     }                                                                                          \
     INLINE float##N minima##N(const int type, const float##N d, global const half* m) {        \
-        if (STORES_MINIMUM(type)) return vload_half##N(0, m);                                     \
+        if (STORES_MINIMUM(type)) return vload_half##N(0, m);                                  \
         return d * (type == KV_Q4_0 ? -8 : -16);                                               \
     }                                                                                          \
     INLINE float##N float_values##N(const int type, global const uchar* p, int at) {           \
@@ -246,7 +247,8 @@ INLINE void store_k(const float* x, global uchar* k, int t) {
     else
         for (int b = 0; b < K_BLOCKS; b++)
             store_block(K_TYPE, x + 32 * b, HD - 32 * b, k, K_BLOCKS * K_ROWS,
-                        b * CODE_BYTES(K_TYPE) * K_ROWS + t, K_ROWS, b * K_ROWS + t, b * K_ROWS + t);
+                        b * CODE_BYTES(K_TYPE) * K_ROWS + t, K_ROWS, b * K_ROWS + t,
+                        b * K_ROWS + t);
 }
 
 INLINE void store_v(const float* x, global uchar* v, int t) {

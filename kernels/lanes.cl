@@ -80,8 +80,10 @@ typedef char char64 __attribute__((ext_vector_type(64)));
 #define LOAD_FLOAT(p, i) vload16(i, (global const float*)(p))
 #define LOAD_BF16(p, i) as_float16(convert_uint16(vload16(i, (global const ushort*)(p))) << 16)
 
-#define EVENS(v) __builtin_shufflevector(v, v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-#define ODDS(v) __builtin_shufflevector(v, v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define EVENS(v) \
+    __builtin_shufflevector(v, v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODDS(v) \
+    __builtin_shufflevector(v, v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 #define EVEN(pair) convert_float16(EVENS(pair))
 #define ODD(pair) convert_float16(ODDS(pair))
 
@@ -110,7 +112,9 @@ INLINE int16 madd(vpair a, vpair b, int16 c) {
 #elif defined(X86_BUILTINS) && defined(__AVX512BW__)
     return c + __builtin_astype(__builtin_ia32_pmaddwd512(a, b), int16);
 #elif defined(X86_BUILTINS)
-    return c + (int16)(__builtin_ia32_pmaddwd256(a.lo, b.lo), __builtin_ia32_pmaddwd256(a.hi, b.hi));
+    const int8 low = __builtin_ia32_pmaddwd256(a.lo, b.lo);
+    const int8 high = __builtin_ia32_pmaddwd256(a.hi, b.hi);
+    return c + (int16)(low, high);
 #else
     int32w m = __builtin_convertvector(a, int32w) * __builtin_convertvector(b, int32w);
     return c + (EVENS(m) + ODDS(m));
