@@ -83,6 +83,7 @@ class Batch:
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
             Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 4)),
+            Region("row counts", (N_COUNTS,)), Region("row tokens", (n_outputs,)),
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
             Region("ring slots", (n_tokens,)),
         ]  # fmt: skip
@@ -92,6 +93,7 @@ class Batch:
             shapes.append(Region("block_positions", (n_tokens, 4) if sections else (n_tokens,)))
         if n_adapters:
             shapes.append(Region("adapter_scales", (n_tokens, n_adapters)))
+            shapes.append(Region("row scales", (n_outputs, n_adapters)))
         if ngrams is not None:
             shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
         self._memory, self._host, self._parts, tensors = regions(device, shapes)
@@ -110,6 +112,8 @@ class Batch:
             tokens=tensors["tokens"],
             slots=tensors["slots"],
             rows=tensors["rows"],
+            row_tokens=tensors["row tokens"],
+            row_counts=tensors["row counts"],
             sequences=tensors["sequences"],
             media=empty(device, self._media.shape) if media else None,
             together=bool(media and media.together),
@@ -119,6 +123,7 @@ class Batch:
             topk=replace(found, wanted=tensors["wanted"]),
             rope_positions=tensors.get("rope_positions"),
             adapter_scales=tensors.get("adapter_scales"),
+            row_scales=tensors.get("row scales"),
             ngrams=tensors.get("ngrams"),
             block_positions=tensors.get("block_positions"),
         )
@@ -150,6 +155,7 @@ class Batch:
         self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
+        self._parts["row counts"][:] = len(rows), *counts[1:]
         if not works_in_place(self._device):  # else the step before has been read, all is idle
             write(self._device, self._memory, self._host)
         if n_media and self.inputs.media is not None:
@@ -165,9 +171,11 @@ class Batch:
             wanted.append((row.k, row.pick, n_masks if row.mask else -1, int(row.scored)))
             n_masks += row.mask is not None
         self._parts["wanted"][: len(rows)] = wanted
-        self._parts["rows"][: len(rows)] = [
-            firsts[id(row.chunk)] + row.position - row.chunk.start for row in rows
-        ]
+        places = [firsts[id(row.chunk)] + row.position - row.chunk.start for row in rows]
+        self._parts["rows"][: len(rows)] = places
+        self._parts["row tokens"][: len(rows)] = self._parts["tokens"][places]
+        if self.inputs.row_scales is not None:
+            self._parts["row scales"][: len(rows)] = self._parts["adapter_scales"][places]
 
     def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
         """Have the rows' masks written, to the device too; each row's, None where it has none.

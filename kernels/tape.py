@@ -8,7 +8,7 @@ sizes of grids that follow the batch: ``Per(TOKENS, 8)`` is "one per eight token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyopencl as cl
@@ -25,7 +25,7 @@ MAX_GEOMETRIES = 512  # distinct counts whose grid sizes are kept
 
 @dataclass(frozen=True, slots=True)
 class Per:
-    """A grid size that follows a count: ceil(counts[index] / tile) * times + plus."""
+    """A grid size that follows a count: ceil(counts[index] / tile) * times + plus, 0 for none."""
 
     index: int
     tile: int = 1
@@ -33,7 +33,12 @@ class Per:
     plus: int = 0
 
     def size(self, counts: Sequence[int]) -> int:
-        return -(-counts[self.index] // self.tile) * self.times + self.plus
+        n = counts[self.index]
+        return -(-n // self.tile) * self.times + self.plus if n else 0
+
+    def of(self, tokens: int) -> Per:
+        """The same where counts[tokens] takes the place of the step's tokens."""
+        return replace(self, index=tokens) if self.index == TOKENS else self
 
 
 Grid = tuple[int | Per, ...]
@@ -55,11 +60,16 @@ class Launch:
 
 
 class Tape:
-    """A sequence of launches on one device."""
+    """A sequence of launches on one device.
+
+    ``tokens`` may be set to OUTPUTS for what is recorded next: then these rows are all the tokens
+    that there are. Its kernels must get a ``counts`` buffer that says the same.
+    """
 
     def __init__(self, device: Device, programs: Programs) -> None:
         self.device = device
         self.programs = programs
+        self.tokens = TOKENS
         self.launches: list[Launch] = []
         self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
@@ -82,6 +92,9 @@ class Tape:
         kernel.set_args(*args)
         self._bound.append(args)
         label = f"{name}({' '.join(defines)})"
+        grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
+        if work.count == TOKENS:
+            work = replace(work, count=self.tokens)
         self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
 
     def joined(self, other: Tape) -> Tape:

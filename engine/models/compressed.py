@@ -305,7 +305,7 @@ class Compressed:
         norm(step.tape, attended, UNCHANGED, self._by_group, times=n)
         matmul(
             step.tape, w.output_down.matrix, self._by_group, down, self._c.inputs.counts,
-            tile=step.mode.tile, experts=self._groups[step.mode.tile],
+            tile=step.tile, experts=self._groups[step.tile],
         )  # fmt: skip
         norm(step.tape, self._down, UNCHANGED, self._down_read)
         scale = self._c.h.residual_scale

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.models.arch import Hyperparameters
+from engine.models.ffn import FFNWeights
 from engine.models.linear import adapt_embeddings, adapt_outputs
+from engine.models.moe import MoEWeights
 from engine.models.place import Place
 from engine.models.rank import RankHead
 from engine.models.recording import Recording
 from engine.models.residuals import Residuals
 from engine.models.step import Mode, Step, Sublayer
 from engine.tensors import Linear
-from engine.weights import LayerWeights, ModelWeights
+from engine.weights import LayerWeights, ModelWeights, SublayerPlan
 from kernels.device import CommandQueue
 from kernels.embed import deepstack, embed
 from kernels.kv import KVShape
@@ -28,12 +30,15 @@ from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import softcap, topk
 
+UNCHANGED = NormWeights(None, 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A sublayer on the device ``at``, with its norms and the rows that it reads."""
 
     at: int
+    place: Place
     norm: NormWeights | None
     sublayer: Sublayer
     x: Activations
@@ -48,6 +53,10 @@ def kv_shapes(h: Hyperparameters) -> list[KVShape]:
         return [latent if n else KVShape(0, h.head, h.head_v) for n in h.n_heads]
     joint = bool(h.compress_ratios)
     return [KVShape(n_kv, h.head, h.head_v, joint=joint) for n_kv in h.n_kv]
+
+
+def _placed(plan: SublayerPlan, place: Place, sublayer: Sublayer, x: Activations) -> _Placed:
+    return _Placed(plan.at, place, plan.norm, sublayer, x, plan.post_norm, plan.after)
 
 
 class Decoder:
@@ -71,6 +80,7 @@ class Decoder:
             last.context, last.stream
         )  # fmt: skip
         self._layers = [self._build(layer, i) for i, layer in enumerate(weights.layers)]
+        self._tail = self._build_tail(n_outputs)
 
     def _build(self, layer: LayerWeights, i: int) -> list[_Placed]:
         """The layer's sublayers, each with room for the normalized stream that it reads."""
@@ -90,8 +100,27 @@ class Decoder:
             shares = plan.norm is None and placed
             workspace = self._places[plan.at].workspace
             x = placed[-1].x if shares else workspace.activations(name, readers, normed=True)
-            placed.append(_Placed(plan.at, plan.norm, sublayer, x, plan.post_norm, plan.after))
+            placed.append(_placed(plan, self._places[plan.at], sublayer, x))
         return placed
+
+    def _build_tail(self, n_outputs: int) -> _Placed | None:
+        """The last layer's FFN for the rows alone whose logits are wanted: a prompt has one. None
+        where it is not that simple: other parts of the layer read or change the stream of all."""
+        h, weights, at = self._h, self._weights, self._weights.output_at
+        last, media = len(weights.layers) - 1, self._places[at].inputs.media
+        layer = weights.layers[last]
+        plan = layer.sublayers[-1]
+        alone = plan.norm is not None and not layer.parallel and not layer.skip
+        early = h.arch.route_early or h.arch.experts_early
+        later = layer.direction is not None or self._takes_media(last, media)
+        if self._residuals is not None or self._last is None or early or later or not alone:
+            return None
+        if plan.at != at or not isinstance(plan.weights, FFNWeights | MoEWeights):
+            return None
+        place = self._places[at].for_rows(n_outputs)
+        sublayer = plan.weights.build(place.context, last, place.pages.layers[last])
+        x = place.workspace.activations("normed", sublayer.readers, normed=True)
+        return _placed(plan, place, sublayer, x)
 
     @property
     def generates(self) -> bool:
@@ -123,9 +152,14 @@ class Decoder:
         self._embed(recording)
         if self._residuals is not None:
             self._residuals.start(recording.reading(weights.output_at))
+        tail = None if mode.hidden or mode.attention != "tiles" else self._tail
         for i, (layer, sublayers) in enumerate(zip(weights.layers, self._layers, strict=True)):
             self._share_selection(recording, i, layer.mixers_at)
-            if self._residuals is None:
+            if tail is not None and i == len(self._layers) - 1:
+                self._layer(recording, sublayers[:-1], parallel=False)
+                self._select_rows(recording, tail)
+                self._layer(recording, [tail], parallel=False)
+            elif self._residuals is None:
                 self._layer(recording, sublayers, layer.parallel)
             else:
                 self._layer_within(recording, i, sublayers, self._residuals)
@@ -141,7 +175,7 @@ class Decoder:
                 embed(tape, layer.direction, place.zeros, place.stream, add=True)
         if self._residuals is not None:
             self._residuals.finish(recording.writing(weights.output_at, anew=True))
-        self._finish(recording)
+        self._finish(recording, tail)
         return recording
 
     def _embed(self, recording: Recording) -> None:
@@ -177,24 +211,38 @@ class Decoder:
         """An encoder's further embeddings are added to what the first layers give."""
         at = recording.stream_at
         media, n = self._places[at].inputs.media, self._h.n_embd
-        if media is None or (layer + 2) * n > media.shape[1]:
+        if media is None or not self._takes_media(layer, media):
             return
         tape, inputs = recording.writing(at).tape, self._places[at].inputs
         stream = self._places[at].stream
         deepstack(tape, self._weights.embedding, inputs.tokens, media, (layer + 1) * n, stream)
 
+    def _takes_media(self, layer: int, media: Tensor | None) -> bool:
+        return media is not None and (layer + 2) * self._h.n_embd <= media.shape[1]
+
+    def _select_rows(self, recording: Recording, tail: _Placed) -> None:
+        """From here on the rows whose logits are wanted are all the tokens that there are."""
+        post, source = recording.take_pending(tail.at), self._places[tail.at]
+        step, n = recording.writing(tail.at), self._h.n_embd
+        rows = Activations(n, tail.place.stream)
+        norm(
+            step.tape, source.stream, UNCHANGED, rows, post=post, rows=source.inputs.rows,
+            count=OUTPUTS,
+        )  # fmt: skip
+        step.tape.tokens = OUTPUTS
+
     def _layer(self, recording: Recording, layer: list[_Placed], parallel: bool) -> None:
         """One layer. Where a norm follows its last sublayer, the next norm carries it out."""
         if self._h.arch.route_early or self._h.arch.experts_early:
             for part in layer:
-                part.sublayer.prepare(recording.reading(part.at), self._places[part.at].stream)
+                part.sublayer.prepare(recording.reading(part.at), part.place.stream)
         if parallel:
             for part in layer:
                 self._normalize(recording, part)
         for part in layer:
             if not parallel:
                 self._normalize(recording, part)
-            place, post = self._places[part.at], part.post_norm
+            place, post = part.place, part.post_norm
             step = recording.writing(part.at) if post is None else recording.on(part.at)
             aside = post is not None or len(part.after) > 1
             out = place.sublayer if aside else place.stream
@@ -212,7 +260,7 @@ class Decoder:
             residuals.enter(recording.writing(home, anew=True), i, n)
             self._normalize(recording, part)
             step = recording.writing(part.at)
-            part.sublayer.record(step, part.x, self._places[part.at].stream, add=False)
+            part.sublayer.record(step, part.x, part.place.stream, add=False)
             residuals.leave(recording.reading(home), i, n)
 
     def _normalize(self, recording: Recording, part: _Placed) -> None:
@@ -220,12 +268,13 @@ class Decoder:
             return
         post = recording.take_pending(part.at)
         step = recording.reading(part.at) if post is None else recording.writing(part.at)
-        norm(step.tape, self._places[part.at].stream, part.norm, part.x, post=post)
+        norm(step.tape, part.place.stream, part.norm, part.x, post=post)
 
-    def _finish(self, recording: Recording) -> None:
+    def _finish(self, recording: Recording, tail: _Placed | None) -> None:
         """Hidden states of all tokens, if they are wanted; scores and logits of some."""
         at, last_norm = self._weights.output_at, self._weights.output_norm
-        inputs, stream = self._places[at].inputs, self._places[at].stream
+        inputs = self._places[at].inputs
+        stream = self._places[at].stream if tail is None else tail.place.stream
         post = recording.take_pending(at)
         step = recording.reading(at)
         tape = step.tape
@@ -234,7 +283,8 @@ class Decoder:
             post = None
         if self._last is None:
             return
-        norm(tape, stream, last_norm, self._last, post=post, rows=inputs.rows, count=OUTPUTS)
+        rows = inputs.rows if tail is None else None
+        norm(tape, stream, last_norm, self._last, post=post, rows=rows, count=OUTPUTS)
         if self._rank is not None:
             self._rank.record(step, self._last, inputs.counts)
         if self._weights.output is not None:

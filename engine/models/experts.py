@@ -76,7 +76,7 @@ class Experts:
         table: TokenExperts | None = None,
     ) -> None:
         """Choose by the router's logits, or a table of tokens, and run what is chosen."""
-        tape, counts, tile = step.tape, self._c.inputs.counts, step.mode.tile
+        tape, counts, tile = step.tape, self._c.inputs.counts, step.tile
         into, out_of = route(
             tape, logits, self._routing, self._buffers, counts, tile=tile, bias=bias, table=table
         )
@@ -105,7 +105,7 @@ class Experts:
         slots: ExpertRows,
     ) -> None:
         """What each expert's matrix yields, with what adapters add to it."""
-        tape, inputs, tile = step.tape, self._c.inputs, step.mode.tile
+        tape, inputs, tile = step.tape, self._c.inputs, step.tile
         matmul(
             tape, weights.matrix, x, out, inputs.counts, tile=tile, bias=weights.bias,
             experts=rows,

@@ -99,7 +99,7 @@ class FFN:
         pass
 
     def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        tape, counts, tile = step.tape, self._c.inputs.counts, step.mode.tile
+        tape, counts, tile = step.tape, self._c.inputs.counts, step.tile
         first, down = self._w.first[0], self._w.down
         activation = self._c.h.arch.glu(self._limit)
         if self._is_paired:

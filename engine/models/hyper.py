@@ -128,7 +128,7 @@ class Hyper:
         tape, n, fn = step.tape, self._w.count, mixer.fn.matrix
         logits = self._c.workspace.rows("stream logits", fn.n_rows)
         norm(tape, self._streams, NormWeights(None, self._w.eps, weightless=True), self._normed)
-        matmul(tape, fn, self._normed, logits, self._c.inputs.counts, tile=step.mode.tile)
+        matmul(tape, fn, self._normed, logits, self._c.inputs.counts, tile=step.tile)
         coefficients(tape, logits, mixer.mixing, n, self._factors)
         reduce(tape, self._streams, self._factors, n, self._stream)
 
@@ -229,6 +229,6 @@ class GatedHyper:
         self, step: Step, linear: Linear, x: Activations, out: Tensor, scale: float = 1.0
     ) -> None:
         matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
+            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
             scale=scale,
         )  # fmt: skip

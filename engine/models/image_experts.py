@@ -11,11 +11,11 @@ KINDS = Routing(n_experts=2, used=1)
 
 def rows_by_kind(step: Step, context: Context) -> ExpertRows:
     """Which of the step's tokens are text and which are not, found once on each tape."""
-    found = context.workspace.kinds
-    if step.tape not in found:
+    found, key = context.workspace.kinds, (step.tape, step.tape.tokens)
+    if key not in found:
         logits = context.workspace.rows("kinds", KINDS.n_experts)
         buffers = context.workspace.routing("kinds", KINDS.n_experts, KINDS.used)
         kinds(step.tape, context.inputs.tokens, logits)
-        counts, tile = context.inputs.counts, step.mode.tile
-        found[step.tape], _ = route(step.tape, logits, KINDS, buffers, counts, tile=tile)
-    return found[step.tape]
+        counts, tile = context.inputs.counts, step.tile
+        found[key], _ = route(step.tape, logits, KINDS, buffers, counts, tile=tile)
+    return found[key]

@@ -26,7 +26,7 @@ def linear(
     """out[t, offset:] (+)= (W x[t] + bias) * scale for the step's tokens, with the updates of
     the adapters that are loaded: two narrow products more. A matrix with a second one for images
     takes each token through its own."""
-    counts, tile = context.inputs.counts, step.mode.tile
+    counts, tile = context.inputs.counts, step.tile
     by_kind = weights.matrix.n_experts > 1
     matmul(
         step.tape, weights.matrix, x, out, counts, tile=tile, add=add, bias=weights.bias,
@@ -57,7 +57,7 @@ def adapt_embeddings(
     embed(step.tape, low.a, inputs.tokens, narrow, tokens_only=True)
     scale_columns(step.tape, narrow, inputs.adapter_scales, low.owner)
     matmul(
-        step.tape, low.b, Activations(width, narrow), out, inputs.counts, tile=step.mode.tile,
+        step.tape, low.b, Activations(width, narrow), out, inputs.counts, tile=step.tile,
         add=True, scale=scale,
     )  # fmt: skip
 

@@ -241,8 +241,8 @@ class MLA:
         if weights is None:
             raise ValueError("no matrices per head")
         matmul(
-            step.tape, weights.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
-            experts=self._heads[step.mode.tile],
+            step.tape, weights.matrix, x, out, self._c.inputs.counts, tile=step.tile,
+            experts=self._heads[step.tile],
         )  # fmt: skip
 
 

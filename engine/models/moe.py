@@ -178,7 +178,7 @@ class MoE:
 
     def _matmul(self, step: Step, linear: Linear, x: Activations, out: Tensor) -> None:
         matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
+            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
             bias=linear.bias,
         )  # fmt: skip
 
@@ -217,6 +217,6 @@ class Latent:
         self, step: Step, linear: Linear, x: Activations, out: Tensor, *, add: bool
     ) -> None:
         matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.mode.tile,
+            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
             bias=linear.bias, add=add,
         )  # fmt: skip

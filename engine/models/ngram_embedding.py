@@ -101,7 +101,7 @@ class NGramEmbedding:
         norm(tape, side_by_side, NormWeights(None, 0.0), self._read)
         for linear, out in ((w.key, self._key), (w.value, self._value)):
             matmul(
-                tape, linear.matrix, self._read, out, c.inputs.counts, tile=step.mode.tile,
+                tape, linear.matrix, self._read, out, c.inputs.counts, tile=step.tile,
                 bias=linear.bias,
             )  # fmt: skip
         self._norm(step, self._key, w.key_norm, self._key)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 
 from engine.models.arch import Hyperparameters
@@ -65,6 +68,15 @@ class Place:
             {windowed: table for windowed, (_, table) in self._rope.items()}, self._block_table,
             split, plain, self.tile_queries,
         )  # fmt: skip
+
+    def for_rows(self, n_rows: int) -> Place:
+        """The same for what follows the last mixer, where only the rows whose logits are wanted
+        go on: up to ``n_rows``, which ``stream`` has one after another."""
+        place = copy.copy(self)
+        place.inputs = self.inputs.of_rows
+        place.context = replace(self.context, inputs=place.inputs)
+        place.stream = self.workspace.tensor("stream of rows", n_rows, self.stream.shape[1])
+        return place
 
     def record_positions(self, tape: Tape) -> None:
         """Record what depends on the positions of a step's tokens alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from kernels.kv import LayerKV
 from kernels.matmul import Activations, ExpertRows, activations, wants_spans
 from kernels.moe import RoutingBuffers, routing_buffers
 from kernels.state import SlotStates
-from kernels.tape import Tape
+from kernels.tape import TOKENS, Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import TopKBuffers
 
@@ -31,6 +31,8 @@ class StepInputs:
     tokens: Tensor  # int32 [n]
     slots: Tensor  # int32 [n]: page * PAGE + row, where a token's K and V go
     rows: Tensor  # int32 [m]: which tokens' logits are wanted
+    row_tokens: Tensor  # int32 [m]: their ids
+    row_counts: Tensor  # as counts, if there were no other tokens than those
     sequences: Tensor  # int32 [s, 4]: first token, tokens, slot, position of the first
     media: Tensor | None  # float32 [n, n_embd or more]: embeddings of the tokens -1, -2, ...
     together: bool  # tiles of images say how far their tokens see
@@ -41,11 +43,20 @@ class StepInputs:
     rope_positions: Tensor | None = None  # int32 [n, 4]: time, row, column, other (M-RoPE)
     adapter_scales: Tensor | None = None  # float32 bits in int32 [n, adapters]
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
+    row_scales: Tensor | None = None  # as adapter_scales, of the rows
     block_positions: Tensor | None = None  # as rope_positions, of the first token of its block
 
     @property
     def counts(self) -> Tensor:
         return self.attention.counts
+
+    @property
+    def of_rows(self) -> StepInputs:
+        """For what follows the last mixer: the tokens whose logits are wanted are all there are."""
+        return replace(
+            self, tokens=self.row_tokens, adapter_scales=self.row_scales,
+            attention=replace(self.attention, counts=self.row_counts),
+        )  # fmt: skip
 
     def paging(self, windowed: bool) -> tuple[Tensor, AttentionInputs]:
         """Where a layer's K and V go, and where its attention finds them."""
@@ -74,6 +85,11 @@ class Step:
     tape: Tape
     mode: Mode
 
+    @property
+    def tile(self) -> int:
+        """Tokens per pass over the weights."""
+        return self.mode.tile if self.tape.tokens == TOKENS else self.mode.output_tile
+
 
 @dataclass(slots=True)
 class Workspace:
@@ -83,7 +99,7 @@ class Workspace:
     n_tokens: int
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
-    kinds: dict[Tape, ExpertRows] = field(default_factory=dict)  # see image_experts.py
+    kinds: dict[tuple[Tape, int], ExpertRows] = field(default_factory=dict)  # image_experts.py
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
         """The memory of that name and shape."""

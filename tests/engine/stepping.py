@@ -71,14 +71,21 @@ class Stepper:
         self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash)
 
     def step(
-        self, *shares: tuple[RunningSequence, int], copies: Sequence[PageCopy] = ()
+        self,
+        *shares: tuple[RunningSequence, int],
+        copies: Sequence[PageCopy] = (),
+        wants: Callable[[int], bool] = lambda position: True,
     ) -> list[Floats]:
-        """The logits of the next so many tokens of each sequence: float32 [count, n_vocab]."""
+        """The logits of the next so many tokens of each sequence: float32 [count, n_vocab].
+
+        ``wants``: of which positions; the others have no row.
+        """
         chunks = [Chunk(seq, seq.n_computed, count, "all") for seq, count in shares]
         wanted = [
             OutputRow(chunk, chunk.start + i, 4, i, scored=True)
             for chunk in chunks
             for i in range(chunk.count)
+            if wants(chunk.start + i)
         ]
         found = self.runner.forward(chunks, copies, wanted)
         rows = []
@@ -92,7 +99,7 @@ class Stepper:
             rows.append(row)
         for seq, count in shares:
             seq.n_computed += count
-        ends = np.cumsum([count for _, count in shares])[:-1]
+        ends = np.cumsum([sum(row.chunk is chunk for row in wanted) for chunk in chunks])[:-1]
         return np.split(np.array(rows), ends)
 
     def states(self, *seqs: RunningSequence) -> list[Floats]:

@@ -191,6 +191,22 @@ def test_each_sequence_has_its_own_scales(
         assert nmse(together, logits(model, own)) < 1e-11
 
 
+def test_rows_alone_have_their_own_scales(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The last layer's FFN sees the last tokens of two prompts only."""
+    base = conformance_model("llama-dense")
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 8.0)
+    model = Stepper(base, device, programs, adapters=[file])
+    seqs = [sequence(TOKENS, slot, [2 * slot, 2 * slot + 1]) for slot in range(2)]
+    scales = [(1.0,), (-0.5,)]
+    for seq, own in zip(seqs, scales, strict=True):
+        seq.adapter_scales = own
+    last = model.step(*((seq, 40) for seq in seqs), wants=lambda at: at == 39)
+    for row, own in zip(last, scales, strict=True):
+        assert nmse(row, logits(model, own)[39:40]) < 1e-11
+
+
 def test_quantized_weights_beneath(
     device: Device, programs: Programs, shared: Path, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ class Copying:
     [
         (Per(TOKENS), 5), (Per(OUTPUTS), 3), (Per(TILES), 8), (Per(PARTS), 0),
         (Per(TOKENS, 2), 3), (Per(TOKENS, 5), 1), (Per(TILES, 8, 64), 64), (Per(PARTS, 4, 9), 0),
+        (Per(TOKENS, 4, 2, 7), 11), (Per(PARTS, 4, 2, 7), 0),
     ],
 )  # fmt: skip
 def test_grids_follow_counts(per: Per, size: int) -> None:
@@ -54,6 +55,14 @@ def test_launches_of_nothing_are_skipped(device: Device, programs: Programs) -> 
     assert not read(step.out, None, device.queue).any()
     step.tape.run((3, 1, 0, 0))
     assert read(step.out, None, device.queue)[0, 1] == 1
+
+
+def test_outputs_can_be_all_the_tokens_there_are(device: Device, programs: Programs) -> None:
+    step = Copying(device, programs)
+    before, step.tape.tokens = step.tape.launches[0], OUTPUTS
+    norm(step.tape, step.x, NormWeights(None, 0.0), Activations(16, values=step.out))
+    sizes = [launch.global_size((3, 1, 0, 0)) for launch in (before, step.tape.launches[1])]
+    assert [size[0] // before.local[0] for size in sizes] == [3, 1]
 
 
 def test_no_argument_is_set_while_it_runs(

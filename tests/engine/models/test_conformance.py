@@ -25,6 +25,11 @@ FAST = [
     "deepseek2-moe", "deepseek4-moe", "falcon-dense", "glm5-next-moe", "gpt-oss-moe", "grok-moe",
     "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe", "refact-moe",
 ]  # fmt: skip
+# Norms after sublayers, experts of all kinds, two parts side by side, other weights for images.
+ENDINGS = [
+    "cogvlm-dense", "deepseek2-moe", "falcon-dense", "gemma3-dense", "gpt-oss-moe", "grovemoe-moe",
+    "lfm2-dense", "llama4-moe", "olmo2-dense", "qwen3next-moe",
+]  # fmt: skip
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
 
 Load = Callable[[str], Stepper]
@@ -83,6 +88,30 @@ def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
         assert np.array_equal(result, model.run(sequence(tokens, 1, TABLE), [64]))
 
 
+def some_rows(model: Stepper, tokens: list[int], positions: list[int]) -> Floats:
+    """The logits of some positions, of a prompt in chunks beside another one."""
+    rng = np.random.default_rng(1)
+    me = sequence(tokens, 1, [4, 6])
+    other = sequence(rng.integers(model.n_vocab, size=64), 0, [3, 7])
+    rows = [
+        model.step((other, 10), (me, count), wants=positions.__contains__)[1]
+        for count in (20, 12, 32)
+    ]
+    return np.concatenate([row for row in rows if len(row)])
+
+
+@pytest.mark.parametrize("name", ENDINGS if NAMES else NO_DATA)
+def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, name: str) -> None:
+    """A chunk without such rows, one with one, one with many."""
+    model, (tokens, logits) = load(name), reference(name)
+    positions = [25, *range(40, 64, 2)]
+    result = some_rows(model, tokens, positions)
+    assert nmse(result, logits[positions]) <= FLOAT_NMSE
+    if device.is_simd:
+        whole = model.run(sequence(tokens, 1, TABLE), [64])
+        assert np.array_equal(result, whole[positions])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES or NO_DATA)
 def test_four_ways(load: Load, name: str) -> None:
@@ -91,3 +120,4 @@ def test_four_ways(load: Load, name: str) -> None:
     for counts in ([64], [40] + [1] * 24, [7, 20, 37]):
         assert nmse(model.run(sequence(tokens, 1, TABLE), counts), logits) <= FLOAT_NMSE
     assert nmse(beside_others(model, tokens), logits) <= FLOAT_NMSE
+    assert nmse(some_rows(model, tokens, [25, 50]), logits[[25, 50]]) <= FLOAT_NMSE
