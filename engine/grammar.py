@@ -30,6 +30,7 @@ MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties take
 MAX_STATES = 100_000  # of a lexer, with about 300 bytes each
 CACHED_GRAMMARS = 32
 CACHED_VOCABULARIES = 4
+CACHED_FAULTS = 4096  # schemas and their parts
 WORDS = {  # llguidance's, where they name its own options
     "<non-verbose/>": "",
     "NoExtensionBias": "no text goes on to what it asks for",
@@ -144,6 +145,17 @@ class Grammars:
         if matcher.is_error():
             raise _refused(kind, matcher.get_error())
         return matcher
+
+
+@lru_cache(CACHED_FAULTS)
+def schema_fault(schema: str) -> str | None:
+    """Why this schema, as JSON and with its options, cannot be compiled; None if it can."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema)
+        reason = LLMatcher.validate_grammar(grammar)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    return worded(reason) if reason else None
 
 
 def worded(reason: str) -> str:

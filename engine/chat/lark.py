@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from engine.constraint import JSON_OPTIONS
+from engine.chat.enforceable import enforceable, json_rule
+from engine.errors import RequestError
+from engine.grammar import schema_fault
 
 _SPACE = r"/[ \t\r\n]{0,40}/"
 
@@ -43,13 +45,20 @@ class Lark:
         """As much white space as anybody writes between the parts of a call."""
         return self.rule(_SPACE)
 
-    def schema(self, schema: Mapping[str, Any], is_strict: bool = True) -> str:
-        """JSON that is valid by a schema; if not strict, what cannot be enforced is not."""
-        options = {**JSON_OPTIONS, "lenient": not is_strict}
-        return self.rule("%json " + json.dumps({**schema, "x-guidance": options}))
+    def schema(
+        self, schema: Mapping[str, Any], is_strict: bool = True, what: str = "JSON schema"
+    ) -> str:
+        """JSON that is valid by a schema. What cannot be enforced is a RequestError, or if not
+        strict any JSON."""
+        rule = json_rule(schema if is_strict else enforceable(schema), is_strict)
+        fault = schema_fault(rule) if is_strict else None
+        if fault is not None:
+            raise RequestError(f"invalid {what}: {fault}")
+        return self.rule(f"%json {rule}")
 
     def arguments(self, name: str, schema: Mapping[str, Any]) -> str:
-        return self.schema({"type": "object", **schema}, name in self._strict)
+        what = f"parameters of the strict tool {name!r}"
+        return self.schema({"type": "object", **schema}, name in self._strict, what)
 
     def text(self, end: str) -> str:
         """Any text up to ``end``, and that."""
