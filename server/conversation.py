@@ -38,8 +38,16 @@ def read_chat(data: dict[str, Any]) -> Chat:
     refuse(data, UNSUPPORTED | {"suffix": ("",)})
     chat = convert(data, Chat)
     check_messages(chat.messages)
-    check_tools(chat.tools or [])
+    if chat.tools:
+        check_tools(chat.tools)
+        chat.tools = [without_nulls(tool) for tool in chat.tools]
     return chat
+
+
+def without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
+    """Null means absent here too: some clients write every field of a function."""
+    given = {name: value for name, value in tool["function"].items() if value is not None}
+    return tool | {"function": given}
 
 
 def tool_choice(chat: Chat) -> tuple[str, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.chat.acceptable import Messages, ShownTools, accepted
 from engine.chat.constrain import output_constraint
 from engine.chat.continuation import Continuation
 from engine.chat.delta import ChatDelta
@@ -96,12 +97,13 @@ def chat_format(
     """Render the prompt and find out how the answer is written.
 
     ``template_kwargs`` are the template's own variables (enable_thinking and such).
-    RequestError where the template refuses, or for a tool that is not there.
+    RequestError where the template refuses the messages in every form, or for a tool that is
+    not there.
     """
     template = template.for_tools(bool(tools))
     layout = layout_of(template.source)
 
-    def render(messages: Sequence[Mapping[str, Any]], add: bool, mode: Continuation) -> str:
+    def render(messages: Messages, tools: ShownTools, add: bool, mode: Continuation = False) -> str:
         return template.render(
             messages,
             tools=tools,
@@ -111,15 +113,18 @@ def chat_format(
             extra=template_kwargs,
         )
 
-    prompt = render(messages, add_generation_prompt, continue_final_message)
+    def attempt(messages: Messages, tools: ShownTools) -> str:
+        return render(messages, tools, add_generation_prompt, continue_final_message)
+
+    messages, shown, prompt = accepted(messages, tools, attempt)
     if continue_final_message:
         before = messages[:-1]
-        opening = added(render(before, False, False), render(before, True, False))
-        generation_prompt = added(render(before, False, False), prompt)
+        opening = added(render(before, shown, False), render(before, shown, True))
+        generation_prompt = added(render(before, shown, False), prompt)
     elif add_generation_prompt:
-        opening = generation_prompt = added(render(messages, False, False), prompt)
+        opening = generation_prompt = added(render(messages, shown, False), prompt)
     else:
-        opening = generation_prompt = added(prompt, render(messages, True, False))
+        opening = generation_prompt = added(prompt, render(messages, shown, True))
     turn = Turn(
         layout, _chosen(tools or (), tool_choice), reasoning_format, json_schema is not None
     )
