@@ -68,10 +68,11 @@ def normalized(vector: Sequence[float], kind: int) -> list[float]:
     """A vector as llama-server's ``--embd-normalize`` wants it: -1 as it is, 0 with the largest
     magnitude 32760, 2 of Euclidean length 1, any other p of p-norm 1. Zeros stay zeros."""
     x = np.array(vector, np.float64)
-    factor = 1.0
-    if kind == 0 and x.any():
-        factor = 32760.0 / float(np.abs(x).max())
-    elif kind > 0 and x.any():
-        factor = float((np.abs(x) ** kind).sum() ** (-1.0 / kind))
-    found: list[float] = (x * factor).tolist()
+    largest = float(np.abs(x).max(initial=0.0))
+    if kind == 0 and largest > 0.0:
+        x *= 32760.0 / largest
+    elif kind > 0 and largest > 0.0:
+        x /= largest  # or a power might be too large or too small for a number
+        x /= (np.abs(x) ** kind).sum() ** (1.0 / kind)
+    found: list[float] = x.tolist()
     return found

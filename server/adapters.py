@@ -32,6 +32,6 @@ async def adapters(service: Service, http: HttpRequest) -> Response:
 
 async def set_adapters(service: Service, http: HttpRequest) -> Response:
     """Adapters that the list does not name are off; requests that run keep what they have."""
-    scales = [convert(item, AdapterScale) for item in await service.read_list(http)]
+    scales = convert(await service.read_list(http), list[AdapterScale])
     service.engine.set_adapters(adapter_scales(scales))
     return json_response({"success": True})

@@ -59,10 +59,17 @@ def chat_body(fields: MessagesFields, data: Mapping[str, Any]) -> dict[str, Any]
     output = fields.output_config or OutputConfig()
     if output.effort is not None:
         body["reasoning_effort"] = EFFORTS.get(output.effort, output.effort)
-    schema = output.format or fields.output_format
-    if schema is not None:
-        body["response_format"] = {"type": schema.get("type"), "schema": schema.get("schema")}
+    if output.format is not None:
+        body["response_format"] = response_format("output_config.format", output.format)
+    elif fields.output_format is not None:
+        body["response_format"] = response_format("output_format", fields.output_format)
     return body
+
+
+def response_format(name: str, form: Mapping[str, Any]) -> dict[str, Any]:
+    if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise invalid(f"Field '{name}': expected a json_schema with its schema, got {form!r:.80}")
+    return {"type": "json_schema", "schema": form["schema"]}
 
 
 def system_messages(system: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

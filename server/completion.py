@@ -86,7 +86,7 @@ async def answer(
     options = make_options(fields, fields.n_probs or None, service)
     requests = await engine_requests(service, fields, job, options)
     dialect = NativeCompletions(service, job.choices(options.n), requests, options, shown)
-    return submit(service, fields, requests, dialect)
+    return await submit(service, fields, requests, dialect)
 
 
 class NativeCompletions:

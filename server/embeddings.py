@@ -21,7 +21,7 @@ from engine.embedding import normalized
 from engine.request import Embedded, Pooling, Request
 from server.errors import ApiError, invalid, json_response
 from server.fields import convert
-from server.prompts import Prompt, completion_prompts
+from server.prompts import Prompt, check_number, completion_prompts
 from server.service import Service
 from server.stream import raise_if_ended_early
 
@@ -58,7 +58,9 @@ async def run(
     watch = asyncio.create_task(stream.watch(http.receive))
     vectors: list[Vectors] = [[] for _ in prompts]
     try:
-        stream.submit(Request(prompt.ids, pooling=pooling, max_tokens=0) for prompt in prompts)
+        await stream.submit(
+            Request(prompt.ids, pooling=pooling, max_tokens=0) for prompt in prompts
+        )
         async for batch in stream:
             for index, event in batch:
                 raise_if_ended_early(event)
@@ -198,12 +200,9 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
             "not_supported_error", "This model has no head for ranking: it cannot rerank"
         )
     fields = convert(await service.read_object(http), RerankFields)
-    given = fields.texts if fields.documents is None else fields.documents
     if fields.top_n is not None and fields.top_n < 0:
         raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
-    if not given:
-        raise invalid("Field 'documents' is required, and must not be empty")
-    texts = [document_text(place, document) for place, document in enumerate(given)]
+    texts = document_texts(fields)
     pair = service.engine.tokenizer.encode_pair
     prompts = await asyncio.to_thread(
         lambda: [Prompt(tuple(pair(fields.query, text))) for text in texts]
@@ -229,6 +228,16 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
             "results": ranked,
         }
     )
+
+
+def document_texts(fields: RerankFields) -> list[str]:
+    given: Sequence[str | dict[str, Any]] | None = fields.documents
+    if given is None:
+        given = fields.texts
+    if not given:
+        raise invalid("Field 'documents' is required, and must not be empty")
+    check_number(given, "texts" if fields.documents is None else "documents")
+    return [document_text(place, document) for place, document in enumerate(given)]
 
 
 def document_text(place: int, document: str | dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ STATUS = {
     "not_supported_error": 501,
     "unavailable_error": 503,
 }
+MAX_MESSAGE = 1000  # characters; some repeat what the client has sent
 TYPE_OF_STATUS = {status: kind for kind, status in reversed(STATUS.items())}
 
 
@@ -49,6 +50,8 @@ class ApiError(Exception):
         details: Mapping[str, int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[:MAX_MESSAGE]} [...]"
         super().__init__(message)
         self.type = type
         self.status = STATUS[type]

@@ -20,8 +20,9 @@ from engine.request import SamplingParams
 from server.errors import ApiError, invalid
 from server.interface import Tokenizer
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T")
 INT32_MAX = 2**31 - 1
+MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
 
 CLAMPED: dict[str, tuple[float, float]] = {
@@ -35,6 +36,8 @@ CLAMPED: dict[str, tuple[float, float]] = {
 }
 LIMITED: dict[str, tuple[int, int]] = {
     "n_predict": (-1, INT32_MAX),
+    "num_predict": (-INT32_MAX, INT32_MAX),
+    "num_keep": (-INT32_MAX, INT32_MAX),
     "max_completion_tokens": (-1, INT32_MAX),
     "max_output_tokens": (-1, INT32_MAX),
     "max_tokens": (-1, INT32_MAX),
@@ -52,6 +55,7 @@ LIMITED: dict[str, tuple[int, int]] = {
     "reasoning_budget_tokens": (-1, INT32_MAX),
     "thinking_budget_tokens": (-1, INT32_MAX),
     "id_slot": (-1, INT32_MAX),
+    "embd_normalize": (-1, INT32_MAX),
 }
 
 # Fields that cannot be honoured, with the values that ask for nothing.
@@ -232,8 +236,9 @@ def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]
             raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
 
 
-def convert(data: dict[str, Any], kind: type[T], *, strict: bool = True) -> T:
-    """The fields of a struct, other ones left out; ApiError names what is wrong.
+def convert(data: Any, kind: type[T], *, strict: bool = True) -> T:
+    """The fields of a struct, or a list of structs; others are left out. ApiError names what is
+    wrong.
 
     Not ``strict``: numbers and booleans may be written as text, as in a form.
     """
@@ -250,12 +255,12 @@ def describe(error: str) -> str:
     missing = re.fullmatch(r"Object missing required field `(\w+)`", error)
     if missing:
         return f"Field '{missing[1]}' is required"
-    what, _, path = error.partition(" - at `$.")
+    what, _, path = error.partition(" - at `$")
     what = what.replace(" | null", "")
-    return f"Field '{path[:-1]}': {what}" if path else what
+    return f"Field '{path[:-1].removeprefix('.')}': {what}" if path else what
 
 
-def check_limits(fields: msgspec.Struct) -> None:
+def check_limits(fields: object) -> None:
     for name, (low, high) in LIMITED.items():
         value = getattr(fields, name, None)
         if value is not None and not low <= value <= high:
@@ -281,6 +286,8 @@ def n_choices(fields: GenerationFields, n_slots: int) -> int:
 
 def stop_strings(fields: GenerationFields, default: tuple[str, ...]) -> tuple[str, ...]:
     given = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
+    if len(given) > MAX_STOP_STRINGS:
+        raise invalid(f"Field 'stop': at most {MAX_STOP_STRINGS} strings, got {len(given)}")
     return tuple(word for word in given if word) or default
 
 

@@ -83,17 +83,17 @@ async def start(
 ) -> Reply:
     """Submit a request for every choice; refusals of the engine are raised here."""
     requests = await engine_requests(service, fields, job, options)
-    return submit(service, fields, requests, dialect)
+    return await submit(service, fields, requests, dialect)
 
 
-def submit(
+async def submit(
     service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Dialect
 ) -> Reply:
     interval = fields.sse_ping_interval
     stream = service.event_stream(
         (service.ping_interval if interval is None else interval) if fields.stream else 0.0
     )
-    stream.submit(requests)
+    await stream.submit(requests)
     return Reply(stream, dialect, bool(fields.stream), service.timeout)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
 from engine.media.span import MediaSpan
 from server.errors import invalid
 from server.interface import Tokenizer
+
+MAX_PROMPTS = 2048  # of one request, as in OpenAI's API: each is a request to the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,18 @@ def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
 def completion_prompts(value: Any, tokenizer: Tokenizer, field: str = "prompt") -> list[Prompt]:
     """A string, tokens, strings mixed with tokens, or a list of these; `field` has it."""
     if isinstance(value, list) and is_list_of_prompts(value):
+        check_number(value, field)
         prompts = [one_prompt(item, tokenizer, field) for item in value]
     else:
         prompts = [one_prompt(value, tokenizer, field)]
     if not prompts:
         raise invalid(f"Field '{field}': the list is empty")
     return prompts
+
+
+def check_number(prompts: Sized, field: str) -> None:
+    if len(prompts) > MAX_PROMPTS:
+        raise invalid(f"Field '{field}': at most {MAX_PROMPTS} at a time, got {len(prompts)}")
 
 
 def is_list_of_prompts(value: list[Any]) -> bool:

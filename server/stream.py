@@ -22,6 +22,7 @@ from server.framing import Framing
 from server.interface import Engine
 
 LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
+SUBMITTED_AT_ONCE = 32  # requests before the loop has its turn
 
 
 class Inbox:
@@ -67,11 +68,18 @@ class EventStream:
         self._last_batch = inbox.loop.time()
         self._ping_timer: asyncio.TimerHandle | None = None
 
-    def submit(self, requests: Iterable[Request]) -> None:
-        """Hand every request to the engine, or none: a refusal cancels those before it."""
+    async def submit(self, requests: Iterable[Request]) -> None:
+        """Hand every request to the engine, or none: a refusal cancels those before it.
+
+        The loop goes on between them, since each takes a moment.
+        """
         try:
             for request in requests:
+                if self.gone:
+                    return
                 index = self._n_submitted
+                if index % SUBMITTED_AT_ONCE == SUBMITTED_AT_ONCE - 1:
+                    await asyncio.sleep(0)
                 self._n_submitted += 1
                 on_event = partial(self._inbox.put, self, index)
                 self._tickets[index] = self.engine.submit(request, on_event)

@@ -43,6 +43,11 @@ def test_normalized(kind, expected):
     assert normalized((0.0, 0.0), kind) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("values", [(3e30, -4e30), (3e-30, -4e-30)])
+def test_powers_beyond_all_numbers(values):
+    assert normalized(values, 2000) == pytest.approx([0.75, -1.0])
+
+
 def test_pooling_types():
     assert [pooling_of(i, "") for i in range(5)] == ["none", "mean", "cls", "last", "rank"]
     with pytest.raises(ModelError, match=r"x\.gguf: unknown pooling_type 5"):

@@ -35,7 +35,9 @@ def test_listed_and_set(http: Any) -> None:
     ("body", "message"),
     [
         ({"id": 0, "scale": 1}, "must be a JSON array"),
-        ([{"id": 0}], "scale"),
+        ([{"id": 0}], "Field '[0]': Object missing required field `scale`"),
+        ([{"id": 0, "scale": 1.0}, 5], "Field '[1]': Expected `object`, got `int`"),
+        ([{"id": 0, "scale": "1"}], "Field '[0].scale': Expected `float`, got `str`"),
         ([{"id": 7, "scale": 1.0}], "no LoRA adapter 7"),
     ],
 )

@@ -177,6 +177,8 @@ def test_errors_have_anthropics_shape(serve: Any, fakes: Any, client: Any) -> No
         ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"system": [{"type": "image"}]}, r"system\[0\]"),
         ({"max_tokens": "x"}, "max_tokens"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
+        ({"extra_body": {"output_format": {"schema": {}}}}, "output_format"),
     ],
 )
 def test_refusals_name_the_field(url: str, client: Any, fields: Any, name: str) -> None:

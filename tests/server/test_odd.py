@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -90,3 +91,50 @@ def test_an_unknown_model_is_the_one_there_is(url: str, path: str, stream: bool)
     text = httpx.post(url + path, json=body, timeout=20).text
     assert json.dumps("tiny.Q8_0.gguf") in text
     assert "no such model" not in text
+
+
+PROMPTS = {
+    "/v1/completions": "prompt",
+    "/completion": "prompt",
+    "/v1/embeddings": "input",
+    "/embeddings": "content",
+    "/api/embed": "input",
+    "/rerank": "documents",
+    "/v1/rerank": "texts",
+}
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+def test_prompts_without_number(serve: Any, fakes: Any, path: str) -> None:
+    """Each would be a request to the engine, before those of all others."""
+    engine = fakes.engine()
+    engine.info = replace(engine.info, ranks=True)
+    url, name = serve(engine), PROMPTS[path]
+    response = httpx.post(url + path, json={"query": "q", name: ["a"] * 100_000}, timeout=20)
+    assert response.status_code == 400
+    assert message(response, path) == f"Field '{name}': at most 2048 at a time, got 100000"
+    assert not engine.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/completion"])
+def test_stop_strings_without_number(url: str, path: str) -> None:
+    name = "stop_sequences" if path == "/v1/messages" else "stop"
+    body = LENGTHS[path][0] | {name: ["a"] * 257, "max_tokens": 1}
+    response = httpx.post(url + path, json=body, timeout=20)
+    assert response.status_code == 400
+    assert message(response, path) == "Field 'stop': at most 256 strings, got 257"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT | {"response_format": {"type": "x" * 100_000}},
+        CHAT | {"logit_bias": [["x" * 100_000]]},
+        CHAT | {"samplers": ["x" * 100_000]},
+    ],
+)
+def test_a_long_value_is_not_repeated(url: str, body: dict[str, Any]) -> None:
+    path = "/v1/chat/completions"
+    told = message(httpx.post(url + path, json=body, timeout=20), path)
+    assert told.startswith("Field '")
+    assert len(told) < 1100

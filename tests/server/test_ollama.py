@@ -150,6 +150,7 @@ def test_managing_models_is_refused(url: str, client: Any) -> None:
         ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aa"]}]}, "images"),
         ("chat", {"messages": USER, "format": "yaml"}, "format"),
         ("chat", {"messages": USER, "options": {"seed": "x"}}, "options.seed"),
+        ("chat", {"messages": USER, "options": {"num_predict": 10**30}}, "num_predict"),
         ("chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
         ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
         ("generate", {"prompt": "x", "raw": True, "context": [1]}, "context"),

@@ -145,7 +145,7 @@ def test_events_that_wait_come_as_one_batch() -> None:
     async def run() -> list[Any]:
         engine = Collector()
         stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
-        stream.submit([Request((1,)), Request((2,))])
+        await stream.submit([Request((1,)), Request((2,))])
         engine.on_event[0](Started(1, 0, 0))
         engine.on_event[1](Started(1, 0, 1))
         engine.on_event[0](Delta("a", (97,)))
@@ -164,7 +164,7 @@ def test_one_wake_up_carries_many_events() -> None:
         engine = Collector()
         inbox = Inbox(loop)
         stream = EventStream(engine, inbox)  # type: ignore[arg-type]
-        stream.submit([Request((1,))])
+        await stream.submit([Request((1,))])
         wakes = 0
         original = loop.call_soon_threadsafe
 
@@ -187,17 +187,30 @@ def test_a_refused_request_cancels_those_before_it() -> None:
         engine = Collector(room=2)
         stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
         with pytest.raises(ContextOverflowError):
-            stream.submit([Request((1,))] * 3)
+            await stream.submit([Request((1,))] * 3)
         return engine
 
     assert asyncio.run(run()).cancelled == [0, 1]
+
+
+def test_the_loop_goes_on_between_requests() -> None:
+    async def run() -> int:
+        engine = Collector(room=1000)
+        stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        task = asyncio.create_task(stream.submit([Request((1,))] * 1000))
+        await asyncio.sleep(0)
+        stream.gone = True  # the client leaves
+        await task
+        return len(engine.on_event)
+
+    assert 0 < asyncio.run(run()) < 100
 
 
 def test_events_after_the_loop_has_closed_are_dropped() -> None:
     async def make() -> Collector:
         engine = Collector()
         stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
-        stream.submit([Request((1,))])
+        await stream.submit([Request((1,))])
         return engine
 
     engine = asyncio.run(make())
