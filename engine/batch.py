@@ -152,20 +152,22 @@ class Batch:
             kv_end = max(kv_end, chunk.start + chunk.count)
         if sequences:  # none where a step is only prepared
             self._parts["sequences"][: len(chunks)] = sequences
-        self._fill_rows(rows, firsts)
+        places = self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
-        self._parts["row counts"][:] = len(rows), *counts[1:]
+        if n > len(chunks):  # a prompt: what follows its last mixer reads these
+            self._fill_of_rows(places, counts)
         if not works_in_place(self._device):  # else the step before has been read, all is idle
             write(self._device, self._memory, self._host)
         if n_media and self.inputs.media is not None:
             write(self._device, self.inputs.media, self._media[:n_media])
         return counts
 
-    def _fill_rows(self, rows: Sequence[OutputRow], firsts: Mapping[int, int]) -> None:
-        """The rows of logits; ``firsts``: the place of each chunk's first token, by its id()."""
+    def _fill_rows(self, rows: Sequence[OutputRow], firsts: Mapping[int, int]) -> list[int]:
+        """The rows of logits; returns which tokens of the step they are. ``firsts``: the place of
+        each chunk's first token, by its id()."""
         if not rows:
-            return
+            return []
         n_masks, wanted = 0, list[tuple[int, int, int, int]]()
         for row in rows:
             wanted.append((row.k, row.pick, n_masks if row.mask else -1, int(row.scored)))
@@ -173,9 +175,15 @@ class Batch:
         self._parts["wanted"][: len(rows)] = wanted
         places = [firsts[id(row.chunk)] + row.position - row.chunk.start for row in rows]
         self._parts["rows"][: len(rows)] = places
-        self._parts["row tokens"][: len(rows)] = self._parts["tokens"][places]
         if self.inputs.row_scales is not None:
             self._parts["row scales"][: len(rows)] = self._parts["adapter_scales"][places]
+        return places
+
+    def _fill_of_rows(self, places: Sequence[int], counts: Counts) -> None:
+        """StepInputs.of_rows, beside the scales: these tokens as if there were no others."""
+        self._parts["row counts"][:] = len(places), *counts[1:]
+        if places:
+            self._parts["row tokens"][: len(places)] = self._parts["tokens"][places]
 
     def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
         """Have the rows' masks written, to the device too; each row's, None where it has none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.tape import OUTPUTS, TOKENS, Per, Tape
+from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
 
@@ -14,11 +14,10 @@ def scale_columns(
     scales: Tensor,
     owner: Tensor,
     *,
+    count: int = TOKENS,
     times: int = 1,
-    rows: Tensor | None = None,
 ) -> None:
-    """x[t, c] *= scales[t, owner[c]] for the step's tokens, in place; ``times`` rows for each, or
-    with ``rows``, int32, one for each output, which is the token rows[t].
+    """x[t, c] *= scales[t / times, owner[c]], in place: ``times`` rows for each of counts[count].
 
     x: float32 [n, columns]; scales: float32 in words of 32 bits [n, adapters]; owner: int32
     [columns], the adapter that a column belongs to.
@@ -28,8 +27,5 @@ def scale_columns(
     args = [
         x.buffer, scales.buffer, owner.buffer, np.int32(x.shape[1]), np.int32(scales.shape[1]),
     ]  # fmt: skip
-    if rows is None:
-        defines, count = [f"TIMES={times}"], Per(TOKENS, 1, times)
-    else:
-        args, defines, count = [*args, rows.buffer], ["ROWS"], Per(OUTPUTS)
-    tape.add("lowrank.cl", "scale_columns", defines, args, (x.shape[1], count))
+    grid = (x.shape[1], Per(count, 1, times))
+    tape.add("lowrank.cl", "scale_columns", [f"TIMES={times}"], args, grid)

@@ -32,6 +32,9 @@ class NormWeights:
         return ["NORM_LAYER" if self.layer else "NORM_RMS", *parts]
 
 
+UNCHANGED = NormWeights(None, 0.0)  # copies, or only quantizes
+
+
 @dataclass(frozen=True, slots=True)
 class PostNorm:
     """x += rms_norm(y) * weight, before anything else; y: float32 [n, n_cols]."""
@@ -93,4 +96,4 @@ def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1)
     if x.values is None or not x.quantized:
         raise ValueError("quantize needs both values and codes")
     codes = replace(x, values=None)
-    norm(tape, x.values, NormWeights(None, 0.0), codes, count=count, times=times)
+    norm(tape, x.values, UNCHANGED, codes, count=count, times=times)

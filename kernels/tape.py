@@ -92,9 +92,9 @@ class Tape:
         kernel.set_args(*args)
         self._bound.append(args)
         label = f"{name}({' '.join(defines)})"
-        grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
-        if work.count == TOKENS:
-            work = replace(work, count=self.tokens)
+        if self.tokens != TOKENS:
+            grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
+            work = replace(work, count=self.tokens) if work.count == TOKENS else work
         self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
 
     def joined(self, other: Tape) -> Tape:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from engine.chat.sandbox import RunawayTemplateError
@@ -33,36 +34,38 @@ def accepted(
 ) -> tuple[Messages, ShownTools, str]:
     """Messages and tools as the template takes them, and their prompt. RequestError, the
     template's first, if it takes them in no way."""
-    prompt, refusal = _attempt(render, messages, tools)
-    if prompt is not None and not _loses_system(messages, prompt):
-        return messages, tools, prompt
-    changed, spelled = messages, tools and [spelled_out(tool) for tool in tools]
-    for change in (_nothing, *_CHANGES):
-        before, changed = changed, change(changed)
-        if changed == before and change is not _nothing:
-            continue
-        found, _ = _attempt(render, changed, spelled)
-        if found is not None and not _loses_system(changed, found):
-            return changed, spelled, found
-    if prompt is None:
-        assert refusal is not None
-        raise refusal
-    return messages, tools, prompt
+    first: str | RequestError = ""
+    for number, (form, shown) in enumerate(_forms(messages, tools)):
+        found = _attempt(render, form, shown)
+        if isinstance(found, str) and not _loses_system(form, found):
+            return form, shown, found
+        if number == 0:
+            first = found
+    if isinstance(first, RequestError):
+        raise first
+    return messages, tools, first
+
+
+def _forms(messages: Messages, tools: ShownTools) -> Iterator[tuple[Messages, ShownTools]]:
+    """The conversation as it is, and changed more and more."""
+    last = messages, tools
+    yield last
+    spelled = tools and [spelled_out(tool) for tool in tools]
+    for form in accumulate(_CHANGES, lambda form, change: change(form), initial=messages):
+        if (form, spelled) != last:
+            last = form, spelled
+            yield last
 
 
 def _attempt(
     render: Callable[[Messages, ShownTools], str], messages: Messages, tools: ShownTools
-) -> tuple[str | None, RequestError | None]:
+) -> str | RequestError:
     try:
-        return render(messages, tools), None
+        return render(messages, tools)
     except RequestError as error:
         if isinstance(error.__cause__, RunawayTemplateError):
             raise  # it would not end the next time either
-        return None, error
-
-
-def _nothing(messages: Messages) -> Messages:
-    return messages
+        return error
 
 
 def _loses_system(messages: Messages, prompt: str) -> bool:

@@ -119,8 +119,9 @@ def chat_format(
     messages, shown, prompt = accepted(messages, tools, attempt)
     if continue_final_message:
         before = messages[:-1]
-        opening = added(render(before, shown, False), render(before, shown, True))
-        generation_prompt = added(render(before, shown, False), prompt)
+        until = render(before, shown, False)
+        opening = added(until, render(before, shown, True))
+        generation_prompt = added(until, prompt)
     elif add_generation_prompt:
         opening = generation_prompt = added(render(messages, shown, False), prompt)
     else:

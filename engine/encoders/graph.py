@@ -23,7 +23,7 @@ from kernels.device import Device
 from kernels.gather import gather, mix
 from kernels.kv import PAGE, KVPages, KVShape, LayerKV
 from kernels.matmul import Activations, activations, glu, matmul
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.program import Programs
 from kernels.rope import HeadNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
 from kernels.tape import N_COUNTS, Counts, Tape
@@ -178,7 +178,7 @@ class Graph:
         if layer.matrix.is_float:
             return values
         codes = activations(self._device, x.n, x.width, quantized=True)
-        norm(self._tape(x.n), x.tensor, NormWeights(None, 0.0), codes)
+        norm(self._tape(x.n), x.tensor, UNCHANGED, codes)
         return codes
 
     def norm(self, x: Rows, weights: NormWeights, groups: int = 1) -> Rows:
@@ -238,7 +238,7 @@ class Graph:
     def place(self, x: Rows, into: Rows, column: int) -> None:
         """Write x into the columns of wider rows from ``column`` on."""
         target = Activations(x.width, into.tensor)
-        norm(self._tape(x.n), x.tensor, NormWeights(None, 0.0), target, out_offset=column)
+        norm(self._tape(x.n), x.tensor, UNCHANGED, target, out_offset=column)
 
     def _identity(self, n: int) -> Tensor:
         if n not in self._identities:

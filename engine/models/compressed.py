@@ -27,11 +27,9 @@ from kernels.indexer import Blocks, select_keys
 from kernels.joint import Ending, Keys, attend, score_keys
 from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.matmul import Activations, matmul
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.rope import HeadNorm, QKVRows, RopeStyle, rope_kv
 from kernels.tensor import Tensor
-
-UNCHANGED = NormWeights(None, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

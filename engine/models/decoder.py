@@ -25,12 +25,10 @@ from kernels.embed import deepstack, embed
 from kernels.kv import KVShape
 from kernels.matmul import Activations, matmul
 from kernels.moe import combine
-from kernels.norm import NormWeights, PostNorm, norm
+from kernels.norm import UNCHANGED, NormWeights, PostNorm, norm
 from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import softcap, topk
-
-UNCHANGED = NormWeights(None, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Decoder:
             last.context, last.stream
         )  # fmt: skip
         self._layers = [self._build(layer, i) for i, layer in enumerate(weights.layers)]
-        self._tail = self._build_tail(n_outputs)
+        self._tail = self._build_tail()
 
     def _build(self, layer: LayerWeights, i: int) -> list[_Placed]:
         """The layer's sublayers, each with room for the normalized stream that it reads."""
@@ -103,21 +101,23 @@ class Decoder:
             placed.append(_placed(plan, self._places[plan.at], sublayer, x))
         return placed
 
-    def _build_tail(self, n_outputs: int) -> _Placed | None:
+    def _build_tail(self) -> _Placed | None:
         """The last layer's FFN for the rows alone whose logits are wanted: a prompt has one. None
-        where it is not that simple: other parts of the layer read or change the stream of all."""
+        where it is not that simple: other parts of the layer read or change the stream of all.
+
+        Those rows lie where the hidden states would, which are wanted of all tokens or not at all.
+        """
         h, weights, at = self._h, self._weights, self._weights.output_at
-        last, media = len(weights.layers) - 1, self._places[at].inputs.media
-        layer = weights.layers[last]
+        last, layer = len(weights.layers) - 1, weights.layers[-1]
         plan = layer.sublayers[-1]
         alone = plan.norm is not None and not layer.parallel and not layer.skip
         early = h.arch.route_early or h.arch.experts_early
-        later = layer.direction is not None or self._takes_media(last, media)
+        later = layer.direction is not None or self._media_for(last, self._places[at]) is not None
         if self._residuals is not None or self._last is None or early or later or not alone:
             return None
         if plan.at != at or not isinstance(plan.weights, FFNWeights | MoEWeights):
             return None
-        place = self._places[at].for_rows(n_outputs)
+        place = self._places[at].for_rows(self.hidden)
         sublayer = plan.weights.build(place.context, last, place.pages.layers[last])
         x = place.workspace.activations("normed", sublayer.readers, normed=True)
         return _placed(plan, place, sublayer, x)
@@ -210,15 +210,16 @@ class Decoder:
     def _deepstack(self, recording: Recording, layer: int) -> None:
         """An encoder's further embeddings are added to what the first layers give."""
         at = recording.stream_at
-        media, n = self._places[at].inputs.media, self._h.n_embd
-        if media is None or not self._takes_media(layer, media):
+        place, n = self._places[at], self._h.n_embd
+        if (media := self._media_for(layer, place)) is None:
             return
-        tape, inputs = recording.writing(at).tape, self._places[at].inputs
-        stream = self._places[at].stream
-        deepstack(tape, self._weights.embedding, inputs.tokens, media, (layer + 1) * n, stream)
+        tape, tokens = recording.writing(at).tape, place.inputs.tokens
+        deepstack(tape, self._weights.embedding, tokens, media, (layer + 1) * n, place.stream)
 
-    def _takes_media(self, layer: int, media: Tensor | None) -> bool:
-        return media is not None and (layer + 2) * self._h.n_embd <= media.shape[1]
+    def _media_for(self, layer: int, place: Place) -> Tensor | None:
+        """An encoder's embeddings, if they have values to add to what this layer gives."""
+        media = place.inputs.media
+        return None if media is None or (layer + 2) * self._h.n_embd > media.shape[1] else media
 
     def _select_rows(self, recording: Recording, tail: _Placed) -> None:
         """From here on the rows whose logits are wanted are all the tokens that there are."""

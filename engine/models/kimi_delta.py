@@ -18,7 +18,7 @@ from kernels.conv import ConvWeights, conv
 from kernels.delta import DeltaRule, delta_rule
 from kernels.kv import LayerKV
 from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.scan import Columns
 from kernels.tensor import Tensor
 
@@ -137,5 +137,5 @@ class KimiDelta:
             low = self._c.workspace.rows("delta low", matrices[0].matrix.n_rows)
             self._through(step, matrices[:1], x, low)
             x = self._c.workspace.activations("delta low read", matrices[1:])
-            norm(step.tape, low, NormWeights(None, 0.0), x)
+            norm(step.tape, low, UNCHANGED, x)
         project(step, self._c, matrices[-1:], x, out)

@@ -72,12 +72,12 @@ def adapt_outputs(
 ) -> None:
     """out[i] += b a x[i] * scale for a step's outputs."""
     inputs, tile = context.inputs, step.mode.output_tile
-    if low is None or inputs.adapter_scales is None:
+    if low is None or inputs.row_scales is None:
         return
     width = low.a.n_rows
     narrow = context.workspace.rows("low rank", width)
     matmul(step.tape, low.a, x, narrow, inputs.counts, tile=tile, count=OUTPUTS)
-    scale_columns(step.tape, narrow, inputs.adapter_scales, low.owner, rows=inputs.rows)
+    scale_columns(step.tape, narrow, inputs.row_scales, low.owner, count=OUTPUTS)
     matmul(
         step.tape, low.b, Activations(width, narrow), out, inputs.counts, tile=tile,
         count=OUTPUTS, add=True, scale=scale,

@@ -17,7 +17,7 @@ from engine.tensors import Linear, Part, TensorSource
 from kernels.conv import ConvWeights, conv
 from kernels.kv import LayerKV
 from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm, quantize
+from kernels.norm import UNCHANGED, NormWeights, norm, quantize
 from kernels.scan import Columns, ScanWeights, scan
 from kernels.tensor import Tensor
 
@@ -156,7 +156,7 @@ class Mamba:
             inputs.sequences, self._state, self._yield,
         )  # fmt: skip
         groups = 1 if w.norm is None else w.scan.n_groups
-        norm(step.tape, self._yield, w.norm or NormWeights(None, 0.0), self._out, groups=groups)
+        norm(step.tape, self._yield, w.norm or UNCHANGED, self._out, groups=groups)
         scale = self._c.h.residual_scale
         linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
 

@@ -23,12 +23,11 @@ from kernels import attention as attn
 from kernels.attention import Mask
 from kernels.kv import LayerKV
 from kernels.matmul import Activations, ExpertRows, matmul
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.rope import QKVRows, RopeStyle, Temperature, rope_kv
 from kernels.tape import TOKENS, Per
 from kernels.tensor import Tensor, upload
 
-UNCHANGED = NormWeights(None, 0.0)
 TILES = (1, 8, 32)  # tokens of one head that go through its matrix together
 
 

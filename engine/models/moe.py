@@ -14,7 +14,7 @@ from engine.tensors import Linear, TensorSource
 from kernels.kv import LayerKV
 from kernels.matmul import Activations, matmul
 from kernels.moe import Routing, TokenExperts
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.tensor import Tensor
 
 
@@ -172,7 +172,7 @@ class MoE:
         )  # fmt: skip
         if self._chunks is not None and self._summed is not None:
             self._experts.combine(step, self._extra, add=False, scale=1.0)
-            norm(step.tape, self._extra, NormWeights(None, 0.0), self._summed)
+            norm(step.tape, self._extra, UNCHANGED, self._summed)
             self._chunks.record(step, self._logits, self._w.choice_bias, self._summed)
             self._chunks.combine(step, out, add=True, scale=h.residual_scale * h.experts.chunk[1])
 
@@ -204,7 +204,7 @@ class Latent:
     def enter(self, step: Step, x: Activations) -> Activations:
         """What the experts read."""
         self._matmul(step, self._w.down, x, self._rows, add=False)
-        norm(step.tape, self._rows, NormWeights(None, 0.0), self._read)
+        norm(step.tape, self._rows, UNCHANGED, self._read)
         return self._read
 
     def leave(self, step: Step, experts: Experts, out: Tensor, *, add: bool) -> None:

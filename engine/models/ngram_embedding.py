@@ -18,7 +18,7 @@ from kernels.embed import embed
 from kernels.matmul import Activations, matmul
 from kernels.moe import combine
 from kernels.ngram import gate_ngrams
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.tensor import Tensor
 from kernels.weights import Matrix
 
@@ -98,7 +98,7 @@ class NGramEmbedding:
         embed(tape, w.table, c.inputs.ngrams, self._embedded, times=w.ngrams.n_heads)
         shape = (streams.shape[0], w.ngrams.n_heads * w.table.n_cols)
         side_by_side = Tensor(self._embedded.buffer, shape, self._embedded.dtype)
-        norm(tape, side_by_side, NormWeights(None, 0.0), self._read)
+        norm(tape, side_by_side, UNCHANGED, self._read)
         for linear, out in ((w.key, self._key), (w.value, self._value)):
             matmul(
                 tape, linear.matrix, self._read, out, c.inputs.counts, tile=step.tile,

@@ -69,13 +69,13 @@ class Place:
             split, plain, self.tile_queries,
         )  # fmt: skip
 
-    def for_rows(self, n_rows: int) -> Place:
+    def for_rows(self, stream: Tensor) -> Place:
         """The same for what follows the last mixer, where only the rows whose logits are wanted
-        go on: up to ``n_rows``, which ``stream`` has one after another."""
+        go on, which ``stream`` has one after another."""
         place = copy.copy(self)
         place.inputs = self.inputs.of_rows
         place.context = replace(self.context, inputs=place.inputs)
-        place.stream = self.workspace.tensor("stream of rows", n_rows, self.stream.shape[1])
+        place.stream = stream
         return place
 
     def record_positions(self, tape: Tape) -> None:

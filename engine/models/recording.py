@@ -13,7 +13,7 @@ from engine.models.indexer import selection
 from engine.models.place import Place
 from engine.models.step import Mode, Step
 from kernels.matmul import Activations
-from kernels.norm import NormWeights, PostNorm, norm
+from kernels.norm import UNCHANGED, PostNorm, norm
 from kernels.tape import Counts, Tape
 from kernels.tensor import Tensor
 from kernels.transfer import Transfer
@@ -80,10 +80,10 @@ class Recording:
     def keep_embedding(self) -> None:
         """The stream is the embedding, which layers will ask for."""
         (at,) = self._present["stream"]
-        place, unchanged = self._places[at], NormWeights(None, 0.0)
+        place = self._places[at]
         assert place.embedding is not None
         kept = Activations(place.stream.shape[1], place.embedding)
-        norm(self.on(at).tape, place.stream, unchanged, kept)
+        norm(self.on(at).tape, place.stream, UNCHANGED, kept)
         self._present["embedding"] = {at}
 
     def embedding(self, at: int) -> Tensor:
@@ -120,7 +120,7 @@ class Recording:
             return post
         stream = self._places[where].stream
         same = Activations(stream.shape[1], stream)
-        norm(self.writing(where).tape, stream, NormWeights(None, 0.0), same, post=post)
+        norm(self.writing(where).tape, stream, UNCHANGED, same, post=post)
         return None
 
     def _carry(self, name: str, at: int, tensor_of: Callable[[Place], Tensor | None]) -> None:

@@ -23,11 +23,9 @@ from kernels.depth import mix_depth
 from kernels.embed import embed
 from kernels.matmul import Activations
 from kernels.moe import combine
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, NormWeights, norm
 from kernels.tensor import Tensor, zeros
 from kernels.weights import Matrix
-
-UNCHANGED = NormWeights(None, 0.0)
 
 
 class Residuals(Protocol):

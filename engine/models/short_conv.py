@@ -13,7 +13,7 @@ from engine.tensors import Linear, TensorSource
 from kernels.conv import ConvWeights, conv
 from kernels.kv import LayerKV
 from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
+from kernels.norm import UNCHANGED, norm
 from kernels.tensor import Tensor
 
 
@@ -79,6 +79,6 @@ class ShortConv:
             step.tape, self._rows, w.conv, inputs.sequences, self._state, self._convolved,
             x_at=2 * n, gate_at=0, out_gate_at=n,
         )  # fmt: skip
-        norm(step.tape, self._convolved, NormWeights(None, 0.0), self._out)
+        norm(step.tape, self._convolved, UNCHANGED, self._out)
         scale = self._c.h.residual_scale
         linear(step, self._c, w.output, self._out, out, add=add, scale=scale)

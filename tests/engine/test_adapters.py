@@ -19,6 +19,7 @@ from engine.engine import Engine
 from engine.errors import ModelError
 from engine.gguf import open_gguf
 from engine.options import EngineOptions
+from engine.sequence import Sequence as RunningSequence
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -174,6 +175,14 @@ def test_experts_whose_input_is_weighted(
         Stepper(base, device, programs, adapters=[file])
 
 
+def scaled(scales: list[tuple[float, ...]]) -> list[RunningSequence]:
+    """The same tokens in slots side by side, each with scales of its own."""
+    seqs = [sequence(TOKENS, slot, [2 * slot, 2 * slot + 1]) for slot in range(len(scales))]
+    for seq, own in zip(seqs, scales, strict=True):
+        seq.adapter_scales = own
+    return seqs
+
+
 def test_each_sequence_has_its_own_scales(
     device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -181,27 +190,32 @@ def test_each_sequence_has_its_own_scales(
     base = conformance_model("llama-dense")
     file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 8.0)
     model = Stepper(base, device, programs, adapters=[file])
-    seqs = [sequence(TOKENS, slot, [2 * slot, 2 * slot + 1]) for slot in range(3)]
     scales = [(1.0,), (0.0,), (-0.5,)]
-    for seq, own in zip(seqs, scales, strict=True):
-        seq.adapter_scales = own
+    seqs = scaled(scales)
     steps = [model.step(*((seq, n) for seq in seqs)) for n in (30, 1, 17)]
     for i, own in enumerate(scales):
         together = np.concatenate([step[i] for step in steps])
         assert nmse(together, logits(model, own)) < 1e-11
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"), [("llama-dense", ()), ("granite-dense", ("output.weight",))]
+)
 def test_rows_alone_have_their_own_scales(
-    device: Device, programs: Programs, conformance_model: Callable[[str], Path], tmp_path: Path
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    ends: tuple[str, ...],
 ) -> None:
-    """The last layer's FFN sees the last tokens of two prompts only."""
-    base = conformance_model("llama-dense")
-    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 8.0)
+    """The last layer's FFN and the output see the last tokens of two prompts only."""
+    base = conformance_model(name)
+    arch = name.removesuffix("-dense")
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1, ends), 8.0, arch)
     model = Stepper(base, device, programs, adapters=[file])
-    seqs = [sequence(TOKENS, slot, [2 * slot, 2 * slot + 1]) for slot in range(2)]
     scales = [(1.0,), (-0.5,)]
-    for seq, own in zip(seqs, scales, strict=True):
-        seq.adapter_scales = own
+    seqs = scaled(scales)
     last = model.step(*((seq, 40) for seq in seqs), wants=lambda at: at == 39)
     for row, own in zip(last, scales, strict=True):
         assert nmse(row, logits(model, own)[39:40]) < 1e-11
