@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+import engine.engine
+from server.launch import load_model
+from server.settings import Settings
 
 SCRIPT = Path(__file__).with_name("scripted_serve.py")
 BODY = {"prompt": "x", "stream": True}
@@ -130,6 +135,17 @@ def test_a_model_that_cannot_be_loaded(start: Start, model: str) -> None:
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "serve: tiny.gguf: unknown architecture 'abacus'"
     assert "Traceback" not in errors
+
+
+def test_collections_pass_over_a_loaded_model(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """They would stop every stream for as long as it takes to look through all of it."""
+    loaded: list[list[str]] = [[]]
+    monkeypatch.setattr(engine.engine, "load_engine", lambda *_: loaded)
+    try:
+        assert load_model(Settings(model=model), lambda _: None) is loaded
+        assert not any(known is loaded for known in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 def test_a_port_in_use(start: Start, model: str) -> None:
