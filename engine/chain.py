@@ -14,16 +14,8 @@ from typing import Literal, NamedTuple
 from engine import filters
 from engine.errors import RequestError
 from engine.filters import Mirostat, Step
-from engine.request import DEFAULT_SAMPLERS, SamplingParams
-
-_LETTERS = dict(zip("edskypmxt", DEFAULT_SAMPLERS, strict=True))
-_OTHER_NAMES = {
-    "nucleus": "top_p",
-    "typical": "typ_p",
-    "typical_p": "typ_p",
-    "typ": "typ_p",
-    "temp": "temperature",
-}
+from engine.request import SamplingParams
+from engine.sampler_names import parse_samplers
 
 
 class Stage(NamedTuple):
@@ -37,32 +29,6 @@ class Stage(NamedTuple):
     step: Step
     kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
     keeps: int = 0
-
-
-def parse_samplers(samplers: str | Sequence[str]) -> tuple[str, ...]:
-    """Samplers' names from a list, from a text "top_k;min_p" or from letters like "kmt".
-
-    Raises RequestError for an unknown one.
-    """
-    if isinstance(samplers, str):
-        if ";" not in samplers and samplers not in DEFAULT_SAMPLERS:
-            return tuple(_known(letter, _LETTERS.get(letter)) for letter in samplers)
-        samplers = [name for name in samplers.split(";") if name]
-    return tuple(_known(name, _canonical(name)) for name in samplers)
-
-
-def _canonical(name: str) -> str | None:
-    name = name.strip().replace("-", "_")
-    name = _OTHER_NAMES.get(name, name)
-    return name if name in DEFAULT_SAMPLERS else None
-
-
-def _known(name: str, sampler: str | None) -> str:
-    if sampler is None:
-        raise RequestError(
-            f"samplers: unknown sampler {name!r}, expected one of {', '.join(DEFAULT_SAMPLERS)}"
-        )
-    return sampler
 
 
 def check(params: SamplingParams) -> None:
@@ -109,6 +75,7 @@ def build(
     *,
     repetition: Step | None,
     dry: Step | None,
+    infill: Step | None,
     mirostat: Mirostat | None,
     uniform: Callable[[], float],
 ) -> list[Stage]:
@@ -125,6 +92,8 @@ def build(
             stages += [Stage(dry, "adjust")] if dry else []
         elif name == "xtc":
             stages += _xtc(params, uniform)
+        elif name == "infill":
+            stages += _infill(infill)
         else:
             stages += _STAGES[name](params)
     return _shortened(stages)
@@ -162,6 +131,12 @@ def _xtc(params: SamplingParams, uniform: Callable[[], float]) -> list[Stage]:
     if probability <= 0.0 or threshold > 0.5:
         return []
     return [Stage(filters.xtc(probability, threshold, params.min_keep, uniform), "other")]
+
+
+def _infill(step: Step | None) -> list[Stage]:
+    if step is None:
+        raise RequestError("the sampler infill needs a tokenizer, the model has none")
+    return [Stage(step, "other")]
 
 
 def _temperature(params: SamplingParams) -> list[Stage]:

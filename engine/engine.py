@@ -29,6 +29,7 @@ from engine.constraint import Constraint
 from engine.errors import EngineError, EngineStoppedError, RequestError
 from engine.grammar import Grammars
 from engine.guide import Guide
+from engine.infill import infill_step
 from engine.loader import free_memory, list_devices, load_model
 from engine.media.span import MediaSpan
 from engine.media_loader import Media
@@ -239,6 +240,7 @@ class Engine:
             request.sampling, n_vocab=self.info.n_vocab, eog_ids=self.tokenizer.eog_ids,
             n_ctx=self.n_ctx, prompt=_without_media(request),
             encode=self._encode_plain, pieces=self._piece,
+            infill=infill_step(request, self.tokenizer),
         )  # fmt: skip
 
     def _output(self, request: Request) -> Output:

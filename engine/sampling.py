@@ -23,13 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import chain
-from engine.chain import parse_samplers
 from engine.errors import EngineError, RequestError
-from engine.filters import Mirostat, Pool, Ranking, Tokens, cumulated, finite, ranked
+from engine.filters import Mirostat, Pool, Ranking, Step, Tokens, cumulated, finite, ranked
 from engine.penalties import Dry, Repetition, breaker_heads
 from engine.request import SamplingParams
-
-__all__ = ["Candidates", "Needs", "Sampled", "Sampler", "logprob", "parse_samplers"]
 
 # Above this many candidates, the whole row costs less than selecting from it.
 _MAX_CANDIDATES = 1024
@@ -70,7 +67,8 @@ class Sampler:
     """The sampler of one request: its chain of steps, its random numbers, its history.
 
     ``encode`` and ``pieces`` (text to tokens, a token's bytes) serve DRY's sequence
-    breakers. ``seed`` is the seed in use. Raises RequestError for a parameter out of range.
+    breakers; ``infill`` is the step of that name. ``seed`` is the seed in use. Raises
+    RequestError for a parameter out of range.
     """
 
     def __init__(
@@ -83,6 +81,7 @@ class Sampler:
         prompt: Sequence[int],
         encode: Callable[[str], list[int]] | None = None,
         pieces: Callable[[int], bytes] | None = None,
+        infill: Step | None = None,
     ) -> None:
         chain.check(params)
         self._n_vocab = n_vocab
@@ -100,6 +99,7 @@ class Sampler:
             params,
             repetition=repetition,
             dry=dry,
+            infill=infill,
             mirostat=self._mirostat,
             uniform=self._uniform,
         )

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.constraint import Constraint, Kind
+from engine.errors import RequestError
 from engine.media.limits import MediaLimits
 from engine.options import ControlVectors, EngineOptions, RopeOptions
 from engine.request import SamplingParams
+from engine.sampler_names import parse_samplers
 from server.app import Cors
-from server.errors import ApiError
 from server.fetch import Fetcher
-from server.fields import Defaults, samplers
+from server.fields import Defaults
 from server.settings import Settings, split_commas
 
 
@@ -201,10 +202,10 @@ def sampling_defaults(settings: Settings) -> SamplingParams:
 def sampler_order(settings: Settings) -> tuple[str, ...]:
     try:
         if settings.samplers is not None:
-            return samplers([name for name in settings.samplers.split(";") if name])
-        return samplers(settings.sampler_seq or "")
-    except ApiError as error:
-        raise SettingsError(error.message.replace("Field 'samplers'", "--samplers")) from None
+            return parse_samplers([name for name in settings.samplers.split(";") if name])
+        return parse_samplers(settings.sampler_seq or "")
+    except RequestError as error:
+        raise SettingsError(f"--samplers: {error}") from None
 
 
 def template_kwargs(text: str | None) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from engine.constraint import Constraint
+from engine.errors import RequestError
 from engine.request import SamplingParams
+from engine.sampler_names import parse_samplers
 from server.errors import ApiError, invalid
 from server.interface import Tokenizer
 
@@ -76,33 +78,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "structured_outputs": (),
     "verbose": (False,),
     "web_search_options": (),
-}
-
-SAMPLER_NAMES = {
-    "penalties": "penalties",
-    "dry": "dry",
-    "top_n_sigma": "top_n_sigma",
-    "top_k": "top_k",
-    "typ_p": "typ_p",
-    "typical_p": "typ_p",
-    "typical": "typ_p",
-    "top_p": "top_p",
-    "nucleus": "top_p",
-    "min_p": "min_p",
-    "xtc": "xtc",
-    "temperature": "temperature",
-    "temp": "temperature",
-}
-SAMPLER_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
 }
 
 
@@ -332,13 +307,11 @@ def adapter_scales(scales: Iterable[AdapterScale]) -> tuple[tuple[int, float], .
 
 
 def samplers(value: str | list[str]) -> tuple[str, ...]:
-    """Names in their order, or a string with a letter for each."""
-    known = SAMPLER_LETTERS if isinstance(value, str) else SAMPLER_NAMES
-    names = [name if isinstance(value, str) else name.replace("-", "_") for name in value]
-    for name in names:
-        if name not in known:
-            raise invalid(f"Field 'samplers': unknown sampler '{name}' (known: {', '.join(known)})")
-    return tuple(known[name] for name in names)
+    """Names in their order, or a string with a letter for each, or with names and ';' between."""
+    try:
+        return parse_samplers(value)
+    except RequestError as error:
+        raise invalid(f"Field 'samplers': {error}") from None
 
 
 def logit_bias(

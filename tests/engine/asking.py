@@ -41,6 +41,8 @@ class CharacterTokenizer:
 
     def __init__(self, eog_ids: Iterable[int] = ()) -> None:
         self.eog_ids = frozenset(eog_ids)
+        self.eos_id = min(self.eog_ids, default=None)
+        self.eot_id = None
 
     def is_special(self, token_id: int) -> bool:
         return False

@@ -110,6 +110,14 @@ def test_beside_free_streams(engine: Engine) -> None:
         assert constraint is None or valid(reply)
 
 
+def test_a_sampler_that_ends_texts_waits_for_the_grammar(engine: Engine) -> None:
+    """No letter is likely here: without a grammar that is the end at once."""
+    params = replace(WARM, samplers=("infill",))
+    assert ask(engine, PROMPT, 60, params).end.reason == "eos"
+    reply = ask(engine, PROMPT, 60, params, constraint=LETTERS)
+    assert valid(reply)
+
+
 def test_cut_by_max_tokens(engine: Engine) -> None:
     reply = ask(engine, PROMPT, 6, WARM, constraint=LETTERS)
     assert reply.end.reason == "limit"

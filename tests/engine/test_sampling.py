@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from engine.errors import EngineError, RequestError
 from engine.penalties import Dry, Repetition, breaker_heads, suffix_lengths
 from engine.request import SamplingParams
-from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob, parse_samplers
+from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "sampling.json").read_text())
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -336,31 +336,6 @@ def test_logits_that_are_no_numbers_are_an_error(params: SamplingParams) -> None
 
 
 @pytest.mark.parametrize(
-    ("samplers", "expected"),
-    [
-        ("edskypmxt", ALL_SAMPLERS),
-        ("kt", ("top_k", "temperature")),
-        ("", ()),
-        ([], ()),
-        ("xtc", ("xtc",)),
-        ("top_k;min_p", ("top_k", "min_p")),
-        ("penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature", ALL_SAMPLERS),
-        (["top-k", "temp", "typical"], ("top_k", "temperature", "typ_p")),
-    ],
-)
-def test_parse_samplers(samplers: str | list[str], expected: tuple[str, ...]) -> None:
-    assert parse_samplers(samplers) == expected
-
-
-@pytest.mark.parametrize(
-    ("samplers", "unknown"), [("kz", "'z'"), (["top_k", "best"], "'best'"), ("top_k;k", "'k'")]
-)
-def test_unknown_sampler_is_named(samplers: str | list[str], unknown: str) -> None:
-    with pytest.raises(RequestError, match=f"unknown sampler {unknown}"):
-        parse_samplers(samplers)
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"repeat_penalty": 0.0}, "repeat_penalty must be a number above 0, not 0.0"),
@@ -374,6 +349,7 @@ def test_unknown_sampler_is_named(samplers: str | list[str], unknown: str) -> No
         ({"logit_bias": ((1, math.nan),)}, "logit_bias: token 1 has the bias nan"),
         ({"logit_bias": ((1, math.inf),)}, "logit_bias: token 1 has the bias inf"),
         ({"samplers": ("top_q",)}, "unknown sampler 'top_q'"),
+        ({"samplers": ("infill",)}, "the sampler infill needs a tokenizer"),
         ({"dry_multiplier": 1.0}, "dry_sequence_breakers need a tokenizer"),
     ],
 )

@@ -96,6 +96,7 @@ def test_null_is_absent() -> None:
         ("samplers", ["top-k", "temp", "typical_p"], ("top_k", "temperature", "typ_p")),
         ("samplers", "edskypmxt", DEFAULT_SAMPLERS),
         ("samplers", [], ()),
+        ("samplers", ["top_k", "top_p", "infill"], ("top_k", "top_p", "infill")),
     ],
 )
 def test_sampling_fields(name: str, given: Any, taken: Any) -> None:
