@@ -33,6 +33,7 @@ from server.responses_input import (
     echoed,
     sealed,
 )
+from server.responses_tools import namespaced
 from server.service import Service
 from server.stream import Reply
 
@@ -84,6 +85,7 @@ class Responses:
             "model": model,
             **dict(echoed(data)),
         }
+        self._namespaced = namespaced(data)
         self._seals = "reasoning.encrypted_content" in (data.get("include") or [])
         self._parts: list[Piece] = []  # of a whole answer, or of the item that grows
         self._open: dict[str, Any] | None = None  # the item that grows
@@ -115,7 +117,7 @@ class Responses:
             text = Piece(answer.text, scores=answer.scores)
             self._output.append(self._done(message_item(), text))
         for call in answer.calls:
-            self._output.append(self._done(call_item(call), Piece(calls=(call,))))
+            self._output.append(self._done(self._call_item(call), Piece(calls=(call,))))
         return self._response(self._status()) | {"timings": timings([self.choice])}
 
     # The response
@@ -174,7 +176,7 @@ class Responses:
         for call in piece.calls:
             if call.id:
                 yield from self._close()
-                self._open = call_item(call)
+                self._open = self._call_item(call)
                 yield self._added()
             self._parts.append(Piece(calls=(call,)))
             if call.arguments:
@@ -227,6 +229,9 @@ class Responses:
         else:
             item = item | {"arguments": piece.calls[0].arguments}
         return item | {"status": self._status() if self.choice.finished else "completed"}
+
+    def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
+        return call_item(call) | self._namespaced.get(call.name, {})
 
     def _logprobs(self, piece: Piece) -> list[dict[str, object]]:
         n_top = self.options.n_top

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from server.errors import invalid
+from server.responses_tools import chat_name, tool_fields
 
 # What asks for a memory of earlier responses, or for work that outlives the request.
 STATEFUL: dict[str, tuple[object, ...]] = {
@@ -33,8 +34,11 @@ TRANSLATED = frozenset(
     }
 )
 TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
-# Traces of tools that OpenAI's servers run: this model has never called them.
-HOSTED_SUFFIXES = ("_call", "_call_output", "_list_tools", "_approval_request", "compaction")
+# Ends of types. Tools that stand among the items, and traces of those that OpenAI's servers run:
+# this model has never called them.
+NO_MESSAGES = (
+    "additional_tools", "_call", "_call_output", "_list_tools", "_approval_request", "compaction",
+)  # fmt: skip
 
 
 class ResponsesFields(msgspec.Struct, kw_only=True):
@@ -80,32 +84,6 @@ def response_format(form: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {k: form[k] for k in form if k != "type"}}
 
 
-def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Function tools; the others are OpenAI's own services and are left out."""
-    functions = [tool for tool in data.get("tools", []) if is_function(tool)]
-    if not functions:
-        return {}
-    body: dict[str, Any] = {"tools": [chat_tool(tool) for tool in functions]}
-    choice = data.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = choice.get("tools")
-        names = [tool for tool in allowed if is_function(tool)] if isinstance(allowed, list) else []
-        body["tool_choice"] = choice | {"tools": names}
-    elif isinstance(choice, str) or is_function(choice):
-        body["tool_choice"] = choice
-    return body
-
-
-def is_function(tool: Any) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == "function"
-
-
-def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
 def messages(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if "instructions" in data:
@@ -143,7 +121,7 @@ def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> No
             raise invalid(f"Field '{name}.call_id': expected a string")
         output = parts(f"{name}.output", item.get("output"))
         found.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
-    elif not (isinstance(kind, str) and kind.endswith(HOSTED_SUFFIXES)):
+    elif not (isinstance(kind, str) and kind.endswith(NO_MESSAGES)):
         raise invalid(f"Field '{name}.type': {kind!r:.80} is not supported by this server")
 
 
@@ -167,11 +145,12 @@ def is_bare(message: Mapping[str, Any]) -> bool:
     return (message["role"], message["content"]) == ("assistant", "")
 
 
-def chat_call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+def chat_call(field: str, item: Mapping[str, Any]) -> dict[str, Any]:
     values = [item.get(key) for key in ("call_id", "name", "arguments")]
     if not all(isinstance(value, str) for value in values):
-        raise invalid(f"Field '{name}': expected call_id, name and arguments as strings")
-    function = {"name": item["name"], "arguments": item["arguments"]}
+        raise invalid(f"Field '{field}': expected call_id, name and arguments as strings")
+    name = chat_name(item.get("namespace"), item["name"])
+    function = {"name": name, "arguments": item["arguments"]}
     return {"id": item["call_id"], "type": "function", "function": function}
 
 

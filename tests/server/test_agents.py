@@ -5,9 +5,12 @@ The model is scripted: it calls a tool that does not exist, is told so by the ag
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,23 @@ SOURCE = (
     " <tool_call></tool_call>{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
 )
+NOTES = """
+import json, sys
+
+TOOL = {"name": "look_up", "description": "d", "inputSchema": {"type": "object"}}
+for line in sys.stdin:
+    asked = json.loads(line)
+    method = asked["method"]
+    if method == "initialize":
+        found = {"protocolVersion": asked["params"]["protocolVersion"],
+                 "capabilities": {"tools": {}}, "serverInfo": {"name": "n", "version": "1"}}
+    elif method == "tools/list":
+        found = {"tools": [TOOL]}
+    else:
+        found = {"content": [{"type": "text", "text": "What the notes say"}]}
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": found}), flush=True)
+"""
 CALL = '<tool_call>\n{"name": "no_such_tool", "arguments": {"x": 1}}\n</tool_call>'
 ANSWER = "There is no such tool, it seems."
 
@@ -39,6 +59,10 @@ def engine(fakes: Any) -> Any:
         called = b"<|im_start|>tool: " in prompt
         yield from fakes.say(ANSWER if called else CALL)(request, cancelled)
 
+    return engine_of(fakes, script)
+
+
+def engine_of(fakes: Any, script: Any) -> Any:
     made = fakes.engine(script, n_ctx=10**7)
     made.chat_template = ChatTemplate(SOURCE)
     return made
@@ -93,17 +117,37 @@ def test_claude_code(serve: Any, engine: Any, tmp_path: Path) -> None:
     assert second.startswith(system)  # so that the prefix is found in the cache
 
 
-def test_codex(serve: Any, engine: Any, tmp_path: Path) -> None:
-    codex = installed(tmp_path, "@openai/codex", "codex")
-    url = serve(engine)
+def run_codex(folder: Path, url: str, *more: str) -> str:
+    codex = installed(folder, "@openai/codex", "codex")
     provider = f'{{name="local",base_url="{url}/v1",wire_api="responses",env_key="LOCAL_KEY"}}'
     options = ["-c", f"model_providers.local={provider}", "-c", "model_provider=local", "-m", "any"]
-    output = run(
-        [codex, "exec", *options, "--skip-git-repo-check", "Say something"],
-        tmp_path,
+    return run(
+        [codex, "exec", *options, *more, "--skip-git-repo-check", "Say something"],
+        folder,
         LOCAL_KEY="none",
     )
-    assert ANSWER in output
+
+
+def test_codex(serve: Any, engine: Any, tmp_path: Path) -> None:
+    assert ANSWER in run_codex(tmp_path, serve(engine))
     first, second = turns(engine)[:2]
     assert second.startswith(first.removesuffix(b"<|im_start|>assistant: ")[:2000])
     assert b"no_such_tool" in second
+
+
+def test_codex_with_the_tool_of_an_mcp_server(serve: Any, fakes: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.py").write_text(NOTES)
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        prompt = bytes(id for id in request.prompt if id < 256)
+        name = re.search(rb'"name": "(mcp__notes_*look_up)"', prompt)
+        call = CALL.replace("no_such_tool", name[1].decode() if name else "no_tool_there")
+        called = b"<|im_start|>tool: " in prompt
+        yield from fakes.say(ANSWER if called else call)(request, cancelled)
+
+    engine = engine_of(fakes, script)
+    arguments = json.dumps([str(tmp_path / "notes.py")])
+    notes = f'{{command="{sys.executable}",args={arguments},default_tools_approval_mode="approve"}}'
+    output = run_codex(tmp_path, serve(engine), "-c", f"mcp_servers.notes={notes}")
+    assert ANSWER in output
+    assert b"What the notes say" in turns(engine)[1]
