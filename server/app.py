@@ -70,6 +70,19 @@ class Prefix:
         return await self.app(scope, receive, send)
 
 
+class Slashes:
+    """Middleware: several slashes are as one, and one at the end is none: base URLs are often
+    given with one, and clients do not follow every redirection of a POST."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": "/" + "/".join(filter(None, scope["path"].split("/")))}
+        return await self.app(scope, receive, send)
+
+
 @dataclass(frozen=True, slots=True)
 class Cors:
     """Which pages may use the server."""
@@ -86,6 +99,8 @@ class Cors:
             allow_methods=self.methods,
             allow_headers=self.headers,
             allow_credentials=self.credentials,
+            # A page of the internet asks so for a server at home; origins decide about that.
+            allow_private_network=True,
         )
 
 
@@ -102,6 +117,7 @@ def create_app(
         routes=[*routes, *openapi.routes(routes)],
         middleware=[
             (cors or Cors()).middleware(),
+            Middleware(Slashes),
             *prefixed,
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=tuple(api_keys)),

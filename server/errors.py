@@ -32,6 +32,7 @@ STATUS = {
     "method_not_allowed_error": 405,
     "timeout_error": 408,
     "payload_too_large_error": 413,
+    "unsupported_media_type_error": 415,
     "server_error": 500,
     "not_supported_error": 501,
     "unavailable_error": 503,
@@ -75,6 +76,7 @@ ANTHROPIC_TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",
+    415: "invalid_request_error",
     503: "overloaded_error",
 }
 

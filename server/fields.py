@@ -7,6 +7,7 @@ but cannot be honoured is refused by name, never dropped.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -186,7 +187,7 @@ class Defaults:
 
 def read_json(raw: bytes) -> Any:
     try:
-        return msgspec.json.decode(raw)
+        return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8))  # Windows writes one
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"The request body is not valid JSON: {error}") from None
 

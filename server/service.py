@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request as HttpRequest
 
 from engine.request import Pooling
+from server.encoding import coding, decoded
 from server.errors import ApiError, invalid
 from server.fetch import Fetcher
 from server.fields import Defaults, read_json, read_object
@@ -109,26 +110,37 @@ class Service:
         return items
 
     async def read_body(self, request: HttpRequest) -> bytes:
-        """All of the body; ApiError 413 as soon as it is known to be too long."""
-        too_long = ApiError(
-            "payload_too_large_error", f"The request body is longer than {self.max_body} bytes"
-        )
+        """All of the body, decompressed; ApiError 413 as soon as it is known to be too long."""
+        compression = coding(request.headers.get("content-encoding", ""))
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
-            raise too_long
-        chunks: list[bytes] = []
-        n_bytes = 0
+            raise self._too_long()
         try:
             async with asyncio.timeout(self.timeout):
-                async for chunk in request.stream():
-                    n_bytes += len(chunk)
-                    if n_bytes > self.max_body:
-                        raise too_long
-                    chunks.append(chunk)
+                body = await self._received(request)
         except TimeoutError:
             message = f"The request body did not arrive within {self.timeout:g} seconds"
             raise ApiError("timeout_error", message) from None
+        if compression is None:
+            return body
+        whole = await asyncio.to_thread(decoded, body, compression, self.max_body)
+        if whole is None:
+            raise self._too_long()
+        return whole
+
+    async def _received(self, request: HttpRequest) -> bytes:
+        chunks: list[bytes] = []
+        n_bytes = 0
+        async for chunk in request.stream():
+            n_bytes += len(chunk)
+            if n_bytes > self.max_body:
+                raise self._too_long()
+            chunks.append(chunk)
         return b"".join(chunks)
+
+    def _too_long(self) -> ApiError:
+        message = f"The request body is longer than {self.max_body} bytes"
+        return ApiError("payload_too_large_error", message)
 
 
 def timestamp(seconds: float) -> str:

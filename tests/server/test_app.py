@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import json
 import socket
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,7 @@ from server.app import Cors
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
+RAW = json.dumps(BODY).encode()
 
 
 def error(response: httpx.Response) -> tuple[int, str, str]:
@@ -76,6 +80,17 @@ def test_cors(serve: Any, fakes: Any) -> None:
     assert "x-api-key" in response.headers["access-control-allow-headers"]
 
 
+def test_pages_of_the_internet_may_use_a_server_at_home(serve: Any, fakes: Any) -> None:
+    asked = {"Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Private-Network"] = "true"
+    cors = Cors(origins=["http://page.example"])
+    for url in (serve(fakes.engine()), serve(fakes.engine(), cors=cors)):
+        response = httpx.options(url + CHAT, headers=asked | {"Origin": "http://page.example"})
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-private-network"] == "true"
+    assert httpx.options(url + CHAT, headers=asked | {"Origin": "http://b"}).status_code == 400
+
+
 def test_cors_can_be_narrowed(serve: Any, fakes: Any) -> None:
     cors = Cors(origins=["http://page.example"], methods=["GET"], credentials=True)
     url = serve(fakes.engine(), cors=cors)
@@ -94,6 +109,21 @@ def test_a_prefix_of_all_paths(serve: Any, fakes: Any) -> None:
     assert httpx.post(url + "/llm" + CHAT, json=BODY).status_code == 401
     for path in ("/health", "/llmore/health"):
         assert error(httpx.get(url + path)) == (404, "not_found_error", "File Not Found")
+
+
+def test_slashes(serve: Any, fakes: Any) -> None:
+    url = serve(fakes.engine(), api_keys=["k"])
+    key = {"X-Api-Key": "k"}
+    for path in ("//v1/models", "/v1/models/", "/v1//models", "//v1/models//"):
+        assert httpx.get(url + path, headers=key).json()["object"] == "list"
+        assert httpx.get(url + path).status_code == 401
+    for path in (CHAT + "/", "/" + CHAT):
+        assert httpx.post(url + path, json=BODY, headers=key).status_code == 200
+    assert httpx.post(url + "/v1/messages/", json={}).json()["type"] == "error"
+    for path in ("//health", "/health/", "//"):
+        assert httpx.get(url + path).status_code == 200
+    prefixed = serve(fakes.engine(), prefix="/llm")
+    assert httpx.get(prefixed + "//llm//health/").json() == {"status": "ok"}
 
 
 def test_a_body_that_does_not_arrive(serve: Any, fakes: Any) -> None:
@@ -173,6 +203,48 @@ def test_long_bodies(serve: Any, fakes: Any) -> None:
     assert error(response)[:2] == (413, "payload_too_large_error")
     chunked = iter([b"x" * 600, b"x" * 600])
     assert httpx.post(url + CHAT, content=chunked).status_code == 413
+
+
+def test_a_byte_order_mark(serve: Any, fakes: Any) -> None:
+    response = httpx.post(serve(fakes.engine()) + CHAT, content=b"\xef\xbb\xbf" + RAW)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("gzip", gzip.compress(RAW)),
+        ("GZIP", gzip.compress(RAW)),
+        ("deflate", zlib.compress(RAW)),
+        ("identity", RAW),
+        ("", RAW),
+    ],
+)
+def test_compressed_bodies(serve: Any, fakes: Any, encoding: str, content: bytes) -> None:
+    headers = {"content-encoding": encoding}
+    response = httpx.post(serve(fakes.engine()) + CHAT, content=content, headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "expected"),
+    [
+        ("br", RAW, (415, "unsupported_media_type_error")),
+        ("gzip, gzip", RAW, (415, "unsupported_media_type_error")),
+        ("gzip", RAW, (400, "invalid_request_error")),
+        ("gzip", b"", (400, "invalid_request_error")),
+        ("gzip", gzip.compress(RAW)[:-1], (400, "invalid_request_error")),
+        ("gzip", gzip.compress(RAW) * 2, (400, "invalid_request_error")),
+        ("gzip", gzip.compress(bytes(10**6)), (413, "payload_too_large_error")),
+    ],
+)
+def test_bodies_that_cannot_be_decompressed(
+    serve: Any, fakes: Any, encoding: str, content: bytes, expected: tuple[int, str]
+) -> None:
+    url = serve(fakes.engine(), max_body=10_000)
+    response = httpx.post(url + CHAT, content=content, headers={"content-encoding": encoding})
+    assert error(response)[:2] == expected
+    assert expected[0] == 413 or encoding in error(response)[2]
 
 
 @pytest.mark.parametrize(
