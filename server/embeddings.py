@@ -158,9 +158,12 @@ async def native_embeddings(service: Service, http: HttpRequest) -> Response:
 
 
 async def ollama_embed(service: Service, http: HttpRequest) -> Response:
+    """Nothing to embed asks to load the model, as in Ollama, and has no vectors."""
     began = time.perf_counter_ns()
     fields = convert({"truncate": True} | await service.read_object(http), EmbeddingFields)
-    results = await embed(service, http, fields, one_vector(service))
+    results: list[Result] = []
+    if fields.input not in (None, "", []) or fields.content is not None:
+        results = await embed(service, http, fields, one_vector(service))
     return json_response(
         {
             "model": service.model_name,
@@ -173,12 +176,14 @@ async def ollama_embed(service: Service, http: HttpRequest) -> Response:
 
 
 class OllamaPrompt(msgspec.Struct):
-    prompt: str
+    prompt: str = ""
 
 
 async def ollama_embeddings(service: Service, http: HttpRequest) -> Response:
     """Ollama's older endpoint: one text, and the vector as the model gives it."""
     given = convert(await service.read_object(http), OllamaPrompt)
+    if not given.prompt:
+        return json_response({"embedding": []})
     fields = EmbeddingFields(input=given.prompt, embd_normalize=-1, truncate=True)
     (result,) = await embed(service, http, fields, one_vector(service))
     return json_response({"embedding": result.vectors[0]})

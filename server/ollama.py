@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -26,10 +27,11 @@ from server.fields import CompletionFields, convert
 from server.framing import NDJSON
 from server.generate import Job, make_options, start
 from server.infill import infill_prompt
+from server.interface import Tokenizer
 from server.logprobs import content_logprobs
 from server.ollama_input import ChatFields, GenerateFields, chat_body, generate_body, plain_body
 from server.ollama_models import MODEL_ROUTES
-from server.prompts import completion_prompts
+from server.prompts import Prompt, checked_token, completion_prompts
 from server.service import Service, timestamp
 from server.stream import Reply
 
@@ -72,9 +74,11 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     else:
         request = read_chat(generate_body(fields))
         job = await prepare(service, request)
+        job = after(fields.context or [], job, service.engine.tokenizer)
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
     dialect = Lines("response", job.choices()[0], service.model_name, n_top)
+    dialect.has_context = job.format is not None
     return await start(service, request, job, options, dialect)
 
 
@@ -83,6 +87,19 @@ def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
     if fields.suffix:
         return [infill_prompt(tokenizer, fields.prompt, fields.suffix)]
     return completion_prompts(fields.prompt, tokenizer)
+
+
+def after(context: Sequence[int], job: Job, tokenizer: Tokenizer) -> Job:
+    """The job with a prompt that goes on where an earlier answer has ended."""
+    (prompt,) = job.prompts
+    if not context:
+        return job
+    past = tuple(checked_token("context", id, tokenizer) for id in context)
+    begin = tokenizer.encode("", add_special=True, parse_special=False)[:1]
+    n = len(begin) if prompt.ids[:1] == tuple(begin) else 0
+    ids, shift = prompt.ids[n:], len(past) - n
+    media = tuple(replace(span, start=span.start + shift) for span in prompt.media)
+    return replace(job, prompts=[Prompt(past + ids, None, media)])
 
 
 def loaded(service: Service, field: Field, keep_alive: object) -> Response:
@@ -117,6 +134,8 @@ class Lines:
         self.choice = choice
         self.model = model
         self.n_top = n_top
+        self.has_context = False  # whether the answer says what to go on from
+        self._tokens: list[int] = []  # of the answer so far
         self._parts: list[Piece] = []  # of a whole answer
         self._call: list[ToolCallDelta] = []  # the one that grows
         self._began = time.perf_counter_ns()
@@ -124,6 +143,7 @@ class Lines:
     def chunks(self, index: int, event: Event) -> Iterable[object]:
         lines: list[dict[str, Any]] = []
         for piece in self.choice.take(event):
+            self._tokens += piece.tokens
             calls = tuple(call for part in piece.calls for call in self._complete(part))
             if piece.text or piece.reasoning or calls:
                 lines.append(self._line(piece, calls) | {"done": False})
@@ -144,6 +164,7 @@ class Lines:
 
     def whole(self) -> object:
         answer = join(self._parts)
+        self._tokens += answer.tokens
         return self._line(answer, answer.calls) | self._totals()
 
     def _complete(self, part: ToolCallDelta) -> Iterable[ToolCallDelta]:
@@ -171,7 +192,7 @@ class Lines:
     def _totals(self) -> dict[str, Any]:
         """Durations in nanoseconds."""
         timings, started = self.choice.timings, self.choice.started
-        return {
+        totals: dict[str, Any] = {
             "done": True,
             "done_reason": "length" if self.choice.finish_reason == "length" else "stop",
             "total_duration": time.perf_counter_ns() - self._began,
@@ -181,6 +202,10 @@ class Lines:
             "eval_count": timings.predicted_n,
             "eval_duration": int(timings.predicted_ms * 1e6),
         }
+        prompt = self.choice.prompt
+        if self.has_context and not prompt.media:  # images are no tokens
+            totals["context"] = [*prompt.ids, *self._tokens]
+        return totals
 
 
 def whole_call(call: ToolCallDelta) -> Mapping[str, Any]:

@@ -54,8 +54,9 @@ class GenerateFields(CommonFields, kw_only=True):
     context: list[int] | None = None
 
 
-# Of generate: templates there are Go's, and a context holds tokens of another model.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {"template": ("",), "context": ([],)}
+# Of generate: templates there are Go's. Without a template there is no conversation to go on with.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"template": ("",)}
+UNSUPPORTED_PLAIN = UNSUPPORTED | {"images": ([],), "context": ([],)}
 
 
 def chat_body(fields: ChatFields) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def generate_body(fields: GenerateFields) -> dict[str, Any]:
 
 def plain_body(fields: GenerateFields) -> dict[str, Any]:
     """Of a prompt that no template is applied to."""
-    refuse(given(fields), UNSUPPORTED | {"images": ([],)})
+    refuse(given(fields), UNSUPPORTED_PLAIN)
     body = common(fields)
     return {name: body[name] for name in body if not name.startswith("chat_")} | {"prompt": ""}
 

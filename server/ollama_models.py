@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -75,9 +76,18 @@ def entry(service: Service) -> dict[str, Any]:
         "model": service.model_name,
         "modified_at": timestamp(service.created),
         "size": info.n_bytes,
-        "digest": "",
+        "digest": digest(service),
         "details": details(service),
+        "capabilities": capabilities(service),
     }
+
+
+def digest(service: Service) -> str:
+    """Tells models apart, as clients expect; of what is said of the file, whose bytes would take
+    a minute to read."""
+    info = service.engine.info
+    known = (info.path, info.name, info.architecture, info.n_params, info.n_bytes, info.file_type)
+    return hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()
 
 
 def details(service: Service) -> dict[str, Any]:
@@ -93,8 +103,11 @@ def details(service: Service) -> dict[str, Any]:
 
 
 def capabilities(service: Service) -> list[str]:
+    info = service.engine.info
+    if info.is_encoder:
+        return ["embedding"]
     caps = service.engine.chat_template.caps.as_props()
-    found = ["completion"]
+    found = ["completion", *["embedding"] * (info.pooling != "none")]
     if service.engine.tokenizer.fim.middle is not None:
         found.append("insert")
     if caps.get("supports_tools"):

@@ -170,7 +170,7 @@ def ollama_model(service: Service) -> dict[str, object]:
         "description": "",
         "tags": [],
         "capabilities": [
-            "completion",
+            "embedding" if info.is_encoder else "completion",
             *["multimodal"] * any(service.modalities.values()),
         ],
         "parameters": "",

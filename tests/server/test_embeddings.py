@@ -92,6 +92,9 @@ def test_ollama(url: str) -> None:
     with pytest.raises(ollama.ResponseError, match="context size"):
         client.embed("m", "x" * 2000, truncate=False)
     assert client.embeddings("m", "a").embedding == [6.0, 8.0, 0.0]
+    for nothing in ("", []):
+        assert client.embed("m", nothing).embeddings == []
+    assert client.embeddings("m", "").embedding == []
     client._client.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -79,6 +80,35 @@ def test_generate(url: str, client: Any, engine: Any) -> None:
     assert "".join(part.response for part in client(url).generate("m", "x", stream=True)) == TEXT
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_context_is_what_the_next_answer_goes_on_from(
+    url: str, client: Any, engine: Any, stream: bool
+) -> None:
+    def generate(prompt: str, **fields: Any) -> Any:
+        answer = client(url).generate("m", prompt, stream=stream, **fields)
+        return list(answer)[-1] if stream else answer
+
+    first = generate("one").context
+    assert first == [*engine.requests[0].prompt, *TEXT.encode()]
+    second = generate("two", context=first).context
+    prompt = engine.requests[1].prompt
+    assert prompt == (*first, *b"user: two\nassistant:")  # without a second BOS
+    assert second == [*prompt, *TEXT.encode()]
+    assert generate("raw", raw=True).context is None
+
+
+def test_a_context_before_a_template_that_begins_with_bos(
+    url: str, client: Any, engine: Any
+) -> None:
+    """Of a model whose tokenizer adds none, it is a part of the message."""
+    encode = engine.tokenizer.encode
+    engine.tokenizer.encode = lambda text, add_special=True, parse_special=True: encode(
+        text, add_special=False, parse_special=parse_special
+    )
+    client(url).generate("m", "one", context=[1, 2])
+    assert engine.requests[0].prompt == (1, 2, 256, *b"user: one\nassistant:")
+
+
 def test_generate_raw(url: str, client: Any, engine: Any) -> None:
     assert client(url).generate("m", "hi", raw=True, options={"num_predict": 2}).response == "He"
     assert engine.requests[0].prompt == (256, *b"hi")
@@ -121,6 +151,8 @@ def test_models(url: str, client: Any) -> None:
         2_000_000,
         "Q8_0",
     )
+    assert len(model.digest) == 64
+    assert client(url).list().models[0].digest == model.digest
     (running,) = client(url).ps().models
     assert (running.model, running.context_length) == ("tiny.Q8_0.gguf", 1000)
     shown = client(url).show("m")
@@ -128,6 +160,15 @@ def test_models(url: str, client: Any) -> None:
     assert shown.modelinfo["llama.context_length"] == 512
     assert shown.template == "{{ lines }}"
     assert httpx.get(url + "/api/version").json()["version"]
+
+
+def test_an_encoder_has_embeddings_alone(serve: Any, fakes: Any, client: Any) -> None:
+    engine = fakes.engine()
+    engine.info = replace(engine.info, is_encoder=True, pooling="cls")
+    url = serve(engine)
+    assert client(url).show("m").capabilities == ["embedding"]
+    for path in ("/api/tags", "/v1/models"):
+        assert httpx.get(url + path).json()["models"][0]["capabilities"] == ["embedding"]
 
 
 def test_managing_models_is_refused(url: str, client: Any) -> None:
@@ -154,6 +195,7 @@ def test_managing_models_is_refused(url: str, client: Any) -> None:
         ("chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
         ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
         ("generate", {"prompt": "x", "raw": True, "context": [1]}, "context"),
+        ("generate", {"prompt": "x", "context": [1, 258]}, "context"),
     ],
 )
 def test_refusals_name_the_field(url: str, path: str, fields: Any, name: str) -> None:
