@@ -7,7 +7,6 @@ but cannot be honoured is refused by name, never dropped.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -183,25 +182,6 @@ class Defaults:
     reasoning_effort: str | None = None
     reasoning_budget: int = -1  # tokens; -1: no limit
     reasoning_budget_message: str = ""
-
-
-def read_json(raw: bytes) -> Any:
-    try:
-        return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8))  # Windows writes one
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"The request body is not valid JSON: {error}") from None
-
-
-def read_object(raw: bytes) -> dict[str, Any]:
-    """The body's fields without nulls; ApiError if it is no object or asks for too much."""
-    decoded = read_json(raw)
-    if not isinstance(decoded, dict):
-        raise invalid("The request body must be a JSON object")
-    data = {name: value for name, value in decoded.items() if value is not None}
-    for name, value in data.items():
-        if type(value) is float and value.is_integer():
-            data[name] = int(value)  # 10.0 is an integer in JSON; float fields take both
-    return data
 
 
 def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]]) -> None:

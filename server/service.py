@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request as HttpRequest
 
 from engine.request import Pooling
+from server.body import read_json, read_object
 from server.encoding import coding, decoded
 from server.errors import ApiError, invalid
 from server.fetch import Fetcher
-from server.fields import Defaults, read_json, read_object
+from server.fields import Defaults
 from server.interface import Engine
 from server.stream import EventStream, Inbox
 
+T = TypeVar("T")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
+LARGE_BODY = 2**20  # bytes; to decode more takes so long that the event loop goes on meanwhile
 DEFAULT_TIMEOUT = 3600.0  # seconds
 DEFAULT_PING_INTERVAL = 30.0  # seconds
 
@@ -100,14 +103,18 @@ class Service:
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
-        return read_object(await self.read_body(request))
+        return await self._decoded(request, read_object)
 
     async def read_list(self, request: HttpRequest) -> list[Any]:
         """The items of a body that is an array."""
-        items = read_json(await self.read_body(request))
+        items = await self._decoded(request, read_json)
         if not isinstance(items, list):
             raise invalid("The request body must be a JSON array")
         return items
+
+    async def _decoded(self, request: HttpRequest, decode: Callable[[bytes], T]) -> T:
+        raw = await self.read_body(request)
+        return decode(raw) if len(raw) < LARGE_BODY else await asyncio.to_thread(decode, raw)
 
     async def read_body(self, request: HttpRequest) -> bytes:
         """All of the body, decompressed; ApiError 413 as soon as it is known to be too long."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.request import DEFAULT_SAMPLERS, SamplingParams
+from server.body import read_object
 from server.conversation import Chat
 from server.errors import ApiError
 from server.fields import (
@@ -16,7 +17,6 @@ from server.fields import (
     convert,
     max_tokens,
     n_choices,
-    read_object,
     refuse,
     sampling_params,
     stop_strings,

@@ -13,6 +13,7 @@ import pytest
 
 import server.embeddings
 import server.media
+import server.service
 import server.stream
 from engine.encoders.audio_file import AudioFile
 from engine.media.reader import MediaReader
@@ -71,6 +72,7 @@ def user(part: Any) -> dict[str, Any]:
         (server.media, "from_base64", "/v1/chat/completions", user(SOUND)),
         (server.media, "from_data_url", "/v1/chat/completions", user(IMAGE)),
         (server.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
+        (server.service, "read_object", "/tokenize", {"content": "x" * 2**20}),
         (server.stream, "json_response", "/completion", {"prompt": "x", "n_predict": 1}),
     ],
 )
