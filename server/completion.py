@@ -20,7 +20,8 @@ from server.generate import Job, Options, engine_requests, make_options, submit
 from server.infill import ExtraFile, infill_prompt
 from server.logprobs import content_logprobs
 from server.parameters import generation_settings
-from server.prompts import completion_prompts, prompt_text
+from server.prompt_objects import read_prompts
+from server.prompts import prompt_text
 from server.service import Service
 from server.stream import Reply
 
@@ -55,7 +56,7 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
         fields.n_probs = fields.logprobs  # its name in /v1/completions
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
-    prompts = await asyncio.to_thread(completion_prompts, fields.prompt, tokenizer)
+    prompts = await read_prompts(fields.prompt, service)
     job = Job(prompts, await compiled(service.engine, asked))
     return await answer(service, fields, job, fields.response_fields or [])
 

@@ -7,7 +7,7 @@ import base64
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from engine.embedding import normalized
 from engine.request import Embedded, Pooling, Request
 from server.errors import ApiError, invalid, json_response
 from server.fields import convert
-from server.prompts import Prompt, check_number, completion_prompts
+from server.prompt_objects import read_prompts
+from server.prompts import Prompt, check_number
 from server.service import Service
 from server.stream import raise_if_ended_early
 
@@ -59,7 +60,8 @@ async def run(
     vectors: list[Vectors] = [[] for _ in prompts]
     try:
         await stream.submit(
-            Request(prompt.ids, pooling=pooling, max_tokens=0) for prompt in prompts
+            Request(prompt.ids, media=prompt.media, pooling=pooling, max_tokens=0)
+            for prompt in prompts
         )
         async for batch in stream:
             for index, event in batch:
@@ -89,9 +91,10 @@ async def embed(
     name, value = ("input", fields.input) if fields.content is None else ("content", fields.content)
     if value is None:
         raise invalid("Field 'input' is required")
-    prompts = await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, name)
+    prompts = await read_prompts(value, service, name)
     if fields.truncate:
-        prompts = [Prompt(prompt.ids[: service.engine.n_ctx]) for prompt in prompts]
+        n_ctx = service.engine.n_ctx
+        prompts = [replace(prompt, ids=prompt.ids[:n_ctx]) for prompt in prompts]
     results = await run(service, http, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
     return await asyncio.to_thread(shaped_results, results, kind, fields.dimensions)

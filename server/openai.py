@@ -19,8 +19,8 @@ from server.errors import invalid, json_response
 from server.fields import UNSUPPORTED, CompletionFields, convert, refuse
 from server.generate import Job, make_options, start
 from server.infill import infill_prompt
-from server.interface import Tokenizer
-from server.prompts import Prompt, completion_prompts
+from server.prompt_objects import read_prompts
+from server.prompts import Prompt
 from server.service import Service, timestamp
 from server.shapes import ChatShape, TextShape
 from server.stream import Reply
@@ -86,20 +86,24 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
-    prompts = await asyncio.to_thread(prompts_of, fields, tokenizer)
+    prompts = await prompts_of(fields, service)
     job = Job(prompts, await compiled(service.engine, asked))
     shape = TextShape(options, tokenizer, echo=bool(fields.echo))
     dialect = Completions(shape, options, job.choices(options.n), service.model_name)
     return await start(service, fields, job, options, dialect)
 
 
-def prompts_of(fields: CompletionFields, tokenizer: Tokenizer) -> list[Prompt]:
+async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]:
     """With a suffix, the text between it and the prompt is asked for."""
     if not fields.suffix:
-        return completion_prompts(fields.prompt, tokenizer)
+        prompts = await read_prompts(fields.prompt, service)
+        if fields.echo and any(prompt.media for prompt in prompts):
+            raise invalid("Field 'echo': cannot go with images and sounds")
+        return prompts
     if not isinstance(fields.prompt, str):
         raise invalid("Field 'suffix': needs a prompt that is one string")
-    return [infill_prompt(tokenizer, fields.prompt, fields.suffix)]
+    tokenizer = service.engine.tokenizer
+    return [await asyncio.to_thread(infill_prompt, tokenizer, fields.prompt, fields.suffix)]
 
 
 def chat_n_top(chat: Chat) -> int | None:

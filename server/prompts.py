@@ -25,7 +25,8 @@ def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
 
 
 def completion_prompts(value: Any, tokenizer: Tokenizer, field: str = "prompt") -> list[Prompt]:
-    """A string, tokens, strings mixed with tokens, or a list of these; `field` has it."""
+    """A string, tokens, strings mixed with tokens, what has been read already, or a list of these;
+    `field` has it."""
     if isinstance(value, list) and is_list_of_prompts(value):
         check_number(value, field)
         prompts = [one_prompt(item, tokenizer, field) for item in value]
@@ -43,11 +44,13 @@ def check_number(prompts: Sized, field: str) -> None:
 
 def is_list_of_prompts(value: list[Any]) -> bool:
     return all(isinstance(item, str) for item in value) or any(
-        isinstance(item, list) for item in value
+        isinstance(item, list | Prompt) for item in value
     )
 
 
 def one_prompt(value: Any, tokenizer: Tokenizer, field: str) -> Prompt:
+    if isinstance(value, Prompt):
+        return value
     ids = tuple(encode_mixed(field, value, tokenizer, add_special=True))
     if not ids:
         raise invalid(f"Field '{field}': there are no tokens")

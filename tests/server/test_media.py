@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,39 +13,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import soundfile
-from PIL import Image
+from images_and_sounds import AUDIO, N_TOKENS, VISION, data_url, png, wav
 
-from engine.encoders.audio_file import AudioFile
-from engine.encoders.vision_file import VisionFile
-from engine.media.prepare import ImageLimits
 from engine.media.reader import MediaReader
 from server.fetch import Fetcher, is_public
 from server.media import BASE64_PIECE, MARKER, from_base64
 
 Serve = Callable[..., str]
-VISION = VisionFile(
-    "qwen2vl_merger", 64, 2, 4, 1e-6, "gelu", 2, (0.5,) * 3, (0.5,) * 3,
-    ImageLimits(56, 14, 2, 4 * 784, 64 * 784),
-)  # fmt: skip
-AUDIO = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
-N_TOKENS = 4  # of an image of 56 by 56 pixels
-
-
-def png(color: str = "red", size: int = 56) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (size, size), color).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def data_url(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
-
-
-def wav() -> str:
-    stream = io.BytesIO()
-    soundfile.write(stream, [0.1, -0.1] * 8000, 16000, format="WAV")
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 @pytest.fixture

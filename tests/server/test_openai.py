@@ -348,7 +348,7 @@ def test_prompt_shapes(url: str, client: Any, engine: Any, prompt: Any, expected
     assert [choice.index for choice in answer.choices] == list(range(len(expected)))
 
 
-@pytest.mark.parametrize("prompt", [[], [[]], [999], {"prompt_string": "x"}, 5, [True]])
+@pytest.mark.parametrize("prompt", [[], [[]], [999], {"prompt_text": "x"}, 5, [True]])
 def test_bad_prompts(url: str, client: Any, prompt: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="prompt"):
         client(url).completions.create(model="m", prompt=prompt)

@@ -1,0 +1,96 @@
+"""Prompts that are objects: a text with the images and sounds that its markers stand for, or parts
+as a message of a chat has them. llama-server takes both beside strings and tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+from server.chat import prompt
+from server.conversation import check_part
+from server.errors import invalid
+from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
+from server.prompts import Prompt, check_number, completion_prompts
+from server.service import Service
+
+N_LETTERS = 16  # of base64: the first 12 bytes, by which a sound is known
+
+
+async def read_prompts(value: Any, service: Service, field: str = "prompt") -> list[Prompt]:
+    """Any number of prompts in any of their shapes; ApiError says what is wrong in `field`."""
+    if isinstance(value, dict):
+        value = await object_prompt(value, service, field)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        check_number(value, field)
+        value = [
+            await object_prompt(item, service, f"{field}[{place}]")
+            if isinstance(item, dict)
+            else item
+            for place, item in enumerate(value)
+        ]
+    return await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, field)
+
+
+async def object_prompt(value: dict[str, Any], service: Service, name: str) -> Prompt:
+    if "prompt_string" in value:
+        text, parts = marked_text(value, name)
+    elif isinstance(value.get("content"), str):
+        text, parts = value["content"], []
+    else:
+        text, parts = text_of_parts(value.get("content"), f"{name}.content")
+    engine = service.engine
+    media = await read_media([{"content": parts}], engine, service.fetcher)
+    found = await asyncio.to_thread(prompt, text, engine, media)
+    if not found.ids:
+        raise invalid(f"Field '{name}': there are no tokens")
+    return found
+
+
+def marked_text(value: dict[str, Any], name: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text with this process's markers, and the parts that they stand for."""
+    text, data = value["prompt_string"], value.get("multimodal_data") or []
+    if not isinstance(text, str):
+        raise invalid(f"Field '{name}.prompt_string': expected a string, got {text!r:.80}")
+    if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
+        raise invalid(f"Field '{name}.multimodal_data': expected an array of base64 strings")
+    if not data:
+        return text, []
+    n_markers = text.count(SHOWN_MARKER)
+    if n_markers != len(data):
+        raise invalid(
+            f"Field '{name}.prompt_string': expected {SHOWN_MARKER} for each of the {len(data)} "
+            f"in multimodal_data, got {n_markers}"
+        )
+    fields = (f"{name}.multimodal_data[{place}]" for place in range(len(data)))
+    parts = [media_part(field, one) for field, one in zip(fields, data, strict=True)]
+    return text.replace(SHOWN_MARKER, MARKER), parts
+
+
+def media_part(name: str, data: str) -> dict[str, Any]:
+    """What stands there says itself whether it is an image or a sound."""
+    if is_sound(data):
+        return {"type": "input_audio", "input_audio": {"data": data}, "name": name}
+    return {"type": "image_url", "image_url": {"url": f"data:;base64,{data}"}, "name": name}
+
+
+def is_sound(data: str) -> bool:
+    try:
+        head = base64.b64decode(data[:N_LETTERS])
+    except (ValueError, binascii.Error):
+        return False
+    is_wave = head[:4] == b"RIFF" and head[8:12] == b"WAVE"
+    is_mp3 = head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+    return is_wave or is_mp3 or head[:4] in (b"fLaC", b"OggS")
+
+
+def text_of_parts(parts: Any, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text with a marker where a part is none, and those parts."""
+    if not isinstance(parts, list):
+        raise invalid(f"Field '{name}': expected a string or an array, got {parts!r:.80}")
+    for place, part in enumerate(parts):
+        check_part(f"{name}[{place}]", part)
+    named = [part | {"name": f"{name}[{place}]"} for place, part in enumerate(parts)]
+    (marked,) = with_markers([{"content": named}])
+    return "".join(part["text"] for part in marked["content"]), named
