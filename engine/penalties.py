@@ -10,17 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
 from operator import add
 
+from engine.breakers import MAX_TAIL_TOKENS, Heads
 from engine.filters import Tokens
 
-_MAX_BREAKER_BYTES = 40
-_MAX_TAIL_TOKENS = 20
 _LOG_FLOAT32_MAX = 88.7228391
-
-Heads = dict[int, frozenset[tuple[int, ...]]]
 
 
 class Repetition:
@@ -151,7 +147,7 @@ class Dry:
         history, heads = self._history, self._heads
         n = len(history)
         size = min(n, self._window)
-        for i in range(min(size, longest + _MAX_TAIL_TOKENS)) if heads else ():
+        for i in range(min(size, longest + MAX_TAIL_TOKENS)) if heads else ():
             tails = heads.get(history[n - 1 - i], ())
             done = [t for t in tails if len(t) <= i and (*history[n - i : n - i + len(t)],) == t]
             if done:
@@ -176,49 +172,3 @@ def suffix_lengths(history: Sequence[int]) -> dict[int, int]:
         if i + length > right:
             left, right = i, i + length
     return {n - 1 - i: length for i, length in enumerate(z) if length}
-
-
-def breaker_heads(
-    breakers: Sequence[str],
-    n_vocab: int,
-    encode: Callable[[str], list[int]],
-    pieces: Callable[[int], bytes],
-) -> Heads:
-    """The tokens that hold or begin one of the breakers, with what must follow them.
-
-    A token that holds a breaker has the empty tail (); one that ends with the beginning of
-    a breaker has the tokens of its rest. Breakers are cut to 40 bytes, tails to 20 tokens.
-    """
-    heads: dict[int, set[tuple[int, ...]]] = {}
-    for breaker in breakers:
-        if breaker:
-            text = breaker.encode()[:_MAX_BREAKER_BYTES].decode(errors="ignore")
-            for token, tail in _breaker_tokens(text.encode(), n_vocab, encode, pieces):
-                heads.setdefault(token, set()).add(tail)
-    return {token: frozenset(tails) for token, tails in heads.items()}
-
-
-@lru_cache(maxsize=1)
-def _vocabulary(n_vocab: int, pieces: Callable[[int], bytes]) -> list[bytes]:
-    return [pieces(token) for token in range(n_vocab)]
-
-
-@lru_cache(maxsize=64)
-def _breaker_tokens(
-    breaker: bytes,
-    n_vocab: int,
-    encode: Callable[[str], list[int]],
-    pieces: Callable[[int], bytes],
-) -> list[tuple[int, tuple[int, ...]]]:
-    beginnings = tuple(breaker[:i] for i in range(1, len(breaker)))
-    found: list[tuple[int, tuple[int, ...]]] = []
-    for token, piece in enumerate(_vocabulary(n_vocab, pieces)):
-        if breaker in piece:
-            found.append((token, ()))
-        elif piece.endswith(beginnings):
-            for beginning in beginnings:
-                rest = breaker[len(beginning) :]
-                # A rest that starts inside a character is no text and has no tokens.
-                if piece.endswith(beginning) and rest[0] & 0xC0 != 0x80:
-                    found.append((token, tuple(encode(rest.decode())[:_MAX_TAIL_TOKENS])))
-    return found

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import chain
+from engine.breakers import breaker_heads
 from engine.errors import EngineError, RequestError
 from engine.filters import Mirostat, Pool, Ranking, Step, Tokens, cumulated, finite, ranked
-from engine.penalties import Dry, Repetition, breaker_heads
+from engine.penalties import Dry, Repetition
 from engine.request import SamplingParams
 
 # Above this many candidates, the whole row costs less than selecting from it.

@@ -81,13 +81,26 @@ class EventStream:
                 if index % SUBMITTED_AT_ONCE == SUBMITTED_AT_ONCE - 1:
                     await asyncio.sleep(0)
                 self._n_submitted += 1
-                on_event = partial(self._inbox.put, self, index)
-                self._tickets[index] = self.engine.submit(request, on_event)
+                await self._submit(index, request)
         except Exception:
             self.close()
             raise
         if self._ping_interval > 0:
             self._ping_timer = self._inbox.loop.call_later(self._ping_interval, self._ping)
+
+    async def _submit(self, index: int, request: Request) -> None:
+        """In a thread where it takes long: a grammar that is not compiled any more, or DRY, for
+        which the vocabulary and the prompt are searched."""
+        on_event = partial(self._inbox.put, self, index)
+        if request.constraint is None and request.sampling.dry_multiplier == 0.0:
+            self._tickets[index] = self.engine.submit(request, on_event)
+            return
+        self._tickets[index] = None  # it is on its way
+        ticket = await asyncio.to_thread(self.engine.submit, request, on_event)
+        if index in self._tickets:
+            self._tickets[index] = ticket
+        elif self.gone:
+            self.engine.cancel(ticket)
 
     def deliver(self, index: int, event: Event) -> None:
         if type(event) is Finished or type(event) is Failed:
@@ -104,7 +117,7 @@ class EventStream:
         self._wake()
 
     def end_reasoning(self) -> None:
-        for ticket in self._tickets.values():
+        for ticket in self._submitted():
             self.engine.end_reasoning(ticket)
 
     def close(self) -> None:
@@ -112,9 +125,12 @@ class EventStream:
         if self._ping_timer is not None:
             self._ping_timer.cancel()
             self._ping_timer = None
-        for ticket in self._tickets.values():
+        for ticket in self._submitted():
             self.engine.cancel(ticket)
         self._tickets.clear()
+
+    def _submitted(self) -> list[Any]:
+        return [ticket for ticket in self._tickets.values() if ticket is not None]
 
     def __aiter__(self) -> EventStream:
         return self

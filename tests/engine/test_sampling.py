@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.errors import EngineError, RequestError
-from engine.penalties import Dry, Repetition, breaker_heads, suffix_lengths
+from engine.penalties import Dry, Repetition, suffix_lengths
 from engine.request import SamplingParams
 from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
 
@@ -446,18 +446,3 @@ def test_suffix_lengths(history: list[int]) -> None:
         if n:
             expected[i] = n
     assert suffix_lengths(history) == expected
-
-
-def test_breaker_heads() -> None:
-    vocabulary = [b"a", b"xEN", b"D", b"END", b"sEND.", b"E", b"N", b"\n", b"\xe2\x80"]
-    ids = {"ND": [6, 2], "D": [2]}
-    heads = breaker_heads(
-        ("END", "\n", "", "…"), len(vocabulary), lambda text: ids[text], vocabulary.__getitem__
-    )
-    assert heads == {
-        1: frozenset({(2,)}),
-        3: frozenset({()}),
-        4: frozenset({()}),
-        5: frozenset({(6, 2)}),
-        7: frozenset({()}),
-    }

@@ -14,7 +14,16 @@ import httpx
 import pytest
 
 from engine.errors import ContextOverflowError
-from engine.request import Delta, Event, Failed, Finished, Request, Started, Timings
+from engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    SamplingParams,
+    Started,
+    Timings,
+)
 from server.stream import EventStream, Inbox
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -204,6 +213,50 @@ def test_the_loop_goes_on_between_requests() -> None:
         return len(engine.on_event)
 
     assert 0 < asyncio.run(run()) < 100
+
+
+SLOW = Request((1,), sampling=SamplingParams(dry_multiplier=1.0))  # submitted in a thread
+
+
+def test_a_request_that_has_ended_before_its_ticket_is_there() -> None:
+    class Quick(Collector):
+        def submit(self, request: Request, on_event: Any) -> int:
+            on_event(Finished("eos", Timings()))
+            time.sleep(0.05)
+            return super().submit(request, on_event)
+
+    async def run() -> list[Any]:
+        stream = EventStream(Quick(), Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        await stream.submit([SLOW])
+        async with asyncio.timeout(5):
+            return [batch async for batch in stream]
+
+    assert len(asyncio.run(run())) == 1
+
+
+def test_a_client_that_goes_away_before_the_ticket_is_there() -> None:
+    submits = threading.Event()
+
+    class Slow(Collector):
+        def submit(self, request: Request, on_event: Any) -> int:
+            submits.wait(5)
+            return super().submit(request, on_event)
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def run() -> Slow:
+        engine = Slow()
+        stream = EventStream(engine, Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
+        task = asyncio.create_task(stream.submit([SLOW, SLOW]))
+        await asyncio.sleep(0)
+        await stream.watch(gone)
+        submits.set()
+        await task
+        return engine
+
+    engine = asyncio.run(run())
+    assert (len(engine.on_event), engine.cancelled) == (1, [0])
 
 
 def test_events_after_the_loop_has_closed_are_dropped() -> None:

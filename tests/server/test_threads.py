@@ -73,6 +73,8 @@ def user(part: Any) -> dict[str, Any]:
         (server.media, "from_data_url", "/v1/chat/completions", user(IMAGE)),
         (server.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
         (server.service, "read_object", "/tokenize", {"content": "x" * 2**20}),
+        ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "dry_multiplier": 1}),
+        ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "grammar": "x"}),
         (server.stream, "json_response", "/completion", {"prompt": "x", "n_predict": 1}),
     ],
 )
@@ -92,7 +94,7 @@ def test_a_stream_goes_on(
     ):
         lines = stream.iter_lines()
         next(lines)
-        owner = engine.tokenizer if place == "tokenizer" else place
+        owner = {"tokenizer": engine.tokenizer, "engine": engine}.get(place, place)
         monkeypatch.setattr(owner, name, gate.behind(getattr(owner, name)))
         answer = slow.submit(httpx.post, url + path, json=body, timeout=20)
         assert gate.reached.wait(10)
