@@ -83,6 +83,8 @@ def load_model(path: Path, options: EngineOptions, progress: Callable[[float], N
         media = None if projector is None else load_media(projector, options, hparams, first)
         shape = None if media is None else media.shape
         machine = machine.without(first.info, first.usage.n_bytes)
+        if media is not None and media.device is not first:
+            machine = machine.without(media.device.info, media.device.usage.n_bytes)
         additions = _additions(gguf, hparams, options)
         model = outline(gguf, hparams, first, additions)
         if additions.directions and model.weights.residuals is not None:

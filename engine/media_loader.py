@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.media.reader import MediaReader
 from engine.models.arch import Hyperparameters
 from engine.options import EngineOptions
-from kernels.device import Device, open_device
+from kernels.device import Device, choose, choose_cpu, list_devices, open_device
 from kernels.program import Programs
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class Media:
     reader: MediaReader
     encoder: MediaEncoder
     shape: MediaShape
+    device: Device
 
 
 def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | None:
@@ -39,8 +40,7 @@ def load_media(
     file: ProjectorFile, options: EngineOptions, h: Hyperparameters, device: Device
 ) -> Media:
     """The encoders, loaded. ModelError if their embeddings do not fit the text model."""
-    if not options.mmproj_offload and device.info.kind != "cpu":
-        device = open_device(None, use_gpu=False, n_threads=options.n_threads)
+    device = _device(options, device)
     encoder = MediaEncoder(file, device, Programs(device))
     wanted = h.n_embd * (1 + h.n_deepstack)
     if encoder.width != wanted:
@@ -52,4 +52,17 @@ def load_media(
     file.gguf.close()
     reader = MediaReader(file.vision, file.audio, n_embd=h.n_embd, limits=options.media_limits)
     together = file.vision is not None and file.vision.sees_together(h.n_embd)
-    return Media(reader, encoder, MediaShape(encoder.width, together))
+    return Media(reader, encoder, MediaShape(encoder.width, together), device)
+
+
+def _device(options: EngineOptions, device: Device) -> Device:
+    """The text model's device, or the one that is to encode in its place."""
+    wanted = options.mmproj_device
+    if wanted is None or (wanted == "none" and device.info.kind == "cpu"):
+        return device
+    known = list_devices(options.n_threads)
+    info = choose_cpu(known) if wanted == "none" else choose(known, wanted)
+    if info == device.info:
+        return device
+    family = options.kernel_family
+    return open_device(str(info.index), family=family, n_threads=options.n_threads)

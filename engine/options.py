@@ -83,7 +83,7 @@ class EngineOptions:
     fit_ctx: int = 4096  # tokens of context that fitting does not go below
     n_threads: int = -1
     mmproj: Path | None = None  # the projector file of images or sounds
-    mmproj_offload: bool = True  # the encoder is on the text model's device, else on a CPU
+    mmproj_device: str | None = None  # of the encoder; "none": a CPU, None: the text model's
     image_min_tokens: int | None = None  # of an image of free size; None: its type's own limits
     image_max_tokens: int | None = None
     media_limits: MediaLimits = field(default_factory=MediaLimits)

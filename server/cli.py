@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -35,6 +36,8 @@ class ServeCommand(click.Command):
         args = without_foreign(args, takes_value)
         refuse_unknown(ctx, options, takes_value, args)
         rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise click.UsageError(unexpected(rest[0]), ctx=ctx)
         for message in refused_variables(os.environ):
             raise click.UsageError(message, ctx=ctx)
         return rest
@@ -61,6 +64,13 @@ def help_record(option: Option, default: Any) -> tuple[str, str]:
     notes += [option.env] if option.env else []
     help = f"{option.help} ({'; '.join(notes)})" if notes else option.help
     return f"{flags} {option.placeholder}".rstrip(), help
+
+
+def unexpected(word: str) -> str:
+    """What is wrong with a word that belongs to no option."""
+    if word.endswith(".gguf") or os.path.exists(word):
+        return f"the model is given with -m: type serve -m {shlex.quote(word)}"
+    return f"unexpected {word!r:.80}: it belongs to no option"
 
 
 def flags(params: Sequence[click.Parameter]) -> dict[str, click.Option]:
@@ -208,5 +218,9 @@ main = ServeCommand(
             help="print name and version and exit",
         ),
     ],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "allow_extra_args": True,  # so that they are refused in words of our own
+    },
 )

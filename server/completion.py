@@ -70,6 +70,7 @@ async def infill(service: Service, http: HttpRequest) -> Reply:
         fields.input_suffix,
         fields.input_extra or [],
         fields.prompt,
+        suffix_first=service.defaults.spm_infill,
     )
     asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
     job = Job([prompt], await compiled(service.engine, asked))

@@ -177,6 +177,7 @@ class Defaults:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     constraint: Constraint | None = None
     skip_chat_parsing: bool = False
+    spm_infill: bool = False
     thinks: bool | None = None  # None: as the template does it
     reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = "auto"
     reasoning_effort: str | None = None

@@ -1,6 +1,7 @@
 """Fill-in-the-middle prompts: what stands before and after, around the model's own tokens.
 
-The order is llama-server's (prefix, suffix, middle); so are the texts around further files.
+The order is llama-server's (prefix, suffix, middle, or suffix, prefix, middle); so are the texts
+around further files.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ def infill_prompt(
     suffix: str,
     extra: Sequence[ExtraFile] = (),
     prompt: str = "",
+    *,
+    suffix_first: bool = False,
 ) -> Prompt:
     """The prompt whose answer stands between; `prompt` is what has been typed there already.
 
-    ApiError 501 if the vocabulary has no tokens for this.
+    ``suffix_first``: some models have been trained on that order. ApiError 501 if the vocabulary
+    has no tokens for this.
     """
     fim = tokenizer.fim
     if fim.prefix is None or fim.suffix is None or fim.middle is None:
@@ -39,9 +43,10 @@ def infill_prompt(
 
     bos = tokenizer.encode("", add_special=True, parse_special=False)[:1]
     ids = [*bos, *extra_files(tokenizer, extra)]
-    ids += [fim.prefix, *encode(prefix), *encode(prompt)]
-    ids += [fim.suffix, *encode(suffix), fim.middle]
-    return Prompt(tuple(ids))
+    before = [fim.prefix, *encode(prefix), *encode(prompt)]
+    after = [fim.suffix, *encode(suffix)]
+    ids += after + before if suffix_first else before + after
+    return Prompt((*ids, fim.middle))
 
 
 def extra_files(tokenizer: Tokenizer, extra: Sequence[ExtraFile]) -> list[int]:

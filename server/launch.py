@@ -135,6 +135,7 @@ def serve(settings: Settings) -> int:
     service = Service(
         defaults=request_defaults(settings),
         aliases=split_commas([settings.alias or ""]),
+        tags=split_commas([settings.tags or ""]),
         ping_interval=settings.sse_ping_interval,
         max_body=settings.max_body * 2**20,
         timeout=settings.timeout,

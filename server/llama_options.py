@@ -112,6 +112,17 @@ FOREIGN = (
         ("REPACK",),
     ),
     Foreign(
+        "the host's memory never keeps weights from being packed", (), ("--no-host",),
+        (*TRUE, *FALSE), ("NO_HOST",),
+    ),
+    Foreign(
+        "matrices are multiplied where they lie", ("--op-offload",), ("--no-op-offload",),
+    ),
+    Foreign(
+        "times are measured in any case, by the server", (), ("--perf", "--no-perf"),
+        (*TRUE, *FALSE), ("PERF",),
+    ),
+    Foreign(
         "the log always has times and levels", ("--no-log-prefix", "--no-log-timestamps"),
         ("--log-prefix", "--log-timestamps"), TRUE, ("LOG_PREFIX", "LOG_TIMESTAMPS"),
     ),

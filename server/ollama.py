@@ -85,7 +85,8 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
 def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
     tokenizer = service.engine.tokenizer
     if fields.suffix:
-        return [infill_prompt(tokenizer, fields.prompt, fields.suffix)]
+        spm = service.defaults.spm_infill
+        return [infill_prompt(tokenizer, fields.prompt, fields.suffix, suffix_first=spm)]
     return completion_prompts(fields.prompt, tokenizer)
 
 

@@ -102,8 +102,15 @@ async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]
         return prompts
     if not isinstance(fields.prompt, str):
         raise invalid("Field 'suffix': needs a prompt that is one string")
-    tokenizer = service.engine.tokenizer
-    return [await asyncio.to_thread(infill_prompt, tokenizer, fields.prompt, fields.suffix)]
+    return [
+        await asyncio.to_thread(
+            infill_prompt,
+            service.engine.tokenizer,
+            fields.prompt,
+            fields.suffix,
+            suffix_first=service.defaults.spm_infill,
+        )
+    ]
 
 
 def chat_n_top(chat: Chat) -> int | None:
@@ -141,7 +148,7 @@ def openai_model(service: Service) -> dict[str, object]:
     return {
         "id": service.model_name,
         "aliases": service.aliases,
-        "tags": [],
+        "tags": service.tags,
         "object": "model",
         "type": "model",
         "display_name": info.name,
@@ -172,7 +179,7 @@ def ollama_model(service: Service) -> dict[str, object]:
         "digest": "",
         "type": "model",
         "description": "",
-        "tags": [],
+        "tags": service.tags,
         "capabilities": [
             "embedding" if info.is_encoder else "completion",
             *["multimodal"] * any(service.modalities.values()),

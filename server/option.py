@@ -66,7 +66,7 @@ def option(
     bare: str | None = None,
 ) -> Any:
     """A field of Settings; ``env`` is the variable's name after LLAMA_ARG_, or all of it."""
-    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_"))
+    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_", "MTMD_"))
     name = env if whole else f"LLAMA_ARG_{env}"
     given = Option(flags, group, help, name, metavar, type, multiple, bare)
     return field(default=default, metadata={"option": given})

@@ -46,6 +46,7 @@ class Service:
         *,
         defaults: Defaults | None = None,
         aliases: Iterable[str] = (),
+        tags: Iterable[str] = (),
         ping_interval: float = DEFAULT_PING_INTERVAL,
         max_body: int = DEFAULT_MAX_BODY,
         timeout: float = DEFAULT_TIMEOUT,
@@ -58,6 +59,7 @@ class Service:
         self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
         self.aliases = sorted(aliases)
+        self.tags = list(tags)
         self.ping_interval = ping_interval
         self.max_body = max_body
         self.timeout = timeout

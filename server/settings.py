@@ -80,6 +80,10 @@ class Settings(HttpSettings):
         "-a", "--alias", group=MODEL, env="ALIAS", type=click.STRING, default=None,
         help="name of the model in answers; several with commas between",
     )
+    tags: str | None = option(
+        "--tags", group=MODEL, env="TAGS", type=click.STRING, default=None,
+        help="words for the model's entry in /v1/models, commas between; they change nothing else",
+    )
     demo: bool = option(
         "--demo", group=MODEL, default=False,
         help="serve a small demonstration model, downloaded once",
@@ -349,6 +353,10 @@ class Settings(HttpSettings):
         "--mmproj-offload/--no-mmproj-offload", group=MEDIA, env="MMPROJ_OFFLOAD", default=True,
         help="encode on the model's device; else on the CPU",
     )
+    mmproj_device: str | None = option(
+        "-mmdev", "--mmproj-device", group=MEDIA, env="MTMD_BACKEND_DEVICE", type=click.STRING,
+        default=None, help="the device that encodes, as in --device; none: the CPU",
+    )
     image_min_tokens: int | None = option(
         "--image-min-tokens", group=MEDIA, env="IMAGE_MIN_TOKENS", type=COUNT, default=None,
         help="least tokens of an image, for models that take any size; the model's own otherwise",
@@ -398,6 +406,10 @@ class Settings(HttpSettings):
         "--prefill-assistant/--no-prefill-assistant", group=CHAT, env="PREFILL_ASSISTANT",
         default=True, help="continue an assistant message at the end of a conversation",
     )
+    spm_infill: bool = option(
+        "--spm-infill", group=CHAT, default=False,
+        help="fill in with the suffix before the prefix, as some models have been trained",
+    )
     skip_chat_parsing: bool = option(
         "--skip-chat-parsing/--no-skip-chat-parsing", group=CHAT, env="SKIP_CHAT_PARSING",
         default=False, help="leave reasoning and tool calls in the text as the model writes them",
@@ -411,6 +423,11 @@ class Settings(HttpSettings):
         "--reasoning-format", group=CHAT, env="THINK", default="auto",
         type=click.Choice(("none", "auto", "deepseek", "deepseek-legacy")),
         help="where reasoning goes: none: into content; else into reasoning_content",
+    )
+    reasoning_preserve: bool = option(
+        "--reasoning-preserve/--no-reasoning-preserve", group=CHAT, env="REASONING_PRESERVE",
+        default=True, help="keep the reasoning of all earlier answers in the prompt, where the "
+        "template can",
     )
     reasoning_effort: str | None = option(
         "--reasoning-effort", group=CHAT, env="REASONING_EFFORT", type=click.STRING,

@@ -25,6 +25,7 @@ from engine.media.reader import MediaPrompt
 from engine.media.span import MediaSpan
 from engine.options import EngineOptions
 from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from kernels.device import Device, list_devices
 
 Build = Callable[[str], Path]
 LIMIT = 1e-5  # NMSE of logits
@@ -111,6 +112,31 @@ def test_tokens_and_logits(vision_folder: Path, serve: Callable[..., Engine], na
         assert [max(token, -1) for token in prompt.ids] == expected
         found, _ = logprobs(engine, prompt)
         check_logits(found, reference.arrays[f"logits.{key}"])
+
+
+def test_the_encoder_on_another_device(
+    vision_folder: Path, serve: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the devices that there are it is the one named, and the text model's results stay."""
+    devices = list_devices()
+    if len(devices) < 2:
+        pytest.skip("needs two devices")
+    used: list[str] = []
+    load = media_loader._device
+
+    def noting(options: EngineOptions, device: Device) -> Device:
+        found = load(options, device)
+        used.append(found.info.name)
+        return found
+
+    monkeypatch.setattr(media_loader, "_device", noting)
+    reference = Reference(vision_folder, "gemma3")
+    key = next(key for key in reference.media if key != "square.jpg")
+    for encodes in ("0", "1"):
+        engine = serve(reference, device="0", mmproj_device=encodes)
+        found, _ = logprobs(engine, read(reference, engine, key))
+        check_logits(found, reference.arrays[f"logits.{key}"])
+    assert used == [devices[0].name, devices[1].name]
 
 
 @pytest.mark.parametrize("name", ["llava16", "gemma3"])

@@ -90,6 +90,10 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
         (["--yarn-ext-factor", "0"], "yarn_ext_factor", 0.0),
         (["--kernel-family", "simt"], "kernel_family", "simt"),
         (["--profile"], "profile", True),
+        (["--tags", "a,b"], "tags", "a,b"),
+        (["--spm-infill"], "spm_infill", True),
+        (["--no-reasoning-preserve"], "reasoning_preserve", False),
+        (["-mmdev", "1"], "mmproj_device", "1"),
     ],
 )
 def test_options(settings_of: Any, args: list[str], name: str, value: Any) -> None:
@@ -184,6 +188,34 @@ def test_without_a_model() -> None:
     result = invoke()
     assert result.exit_code == 2
     assert "serve -m FILE.gguf" in result.output
+
+
+def test_a_model_without_its_option() -> None:
+    for words in (["a b.gguf"], ["-c", "512", "a b.gguf"]):
+        result = invoke(*words)
+        assert result.exit_code == 2
+        assert "serve -m 'a b.gguf'" in result.output
+    assert "unexpected 'x'" in invoke("-m", "a.gguf", "x").output
+    assert invoke("a.gguf", "--version").exit_code == 0
+
+
+def test_where_images_are_encoded(settings_of: Any) -> None:
+    def device(*args: str, **env: str) -> str | None:
+        return engine_options(settings_of(*args, **env)).mmproj_device
+
+    assert device() is None
+    assert device("-mmdev", "1") == device(MTMD_BACKEND_DEVICE="1") == "1"
+    assert device("--no-mmproj-offload") == device("-mmdev", "none") == "none"
+
+
+def test_reasoning_stays_in_prompts_unless_told_otherwise() -> None:
+    def kwargs(**given: Any) -> Any:
+        return request_defaults(Settings(**given)).template_kwargs
+
+    assert kwargs() == {"preserve_reasoning": True}
+    assert kwargs(reasoning_preserve=False) == {"preserve_reasoning": False}
+    text = '{"preserve_reasoning": false, "a": 1}'
+    assert kwargs(chat_template_kwargs=text) == {"preserve_reasoning": False, "a": 1}
 
 
 def test_model_and_demo() -> None:
@@ -293,6 +325,7 @@ def test_arch_list() -> None:
         ["--mlock"], ["--mmap"], ["--numa", "isolate"], ["-lm", "mlock"], ["--load-mode=dio"],
         ["--no-jinja"], ["-hf", "a/b:Q4_K_M"], ["-md", "x.gguf"], ["-tb", "4"], ["--webui"],
         ["--cache-reuse", "256"], ["-lv", "4"], ["--no-jinja", "1"],
+        ["--op-offload"],
     ],
 )  # fmt: skip
 def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: list[str]) -> None:
@@ -304,6 +337,7 @@ def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: lis
 
 def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> None:
     line = "--jinja -cb --no-webui --no-mmap --no-warmup --offline -lm auto --cache-reuse=0"
+    line += " --no-host --no-perf --perf --no-op-offload"
     variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_UI": "off", "LLAMA_ARG_LOAD_MODE": "none"}
     assert settings_of(*line.split(), "-c", "512", **variables) == settings_of("-c", "512")
     assert settings_of("-r", "--jinja", "-r", "--mlock").reverse_prompt == ("--jinja", "--mlock")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from engine.request import Delta, Event, Finished, Progress, Request, Started, Timings
+from server.fields import Defaults
 
 TEXT = "Hello wörld"
 
@@ -135,6 +136,9 @@ def test_infill(serve: Any, fakes: Any) -> None:
     post(url, "/infill", input_extra=[{"filename": "f", "text": "t"}], **body)
     extra = (4, *b"myproject\n", 5, *b"f\nt", 5, *b"filename\n")
     assert engine.requests[-1].prompt == (256, *extra, 1, *b"ac", 2, *b"b", 3)
+    second = serve(engine, defaults=Defaults(spm_infill=True))
+    post(second, "/infill", **body)
+    assert engine.requests[-1].prompt == (256, 2, *b"b", 1, *b"ac", 3)
     post(url, "/infill", samplers=["top_k", "top_p", "infill"], **body)  # as llama.vim does
     assert engine.requests[-1].sampling.samplers == ("top_k", "top_p", "infill")
     response = httpx.post(url + "/infill", json={"input_prefix": "a"})
