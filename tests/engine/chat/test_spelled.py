@@ -14,6 +14,7 @@ from engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}
 NULLABLE = {"type": ["string", "null"]}
+NESTED = {"type": "object", "properties": {"b": {"type": "string"}}}
 
 
 def tool(**function: Any) -> dict[str, Any]:
@@ -23,10 +24,19 @@ def tool(**function: Any) -> dict[str, Any]:
 def test_description_parameters_and_types_are_there():
     empty = {"type": "object", "properties": {}}
     assert spelled_out(tool()) == tool(description="", parameters=empty)
-    properties = {"a": NULLABLE, "b": True, "c": {"items": NULLABLE}}
+    nested = {"type": "object", "properties": {"e": {"type": "string"}}}
+    properties = {"a": NULLABLE, "b": True, "c": {"items": NULLABLE}, "d": nested}
     parameters = {"type": "object", "properties": properties, "required": None}
     either = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    spelled = {"type": "object", "properties": {"a": either, "b": {}, "c": {"items": either}}}
+    spelled = {
+        "type": "object",
+        "properties": {
+            "a": either,
+            "b": {},
+            "c": {"items": either},
+            "d": {**nested, "additionalProperties": {}},
+        },
+    }
     given = tool(description="d", parameters=parameters)
     assert spelled_out(given) == tool(description="d", parameters=spelled)
     assert given == tool(description="d", parameters=parameters)
@@ -41,6 +51,14 @@ def test_every_template_takes_every_tool(shared: Path):
         tool(description="d", parameters={"type": "object", "properties": {"a": NULLABLE}}),
         tool(description="d", parameters={"properties": {"a": {"enum": ["x", 1]}}}),
         tool(description="d", parameters={"type": "object", "properties": {"a": {}}}),
+        tool(description="d", parameters={"type": "object", "properties": {"a": NESTED}}),
+        tool(
+            description="d",
+            parameters={
+                "type": "object",
+                "properties": {"a": {"type": "array", "items": {**NESTED, "required": ["b"]}}},
+            },
+        ),
     ]
     refused = {}
     for path in sorted((shared / "templates").glob("*.jinja")):
