@@ -109,7 +109,7 @@ class NativeCompletions:
         self.options = options
         self.shown = shown
         self.model = service.model_name
-        self.tokenizer = service.engine.tokenizer
+        self.engine = service.engine
         self._parts: list[list[Piece]] = [[] for _ in choices]  # of a whole answer
         self._has_new_line = [False] * len(choices)
 
@@ -169,8 +169,12 @@ class NativeCompletions:
             "model": self.model,
             "tokens_predicted": n_generated,
             "tokens_evaluated": started.n_prompt,
-            "generation_settings": generation_settings(self.requests[index], self.tokenizer),
-            "prompt": prompt_text(choice.prompt, self.tokenizer),
+            "generation_settings": {
+                **generation_settings(self.requests[index], self.engine),
+                "stream": self.options.stream,
+                "timings_per_token": self.options.timings_per_token,
+            },
+            "prompt": prompt_text(choice.prompt, self.engine.tokenizer),
             "has_new_line": self._has_new_line[index],
             "truncated": finished.truncated,
             "stop_type": STOP_TYPES[finished.reason],

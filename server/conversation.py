@@ -38,10 +38,23 @@ def read_chat(data: dict[str, Any]) -> Chat:
     refuse(data, UNSUPPORTED | {"suffix": ("",)})
     chat = convert(data, Chat)
     check_messages(chat.messages)
+    chat.messages = [with_refusals(message) for message in chat.messages]
     if chat.tools:
         check_tools(chat.tools)
         chat.tools = [without_nulls(tool) for tool in chat.tools]
     return chat
+
+
+def with_refusals(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates have texts alone: an answer that refused is the text with which it did."""
+    content = message.get("content")
+    if not isinstance(content, list) or all(part["type"] != "refusal" for part in content):
+        return message
+    texts = [
+        {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+        for part in content
+    ]
+    return message | {"content": texts}
 
 
 def without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +157,7 @@ def check_part(name: str, part: Any) -> None:
     if kind in KINDS:
         given(name, part)
         return
-    if kind != "text":
+    if kind not in ("text", "refusal"):
         raise invalid(f"Field '{name}': input of type '{kind}' is not supported by this server")
-    if not isinstance(part.get("text"), str):
-        raise invalid(f"Field '{name}.text': expected a string")
+    if not isinstance(part.get(kind), str):
+        raise invalid(f"Field '{name}.{kind}': expected a string")

@@ -64,7 +64,6 @@ LIMITED: dict[str, tuple[int, int]] = {
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "backend_sampling": (False,),
-    "best_of": (1,),
     "ebnf": (),
     "function_call": ("auto", "none"),
     "functions": ([],),
@@ -129,6 +128,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     max_tokens: int | None = None
     n_cmpl: int | None = None
     n: int | None = None
+    best_of: int | None = None
     n_keep: int | None = None  # these two act when a context shifts
     n_discard: int | None = None
     stop: str | list[str] | None = None
@@ -238,6 +238,10 @@ def n_choices(fields: GenerationFields, n_slots: int) -> int:
     n: int | None = getattr(fields, name)
     if n is not None and not 1 <= n <= n_slots:
         raise out_of_limits(name, n, 1, n_slots)
+    if fields.best_of not in (None, 1, n):
+        raise invalid(
+            f"Field 'best_of': all answers are given: {fields.best_of} is not 'n', {n or 1}"
+        )
     return n or 1
 
 

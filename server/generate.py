@@ -34,6 +34,7 @@ class Options:
     n: int = 1  # choices of each prompt
     n_top: int | None = None  # not None: log-probabilities, with so many likeliest tokens
     post_sampling: bool = False
+    stream: bool = False
     return_tokens: bool = False
     timings_per_token: bool = False
     include_usage: bool = False
@@ -71,6 +72,7 @@ def make_options(
         n=n_choices(fields, service.engine.n_slots),
         n_top=n_top,
         post_sampling=bool(fields.post_sampling_probs),
+        stream=bool(fields.stream),
         return_tokens=bool(fields.return_tokens),
         timings_per_token=bool(fields.timings_per_token),
         include_usage=bool(stream_options and stream_options.include_usage),

@@ -22,7 +22,7 @@ from engine.stats import EngineStats, SlotState
 from server.answer import ratio
 from server.errors import ApiError, invalid, json_response, not_enabled
 from server.fields import convert
-from server.interface import Tokenizer
+from server.interface import Engine
 from server.parameters import generation_settings
 from server.service import Service
 
@@ -47,10 +47,10 @@ async def slots(service: Service, http: HttpRequest) -> Response:
     wants_one = http.query_params.get("fail_on_no_slot", "") not in ("", "0")
     if wants_one and all(state.is_processing for state in states):
         raise ApiError("unavailable_error", "no slot available")
-    return json_response([slot(state, service.engine.tokenizer) for state in states])
+    return json_response([slot(state, service.engine) for state in states])
 
 
-def slot(state: SlotState, tokenizer: Tokenizer) -> dict[str, Any]:
+def slot(state: SlotState, engine: Engine) -> dict[str, Any]:
     """A slot that has served nothing yet has no parameters to show."""
     shown: dict[str, Any] = {
         "id": state.id,
@@ -71,7 +71,7 @@ def slot(state: SlotState, tokenizer: Tokenizer) -> dict[str, Any]:
         "n_prompt_tokens": state.n_prompt,
         "n_prompt_tokens_processed": state.n_processed,
         "n_prompt_tokens_cache": state.n_cached,
-        "params": generation_settings(state.request, tokenizer),
+        "params": generation_settings(state.request, engine),
         "next_token": [next_token],
     }
 

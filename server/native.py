@@ -109,7 +109,11 @@ async def props(service: Service, http: HttpRequest) -> Response:
     return json_response(
         {
             "default_generation_settings": {
-                "params": generation_settings(default_request(service.defaults), tokenizer),
+                "params": {
+                    **generation_settings(default_request(service.defaults), engine),
+                    "stream": False,
+                    "timings_per_token": False,
+                },
                 "n_ctx": engine.n_ctx,
             },
             "total_slots": engine.n_slots,
@@ -132,7 +136,13 @@ async def props(service: Service, http: HttpRequest) -> Response:
 
 
 def default_request(defaults: Defaults) -> Request:
-    return Request((), defaults.sampling, max_tokens=defaults.max_tokens, stop=defaults.stop)
+    return Request(
+        (),
+        defaults.sampling,
+        max_tokens=defaults.max_tokens,
+        stop=defaults.stop,
+        n_keep=defaults.n_keep,
+    )
 
 
 async def change_props(service: Service, http: HttpRequest) -> Response:

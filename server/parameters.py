@@ -7,14 +7,14 @@ from dataclasses import fields
 from typing import Any
 
 from engine.request import Request, SamplingParams
-from server.interface import Tokenizer
+from server.interface import Engine
 
 SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
-def generation_settings(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_settings(request: Request, engine: Engine) -> dict[str, Any]:
     """``ignore_eos`` shows as what it does: the tokens that end generation are banned."""
-    sampling = request.sampling
+    sampling, tokenizer = request.sampling, engine.tokenizer
     constraint = request.constraint
     banned = sorted(tokenizer.eog_ids) if sampling.ignore_eos else ()
     biases = [*sampling.logit_bias, *((id, -math.inf) for id in banned)]
@@ -22,7 +22,10 @@ def generation_settings(request: Request, tokenizer: Tokenizer) -> dict[str, Any
         **{name: getattr(sampling, name) for name in SAMPLING_NAMES},
         "max_tokens": request.max_tokens,
         "n_predict": request.max_tokens,
+        "n_keep": request.n_keep,
+        "n_discard": request.n_discard,
         "stop": request.stop,
+        "lora": lora(request, engine),
         "n_probs": request.n_probs,
         "post_sampling_probs": request.post_sampling_probs,
         "grammar": constraint.text if constraint is not None else "",
@@ -31,3 +34,12 @@ def generation_settings(request: Request, tokenizer: Tokenizer) -> dict[str, Any
             {"token": id, "bias": None if bias == -math.inf else bias} for id, bias in biases
         ],
     }
+
+
+def lora(request: Request, engine: Engine) -> list[dict[str, float]]:
+    """The adapters that are loaded, with their scales for this request."""
+    own = None if request.adapters is None else dict(request.adapters)
+    return [
+        {"id": adapter.id, "scale": adapter.scale if own is None else own.get(adapter.id, 0.0)}
+        for adapter in engine.adapters()
+    ]

@@ -9,7 +9,7 @@ import binascii
 from typing import Any
 
 from server.chat import prompt
-from server.conversation import check_part
+from server.conversation import check_part, with_refusals
 from server.errors import invalid
 from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from server.prompts import Prompt, check_number, completion_prompts
@@ -92,5 +92,5 @@ def text_of_parts(parts: Any, name: str) -> tuple[str, list[dict[str, Any]]]:
     for place, part in enumerate(parts):
         check_part(f"{name}[{place}]", part)
     named = [part | {"name": f"{name}[{place}]"} for place, part in enumerate(parts)]
-    (marked,) = with_markers([{"content": named}])
+    (marked,) = with_markers([with_refusals({"content": named})])
     return "".join(part["text"] for part in marked["content"]), named

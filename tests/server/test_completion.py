@@ -48,8 +48,22 @@ def test_completion(url: str, engine: Any, path: str) -> None:
     settings = answer["generation_settings"]
     assert settings["temperature"] == 0.3
     assert (settings["n_predict"], settings["stop"]) == (40, ["X"])
+    assert (settings["n_keep"], settings["n_discard"], len(settings["lora"])) == (0, 0, 2)
+    assert (settings["stream"], settings["timings_per_token"]) == (False, False)
     assert answer["timings"]["predicted_n"] == len(TEXT.encode())
     assert "completion_probabilities" not in answer
+
+
+def test_settings_that_are_given_show(url: str, engine: Any) -> None:
+    engine.set_adapters([(0, 1.0), (1, 0.5)])
+    body = {"n_keep": 3, "n_discard": 5, "timings_per_token": True}
+    (*_, last) = chunks(url, **body, lora=[{"id": 1, "scale": 0.25}])
+    settings = last["generation_settings"]
+    assert {name: settings[name] for name in body} == body
+    assert settings["stream"]
+    assert settings["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.25}]
+    settings = post(url)["generation_settings"]
+    assert settings["lora"] == [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.5}]
 
 
 def test_ignore_eos_shows_as_a_bias(url: str) -> None:

@@ -175,7 +175,6 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
     [
         ("ebnf", "root ::= 'a'"),
         ("guided_json", {}),
-        ("best_of", 2),
         ("response_fields", ["content"]),
     ],
 )
@@ -200,6 +199,17 @@ def test_n_cmpl_goes_before_n() -> None:
     assert n_choices(parse(), 4) == 1
     assert n_choices(parse(n=2), 4) == 2
     assert n_choices(parse(n=2, n_cmpl=3), 4) == 3
+
+
+def test_best_of_is_taken_where_all_answers_are_the_best() -> None:
+    assert n_choices(parse(n=2, best_of=2), 4) == n_choices(parse(n=2, best_of=1), 4) == 2
+    assert n_choices(parse(best_of=1), 4) == 1
+    for given in ({"best_of": 2}, {"n": 2, "best_of": 3}):
+        with pytest.raises(ApiError, match="'best_of'"):
+            n_choices(parse(**given), 4)
+
+
+def test_too_many_choices() -> None:
     with pytest.raises(ApiError, match="Field 'n': Value must be between 1 and 4, got 0"):
         n_choices(parse(n=0), 4)
 

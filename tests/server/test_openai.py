@@ -242,6 +242,14 @@ def test_what_reaches_the_template(url: str, client: Any, engine: Any) -> None:
     assert engine.chat_template.asked()["tools"] is None
 
 
+def test_an_answer_that_refused_is_its_text(url: str, client: Any, engine: Any) -> None:
+    parts = [{"type": "text", "text": "Hm. "}, {"type": "refusal", "refusal": "No."}]
+    messages = [*USER, {"role": "assistant", "content": parts}, *USER]
+    client(url).chat.completions.create(model="m", messages=messages)
+    content = engine.chat_template.asked()["messages"][1]["content"]
+    assert [part["text"] for part in content] == ["Hm. ", "No."]
+
+
 @pytest.mark.parametrize(
     ("messages", "names"),
     [
@@ -249,6 +257,7 @@ def test_what_reaches_the_template(url: str, client: Any, engine: Any) -> None:
         ([{"content": "x"}], r"messages\[0\].role"),
         ([{"role": "user"}], r"messages\[0\].content"),
         ([{"role": "user", "content": 5}], r"messages\[0\].content"),
+        ([{"role": "assistant", "content": [{"type": "refusal"}]}], r"content\[0\].refusal"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             r"messages\[0\].content\[0\].*image input is not",
