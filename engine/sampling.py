@@ -89,6 +89,8 @@ class Sampler:
         self.seed = params.seed if params.seed >= 0 else secrets.randbits(32)
         self._uniform = np.random.Generator(np.random.PCG64(self.seed)).random
         self._bias = _biases(params, n_vocab, eog_ids)
+        self._biased = np.array(list(self._bias), np.intp)
+        self._biases = np.array(list(self._bias.values()))
         self._lowered = {token for token, bias in self._bias.items() if bias < 0.0}
         self._raised = [token for token, bias in self._bias.items() if bias > 0.0]
 
@@ -145,6 +147,9 @@ class Sampler:
         self._is_stale = self._needs_change
 
     def _add_bias(self, tokens: Tokens) -> Tokens:
+        if isinstance(tokens, Pool) and tokens.whole:  # then there may be many biases
+            tokens.logits[self._biased] += self._biases
+            return tokens
         return tokens.changed(self._bias, add)
 
     def _ask(self, raised: Collection[int], lowered: Collection[int]) -> Needs:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from server.errors import ApiError, invalid
-from server.fields import SamplingFields
+from server.fields import SamplingFields, check_stops
 
 DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
 # Claude Code puts a line into the system prompt that changes with every request; read as a
@@ -53,6 +53,7 @@ def chat_body(fields: MessagesFields, data: Mapping[str, Any]) -> dict[str, Any]
     body["max_tokens"] = fields.max_tokens
     body["messages"] = [*system_messages(fields.system), *conversation(fields.messages)]
     if fields.stop_sequences:
+        check_stops("stop_sequences", fields.stop_sequences)
         body["stop"] = fields.stop_sequences
     body |= tool_fields(fields)
     body |= thinking_fields(fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from server.interface import Tokenizer
 T = TypeVar("T")
 INT32_MAX = 2**31 - 1
 MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
+MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
 
 CLAMPED: dict[str, tuple[float, float]] = {
@@ -247,9 +248,13 @@ def n_choices(fields: GenerationFields, n_slots: int) -> int:
 
 def stop_strings(fields: GenerationFields, default: tuple[str, ...]) -> tuple[str, ...]:
     given = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
-    if len(given) > MAX_STOP_STRINGS:
-        raise invalid(f"Field 'stop': at most {MAX_STOP_STRINGS} strings, got {len(given)}")
+    check_stops("stop", given)
     return tuple(word for word in given if word) or default
+
+
+def check_stops(name: str, words: Sequence[str]) -> None:
+    if len(words) > MAX_STOP_STRINGS:
+        raise invalid(f"Field '{name}': at most {MAX_STOP_STRINGS} strings, got {len(words)}")
 
 
 def sampling_params(
@@ -315,6 +320,8 @@ def logit_bias(
             raise invalid(f"Field 'logit_bias': expected [token or text, bias], got {pair!r}")
         bias = bias_value(pair[1])
         biases += [(id, bias) for id in biased_tokens(pair[0], tokenizer)]
+        if len(biases) > MAX_BIASES:
+            raise invalid(f"Field 'logit_bias': more than {MAX_BIASES} tokens")
     return tuple(biases)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from server.errors import invalid
-from server.fields import check_limits, refuse
+from server.fields import check_limits, check_stops, refuse
 
 
 class Options(msgspec.Struct):
@@ -90,6 +90,8 @@ def given(fields: msgspec.Struct) -> dict[str, Any]:
 
 def common(fields: CommonFields) -> dict[str, Any]:
     check_limits(fields.options)
+    if fields.options is not None and isinstance(fields.options.stop, list):
+        check_stops("options.stop", fields.options.stop)
     body: dict[str, Any] = given(fields.options) if fields.options else {}
     for theirs, ours in (("num_predict", "n_predict"), ("num_keep", "n_keep")):
         if theirs in body:

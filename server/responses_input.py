@@ -127,6 +127,9 @@ def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> No
 
 def add_message(found: list[dict[str, Any]], name: str, item: Mapping[str, Any]) -> None:
     role = item.get("role")
+    if not isinstance(role, str):
+        missing = "a type or a role" if "type" not in item else "a string as role"
+        raise invalid(f"Field '{name}': expected {missing}, got {item!r:.80}")
     content = parts(f"{name}.content", item.get("content"))
     if role == "assistant" and found and is_bare(found[-1]):
         found[-1]["content"] = content

@@ -97,6 +97,23 @@ def test_dry_breakers_are_llama_cpps(case: dict[str, Any]) -> None:
     assert_same(sampler.sample(answer(sampler.needs(), row), n_probs=n_vocab), case["probs"])
 
 
+def test_many_biases_cost_little() -> None:
+    """Those of a whole script, of the vocabulary of a large model."""
+    row = np.random.default_rng(1).normal(size=150_000).astype(np.float32)
+    bias = tuple((token, -math.inf) for token in range(60_000))
+    sampler = make(SamplingParams(seed=1, logit_bias=bias), row.size)
+    plain = make(SamplingParams(seed=1, top_k=0, top_p=1.0, min_p=0.5), row.size)
+
+    def seconds(sampler: Sampler) -> float:
+        candidates = answer(sampler.needs()._replace(full_row=True), row)
+        begin = time.perf_counter()
+        assert sampler is plain or sampler.sample(candidates).token >= 60_000
+        sampler.sample(candidates)
+        return time.perf_counter() - begin
+
+    assert min(seconds(sampler) for _ in range(5)) < 10 * min(seconds(plain) for _ in range(5))
+
+
 @pytest.mark.parametrize(
     ("params", "expected"),
     [

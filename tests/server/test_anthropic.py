@@ -177,6 +177,7 @@ def test_errors_have_anthropics_shape(serve: Any, fakes: Any, client: Any) -> No
         ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"system": [{"type": "image"}]}, r"system\[0\]"),
         ({"max_tokens": "x"}, "max_tokens"),
+        ({"stop_sequences": ["x"] * 257}, "'stop_sequences': at most 256"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
         ({"extra_body": {"output_format": {"schema": {}}}}, "output_format"),
     ],

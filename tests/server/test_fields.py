@@ -12,6 +12,7 @@ from server.body import read_object
 from server.conversation import Chat
 from server.errors import ApiError
 from server.fields import (
+    MAX_BIASES,
     UNSUPPORTED,
     CompletionFields,
     convert,
@@ -125,6 +126,8 @@ def test_logit_bias(given: Any, taken: Any) -> None:
         [[5, 10**400]],
         {"-": None},
         {"9" * 5000: 1},
+        [[5, 1]] * (MAX_BIASES + 1),
+        [["x" * MAX_BIASES, 1], [5, 1]],
         "x",
     ],
 )

@@ -196,6 +196,7 @@ def test_managing_models_is_refused(url: str, client: Any) -> None:
         ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
         ("generate", {"prompt": "x", "raw": True, "context": [1]}, "context"),
         ("generate", {"prompt": "x", "context": [1, 258]}, "context"),
+        ("generate", {"prompt": "x", "options": {"stop": ["x"] * 257}}, "options.stop"),
     ],
 )
 def test_refusals_name_the_field(url: str, path: str, fields: Any, name: str) -> None:

@@ -116,6 +116,11 @@ def test_input_tokens(url: str) -> None:
             "image input is not supported",
         ),
         ({"input": [{"type": "function_call", "name": "f"}]}, r"input\[0\]"),
+        (
+            {"input": [{"role": "user", "content": "x"}, {"id": "x"}]},
+            r"input\[1\].*a type or a role",
+        ),
+        ({"input": [{"type": "message", "content": "x"}]}, r"input\[0\].*role"),
         ({"input": [{"role": "user", "content": [{"type": ["text"]}]}]}, r"content\[0\]"),
         ({"text": {"format": "x"}}, "text.format"),
         ({"tools": 5}, "tools"),
