@@ -122,7 +122,7 @@ def test_stop_strings_without_number(url: str, path: str) -> None:
     body = LENGTHS[path][0] | {name: ["a"] * 257, "max_tokens": 1}
     response = httpx.post(url + path, json=body, timeout=20)
     assert response.status_code == 400
-    assert message(response, path) == "Field 'stop': at most 256 strings, got 257"
+    assert message(response, path) == f"Field '{name}': at most 256 strings, got 257"
 
 
 @pytest.mark.parametrize(
