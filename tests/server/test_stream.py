@@ -125,7 +125,13 @@ def test_ping_interval_of_a_request(serve: Any, fakes: Any) -> None:
 def test_a_stopping_engine_ends_streams_with_an_error(serve: Any, fakes: Any) -> None:
     engine = fakes.engine(waits([Started(3, 0, 0), Delta("a", (97,))]))
     url = serve(engine)
-    threading.Timer(0.2, engine.close).start()
+
+    def close_when_busy() -> None:
+        while not engine.n_running:
+            time.sleep(0.01)
+        engine.close()
+
+    threading.Thread(target=close_when_busy, daemon=True).start()
     text = httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": True}).text
     last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["code"] == 503
