@@ -211,13 +211,13 @@ class FakeEngine:
         self._tickets[ticket][0].set()
 
     def close(self) -> None:
+        self.healthy = False
         for cancelled, thread in self._tickets:
             cancelled.set()
             thread.join()
 
     def release(self) -> None:
         self.close()
-        self.healthy = False
 
     @property
     def n_running(self) -> int:
