@@ -30,9 +30,11 @@ MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties take
 MAX_STATES = 100_000  # of a lexer, with about 300 bytes each
 CACHED_GRAMMARS = 32
 CACHED_VOCABULARIES = 4
-CACHED_FAULTS = 4096  # schemas and their parts
+CACHED_FAULTS = 4096  # schemas and their parts, ...
+CACHED_TEXT = 2**14  # ... of no more characters: 64 MiB in all
 WORDS = {  # llguidance's, where they name its own options
     "<non-verbose/>": "",
+    "recursion limit exceeded": "it is nested too deeply,",
     "NoExtensionBias": "no text goes on to what it asks for",
     "Unimplemented keys": "Keywords that cannot be enforced",
     "oneOf constraints are not supported. "
@@ -147,15 +149,21 @@ class Grammars:
         return matcher
 
 
-@lru_cache(CACHED_FAULTS)
 def schema_fault(schema: str) -> str | None:
     """Why this schema, as JSON and with its options, cannot be compiled; None if it can."""
+    return (_cached_fault if len(schema) <= CACHED_TEXT else _fault)(schema)
+
+
+def _fault(schema: str) -> str | None:
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema)
         reason = LLMatcher.validate_grammar(grammar)
     except (ValueError, RecursionError) as error:
         reason = str(error)
     return worded(reason) if reason else None
+
+
+_cached_fault = lru_cache(CACHED_FAULTS)(_fault)
 
 
 def worded(reason: str) -> str:

@@ -50,7 +50,10 @@ class Lark:
     ) -> str:
         """JSON that is valid by a schema. What cannot be enforced is a RequestError, or if not
         strict any JSON."""
-        rule = json_rule(schema if is_strict else enforceable(schema), is_strict)
+        try:
+            rule = json_rule(schema if is_strict else enforceable(schema), is_strict)
+        except RecursionError:
+            raise RequestError(f"invalid {what}: it is nested too deeply") from None
         fault = schema_fault(rule) if is_strict else None
         if fault is not None:
             raise RequestError(f"invalid {what}: {fault}")

@@ -188,6 +188,8 @@ def _explain(error: BaseException) -> str:
     """A template's own message as it is; for a failure its kind and line."""
     if type(error) in (TemplateError, RunawayTemplateError):
         return str(error)
+    if isinstance(error, RecursionError):
+        return "chat template: it calls itself without end, or a value is nested too deeply"
     frames = traceback.extract_tb(error.__traceback__)
     line = next((f.lineno for f in reversed(frames) if f.filename == "<template>"), None)
     place = f", line {line}" if line else ""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from byte_vocabulary import N_VOCAB, ByteVocabulary, follow
 
+from engine import grammar
 from engine.constraint import Constraint, Kind
 from engine.errors import EngineError, RequestError
 from engine.grammar import MAX_TEXT, Grammars
@@ -36,7 +37,7 @@ def grammars() -> Grammars:
         ("json_schema", '{"$ref": "http://localhost/schema"}', "does not fetch"),
         ("json_schema", '{"oneOf": [{"type": "number"}, {"type": "integer"}]}', "oneOf"),
         ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
-        ("json_schema", '{"a":' * 500 + "1" + "}" * 500, "recursion"),
+        ("json_schema", '{"a":' * 500 + "1" + "}" * 500, "it is nested too deeply"),
         ("json_schema", " " * (MAX_TEXT + 1), "1048577 characters, at most 1048576"),
         ("regex", "(a", "regex: .*unclosed group"),
         ("gbnf", "root ::= other", "grammar: .*'other' not found"),
@@ -138,3 +139,11 @@ def test_a_grammar_at_its_limits_ends_its_request_and_no_later_one(
         follow(guide, text[:10])
         with pytest.raises(EngineError, match="too many states"):
             follow(guide, text[10:])
+
+
+def test_only_short_schemas_are_kept():
+    """Of 4096, each of which a client may make as long as it likes."""
+    grammar._cached_fault.cache_clear()
+    for schema in ({"type": "object"}, {"type": "object", "description": "x" * 2**20}):
+        assert grammar.schema_fault(json.dumps(schema)) is None
+    assert grammar._cached_fault.cache_info().currsize == 1

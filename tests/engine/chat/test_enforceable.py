@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -57,6 +58,32 @@ def test_references_are_followed_and_lead_nowhere_without_harm():
 )
 def test_malformed_schemas(odd: dict[str, Any], left: dict[str, Any]):
     assert enforceable(odd) == left
+
+
+def nested(levels: int, inner: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(levels):
+        inner = of({"a": inner})
+    return inner
+
+
+@pytest.mark.parametrize("levels", [100, 300, 490])
+def test_what_is_nested_too_deeply_is_any_json(levels: int):
+    form = enforceable(nested(levels, EMAIL))
+    depth = 0
+    while form and "a" in form.get("properties", {}):
+        form, depth = form["properties"]["a"], depth + 1
+    assert (depth > 20 or levels > 300, form.get("properties")) == (True, None)
+    with pytest.raises(RequestError, match="strict tool 'f': it is nested too deeply"):
+        Lark(strict=["f"]).arguments("f", nested(levels, AGE))
+
+
+def test_a_schema_is_not_looked_at_without_end():
+    """All definitions count for each of the parts: 3 GB of text."""
+    parts = {f"a{i}": {"$ref": f"#/$defs/{i}", "description": f"{i}"} for i in range(3000)}
+    definitions = {str(i): {**AGE, "description": "x" * 300} for i in range(3000)}
+    begin = time.monotonic()
+    assert enforceable(of({**parts, "to": EMAIL}, **{"$defs": definitions})) == {}
+    assert time.monotonic() - begin < 10
 
 
 def test_a_strict_tool_holds_to_the_letter_or_is_refused_by_its_name():
