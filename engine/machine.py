@@ -19,6 +19,8 @@ from kernels.device import (
     open_device,
 )
 
+BYTE_CODES = {"auto": None, "int8": True, "int16": False}  # see open_device()
+
 
 def find_machine(
     options: EngineOptions, free: Callable[[DeviceInfo], int] = free_memory
@@ -42,8 +44,9 @@ def find_machine(
     @cache
     def open_one(at: int) -> Device:
         return open_device(
-            str(infos[at].index), family=options.kernel_family, n_threads=options.n_threads
-        )
+            str(infos[at].index), family=options.kernel_family, n_threads=options.n_threads,
+            byte_codes=BYTE_CODES[options.activation_type],
+        )  # fmt: skip
 
     return Machine(
         infos, n_offload, None if cpu is None else infos.index(cpu),

@@ -89,6 +89,7 @@ class EngineOptions:
     media_limits: MediaLimits = field(default_factory=MediaLimits)
     chat_template: str | None = None  # Jinja source or the name of a built-in one
     kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
+    activation_type: str = "auto"  # or int8, int16: of the integers on CPUs
     profile: bool = False  # measure the kernels after loading and log the times
 
 

@@ -41,7 +41,7 @@ kernel void activate(global const float* x, int x_stride, int x_at,
 #endif
                      int n_cols,
 #ifdef QUANTIZE
-                     global short* out_q, global float2* out_d
+                     global code_t* out_q, global scale_t* out_d
 #else
                      global float* out
 #endif

@@ -81,7 +81,7 @@ def _launch(
     if out.values is not None:
         args.append(out.values.buffer)
     elif out.codes is not None and out.scales is not None:
-        defines.append("QUANTIZE")
+        defines += ["QUANTIZE", *out.code_defines]
         args += [out.codes.buffer, out.scales.buffer]
     tape.add("activate.cl", "activate", defines, args, (-(-out.n_cols // 32), rows))
     if out.values is not None and out.quantized:

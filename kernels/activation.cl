@@ -54,16 +54,35 @@ INLINE float sum16(float16 v) {
 // value = code * d and the largest magnitude is CODE_MAX: what the int32 sum of 32 products
 // with the widest weights (Q6_K: a code of -32 times a scale of -128) can hold. vpmaddwd
 // multiplies shorts anyway, so 15 bits cost no more than 8 and lose next to nothing.
+//
+// With CODE_BYTES they have 8 bits, for processors that multiply twice as many of those, in the
+// order of bytes.cl: quads of columns 0 4 1 5, 2 6 3 7 of every 8. Returned are then also the
+// sums of the first and of the last 16 codes, as the two shorts of an int, and a 0.
+#ifdef CODE_BYTES
+typedef char code_t;
+typedef float4 scale_t;
+#define CODE_MAX 127.0f
+#else
+typedef short code_t;
+typedef float2 scale_t;
 #define CODE_MAX 16383.0f
+#endif
 
-INLINE float2 codes32(float16 a, float16 b, float d, float inverse, global short* q) {
+INLINE scale_t codes32(float16 a, float16 b, float d, float inverse, global code_t* q) {
     const float16 qa = rint(a * inverse), qb = rint(b * inverse);
+#ifdef CODE_BYTES
+    vstore16(convert_char16(qa).s041526378c9daebf, 0, q);
+    vstore16(convert_char16(qb).s041526378c9daebf, 1, q);
+    const int first = (int)sum16(qa), last = (int)sum16(qb);
+    return (float4)(d, d * (float)(first + last), as_float((first & 0xFFFF) | last << 16), 0.0f);
+#else
     vstore16(convert_short16(qa), 0, q);
     vstore16(convert_short16(qb), 1, q);
     return (float2)(d, d * sum16(qa + qb));
+#endif
 }
 
-INLINE float2 quantize32(float16 a, float16 b, global short* q) {
+INLINE scale_t quantize32(float16 a, float16 b, global code_t* q) {
     const float amax = max16(fmax(fabs(a), fabs(b)));
     return codes32(a, b, amax / CODE_MAX, amax > 0 ? CODE_MAX / amax : 0.0f, q);
 }

@@ -146,7 +146,7 @@ def attention(
         args += [inputs.counts.buffer, np.int32(TILES)]
         tape.add("attention_plain.cl", "attention", defines, args, (items,), work=work)
     else:
-        defines += ["QUANTIZE_OUT"] if fused else []
+        defines += ["QUANTIZE_OUT", *out.code_defines] if fused else []
         args += _outputs(out, fused)
         items = shape.n_kv * share if simd else n_heads
         _launch(tape, defines, args, (items, Per(TILES)), work)
@@ -194,7 +194,7 @@ def _split(
     names = [
         d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED", "BIDI", "TOGETHER"))
     ]
-    names += ["QUANTIZE_OUT"] if fused else []
+    names += ["QUANTIZE_OUT", *out.code_defines] if fused else []
     tape.add("attention_combine.cl", "combine", names, merge, grid)
 
 

@@ -8,7 +8,7 @@
 kernel void combine(global const float* partial, int max_parts, global const int4* tiles,
                     global const int* positions, int window SINKS_ARG,
 #ifdef QUANTIZE_OUT
-                    global short* out_q, global float2* out_d
+                    global code_t* out_q, global scale_t* out_d
 #else
                     global float* out
 #endif

@@ -312,7 +312,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #if defined(SPLIT)
                       global float* partial, int max_parts
 #elif defined(QUANTIZE_OUT)
-                      global short* out_q, global float2* out_d
+                      global code_t* out_q, global scale_t* out_d
 #else
                       global float* out
 #endif

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,7 @@ class Device:
     is_dry: bool = False
     usage: Usage = field(default_factory=Usage, compare=False)
     vendor: str = ""
+    byte_codes: bool = False  # activations have 8 bits where all weights that read them allow it
     tuning: Tuning = field(default=Tuning())
 
     @property
@@ -241,14 +243,25 @@ def _defines(info: DeviceInfo, family: str) -> tuple[str, ...]:
     return dot_defines(info)
 
 
+def multiplies_bytes(defines: Sequence[str]) -> bool:
+    """Whether instructions for bytes are what a device with these defines should use."""
+    bytes = any(d.startswith(("DOT_BYTE", "MADD_BYTES")) for d in defines)
+    return bytes and not any(d.startswith(("DOT_PAIRS", "DOT_INTS")) for d in defines)
+
+
 def open_device(
     wanted: str | None = None,
     *,
     family: str | None = None,
     n_threads: int = -1,
     use_gpu: bool = True,
+    byte_codes: bool | None = None,
 ) -> Device:
-    """Open a device (see ``choose``); ``family`` forces simd or simt, for tests."""
+    """Open a device (see ``choose``); ``family`` forces simd or simt, for tests.
+
+    ``byte_codes``: see Device; None for what the device computes fastest without a larger
+    error than it must, that is 16 bits if it has instructions for sums of products of them.
+    """
     import pyopencl as cl
 
     info = choose(list_devices(n_threads), wanted, use_gpu)
@@ -258,6 +271,9 @@ def open_device(
         family = "simd" if info.kind == "cpu" else "simt"
     if family not in ("simd", "simt"):
         raise DeviceError(f"unknown kernel family {family!r}: simd or simt")
+    defines = _defines(info, family)
+    if byte_codes is None:
+        byte_codes = multiplies_bytes(defines)
     return Device(
         info=info,
         context=context,
@@ -266,8 +282,9 @@ def open_device(
         unified_memory=bool(raw.host_unified_memory),
         max_work_group=int(raw.max_work_group_size),
         max_allocation=int(raw.max_mem_alloc_size),
-        defines=_defines(info, family),
+        defines=defines,
         huge_pages=HugePages() if info.kind == "cpu" else None,
         vendor=raw.vendor.strip(),
+        byte_codes=byte_codes and family == "simd",
         tuning=find_tuning(info.name, raw.vendor.strip()).within(int(raw.max_work_group_size)),
     )

@@ -1,9 +1,9 @@
 """What a CPU device's compiler can do beyond OpenCL C, found out by trying.
 
 OpenCL C has no name for the x86 instructions that multiply and add pairs of shorts into
-ints (VNNI), and compilers do not find them by themselves. They do take LLVM's intrinsic
-under an assembler label, but one that does not know it, or knows it with other types, ends
-the process. So each form is tried in a process of its own, once per machine and driver; the
+ints (VNNI), or bytes, and compilers do not find them by themselves. They do take LLVM's
+intrinsic under an assembler label, but one that does not know it, or knows it with other types,
+ends the process. So each form is tried in a process of its own, once per machine and driver; the
 answer is kept in the user's cache folder.
 """
 
@@ -15,24 +15,50 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from kernels.device import DeviceInfo, list_devices
 
-# Defines of lanes.cl, best first; those after the first that works are not tried.
-DOT_FORMS = ("DOT_PAIRS_512", "DOT_INTS_512", "DOT_PAIRS_256", "DOT_INTS_256")
-CPU_FLAGS = {"512": ("avx512_vnni",), "256": ("avx_vnni", "avx512_vnni")}
+# Defines of lanes.cl for products of shorts, and of bytes.cl for those of bytes; best first, those
+# after the first that works are not tried. With each, the processor's flags that allow it.
+_VNNI_512, _VNNI_256 = ("avx512_vnni",), ("avx_vnni", "avx512_vnni")
+PAIR_FORMS = {
+    "DOT_PAIRS_512": _VNNI_512, "DOT_INTS_512": _VNNI_512,
+    "DOT_PAIRS_256": _VNNI_256, "DOT_INTS_256": _VNNI_256,
+}  # fmt: skip
+BYTE_FORMS = {
+    "DOT_BYTES_512": _VNNI_512, "DOT_BYTE_INTS_512": _VNNI_512,
+    "DOT_BYTES_256": _VNNI_256, "DOT_BYTE_INTS_256": _VNNI_256, "MADD_BYTES_256": ("avx2",),
+}  # fmt: skip
+FORMS = (*PAIR_FORMS, *BYTE_FORMS)
 PROBE_SECONDS = 60
 
-PROBE_SOURCE = """
+# 16 rows of two products of shorts, or of four of bytes of which a's are not negative.
+PAIR_PROBE = """
 #include "lanes.cl"
 kernel void probe(global const short* a, global const short* b, global int* c) {
     vpair x, y;
     for (int i = 0; i < 32; i++) { x[i] = a[i]; y[i] = b[i]; }
     vstore16(madd(x, y, vload16(0, c)), 0, c);
+}
+"""
+BYTE_PROBE = """
+#define X_BYTES
+#define TYPE_Q4_0
+#define NT 1
+#define PREFETCH_BYTES 0
+#include "matmul_simd.cl"
+kernel void probe(global const int* a, global const int* b, global int* c) {
+    const int16 w = vload16(0, a), x = vload16(0, b), sum = vload16(0, c);
+#ifdef MADD_BYTES_256
+    const short16 one = 1, low = madd_quad(w.lo, x.lo, 0), high = madd_quad(w.hi, x.hi, 0);
+    vstore16(sum + (int16)(vpmaddwd(low, one), vpmaddwd(high, one)), 0, c);
+#else
+    vstore16(dot_quad(w, x, sum), 0, c);
+#endif
 }
 """
 
@@ -48,13 +74,18 @@ def cpu_flags() -> frozenset[str]:
 
 
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
-    """The define of the best form of ``madd`` that works on this CPU device, or none."""
+    """The defines of the best forms that work on this CPU device: at most one for products of
+    shorts, and one for those of bytes."""
+    return _best(info, PAIR_FORMS) + _best(info, BYTE_FORMS)
+
+
+def _best(info: DeviceInfo, candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     flags = cpu_flags()
-    forms = [f for f in DOT_FORMS if flags.intersection(CPU_FLAGS[f.rpartition("_")[2]])]
+    forms = [form for form, needed in candidates.items() if flags.intersection(needed)]
     if not forms:
         return ()
     key = hashlib.sha256(
-        "\n".join([info.name, info.platform, info.driver, *sorted(flags)]).encode()
+        "\n".join([info.name, info.platform, info.driver, *sorted(flags), *forms]).encode()
     ).hexdigest()
     known = _read_cache()
     if key not in known:
@@ -74,9 +105,7 @@ def _read_cache() -> Mapping[str, str]:
     except (OSError, ValueError):
         return {}
     return (
-        {k: v for k, v in known.items() if v in DOT_FORMS or v == ""}
-        if isinstance(known, dict)
-        else {}
+        {k: v for k, v in known.items() if v in FORMS or v == ""} if isinstance(known, dict) else {}
     )
 
 
@@ -107,7 +136,7 @@ def _works(index: int, form: str) -> bool:
 
 
 def _probe(index: int, form: str) -> bool:
-    """Build and run madd in one form; may end the process."""
+    """Build and run a product in one form; may end the process."""
     import numpy as np
     import pyopencl as cl
 
@@ -118,11 +147,16 @@ def _probe(index: int, form: str) -> bool:
     context = cl.Context([platform_devices()[index]])
     queue = cl.CommandQueue(context)
     options = [f"-I{SOURCES}", f"-D{form}"]
-    kernel = cl.Kernel(cl.Program(context, PROBE_SOURCE).build(options), "probe")
+    source = PAIR_PROBE if form in PAIR_FORMS else BYTE_PROBE
+    kernel = cl.Kernel(cl.Program(context, source).build(options), "probe")
     rng = np.random.default_rng(0)
-    a, b = rng.integers(-20000, 20000, (2, 32)).astype(np.int16)
+    if form in PAIR_FORMS:
+        a, b = rng.integers(-20000, 20000, (2, 32)).astype(np.int16)
+    else:
+        a = rng.integers(0, 64, 64).astype(np.uint8)
+        b = rng.integers(-127, 128, 64).astype(np.int8)
     c = rng.integers(-1000, 1000, 16).astype(np.int32)
-    expected = c + (a.astype(np.int32) * b).reshape(16, 2).sum(1)
+    expected = c + (a.astype(np.int32) * b).reshape(16, -1).sum(1)
     flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
     buffers = [cl.Buffer(context, flags, hostbuf=x) for x in (a, b, c)]
     kernel.set_args(*buffers)

@@ -15,7 +15,7 @@ import numpy as np
 from kernels.device import Device
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor, empty, from_element
-from kernels.weights import BLOCK, ROWS, SPAN, SPANNED_TYPES, Matrix
+from kernels.weights import BLOCK, BYTE_TYPES, ROWS, SPAN, SPANNED_TYPES, Matrix
 from kernels.work import Work
 
 SIMT_TILE_TOKENS = 32
@@ -29,7 +29,8 @@ class Activations:
 
     codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32
     [n, n_cols / 32, 2], the scale and scale * sum of the codes. With ``spans`` SPAN blocks have
-    the same scale, and codes of 16 bits; norm() alone can make them.
+    the same scale, and codes of 16 bits; norm() alone can make them. Or codes are int8, in
+    -127..127 and an order of their own, with scales [n, n_cols / 32, 4] (activation.cl again).
     """
 
     n_cols: int
@@ -41,6 +42,16 @@ class Activations:
     @property
     def quantized(self) -> bool:
         return self.codes is not None
+
+    @property
+    def bytes(self) -> bool:
+        """Whether the codes have 8 bits."""
+        return self.codes is not None and self.codes.dtype == np.int8
+
+    @property
+    def code_defines(self) -> list[str]:
+        """What tells activation.cl how to write the codes."""
+        return ["CODE_BYTES"] * self.bytes + [f"X_SPAN={SPAN}"] * self.spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,13 @@ class ExpertRows:
 
 
 def activations(
-    device: Device, n_rows: int, n_cols: int, *, quantized: bool, spans: bool = False
+    device: Device,
+    n_rows: int,
+    n_cols: int,
+    *,
+    quantized: bool,
+    spans: bool = False,
+    bytes: bool = False,
 ) -> Activations:
     """Room for ``n_rows`` rows of activations; ValueError if n_cols are not whole blocks."""
     if not quantized:
@@ -81,8 +98,8 @@ def activations(
     block = BLOCK * SPAN if spans else BLOCK
     if n_cols % block:
         raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {block}")
-    codes = empty(device, (n_rows, n_cols), np.int16)
-    scales = empty(device, (n_rows, n_cols // BLOCK, 2))
+    codes = empty(device, (n_rows, n_cols), np.int8 if bytes else np.int16)
+    scales = empty(device, (n_rows, n_cols // BLOCK, 4 if bytes else 2))
     return Activations(n_cols, codes=codes, scales=scales, spans=spans)
 
 
@@ -91,15 +108,24 @@ def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
 
     Not without instructions for sums of products: with PoCL prompts take 1.7 x as long with them.
     """
-    sums = any(define.startswith("DOT_") for define in device.defines)
+    sums = any(define.startswith(("DOT_PAIRS", "DOT_INTS")) for define in device.defines)
     whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
     return sums and whole and any(w.type.name in SPANNED_TYPES for w in readers)
+
+
+def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:
+    """Whether activations that these matrices read have codes of 8 bits on this device."""
+    return device.byte_codes and all(w.type.name in BYTE_TYPES for w in readers)
 
 
 def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
     if x.n_cols != w.n_cols:
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
+        if x.bytes:
+            if not device.is_simd or w.type.name not in BYTE_TYPES:
+                raise ValueError(f"{w.type.name} weights need activations of more than 8 bits")
+            return [x.codes.buffer, x.scales.buffer], ["ACT_INT", "X_BYTES"]
         spans = x.spans and device.is_simd and w.type.name in SPANNED_TYPES
         return [x.codes.buffer, x.scales.buffer], ["ACT_INT", *[f"X_SPAN={SPAN}"] * spans]
     if x.values is None:
@@ -189,7 +215,7 @@ def glu(
     defines += experts.defines if experts else []
     fused = fuses_quantization(tape.device, w) and out.values is None
     if fused:
-        defines.append("QUANTIZE_OUT")
+        defines += ["QUANTIZE_OUT", *out.code_defines]
     for row, part in w.parts:
         args = _part_args(part, inputs, counts, count, experts, bias, row)
         args += _glu_outputs(out, row // 2, fused=fused)

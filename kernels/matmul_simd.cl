@@ -17,14 +17,17 @@
 //             the next matrix's integer activations.
 
 #include "lanes.cl"
-#if NT == 1 && defined(ACT_INT)
+#if NT == 1 && defined(ACT_INT) && !defined(X_BYTES)
 #define IN_PLACE  // unpacking is what takes the time
 #endif
 #include "unpack.cl"
 #include "activation.cl"
 #include "rows.cl"
 
-#if defined(ACT_INT)
+#if defined(X_BYTES)
+#define X_ARGS global const int* x, global const float4* xd
+#define X x, xd
+#elif defined(ACT_INT)
 #define X_ARGS global const int* x, global const float2* xd
 #define X x, xd
 #else
@@ -32,7 +35,9 @@
 #define X x
 #endif
 
-#ifdef LOW_BITS
+#if defined(X_BYTES)
+#include "bytes.cl"
+#elif defined(LOW_BITS)
 
 // Sums of products side by side. Where it believes that a chain of them is what takes the time,
 // LLVM makes a multiplication and an addition of each vpdpwssd, a quarter slower for many tokens;
@@ -158,6 +163,8 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
     for (int b = 0; b < n_blocks; b += SUPER, q += SUPER * QBYTES, s += SBYTES)
         dot_blocks(q, s, X, IN, nt, n_blocks, b, acc);
 }
+#endif
+#ifdef LOW_BITS
 #define GROUP_BYTES ((size_t)n_blocks * QBYTES)
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
 #define CODES_AT(g) (w + (first_group + (g)) * GROUP_BYTES)
@@ -231,7 +238,7 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
                    float scale,
 #endif
 #ifdef QUANTIZE_OUT
-                   global short* out_q, global float2* out_d
+                   global code_t* out_q, global scale_t* out_d
 #else
                    global float* out, int out_stride, int out_offset
 #endif

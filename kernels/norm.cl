@@ -74,7 +74,7 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
                  global const int* rows,
 #endif
 #ifdef QUANTIZE
-                 global short* out_q, global float2* out_d
+                 global code_t* out_q, global scale_t* out_d
 #else
                  global float* out, int out_stride, int out_offset
 #endif

@@ -83,7 +83,7 @@ def norm(
     if out.values is not None:
         args += [out.values.buffer, np.int32(out.values.shape[-1]), np.int32(out_offset)]
     elif out.codes is not None and out.scales is not None:
-        defines += ["QUANTIZE", *[f"X_SPAN={SPAN}"] * out.spans]
+        defines += ["QUANTIZE", *out.code_defines]
         args += [out.codes.buffer, out.scales.buffer]
     grid = (Per(count, 1, group * times), groups)
     tape.add("norm.cl", "norm", defines, args, grid, (group, 1))

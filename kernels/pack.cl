@@ -126,8 +126,9 @@ kernel void pack(global const uchar* raw, global uchar* packed, ulong scales_at,
     pack_scales(p, sub, real, scale, s, row);
 #if LOW_BITS == 8
     for (int c = 0; c < 8; c++) {
-        uint v = code(p, sub * 32 + 4 * c) | code(p, sub * 32 + 4 * c + 2) << 8 |
-                 code(p, sub * 32 + 4 * c + 1) << 16 | (uint)code(p, sub * 32 + 4 * c + 3) << 24;
+        const int k = sub * 32 + 8 * (c / 2) + 2 * (c % 2);
+        const uint v = code(p, k) | code(p, k + 4) << 8 | code(p, k + 1) << 16 |
+                       (uint)code(p, k + 5) << 24;
         q[c * ROWS + row] = real ? v : 0;
     }
 #elif LOW_BITS == 16

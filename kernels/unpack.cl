@@ -7,7 +7,7 @@
 //                16 / LOW_BITS: (v >> 4j) & 0x000F000F is a pair of shorts.
 //   LOW_BITS 3   3 planes: pairs 0..14 like that with n = 5; bit i of pair 15 at bit 15 of plane i.
 //   LOW_BITS 16  16 x 16 ints, each a pair of shorts.
-//   LOW_BITS 8   8 x 16 ints. Bytes 0..3 of int c are columns 4c, 4c+2, 4c+1, 4c+3 (signed).
+//   LOW_BITS 8   8 x 16 ints of signed bytes: of every 8 columns 0 4 1 5, then 2 6 3 7.
 //   HIGH_BITS 1  1 plane more: bit 4 of pair p at bit p.
 //   HIGH_BITS 2  2 planes more: bits 4 and 5 of pair p in plane p / 8 at bit HIGH_AT(p), which
 //                is where they are wanted above the low ones, or two bits higher, for 3 of 4.
@@ -19,13 +19,12 @@
 // those of pairs 0..7, d[1], m[1] of the others.
 //
 // Who defines X_SPAN has activations of which so many blocks share a scale. SPAN blocks can then be
-// summed as integers: where it is more than 1, d is that of the super-block, and codes or sums are
-// to be multiplied by sum_scale().
+// summed as integers. Where that is more than 1, and for activations of 8 bits (X_BYTES, bytes.cl)
+// d is that of the super-block, and codes or sums are to be multiplied by sum_scale().
 //
-// Who defines IN_PLACE may get codes of 4 to 6 bits as they lie in their plane, which saves most
-// shifts: then it stays defined, and pair p is 2^IN_PLACE_BIT(p) times too large. With SUM_SCALES
-// defined too (Q6_K) they are also OFFSET_CODE too large and not yet multiplied by their integer
-// scales: the sums of 16 columns are to be.
+// Who defines IN_PLACE may get codes of 4 to 6 bits as they lie in their plane: then it stays
+// defined, and pair p is 2^IN_PLACE_BIT(p) times too large. With SUM_SCALES too (Q6_K) they are
+// OFFSET_CODE too large; the sums of 16 columns are to be multiplied by their integer scales.
 
 // STEP and OFFSET: weight = scale * (code * STEP - OFFSET). CODE_AT: the bit of a short where its
 // code is placed; what is then a multiple of a power of two is put right by the scale.
@@ -192,6 +191,9 @@
 #else
 #define SPAN 1
 #endif
+#if SPAN > 1 || (defined(X_BYTES) && defined(SCALES_K))
+#define BLOCK_SCALES
+#endif
 #ifndef PARTS
 #define PARTS 1
 #endif
@@ -235,7 +237,7 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
     d[0] = LOAD_HALF(s, 0);
     m[0] = LOAD_HALF(s, 1);
 #elif defined(SCALES_K)
-#if SPAN > 1
+#ifdef BLOCK_SCALES
     d[0] = LOAD_HALF(s, 0);
 #else
     d[0] = LOAD_HALF(s, 0) * to_vfloat(LOAD_UCHAR(s + 64, sub));
@@ -276,12 +278,12 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
 #endif
 }
 
-#if SPAN > 1
+#ifdef BLOCK_SCALES
 // The integer scale of block b.
 INLINE vint sum_scale(global const uchar* s, int b LANE) {
     return LOAD_UCHAR(s + (b / SUPER) * SBYTES + 64, b % SUPER);
 }
-#elif defined(SUM_SCALES)
+#elif defined(SUM_SCALES) || (defined(X_BYTES) && defined(SCALES_CHARS))
 // The integer scale of a half, 0 or 1, of the columns of block b.
 INLINE vint sum_scale(global const uchar* s, int b, int part LANE) {
     return LOAD_CHAR(s + (b / SUPER) * SBYTES + 32, 2 * (b % SUPER) + part);
@@ -333,8 +335,8 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
     #pragma unroll
     for (int c = 0; c < 8; c++) {
         vpair v = as_vpair(LOAD_INT(q, c));
-        w[2 * c] = (vpair)(v << (vpair)(8)) >> (vpair)(8);
-        w[2 * c + 1] = v >> (vpair)(8);
+        w[4 * (c / 2) + c % 2] = (vpair)(v << (vpair)(8)) >> (vpair)(8);
+        w[4 * (c / 2) + c % 2 + 2] = v >> (vpair)(8);
     }
 #elif LOW_BITS == 16
     #pragma unroll
@@ -374,7 +376,7 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
     #pragma unroll
     for (int p = 0; p < 16; p++) w[p] = lookup(w[p], CODE_AT, TABLE);
 #endif
-#if !defined(SUM_SCALES) && \
+#if !defined(SUM_SCALES) && !defined(X_BYTES) && \
     (defined(SCALES_CHARS) || defined(SCALES_NIBBLES) || defined(SCALES_1M))
     scale_codes(s, b, w LANE_ARG);
 #endif

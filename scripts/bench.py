@@ -152,6 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     add("-m", "--model", type=Path, required=True, help="GGUF file")
     add("--device", help="as serve --device")
     add("--kernel-family", choices=("simd", "simt"), help="as serve --kernel-family")
+    add("--activation-type", choices=("auto", "int8", "int16"), default="auto", help="as serve's")
     add("--profile", action="store_true", help="log each kernel's time, as a part of loading")
     add("--threads", type=int, default=0, help="CPU threads of both; 0: every core")
     add("--prompts", type=numbers, default=(512, 2048), help="lengths (default 512,2048)")
@@ -180,7 +181,7 @@ def load(options: argparse.Namespace, plan: Plan, ready: Row) -> EngineSubject:
     subject = EngineSubject(
         options.model, n_ctx=plan.n_ctx, n_slots=options.streams, device=options.device,
         n_threads=options.threads, kernel_family=options.kernel_family,
-        profile=options.profile,
+        activation_type=options.activation_type, profile=options.profile,
     )  # fmt: skip
     ready.ours.append(subject.load_seconds)
     return subject

@@ -88,6 +88,7 @@ class EngineSubject:
         device: str | None,
         n_threads: int,
         kernel_family: str | None = None,
+        activation_type: str = "auto",
         profile: bool = False,
     ) -> None:
         """``n_ctx``: tokens of each of the ``n_slots`` slots; ``n_threads``: 0 for all."""
@@ -97,6 +98,7 @@ class EngineSubject:
             device=device,
             n_threads=n_threads or -1,
             kernel_family=kernel_family,
+            activation_type=activation_type,
             profile=profile,
         )
         self._options = options

@@ -20,7 +20,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kernels.device import Device, open_device
-from kernels.matmul import Activations, activations, matmul
+from kernels.matmul import Activations, activations, matmul, takes_bytes
 from kernels.norm import quantize
 from kernels.program import Programs
 from kernels.quants import by_name
@@ -66,7 +66,7 @@ def inputs(device: Device, programs: Programs, w: Matrix, n: int) -> Activations
     floats = Activations(w.n_cols, upload(device, values))
     if w.is_float:
         return floats
-    made = activations(device, n, w.n_cols, quantized=True)
+    made = activations(device, n, w.n_cols, quantized=True, bytes=takes_bytes(device, [w]))
     tape = Tape(device, programs)
     quantize(tape, Activations(w.n_cols, floats.values, made.codes, made.scales))
     tape.run((n,) * N_COUNTS)

@@ -15,9 +15,14 @@ N_CTX = 2048
 class CompareEngine:
     """A loaded engine that answers one question at a time."""
 
-    def __init__(self, model: Path, device: str | None, family: str | None) -> None:
+    def __init__(
+        self, model: Path, device: str | None, family: str | None, activation_type: str
+    ) -> None:
         self._engine = load_engine(
-            model, EngineOptions(n_ctx=N_CTX, device=device, kernel_family=family)
+            model,
+            EngineOptions(
+                n_ctx=N_CTX, device=device, kernel_family=family, activation_type=activation_type
+            ),
         )
         self.adds_bos = self._engine.tokenizer.add_bos
 

@@ -115,6 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
     add("--exact", action="store_true", help="llama.cpp with the weights as 32-bit floats")
     add("--device", help="as serve --device")
+    add("--activation-type", choices=("auto", "int8", "int16"), default="auto", help="as serve's")
     add("--family", choices=("simd", "simt"), help="kernels to use; the device's own otherwise")
     add("--text", type=Path, action="append", help="text file instead of ours; repeatable")
     add("--generate", type=int, default=48, help="tokens of each continuation (default 48)")
@@ -165,7 +166,7 @@ def started_peer(options: argparse.Namespace) -> Iterator[PeerProcess]:
 def main() -> int:
     options = parse_arguments()
     try:
-        ours = CompareEngine(options.model, options.device, options.family)
+        ours = CompareEngine(options.model, options.device, options.family, options.activation_type)
         with contextlib.closing(ours), started_peer(options) as peer:
             reached = compare(options, ours, peer)
     except (EngineError, PeerError, OSError) as error:

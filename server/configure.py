@@ -67,6 +67,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         media_limits=MediaLimits(settings.media_max_pixels, float(settings.media_max_seconds)),
         chat_template=chat_template(settings),
         kernel_family=settings.kernel_family,
+        activation_type=settings.activation_type,
         profile=settings.profile,
     )
 

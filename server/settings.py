@@ -156,6 +156,12 @@ class Settings(HttpSettings):
         "--kernel-family", group=DEVICE, type=click.Choice(("simd", "simt")), default=None,
         help="kernels for CPUs (simd) or GPUs instead of the device's own; for tests",
     )
+    activation_type: str = option(
+        "--activation-type", group=DEVICE, env="ACTIVATION_TYPE",
+        type=click.Choice(("auto", "int8", "int16")), default="auto",
+        help="what CPUs multiply quantized weights with: int8 is faster, int16 more exact; auto: "
+        "int16 if the processor has VNNI",
+    )
     ctx_size: int = option(
         "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=click.IntRange(0, INT32_MAX),
         default=0, help="tokens of context; 0: the model's",

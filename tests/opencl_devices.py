@@ -23,7 +23,7 @@ VARIANTS = [
 @pytest.fixture(scope="session", params=VARIANTS)
 def device(request: pytest.FixtureRequest) -> Device:
     index, family = request.param
-    return open_device(index, family=family)
+    return open_device(index, family=family, byte_codes=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from engine.tensors import Linear
 from kernels.attention import AttentionInputs, Scratch
 from kernels.device import Device
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, ExpertRows, activations, wants_spans
+from kernels.matmul import Activations, ExpertRows, activations, takes_bytes, wants_spans
 from kernels.moe import RoutingBuffers, routing_buffers
 from kernels.state import SlotStates
 from kernels.tape import TOKENS, Tape
@@ -139,13 +139,15 @@ class Workspace:
         values = self.tensor(name, n, n_cols) if floats or True in kinds else None
         if False not in kinds:
             return Activations(n_cols, values)
-        key = (name, "quantized", n, n_cols)
+        integers = [linear.matrix for linear in readers if False in linear.reads_floats]
+        bytes = takes_bytes(self.device, integers)
+        key = (name, "bytes" if bytes else "quantized", n, n_cols)
         if (*key, 0) not in self._tensors:
-            made = activations(self.device, n, n_cols, quantized=True)
+            made = activations(self.device, n, n_cols, quantized=True, bytes=bytes)
             for i, tensor in enumerate((made.codes, made.scales)):
                 assert tensor is not None
                 self._tensors[(*key, i)] = tensor
-        spans = normed and wants_spans(self.device, [linear.matrix for linear in readers])
+        spans = normed and not bytes and wants_spans(self.device, integers)
         codes, scales = (self._tensors[(*key, i)] for i in range(2))
         return Activations(n_cols, values, codes, scales, spans)
 

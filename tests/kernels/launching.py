@@ -21,6 +21,7 @@ from kernels.weights import pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
 CODE_MAX = 16383  # the largest code of quantized activations (kernels.matmul.Activations)
+BYTE_MAX = 127  # the same of 8 bits
 SPAN_CODE_MAX, SPAN_SUM_MAX = 32767, 524224  # with spans: of one, of the magnitudes of 64
 
 
@@ -35,10 +36,12 @@ def run(
     device.finish()
 
 
-def exact_activations(n_rows: int, n_cols: int, rng: np.random.Generator) -> Floats:
+def exact_activations(
+    n_rows: int, n_cols: int, rng: np.random.Generator, code_max: int = CODE_MAX
+) -> Floats:
     """Floats that quantized activations hold exactly: scales that are powers of two."""
-    codes = rng.integers(-CODE_MAX, CODE_MAX + 1, (n_rows, n_cols // 32, 32))
-    codes[..., 5] = rng.choice([-CODE_MAX, CODE_MAX], codes.shape[:2])
+    codes = rng.integers(-code_max, code_max + 1, (n_rows, n_cols // 32, 32))
+    codes[..., 5] = rng.choice([-code_max, code_max], codes.shape[:2])
     scales = 2.0 ** rng.integers(-16, -11, (n_rows, n_cols // 32, 1))
     return (codes * scales).reshape(n_rows, n_cols).astype(np.float32)
 
@@ -52,10 +55,10 @@ def exact_spans(n_rows: int, n_cols: int, rng: np.random.Generator) -> Floats:
 
 
 def quantized(
-    device: Device, programs: Programs, values: Floats, *, spans: bool = False
+    device: Device, programs: Programs, values: Floats, *, spans: bool = False, bytes: bool = False
 ) -> Activations:
     """Quantized activations of these values, without the values."""
-    room = activations(device, *values.shape, quantized=True, spans=spans)
+    room = activations(device, *values.shape, quantized=True, spans=spans, bytes=bytes)
     both = replace(room, values=upload(device, values))
     run(device, programs, len(values), lambda tape: quantize(tape, both))
     return room

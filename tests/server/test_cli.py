@@ -89,6 +89,7 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
         (["--rope-scaling", "yarn"], "rope_scaling", "yarn"),
         (["--yarn-ext-factor", "0"], "yarn_ext_factor", 0.0),
         (["--kernel-family", "simt"], "kernel_family", "simt"),
+        (["--activation-type", "int8"], "activation_type", "int8"),
         (["--profile"], "profile", True),
         (["--tags", "a,b"], "tags", "a,b"),
         (["--spm-infill"], "spm_infill", True),

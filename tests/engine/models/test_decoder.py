@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from stepping import Floats, Stepper, nmse, sequence
 from engine.cache import PageCopy
 from kernels.device import Device
 from kernels.program import Programs
-from kernels.weights import SUPPORTED_TYPES
+from kernels.weights import BYTE_TYPES, SUPPORTED_TYPES
 
 FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
 QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
+BYTE_NMSE = 1.4e-4  # of 8 bits: as llama.cpp's, which has 2.5e-4 to 3.1e-4 for blocks of 256
 MODELS = ["llama-dense", "qwen2-dense", "gemma3-dense"]
 TYPES = [name for name in SUPPORTED_TYPES if name not in ("F32", "NVFP4")]  # no data for them
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
@@ -146,6 +148,26 @@ def test_tensor_types(device: Device, programs: Programs, shared: Path, type_nam
     result = Stepper(path, device, programs).run(sequence(tokens, 1, TABLE), [n - 9] + [1] * 9)
     bound = FLOAT_NMSE if type_name in ("F16", "BF16") else QUANTIZED_NMSE
     assert nmse(result, logits) <= bound
+
+
+@pytest.mark.parametrize("type_name", BYTE_TYPES)
+def test_activations_of_8_bits(
+    device: Device, programs: Programs, shared: Path, type_name: str
+) -> None:
+    """Their error is no larger than llama.cpp's, which rounds to 8 bits too; and company changes
+    no bit."""
+    if not device.is_simd:
+        pytest.skip("for CPUs only")
+    path = shared / "conformance" / "quants" / f"{type_name}.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not among the conformance data")
+    with np.load(path.with_suffix(".npz")) as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    n = len(tokens)
+    stepper = Stepper(path, replace(device, byte_codes=True), programs)
+    whole = stepper.run(sequence(tokens, 1, TABLE), [n])
+    assert QUANTIZED_NMSE < nmse(whole, logits) <= BYTE_NMSE
+    assert np.array_equal(stepper.run(sequence(tokens, 1, TABLE), [n - 25, 20] + [1] * 5), whole)
 
 
 def test_a_step_replays_without_setting_an_argument(

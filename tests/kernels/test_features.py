@@ -1,0 +1,59 @@
+"""Which forms of a CPU's products are tried, and what is made of the answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernels import features
+from kernels.device import Device, DeviceInfo, multiplies_bytes, open_device
+from kernels.features import dot_defines
+
+CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The forms that are tried; those of 512 bits do not work."""
+    found: list[str] = []
+
+    def works(index: int, form: str) -> bool:
+        found.append(form)
+        return not form.endswith("_512")
+
+    monkeypatch.setattr(features, "_works", works)
+    monkeypatch.setattr(features, "_cache_path", lambda: tmp_path / "features.json")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "defines"),
+    [
+        ({"avx2", "avx512_vnni"}, ("DOT_PAIRS_256", "DOT_BYTES_256")),
+        ({"avx2", "avx_vnni"}, ("DOT_PAIRS_256", "DOT_BYTES_256")),
+        ({"avx2"}, ("MADD_BYTES_256",)),
+        ({"sse2"}, ()),
+    ],
+)
+def test_the_best_that_works(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], flags: set[str], defines: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset(flags))
+    assert dot_defines(CPU) == defines
+    before = list(tried)
+    assert dot_defines(CPU) == defines
+    assert tried == before  # known from the file
+
+
+def test_which_processors_multiply_bytes() -> None:
+    assert multiplies_bytes(("MADD_BYTES_256",))
+    assert not multiplies_bytes(("DOT_PAIRS_512", "DOT_BYTES_512"))  # shorts do as well
+    assert not multiplies_bytes(())
+
+
+def test_a_device_has_what_is_asked_for(device: Device) -> None:
+    index = str(device.info.index)
+    asked = open_device(index, family=device.family, byte_codes=True)
+    assert asked.byte_codes == device.is_simd
+    assert not open_device(index, family=device.family, byte_codes=False).byte_codes
