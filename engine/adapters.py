@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ModelError
+from engine.errors import ModelError, naming
 from engine.gguf import GGUFFile, open_gguf
 
 Floats = npt.NDArray[np.float32]
@@ -82,7 +82,7 @@ def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:
 
 
 def _read(path: Path, model: GGUFFile) -> Adapter:
-    with open_gguf(path) as gguf:
+    with open_gguf(path) as gguf, naming(path):
         kind = (gguf.metadata.get("general.type"), gguf.metadata.get("adapter.type"))
         if kind != ("adapter", "lora"):
             raise ModelError(f"{path}: not a LoRA adapter (general.type, adapter.type: {kind})")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ModelError
+from engine.errors import ModelError, naming
 from engine.gguf import open_gguf
 from engine.options import ControlVectors
 
@@ -21,7 +21,7 @@ def read_directions(
     the model."""
     found: dict[int, npt.NDArray[np.float32]] = {}
     for path, strength in control.files:
-        with open_gguf(path) as gguf:
+        with open_gguf(path) as gguf, naming(path):
             for name, info in gguf.tensors.items():
                 layer = _layer(path, name)
                 if info.shape != (n_embd,) or info.type.name != "F32":

@@ -1,5 +1,14 @@
 """The errors that a caller of the engine can act on."""
 
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
 
 class EngineError(Exception):
     """Anything the engine refuses or cannot do; the message is for a person."""
@@ -31,3 +40,28 @@ class EngineStoppedError(EngineError):
 
 class MediaError(RequestError):
     """An image or a sound that cannot be used; the text says why."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file that is read here is told as a ModelError that names it."""
+    with refusing(path):
+        try:
+            yield
+        except ModelError as error:
+            if str(path) in str(error):
+                raise
+            raise ModelError(f"{path}: {error}") from error
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Faults are the file's: sizes of which nobody has thought, since no such model is known."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        log.debug("%s cannot be loaded", path, exc_info=True)
+        kind = type(error).__name__
+        raise ModelError(
+            f"{path}: what the file says of itself does not fit together ({kind}: {error})"
+        ) from error

@@ -16,7 +16,7 @@ from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.control import read_directions
-from engine.errors import EngineError, ModelError
+from engine.errors import EngineError, ModelError, naming, refusing
 from engine.fit import Fitting, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from engine.machine import find_machine
@@ -64,15 +64,21 @@ def free_memory(device: DeviceInfo) -> int:
 
 def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
+    with refusing(path):
+        return _load(path, options, progress)
+
+
+def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     gguf = open_gguf(path)
-    gguf.override(dict(options.override_kv))
-    if options.check_tensors:
-        check_tensor_values(gguf)
-    hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+    with naming(path):
+        gguf.override(dict(options.override_kv))
+        if options.check_tensors:
+            check_tensor_values(gguf)
+        hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+        tokenizer = load_tokenizer(gguf.metadata)
+        _check_vocabulary(gguf, hparams, tokenizer)
     hparams = with_rope(hparams, options.rope)
     _check_cache_types(options)
-    tokenizer = load_tokenizer(gguf.metadata)
-    _check_vocabulary(gguf, hparams, tokenizer)
     template = _chat_template(gguf.metadata, tokenizer, options)
     projector = open_media(options, hparams)
     if projector is not None and IMAGE_WEIGHTS in gguf.tensors:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.batch import MediaShape
 from engine.encoders.encoder import MediaEncoder, ProjectorFile, open_projector
-from engine.errors import ModelError
+from engine.errors import ModelError, naming
 from engine.media.reader import MediaReader
 from engine.models.arch import Hyperparameters
 from engine.options import EngineOptions
@@ -33,7 +33,8 @@ def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | No
         return None
     if not h.causal:
         raise ModelError(f"{options.mmproj}: an encoder of texts takes no images and no sounds")
-    return open_projector(options.mmproj, options.image_min_tokens, options.image_max_tokens)
+    with naming(options.mmproj):
+        return open_projector(options.mmproj, options.image_min_tokens, options.image_max_tokens)
 
 
 def load_media(
@@ -41,7 +42,8 @@ def load_media(
 ) -> Media:
     """The encoders, loaded. ModelError if their embeddings do not fit the text model."""
     device = _device(options, device)
-    encoder = MediaEncoder(file, device, Programs(device))
+    with naming(file.gguf.path):
+        encoder = MediaEncoder(file, device, Programs(device))
     wanted = h.n_embd * (1 + h.n_deepstack)
     if encoder.width != wanted:
         deep = f", {1 + h.n_deepstack} times" if h.n_deepstack else ""
