@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+# MemoryError: where a file has a size of which nobody can have as much, NumPy raises it.
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 
 class EngineError(Exception):
@@ -59,7 +61,7 @@ def refusing(path: Path) -> Iterator[None]:
     """Faults are the file's: sizes of which nobody has thought, since no such model is known."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except FAULTS as error:
         log.debug("%s cannot be loaded", path, exc_info=True)
         kind = type(error).__name__
         raise ModelError(

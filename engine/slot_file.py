@@ -81,7 +81,7 @@ def _read_header(file: BinaryIO, name: str) -> dict[str, Any]:
     try:
         header = json.loads(_take(file, min(size, MOST_HEADER), name))
         numbers = [header[key] for key in ("n_tokens", "n_pages", "state_bytes")]
-        if not all(isinstance(n, int) and n >= 0 for n in numbers):
+        if not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError(numbers)
         return dict(header)
     except (ValueError, KeyError, TypeError) as error:
@@ -99,10 +99,9 @@ def _check(header: Mapping[str, Any], made_with: Mapping[str, Any], name: str) -
 
 
 def _take(file: BinaryIO, size: int, name: str) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
+    if size > os.fstat(file.fileno()).st_size - file.tell():  # before room is made for it
         raise RequestError(f"{name} is cut short")
-    return data
+    return file.read(size)
 
 
 def _bytes(file: BinaryIO, size: int, name: str) -> Bytes:

@@ -33,6 +33,8 @@ MERGE: dict[str, int] = {
     "gemma3": 4,
 }
 CAUSAL_GEMMA4 = (1536, 2560)  # widths of Gemma 4's text models that read images in order
+MOST_PATCH = 1024  # pixels of a side; no known model has more than 32
+MOST_PATCHES = 4096  # of a side; tables with a number for each of a square must fit into memory
 PLAIN = ("resampler", "internvl", "llama4")  # their inputs are made of patches, not of tokens
 
 
@@ -122,7 +124,7 @@ def _merge(gguf: GGUFFile, kind: str) -> int:
 def _limits(
     gguf: GGUFFile, kind: str, min_tokens: int | None, max_tokens: int | None, version: int
 ) -> ImageLimits:
-    patch = gguf.get_int("clip.vision.patch_size")
+    patch = _size(gguf, "clip.vision.patch_size", MOST_PATCH)
     merge = 1 if kind in PLAIN else _merge(gguf, kind)
     area = (patch * merge) ** 2
     least, most = (n * area for n in TOKENS.get(kind, (0, 0)))
@@ -130,7 +132,7 @@ def _limits(
     most = gguf.get_int("clip.vision.image_max_pixels", most)
     sides = _ints(gguf, "clip.vision.image_grid_pinpoints")
     return ImageLimits(
-        image_size=gguf.get_int("clip.vision.image_size"),
+        image_size=_size(gguf, "clip.vision.image_size", MOST_PATCHES * patch),
         patch=patch,
         merge=merge,
         min_pixels=least if min_tokens is None else min_tokens * area,
@@ -143,6 +145,13 @@ def _limits(
         ),
         version=version,
     )
+
+
+def _size(gguf: GGUFFile, key: str, most: int) -> int:
+    value = gguf.get_int(key)
+    if not 1 <= value <= most:
+        raise ModelError(f"{gguf.path}: {key} is {value}, not 1 to {most}")
+    return value
 
 
 def _ints(gguf: GGUFFile, key: str) -> tuple[int, ...]:

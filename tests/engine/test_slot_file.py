@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_a_file_that_is_cut_anywhere(path: Path) -> None:
 def test_damaged_headers(path: Path, header: bytes) -> None:
     path.write_bytes(b"GGUFSLOT" + len(header).to_bytes(4, "little") + header)
     with pytest.raises(RequestError, match="damaged"):
+        read_slot_file(path, MADE_WITH, PAGE_BYTES)
+
+
+@pytest.mark.parametrize("key", ["n_tokens", "n_pages", "state_bytes"])
+@pytest.mark.parametrize("number", [2**40, 10**30])
+def test_no_room_is_made_for_what_is_not_there(path: Path, key: str, number: int) -> None:
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[8:12], "little")
+    header = json.dumps(json.loads(raw[12 : 12 + size]) | {key: number}).encode()
+    path.write_bytes(raw[:8] + len(header).to_bytes(4, "little") + header + raw[12 + size :])
+    with pytest.raises(RequestError, match="slot is cut short"):
         read_slot_file(path, MADE_WITH, PAGE_BYTES)
 
 
