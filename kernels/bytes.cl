@@ -1,8 +1,7 @@
 // Products of weights with activations of 8 bits, for matmul_simd.cl with X_BYTES.
 //
-// A quad is an int of four bytes, of every 8 columns 0 4 1 5 or 2 6 3 7: so nibbles lie in their
-// planes (unpack.cl). A block of 32 columns has 8 quads, and 16 rows of one are a vector.
-// Activations: a quad is an int; (d, d * sum, two sums of 16 as shorts, -) per block.
+// Weights are quads (quads.cl). Activations: a quad is an int; (d, d * sum, two sums of 16 as
+// shorts, -) per block.
 //
 // Instructions that multiply bytes take one unsigned and one signed operand. Codes of weights are
 // unsigned, activations signed; with SIGNED_CODES the weights' magnitudes are multiplied with
@@ -13,7 +12,6 @@
 //   neither        bytes made shorts, for tests
 // Sums of a block are integers, and exact, in all of them.
 
-#define QUADS 8
 #if NT == 1
 #define TILE 1
 #define BLOCKS 1
@@ -27,97 +25,7 @@
 #define UNROLL_QUADS _Pragma("unroll 2")
 #endif
 
-#if defined(TYPE_Q8_0)
-#define SIGNED_CODES
-#define DEPTH 1
-#elif defined(TYPE_IQ4_NL) || defined(TYPE_IQ4_XS)
-#define SIGNED_CODES
-#define BYTE_TABLE 0xF6EADDCFBFAD9881, 0x7159453526190D01  // -127 -104 -83 .. 69 89 113
-#define DEPTH 1
-#elif defined(TYPE_MXFP4)
-#define SIGNED_CODES
-#define BYTE_TABLE TABLE
-#define DEPTH 8
-#define UNSHIFTED 0x1p8f  // CODE_AT is for shorts
-#elif HIGH_BITS == 2
-#define DEPTH 2
-#elif HIGH_BITS == 1
-#define DEPTH 4
-#else
-#define DEPTH 8
-#endif
-#ifndef UNSHIFTED
-#define UNSHIFTED 1.0f
-#endif
-#if defined(SCALES_CHARS)
-#define HALF_SCALES  // sums of 16 columns have integer scales
-#define OFFSET_CODE 32  // more than the weight
-#endif
-#if defined(WITH_M) && !defined(SIGNED_CODES)
-#define ADD_M
-#endif
-
-typedef struct {
-    vint codes[QUADS];
-    float16 d;
-#ifdef ADD_M
-    float16 m;
-#endif
-#if defined(BLOCK_SCALES)
-    vint scale;  // twice, as shorts
-#elif defined(HALF_SCALES)
-    vint scales[2], offsets;
-#endif
-} Unpacked;
-
-INLINE void unpack_quads(global const uchar* q, vint* codes) {
-#if LOW_BITS == 8
-    #pragma unroll
-    for (int i = 0; i < QUADS; i++) codes[i] = LOAD_INT(q, i);
-#else
-#if HIGH_BITS > 0
-    vint h[HIGH_BITS];
-    #pragma unroll
-    for (int i = 0; i < HIGH_BITS; i++) h[i] = LOAD_INT(q, LOW_BITS + i);
-#ifdef HALF_SCALES
-    for (int i = 0; i < HIGH_BITS; i++) h[i] ^= (vint)(0xAAAAAAAA);  // not signed any more
-#endif
-#endif
-    #pragma unroll
-    for (int i = 0; i < QUADS; i++) {
-        const vint v = LOAD_INT(q, i / 2);
-        codes[i] = (i % 2 == 0 ? v : v >> 4) & (vint)(0x0F0F0F0F);
-        const int p = 4 * (i / 2) + i % 2;  // and p + 2 are the quad's pairs
-#if HIGH_BITS == 1
-        codes[i] |= BITS(h[0], p, 4, 1) | BITS(h[0], p + 2, 12, 1);
-#elif HIGH_BITS == 2
-        codes[i] |= BITS(h[p / 8], HIGH_AT(p), 4, 3) | BITS(h[p / 8], HIGH_AT(p + 2), 12, 3);
-#endif
-#ifdef BYTE_TABLE
-        codes[i] = __builtin_astype(lookup(as_vpair(codes[i]), 0, BYTE_TABLE), vint);
-#endif
-    }
-#endif
-}
-
-INLINE void unpack_block(global const uchar* q, global const uchar* s, int b, Unpacked* w) {
-    vfloat m;
-    unpack_quads(q, w->codes);
-    unpack_scales(s, b, &w->d, &m);
-    w->d *= UNSHIFTED;
-#ifdef ADD_M
-    w->m = m;
-#endif
-#if defined(BLOCK_SCALES)
-    const vint scale = sum_scale(s, b);
-    w->scale = __builtin_astype(BOTH(scale), vint);
-#elif defined(HALF_SCALES)
-    const vint first = sum_scale(s, b, 0), last = sum_scale(s, b, 1);
-    w->scales[0] = __builtin_astype(BOTH(first), vint);
-    w->scales[1] = __builtin_astype(BOTH(last), vint);
-    w->offsets = ((first * -OFFSET_CODE) & 0xFFFF) | (last * -OFFSET_CODE) << 16;
-#endif
-}
+#include "quads.cl"
 
 #if defined(BLOCK_SCALES)
 #define PAIR_SCALE(w, quad) as_vpair((w)->scale)
@@ -252,14 +160,20 @@ INLINE void dot_tile(const int n, const Unpacked* w, int blocks, X_ARGS, IN_ARG,
         #pragma unroll
         for (int t = 0; t < n; t++) {
             const float4 xs = scales[t][i];
-#ifdef HALF_SCALES
-            sum[t] = madd(as_vpair(w[i].offsets), as_vpair((int16)(as_int(xs.z))), sum[t]);
+#ifdef HALF_OFFSETS
+            const vpair sums = as_vpair((int16)(as_int(xs.z)));
+#endif
+#if defined(HALF_OFFSETS) && !defined(HALF_MINS)
+            sum[t] = madd(as_vpair(w[i].offsets), sums, sum[t]);
 #elif defined(SIGNED_CODES) && !defined(MADD_BYTES_256)
             sum[t] -= 128 * ((as_int(xs.z) << 16 >> 16) + (as_int(xs.z) >> 16));
 #endif
             float16 a = fma(convert_float16(sum[t]) * xs.x, w[i].d, acc[from + t]);
-#ifdef ADD_M
+#if defined(ADD_M)
             a = fma(w[i].m, (float16)(xs.y), a);
+#elif defined(HALF_MINS)
+            const int16 least = madd(as_vpair(w[i].offsets), sums, 0);
+            a = fma(convert_float16(least) * xs.x, w[i].m, a);
 #endif
             acc[from + t] = a;
         }
@@ -272,7 +186,7 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
                       int n_blocks, float16* acc) {
     for (int b = 0; b < n_blocks; b += BLOCKS) {
         Unpacked w[BLOCKS];
-        const int n = min(BLOCKS, n_blocks - b);
+        const int n = BLOCKS == 1 ? 1 : min(BLOCKS, n_blocks - b);
         for (int i = 0; i < n; i++) {
             #pragma unroll
             for (int k = 0; k < QBYTES; k += 64)

@@ -283,7 +283,7 @@ INLINE void unpack_scales(global const uchar* s, int b, vfloat* d, vfloat* m LAN
 INLINE vint sum_scale(global const uchar* s, int b LANE) {
     return LOAD_UCHAR(s + (b / SUPER) * SBYTES + 64, b % SUPER);
 }
-#elif defined(SUM_SCALES) || (defined(X_BYTES) && defined(SCALES_CHARS))
+#elif defined(SUM_SCALES)
 // The integer scale of a half, 0 or 1, of the columns of block b.
 INLINE vint sum_scale(global const uchar* s, int b, int part LANE) {
     return LOAD_CHAR(s + (b / SUPER) * SBYTES + 32, 2 * (b % SUPER) + part);
@@ -376,7 +376,7 @@ INLINE void unpack_codes(global const uchar* q, global const uchar* s, int b, vp
     #pragma unroll
     for (int p = 0; p < 16; p++) w[p] = lookup(w[p], CODE_AT, TABLE);
 #endif
-#if !defined(SUM_SCALES) && !defined(X_BYTES) && \
+#if !defined(SUM_SCALES) && \
     (defined(SCALES_CHARS) || defined(SCALES_NIBBLES) || defined(SCALES_1M))
     scale_codes(s, b, w LANE_ARG);
 #endif

@@ -57,9 +57,7 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
 SPAN = 8
 SPANNED_TYPES = ("Q4_K", "Q5_K")
 # Types that can be multiplied with activations of 8 bits (bytes.cl).
-BYTE_TYPES = (
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
-)  # fmt: skip
+BYTE_TYPES = tuple(name for name in LAYOUTS if name not in ("INT13", "IQ1_M", "NVFP4"))
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 OWN_TYPES = ("INT13",)  # that no file has
 SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))

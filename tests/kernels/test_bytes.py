@@ -113,11 +113,11 @@ def test_who_has_them(device: Device, programs: Programs) -> None:
     rng, floats = np.random.default_rng(3), np.zeros((1, 256), np.float32)
     k, other = (
         pack(device, programs, [random_matrix(name, 16, 256, rng)[0]])
-        for name in ("Q4_K", "Q2_K")
+        for name in ("Q4_K", "IQ1_M")
     )  # fmt: skip
     eager = replace(device, byte_codes=True)
     assert takes_bytes(eager, [k])
     assert not takes_bytes(eager, [k, other])
     assert not takes_bytes(device, [k])
-    with pytest.raises(ValueError, match="Q2_K weights need activations of more than 8 bits"):
+    with pytest.raises(ValueError, match="IQ1_M weights need activations of more than 8 bits"):
         product(device, programs, other, floats, 1, floats[:, :16])

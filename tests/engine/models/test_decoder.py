@@ -15,11 +15,15 @@ from stepping import Floats, Stepper, nmse, sequence
 from engine.cache import PageCopy
 from kernels.device import Device
 from kernels.program import Programs
+from kernels.quants import by_name
 from kernels.weights import BYTE_TYPES, SUPPORTED_TYPES
 
 FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
 QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
-BYTE_NMSE = 1.4e-4  # of 8 bits: as llama.cpp's, which has 2.5e-4 to 3.1e-4 for blocks of 256
+# Of activations of 8 bits no more than llama.cpp's, which the conformance data gives with one or two
+# digits: 5e-5, 1.7e-4, 3.4e-4, and for the other types 1.4e-4 (blocks of 32) and 3.1e-4 (of 256).
+BYTE_NMSE = {"Q1_0": 5.5e-5, "Q2_0": 1.75e-4, "TQ1_0": 3.45e-4, "TQ2_0": 3.45e-4}
+BYTE_NMSE_OF_BLOCKS = {32: 1.45e-4, 256: 3.15e-4}
 MODELS = ["llama-dense", "qwen2-dense", "gemma3-dense"]
 TYPES = [name for name in SUPPORTED_TYPES if name not in ("F32", "NVFP4")]  # no data for them
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
@@ -166,7 +170,8 @@ def test_activations_of_8_bits(
     n = len(tokens)
     stepper = Stepper(path, replace(device, byte_codes=True), programs)
     whole = stepper.run(sequence(tokens, 1, TABLE), [n])
-    assert QUANTIZED_NMSE < nmse(whole, logits) <= BYTE_NMSE
+    of_blocks = BYTE_NMSE_OF_BLOCKS.get(by_name(type_name).block_elements, 0.0)
+    assert QUANTIZED_NMSE < nmse(whole, logits) <= BYTE_NMSE.get(type_name, of_blocks)
     assert np.array_equal(stepper.run(sequence(tokens, 1, TABLE), [n - 25, 20] + [1] * 5), whole)
 
 
