@@ -20,7 +20,7 @@ from kernels.weights import BYTE_TYPES, SUPPORTED_TYPES
 
 FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
 QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
-# Of activations of 8 bits no more than llama.cpp's, which the conformance data gives with one or two
+# Of activations of 8 bits no more than llama.cpp's, which the conformance data gives in one or two
 # digits: 5e-5, 1.7e-4, 3.4e-4, and for the other types 1.4e-4 (blocks of 32) and 3.1e-4 (of 256).
 BYTE_NMSE = {"Q1_0": 5.5e-5, "Q2_0": 1.75e-4, "TQ1_0": 3.45e-4, "TQ2_0": 3.45e-4}
 BYTE_NMSE_OF_BLOCKS = {32: 1.45e-4, 256: 3.15e-4}
