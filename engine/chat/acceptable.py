@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from engine.chat.sandbox import RunawayTemplateError
+from engine.chat.bounds import RunawayTemplateError
 from engine.chat.spelled import spelled_out
 from engine.errors import RequestError
 

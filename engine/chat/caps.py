@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
-from engine.chat.sandbox import RunawayTemplateError
+from engine.chat.bounds import RunawayTemplateError
 
 Message = dict[str, Any]
 # Where a template reads the reasoning of an earlier turn: a field, or a typed content part.

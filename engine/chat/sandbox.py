@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import wraps
@@ -24,16 +25,26 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
+from engine.chat.bounds import (
+    MAX_CHARS,
+    MAX_PARTS,
+    RunawayTemplateError,
+    check_fields,
+    check_filter,
+    check_length,
+    check_method,
+    check_product,
+    weight,
+)
+
 MAX_STEPS = 10_000_000  # of one rendering, about two seconds: an iteration is 1 step, ...
 CALL_STEPS = 20  # ... a call this many, since a macro costs that much more
-MAX_CHARS = 1 << 26  # length of any one string, and of all text written by one rendering
+CHARS_STEP, PARTS_STEP = 32, 8  # so many characters or parts that are built are a step, too
+MAX_SECONDS = 15.0  # of the processor, whatever is counted as how many steps
+STEPS_BETWEEN = 200  # looks at the clock
 MAX_EXPONENT_BITS = 4096
 _WIDE_FORMAT = re.compile(r"\d{7}|\*")  # a field width that only an attack asks for
-_PADDING_FILTERS = ("do_center", "do_indent", "do_batch", "do_slice")
-
-
-class RunawayTemplateError(TemplateError):
-    """The template loops too long or builds too much text."""
+_PADDING_FILTERS = ("center", "indent", "batch", "slice")
 
 
 class GenerationExtension(Extension):
@@ -74,9 +85,10 @@ class ChatEnvironment(SandboxedEnvironment):
         )
         self._spent = threading.local()
         self.binop_table.update({"*": _times, "**": _power, "%": _modulo})
-        self.filters |= {name: _narrow(function) for name, function in self.filters.items()}
         # Prompts are not HTML: nothing is ever marked as markup, else a later "+" would escape.
-        self.filters |= {"tojson": tojson, "safe": str, "escape": _escape, "e": _escape}
+        self.filters |= {"tojson": tojson, "safe": _text, "escape": _escape, "e": _escape}
+        self.filters |= {name: self._narrow(name, f) for name, f in self.filters.items()}
+        del self.globals["lipsum"]  # text for trying out a page, as much as is asked for
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda format: now().strftime(format)
 
@@ -84,6 +96,8 @@ class ChatEnvironment(SandboxedEnvironment):
         """Start counting anew; call before each rendering, on the rendering thread."""
         self._spent.steps = 0
         self._spent.chars = 0
+        self._spent.next_look = 0
+        self._spent.until = time.thread_time() + MAX_SECONDS
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Parse, then put every loop and every ``~`` under the limits."""
@@ -93,7 +107,18 @@ class ChatEnvironment(SandboxedEnvironment):
         for operand in list(tree.find_all(nodes.Concat)):
             parts = operand.nodes
             operand.nodes = [_call_of_environment("joined", parts)]
+        for compared in list(tree.find_all(nodes.Compare)):
+            sides: list[Any] = [compared, *compared.ops]
+            if not any(isinstance(side.expr, nodes.Const) for side in sides):
+                for side in sides:
+                    side.expr = _call_of_environment("bounded", [side.expr])
         return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """No bytes, which are no text of a prompt, and no tables of replacements."""
+        if isinstance(obj, str) and attr in ("encode", "translate"):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items of a loop; raises RunawayTemplateError when steps run out."""
@@ -103,7 +128,14 @@ class ChatEnvironment(SandboxedEnvironment):
 
     def joined(self, *parts: Any) -> str:
         """``a ~ b``."""
+        check_length(sum(map(weight, parts)))
         return "".join(map(str, parts))
+
+    def bounded(self, value: Any) -> Any:
+        """A value that is compared with another: equal lists are looked through."""
+        if isinstance(value, list | tuple | dict):
+            weight(value)
+        return value
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._step(CALL_STEPS)
@@ -113,18 +145,51 @@ class ChatEnvironment(SandboxedEnvironment):
             _check_widths(args, kwargs)
             if getattr(obj, "__name__", "").startswith("format") and _WIDE_FORMAT.search(owner):
                 raise RunawayTemplateError(f"chat template: too wide a format: {owner!r:.80}")
-        return _sized(super().call(context, obj, *args, **kwargs))
+            check_method(owner, getattr(obj, "__name__", ""), args, kwargs)
+        return self._sized(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        return _sized(super().call_binop(context, operator, left, right))
+        return self._sized(super().call_binop(context, operator, left, right))
 
     def _step(self, cost: int = 1) -> None:
         self._spent.steps += cost
         if self._spent.steps > MAX_STEPS:
             raise RunawayTemplateError(f"chat template: more than {MAX_STEPS} steps")
+        if self._spent.steps >= self._spent.next_look:
+            self._spent.next_look = self._spent.steps + STEPS_BETWEEN
+            if time.thread_time() > self._spent.until:
+                raise RunawayTemplateError(f"chat template: more than {MAX_SECONDS:g} seconds")
+
+    def _sized(self, value: Any) -> Any:
+        """What has been built, which counts by its size."""
+        if isinstance(value, str):
+            check_length(len(value))
+            self._step(len(value) // CHARS_STEP)
+        elif isinstance(value, list | tuple):
+            if len(value) > MAX_PARTS:
+                raise RunawayTemplateError(f"chat template: a value of {len(value)} elements")
+            self._step(len(value) // PARTS_STEP)
+        return value
+
+    def _narrow(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that refuses widths no prompt needs (``|center(10**9)``) and results too
+        long."""
+
+        @wraps(function)
+        def narrow(*args: Any, **kwargs: Any) -> Any:
+            if name in _PADDING_FILTERS:
+                _check_widths(args[1:], kwargs)
+            if name == "format" and _WIDE_FORMAT.search(str(args[0])):
+                raise RunawayTemplateError(f"chat template: too wide a format: {args[0]!r:.80}")
+            check_filter(name, args, kwargs)
+            return self._sized(function(*args, **kwargs))
+
+        return narrow
 
     def _write(self, value: Any) -> Any:
         """Jinja's ``finalize``: every ``{{ value }}`` passes here."""
+        if isinstance(value, list | tuple | dict):
+            check_length(weight(value))
         if isinstance(value, str) and hasattr(self._spent, "chars"):
             self._spent.chars += len(value)
             if self._spent.chars > MAX_CHARS:
@@ -157,6 +222,10 @@ def _listed(value: Any) -> list[Any]:
     return list(value)
 
 
+def _text(value: Any) -> str:
+    return str(value)
+
+
 def _escape(value: Any) -> str:
     # Ampersand first: the others bring ampersands of their own.
     text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -173,38 +242,20 @@ def _call_of_environment(method: str, args: Sequence[nodes.Node]) -> nodes.Call:
     return nodes.Call(function, list(args), [], None, None, lineno=lineno)
 
 
-def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses widths no prompt needs (``|center(10**9)``) and results too long."""
-    name = function.__name__
-
-    @wraps(function)
-    def narrow(*args: Any, **kwargs: Any) -> Any:
-        if name in _PADDING_FILTERS:
-            _check_widths(args[1:], kwargs)
-        if name == "do_format" and _WIDE_FORMAT.search(str(args[0])):
-            raise RunawayTemplateError(f"chat template: too wide a format: {args[0]!r:.80}")
-        return _sized(function(*args, **kwargs))
-
-    return narrow
-
-
 def _check_widths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for value in (*args, *kwargs.values()):
         if isinstance(value, int) and value > MAX_CHARS:
             raise RunawayTemplateError(f"chat template: {value} is too large an argument")
 
 
-def _sized(value: Any) -> Any:
-    if isinstance(value, str | list) and len(value) > MAX_CHARS:
-        raise RunawayTemplateError(f"chat template: a value of {len(value)} elements")
-    return value
-
-
 def _times(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        check_product(left, right)
     for count, value in ((left, right), (right, left)):
-        is_sequence = isinstance(value, str | list | tuple)
-        if is_sequence and isinstance(count, int) and count * len(value) > MAX_CHARS:
-            raise RunawayTemplateError(f"chat template: a value of {count * len(value)} elements")
+        if isinstance(value, str | list | tuple) and isinstance(count, int):
+            check_length(
+                count * len(value) * (1 if isinstance(value, str) else MAX_CHARS // MAX_PARTS)
+            )
     return left * right
 
 
@@ -219,4 +270,6 @@ def _power(left: Any, right: Any) -> Any:
 def _modulo(left: Any, right: Any) -> Any:
     if isinstance(left, str) and _WIDE_FORMAT.search(left):
         raise RunawayTemplateError(f"chat template: too wide a format: {left!r:.80}")
+    if isinstance(left, str):
+        check_fields(left, right, "%")
     return left % right

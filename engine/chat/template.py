@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from engine.chat import families
+from engine.chat.bounds import RunawayTemplateError
 from engine.chat.builtin import DEFAULT, builtin_names, builtin_template
 from engine.chat.caps import RENDER_ERRORS, Caps, Message, probe
 from engine.chat.continuation import Continuation, continued_field, render_continued
 from engine.chat.messages import adapt, joined
-from engine.chat.sandbox import ChatEnvironment, RunawayTemplateError
+from engine.chat.sandbox import ChatEnvironment
 from engine.errors import ModelError, RequestError
 
 

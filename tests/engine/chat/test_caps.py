@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from engine.chat.sandbox import RunawayTemplateError
+from engine.chat.bounds import RunawayTemplateError
 from engine.chat.template import ChatTemplate
 
 # The template takes typed parts and shows them; llama.cpp's inspection does not notice.
