@@ -205,12 +205,13 @@ def sampling_defaults(settings: Settings) -> SamplingParams:
 
 
 def sampler_order(settings: Settings) -> tuple[str, ...]:
+    flag, given = "--sampler-seq", settings.sampler_seq or ""  # type: str, str | list[str]
+    if settings.samplers is not None:
+        flag, given = "--samplers", [name for name in settings.samplers.split(";") if name]
     try:
-        if settings.samplers is not None:
-            return parse_samplers([name for name in settings.samplers.split(";") if name])
-        return parse_samplers(settings.sampler_seq or "")
+        return parse_samplers(given)
     except RequestError as error:
-        raise SettingsError(f"--samplers: {error}") from None
+        raise SettingsError(f"{flag}: {error}") from None
 
 
 def template_kwargs(text: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 
 from server.model_settings import ModelSettings
-from server.option import COUNT, FILE, OR_ALL, option
+from server.option import COUNT, FILE, NUMBER, OR_ALL, option
 
 SERVER = "Server"
 
@@ -85,7 +85,7 @@ class HttpSettings(ModelSettings):
         help="free the model when nobody asks for so long, and load it for the next; -1: never",
     )
     sse_ping_interval: float = option(
-        "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=click.FLOAT,
+        "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=NUMBER,
         default=30.0, help="seconds of silence before a comment in a stream; -1: never",
     )
     max_body: int = option(

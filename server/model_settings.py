@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import click
 
-from server.option import option
+from server.option import NATURAL, NUMBER, Finite, option
 
 FILE = "The model's file"
 ROPE = "RoPE and YaRN"
 ADAPTERS = "Adapters"
-NOT_NEGATIVE = click.FloatRange(0)
+NOT_NEGATIVE = Finite(0)
 
 
 def truth(value: str) -> bool:
@@ -96,23 +96,23 @@ class ModelSettings:
         help="what frequencies are multiplied with, 1 / --rope-scale; 0: as the model says",
     )
     yarn_orig_ctx: int = option(
-        "--yarn-orig-ctx", group=ROPE, env="YARN_ORIG_CTX", type=click.IntRange(0), default=0,
+        "--yarn-orig-ctx", group=ROPE, env="YARN_ORIG_CTX", type=NATURAL, default=0,
         help="context that the model was trained with; 0: as the model says",
     )
     yarn_ext_factor: float = option(
-        "--yarn-ext-factor", group=ROPE, env="YARN_EXT_FACTOR", type=click.FLOAT, default=-1.0,
+        "--yarn-ext-factor", group=ROPE, env="YARN_EXT_FACTOR", type=NUMBER, default=-1.0,
         help="share of extrapolation; 0: frequencies are interpolated only, -1: by the scaling",
     )
     yarn_attn_factor: float = option(
-        "--yarn-attn-factor", group=ROPE, env="YARN_ATTN_FACTOR", type=click.FLOAT, default=-1.0,
+        "--yarn-attn-factor", group=ROPE, env="YARN_ATTN_FACTOR", type=NUMBER, default=-1.0,
         help="what Q and K are multiplied with; -1: as the model says",
     )
     yarn_beta_slow: float = option(
-        "--yarn-beta-slow", group=ROPE, env="YARN_BETA_SLOW", type=click.FLOAT, default=-1.0,
+        "--yarn-beta-slow", group=ROPE, env="YARN_BETA_SLOW", type=NUMBER, default=-1.0,
         help="turns below which a frequency is interpolated; -1: as the model says",
     )
     yarn_beta_fast: float = option(
-        "--yarn-beta-fast", group=ROPE, env="YARN_BETA_FAST", type=click.FLOAT, default=-1.0,
+        "--yarn-beta-fast", group=ROPE, env="YARN_BETA_FAST", type=NUMBER, default=-1.0,
         help="turns above which a frequency is kept; -1: as the model says",
     )
     lora: tuple[str, ...] = option(
@@ -137,7 +137,7 @@ class ModelSettings:
     )
     control_vector_layer_range: tuple[int, int] | None = option(
         "--control-vector-layer-range", group=ADAPTERS,
-        type=click.Tuple([click.IntRange(0), click.IntRange(0)]), metavar="START END",
+        type=click.Tuple([NATURAL, NATURAL]), metavar="START END",
         default=None, help="layers that control vectors are added to, both included; all",
     )
 # fmt: on

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import click
 
 INT32_MAX = 2**31 - 1
+
+
+class Finite(click.FloatRange):
+    """A number with which one can reckon."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 FILE = click.Path(dir_okay=False, path_type=str)
+NUMBER = Finite()
+NATURAL = click.IntRange(0, INT32_MAX)
+INTEGER = click.IntRange(-INT32_MAX, INT32_MAX)
 COUNT = click.IntRange(1, INT32_MAX)
 OR_ALL = click.IntRange(-1, INT32_MAX)
 PLACEHOLDERS = {

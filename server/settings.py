@@ -16,7 +16,7 @@ import click
 from server.http_settings import SERVER, HttpSettings
 from server.model_settings import ADAPTERS, ROPE
 from server.model_settings import FILE as MODEL_FILE
-from server.option import COUNT, FILE, INT32_MAX, OR_ALL, option
+from server.option import COUNT, FILE, INT32_MAX, INTEGER, NATURAL, NUMBER, OR_ALL, Finite, option
 
 
 def token_bias(value: str) -> tuple[int, float]:
@@ -54,12 +54,19 @@ class Shares(click.ParamType["tuple[float, ...]"]):
         return shares
 
 
+MOST_SLOTS = 4096  # each has memory on the device
+
+
 def slot_count(value: str | int) -> int:
-    if str(value) != "-1" and not (str(value).isdecimal() and int(value) > 0):
-        raise click.BadParameter(f"{value!r} is neither a number of slots nor -1")
+    text = str(value)
+    if text != "-1" and not (text.isdecimal() and 0 < int(text[:9]) <= MOST_SLOTS):
+        raise click.BadParameter(
+            f"{value!r} is neither a number of slots, 1 to {MOST_SLOTS}, nor -1"
+        )
     return int(value)
 
 
+SEED = click.IntRange(-INT32_MAX, 2**32 - 1)
 CACHE_TYPE = click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
 SAMPLING, CHAT, LOGGING = "Sampling (defaults of requests)", "Chat", "Logging"
@@ -116,7 +123,7 @@ class Settings(HttpSettings):
         metavar="N,N,...", default=(), help="shares of the devices; by their memory otherwise",
     )
     main_gpu: int = option(
-        "-mg", "--main-gpu", group=DEVICE, env="MAIN_GPU", type=click.IntRange(0), default=0,
+        "-mg", "--main-gpu", group=DEVICE, env="MAIN_GPU", type=NATURAL, default=0,
         help="which of the devices has the model with --split-mode none",
     )
     override_tensor: tuple[str, ...] = option(
@@ -129,7 +136,7 @@ class Settings(HttpSettings):
         help="experts on the CPU",
     )
     n_cpu_moe: int = option(
-        "-ncmoe", "--n-cpu-moe", group=DEVICE, env="N_CPU_MOE", type=click.IntRange(0),
+        "-ncmoe", "--n-cpu-moe", group=DEVICE, env="N_CPU_MOE", type=NATURAL,
         default=0, help="experts of the first so many layers on the CPU",
     )
     kv_offload: bool = option(
@@ -141,7 +148,7 @@ class Settings(HttpSettings):
         help="shrink what is not set (context, layers on the devices) to fit into memory",
     )
     fit_target: int = option(
-        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET", type=click.IntRange(0),
+        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET", type=NATURAL,
         metavar="MiB", default=1024, help="memory to leave free on each device",
     )
     fit_ctx: int = option(
@@ -149,7 +156,7 @@ class Settings(HttpSettings):
         help="the smallest context that fitting may choose",
     )
     threads: int = option(
-        "-t", "--threads", group=DEVICE, env="THREADS", type=click.INT, default=-1,
+        "-t", "--threads", group=DEVICE, env="THREADS", type=INTEGER, default=-1,
         help="CPU threads; -1: all",
     )
     kernel_family: str | None = option(
@@ -163,7 +170,7 @@ class Settings(HttpSettings):
         "int16 if the processor has VNNI",
     )
     ctx_size: int = option(
-        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=click.IntRange(0, INT32_MAX),
+        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=NATURAL,
         default=0, help="tokens of context; 0: the model's",
     )
     n_predict: int = option(
@@ -221,7 +228,7 @@ class Settings(HttpSettings):
     )
     ctx_checkpoints: int = option(
         "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", group=CONTEXT, env="CTX_CHECKPOINTS",
-        type=click.IntRange(0, INT32_MAX), default=32,
+        type=NATURAL, default=32,
         help="checkpoints per slot at most, for models with a state or a window",
     )
     checkpoint_min_step: int = option(
@@ -229,7 +236,7 @@ class Settings(HttpSettings):
         type=COUNT, default=8192, help="tokens from checkpoint to checkpoint in long prompts",
     )
     seed: int = option(
-        "-s", "--seed", group=SAMPLING, type=click.INT, default=-1, help="-1: a random one",
+        "-s", "--seed", group=SAMPLING, type=SEED, default=-1, help="-1: a random one",
     )
     samplers: str | None = option(
         "--samplers", group=SAMPLING, type=click.STRING, default=None,
@@ -240,56 +247,56 @@ class Settings(HttpSettings):
         help="the same with a letter for each, such as edskypmxt",
     )
     temp: float = option(
-        "--temp", "--temperature", group=SAMPLING, env="TEMPERATURE", type=click.FLOAT,
+        "--temp", "--temperature", group=SAMPLING, env="TEMPERATURE", type=NUMBER,
         default=0.8, help="temperature; 0: always the likeliest token",
     )
     top_k: int = option(
-        "--top-k", group=SAMPLING, env="TOP_K", type=click.INT, default=40, help="0: off",
+        "--top-k", group=SAMPLING, env="TOP_K", type=INTEGER, default=40, help="0: off",
     )
     top_p: float = option(
-        "--top-p", group=SAMPLING, env="TOP_P", type=click.FLOAT, default=0.95, help="1: off",
+        "--top-p", group=SAMPLING, env="TOP_P", type=NUMBER, default=0.95, help="1: off",
     )
     min_p: float = option(
-        "--min-p", group=SAMPLING, env="MIN_P", type=click.FLOAT, default=0.05, help="0: off",
+        "--min-p", group=SAMPLING, env="MIN_P", type=NUMBER, default=0.05, help="0: off",
     )
     typical_p: float = option(
-        "--typical", "--typical-p", group=SAMPLING, type=click.FLOAT, default=1.0, help="1: off",
+        "--typical", "--typical-p", group=SAMPLING, type=NUMBER, default=1.0, help="1: off",
     )
     top_n_sigma: float = option(
-        "--top-nsigma", "--top-n-sigma", group=SAMPLING, type=click.FLOAT, default=-1.0,
+        "--top-nsigma", "--top-n-sigma", group=SAMPLING, type=NUMBER, default=-1.0,
         help="-1: off",
     )
     xtc_probability: float = option(
-        "--xtc-probability", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+        "--xtc-probability", group=SAMPLING, type=NUMBER, default=0.0, help="0: off",
     )
     xtc_threshold: float = option(
-        "--xtc-threshold", group=SAMPLING, type=click.FLOAT, default=0.1, help="above 0.5: off",
+        "--xtc-threshold", group=SAMPLING, type=NUMBER, default=0.1, help="above 0.5: off",
     )
     repeat_last_n: int = option(
         "--repeat-last-n", group=SAMPLING, type=OR_ALL, default=64,
         help="tokens that penalties look at; 0: off, -1: the context",
     )
     repeat_penalty: float = option(
-        "--repeat-penalty", group=SAMPLING, env="REPEAT_PENALTY", type=click.FLOAT, default=1.0,
+        "--repeat-penalty", group=SAMPLING, env="REPEAT_PENALTY", type=NUMBER, default=1.0,
         help="1: off",
     )
     presence_penalty: float = option(
-        "--presence-penalty", group=SAMPLING, env="PRESENCE_PENALTY", type=click.FLOAT,
+        "--presence-penalty", group=SAMPLING, env="PRESENCE_PENALTY", type=NUMBER,
         default=0.0, help="0: off",
     )
     frequency_penalty: float = option(
-        "--frequency-penalty", group=SAMPLING, env="FREQUENCY_PENALTY", type=click.FLOAT,
+        "--frequency-penalty", group=SAMPLING, env="FREQUENCY_PENALTY", type=NUMBER,
         default=0.0, help="0: off",
     )
     dry_multiplier: float = option(
-        "--dry-multiplier", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+        "--dry-multiplier", group=SAMPLING, type=NUMBER, default=0.0, help="0: off",
     )
     dry_base: float = option(
-        "--dry-base", group=SAMPLING, type=click.FloatRange(1.0), default=1.75,
+        "--dry-base", group=SAMPLING, type=Finite(1.0), default=1.75,
         help="growth of the DRY penalty",
     )
     dry_allowed_length: int = option(
-        "--dry-allowed-length", group=SAMPLING, type=click.IntRange(0, INT32_MAX), default=2,
+        "--dry-allowed-length", group=SAMPLING, type=NATURAL, default=2,
         help="repetitions up to this length are free",
     )
     dry_penalty_last_n: int = option(
@@ -316,20 +323,20 @@ class Settings(HttpSettings):
         help="replaces the breakers of DRY; 'none': no breaker; repeatable",
     )
     dynatemp_range: float = option(
-        "--dynatemp-range", group=SAMPLING, type=click.FLOAT, default=0.0, help="0: off",
+        "--dynatemp-range", group=SAMPLING, type=NUMBER, default=0.0, help="0: off",
     )
     dynatemp_exp: float = option(
-        "--dynatemp-exp", group=SAMPLING, type=click.FLOAT, default=1.0,
+        "--dynatemp-exp", group=SAMPLING, type=NUMBER, default=1.0,
         help="exponent of the dynamic temperature",
     )
     mirostat: Literal[0, 1, 2] = option(
         "--mirostat", group=SAMPLING, type=click.IntRange(0, 2), default=0, help="0: off",
     )
     mirostat_lr: float = option(
-        "--mirostat-lr", group=SAMPLING, type=click.FLOAT, default=0.1, help="learning rate, eta",
+        "--mirostat-lr", group=SAMPLING, type=NUMBER, default=0.1, help="learning rate, eta",
     )
     mirostat_ent: float = option(
-        "--mirostat-ent", group=SAMPLING, type=click.FLOAT, default=5.0,
+        "--mirostat-ent", group=SAMPLING, type=NUMBER, default=5.0,
         help="target entropy, tau",
     )
     ignore_eos: bool = option(
@@ -461,7 +468,7 @@ class Settings(HttpSettings):
         help="from tokens to one embedding; the model's otherwise",
     )
     embd_normalize: int = option(
-        "--embd-normalize", group=CHAT, type=click.IntRange(-1), default=2,
+        "--embd-normalize", group=CHAT, type=OR_ALL, default=2,
         help="norm of embeddings; -1: as they are, 0: largest is 32760, 2: Euclidean",
     )
     verbose: bool = option(

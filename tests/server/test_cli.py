@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,36 @@ def test_variables_that_nothing_would_act_on_are_refused(
     assert result.exit_code == 2
     assert f"LLAMA_ARG_{name}={value} is not supported: " in result.output
     assert invoke("--version").exit_code == invoke("--help").exit_code == 0
+
+
+FLOATS = [
+    field.metadata["option"].flags[-1]
+    for field in fields(Settings)
+    if isinstance(field.metadata["option"].type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize("flag", FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_are_finite(flag: str, value: str) -> None:
+    assert len(FLOATS) > 20
+    result = invoke("-m", "x.gguf", flag, value)
+    assert result.exit_code == 2
+    assert flag in result.output
+    assert value in result.output
+
+
+@pytest.mark.parametrize(
+    "flag", ["-np", "--top-k", "--seed", "--threads", "--main-gpu", "--n-cpu-moe", "--fit-target"]
+)
+def test_numbers_are_not_too_large(flag: str) -> None:
+    result = invoke("-m", "x.gguf", flag, "9" * 20)
+    assert (result.exit_code, flag in result.output) == (2, True)
+
+
+def test_the_option_for_samplers_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^--sampler-seq: unknown sampler"):
+        request_defaults(Settings(sampler_seq="0"))
 
 
 @pytest.mark.parametrize("shares", ["", "1;2", "0,0", "1,-1", "inf"])
