@@ -57,9 +57,10 @@ INLINE short16 madd_quad(int8 w, int8 x, short16 sum) {
 #endif
 }
 
-// sum[t]: a block's products with n tokens, times integer scales if there are any.
+// sum[t]: a block's products with n tokens, times integer scales if there are any; x_sums: those of
+// activations.
 INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x, int at,
-                      int16* sum) {
+                      const int* x_sums, int16* sum) {
     #pragma unroll
     for (int t = 0; t < n; t++) sum[t] = 0;
     UNROLL_PARTS
@@ -114,24 +115,28 @@ INLINE int16 dot_quad(int16 w, int16 x, int16 c) {
 }
 
 INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x, int at,
-                      int16* sum) {
+                      const int* x_sums, int16* sum) {
     #pragma unroll
     for (int t = 0; t < n; t++) {
-        int16 half[2] = {0, 0};
+#ifdef SIGNED_CODES  // 128 larger than they are
+        int16 part[2] = {-128 * (x_sums[t] << 16 >> 16), -128 * (x_sums[t] >> 16)};
+#else
+        int16 part[2] = {0, 0};
+#endif
         #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const int16 xq = (int16)(x[t][at + i]);
 #ifdef SIGNED_CODES
-            half[i / 4] = dot_quad(w->codes[i] ^ (int16)(0x80808080), xq, half[i / 4]);
+            part[i / 4] = dot_quad(w->codes[i] ^ (int16)(0x80808080), xq, part[i / 4]);
 #else
-            half[i / 4] = dot_quad(w->codes[i], xq, half[i / 4]);
+            part[i / 4] = dot_quad(w->codes[i], xq, part[i / 4]);
 #endif
         }
 #ifdef HALF_SCALES
-        half[0] *= w->scales[0] >> 16;
-        half[1] *= w->scales[1] >> 16;
+        part[0] *= w->scales[0] >> 16;
+        part[1] *= w->scales[1] >> 16;
 #endif
-        sum[t] = half[0] + half[1];
+        sum[t] = part[0] + part[1];
 #ifdef BLOCK_SCALES
         sum[t] *= w->scale >> 16;
 #endif
@@ -155,25 +160,25 @@ INLINE void dot_tile(const int n, const Unpacked* w, int blocks, X_ARGS, IN_ARG,
     }
     #pragma unroll 1
     for (int i = 0; i < blocks; i++) {
+        int x_sums[TILE];
         int16 sum[TILE];
-        dot_block(n, w + i, row, i * QUADS, sum);
+        #pragma unroll
+        for (int t = 0; t < n; t++) x_sums[t] = as_int(scales[t][i].z);
+        dot_block(n, w + i, row, i * QUADS, x_sums, sum);
         #pragma unroll
         for (int t = 0; t < n; t++) {
             const float4 xs = scales[t][i];
 #ifdef HALF_OFFSETS
-            const vpair sums = as_vpair((int16)(as_int(xs.z)));
+            const vpair offsets = as_vpair(w[i].offsets), sums = as_vpair((int16)(x_sums[t]));
+#ifndef HALF_MINS
+            sum[t] = madd(offsets, sums, sum[t]);
 #endif
-#if defined(HALF_OFFSETS) && !defined(HALF_MINS)
-            sum[t] = madd(as_vpair(w[i].offsets), sums, sum[t]);
-#elif defined(SIGNED_CODES) && !defined(MADD_BYTES_256)
-            sum[t] -= 128 * ((as_int(xs.z) << 16 >> 16) + (as_int(xs.z) >> 16));
 #endif
             float16 a = fma(convert_float16(sum[t]) * xs.x, w[i].d, acc[from + t]);
 #if defined(ADD_M)
             a = fma(w[i].m, (float16)(xs.y), a);
 #elif defined(HALF_MINS)
-            const int16 least = madd(as_vpair(w[i].offsets), sums, 0);
-            a = fma(convert_float16(least) * xs.x, w[i].m, a);
+            a = fma(convert_float16(madd(offsets, sums, 0)) * xs.x, w[i].m, a);
 #endif
             acc[from + t] = a;
         }

@@ -20,6 +20,7 @@ from kernels.work import Work
 
 SIMT_TILE_TOKENS = 32
 SPAN_TILE_TOKENS = 128  # that share the unpacking of weights, instead of 32 (dot_tiles.cl)
+BYTE_TILE_TOKENS = 64  # the same (bytes.cl)
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
@@ -262,8 +263,11 @@ def _launch(
     tiles, tuning = experts.grid if experts else Per(count, tile), tape.device.tuning
     if tape.device.is_simd:
         one = not experts and tile == 1
-        if tile >= 32 and not experts and f"X_SPAN={SPAN}" in defines:
-            tile = SPAN_TILE_TOKENS
+        if tile >= 32 and not experts:
+            if "X_BYTES" in defines:
+                tile = BYTE_TILE_TOKENS
+            elif f"X_SPAN={SPAN}" in defines:
+                tile = SPAN_TILE_TOKENS
             tiles = Per(count, tile)
         grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
         defines += [f"NT={tile}", f"PREFETCH_BYTES={tuning.prefetch}"]

@@ -21,7 +21,7 @@ from kernels.weights import BYTE_TYPES, Matrix, pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
-PASSES = [(32, 33), (8, 9), (8, 3), (1, 1)]  # tile, tokens
+PASSES = [(32, 67), (8, 9), (8, 3), (1, 1)]  # tile, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +47,23 @@ def product(
 
 @pytest.mark.parametrize("type_name", BYTE_TYPES)
 def test_products(device: Device, programs: Programs, type_name: str) -> None:
+    check_products(device, programs, type_name)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q6_K", "Q8_0", "Q2_K", "IQ2_XS"])
+def test_products_without_instructions_for_them(device: Device, type_name: str) -> None:
+    """The way of processors with VNNI, but for what multiplies four bytes."""
+    plain = replace(device, defines=())
+    check_products(plain, Programs(plain), type_name)
+
+
+def check_products(device: Device, programs: Programs, type_name: str) -> None:
     """Also that a token's bits do not depend on its company."""
     rng, n_rows = np.random.default_rng(1), 50
     raw, numbers = random_matrix(type_name, n_rows, 3 * columns(type_name), rng)
     w = pack(device, programs, [raw])
-    x = exact_activations(33, w.n_cols, rng, BYTE_MAX)
-    before = rng.standard_normal((33, n_rows), dtype=np.float32)
+    x = exact_activations(67, w.n_cols, rng, BYTE_MAX)
+    before = rng.standard_normal((67, n_rows), dtype=np.float32)
     expected, magnitude = before + x @ numbers.T, np.abs(before) + np.abs(x) @ np.abs(numbers).T
     whole = None
     for tile, n in PASSES:
