@@ -169,6 +169,12 @@ def _checkpoints(
     return Checkpoints(fitting, options.checkpoint_min_step, size, runner.states.claim)
 
 
+def _driver(device: Device) -> str:
+    """The driver, and what a person should know of how it computes."""
+    rounded = ", activations in int8" * device.byte_codes
+    return f"{device.info.platform}, {device.info.driver}{rounded}"
+
+
 def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:
     """Every token that can be drawn has a text, and every one of the text an embedding."""
     if tokenizer.n_vocab != h.n_vocab:
@@ -255,7 +261,7 @@ def _info(
             str(metadata.get("tokenizer.ggml.model")), 0
         ),
         device_name=" + ".join(device.info.name for device in devices),
-        driver="; ".join(f"{d.info.platform}, {d.info.driver}" for d in devices),
+        driver="; ".join(_driver(device) for device in devices),
         kv_bytes=sum(pages.n_bytes for pages in runner.pages),
         pooling=h.pooling,
         is_encoder=not h.causal,

@@ -374,3 +374,11 @@ def test_embeddings_of_a_decoder(
 def test_what_cannot_be_embedded(engine: Engine) -> None:
     with pytest.raises(RequestError, match="no head for ranking"):
         ask(engine, [1], pooling="rank")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("int8", True), ("int16", False)])
+def test_the_type_of_activations(
+    make_model: Callable[..., Model], start: Callable[..., Engine], name: str, shown: bool
+) -> None:
+    info = start(make_model(activation_type=name)).info
+    assert info.driver.endswith(", activations in int8") == shown
