@@ -90,6 +90,7 @@ def test_objects_are_valid(engine: Engine) -> None:
 
 def test_greedy_takes_the_likeliest_that_is_allowed(engine: Engine) -> None:
     """And its log-probability is that among all tokens, as are the likeliest shown."""
+    ask(engine, PROMPT, 1)  # GPUs' bits depend on how much of a prompt is in the cache
     free = ask(engine, PROMPT, 1, n_probs=128).scores[0]
     bound = ask(engine, PROMPT, 1, constraint=LETTERS, n_probs=128).scores[0]
     assert bound.top == free.top
