@@ -36,7 +36,8 @@ BYTE_FORMS = {
 FORMS = (*PAIR_FORMS, *BYTE_FORMS)
 PROBE_SECONDS = 60
 
-# 16 rows of two products of shorts, or of four of bytes of which a's are not negative.
+# 16 rows of two products of shorts, or of four of bytes of which a's are not negative; of a type
+# with SIGNED_CODES, for which bytes.cl uses every intrinsic that it declares.
 PAIR_PROBE = """
 #include "lanes.cl"
 kernel void probe(global const short* a, global const short* b, global int* c) {
@@ -47,7 +48,7 @@ kernel void probe(global const short* a, global const short* b, global int* c) {
 """
 BYTE_PROBE = """
 #define X_BYTES
-#define TYPE_Q4_0
+#define TYPE_Q8_0
 #define NT 1
 #define PREFETCH_BYTES 0
 #include "matmul_simd.cl"

@@ -13,11 +13,12 @@ from random_blocks import columns, random_matrix
 
 from kernels.device import Device
 from kernels.matmul import activations, glu, matmul, takes_bytes
+from kernels.moe import Routing, route, routing_buffers
 from kernels.program import Programs
 from kernels.quants import by_name
-from kernels.tape import N_COUNTS
-from kernels.tensor import read, upload
-from kernels.weights import BYTE_TYPES, Matrix, pack, raw_matrix
+from kernels.tape import N_COUNTS, Tape
+from kernels.tensor import empty, read, upload
+from kernels.weights import BYTE_TYPES, Matrix, pack, place_experts, raw_matrix, run_job
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
@@ -101,12 +102,15 @@ def test_the_largest_sums(device: Device, programs: Programs, type_name: str, ti
     assert np.all(np.abs(result - expected) <= 128 * 2.0**-24 * magnitude)
 
 
-def test_what_writes_them(device: Device, programs: Programs) -> None:
-    """The result of a GLU, in codes: half a step from the same in floats."""
+@pytest.mark.parametrize("type_name", ["Q4_1", "IQ1_M"])
+def test_what_writes_them(device: Device, programs: Programs, type_name: str) -> None:
+    """The result of a GLU, in codes: half a step from the same in floats. What it reads may be
+    codes of 15 bits."""
     rng = np.random.default_rng(2)
-    pair = [random_matrix("Q4_1", 96, 192, rng)[0] for _ in range(2)]
+    pair = [random_matrix(type_name, 96, 256, rng)[0] for _ in range(2)]
     w = pack(device, programs, pair, paired=True)
-    x = quantized(device, programs, exact_activations(9, 192, rng, BYTE_MAX), bytes=True)
+    values = exact_activations(9, 256, rng, BYTE_MAX)
+    x = quantized(device, programs, values, bytes=type_name in BYTE_TYPES)
     counts = upload(device, np.full(N_COUNTS, 9, np.int32))
     codes, fine = (activations(device, 9, 96, quantized=True, bytes=b) for b in (True, False))
     for out in (codes, fine):
@@ -118,6 +122,35 @@ def test_what_writes_them(device: Device, programs: Programs) -> None:
     steps = np.abs(floats).reshape(9, 3, 32).max(2, keepdims=True) / BYTE_MAX
     assert np.all(np.abs(found - floats).reshape(9, 3, 32) <= 0.51 * steps)
     assert not np.array_equal(found, floats)
+
+
+@pytest.mark.parametrize(("tile", "n"), [(32, 67), (8, 7), (1, 1)])
+def test_experts(device: Device, programs: Programs, tile: int, n: int) -> None:
+    """Each row goes through its own matrix; tiles of 4 rows may have fewer."""
+    rng, n_experts, used = np.random.default_rng(4), 5, 2
+    raws, numbers = zip(
+        *(random_matrix("Q6_K", 32, 512, rng) for _ in range(n_experts)), strict=True
+    )
+    w, jobs = place_experts(device, raws)
+    for job in jobs:
+        run_job(device, programs, job)
+    values = exact_activations(n, 512, rng, BYTE_MAX)
+    x = quantized(device, programs, values, bytes=True)
+    logits = upload(device, rng.standard_normal((n, n_experts), dtype=np.float32))
+    counts = upload(device, np.full(N_COUNTS, n, np.int32))
+    routing, buffers = Routing(n_experts, used), routing_buffers(device, n, n_experts, used)
+    out = empty(device, (n * used, 32))
+
+    def record(tape: Tape) -> None:
+        into, _ = route(tape, logits, routing, buffers, counts, tile=tile)
+        matmul(tape, w, x, out, counts, tile=tile, experts=into)
+
+    run(device, programs, n, record)
+    chosen = np.array(numbers)[read(buffers.experts, None, device.queue).reshape(n, used)]
+    result = read(out, None, device.queue).reshape(n, used, 32)
+    error = np.abs(result - np.einsum("nurk,nk->nur", chosen, values))
+    bound = ROUNDING * np.einsum("nurk,nk->nur", np.abs(chosen), np.abs(values))
+    assert np.all(error <= bound)
 
 
 def test_who_has_them(device: Device, programs: Programs) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyopencl as cl
 import pytest
 
 from kernels import features
 from kernels.device import Device, DeviceInfo, multiplies_bytes, open_device
-from kernels.features import dot_defines
+from kernels.features import BYTE_PROBE, dot_defines
+from kernels.program import SOURCES
 
 CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 
@@ -44,6 +46,15 @@ def test_the_best_that_works(
     before = list(tried)
     assert dot_defines(CPU) == defines
     assert tried == before  # known from the file
+
+
+@pytest.mark.filterwarnings("ignore::pyopencl.CompilerWarning")
+def test_the_probe_builds_every_intrinsic(device: Device) -> None:
+    """That of the signs too: a compiler that does not know it would end the server."""
+    if not device.is_simd:
+        pytest.skip("for CPUs only")
+    source = f"{BYTE_PROBE}\n#ifndef SIGNED_CODES\n#error\n#endif\n"
+    cl.Program(device.context, source).build([f"-I{SOURCES}"])
 
 
 def test_which_processors_multiply_bytes() -> None:
