@@ -189,11 +189,11 @@ class GatedHyper:
             weights.ngrams, context, n
         )  # fmt: skip
         self._streams = workspace.rows("streams", n * stream.shape[1])
-        readers = [m.down for pair in weights.mixers for m in pair]
-        readers += [m.inject for pair in weights.mixers for m in pair if m.inject is not None]
+        mixers = [m for pair in (*weights.mixers, (first,)) for m in pair]
+        readers = [m.down for m in mixers] + [m.inject for m in mixers if m.inject is not None]
         self._normed = workspace.activations("streams normed", readers, floats=True)
         self._low = workspace.rows("stream gate low", first.down.matrix.n_rows)
-        self._low_out = workspace.activations("stream gate low read", [first.up])
+        self._low_out = workspace.activations("stream gate low read", [m.up for m in mixers])
         self._gate = workspace.rows("stream gate", n * stream.shape[1])
         self._logits = workspace.rows("stream logits", n)
         self._factors = workspace.rows("stream factors", n_coefficients(n))
