@@ -1,7 +1,7 @@
 """Products of weight matrices with activations: a linear layer of a model.
 
-The activations of quantized weights are integers of 15 bits (``Activations.quantized``), or
-float on demand; those of float weights are float. simd: matmul_simd.cl for any number of
+The activations of quantized weights are integers of 15 or 8 bits (``Activations.quantized``),
+or float on demand; those of float weights are float. simd: matmul_simd.cl for any number of
 tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
 """
 

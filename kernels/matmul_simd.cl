@@ -9,6 +9,7 @@
 // PREFETCH_BYTES   how far ahead of the codes in use memory is asked for
 // ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
 //             otherwise, and for float weights, they are float
+// X_BYTES     they have 8 bits (bytes.cl)
 // X_SPAN      so many blocks of them share d (unpack.cl makes SPAN of it)
 // BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
 // SCALE       multiply with a factor after that     ADD    add to out instead of storing

@@ -1,4 +1,4 @@
-// Packed weights to numbers: the one place that knows the layout pack.cl writes.
+// Packed weights to numbers: the one place, with quads.cl, that knows the layout pack.cl writes.
 //
 // A matrix of M rows and K columns is cut into groups of 16 rows and blocks of 32 columns.
 // Region 1, the codes: for each group, for each block, QBYTES bytes. Columns 2p and 2p + 1 are

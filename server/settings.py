@@ -167,7 +167,7 @@ class Settings(HttpSettings):
         "--activation-type", group=DEVICE, env="ACTIVATION_TYPE",
         type=click.Choice(("auto", "int8", "int16")), default="auto",
         help="what CPUs multiply quantized weights with: int8 is faster, int16 more exact; auto: "
-        "int16 if the processor has VNNI",
+        "int8 if the processor has AVX2 but no VNNI",
     )
     ctx_size: int = option(
         "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=NATURAL,
