@@ -52,25 +52,37 @@ kernel void activate(global const float* x, int x_stride, int x_at,
 #ifdef TIMES
     y += t * y_stride + y_at + 32 * b;
 #endif
+#ifdef QUANTIZE  // whole blocks
+#define EACH(i) UNROLLED(i, 32, 32)
     float v[32];
-    for (int i = 0; i < n; i++) {
+#else
+#define EACH(i) for (int i = 0; i < n; i++)
+    out += t * n_cols + 32 * b;
+#ifdef SIMT  // the array would not be in registers
+    global float* v = out;
+#else
+    float v[32];
+#endif
+#endif
+    EACH(i) {
         const float a = x[(32 * b + i) / REPEAT];
 #ifdef ACT
-        v[i] = ACT(a);
+        float value = ACT(a);
 #ifdef TIMES
-        v[i] *= y[i];
+        value *= y[i];
 #endif
 #else
-        v[i] = GLU(a, y[i]);
+        float value = GLU(a, y[i]);
 #endif
 #ifdef DIVIDE
-        v[i] /= divisors[32 * b + i];
+        value /= divisors[32 * b + i];
 #endif
+        v[i] = value;
     }
 #ifdef QUANTIZE
     const size_t at = t * (n_cols / 32) + b;
     out_d[at] = quantize32(vload16(0, v), vload16(1, v), out_q + at * 32);
-#else
-    for (int i = 0; i < n; i++) out[t * n_cols + 32 * b + i] = v[i];
+#elif !defined(SIMT)
+    for (int i = 0; i < n; i++) out[i] = v[i];
 #endif
 }

@@ -27,17 +27,18 @@ kernel void combine(global const float* partial, int max_parts, global const int
     for (; part < end; part += 16) {
         const int n_parts = min(16, end - part);
         float from[16], own[16], to[16], a[16], b[16];
-        for (int i = 0; i < 16; i++) {
+        UNROLLED(i, 16, 16) {
             own[i] = i < n_parts ? p[i * (HDV_PADDED + 2) + HDV_PADDED] : M_NONE;
             from[i] = m;
             to[i] = m = max(m, own[i]);
         }
         vstore16(exp_negative16(vload16(0, from) - vload16(0, to)), 0, a);
         vstore16(exp_negative16(vload16(0, own) - vload16(0, to)), 0, b);
-        for (int i = 0; i < n_parts; i++, p += HDV_PADDED + 2) {
+        UNROLLED(i, n_parts, 16) {
             l = fma(l, a[i], p[HDV_PADDED + 1] * b[i]);
             lo = fma(lo, (float16)(a[i]), vload16(0, p + 32 * c) * b[i]);
             if (n > 16) hi = fma(hi, (float16)(a[i]), vload16(1, p + 32 * c) * b[i]);
+            p += HDV_PADDED + 2;
         }
     }
     const float inverse = OUTPUT_FACTOR(m, l, head);
@@ -47,6 +48,6 @@ kernel void combine(global const float* partial, int max_parts, global const int
     float v[32];
     vstore16(lo * inverse, 0, v);
     vstore16(hi * inverse, 1, v);
-    for (int i = 0; i < min(32, HDV - 32 * c); i++) out[at * HDV + 32 * c + i] = v[i];
+    UNROLLED(i, min(32, HDV - 32 * c), 32) out[at * HDV + 32 * c + i] = v[i];
 #endif
 }

@@ -7,45 +7,21 @@
 
 #define QUERY local
 #include "attention.cl"
+#include "group.cl"
 
 #define PAGES_AT_ONCE (WG / PAGE)
 #define COLUMNS ((HDV_PADDED + WG - 1) / WG)
 
-INLINE float reduce_max(float v, local float* shared) {
-    const int lid = get_local_id(0);
-    shared[lid] = v;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int step = WG / 2; step > 0; step /= 2) {
-        if (lid < step) shared[lid] = fmax(shared[lid], shared[lid + step]);
-        barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    v = shared[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return v;
-}
-
-INLINE float reduce_sum(float v, local float* shared) {
-    const int lid = get_local_id(0);
-    shared[lid] = v;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int step = WG / 2; step > 0; step /= 2) {
-        if (lid < step) shared[lid] += shared[lid + step];
-        barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    v = shared[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return v;
-}
-
-kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
-                      global const int* positions, global const int* tables, int table_stride,
-                      PAGES_ARG(global const uchar*, k_cache),
-                      PAGES_ARG(global const uchar*, v_cache), int window,
-                      float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+kernel __attribute__((reqd_work_group_size(WG, 1, 1)))
+void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
+               global const int* positions, global const int* tables, int table_stride,
+               PAGES_ARG(global const uchar*, k_cache),
+               PAGES_ARG(global const uchar*, v_cache), int window,
+               float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
 #ifdef SPLIT
-                      global float* partial, int max_parts
+               global float* partial, int max_parts
 #else
-                      global float* out
+               global float* out
 #endif
 ) {
     local float q[HD], p[WG], shared[WG];
@@ -66,7 +42,8 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     end = min(end, (part + 1) * PART_PAGES);
 #endif
     for (int d = lid; d < HD; d += WG) q[d] = qkv[(size_t)t * q_stride + head * HD + d];
-    float m = M_NONE, l = 0, acc[COLUMNS];
+    float m = M_NONE, l = 0, acc[COLUMNS];  // in registers: all loops over it are unrolled
+    #pragma unroll
     for (int c = 0; c < COLUMNS; c++) acc[c] = 0;
     barrier(CLK_LOCAL_MEM_FENCE);
 
@@ -84,15 +61,17 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
             s += slopes[head] * NEARNESS((float)(key - pos));
 #endif
         }
-        const float top = fmax(m, reduce_max(s, shared));
+        const float top = fmax(m, max_group(s, shared));
         const float factor = exp(m - top), e = exp(s - top);
         p[lid] = e;
-        l = fma(l, factor, reduce_sum(e, shared));
+        l = fma(l, factor, sum_group(e, shared));
         m = top;
+        #pragma unroll
         for (int c = 0; c < COLUMNS; c++) acc[c] *= factor;
         for (int i = 0; i < PAGES_AT_ONCE && page + i < end; i++) {
             global const uchar* v = V_PAGE(v_cache, table[page + i], n_kv, h);
             const int n = min(PAGE, n_seen - (page + i) * PAGE);
+            #pragma unroll
             for (int c = 0; c < COLUMNS; c++) {
                 const int d = c * WG + lid;
                 if (d < HDV_PADDED)
@@ -106,14 +85,21 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #ifdef SPLIT
     global float* o =
         partial + (((size_t)tile_index * n_heads + head) * max_parts + part) * (HDV_PADDED + 2);
-    for (int d = lid; d < HDV_PADDED; d += WG) o[d] = acc[d / WG];
+    #pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        const int d = c * WG + lid;
+        if (d < HDV_PADDED) o[d] = acc[c];
+    }
     if (lid == 0) {
         o[HDV_PADDED] = m;
         o[HDV_PADDED + 1] = l;
     }
 #else
     const float factor = OUTPUT_FACTOR(m, l, head);
-    for (int d = lid; d < HDV; d += WG)
-        out[((size_t)t * n_heads + head) * HDV + d] = acc[d / WG] * factor;
+    #pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        const int d = c * WG + lid;
+        if (d < HDV) out[((size_t)t * n_heads + head) * HDV + d] = acc[c] * factor;
+    }
 #endif
 }

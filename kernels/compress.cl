@@ -77,7 +77,7 @@ kernel void store(global const float* keys, global const float* weight, float ep
     if ((pos + 1) % RATIO) return;
     float x[HD];
     for (int i = 0; i < HD; i++) x[i] = keys[(size_t)t * HD + i];
-    normalize(x, weight, 0, eps);
+    normalize(x, weight, 0, eps, 0);
     for (int i = 0; i < HALF_ROT; i++) {
         float c;
         const float s = sincos((pos + 1 - RATIO) * frequencies[i], &c);

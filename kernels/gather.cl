@@ -10,6 +10,8 @@
 // ADD      to what is in out
 // BOUNDED  the result is kept within low and high
 
+#include "lanes.cl"
+
 kernel void gather(global const float* x, int n_cols, global const int* index, global float* out) {
     const int first = 32 * get_global_id(0), j = get_global_id(1), n = min(32, n_cols - first);
     const size_t t = get_global_id(2);
@@ -38,7 +40,7 @@ kernel void mix_rows(global const float* x, int n_cols, global const int* index,
     out += t * n_cols + first;
     index += t * TAPS;
     float sum[32];
-    for (int i = 0; i < n; i++) {
+    UNROLLED(i, n, 32) {
 #ifdef ADD
         sum[i] = out[i];
 #else
@@ -50,16 +52,16 @@ kernel void mix_rows(global const float* x, int n_cols, global const int* index,
         global const float* v = x + (size_t)index[j] * n_cols + first;
 #if defined(BY_CHANNEL)
         global const float* w = weights + j * n_cols + first;
-        for (int i = 0; i < n; i++) sum[i] = fma(w[i], v[i], sum[i]);
+        UNROLLED(i, n, 32) sum[i] = fma(w[i], v[i], sum[i]);
 #elif defined(BY_ROW)
         const float w = weights[t * TAPS + j];
-        for (int i = 0; i < n; i++) sum[i] = fma(w, v[i], sum[i]);
+        UNROLLED(i, n, 32) sum[i] = fma(w, v[i], sum[i]);
 #else
-        for (int i = 0; i < n; i++) sum[i] += v[i];
+        UNROLLED(i, n, 32) sum[i] += v[i];
 #endif
     }
 #ifdef BOUNDED
-    for (int i = 0; i < n; i++) sum[i] = clamp(sum[i], low, high);
+    UNROLLED(i, n, 32) sum[i] = clamp(sum[i], low, high);
 #endif
-    for (int i = 0; i < n; i++) out[i] = sum[i];
+    UNROLLED(i, n, 32) out[i] = sum[i];
 }

@@ -31,13 +31,9 @@ INLINE int place_of(global const int* table, int key) {
 
 #ifdef G
 #if WG > 1
-#define SHARED local
-#define MEET barrier(CLK_LOCAL_MEM_FENCE)
 #define KEYS 1   // that an item scores together
 #define WIDE 1   // vectors of 16 columns whose values it adds up together
 #else
-#define SHARED
-#define MEET
 #define KEYS 2
 #define WIDE (CHUNKS % 2 ? 1 : 2)
 #endif

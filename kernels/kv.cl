@@ -9,6 +9,8 @@
 // uint the fifth of value j), then the scales d and minima m (half), tokens side by side.
 // A token's bytes are its own, so that tokens can be written at the same time.
 
+#include "group.cl"
+
 #define KV_F32 0
 #define KV_F16 1
 #define KV_BF16 2
@@ -162,6 +164,9 @@ DEFINE_V(16, vload16)
 // The score of the head's key t for a query, which is in the address space QUERY.
 INLINE float key_score(const QUERY float* q, global const uchar* k, int t) {
     float s = 0;
+#ifdef SIMT
+    #pragma unroll 1  // all of a head's loads at once take more registers than a GPU has
+#endif
     for (int b = 0; b < K_BLOCKS; b++) {
         float x = 0, sum = 0;
         for (int d = 32 * b; d < min(32 * b + 32, HD); d++) {
@@ -215,7 +220,7 @@ INLINE float2 quantize_block(const int type, const float* x, uchar* codes) {
 
 // n <= 32 values as one of n_blocks: fifth bits and scales at these places of their parts, code
 // bytes from code_at on, `stride` apart.
-INLINE void store_block(const int type, const float* x, int n, global uchar* p, int n_blocks,
+INLINE void store_block(const int type, SHARED const float* x, int n, global uchar* p, int n_blocks,
                         int code_at, int stride, int high_at, int scale_at) {
     float padded[32];
     uchar codes[32];
@@ -240,23 +245,23 @@ INLINE void store_float(const int type, float x, global uchar* p, int at) {
     }
 }
 
-// A head's K and V of token t of a page.
-INLINE void store_k(const float* x, global uchar* k, int t) {
+// A head's K and V of token t of a page; all items of a work-group (group.cl) have a share in it.
+INLINE void store_k(SHARED const float* x, global uchar* k, int t) {
     if (IS_FLOAT(K_TYPE))
-        for (int d = 0; d < HD; d++) store_float(K_TYPE, x[d], k, d * K_ROWS + t);
+        for (int d = LID; d < HD; d += WG) store_float(K_TYPE, x[d], k, d * K_ROWS + t);
     else
-        for (int b = 0; b < K_BLOCKS; b++)
+        for (int b = LID; b < K_BLOCKS; b += WG)
             store_block(K_TYPE, x + 32 * b, HD - 32 * b, k, K_BLOCKS * K_ROWS,
                         b * CODE_BYTES(K_TYPE) * K_ROWS + t, K_ROWS, b * K_ROWS + t,
                         b * K_ROWS + t);
 }
 
-INLINE void store_v(const float* x, global uchar* v, int t) {
+INLINE void store_v(SHARED const float* x, global uchar* v, int t) {
     if (IS_FLOAT(V_TYPE))
-        for (int d = 0; d < HDV_PADDED; d++)
+        for (int d = LID; d < HDV_PADDED; d += WG)
             store_float(V_TYPE, d < HDV ? x[d] : 0, v, t * HDV_PADDED + d);
     else
-        for (int b = 0; b < V_BLOCKS; b++)
+        for (int b = LID; b < V_BLOCKS; b += WG)
             store_block(V_TYPE, x + 32 * b, HDV - 32 * b, v, V_BLOCKS * PAGE,
                         (t * V_BLOCKS + b) * CODE_BYTES(V_TYPE), 1, t * V_BLOCKS + b, b * PAGE + t);
 }

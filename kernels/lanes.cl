@@ -25,6 +25,17 @@
 #endif
 #endif
 
+// For i from 0 to n - 1, at most `most`. Unrolled on GPUs, whose registers have no index: private
+// arrays that are indexed by i are in them only then.
+#ifdef SIMT
+#define UNROLLED(i, n, most)                                                                       \
+    _Pragma("unroll")                                                                          \
+    for (int i = 0; i < (most); i++)                                                           \
+        if (i < (n))
+#else
+#define UNROLLED(i, n, most) for (int i = 0; i < (n); i++)
+#endif
+
 #ifdef SIMT
 
 typedef int vint;

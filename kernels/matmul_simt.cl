@@ -50,8 +50,10 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
     const int n_steps = (n_cols + 31) / 32;
     global const uchar* q = w + (first_group + mine) * n_cols * (QBYTES / 32);
 #endif
-    float acc[4][PER_ITEM];
+    float acc[4][PER_ITEM];  // in registers, so all loops over it have constant bounds
+    #pragma unroll
     for (int i = 0; i < 4; i++)
+        #pragma unroll
         for (int t = 0; t < PER_ITEM; t++) acc[i][t] = 0;
 
     for (int b = 0; b < n_steps; b++) {
@@ -59,11 +61,13 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
 #ifdef LOW_BITS
         short2 c[16];
         float d[PARTS] = {0}, m[PARTS] = {0};
+        #pragma unroll
         for (int p = 0; p < 16; p++) c[p] = (short2)(0);
         if (mine < n_groups) {
             unpack_scales(s, b, d, m, lane);
             unpack_codes(q + (ulong)b * QBYTES, s, b, c, lane);
         }
+        #pragma unroll
         for (int p = 0; p < 16; p++) {
             const int i = p * PARTS / 16;
             wt[2 * p][column] = fma(EVEN(c[p]), d[i], m[i]);
@@ -88,19 +92,25 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
         barrier(CLK_LOCAL_MEM_FENCE);
         for (int k = 0; k < 32; k++) {
             float xv[PER_ITEM];
+            #pragma unroll
             for (int t = 0; t < PER_ITEM; t++) xv[t] = xt[k][quarter * PER_ITEM + t];
+            #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float wv = wt[k][i * ROWS + lane];
+                #pragma unroll
                 for (int t = 0; t < PER_ITEM; t++) acc[i][t] = fma(wv, xv[t], acc[i][t]);
             }
         }
         barrier(CLK_LOCAL_MEM_FENCE);
     }
 
-    for (int t = quarter * PER_ITEM; t < min(nt, (quarter + 1) * PER_ITEM); t++) {
+    #pragma unroll
+    for (int j = 0; j < PER_ITEM; j++) {
+        const int t = quarter * PER_ITEM + j;
+        if (t >= nt) break;
         global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset;
-        const int j = t - quarter * PER_ITEM;
 #ifdef GLU
+        #pragma unroll
         for (int i = 0; i < 4; i += 2) {
             const int row = (get_group_id(0) * 2 + i / 2) * ROWS + lane;
             float gate = acc[i][j], up = acc[i + 1][j];
@@ -112,6 +122,7 @@ void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_
             o[row] = GLU(gate * WEIGHT_OF(t), up * WEIGHT_OF(t));
         }
 #else
+        #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int row = (get_group_id(0) * 4 + i) * ROWS + lane;
             if (row >= n_rows) continue;

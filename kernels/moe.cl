@@ -2,7 +2,7 @@
 //
 // N_EXPERTS experts of which USED are chosen; a token t and its k-th expert are slot t * USED + k.
 //
-// route: work-item (token).
+// route: work-group of WG items (1 on CPUs, at most N_EXPERTS): a token.
 //   GATE_SOFTMAX, GATE_SIGMOID, GATE_SQRT_SOFTPLUS   what the router's logits become
 //   BIASED         bias[e] is added for the choice only
 //   N_GROUPS       the experts are in groups, and only USED_GROUPS of those with the largest
@@ -12,11 +12,12 @@
 //   TABLE          the experts of token id are table[id * USED ...], whatever the logits
 //   DIVIDE         so many neighbours are one expert, though they are chosen one by one
 //   SINGLE         one token: its slots are the tiles
-// sort: one work-group of WG items makes tiles of up to TILE slots of one expert each.
+// sort: one work-group of WG items makes tiles of up to TILE slots of one expert each, with TILE.
 // combine: work-item (16 columns, token) adds up what the experts of a token yield.
 
 #include "lanes.cl"
 #include "activation.cl"
+#include "group.cl"
 
 #ifndef DIVIDE
 #define DIVIDE 1
@@ -24,13 +25,32 @@
 #define NOT_CHOSEN -INFINITY
 
 #ifdef N_EXPERTS
+#if WG > 1
+// The best of the choices of all items, for every item; of equal ones the first.
+INLINE int best_of_group(int best, local const float* choice, local int* bests) {
+    bests[LID] = best;
+    MEET;
+    for (int step = WG / 2; step > 0; step /= 2) {
+        if (LID < step) {
+            const int a = bests[LID], b = bests[LID + step];
+            if (choice[b] > choice[a] || (choice[b] == choice[a] && b < a)) bests[LID] = b;
+        }
+        MEET;
+    }
+    best = bests[0];
+    MEET;
+    return best;
+}
+#else
+#define best_of_group(best, choice, bests) (best)
+#endif
+
 #ifdef N_GROUPS
 #define GROUP_SIZE (N_EXPERTS / N_GROUPS)
 
 // Takes the experts of all groups but the best out of the choice.
-INLINE void limit_groups(float* choice) {
-    float sums[N_GROUPS];
-    for (int g = 0; g < N_GROUPS; g++) {
+INLINE void limit_groups(SHARED float* choice, SHARED float* sums) {
+    for (int g = LID; g < N_GROUPS; g += WG) {
         float first = NOT_CHOSEN, second = NOT_CHOSEN;
         for (int i = 0; i < GROUP_SIZE; i++) {
             const float v = choice[g * GROUP_SIZE + i];
@@ -39,12 +59,16 @@ INLINE void limit_groups(float* choice) {
         }
         sums[g] = first + second;
     }
+    MEET;
     for (int k = USED_GROUPS; k < N_GROUPS; k++) {
-        int worst = -1;
+        int worst = 0;
+        float least = INFINITY;
         for (int g = 0; g < N_GROUPS; g++)
-            if (sums[g] < INFINITY && (worst < 0 || sums[g] <= sums[worst])) worst = g;
-        sums[worst] = INFINITY;
-        for (int i = 0; i < GROUP_SIZE; i++) choice[worst * GROUP_SIZE + i] = NOT_CHOSEN;
+            if (sums[g] < INFINITY && sums[g] <= least) least = sums[worst = g];
+        MEET;
+        if (LID == 0) sums[worst] = INFINITY;
+        for (int i = LID; i < GROUP_SIZE; i += WG) choice[worst * GROUP_SIZE + i] = NOT_CHOSEN;
+        MEET;
     }
 }
 #endif
@@ -69,64 +93,78 @@ kernel void route(global const float* logits,
                   , global int4* tiles, global int* rows, global int* slots
 #endif
 ) {
-    const int t = get_global_id(0);
-    float p[N_EXPERTS], choice[N_EXPERTS];
+    SHARED float p[N_EXPERTS], choice[N_EXPERTS], chosen[USED];
+#ifdef N_GROUPS
+    SHARED float sums[N_GROUPS];
+#endif
+#if WG > 1
+    local float partial[WG];
+    local int bests[WG];
+#endif
+    const int t = get_group_id(0);
     float top = -INFINITY, sum = 0;
-    for (int e = 0; e < N_EXPERTS; e++) {
+    for (int e = LID; e < N_EXPERTS; e += WG) {
         p[e] = logits[(size_t)t * N_EXPERTS + e];
         top = fmax(top, p[e]);
     }
+    top = max_group(top, partial);
 #ifdef GATE_SOFTMAX
-    for (int e = 0; e < N_EXPERTS; e++) sum += p[e] = exp(p[e] - top);
-    for (int e = 0; e < N_EXPERTS; e++) p[e] /= sum;
+    for (int e = LID; e < N_EXPERTS; e += WG) sum += p[e] = exp(p[e] - top);
+    sum = sum_group(sum, partial);
+    for (int e = LID; e < N_EXPERTS; e += WG) p[e] /= sum;
 #elif defined(GATE_SIGMOID)
-    for (int e = 0; e < N_EXPERTS; e++) p[e] = SIGMOID(p[e]);
+    for (int e = LID; e < N_EXPERTS; e += WG) p[e] = SIGMOID(p[e]);
 #elif defined(GATE_SQRT_SOFTPLUS)
-    for (int e = 0; e < N_EXPERTS; e++) p[e] = sqrt(SOFTPLUS(p[e]));
+    for (int e = LID; e < N_EXPERTS; e += WG) p[e] = sqrt(SOFTPLUS(p[e]));
 #endif
-    for (int e = 0; e < N_EXPERTS; e++) {
+    for (int e = LID; e < N_EXPERTS; e += WG) {
 #ifdef BIASED
         choice[e] = p[e] + bias[e];
 #else
         choice[e] = p[e];
 #endif
     }
+    MEET;
 #ifdef N_GROUPS
-    limit_groups(choice);
+    limit_groups(choice, sums);
 #endif
-    float chosen[USED];
     sum = 0;
     for (int k = 0; k < USED; k++) {
 #ifdef TABLE
         const int best = table[max(ids[t], 0) * USED + k];
 #else
-        int best = 0;
-        for (int e = 1; e < N_EXPERTS; e++)
+        int best = LID;
+        for (int e = LID + WG; e < N_EXPERTS; e += WG)
             if (choice[e] > choice[best]) best = e;
-        choice[best] = NOT_CHOSEN;
+        best = best_of_group(best, choice, bests);
+        if (LID == 0) choice[best] = NOT_CHOSEN;
 #endif
-        experts[t * USED + k] = best / DIVIDE;
 #ifdef SOFTMAX_CHOSEN
-        chosen[k] = exp(p[best] - top);
+        const float weight = exp(p[best] - top);
 #else
-        chosen[k] = p[best];
+        const float weight = p[best];
 #endif
-        sum += chosen[k];
+        sum += weight;
+        if (LID == 0) {
+            chosen[k] = weight;
+            experts[t * USED + k] = best / DIVIDE;
 #ifdef SINGLE
-        tiles[k] = (int4)(best / DIVIDE, k, 1, 0);
-        rows[k] = t;
-        slots[k] = k;
+            tiles[k] = (int4)(best / DIVIDE, k, 1, 0);
+            rows[k] = t;
+            slots[k] = k;
 #endif
+        }
+        MEET;
     }
 #if defined(SOFTMAX_CHOSEN)
     scale /= sum;
 #elif defined(NORMALIZE)
     scale /= fmax(sum, 6.103515625e-5f);  // the least half, as llama.cpp bounds it
 #endif
-    for (int k = 0; k < USED; k++) weights[t * USED + k] = chosen[k] * scale;
+    for (int k = LID; k < USED; k += WG) weights[t * USED + k] = chosen[k] * scale;
 }
 
-#ifdef WG
+#ifdef TILE
 kernel void sort(global const int* counts, int count_at, global const int* experts,
                  global int4* tiles, int max_tiles, global int* rows, global int* slots) {
     local int count[N_EXPERTS], next[N_EXPERTS], first_tile[N_EXPERTS + 1];

@@ -15,8 +15,10 @@ from kernels.device import Device
 from kernels.matmul import ExpertRows
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor, empty
+from kernels.tuning import power_of_two
 
 SORT_GROUP = 256
+ROUTE_GROUP = 64
 Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 
 
@@ -100,7 +102,9 @@ def route(
     args += [] if table is None else [table.experts.buffer, table.ids.buffer]
     args += [np.float32(routing.scale), buffers.experts.buffer, buffers.weights.buffer]
     args += lists if single else []
-    tape.add("moe.cl", "route", defines, args, (Per(TOKENS),))
+    group = 1 if tape.device.is_simd else power_of_two(min(ROUTE_GROUP, routing.n_experts))
+    defines.append(f"WG={group}")
+    tape.add("moe.cl", "route", defines, args, (Per(TOKENS, 1, group),), (group,))
     if not single:
         _sort(tape, routing, buffers, counts, tile)
     grid = Per(TOKENS, 1, routing.used) if single else _most_tiles(routing, tile)
@@ -110,8 +114,8 @@ def route(
 
 def kinds(tape: Tape, ids: Tensor, logits: Tensor) -> None:
     """logits[t] = (1, 0) for a token, (0, 1) for an encoder's embedding, whose id is negative."""
-    routing = Routing(2, 1)
-    tape.add("moe.cl", "kinds", routing.defines, [ids.buffer, logits.buffer], (Per(TOKENS),))
+    defines = [*Routing(2, 1).defines, "WG=1"]
+    tape.add("moe.cl", "kinds", defines, [ids.buffer, logits.buffer], (Per(TOKENS),))
 
 
 def _most_tiles(routing: Routing, tile: int) -> Per:

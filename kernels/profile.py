@@ -139,7 +139,7 @@ def _run_plain(tape: Tape, counts: Counts) -> float:
 
 def _run_timed(queue: Any, sized: Sequence[tuple[Launch, tuple[int, ...]]]) -> list[float]:
     enqueue = cl.enqueue_nd_range_kernel
-    events = [enqueue(queue, launch.kernel, size, launch.local) for launch, size in sized]
+    events = [enqueue(queue, x.kernel, size, x.local_size(size)) for x, size in sized]
     queue.finish()
     return [_seconds(event) for event in events]
 

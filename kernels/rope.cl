@@ -2,7 +2,7 @@
 //
 // rope_table: cos and sin for every token of the step, [n][2][N_ROT / 2]; one launch a step.
 // With COMPONENTS a position has four, and each pair is turned by one of them (M-RoPE).
-// rope_kv: work-item (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
+// rope_kv: work-group of WG items (1 on CPUs): (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
 // k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The
 // token's place is slots[t] = page * PAGE + row.
 // NO_ROPE      no rotation; else that of head.cl
@@ -47,37 +47,52 @@ kernel void rope_table(global const int* positions, global const float* frequenc
 #define CLAMPED(v) (v)
 #endif
 
-INLINE void rotate(float* v, global const float* table) {
+INLINE void rotate(SHARED float* v, global const float* table) {
 #ifndef NO_ROPE
-    for (int i = 0; i < HALF_ROT; i++) turn(v, i, table[i], table[HALF_ROT + i]);
+    MEET;
+    for (int i = LID; i < HALF_ROT; i += WG) turn(v, i, table[i], table[HALF_ROT + i]);
+    MEET;
 #endif
 }
 
 // A head of Q or K, normalized and rotated.
 INLINE void load_head(global const float* x, global const float* table,
-                      global const float* weight, int head, float eps, float clamp_to, float* v) {
-    for (int i = 0; i < HD; i++) v[i] = CLAMPED(x[i]);
+                      global const float* weight, int head, float eps, float clamp_to,
+                      SHARED float* v, local float* partial) {
+    for (int i = LID; i < HD; i += WG) v[i] = CLAMPED(x[i]);
 #ifdef NORM_AFTER
     rotate(v, table);
-    normalize(v, weight, head, eps);
+    normalize(v, weight, head, eps, partial);
 #else
-    normalize(v, weight, head, eps);
+    normalize(v, weight, head, eps, partial);
     rotate(v, table);
 #endif
 }
 
 // Blocks of few bits cannot hold a dimension that is far larger than the others, as some models'
 // K have. A Hadamard transform spreads it; done to Q too, it leaves their products as they are.
-INLINE void spread_outliers(float* x) {
+INLINE void spread_outliers(SHARED float* x) {
     const int n = HD & -HD;  // the largest power of two that divides HD
-    for (int step = 1; step < n; step *= 2)
+    for (int step = 1; step < n; step *= 2) {
+        MEET;
+#if WG > 1
+        for (int i = LID; i < HD / 2; i += WG) {
+            const int j = i / step * 2 * step + i % step;
+            const float a = x[j], b = x[j + step];
+            x[j] = a + b;
+            x[j + step] = a - b;
+        }
+#else
         for (int i = 0; i < HD; i += 2 * step)
             for (int j = i; j < i + step; j++) {
                 const float a = x[j], b = x[j + step];
                 x[j] = a + b;
                 x[j + step] = a - b;
             }
-    for (int i = 0; i < HD; i++) x[i] *= 1.0f / sqrt((float)n);
+#endif
+    }
+    MEET;
+    for (int i = LID; i < HD; i += WG) x[i] *= 1.0f / sqrt((float)n);
 }
 
 #ifdef JOINT  // values that are keys, too, stay as they are
@@ -120,23 +135,33 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #ifndef K_WEIGHT
     global const float* k_weight = 0;
 #endif
-    const int head = get_global_id(0), t = get_global_id(1);
+    const int head = get_group_id(0), t = get_group_id(1);
     const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
     table += (size_t)t * N_ROT;
-    float x[HD];
+    SHARED float x[HD];
+#if HDV > 0
+    SHARED float y[HDV];
+#endif
+#if WG > 1
+    local float partial[WG];
+#else
+    local float* partial = 0;
+#endif
     if (head < n_heads) {
         q += (size_t)t * q_stride + head * HD;
-        load_head(q, table, q_weight, head, eps, clamp_to, x);
+        load_head(q, table, q_weight, head, eps, clamp_to, x, partial);
         SPREAD_OUTLIERS(x);
 #ifdef TEMPERATURE
         scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
 #endif
-        for (int i = 0; i < HD; i++) q[i] = x[i] * scale;
+        for (int i = LID; i < HD; i += WG) q[i] = x[i] * scale;
     } else if (head < n_heads + n_kv) {
 #if K_TOKENS == 1
         const int h = head - n_heads;
-        load_head(k + (size_t)t * k_stride + k_at + h * HD, table, k_weight, h, eps, clamp_to, x);
+        k += (size_t)t * k_stride + k_at + h * HD;
+        load_head(k, table, k_weight, h, eps, clamp_to, x, partial);
         SPREAD_OUTLIERS(x);
+        MEET;
 #ifdef JOINT
         store_v(x, V_PAGE(v_cache, page, n_kv, h), row);
 #else
@@ -147,15 +172,15 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #if HDV > 0  // an indexer's keys come without values
     else {
         const int h = head - n_heads - n_kv;
-        float y[HDV];
         v += (size_t)t * v_stride + v_at + h * HDV;
-        for (int i = 0; i < HDV; i++) y[i] = CLAMPED(v[i]);
+        for (int i = LID; i < HDV; i += WG) y[i] = CLAMPED(v[i]);
+        MEET;
         store_v(y, V_PAGE(v_cache, page, n_kv, h), row);
     }
 #endif
 }
 
-#if K_TOKENS > 1
+#if K_TOKENS > 1 && WG == 1
 kernel void pool_keys(global const float* table, global const int* slots,
                       PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global const uchar*, v_cache)
 #ifdef GATED
@@ -194,7 +219,7 @@ kernel void pool_keys(global const float* table, global const int* slots,
         }
         x[d] = sum / total;
     }
-    normalize(x, k_weight, 0, eps);
+    normalize(x, k_weight, 0, eps, 0);
     rotate(x, table + (size_t)t * N_ROT);
     if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
     store_k(x, K_PAGE(k_cache, page, 1, 0), row / K_TOKENS);

@@ -10,6 +10,8 @@ from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 
+SIMT_GROUP = 64
+
 
 @dataclass(frozen=True, slots=True)
 class RopeStyle:
@@ -152,7 +154,10 @@ def rope_kv(
             np.float32(temperature.step), np.float32(temperature.shift),
         ]  # fmt: skip
     n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
-    tape.add("rope.cl", "rope_kv", defines, args, (n_heads + n_written, Per(TOKENS)))
+    group = 1 if tape.device.is_simd else SIMT_GROUP
+    defines.append(f"WG={group}")
+    grid = ((n_heads + n_written) * group, Per(TOKENS))
+    tape.add("rope.cl", "rope_kv", defines, args, grid, (group, 1))
 
 
 def pool_keys(

@@ -7,20 +7,24 @@ sizes of grids that follow the batch: ``Per(TOKENS, 8)`` is "one per eight token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyopencl as cl
 
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 from kernels.program import Programs
+from kernels.tuning import power_of_two
 from kernels.work import NO_WORK, Work
 
 # What a step counts, in the order of the `counts` buffer that kernels read.
 TOKENS, OUTPUTS, TILES, PARTS, SEQUENCES = range(5)
 N_COUNTS = 5
 MAX_GEOMETRIES = 512  # distinct counts whose grid sizes are kept
+FREE_GROUP = 64  # work-items of a GPU's work-group that share nothing
+GROUPS_PER_UNIT = 4  # of those, before they become larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +49,33 @@ Grid = tuple[int | Per, ...]
 Counts = tuple[int, ...]
 
 
+def free_groups(size: Sequence[int], most: int, n_groups: int) -> tuple[int, ...]:
+    """Work-groups for ``size`` work-items that share nothing: of powers of two that divide it, at
+    most ``most`` items, and no fewer than ``n_groups`` groups where there are as many items."""
+    room = power_of_two(min(most, math.prod(size) // n_groups))
+    local = []
+    for n in size:
+        local.append(math.gcd(n, room))
+        room //= local[-1]
+    return tuple(local)
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One bound kernel; ``local`` None leaves the work-group size to the driver."""
+    """One bound kernel; ``local`` None: see free_groups, with ``free`` its limits."""
 
     kernel: Any
     grid: Grid
-    local: tuple[int, ...]
+    local: tuple[int, ...] | None
     name: str
     work: Work = NO_WORK
+    free: tuple[int, int] = (1, 1)
 
     def global_size(self, counts: Counts) -> tuple[int, ...]:
         return tuple(g.size(counts) if isinstance(g, Per) else g for g in self.grid)
+
+    def local_size(self, global_size: Sequence[int]) -> tuple[int, ...]:
+        return self.local or free_groups(global_size, *self.free)
 
 
 class Tape:
@@ -95,7 +114,16 @@ class Tape:
         if self.tokens != TOKENS:
             grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
-        self.launches.append(Launch(kernel, grid, local or (1,) * len(grid), label, work))
+        self.launches.append(Launch(kernel, grid, local, label, work, self._free(kernel)))
+
+    def _free(self, kernel: Any) -> tuple[int, int]:
+        """The limits of free_groups. A CPU gains nothing by them, and PoCL would compile each size
+        for minutes."""
+        if self.device.is_simd or self.device.info.kind == "cpu":
+            return 1, 1
+        info, (raw,) = cl.kernel_work_group_info.WORK_GROUP_SIZE, self.device.context.devices
+        most = kernel.get_work_group_info(info, raw)
+        return min(FREE_GROUP, most), GROUPS_PER_UNIT * self.device.info.compute_units
 
     def joined(self, other: Tape) -> Tape:
         """The launches of this tape, then of the other; not copied."""
@@ -105,16 +133,27 @@ class Tape:
         return both
 
     def run(self, counts: Counts) -> None:
-        """Enqueue every launch for a step of these counts; does not wait."""
+        """Enqueue every launch for a step of these counts; does not wait.
+
+        DeviceError says which kernel the device does not take, and in what sizes.
+        """
         queue, enqueue = self.device.queue, cl.enqueue_nd_range_kernel
         for kernel, global_size, local_size in self._geometry(counts):
-            enqueue(queue, kernel, global_size, local_size)
+            try:
+                enqueue(queue, kernel, global_size, local_size)
+            except cl.Error as error:
+                raise DeviceError(
+                    f"{self.device.info.name}: {kernel.function_name} of {global_size} work-items "
+                    f"in groups of {local_size}: {error}"
+                ) from error
 
     def _geometry(self, counts: Counts) -> list[tuple[Any, tuple[int, ...], tuple[int, ...]]]:
         found = self._geometries.get(counts)
         if found is None:
             if len(self._geometries) >= MAX_GEOMETRIES:
                 self._geometries.clear()
-            sized = [(x.kernel, x.global_size(counts), x.local) for x in self.launches]
-            found = self._geometries[counts] = [s for s in sized if 0 not in s[1]]
+            sizes = [(x, x.global_size(counts)) for x in self.launches]
+            found = self._geometries[counts] = [
+                (x.kernel, size, x.local_size(size)) for x, size in sizes if 0 not in size
+            ]
         return found

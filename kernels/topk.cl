@@ -1,7 +1,7 @@
 // The largest logits of each row and the row's log-sum-exp, without sorting the row.
 //
 // 1 segments: work-item (EACH segments of SEGMENT logits, row) finds their maxima and sums of exps.
-// 2 select:   work-item (row): the k-th largest of the segments' maxima is a threshold that at
+// 2 select:   work-group of WG items (1 on CPUs; row): the k-th largest of the segments' maxima is a threshold that at
 //             least k logits reach (found by bisection over the floats' order); log-sum-exp.
 // 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
 //             row's list, in any order; segments whose maximum does not are skipped. With COLLECT
@@ -17,6 +17,7 @@
 
 #include "lanes.cl"
 #include "activation.cl"
+#include "group.cl"
 
 #define SEGMENT 256
 #define MASKED 1
@@ -102,16 +103,24 @@ kernel void select_threshold(global const float2* maxima, global const float* to
                              int n_segments, int n_vocab, global const int4* wanted,
                              global const float* logits, global const uint* masks,
                              global int* found, global int* thresholds) {
-    const int row = get_global_id(0);
+#if WG > 1
+    local float partial[WG];
+#else
+    local float* partial = 0;
+#endif
+    const int row = get_group_id(0);
     maxima += (size_t)row * n_segments;
     tops += (size_t)row * n_segments;
     found += (size_t)row * RECORD;
     float top = -INFINITY, top_allowed = -INFINITY;
-    for (int i = 0; i < n_segments; i++) top = fmax(top, maxima[i].x);
-    for (int i = 0; i < n_segments; i++) top_allowed = fmax(top_allowed, tops[i]);
+    for (int i = LID; i < n_segments; i += WG) top = fmax(top, maxima[i].x);
+    for (int i = LID; i < n_segments; i += WG) top_allowed = fmax(top_allowed, tops[i]);
+    top = max_group(top, partial);
+    top_allowed = max_group(top_allowed, partial);
     float sum = wanted[row].w ? 0 : NAN;
     if (wanted[row].w)
-        for (int i = 0; i < n_segments; i++) sum += maxima[i].y * exp(maxima[i].x - top);
+        for (int i = LID; i < n_segments; i += WG) sum += maxima[i].y * exp(maxima[i].x - top);
+    sum = sum_group(sum, partial);
     const int k = min(wanted[row].x, n_segments);
     // The largest t such that at least k maxima are >= t. Fewer segments than k: everything.
     int low = ordered(-INFINITY), high = ordered(top_allowed);
@@ -119,9 +128,10 @@ kernel void select_threshold(global const float2* maxima, global const float* to
         while (low < high) {
             const int middle = (int)(((long)low + high + 1) >> 1);
             int n = 0;
-            for (int i = 0; i < n_segments; i++) n += ordered(tops[i]) >= middle;
-            if (n >= k) low = middle; else high = middle - 1;
+            for (int i = LID; i < n_segments; i += WG) n += ordered(tops[i]) >= middle;
+            if (sum_group(n, partial) >= k) low = middle; else high = middle - 1;
         }
+    if (LID > 0) return;
     thresholds[row] = low;
     found[0] = 0;
     found[1] = as_int(top + log(sum));

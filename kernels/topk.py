@@ -18,6 +18,7 @@ CAPACITY = 512  # logits that reach the threshold and still fit a row's list
 MAX_K = 256
 HEADER = 4
 MASKED, SORTED = 1, 2  # flags of a record
+SIMT_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
     n_vocab = logits.shape[1]
     args = [logits.buffer, np.int32(n_vocab), np.float32(cap)]
     grid = (-(-n_vocab // 16), Per(OUTPUTS))
-    tape.add("topk.cl", "softcap", [f"CAPACITY={CAPACITY}", "EACH=1"], args, grid)
+    tape.add("topk.cl", "softcap", _defines(tape.device), args, grid)
 
 
 def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
@@ -59,8 +60,8 @@ def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     n_vocab = np.int32(logits.shape[1])
     n_segments = -(-int(n_vocab) // SEGMENT)
     alone = tape.device.is_simd  # a work-item collects a row's best
-    each = SEGMENTS_EACH if alone else 1
-    defines = [f"CAPACITY={CAPACITY}", f"EACH={each}", *["COLLECT"] * alone]
+    each, group = _shares(tape.device)
+    defines = _defines(tape.device)
     x, maxima, tops = logits.buffer, buffers.maxima.buffer, buffers.tops.buffer
     wanted, masks, found = buffers.wanted.buffer, buffers.masks.buffer, buffers.found.buffer
     thresholds = buffers.thresholds.buffer
@@ -68,11 +69,23 @@ def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     grid = (-(-n_segments // each), Per(OUTPUTS))
     tape.add("topk.cl", "segments", defines, args, grid)
     args = [maxima, tops, np.int32(n_segments), n_vocab, wanted, x, masks, found, thresholds]
-    tape.add("topk.cl", "select_threshold", defines, args, (Per(OUTPUTS),))
+    rows = Per(OUTPUTS, 1, group)
+    tape.add("topk.cl", "select_threshold", defines, args, (rows,), (group,))
     if alone:
         return
     args = [x, n_vocab, wanted, masks, tops, thresholds, found]
     tape.add("topk.cl", "collect", defines, args, (n_segments, Per(OUTPUTS)))
+
+
+def _shares(device: Device) -> tuple[int, int]:
+    """Segments of a work-item, and work-items that look for a row's threshold."""
+    return (SEGMENTS_EACH, 1) if device.is_simd else (1, SIMT_GROUP)
+
+
+def _defines(device: Device) -> list[str]:
+    each, group = _shares(device)
+    collect = ["COLLECT"] * device.is_simd
+    return [f"CAPACITY={CAPACITY}", f"EACH={each}", f"WG={group}", *collect]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,13 @@ class Tuning:
         the kernels sum."""
         return replace(
             self,
-            slices=_power_of_two(min(self.slices, max_work_group // ROWS)),
-            attention_group=_power_of_two(min(self.attention_group, max_work_group)),
+            slices=power_of_two(min(self.slices, max_work_group // ROWS)),
+            attention_group=power_of_two(min(self.attention_group, max_work_group)),
         )
 
 
-def _power_of_two(most: int) -> int:
+def power_of_two(most: int) -> int:
+    """The largest that is no more."""
     return 1 << max(most.bit_length() - 1, 0)
 
 

@@ -91,7 +91,7 @@ def test_choice_and_weights(
     logits = rng.standard_normal((5, N_EXPERTS), dtype=np.float32)
     bias = rng.standard_normal(N_EXPERTS, dtype=np.float32) if biased else None
     routing = Routing(N_EXPERTS, USED, gate, normalize, scale=1.5)
-    experts, weights, _ = routed(device, programs, logits, routing, 1, bias)
+    experts, weights, _ = routed(device, programs, logits, routing, 8, bias)
     exact = logits.astype(np.float64)
     scores = {
         "softmax": softmax(exact), "sigmoid": sigmoid(exact), "softmax_chosen": exact,
@@ -112,8 +112,29 @@ def test_only_the_best_groups_take_part(device: Device, programs: Programs) -> N
     """Groups are ranked by the sum of their two best experts."""
     logits = np.array([[9, -9, -9, -9, 5, 5, 1, 1], [0, 1, 2, 3, 4, 5, 6, 7]], np.float32)
     routing = Routing(8, 2, "sigmoid", groups=(4, 1))
-    experts, _, _ = routed(device, programs, logits, routing, 1)
+    experts, _, _ = routed(device, programs, logits, routing, 8)
     assert experts.tolist() == [[4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("n_experts", [60, 160])
+@pytest.mark.parametrize("n_groups", [1, 4])
+def test_of_equal_experts_the_first_are_chosen(
+    device: Device, programs: Programs, n_experts: int, n_groups: int
+) -> None:
+    logits = np.random.default_rng(5).integers(0, 9, (3, n_experts)).astype(np.float32)
+    groups = logits.reshape(3, n_groups, -1)
+    best = np.sort(groups, axis=2)[..., -2:].sum(2)
+    # Of equal groups the last is the first to go.
+    order = np.argsort(-best, axis=1, kind="stable")[:, : max(n_groups // 2, 1)]
+    allowed = np.zeros((3, n_groups, 1), bool)
+    np.put_along_axis(allowed, order[..., None], True, 1)
+    choice = np.where(allowed, groups, -1).reshape(3, -1)
+    routing = Routing(n_experts, 7, "sigmoid", groups=(n_groups, max(n_groups // 2, 1)))
+    experts, weights, _ = routed(device, programs, logits, routing, 8)
+    expected = np.sort(np.argsort(-choice, axis=1, kind="stable")[:, :7], axis=1)
+    assert np.array_equal(experts, expected)
+    gates = sigmoid(np.take_along_axis(logits.astype(np.float64), expected, 1))
+    np.testing.assert_allclose(weights, gates, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 7, 40])

@@ -207,8 +207,9 @@ def test_keys_land_in_their_rows(case: Case) -> None:
     """Scores of random queries: a key that is elsewhere, or other than it should be, shows."""
     type_k, type_v = (FLOATS[name] for name in case.variant.types)
     _, k, _ = case.expected()
-    # A half may round the other way than here, and move its key's score by a tenth of a step.
-    bound = 0.1 * 2.0**-11 if type_k == np.float16 else 32 * ULP
+    # Halves may round the other way than here, and each move its key's score by a tenth of a step;
+    # two do so where roots have the error that GPUs' may have (Mesa's llvmpipe).
+    bound = 0.2 * 2.0**-11 if type_k == np.float16 else 32 * ULP
     keys = k.astype(np.float32).astype(type_k).astype(np.float64)
     values = case.v.astype(type_v).astype(np.float64)
     ends = np.cumsum(LENGTHS)

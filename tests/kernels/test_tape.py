@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyopencl as cl
 import pytest
 
 import kernels.tape
-from kernels.device import Device
+from kernels.device import Device, DeviceError
 from kernels.matmul import Activations
 from kernels.norm import NormWeights, norm
 from kernels.program import Programs
-from kernels.tape import MAX_GEOMETRIES, OUTPUTS, PARTS, TILES, TOKENS, Per, Tape
+from kernels.tape import MAX_GEOMETRIES, OUTPUTS, PARTS, TILES, TOKENS, Per, Tape, free_groups
 from kernels.tensor import Tensor, read, upload, write, zeros
 
 
@@ -36,6 +38,48 @@ class Copying:
 )  # fmt: skip
 def test_grids_follow_counts(per: Per, size: int) -> None:
     assert per.size((5, 3, 8, 0)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "n_groups", "groups"),
+    [
+        ((256, 100), 8, (64, 1)), ((48, 96), 8, (16, 4)), ((7, 9, 640), 8, (1, 1, 64)),
+        ((256, 1), 64, (4, 1)), ((40, 1), 64, (1, 1)), ((80,), 10, (8,)), ((0, 3), 8, (1, 1)),
+    ],
+)  # fmt: skip
+def test_items_that_share_nothing_are_grouped(
+    size: tuple[int, ...], n_groups: int, groups: tuple[int, ...]
+) -> None:
+    assert free_groups(size, 64, n_groups) == groups
+
+
+def test_groups_are_as_large_as_the_kernel_can_have(device: Device, programs: Programs) -> None:
+    tape = Tape(replace(device, info=replace(device.info, kind="gpu")), programs)
+    logits = zeros(device, (512, 20))
+    args = [logits.buffer, np.int32(20), np.float32(1)]
+    softcap = ("topk.cl", "softcap", ["CAPACITY=1", "EACH=1", "WG=1"], args)
+    tape.add(*softcap, (2, Per(TOKENS)))
+    (launch,) = tape.launches
+    if device.is_simd:
+        assert launch.local_size((2, 512)) == (1, 1)
+        return
+    assert launch.local_size((2, 512)) == free_groups((2, 512), *launch.free)
+    assert launch.local_size((2, 512))[1] > 1
+    write(device, logits, np.full((512, 20), 100, np.float32), wait=True)
+    tape.run((512, 0, 0, 0))
+    assert np.allclose(read(logits, None, device.queue), 1)
+
+
+def test_the_kernel_that_a_device_does_not_take_is_named(
+    device: Device, programs: Programs
+) -> None:
+    tape, logits = Tape(device, programs), zeros(device, (1, 20))
+    args = [logits.buffer, np.int32(20), np.float32(1)]
+    tape.add(
+        "topk.cl", "softcap", ["CAPACITY=1", "EACH=1", "WG=1"], args, (1 << 20, 1), (1 << 20, 1)
+    )  # fmt: skip
+    with pytest.raises(DeviceError, match=r"softcap of .* in groups of"):
+        tape.run((1, 0, 0, 0))
 
 
 def test_replay_reads_what_lies_in_the_buffers(device: Device, programs: Programs) -> None:

@@ -1,0 +1,76 @@
+"""What scripts/check_gpu_compile.py compiles, and how it reads what compilers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from check_gpu_compile import HOT, Use, Variant, compile_for, find_tools, read_amd, read_nvidia
+from check_gpu_compile import variants as recorded
+
+from kernels.kv import KV_TYPES
+from kernels.program import SOURCES
+from kernels.weights import SUPPORTED_TYPES
+
+AMD = """
+	s_endpgm
+amdhsa.kernels:
+  - .agpr_count:     0
+    .group_segment_fixed_size: 512
+    .name:           sort
+    .private_segment_fixed_size: 0
+    .symbol:         sort.kd
+    .vgpr_count:     9
+  - .agpr_count:     0
+    .group_segment_fixed_size: 12416
+    .name:           matmul
+    .private_segment_fixed_size: 132
+    .symbol:         matmul.kd
+    .vgpr_count:     72
+amdhsa.target:   amdgcn-amd-amdhsa--gfx1100
+"""
+NVIDIA = """
+ptxas info    : Compiling entry function 'sort' for 'sm_86'
+    8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 38 registers, used 1 barriers, 1540 bytes smem
+ptxas info    : Compiling entry function 'route' for 'sm_86'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 26 registers, used 0 barriers
+"""
+
+
+@pytest.fixture(scope="module")
+def variants() -> list[Variant]:
+    return recorded()
+
+
+def test_every_type_is_compiled(variants: list[Variant]) -> None:
+    defines = {(v.source, define) for v in variants for define in v.defines}
+    for source in ("matmul_simt.cl", "matvec_simt.cl"):
+        assert {(source, f"TYPE_{name}") for name in SUPPORTED_TYPES} <= defines
+    assert {("attention_simt.cl", f"K_TYPE=KV_{name.upper()}") for name in KV_TYPES} <= defines
+    assert {v.source for v in variants} >= set(HOT)
+    assert all("SIMT" in v.defines and (SOURCES / v.source).exists() for v in variants)
+
+
+def test_what_compilers_say_of_a_kernel() -> None:
+    assert read_amd(AMD, "matmul") == Use(72, 132, 12416)
+    assert read_nvidia(NVIDIA, "sort") == Use(38, 8, 1540)
+    assert read_nvidia(NVIDIA, "route") == Use(26, 0, 0)
+    for read, text in ((read_amd, AMD), (read_nvidia, NVIDIA)):
+        with pytest.raises(RuntimeError, match="no kernel gone"):
+            read(text, "gone")
+
+
+def test_sums_of_hot_kernels_are_in_registers(variants: list[Variant], tmp_path: Path) -> None:
+    tools = find_tools()
+    if tools is None:
+        pytest.skip("clang with libclc is not there")
+    few = [
+        v for v in variants
+        if v.source in HOT
+        and {"TYPE_Q4_K", "TYPE_F16", "K_TYPE=KV_F16", "HD=128"}.intersection(v.defines)
+    ]  # fmt: skip
+    uses = {v: compile_for("gfx1100", v, tools, tmp_path) for v in few}
+    assert {v.source for v in few} == set(HOT)
+    assert [v for v, use in uses.items() if use.scratch] == []
