@@ -9,8 +9,9 @@ import numpy as np
 from kernels.kv import PAGE, KVShape, LayerKV
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
+from kernels.tuning import power_of_two
 
-SIMT_GROUP = 64
+SIMT_GROUP = 32  # work-items of a head; none idle, for which PoCL makes wrong code
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def rope_kv(
             np.float32(temperature.step), np.float32(temperature.shift),
         ]  # fmt: skip
     n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = 1 if tape.device.is_simd else power_of_two(min(SIMT_GROUP, shape.head))
     defines.append(f"WG={group}")
     grid = ((n_heads + n_written) * group, Per(TOKENS))
     tape.add("rope.cl", "rope_kv", defines, args, grid, (group, 1))

@@ -78,9 +78,12 @@ def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 
 
 def fill_zero(device: Device, buffer: Any, n_bytes: int) -> None:
-    """Enqueue zeros for the first bytes of a buffer."""
+    """Enqueue zeros for the first bytes of a buffer; wait for them where the memory is the host's,
+    which goes back to the system with the buffer, whatever is enqueued."""
     if not device.is_dry:
-        cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
+        event = cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
+        if works_in_place(device):
+            event.wait()
 
 
 def upload(device: Device, array: npt.NDArray[Any]) -> Tensor:

@@ -57,3 +57,10 @@ def test_regions_are_views_of_one_memory(device: Device) -> None:
         assert tensors[name].shape == array.shape
         assert np.array_equal(read(tensors[name], None, device.queue), array)
     assert read(tensors["c"], None, device.queue).tolist() == [[0, 0], [8, 9]]
+
+
+def test_zeros_are_there_before_their_memory_goes(device: Device) -> None:
+    """A driver that still fills memory which is no longer there ends the process."""
+    for _ in range(50):
+        assert zeros(device, (3 << 20,)).n_bytes == 12 << 20
+    device.finish()
