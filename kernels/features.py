@@ -90,7 +90,10 @@ def _best(info: DeviceInfo, candidates: Mapping[str, Sequence[str]]) -> tuple[st
     ).hexdigest()
     known = _read_cache()
     if key not in known:
-        found = next((form for form in forms if _works(info.index, form)), "")
+        try:
+            found = next((form for form in forms if _works(info.index, form)), "")
+        except subprocess.TimeoutExpired:  # on a busy machine; the next start asks again
+            return ()
         known = {**_read_cache(), key: found}
         _write_cache(known)
     return (known[key],) if known[key] else ()
@@ -131,7 +134,7 @@ def _works(index: int, form: str) -> bool:
             command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=PROBE_SECONDS, check=False,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return False
     return result.returncode == 0 and result.stdout.strip() == b"works"
 

@@ -2,7 +2,8 @@
 //
 // Work-group: 16 lanes (the rows of a group) x SLICES; slice s takes blocks s, s + SLICES, ...
 // so that neighbouring lanes read neighbouring words and many loads are in flight. Partial sums
-// meet in local memory, where slice s adds up those of tokens s, s + SLICES, ... Grid: (groups, or pairs of gate and up with GLU; tiles of NT tokens).
+// meet in local memory, where slice s adds up those of tokens s, s + SLICES, ... Grid: (groups, or
+// pairs of gate and up with GLU; tiles of NT tokens).
 // Defines as in matmul_simd.cl, less QUANTIZE_OUT.
 
 #include "lanes.cl"
@@ -94,7 +95,8 @@ INLINE void dot_group(global const uchar* w, ulong scales_at, ulong g, X_ARGS, I
 
 INLINE float sum_slices(local const float* sums, int t, int lane) {
     float total = 0;
-    for (int slice = 0; slice < SLICES; slice++) total += sums[t * SUM_STRIDE + slice * ROWS + lane];
+    for (int slice = 0; slice < SLICES; slice++)
+        total += sums[t * SUM_STRIDE + slice * ROWS + lane];
     return total;
 }
 

@@ -2,9 +2,9 @@
 //
 // rope_table: cos and sin for every token of the step, [n][2][N_ROT / 2]; one launch a step.
 // With COMPONENTS a position has four, and each pair is turned by one of them (M-RoPE).
-// rope_kv: work-group of WG items (1 on CPUs): (head, token); heads are Q's, then K's, then V's, in rows that begin at 0,
-// k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go to their page. The
-// token's place is slots[t] = page * PAGE + row.
+// rope_kv: work-group of WG items (1 on CPUs): (head, token); heads are Q's, then K's, then V's, in
+// rows that begin at 0, k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go
+// to their page. The token's place is slots[t] = page * PAGE + row.
 // NO_ROPE      no rotation; else that of head.cl
 // QK_NORM      each head of Q and K is normalized (head.cl) before the rotation, with NORM_AFTER
 //              after it, with the weights Q_WEIGHT and K_WEIGHT where there are any

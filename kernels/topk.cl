@@ -1,8 +1,9 @@
 // The largest logits of each row and the row's log-sum-exp, without sorting the row.
 //
 // 1 segments: work-item (EACH segments of SEGMENT logits, row) finds their maxima and sums of exps.
-// 2 select:   work-group of WG items (1 on CPUs; row): the k-th largest of the segments' maxima is a threshold that at
-//             least k logits reach (found by bisection over the floats' order); log-sum-exp.
+// 2 select:   work-group of WG items (1 on CPUs): a row; the k-th largest of the segments' maxima
+//             is a threshold that at least k logits reach (found by bisection over the floats'
+//             order); log-sum-exp.
 // 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
 //             row's list, in any order; segments whose maximum does not are skipped. With COLLECT
 //             (for CPUs) it is the end of step 2 instead, and the list is sorted.

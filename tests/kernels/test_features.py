@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pyopencl as cl
@@ -55,6 +56,19 @@ def test_the_probe_builds_every_intrinsic(device: Device) -> None:
         pytest.skip("for CPUs only")
     source = f"{BYTE_PROBE}\n#ifndef SIGNED_CODES\n#error\n#endif\n"
     cl.Program(device.context, source).build([f"-I{SOURCES}"])
+
+
+def test_a_probe_without_an_answer_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str]
+) -> None:
+    def hangs(index: int, form: str) -> bool:
+        raise subprocess.TimeoutExpired(form, 60)
+
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx2"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_works", hangs)
+        assert dot_defines(CPU) == ()
+    assert dot_defines(CPU) == ("MADD_BYTES_256",)
 
 
 def test_which_processors_multiply_bytes() -> None:
