@@ -67,9 +67,15 @@ def engine_options(settings: Settings) -> EngineOptions:
         media_limits=MediaLimits(settings.media_max_pixels, float(settings.media_max_seconds)),
         chat_template=chat_template(settings),
         kernel_family=settings.kernel_family,
-        activation_type=settings.activation_type,
+        activation_type=activation_type(settings),
         profile=settings.profile,
     )
+
+
+def activation_type(settings: Settings) -> str:
+    """The demonstration model is so small that rounding to 8 bits shows, and fast without it."""
+    wanted = settings.activation_type
+    return "int16" if settings.demo and wanted == "auto" else wanted
 
 
 def projector(settings: Settings) -> Path | None:

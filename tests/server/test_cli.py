@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,14 @@ def test_reasoning_stays_in_prompts_unless_told_otherwise() -> None:
     assert kwargs(reasoning_preserve=False) == {"preserve_reasoning": False}
     text = '{"preserve_reasoning": false, "a": 1}'
     assert kwargs(chat_template_kwargs=text) == {"preserve_reasoning": False, "a": 1}
+
+
+def test_the_demonstration_model_computes_exactly(settings_of: Any) -> None:
+    given = settings_of("--activation-type", "int8")
+    assert engine_options(given).activation_type == "int8"
+    assert engine_options(replace(given, demo=True)).activation_type == "int8"
+    assert engine_options(settings_of()).activation_type == "auto"
+    assert engine_options(replace(settings_of(), demo=True)).activation_type == "int16"
 
 
 def test_model_and_demo() -> None:
