@@ -23,6 +23,7 @@ QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
 # Of activations of 8 bits no more than llama.cpp's, which the conformance data gives in one or two
 # digits: 5e-5, 1.7e-4, 3.4e-4, and for the other types 1.4e-4 (blocks of 32) and 3.1e-4 (of 256).
 BYTE_NMSE = {"Q1_0": 5.5e-5, "Q2_0": 1.75e-4, "TQ1_0": 3.45e-4, "TQ2_0": 3.45e-4}
+OF_EACH_FORM = ("Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ2_XS")  # of scales and codes
 BYTE_NMSE_OF_BLOCKS = {32: 1.45e-4, 256: 3.15e-4}
 MODELS = ["llama-dense", "qwen2-dense", "gemma3-dense"]
 TYPES = [name for name in SUPPORTED_TYPES if name not in ("F32", "NVFP4")]  # no data for them
@@ -154,7 +155,13 @@ def test_tensor_types(device: Device, programs: Programs, shared: Path, type_nam
     assert nmse(result, logits) <= bound
 
 
-@pytest.mark.parametrize("type_name", BYTE_TYPES)
+@pytest.mark.parametrize(
+    "type_name",
+    [
+        name if name in OF_EACH_FORM else pytest.param(name, marks=pytest.mark.slow)
+        for name in BYTE_TYPES
+    ],
+)
 def test_activations_of_8_bits(
     device: Device, programs: Programs, shared: Path, type_name: str
 ) -> None:
