@@ -11,11 +11,7 @@
 
 kernel void mix_depth(global const float* bank, int n_rows, global const float* x, int n_cols,
                       global const float* weight, float eps, global float* out) {
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     const size_t t = get_group_id(0);
     float scores[BANKED + 1], top = -INFINITY, total = 0;
     for (int i = 0; i <= BANKED; i++) {

@@ -243,10 +243,15 @@ def _defines(info: DeviceInfo, family: str) -> tuple[str, ...]:
     return dot_defines(info)
 
 
+def multiplies_pairs(defines: Sequence[str]) -> bool:
+    """Whether a device with these defines has instructions for sums of products of shorts."""
+    return any(d.startswith(("DOT_PAIRS", "DOT_INTS")) for d in defines)
+
+
 def multiplies_bytes(defines: Sequence[str]) -> bool:
     """Whether instructions for bytes are what a device with these defines should use."""
     bytes = any(d.startswith(("DOT_BYTE", "MADD_BYTES")) for d in defines)
-    return bytes and not any(d.startswith(("DOT_PAIRS", "DOT_INTS")) for d in defines)
+    return bytes and not multiplies_pairs(defines)
 
 
 def open_device(

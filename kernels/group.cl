@@ -21,6 +21,7 @@
         MEET;                                                                                  \
         return all_;                                                                           \
     }
+#define PARTIAL(name) local float name[WG]  // of a kernel, for sums and maxima
 #define ADDED(a, b) ((a) + (b))
 DEFINE_OVER_GROUP(sum_group, ADDED)
 DEFINE_OVER_GROUP(max_group, fmax)
@@ -28,6 +29,7 @@ DEFINE_OVER_GROUP(max_group, fmax)
 #else
 #define SHARED
 #define MEET
+#define PARTIAL(name) local float* name = 0
 #define sum_group(v, partial) (v)
 #define max_group(v, partial) (v)
 #define LID 0

@@ -196,11 +196,7 @@ INLINE int count_from(global const float* scores, int n, float x, local float* p
 
 kernel void select_keys(global const float* scores, int stride, global const int* positions,
                         global uint* selected, int n_words) {
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     const int t = get_group_id(0), n = N_COMPETE(positions[t]);
     const size_t row = (size_t)t * get_num_groups(1) + get_group_id(1);
     scores += row * stride;

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.device import Device
+from kernels.device import Device, multiplies_pairs
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor, empty, from_element
 from kernels.weights import BLOCK, BYTE_TYPES, ROWS, SPAN, SPANNED_TYPES, Matrix
@@ -109,9 +109,9 @@ def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
 
     Not without instructions for sums of products: with PoCL prompts take 1.7 x as long with them.
     """
-    sums = any(define.startswith(("DOT_PAIRS", "DOT_INTS")) for define in device.defines)
     whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
-    return sums and whole and any(w.type.name in SPANNED_TYPES for w in readers)
+    spanned = any(w.type.name in SPANNED_TYPES for w in readers)
+    return multiplies_pairs(device.defines) and whole and spanned
 
 
 def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:

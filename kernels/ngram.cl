@@ -10,11 +10,7 @@
 
 kernel void gate_ngrams(global const float* key, global const float* query,
                         global const float* value, int n_cols, global float* out) {
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     const size_t t = get_group_id(0), at = (t * get_num_groups(1) + get_group_id(1)) * n_cols;
     float sum = 0;
     for (int c = 16 * LID; c < n_cols; c += 16 * WG)

@@ -79,11 +79,7 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
                  global float* out, int out_stride, int out_offset
 #endif
 ) {
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     const size_t t = get_group_id(0);
     const int group = get_group_id(1);
 #ifdef GATHER

@@ -144,10 +144,11 @@ INLINE vint half_scale(global const uchar* s, int sub, int i) {
 #endif
 
 INLINE void unpack_block(global const uchar* q, global const uchar* s, int b, Unpacked* w) {
+    global const uchar* super = s + (b / SUPER) * SBYTES;
     unpack_quads(q, w->codes);
 #ifdef HALF_MINS
-    w->d = LOAD_HALF(s + (b / SUPER) * SBYTES, 0);
-    w->m = -LOAD_HALF(s + (b / SUPER) * SBYTES, 1);
+    w->d = LOAD_HALF(super, 0);
+    w->m = -LOAD_HALF(super, 1);
 #else
     vfloat m;
     unpack_scales(s, b, &w->d, &m);
@@ -161,12 +162,12 @@ INLINE void unpack_block(global const uchar* q, global const uchar* s, int b, Un
     w->scale = __builtin_astype(BOTH(scale), vint);
 #elif defined(HALF_SCALES)
     for (int i = 0; i < 2; i++) {
-        const vint scale = half_scale(s + (b / SUPER) * SBYTES, b % SUPER, i);
+        const vint scale = half_scale(super, b % SUPER, i);
         w->scales[i] = __builtin_astype(BOTH(scale), vint);
     }
 #endif
 #ifdef HALF_OFFSETS
-    const vint offset = half_offset(s + (b / SUPER) * SBYTES, b % SUPER, 0) & 0xFFFF;
-    w->offsets = offset | half_offset(s + (b / SUPER) * SBYTES, b % SUPER, 1) << 16;
+    w->offsets =
+        (half_offset(super, b % SUPER, 0) & 0xFFFF) | half_offset(super, b % SUPER, 1) << 16;
 #endif
 }

@@ -142,11 +142,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #if HDV > 0
     SHARED float y[HDV];
 #endif
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     if (head < n_heads) {
         q += (size_t)t * q_stride + head * HD;
         load_head(q, table, q_weight, head, eps, clamp_to, x, partial);

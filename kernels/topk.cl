@@ -104,11 +104,7 @@ kernel void select_threshold(global const float2* maxima, global const float* to
                              int n_segments, int n_vocab, global const int4* wanted,
                              global const float* logits, global const uint* masks,
                              global int* found, global int* thresholds) {
-#if WG > 1
-    local float partial[WG];
-#else
-    local float* partial = 0;
-#endif
+    PARTIAL(partial);
     const int row = get_group_id(0);
     maxima += (size_t)row * n_segments;
     tops += (size_t)row * n_segments;

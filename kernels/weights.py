@@ -56,10 +56,10 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
 # Types that are multiplied faster if SPAN blocks of the activations share a scale.
 SPAN = 8
 SPANNED_TYPES = ("Q4_K", "Q5_K")
-# Types that can be multiplied with activations of 8 bits (bytes.cl).
-BYTE_TYPES = tuple(name for name in LAYOUTS if name not in ("INT13", "IQ1_M", "NVFP4"))
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 OWN_TYPES = ("INT13",)  # that no file has
+# Types that can be multiplied with activations of 8 bits (bytes.cl).
+BYTE_TYPES = tuple(name for name in LAYOUTS if name not in (*OWN_TYPES, "IQ1_M", "NVFP4"))
 SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))
 SCALED_TYPES = ("NVFP4",)  # that keep a scale of the whole matrix beside those of blocks
 
