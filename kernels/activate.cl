@@ -32,6 +32,7 @@
 #define ACT TANH
 #endif
 
+VECTOR_ITEMS
 kernel void activate(global const float* x, int x_stride, int x_at,
 #ifdef TIMES
                      global const float* y, int y_stride, int y_at,

@@ -5,6 +5,7 @@
 
 #include "attention.cl"
 
+VECTOR_ITEMS
 kernel void combine(global const float* partial, int max_parts, global const int4* tiles,
                     global const int* positions, int window SINKS_ARG,
 #ifdef QUANTIZE_OUT

@@ -7,6 +7,7 @@
 #define QUERY global
 #include "attention.cl"
 
+VECTOR_ITEMS
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
                       PAGES_ARG(global const uchar*, k_cache),

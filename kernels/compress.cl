@@ -27,6 +27,7 @@
 #define SPAN RATIO
 #endif
 
+VECTOR_ITEMS
 kernel void pool(global const float* rows, global const float* biases,
                  global const int4* sequences, global const float* state, global float* keys) {
     const int c = get_global_id(0) * 16;
@@ -55,6 +56,7 @@ kernel void pool(global const float* rows, global const float* biases,
     }
 }
 
+VECTOR_ITEMS
 kernel void keep(global const float* rows, global const int4* sequences, global float* state) {
     const int c = get_global_id(0) * 16;
     const int4 sequence = sequences[get_global_id(1)];
@@ -70,6 +72,7 @@ kernel void keep(global const float* rows, global const int4* sequences, global 
 #include "kv.cl"
 #include "head.cl"
 
+VECTOR_ITEMS
 kernel void store(global const float* keys, global const float* weight, float eps,
                   global const float* frequencies, float magnitude, global const int* positions,
                   global const int* slots, PAGES_ARG(global uchar*, cache)) {

@@ -10,6 +10,7 @@
 #include "lanes.cl"
 #include "activation.cl"
 
+VECTOR_ITEMS
 kernel void conv(global const float* x, int x_stride, int x_at, int gate_at, int out_gate_at,
                  global const float* weights,
 #ifdef BIAS

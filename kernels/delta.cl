@@ -13,6 +13,7 @@
 
 #define VECTORS (N_KEY / 16)
 
+VECTOR_ITEMS
 kernel void delta_rule(global const float* q, int q_stride, int q_at, global const float* k,
                        int k_stride, int k_at, global const float* v, int v_stride, int v_at,
                        global const float* beta, int beta_stride, int beta_at,

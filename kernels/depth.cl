@@ -9,6 +9,7 @@
 #include "activation.cl"
 #include "group.cl"
 
+VECTOR_ITEMS
 kernel void mix_depth(global const float* bank, int n_rows, global const float* x, int n_cols,
                       global const float* weight, float eps, global float* out) {
     PARTIAL(partial);

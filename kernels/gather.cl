@@ -12,6 +12,7 @@
 
 #include "lanes.cl"
 
+VECTOR_ITEMS
 kernel void gather(global const float* x, int n_cols, global const int* index, global float* out) {
     const int first = 32 * get_global_id(0), j = get_global_id(1), n = min(32, n_cols - first);
     const size_t t = get_global_id(2);
@@ -27,6 +28,7 @@ kernel void gather(global const float* x, int n_cols, global const int* index, g
     for (int i = 0; i < n; i++) out[PLACE(i)] = row < 0 ? 0.0f : x[i];
 }
 
+VECTOR_ITEMS
 kernel void mix_rows(global const float* x, int n_cols, global const int* index,
 #if defined(BY_CHANNEL) || defined(BY_ROW)
                 global const float* weights,

@@ -17,6 +17,7 @@
 #define LOGITS_MIX (HC * (2 + HC))
 
 #ifdef LOGITS
+VECTOR_ITEMS
 kernel void coefficients(global const float* logits, global const float* base,
                          global const float* scale, float eps, float magnitude, float post_eps,
                          global float* out) {
@@ -59,6 +60,7 @@ kernel void coefficients(global const float* logits, global const float* base,
 #endif
 
 // post[h] = 2 sigmoid(logits[h] / HC), where nothing else is needed.
+VECTOR_ITEMS
 kernel void injection(global const float* logits, global float* out) {
     const size_t t = get_global_id(0);
     for (int h = 0; h < HC; h++)
@@ -68,12 +70,14 @@ kernel void injection(global const float* logits, global float* out) {
 #define COLUMN(row) ((row) * n_cols + 16 * get_global_id(0))
 #define TOKEN ((size_t)get_global_id(1))
 
+VECTOR_ITEMS
 kernel void spread(global const float* x, int n_cols, global float* streams) {
     const float16 v = vload16(0, x + COLUMN(TOKEN));
     for (int h = 0; h < HC; h++) vstore16(v, 0, streams + COLUMN(TOKEN * HC + h));
 }
 
 // MEAN: all streams count alike, whatever the coefficients.
+VECTOR_ITEMS
 kernel void reduce(global const float* streams, global const float* coefficients, int n_cols,
                    global float* out) {
     float16 sum = 0;
@@ -88,6 +92,7 @@ kernel void reduce(global const float* streams, global const float* coefficients
     vstore16(sum, 0, out + COLUMN(TOKEN));
 }
 
+VECTOR_ITEMS
 kernel void distribute(global const float* x, global const float* coefficients, int n_cols,
                        global float* streams) {
     const float16 v = vload16(0, x + COLUMN(TOKEN));
@@ -107,6 +112,7 @@ kernel void distribute(global const float* x, global const float* coefficients, 
 }
 
 // out = mean_h streams[h] * sigmoid(gate[h])
+VECTOR_ITEMS
 kernel void gated_mean(global const float* streams, global const float* gate, int n_cols,
                        global float* out) {
     float16 sum = 0;

@@ -79,6 +79,7 @@ INLINE void products(global const float* query, float16 keys[HD][HALVES], float1
 #define WEIGHT(t, h) 1.0f
 #endif
 
+VECTOR_ITEMS
 kernel void index_scores(global const float* q, global const float* weights,
                          global const int4* tiles, global const int* positions,
                          global const int* tables, int table_stride,
@@ -135,6 +136,7 @@ INLINE void store_maximum(const OF_PAGE float* values, int s, int pos, global fl
     scores[s / BLOCK] = top;
 }
 
+VECTOR_ITEMS
 kernel void block_maxima(global const float* q, global const int4* tiles,
                          global const int* positions, global const int* tables, int table_stride,
                          PAGES_ARG(global const uchar*, k_cache), global float* scores,
@@ -194,6 +196,7 @@ INLINE int count_from(global const float* scores, int n, float x, local float* p
     return (int)sum_group((float)total, partial);
 }
 
+VECTOR_ITEMS
 kernel void select_keys(global const float* scores, int stride, global const int* positions,
                         global uint* selected, int n_words) {
     PARTIAL(partial);

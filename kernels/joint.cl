@@ -147,6 +147,7 @@ INLINE float16 rotated_back(float16 values, int column, global const float* tabl
 }
 #endif
 
+VECTOR_ITEMS
 kernel void attend(global const float* queries, int n_heads, global const int4* tiles,
                    global const int* positions, global const int* tables, int table_stride,
                    PAGES_ARG(global const uchar*, cache), int window,
@@ -216,6 +217,7 @@ kernel void attend(global const float* queries, int n_heads, global const int4* 
 #endif
 
 #ifdef HEADS
+VECTOR_ITEMS
 kernel void scores(global const float* queries, global const float* weights,
                    global const int4* tiles, global const int* positions,
                    global const int* tables, int table_stride,

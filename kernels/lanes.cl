@@ -19,6 +19,17 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+// Before a kernel whose work-items hold vectors already. Intel's compiler for CPUs would make a
+// second version of it, whose lanes are 16 work-items: nothing runs that, since groups have one
+// item, and of a product's unrolled loops it is so large that LLVM takes seconds to minutes.
+#define VECTOR_ITEMS
+#if !defined(SIMT) && defined(__has_attribute)
+#if __has_attribute(intel_vec_len_hint)
+#undef VECTOR_ITEMS
+#define VECTOR_ITEMS __attribute__((intel_vec_len_hint(1)))
+#endif
+#endif
+
 #if defined(__has_builtin) && defined(__AVX2__)
 #if __has_builtin(__builtin_ia32_pmaddwd256)
 #define X86_BUILTINS

@@ -10,6 +10,7 @@
 
 #define VECTORS (HD / 16)
 
+VECTOR_ITEMS
 kernel void lightning(global const float* qkv, int stride, global const float* decay,
                       global const int4* sequences, global float* state, global float* out) {
     const int column = get_global_id(0), head = get_global_id(1), n_heads = get_global_size(1);

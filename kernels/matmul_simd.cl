@@ -230,6 +230,7 @@ INLINE void store_rows(float16 v, global float* out, int n) {
 }
 
 // n_blocks: K / 32 (float weights: K). counts[count_at]: the number of tokens.
+VECTOR_ITEMS
 kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
                    global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
 #ifdef BIAS

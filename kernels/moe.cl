@@ -75,12 +75,14 @@ INLINE void limit_groups(SHARED float* choice, SHARED float* sums) {
 
 // Logits of a choice between two experts: the first for tokens, the second for what an encoder
 // gives, which has negative ids. The header of embed.cl says more of those.
+VECTOR_ITEMS
 kernel void kinds(global const int* ids, global float* logits) {
     const int t = get_global_id(0);
     logits[2 * t] = ids[t] >= 0;
     logits[2 * t + 1] = ids[t] < 0;
 }
 
+VECTOR_ITEMS
 kernel void route(global const float* logits,
 #ifdef BIASED
                   global const float* bias,
@@ -165,6 +167,7 @@ kernel void route(global const float* logits,
 }
 
 #ifdef TILE
+VECTOR_ITEMS
 kernel void sort(global const int* counts, int count_at, global const int* experts,
                  global int4* tiles, int max_tiles, global int* rows, global int* slots) {
     local int count[N_EXPERTS], next[N_EXPERTS], first_tile[N_EXPERTS + 1];
@@ -201,6 +204,7 @@ kernel void sort(global const int* counts, int count_at, global const int* exper
 
 // out[t] (+)= scale * (sum_k weights[slot] y[slot] (+ extra[t] (* sigmoid(gate[t])))).
 // y is [slots][n_cols]; without WEIGHTS every slot counts as it is. EXTRA, GATED, ADD as above.
+VECTOR_ITEMS
 kernel void combine(global const float* y,
 #ifdef WEIGHTS
                     global const float* weights,

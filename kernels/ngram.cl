@@ -8,6 +8,7 @@
 #include "activation.cl"
 #include "group.cl"
 
+VECTOR_ITEMS
 kernel void gate_ngrams(global const float* key, global const float* query,
                         global const float* value, int n_cols, global float* out) {
     PARTIAL(partial);

@@ -60,6 +60,7 @@ INLINE float2 statistics(global const float* x, int n, float eps, local float* p
 #define FOURTH(p) vload16(3, p + i)
 #define SCALAR(p) p[i]
 
+VECTOR_ITEMS
 kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
 #ifdef WEIGHT
                  global const float* weight,

@@ -19,6 +19,7 @@
 
 #include "lanes.cl"
 
+VECTOR_ITEMS
 kernel void rope_table(global const int* positions, global const float* frequencies,
                        float attention_factor, global float* table
 #ifdef COMPONENTS
@@ -101,6 +102,7 @@ INLINE void spread_outliers(SHARED float* x) {
 #define SPREAD_OUTLIERS(x) if (!IS_FLOAT(K_TYPE)) spread_outliers(x)
 #endif
 
+VECTOR_ITEMS
 kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
                     global const float* v, int v_stride, int v_at,
                     int n_heads, int n_kv, global const float* table,
@@ -177,6 +179,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 }
 
 #if K_TOKENS > 1 && WG == 1
+VECTOR_ITEMS
 kernel void pool_keys(global const float* table, global const int* slots,
                       PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global const uchar*, v_cache)
 #ifdef GATED

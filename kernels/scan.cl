@@ -10,6 +10,7 @@
 #include "lanes.cl"
 #include "activation.cl"
 
+VECTOR_ITEMS
 kernel void scan(global const float* x, int x_stride, int x_at, global const float* dt,
                  int dt_stride, int dt_at,
 #ifdef DT_BIAS

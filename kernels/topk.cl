@@ -64,6 +64,7 @@ INLINE void scan_segment(global const float* x, int n, bool scored, global float
     *maximum = (float2)(top, sum + sum16(sum16_));
 }
 
+VECTOR_ITEMS
 kernel void segments(global const float* logits, int n_vocab, global const int4* wanted,
                      global const uint* masks, global float2* maxima, global float* tops) {
     const int row = get_global_id(1), n_segments = (n_vocab + SEGMENT - 1) / SEGMENT;
@@ -100,6 +101,7 @@ INLINE void collect_sorted(global const float* x, global const uint* mask, int b
 }
 #endif
 
+VECTOR_ITEMS
 kernel void select_threshold(global const float2* maxima, global const float* tops,
                              int n_segments, int n_vocab, global const int4* wanted,
                              global const float* logits, global const uint* masks,
@@ -147,6 +149,7 @@ kernel void select_threshold(global const float2* maxima, global const float* to
 #endif
 }
 
+VECTOR_ITEMS
 kernel void collect(global const float* logits, int n_vocab, global const int4* wanted,
                     global const uint* masks, global const float* tops,
                     global const int* thresholds, global int* found) {
@@ -170,6 +173,7 @@ kernel void collect(global const float* logits, int n_vocab, global const int4* 
 }
 
 // logits = cap * tanh(logits / cap); work-item: 16 logits of a row.
+VECTOR_ITEMS
 kernel void softcap(global float* logits, int n_vocab, float cap) {
     const int i = get_global_id(0) * 16;
     global float* x = logits + (size_t)get_global_id(1) * n_vocab + i;
