@@ -23,43 +23,19 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernels.attention import AttentionInputs, Mask, attention, split_scratch
-from kernels.device import Device, DeviceInfo
-from kernels.kv import KV_TYPES, KVPages, KVShape
-from kernels.matmul import Activations, activations, glu, matmul
-from kernels.moe import Routing, route, routing_buffers
-from kernels.norm import NormWeights, norm
+from variants import Variant, gpu, launcher_variants
+
 from kernels.program import SOURCES
-from kernels.quants import by_name
-from kernels.rope import RopeStyle, qkv_rows, rope_kv
-from kernels.tape import Tape
-from kernels.tensor import Tensor, empty
-from kernels.topk import topk, topk_buffers
-from kernels.weights import SUPPORTED_TYPES, Matrix
 
 TARGETS = ("gfx90a", "gfx1030", "gfx1100", "sm_75", "sm_86", "sm_90")
 LIBRARIES = {"amd": "amdgcn--amdhsa.bc", "nvidia": "nvptx64--nvidiacl.bc"}
 TRIPLES = {"amd": "amdgcn-amd-amdhsa", "nvidia": "nvptx64-nvidia-nvcl"}
 HOT = ("matmul_simt.cl", "matvec_simt.cl", "attention_simt.cl", "attention_combine.cl")
-HEADS = ((64, 64), (80, 80), (128, 128), (256, 256), (576, 512))  # of K and V
-N_TOKENS, N_COLS, N_HEADS = 64, 512, 8
-
-
-@dataclass(frozen=True, order=True)
-class Variant:
-    """A kernel as a launcher asks for it."""
-
-    source: str
-    name: str
-    defines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,81 +45,6 @@ class Use:
     registers: int
     scratch: int
     local: int
-
-
-@dataclass
-class Recorder:
-    """Takes the place of Programs: notes what would be built."""
-
-    device: Device
-    variants: set[Variant] = field(default_factory=set)
-
-    def kernel(self, source: str, name: str, defines: Sequence[str] = ()) -> SimpleNamespace:
-        self.variants.add(Variant(source, name, tuple(sorted({*defines, *self.device.defines}))))
-        return SimpleNamespace(
-            set_args=lambda *args: None, get_work_group_info=lambda *args: 1024
-        )  # fmt: skip
-
-
-def gpu() -> Device:
-    """A dry device of no driver."""
-    info = DeviceInfo(0, "none", "none", "none", "gpu", 8 << 30, 64)
-    context = SimpleNamespace(devices=[None])
-    return Device(info, context, None, "simt", False, 1024, 2 << 30, ("SIMT",), is_dry=True)
-
-
-def variants() -> list[Variant]:
-    """Of the kernels that a step spends its time in."""
-    device = gpu()
-    recorder = Recorder(device)
-    tape = Tape(device, recorder)  # type: ignore[arg-type]
-    counts = empty(device, (5,), np.int32)
-    for name in SUPPORTED_TYPES:
-        _record_products(tape, name, counts)
-    for kind in KV_TYPES:
-        for head in HEADS if kind == "f16" else HEADS[2:3]:
-            _record_attention(tape, KVShape(2, *head), kind, counts)
-    logits, experts = empty(device, (N_TOKENS, 151936)), empty(device, (N_TOKENS, 128))
-    topk(tape, logits, topk_buffers(device, N_TOKENS, 151936, 1))
-    for tile in (1, 32):
-        buffers = routing_buffers(device, N_TOKENS, 128, 8)
-        route(tape, experts, Routing(128, 8, normalize=True), buffers, counts, tile=tile)
-    return sorted(recorder.variants)
-
-
-def _record_products(tape: Tape, name: str, counts: Tensor) -> None:
-    kind = by_name(name)
-    w = Matrix(None, kind, N_COLS, N_COLS, 0, 0)
-    pair = Matrix(None, kind, 2 * N_COLS, N_COLS, 0, 0, paired=True)
-    x = activations(tape.device, N_TOKENS, N_COLS, quantized=not w.is_float)
-    out = empty(tape.device, (N_TOKENS, N_COLS))
-    for tile in (1, 8, 32):
-        matmul(tape, w, x, out, counts, tile=tile)
-        matmul(tape, w, x, out, counts, tile=tile, add=True)
-        glu(
-            tape, pair, x, Activations(N_COLS, values=out), counts, activation="silu", tile=tile
-        )  # fmt: skip
-    weight = empty(tape.device, (N_COLS,))
-    norm(tape, out, NormWeights(weight, 1e-5), x)
-
-
-def _record_attention(tape: Tape, shape: KVShape, kind: str, counts: Tensor) -> None:
-    device = tape.device
-    layer = KVPages(device, [shape], 4, kind, kind).layers[0]
-    width = (N_HEADS + shape.n_kv) * shape.head + shape.n_kv * shape.head_v
-    qkv = empty(device, (N_TOKENS, width))
-    ints = empty(device, (N_TOKENS, 4), np.int32)
-    inputs = AttentionInputs(ints, ints, ints, counts)
-    width = N_HEADS * shape.head_v
-    out = Activations(width, values=empty(device, (N_TOKENS, width)))
-    scratch = split_scratch(device, N_TOKENS, N_HEADS, shape, 512)
-    for split in (None, scratch):
-        attention(tape, qkv, N_HEADS, layer, inputs, out, Mask(), split=split)
-    table = empty(device, (N_TOKENS, shape.head))
-    rope_kv(
-        tape, qkv_rows(qkv, N_HEADS, shape), N_HEADS, layer, table, ints,
-        style=RopeStyle(64, neox=True), scale=1.0,
-    )  # fmt: skip
 
 
 def compile_for(target: str, variant: Variant, tools: Tools, folder: Path) -> Use:
@@ -247,7 +148,7 @@ def main() -> int:
         print("clang with libclc is not there: nothing was compiled")
         return 0
     targets = [t for t in args.targets.split(",") if _vendor(t) == "amd" or tools.ptxas]
-    wanted = [v for v in variants() if args.only in v.source]
+    wanted = [v for v in launcher_variants(gpu()) if args.only in v.source]
     most: dict[tuple[str, str], Use] = {}
     failed = False
     for target, variant, use in results(wanted, targets, tools):

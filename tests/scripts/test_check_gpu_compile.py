@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from check_gpu_compile import HOT, Use, Variant, compile_for, find_tools, read_amd, read_nvidia
-from check_gpu_compile import variants as recorded
+from check_gpu_compile import HOT, Use, compile_for, find_tools, read_amd, read_nvidia
+from variants import Variant, gpu, launcher_variants
 
 from kernels.kv import KV_TYPES
 from kernels.program import SOURCES
@@ -41,7 +41,7 @@ ptxas info    : Used 26 registers, used 0 barriers
 
 @pytest.fixture(scope="module")
 def variants() -> list[Variant]:
-    return recorded()
+    return launcher_variants(gpu())
 
 
 def test_every_type_is_compiled(variants: list[Variant]) -> None:

@@ -1,0 +1,47 @@
+"""Programs compile in seconds, on every kind of processor: scripts/check_compile.py."""
+
+from __future__ import annotations
+
+import pytest
+from check_compile import LIMIT, PROCESSORS, Job, compile_all, jobs
+from variants import Variant
+
+from kernels.device import list_devices
+
+EVERY = 150  # of the programs that are compiled daily
+DRIVERS = [info.platform for info in list_devices() if info.kind == "cpu"]
+
+pytestmark = pytest.mark.skipif(not DRIVERS, reason="no OpenCL driver for CPUs")
+
+
+def unrolled(driver: str) -> list[Job]:
+    """Programs that took LLVM 18 to 163 s where vectors of work-items were made of them."""
+    if "Intel" not in driver:
+        return []
+    spans = ("ACT_INT", "X_SPAN=8", "GLU_SILU", "QUANTIZE_OUT", "NT=128", "TYPE_Q4_K")
+    bytes = ("ACT_INT", "X_BYTES", "NT=64", "TYPE_Q8_0")
+    return [
+        Job(
+            driver, name,
+            Variant("matmul_simd.cl", "matmul", (*defines, "PREFETCH_BYTES=0", *kind.defines)),
+        )
+        for defines in (spans, bytes)
+        for name, kind in PROCESSORS.items()
+        if kind.defines
+    ]  # fmt: skip
+
+
+def test_programs_compile_in_seconds() -> None:
+    wanted = [job for driver in dict.fromkeys(DRIVERS) for job in unrolled(driver)]
+    wanted += jobs(PROCESSORS, [])[::EVERY]
+    results = list(compile_all(wanted, 1))
+    assert [r for r in results if r.error or r.seconds > LIMIT] == []
+
+
+def test_what_does_not_compile_is_said() -> None:
+    bad = Job(DRIVERS[0], "native", Variant("lowrank.cl", "scale_columns", ("x=1+",)))
+    good = Job(DRIVERS[0], "native", Variant("lowrank.cl", "scale_columns", ("TIMES=1",)))
+    failed, built = compile_all([bad, good], 1)
+    assert "error" in failed.error
+    assert built.error == ""
+    assert built.seconds > 0
