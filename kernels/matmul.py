@@ -99,9 +99,16 @@ def activations(
     block = BLOCK * SPAN if spans else BLOCK
     if n_cols % block:
         raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {block}")
-    codes = empty(device, (n_rows, n_cols), np.int8 if bytes else np.int16)
-    scales = empty(device, (n_rows, n_cols // BLOCK, 4 if bytes else 2))
+    codes, scales = (empty(device, *like) for like in code_shapes(n_rows, n_cols, bytes=bytes))
     return Activations(n_cols, codes=codes, scales=scales, spans=spans)
+
+
+def code_shapes(
+    n_rows: int, n_cols: int, *, bytes: bool
+) -> tuple[tuple[tuple[int, ...], type[np.generic]], tuple[tuple[int, ...], type[np.generic]]]:
+    """(shape, element type) of the codes of so many rows, and of their scales."""
+    codes = (n_rows, n_cols), np.int8 if bytes else np.int16
+    return codes, ((n_rows, n_cols // BLOCK, 4 if bytes else 2), np.float32)
 
 
 def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:

@@ -25,8 +25,13 @@ class NormWeights:
     weightless: bool = False  # a norm without weight; else one without weight does nothing
 
     @property
+    def is_copy(self) -> bool:
+        """Whether nothing is normalized."""
+        return self.weight is None and not self.weightless
+
+    @property
     def defines(self) -> list[str]:
-        if self.weight is None and not self.weightless:
+        if self.is_copy:
             return ["NORM_NONE"]
         parts = ["WEIGHT"] * (self.weight is not None) + ["BIAS"] * (self.bias is not None)
         return ["NORM_LAYER" if self.layer else "NORM_RMS", *parts]

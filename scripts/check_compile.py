@@ -1,7 +1,7 @@
 """Compiles every program on this machine's CPU drivers, for processors that need not be there.
 
     python scripts/check_compile.py [--processors avx2,vnni] [--only matmul] [--model FILE ...]
-                                    [--quick] [--limit 2]
+                                    [--every N] [--limit 2]
 
 Which processors: PROCESSORS; Intel's driver generates code for any of them, PoCL for the one that
 it runs on (native). Which programs: the products of every tensor type with every form of
@@ -9,7 +9,7 @@ activations and everything that is done with their sums, attention (scripts/vari
 kernel families, and with --model all that the steps of these models need. Prints the ten that took
 longest, in seconds of processor time: that does not depend on what else a machine does. Ends with
 1 where one takes more than the limit or does not compile; a compiler that takes KILL_SECONDS is
-ended. --quick: every HUNDREDTH.
+ended. --every 100 takes a hundredth of them, for a quick look.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from kernels.device import Device, list_devices
 
 LIMIT = 2.0  # seconds of processor time
 KILL_SECONDS = 60.0
-HUNDREDTH = 100
 NO_CACHES = {"PYOPENCL_NO_CACHE": "1", "POCL_KERNEL_CACHE": "0"}
 TARGET = "CL_CONFIG_CPU_TARGET_ARCH"
 MODES = (Mode(1, "single", 1), Mode(1, "split", 1), Mode(8, "single", 8), Mode(32, "tiles", 8))
@@ -215,7 +214,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose name has it")
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--every", type=int, default=1, metavar="N")
     parser.add_argument("--compile-for", metavar="DRIVER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compile_for is not None:
@@ -223,7 +222,7 @@ def main() -> int:
         return 0
     wanted = jobs(args.processors.split(","), args.model)
     wanted = [job for job in wanted if args.only in job.variant.source]
-    wanted = wanted[:: HUNDREDTH if args.quick else 1]
+    wanted = wanted[:: args.every]
     results = sorted(compile_all(wanted, os.cpu_count() or 1), key=lambda r: -r.seconds)
     total = sum(result.seconds for result in results)
     print(f"{len(results)} programs, {total:.0f} s of processor time; the slowest:")

@@ -3,24 +3,19 @@ per key (https://arxiv.org/abs/2510.26692): linear attention with a state matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
-from engine.models.attention import project
-from engine.models.linear import linear
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
 from engine.models.short_conv import load_convs
-from engine.models.step import Context, Step
+from engine.models.step import Context
 from engine.tensors import Linear, Part, TensorSource
-from kernels.activate import activate
-from kernels.conv import ConvWeights, conv
-from kernels.delta import DeltaRule, delta_rule
+from kernels.conv import ConvWeights
+from kernels.delta import DeltaRule
 from kernels.kv import LayerKV
-from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
-from kernels.scan import Columns
-from kernels.tensor import Tensor
+from kernels.norm import NormWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +30,8 @@ class DeltaNetWeights:
     norm: NormWeights
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> DeltaNet:
-        return DeltaNet(self, context)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: delta_net(g, x, self))
 
 
 def load_delta_net(source: TensorSource, h: Hyperparameters, layer: int) -> DeltaNetWeights:
@@ -85,56 +80,21 @@ def _rates(source: TensorSource, b: str, n_key_heads: int) -> list[Part]:
     return [*halves[::2], *halves[1::2]]
 
 
-class DeltaNet:
-    """Linear attention of one layer with its states."""
-
-    def __init__(self, weights: DeltaNetWeights, context: Context) -> None:
-        workspace, w, rule = context.workspace, weights, weights.rule
-        self._w, self._c = weights, context
-        self._n_values = rule.n_heads * rule.value
-        self._rows = workspace.rows("delta inputs", w.conv.n_channels + self._n_values)
-        self._rates = workspace.rows("delta rates", 2 * rule.n_heads)
-        self._qkv = workspace.rows("delta qkv", w.conv.n_channels)
-        self._yield = workspace.rows("delta yield", self._n_values)
-        self._out = workspace.activations("delta out", [w.output])
-        device, states = context.device, context.states
-        self._conv_state = states.rows(device, *w.conv.state_shape)
-        self._state = states.rows(device, rule.n_heads, rule.value, rule.key)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return (*self._w.inputs, *self._w.rates)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        w, inputs, tape = self._w, self._c.inputs, step.tape
-        rule, n_keys = w.rule, w.n_key_heads * w.rule.key
-        project(step, self._c, w.inputs, x, self._rows)
-        project(step, self._c, w.rates, x, self._rates)
-        conv(tape, self._rows, w.conv, inputs.sequences, self._conv_state, self._qkv, silu=True)
-        normalize_keys(step, self._qkv, 2 * w.n_key_heads, rule.key, self._c.h.eps)
-        delta_rule(
-            tape, rule, Columns(self._qkv), Columns(self._qkv, n_keys),
-            Columns(self._qkv, 2 * n_keys), Columns(self._rates),
-            Columns(self._rates, rule.n_heads), inputs.sequences, self._state, self._yield,
-        )  # fmt: skip
-        self._norm(step)
-        activate(
-            tape, self._rows, self._out, activation=self._c.h.arch.delta_gate,
-            x_at=w.conv.n_channels, y=self._yield,
-        )  # fmt: skip
-        scale = self._c.h.residual_scale
-        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
-
-    def _norm(self, step: Step) -> None:
-        n, shape = self._w.rule.n_heads, self._yield.shape
-        heads = Tensor(self._yield.buffer, (shape[0] * n, shape[1] // n), self._yield.dtype)
-        norm(step.tape, heads, self._w.norm, Activations(heads.shape[1], heads), times=n)
+def delta_net(g: Graph, x: Rows, w: DeltaNetWeights) -> Rows:
+    """W (norm(y) * act(z)), y the gated delta rule over convolved Q, K and V."""
+    rule, n_keys = w.rule, w.n_key_heads * w.rule.key
+    n_values = rule.n_heads * rule.value
+    qkv, z = g.linear(x, w.inputs).split(w.conv.n_channels, n_values)
+    beta, decay = g.linear(x, w.rates).split(rule.n_heads, rule.n_heads)
+    q, k, v = g.conv(qkv, w.conv, silu=True).split(n_keys, n_keys, n_values)
+    normalize_keys(g, q, k, rule.key)
+    y = g.delta_rule(rule, q, k, v, beta, decay)
+    y = g.norm(y.by_head(rule.n_heads), w.norm)
+    return g.output(g.activate(z, g.h.arch.delta_gate, times=y), w.output)
 
 
-def normalize_keys(step: Step, rows: Tensor, n_heads: int, key: int, eps: float) -> None:
-    """Each of the first heads of a row, in place, to the norm that delta.cl wants."""
-    weights = NormWeights(None, eps / key, weightless=True)
-    norm(step.tape, rows, weights, Activations(n_heads * key, rows), groups=n_heads)
+def normalize_keys(g: Graph, q: Rows, k: Rows, key: int) -> None:
+    """Each head of Q and K, which lie side by side, to the norm that delta.cl wants."""
+    weights = NormWeights(None, g.h.eps / key, weightless=True)
+    both = replace(q, width=q.width + k.width)
+    g.normalize(both, weights, groups=both.width // key)

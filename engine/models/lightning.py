@@ -3,7 +3,6 @@ decay per head and layer, a norm, and a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +10,12 @@ import numpy.typing as npt
 
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
-from engine.models.attention import apply_gate, project
-from engine.models.linear import linear
-from engine.models.step import Context, Step
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
 from kernels.kv import LayerKV
-from kernels.lightning import lightning
-from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
+from kernels.norm import NormWeights
 from kernels.tensor import Tensor
 
 
@@ -33,8 +30,8 @@ class LightningWeights:
     output: Linear
     head: int
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> Lightning:
-        return Lightning(self, context)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: lightning(g, x, self))
 
 
 def load_lightning(source: TensorSource, h: Hyperparameters, layer: int) -> LightningWeights:
@@ -65,34 +62,7 @@ def decays(n_heads: int, layer: int, n_layers: int) -> npt.NDArray[np.float32]:
     return factors.astype(np.float32)
 
 
-class Lightning:
-    """Linear attention of one layer with its states."""
-
-    def __init__(self, weights: LightningWeights, context: Context) -> None:
-        workspace, w = context.workspace, weights
-        n_heads = w.decay.shape[0]
-        self._w, self._c = weights, context
-        self._rows = workspace.rows("lightning qkv", 3 * n_heads * w.head)
-        self._yield = workspace.rows("lightning yield", n_heads * w.head)
-        self._gate = workspace.rows("lightning gate", n_heads * w.head)
-        self._out = workspace.activations("lightning out", [w.output])
-        self._state = context.states.rows(context.device, n_heads, w.head, w.head)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return (self._w.qkv, self._w.gate)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        w, inputs = self._w, self._c.inputs
-        project(step, self._c, [w.qkv], x, self._rows)
-        lightning(
-            step.tape, self._rows, w.decay, w.head, inputs.sequences, self._state, self._yield
-        )
-        norm(step.tape, self._yield, w.norm, Activations(self._yield.shape[1], self._yield))
-        project(step, self._c, [w.gate], x, self._gate)
-        apply_gate(step, self._gate, self._yield, self._out, "sigmoid")
-        scale = self._c.h.residual_scale
-        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
+def lightning(g: Graph, x: Rows, w: LightningWeights) -> Rows:
+    """W (norm(y) * sigmoid(gate x)), y linear attention with a decay per head."""
+    y = g.norm(g.lightning(g.linear(x, w.qkv), w.decay, w.head), w.norm)
+    return g.output(g.activate(g.linear(x, w.gate), "sigmoid", times=y), w.output)

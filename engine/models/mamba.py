@@ -6,20 +6,18 @@ matrix, has heads, and norms its output. PLaMo 2 has Mamba's way with Mamba 2's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.models.arch import Hyperparameters
-from engine.models.linear import linear
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
 from engine.models.short_conv import load_convs
-from engine.models.step import Context, Step
+from engine.models.step import Context
 from engine.tensors import Linear, Part, TensorSource
-from kernels.conv import ConvWeights, conv
+from kernels.conv import ConvWeights
 from kernels.kv import LayerKV
-from kernels.matmul import Activations
-from kernels.norm import UNCHANGED, NormWeights, norm, quantize
-from kernels.scan import Columns, ScanWeights, scan
-from kernels.tensor import Tensor
+from kernels.norm import NormWeights
+from kernels.scan import ScanWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,8 @@ class MambaWeights:
     norm: NormWeights | None
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> Mamba:
-        return Mamba(self, context)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: mamba(g, x, self))
 
 
 def load_mamba(source: TensorSource, h: Hyperparameters, layer: int) -> MambaWeights:
@@ -106,69 +104,31 @@ def _step_size(
     )  # fmt: skip
 
 
-class Mamba:
-    """A state space of one layer with its states."""
+def mamba(g: Graph, x: Rows, w: MambaWeights) -> Rows:
+    """W norm(y), y the scan of the convolved input, gated by z."""
+    n, n_conv, inputs = w.scan.n_channels, w.conv.n_channels, g.linear(x, w.inputs)
+    n_bc = w.scan.n_groups * w.scan.n_state
+    if w.step_size is None:
+        z, u, dt = inputs.split(n, n_conv, w.scan.n_heads)
+        u, b, c = g.conv(u, w.conv, silu=True).split(n, n_bc, n_bc)
+    else:
+        u, z = inputs.split(n_conv, n)
+        u = g.conv(u, w.conv, silu=True)
+        dt, b, c = step_size(g, u, w.step_size, n_bc)
+    y = g.scan(w.scan, u, dt, b, c, z)
+    if w.norm is not None:
+        y = g.norm(y, w.norm, groups=w.scan.n_groups)
+    return g.output(y, w.output)
 
-    def __init__(self, weights: MambaWeights, context: Context) -> None:
-        workspace, w = context.workspace, weights
-        self._w, self._c = weights, context
-        self._rows = workspace.rows("ssm inputs", sum(p.matrix.n_rows for p in w.inputs))
-        self._yield = workspace.rows("ssm yield", w.scan.n_channels)
-        self._out = workspace.activations("ssm out", [w.output])
-        self._made = self._rows
-        n_conv = w.conv.n_channels
-        self._convolved = workspace.rows("ssm convolved", n_conv)
-        if w.step_size is not None:
-            size = w.step_size
-            self._made = workspace.rows("ssm made", size.inputs.matrix.n_rows)
-            self._for_size = workspace.activations("ssm convolved", [size.inputs], floats=True)
-            self._low = workspace.activations("ssm dt low", [size.dt])
-            self._dt = workspace.rows("ssm dt", size.dt.matrix.n_rows)
-        device, states = context.device, context.states
-        self._conv_state = states.rows(device, *w.conv.state_shape)
-        self._state = states.rows(device, w.scan.n_channels, w.scan.n_state)
 
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return self._w.inputs
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        w, inputs, n = self._w, self._c.inputs, self._w.scan.n_channels
-        for part in w.inputs:
-            linear(step, self._c, part, x, self._rows, offset=part.offset)
-        if w.step_size is None:
-            x_at, z, dt = n, Columns(self._rows), Columns(self._rows, n + w.conv.n_channels)
-        else:
-            x_at, z, dt = 0, Columns(self._rows, n), Columns(self._dt)
-        conv(
-            step.tape, self._rows, w.conv, inputs.sequences, self._conv_state, self._convolved,
-            x_at=x_at, silu=True,
-        )  # fmt: skip
-        bc, b_at, c_at = self._convolved, n, n + w.scan.n_groups * w.scan.n_state
-        if w.step_size is not None:
-            self._make_step_size(step, w.step_size)
-            bc, b_at, c_at = self._made, w.step_size.b_at, w.step_size.c_at
-        scan(
-            step.tape, w.scan, Columns(self._convolved), dt, bc, b_at, c_at, z,
-            inputs.sequences, self._state, self._yield,
-        )  # fmt: skip
-        groups = 1 if w.norm is None else w.scan.n_groups
-        norm(step.tape, self._yield, w.norm or UNCHANGED, self._out, groups=groups)
-        scale = self._c.h.residual_scale
-        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
-
-    def _make_step_size(self, step: Step, size: StepSize) -> None:
-        """Step size, B and C from the convolved input."""
-        tape, n_state = step.tape, self._w.scan.n_state
-        if self._for_size.quantized:
-            quantize(tape, self._for_size)
-        linear(step, self._c, size.inputs, self._for_size, self._made)
-        for weights, at in zip(size.norms[1:], (size.b_at, size.c_at), strict=True):
-            if weights.defines != ["NORM_NONE"]:
-                here = Activations(n_state, self._made)
-                norm(tape, self._made, weights, here, offset=at, out_offset=at)
-        norm(tape, self._made, size.norms[0], self._low, offset=size.dt_at)
-        linear(step, self._c, size.dt, self._low, self._dt)
+def step_size(g: Graph, u: Rows, w: StepSize, n_state: int) -> tuple[Rows, Rows, Rows]:
+    """Step size, B and C from the convolved input."""
+    made = g.linear(u, w.inputs)
+    dt, b, c = (
+        replace(made, width=n, at=at)
+        for n, at in ((w.dt.matrix.n_cols, w.dt_at), (n_state, w.b_at), (n_state, w.c_at))
+    )
+    for rows, weights in zip((b, c), w.norms[1:], strict=True):
+        if not weights.is_copy:
+            g.normalize(rows, weights)
+    return g.linear(g.norm(dt, w.norms[0]), w.dt), b, c

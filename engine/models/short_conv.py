@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.models.linear import linear
-from engine.models.step import Context, Step
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
-from kernels.conv import ConvWeights, conv
+from kernels.conv import ConvWeights
 from kernels.kv import LayerKV
-from kernels.matmul import Activations
-from kernels.norm import UNCHANGED, norm
-from kernels.tensor import Tensor
 
 
 def load_convs(source: TensorSource, names: Sequence[str]) -> ConvWeights:
@@ -40,8 +38,8 @@ class ShortConvWeights:
     conv: ConvWeights
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> ShortConv:
-        return ShortConv(self, context)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: short_conv(g, x, self))
 
 
 def load_short_conv(source: TensorSource, layer: int) -> ShortConvWeights:
@@ -54,31 +52,8 @@ def load_short_conv(source: TensorSource, layer: int) -> ShortConvWeights:
     )
 
 
-class ShortConv:
-    """A gated convolution with its state."""
-
-    def __init__(self, weights: ShortConvWeights, context: Context) -> None:
-        workspace, n = context.workspace, weights.conv.n_channels
-        self._w, self._c = weights, context
-        self._rows = workspace.rows("conv inputs", weights.inputs.matrix.n_rows)
-        self._convolved = workspace.rows("convolved", n)
-        self._out = workspace.activations("conv out", [weights.output])
-        self._state = context.states.rows(context.device, *weights.conv.state_shape)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return (self._w.inputs,)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        inputs, w, n = self._c.inputs, self._w, self._w.conv.n_channels
-        linear(step, self._c, w.inputs, x, self._rows)
-        conv(
-            step.tape, self._rows, w.conv, inputs.sequences, self._state, self._convolved,
-            x_at=2 * n, gate_at=0, out_gate_at=n,
-        )  # fmt: skip
-        norm(step.tape, self._convolved, UNCHANGED, self._out)
-        scale = self._c.h.residual_scale
-        linear(step, self._c, w.output, self._out, out, add=add, scale=scale)
+def short_conv(g: Graph, x: Rows, w: ShortConvWeights) -> Rows:
+    """W (c * conv(b * v)) for gates b and c."""
+    n = w.conv.n_channels
+    b, c, v = g.linear(x, w.inputs).split(n, n, n)
+    return g.output(g.conv(v, w.conv, gate=b, out_gate=c), w.output)

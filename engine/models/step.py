@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -14,7 +15,14 @@ from engine.tensors import Linear
 from kernels.attention import AttentionInputs, Scratch
 from kernels.device import Device
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, ExpertRows, activations, takes_bytes, wants_spans
+from kernels.matmul import (
+    Activations,
+    ExpertRows,
+    activations,
+    code_shapes,
+    takes_bytes,
+    wants_spans,
+)
 from kernels.moe import RoutingBuffers, routing_buffers
 from kernels.state import SlotStates
 from kernels.tape import TOKENS, Tape
@@ -100,6 +108,7 @@ class Workspace:
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
     kinds: dict[tuple[Tape, int], ExpertRows] = field(default_factory=dict)  # image_experts.py
+    _free: list[Tensor] = field(default_factory=list)  # blocks of bytes
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
         """The memory of that name and shape."""
@@ -133,23 +142,83 @@ class Workspace:
 
         ``normed``: norm() alone writes them, so that blocks may share scales.
         """
-        n_cols = readers[0].matrix.n_cols
-        n = n_rows or self.n_tokens * times
-        kinds = set().union(*(linear.reads_floats for linear in readers))
-        values = self.tensor(name, n, n_cols) if floats or True in kinds else None
-        if False not in kinds:
+        forms = wanted_forms(self.device, readers, floats=floats, normed=normed)
+        n_cols, n = readers[0].matrix.n_cols, n_rows or self.n_tokens * times
+        values = self.tensor(name, n, n_cols) if forms.floats else None
+        if not forms.integers:
             return Activations(n_cols, values)
-        integers = [linear.matrix for linear in readers if False in linear.reads_floats]
-        bytes = takes_bytes(self.device, integers)
-        key = (name, "bytes" if bytes else "quantized", n, n_cols)
+        key = (name, "bytes" if forms.bytes else "quantized", n, n_cols)
         if (*key, 0) not in self._tensors:
-            made = activations(self.device, n, n_cols, quantized=True, bytes=bytes)
+            made = activations(self.device, n, n_cols, quantized=True, bytes=forms.bytes)
             for i, tensor in enumerate((made.codes, made.scales)):
                 assert tensor is not None
                 self._tensors[(*key, i)] = tensor
-        spans = normed and not bytes and wants_spans(self.device, integers)
         codes, scales = (self._tensors[(*key, i)] for i in range(2))
-        return Activations(n_cols, values, codes, scales, spans)
+        return Activations(n_cols, values, codes, scales, forms.spans)
+
+    def take(
+        self,
+        n_cols: int,
+        readers: Sequence[Linear],
+        *,
+        times: int = 1,
+        floats: bool = False,
+        normed: bool = False,
+    ) -> tuple[Activations, list[Tensor]]:
+        """The same in memory that is nobody's until its blocks are given back."""
+        forms = wanted_forms(self.device, readers, floats=floats, normed=normed)
+        n, blocks = self.n_tokens * times, list[Tensor]()
+
+        def part(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+            kind = np.dtype(dtype)
+            block = self._block(math.prod(shape) * kind.itemsize)
+            blocks.append(block)
+            return Tensor(block.buffer, shape, kind)
+
+        values = part((n, n_cols), np.float32) if forms.floats else None
+        if not forms.integers:
+            return Activations(n_cols, values), blocks
+        codes, scales = (part(*like) for like in code_shapes(n, n_cols, bytes=forms.bytes))
+        return Activations(n_cols, values, codes, scales, forms.spans), blocks
+
+    def give(self, blocks: Sequence[Tensor]) -> None:
+        """Give memory back, for who takes some next."""
+        self._free += blocks
+
+    def _block(self, n_bytes: int) -> Tensor:
+        """The smallest free block of so many bytes, or a new one."""
+        fitting = [block for block in self._free if block.n_bytes >= n_bytes]
+        if not fitting:
+            return empty(self.device, (n_bytes,), np.uint8)
+        best = min(fitting, key=lambda block: block.n_bytes)
+        self._free.remove(best)
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """How rows are written: as floats, as integers, these of 8 bits or with scales per span."""
+
+    floats: bool
+    integers: bool
+    bytes: bool = False
+    spans: bool = False
+
+
+def wanted_forms(
+    device: Device, readers: Sequence[Linear], *, floats: bool = False, normed: bool = False
+) -> Forms:
+    """What the matrices that read some rows take together, floats too if asked for.
+
+    ``normed``: norm() alone writes them, so that blocks may share scales.
+    """
+    kinds = set[bool]().union(*(linear.reads_floats for linear in readers))
+    if False not in kinds:
+        return Forms(floats or True in kinds, integers=False)
+    matrices = [linear.matrix for linear in readers if False in linear.reads_floats]
+    bytes = takes_bytes(device, matrices)
+    spans = normed and not bytes and wants_spans(device, matrices)
+    return Forms(floats or True in kinds, integers=True, bytes=bytes, spans=spans)
 
 
 @dataclass(frozen=True, slots=True)
