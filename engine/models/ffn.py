@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.models.arch import Hyperparameters
-from engine.models.linear import linear
-from engine.models.step import Context, Step
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, Part, TensorSource
-from kernels.activate import activate, activate_glu
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, fuses_quantization, glu
 from kernels.tensor import Tensor
 
 
@@ -25,8 +23,8 @@ class FFNWeights:
     down: Linear
     divisors: Tensor | None = None  # of the activation's output
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> FFN:
-        return FFN(self, context)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: ffn(g, x, self))
 
 
 def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str = "") -> FFNWeights:
@@ -62,64 +60,24 @@ def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ..
     return (*source.stacked([gate]), *source.stacked([up]))
 
 
-class FFN:
-    """An FFN with the memory that it needs."""
-
-    def __init__(
-        self,
-        weights: FFNWeights,
-        context: Context,
-        scale: float | None = None,
-        limit: float = 0.0,
-    ) -> None:
-        """``scale`` of what it yields, if not the model's residual scale; ``limit`` of gate and
-        up, if it is not 0."""
-        self._w, self._c, self._limit = weights, context, limit
-        self._scale = context.h.residual_scale if scale is None else scale
-        workspace, n_ff = context.workspace, weights.down.matrix.n_cols
-        first = weights.first[0].matrix
-        self._hidden = workspace.activations(
-            "hidden",
-            [weights.down],
-            floats=self._is_paired and not fuses_quantization(context.device, first),
-        )  # fmt: skip
-        self._parts = () if self._is_paired else tuple(
-            workspace.rows(f"ffn {i}", n_ff) for i in range(len(weights.first))
-        )  # fmt: skip
-
-    @property
-    def _is_paired(self) -> bool:
-        return self._w.first[0].matrix.paired
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return self._w.first
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        tape, counts, tile = step.tape, self._c.inputs.counts, step.tile
-        first, down = self._w.first[0], self._w.down
-        activation = self._c.h.arch.glu(self._limit)
-        if self._is_paired:
-            glu(
-                tape, first.matrix, x, self._hidden, counts, activation=activation, tile=tile,
-                bias=first.bias, limit=self._limit,
-            )  # fmt: skip
-        else:
-            for weights, part in zip(self._w.first, self._parts, strict=True):
-                linear(step, self._c, weights, x, part)
-            self._activate(step, activation)
-        linear(step, self._c, down, self._hidden, out, add=add, scale=self._scale)
-
-    def _activate(self, step: Step, activation: str) -> None:
-        if len(self._parts) == 2:
-            activate_glu(
-                step.tape, *self._parts, self._hidden, activation=activation, limit=self._limit
-            )
-        else:
-            activate(
-                step.tape, self._parts[0], self._hidden, activation=activation,
-                divisors=self._w.divisors,
-            )  # fmt: skip
+def ffn(
+    g: Graph,
+    x: Rows,
+    w: FFNWeights,
+    *,
+    scale: float | None = None,
+    limit: float = 0.0,
+    add_to: Rows | None = None,
+) -> Rows:
+    """W (act(gate x) * up x), or W act(up x). ``scale`` of what it yields, if not the model's
+    residual scale; ``limit`` of gate and up, if it is not 0."""
+    activation = g.h.arch.glu(limit)
+    if w.first[0].matrix.paired:
+        hidden = g.glu(x, w.first[0], activation, limit)
+    elif len(w.first) == 2:
+        gate, up = (g.linear(x, part) for part in w.first)
+        hidden = g.gated(gate, up, activation, limit)
+    else:
+        hidden = g.activate(g.linear(x, w.first), activation, divisors=w.divisors)
+    scale = g.h.residual_scale if scale is None else scale
+    return g.linear(hidden, w.down, scale=scale, add_to=add_to)

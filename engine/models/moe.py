@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
-from engine.models.experts import Experts, ExpertsWeights, load_experts
-from engine.models.ffn import FFN, FFNWeights, load_ffn
-from engine.models.step import Context, Step
+from engine.models.expert_verbs import Choice
+from engine.models.experts import ExpertsWeights, experts, load_experts
+from engine.models.ffn import FFNWeights, ffn, load_ffn
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, matmul
 from kernels.moe import Routing, TokenExperts
-from kernels.norm import UNCHANGED, NormWeights, norm
+from kernels.norm import NormWeights
 from kernels.tensor import Tensor
 
 
@@ -44,8 +45,8 @@ class MoEWeights:
     beside: FFNWeights | None
     beside_gate: Linear | None
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> MoE:
-        return MoE(self, context, layer)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: moe(g, x, self, layer))
 
 
 def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights:
@@ -102,121 +103,71 @@ def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeig
     )
 
 
-class MoE:
-    """A layer's experts with the memory that they need."""
-
-    def __init__(self, weights: MoEWeights, context: Context, layer: int) -> None:
-        h, workspace = context.h, context.workspace
-        self._w, self._c = weights, context
-        routing = Routing(
-            h.experts.n, h.experts.used, h.experts.gate, h.experts.normalize, h.experts.scale,
-            groups=h.experts.groups,
+def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
+    """The weighted sum of what a token's experts yield, and what stands beside them."""
+    h, arch, logits = g.h, g.h.arch, None
+    if arch.route_early:
+        with g.early() as stream:
+            logits = g.linear(stream, w.router)
+    if arch.experts_early and w.norm is not None:
+        with g.early() as stream:
+            chosen = _chosen(g, g.norm(stream, w.norm), w, layer, logits)
+    else:
+        chosen = _chosen(g, x, w, layer, logits)
+    limit = h.experts.limits_beside[layer]
+    if w.latent is not None:
+        latent = g.combine(
+            chosen.rows, chosen.choice, weighted=chosen.weighted, scale=h.residual_scale
+        )
+        out = g.linear(g.norm(latent, w.latent.norm), w.latent.up)
+        return out if w.beside is None else ffn(
+            g, x, w.beside, scale=1.0, limit=limit, add_to=out
         )  # fmt: skip
-        self._logits = workspace.rows("router logits", h.experts.n)
-        self._experts = Experts(weights.experts, context, layer, routing, "experts")
-        self._chunks = None if weights.chunks is None else Experts(
-            weights.chunks, context, layer, replace(routing, divide=h.experts.chunk[0]), "chunks"
-        )  # fmt: skip
-        self._summed = None if self._chunks is None else workspace.activations(
-            "experts summed", self._chunks.readers
-        )  # fmt: skip
-        self._latent = None if weights.latent is None else Latent(
-            weights.latent, context, self._experts.readers
-        )  # fmt: skip
-        self._beside = None if weights.beside is None else FFN(
-            weights.beside, context, scale=1.0, limit=h.experts.limits_beside[layer]
-        )  # fmt: skip
-        self._table = None if weights.table is None else TokenExperts(
-            weights.table, context.inputs.tokens
-        )  # fmt: skip
-        self._extra = workspace.rows("beside experts", h.n_embd)
-        self._extra_gate = workspace.rows("beside gate", 1)
-        early = h.arch.experts_early
-        self._early = workspace.activations("early", self._expert_readers) if early else None
-
-    @property
-    def _expert_readers(self) -> Sequence[Linear]:
-        first = self._experts.readers if self._w.latent is None else (self._w.latent.down,)
-        return (*first, self._w.router)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        gate = () if self._w.beside_gate is None else (self._w.beside_gate,)
-        beside = () if self._beside is None else self._beside.readers
-        return (*self._expert_readers, *beside, *gate)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        if self._c.h.arch.route_early:
-            self._matmul(step, self._w.router, Activations(stream.shape[1], stream), self._logits)
-        if self._early is not None and self._w.norm is not None:
-            norm(step.tape, stream, self._w.norm, self._early)
-            self._run_experts(step, self._early)
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        h, gate = self._c.h, self._w.beside_gate
-        if self._early is None:
-            self._run_experts(step, x)
-        if self._latent is not None:
-            self._latent.leave(step, self._experts, out, add=add)
-            if self._beside is not None:
-                self._beside.record(step, x, out, add=True)
-            return
-        if self._beside is not None:
-            self._beside.record(step, x, self._extra, add=False)
-        if gate is not None:
-            self._matmul(step, gate, x, self._extra_gate)
-        self._experts.combine(
-            step, out, add=add, extra=None if self._beside is None else self._extra,
-            gate=None if gate is None else self._extra_gate,
-            scale=h.residual_scale * (h.arch.ffn_scale if self._beside is not None else 1.0),
-        )  # fmt: skip
-        if self._chunks is not None and self._summed is not None:
-            self._experts.combine(step, self._extra, add=False, scale=1.0)
-            norm(step.tape, self._extra, UNCHANGED, self._summed)
-            self._chunks.record(step, self._logits, self._w.choice_bias, self._summed)
-            self._chunks.combine(step, out, add=True, scale=h.residual_scale * h.experts.chunk[1])
-
-    def _matmul(self, step: Step, linear: Linear, x: Activations, out: Tensor) -> None:
-        matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
-            bias=linear.bias,
-        )  # fmt: skip
-
-    def _run_experts(self, step: Step, x: Activations) -> None:
-        """Which experts are chosen is found out on the device."""
-        if not self._c.h.arch.route_early:
-            self._matmul(step, self._w.router, x, self._logits)
-        if self._latent is not None:
-            x = self._latent.enter(step, x)
-        self._experts.record(step, self._logits, self._w.choice_bias, x, self._table)
+    extra = None if w.beside is None else ffn(g, x, w.beside, scale=1.0, limit=limit)
+    gate = None if w.beside_gate is None else g.linear(x, w.beside_gate)
+    out = g.combine(
+        chosen.rows, chosen.choice, weighted=chosen.weighted, extra=extra, gate=gate,
+        scale=h.residual_scale * (1.0 if w.beside is None else arch.ffn_scale),
+    )  # fmt: skip
+    return out if w.chunks is None else _add_chunks(g, out, w, w.chunks, layer, chosen)
 
 
-class Latent:
-    """The ways to and from the experts' own space, with the memory that they need."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What the experts of each token yield. ``weighted``: by their weights when they are added
+    up."""
 
-    def __init__(self, weights: LatentWeights, context: Context, readers: Sequence[Linear]) -> None:
-        workspace, n = context.workspace, weights.down.matrix.n_rows
-        self._w, self._c = weights, context
-        self._rows = workspace.rows("latent", n)
-        self._read = workspace.activations("latent read", readers)
-        self._normed = workspace.activations("latent normed", [weights.up])
+    rows: Rows
+    choice: Choice
+    logits: Rows
+    weighted: bool
 
-    def enter(self, step: Step, x: Activations) -> Activations:
-        """What the experts read."""
-        self._matmul(step, self._w.down, x, self._rows, add=False)
-        norm(step.tape, self._rows, UNCHANGED, self._read)
-        return self._read
 
-    def leave(self, step: Step, experts: Experts, out: Tensor, *, add: bool) -> None:
-        """From what the experts yield to the layer's output."""
-        experts.combine(step, self._rows, add=False, scale=self._c.h.residual_scale)
-        norm(step.tape, self._rows, self._w.norm, self._normed)
-        self._matmul(step, self._w.up, self._normed, out, add=add)
+def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -> _Chosen:
+    before = g.h.arch.experts_scaled_before
+    logits = logits or g.linear(x, w.router)
+    if w.latent is not None:
+        x = g.linear(x, w.latent.down)
+    table = None if w.table is None else TokenExperts(w.table, g.context.inputs.tokens)
+    choice = g.route(
+        logits, _routing(g.h), "experts", bias=w.choice_bias, table=table, weighted_before=before
+    )
+    rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
+    return _Chosen(rows, choice, logits, weighted=not before)
 
-    def _matmul(
-        self, step: Step, linear: Linear, x: Activations, out: Tensor, *, add: bool
-    ) -> None:
-        matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
-            bias=linear.bias, add=add,
-        )  # fmt: skip
+
+def _routing(h: Hyperparameters) -> Routing:
+    e = h.experts
+    return Routing(e.n, e.used, e.gate, e.normalize, e.scale, groups=e.groups)
+
+
+def _add_chunks(
+    g: Graph, out: Rows, w: MoEWeights, chunks: ExpertsWeights, layer: int, chosen: _Chosen
+) -> Rows:
+    """Smaller experts, each shared by a few of the others, read what those yield (GroveMoE)."""
+    e = g.h.experts
+    summed = g.combine(chosen.rows, chosen.choice, weighted=chosen.weighted, scale=1.0)
+    routing = replace(_routing(g.h), divide=e.chunk[0])
+    choice = g.route(chosen.logits, routing, "chunks", bias=w.choice_bias)
+    rows = experts(g, summed, chunks, choice, e.limits[layer])
+    return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)

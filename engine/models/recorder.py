@@ -17,7 +17,8 @@ A recording for each mode of a step replays the same launches onto its tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from engine.models.step import Context, Step, Workspace
@@ -41,8 +42,9 @@ class Value:
     held: Activations | None = None  # once it is planned
 
     @property
-    def is_input(self) -> bool:
-        return not self.writers
+    def outlives_the_mixers(self) -> bool:
+        """Whether it is made before the layer changes the stream, and read after that."""
+        return len({launch.early for launch in self.touched}) > 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -68,11 +70,16 @@ class Rows:
         assert self.width == self.value.width
         return Rows(self.value, self.width // n, 0, n)
 
+    def whole(self) -> Rows:
+        """All columns of all heads."""
+        return Rows(self.value, self.value.width)
+
 
 @dataclass(eq=False, slots=True)
 class Launch:
     """One call of a launcher. ``writes_forms``: it writes any form of its result; ``normed``: it
-    is a norm, which can give blocks the same scale; ``over``: it may write over this input."""
+    is a norm, which can give blocks the same scale; ``over``: it may write over this input;
+    ``early``: it comes before the layer changes the stream."""
 
     run: Callable[[Emission], None]
     reads: tuple[Rows, ...]
@@ -80,6 +87,11 @@ class Launch:
     writes_forms: bool = False
     normed: bool = False
     over: Rows | None = None
+    early: bool = False
+
+    @property
+    def touches(self) -> list[Value]:
+        return list(dict.fromkeys(rows.value for rows in (*self.reads, *self.writes)))
 
 
 class Recorder:
@@ -88,7 +100,9 @@ class Recorder:
     def __init__(self, context: Context) -> None:
         self.context, self.h = context, context.h
         self._launches: list[Launch] = []
-        self.result: Rows | None = None
+        self._stream = self.input(context.h.n_embd)
+        self._is_early = False
+        self._result: Value | None = None
 
     def input(self, width: int) -> Rows:
         """Rows that the sublayer is given."""
@@ -101,6 +115,14 @@ class Recorder:
     def state(self, *shape: int) -> Tensor:
         """float32 [slots, *shape], which sequences keep from step to step."""
         return self.context.states.rows(self.context.device, *shape)
+
+    @contextmanager
+    def early(self) -> Iterator[Rows]:
+        """What is said inside happens before the layer changes the residual stream, which is
+        what it may read."""
+        self._is_early = True
+        yield self._stream
+        self._is_early = False
 
     def launch(
         self,
@@ -117,7 +139,7 @@ class Recorder:
         matrix reads, in whatever form suits it."""
         operands = list(operands)
         inputs = (*reads, *(rows for rows, _ in operands))
-        launch = Launch(run, inputs, tuple(writes), writes_forms, normed, over)
+        launch = Launch(run, inputs, tuple(writes), writes_forms, normed, over, self._is_early)
         self._launches.append(launch)
         for rows in reads:
             rows.value.reads_floats = True
@@ -125,21 +147,28 @@ class Recorder:
             rows.value.readers.append(linear)
         for rows in writes:
             rows.value.writers.append(launch)
-        for value in dict.fromkeys(rows.value for rows in (*inputs, *writes)):
+        for value in launch.touches:
             value.touched.append(launch)
 
     def finish(self, result: Rows) -> None:
         """Plan what was noted; ``result`` goes wherever ``emit`` is told."""
-        self.result = result
+        self._result = result.value
         self._insert_copies()
         _plan_memory(self._launches, self.context.workspace, result.value)
 
-    def emit(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        """Put the launches on a step's tape."""
-        assert self.result is not None
-        emission = Emission(step, x, self.result.value, out, add)
+    def emit_early(self, step: Step, stream: Tensor) -> None:
+        """Put what comes before the layer on a step's tape."""
+        given = {self._stream.value: Activations(stream.shape[1], stream)}
+        self._emit(Emission(step, given, None, stream, add=False), early=True)
+
+    def emit(self, step: Step, input: Rows, x: Activations, out: Tensor, *, add: bool) -> None:
+        """Put all else there: from ``x``, in the place of ``input``, to ``out``."""
+        self._emit(Emission(step, {input.value: x}, self._result, out, add), early=False)
+
+    def _emit(self, emission: Emission, *, early: bool) -> None:
         for launch in self._launches:
-            launch.run(emission)
+            if launch.early is early:
+                launch.run(emission)
 
     def _insert_copies(self) -> None:
         """Where matrices want integers of a writer that has floats only."""
@@ -154,13 +183,14 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """The launches of a sublayer on their way to a tape."""
+    """The launches of a sublayer on their way to a tape. ``given``: what it reads; ``result``
+    goes to ``out``, or is added to it."""
 
     step: Step
-    _x: Activations
-    _result: Value
-    _out: Tensor
-    _add: bool
+    given: Mapping[Value, Activations]
+    result: Value | None
+    out: Tensor
+    add: bool
 
     @property
     def tape(self) -> Tape:
@@ -168,27 +198,39 @@ class Emission:
 
     def operand(self, rows: Rows) -> Activations:
         """Rows in the forms that they have."""
-        return self._x if rows.value.is_input else _planned(rows.value)
+        held = self._held(rows.value)
+        return held if rows.heads == 1 else _by_head(held, rows.heads)
 
     def floats(self, rows: Rows) -> Tensor:
         """float32 [n, width] of the rows' value, or of its heads."""
-        values = self.operand(rows).values
+        values = self._held(rows.value).values
         assert values is not None
-        if rows.heads == 1:
-            return values
-        n, width = values.shape
-        return Tensor(values.buffer, (n * rows.heads, width // rows.heads), values.dtype)
+        return values if rows.heads == 1 else _cut(values, rows.heads)
 
-    def target(self, rows: Rows) -> tuple[Tensor, bool]:
-        """Where a matrix writes its rows, and whether it adds to what is there."""
-        if rows.value is self._result:
-            return self._out, self._add
-        return self.floats(rows), False
+    def target(self, rows: Rows, *, add: bool = False) -> tuple[Tensor, bool]:
+        """Where a launch writes rows, and whether it adds to what is there, as ``add`` says or
+        because it is the residual stream."""
+        if rows.value is self.result:
+            return self.out, self.add or add
+        return self.floats(rows), add
+
+    def _held(self, value: Value) -> Activations:
+        held = self.given.get(value, value.held)
+        assert held is not None, "rows that no launch has written"
+        return held
 
 
-def _planned(value: Value) -> Activations:
-    assert value.held is not None, "rows that no launch has written"
-    return value.held
+def _by_head(held: Activations, n: int) -> Activations:
+    values, codes, scales = (
+        None if t is None else _cut(t, n) for t in (held.values, held.codes, held.scales)
+    )
+    return Activations(held.n_cols // n, values, codes, scales, held.spans)
+
+
+def _cut(rows: Tensor, n: int) -> Tensor:
+    """Each row as ``n`` rows."""
+    shape = (rows.shape[0] * n, rows.shape[1] // n, *rows.shape[2:])
+    return Tensor(rows.buffer, shape, rows.dtype)
 
 
 def _forms(value: Value) -> set[bool]:
@@ -206,11 +248,10 @@ def _copy(value: Value, after: Launch) -> Launch:
     rows = Rows(value, value.width)
 
     def run(e: Emission) -> None:
-        held = _planned(value)
-        assert held.values is not None
-        norm(e.tape, held.values, UNCHANGED, replace(held, values=None), times=value.times)
+        integers = replace(e.operand(rows), values=None)
+        norm(e.tape, e.floats(rows), UNCHANGED, integers, times=value.times)
 
-    launch = Launch(run, (rows,), (rows,))
+    launch = Launch(run, (rows,), (rows,), early=after.early)
     value.reads_floats = True
     value.writers.append(launch)
     value.touched.insert(value.touched.index(after) + 1, launch)
@@ -219,21 +260,27 @@ def _copy(value: Value, after: Launch) -> Launch:
 
 def _plan_memory(launches: Sequence[Launch], workspace: Workspace, result: Value) -> None:
     """Give every value memory from its first to its last launch."""
-    blocks = dict[Value, list[Tensor]]()
+    blocks, lasting = dict[Value, list[Tensor]](), list[Tensor]()
     for launch in launches:
         for value in dict.fromkeys(rows.value for rows in launch.writes):
             if value.held is None and value is not result:
                 over = _written_over(value, launch)
                 if over is not None and over in blocks:
                     value.held, blocks[value] = over.held, blocks.pop(over)
+                    continue
+                value.held, taken = workspace.take(
+                    value.width, value.readers, times=value.times, normed=launch.normed,
+                    floats=value.reads_floats or not value.readers,
+                    lasting=value.outlives_the_mixers,
+                )  # fmt: skip
+                if value.outlives_the_mixers:
+                    lasting += taken
                 else:
-                    value.held, blocks[value] = workspace.take(
-                        value.width, value.readers, times=value.times,
-                        floats=value.reads_floats or not value.readers, normed=launch.normed,
-                    )  # fmt: skip
-        for value in dict.fromkeys(rows.value for rows in (*launch.reads, *launch.writes)):
+                    blocks[value] = taken
+        for value in launch.touches:
             if value.touched[-1] is launch:
                 workspace.give(blocks.pop(value, []))
+    workspace.give(lasting, lasting=True)
 
 
 def _written_over(value: Value, launch: Launch) -> Value | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from kernels.tape import TOKENS, Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import TopKBuffers
 
+T = TypeVar("T")
 AttentionMode = Literal["tiles", "single", "split"]
 
 
@@ -108,7 +109,8 @@ class Workspace:
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
     kinds: dict[tuple[Tape, int], ExpertRows] = field(default_factory=dict)  # image_experts.py
-    _free: list[Tensor] = field(default_factory=list)  # blocks of bytes
+    _free: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    _constants: dict[Hashable, Any] = field(default_factory=dict)
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
         """The memory of that name and shape."""
@@ -116,6 +118,13 @@ class Workspace:
         if key not in self._tensors:
             self._tensors[key] = empty(self.device, shape, dtype)
         return self._tensors[key]
+
+    def constant(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What never changes, made once."""
+        if key not in self._constants:
+            self._constants[key] = make()
+        found: T = self._constants[key]
+        return found
 
     def rows(self, name: str, n_cols: int, times: int = 1) -> Tensor:
         """float32 [n_tokens * times, n_cols]."""
@@ -164,14 +173,16 @@ class Workspace:
         times: int = 1,
         floats: bool = False,
         normed: bool = False,
+        lasting: bool = False,
     ) -> tuple[Activations, list[Tensor]]:
-        """The same in memory that is nobody's until its blocks are given back."""
+        """The same in memory that is the caller's until its blocks are given back; ``lasting``:
+        apart from that of sublayers which come between."""
         forms = wanted_forms(self.device, readers, floats=floats, normed=normed)
         n, blocks = self.n_tokens * times, list[Tensor]()
 
         def part(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
             kind = np.dtype(dtype)
-            block = self._block(math.prod(shape) * kind.itemsize)
+            block = self._block(math.prod(shape) * kind.itemsize, self._free[lasting])
             blocks.append(block)
             return Tensor(block.buffer, shape, kind)
 
@@ -181,17 +192,17 @@ class Workspace:
         codes, scales = (part(*like) for like in code_shapes(n, n_cols, bytes=forms.bytes))
         return Activations(n_cols, values, codes, scales, forms.spans), blocks
 
-    def give(self, blocks: Sequence[Tensor]) -> None:
+    def give(self, blocks: Sequence[Tensor], *, lasting: bool = False) -> None:
         """Give memory back, for who takes some next."""
-        self._free += blocks
+        self._free[lasting].extend(blocks)
 
-    def _block(self, n_bytes: int) -> Tensor:
+    def _block(self, n_bytes: int, free: list[Tensor]) -> Tensor:
         """The smallest free block of so many bytes, or a new one."""
-        fitting = [block for block in self._free if block.n_bytes >= n_bytes]
+        fitting = [block for block in free if block.n_bytes >= n_bytes]
         if not fitting:
             return empty(self.device, (n_bytes,), np.uint8)
         best = min(fitting, key=lambda block: block.n_bytes)
-        self._free.remove(best)
+        del free[next(i for i, block in enumerate(free) if block is best)]
         return best
 
 
