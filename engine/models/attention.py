@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.models.arch import Hyperparameters
-from engine.models.indexer import IndexerWeights, build_indexer, load_indexer
-from engine.models.linear import linear
-from engine.models.step import Context, Step
+from engine.models.attention_verbs import Cache, Rotation
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.indexer import IndexerWeights, index, load_indexer, selection
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, Part, TensorSource
-from kernels import attention as attn
-from kernels.activate import activate
 from kernels.attention import Mask
 from kernels.kv import LayerKV
-from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
-from kernels.rope import HeadNorm, RopeStyle, Temperature, qkv_rows, rope_kv
+from kernels.norm import NormWeights
+from kernels.rope import HeadNorm, RopeStyle, Temperature
 from kernels.tensor import Tensor, upload
 
 
@@ -34,8 +32,8 @@ class AttentionWeights:
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> Attention:
-        return Attention(self, context, layer, kv)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: attention(g, x, self, layer, kv))
 
 
 def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> AttentionWeights:
@@ -106,119 +104,44 @@ def _head_norms(
     return (None, None) if q is None else (q, k)
 
 
-class Attention:
-    """Attention of one layer with the memory that it needs."""
-
-    def __init__(self, weights: AttentionWeights, context: Context, layer: int, kv: LayerKV):
-        h, workspace = context.h, context.workspace
-        self._w, self._c, self._kv = weights, context, kv
-        self._n_heads, self._n_kv = h.n_heads[layer], h.n_kv[layer]
-        width = sum(part.matrix.n_rows for part in weights.qkv)
-        self._qkv = workspace.rows("qkv", width)
-        self._gate = workspace.rows("gate", self._gate_width) if weights.gate else None
-        fused = attn.fuses_quantization(context.device, h.head_v, plain=not context.flash)
-        self._out = workspace.activations("attended", [weights.output], floats=not fused)
-        if weights.gate:
-            n_cols = weights.output.matrix.n_cols
-            self._attended = Activations(n_cols, workspace.rows("attention", n_cols))
-        else:
-            self._attended = self._out
-        self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
-        self._slots, self._paging = context.inputs.paging(h.windowed[layer])
-        self._indexer = build_indexer(weights.indexer, context, layer, self._table)
-        self._mask = self._make_mask(layer)
-        self._norm = self._head_norm(layer)
-        self._temperature = self._make_temperature(layer)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        indexer = () if self._indexer is None else self._indexer.readers
-        return (*self._w.qkv, *self._w.gate, *indexer)
-
-    @property
-    def _gate_width(self) -> int:
-        return sum(part.matrix.n_rows for part in self._w.gate)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        h = self._c.h
-        project(step, self._c, self._w.qkv, x, self._qkv)
-        self._normalize_whole(step)
-        rope_kv(
-            step.tape, qkv_rows(self._qkv, self._n_heads, self._kv.shape), self._n_heads, self._kv,
-            self._table, self._slots,
-            style=RopeStyle(h.n_rot, h.neox), scale=h.attention_scale, norm=self._norm,
-            clamp=h.clamp_qkv, temperature=self._temperature,
-        )  # fmt: skip
-        if self._indexer is not None:
-            self._indexer.record(step, x, x)
-        mode = step.mode.attention
-        attn.attention(
-            step.tape, self._qkv, self._n_heads, self._kv, self._paging, self._attended,
-            self._mask, queries=1 if mode == "single" else self._c.tile_queries,
-            split=self._c.split if mode == "split" else None, plain=self._c.plain,
-        )  # fmt: skip
-        self._apply_gate(step, x)
-        scale = h.residual_scale * h.value_scale
-        linear(step, self._c, self._w.output, self._out, out, add=add, scale=scale)
-
-    def _normalize_whole(self, step: Step) -> None:
-        offset = 0
-        for weights in self._w.whole_norms or ():
-            n = weights.weight.shape[0] if weights.weight else 0
-            here = Activations(n, self._qkv)
-            norm(step.tape, self._qkv, weights, here, offset=offset, out_offset=offset)
-            offset += n
-
-    def _apply_gate(self, step: Step, x: Activations) -> None:
-        if self._gate is None:
-            return
-        if self._attended.values is not None:
-            project(step, self._c, self._w.gate, x, self._gate)
-            activation = self._c.h.arch.attention_gate
-            apply_gate(step, self._gate, self._attended.values, self._out, activation)
-
-    def _make_mask(self, layer: int) -> Mask:
-        h = self._c.h
-        return Mask(
-            h.window if h.windowed[layer] else 0, h.attention_softcap,
-            chunked=h.arch.window_chunked, bidirectional=not h.causal,
-            together=self._c.inputs.together, sinks=self._w.sinks,
-            selected=None if self._indexer is None else self._indexer.selected,
-            by_head=h.sparsity is not None and h.sparsity.by_head,
-            slopes=None if not h.alibi_bias else upload(
-                self._c.device, alibi_slopes(self._n_heads, h.alibi_bias)
-            ),
-        )  # fmt: skip
-
-    def _head_norm(self, layer: int) -> HeadNorm | None:
-        h, (q, k) = self._c.h, self._w.head_norms
-        weightless = h.arch.head_norm_weightless and h.rope[layer] and h.experts.n != 128
-        if q is None and not weightless:
-            return None
-        return HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
-
-    def _make_temperature(self, layer: int) -> Temperature | None:
-        h = self._c.h
-        if h.temperature is None or (h.arch.window_chunked and h.rope[layer]):
-            return None
-        return Temperature(self._c.inputs.attention.positions, *h.temperature)
+def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int, kv: LayerKV) -> Rows:
+    """W (softmax(q K) V), times a gate if there is one."""
+    h, n_heads, n_kv = g.h, g.h.n_heads[layer], g.h.n_kv[layer]
+    cache = Cache.of_layer(g.context, layer, kv)
+    qkv = g.linear(x, w.qkv)
+    q, k, v = qkv.split(n_heads * h.head, n_kv * h.head, n_kv * h.head_v)
+    for rows, weights in zip((q, k), w.whole_norms or (), strict=False):
+        g.normalize(rows, weights)
+    g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
+    index(g, x, x, w.indexer, layer, cache.table)
+    y = g.attend(q, n_heads, cache, _mask(g, w, layer))
+    if w.gate:
+        y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
+    return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
 
 
-def project(
-    step: Step, context: Context, parts: Sequence[Linear], x: Activations, out: Tensor
-) -> None:
-    """Matrices whose outputs lie side by side in the rows of ``out``."""
-    for part in parts:
-        linear(step, context, part, x, out, offset=part.offset)
+def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
+    h, (q, k), norm = g.h, w.head_norms, None
+    weightless = h.arch.head_norm_weightless and h.rope[layer] and h.experts.n != 128
+    if q is not None or weightless:
+        norm = HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
+    temperature = None
+    if h.temperature is not None and not (h.arch.window_chunked and h.rope[layer]):
+        temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
+    style = RopeStyle(h.n_rot, h.neox)
+    return Rotation(style, h.attention_scale, norm, h.clamp_qkv, temperature)
 
 
-def apply_gate(step: Step, gate: Tensor, values: Tensor, out: Activations, activation: str) -> None:
-    """out = values * activation(gate), where the gate has a value for each or for a head."""
-    repeat = out.n_cols // gate.shape[1]
-    activate(step.tape, gate, out, activation=activation, repeat=repeat, y=values)
+def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
+    h, c = g.h, g.context
+    slopes = alibi_slopes(h.n_heads[layer], h.alibi_bias) if h.alibi_bias else None
+    return Mask(
+        h.window if h.windowed[layer] else 0, h.attention_softcap,
+        chunked=h.arch.window_chunked, bidirectional=not h.causal, together=c.inputs.together,
+        sinks=w.sinks, selected=None if w.indexer is None else selection(c, layer),
+        by_head=h.sparsity is not None and h.sparsity.by_head,
+        slopes=None if slopes is None else upload(c.device, slopes),
+    )  # fmt: skip
 
 
 def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -9,26 +9,23 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
-from engine.models.attention import project
-from engine.models.linear import linear
-from engine.models.mla import TILES, head_rows
-from engine.models.sparse import Sparsity
-from engine.models.step import Context, Step
+from engine.models.attention_verbs import Cache, Rotation
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
-from kernels.compress import Compression, KeyFinish, compress, key_shape, store_keys
-from kernels.indexer import Blocks, select_keys
-from kernels.joint import Ending, Keys, attend, score_keys
+from kernels.compress import Compression, KeyFinish, key_shape
+from kernels.indexer import Blocks
+from kernels.joint import Ending, Keys
 from kernels.kv import PAGE, KVShape, LayerKV
-from kernels.matmul import Activations, matmul
-from kernels.norm import UNCHANGED, NormWeights, norm
-from kernels.rope import HeadNorm, QKVRows, RopeStyle, rope_kv
+from kernels.norm import NormWeights
+from kernels.rope import HeadNorm, RopeStyle
 from kernels.tensor import Tensor
 
 
@@ -66,8 +63,8 @@ class CompressedWeights:
     n_groups: int
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> Compressed:
-        return Compressed(self, context, layer, kv)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: compressed(g, x, self, layer, kv))
 
 
 def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> CompressedWeights:
@@ -154,157 +151,53 @@ def compressed_shapes(h: Hyperparameters) -> list[KVShape]:
     return [key_shape(h.head, ratio) for ratio in h.compress_ratios]
 
 
-class Compressor:
-    """The way of tokens to keys, with the state that a sequence has between steps."""
-
-    def __init__(self, weights: CompressorWeights, context: Context, keys: LayerKV) -> None:
-        h, workspace, c = context.h, context.workspace, weights.compression
-        self._w, self._c, self._keys = weights, context, keys
-        self._rows = workspace.rows("compressor", c.row)
-        self._pooled = workspace.rows("compressed", c.width)
-        self._state = context.states.rows(context.device, *c.state_shape)
-        self._finish = KeyFinish(
-            weights.norm, h.eps, context.rope_frequencies[False], h.rope_scaling.magnitude
-        )
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return self._w.inputs
-
-    def record(self, step: Step, x: Activations) -> None:
-        """Write the keys that end in this step."""
-        inputs, c = self._c.inputs, self._w.compression
-        project(step, self._c, self._w.inputs, x, self._rows)
-        compress(step.tape, self._rows, c, inputs.sequences, self._state, self._pooled)
-        store_keys(
-            step.tape, self._pooled, c.ratio, self._finish, inputs.attention.positions,
-            inputs.slots, self._keys,
-        )  # fmt: skip
+def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int, kv: LayerKV) -> Rows:
+    """Attention to a window's keys and to compressed ones together, through a matrix for each
+    group of heads and one for all."""
+    h, n, c = g.h, g.h.n_heads[layer], g.context
+    slots, window = c.inputs.paging(h.windowed[layer])
+    table = c.rope_tables[h.rope_as_windowed[layer]]
+    style = RopeStyle(h.n_rot, h.neox, h.head - h.n_rot)
+    low = g.norm(g.linear(x, w.q_down), w.q_norm)
+    q, k = g.linear(low, w.q_up), g.linear(x, w.kv)
+    rotation = Rotation(style, h.attention_scale, HeadNorm(h.eps, k=w.kv_norm))
+    g.rope(q, k, k, n, Cache(kv, slots, window, table), rotation)
+    caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
+    if w.compressor is not None:
+        keys = c.compressed_pages[layer]
+        _compress(g, x, w.compressor, keys)
+        caches.insert(0, Keys(
+            keys, c.inputs.attention, w.compressor.compression.ratio,
+            selected=_select(g, x, low, w.indexer, layer),
+        ))  # fmt: skip
+    y = g.attend_jointly(q, n, caches, Ending(w.sinks, table))
+    return g.output(g.per_head(y.by_head(w.n_groups), w.output_down), w.output)
 
 
-class CompressedIndexer:
-    """Which compressed keys a token attends to."""
-
-    def __init__(
-        self,
-        weights: CompressedIndexerWeights,
-        sparsity: Sparsity,
-        context: Context,
-        keys: LayerKV,
-    ) -> None:
-        workspace, inputs = context.workspace, context.inputs.attention
-        ratio = weights.compressor.compression.ratio
-        self._w, self._s, self._c, self._layer = weights, sparsity, context, keys
-        self._compressor = Compressor(weights.compressor, context, keys)
-        self._keys = Keys(keys, inputs, ratio)
-        self._q = workspace.rows("index q", sparsity.n_heads * sparsity.head)
-        self._weights = workspace.rows("index weights", sparsity.n_heads)
-        n_words = -(-inputs.tables.shape[1] * PAGE // ratio // 32)
-        self._scores = workspace.rows("index scores", n_words * 32)
-        self.selected = workspace.tensor(
-            "selected keys", workspace.n_tokens, n_words, dtype=np.int32
-        )
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        return (self._w.proj, *self._compressor.readers)
-
-    def record(self, step: Step, x: Activations, latent: Activations) -> None:
-        h, s, tape, inputs = self._c.h, self._s, step.tape, self._c.inputs
-        blocks = Blocks(self._keys.ratio, s.blocks.chosen)
-        self._compressor.record(step, x)
-        project(step, self._c, [self._w.q], latent, self._q)
-        project(step, self._c, [self._w.proj], x, self._weights)
-        queries_only = replace(self._layer, shape=replace(self._layer.shape, n_kv=0))
-        rope_kv(
-            tape, QKVRows(self._q, self._q, self._q), s.n_heads, queries_only,
-            self._c.rope_tables[False], inputs.slots,
-            style=RopeStyle(h.n_rot, h.neox, s.head - h.n_rot), scale=1.0,
-        )  # fmt: skip
-        score_keys(tape, self._q, self._weights, self._keys, blocks.chosen, self._scores)
-        select_keys(tape, self._scores, inputs.attention, blocks, self.selected, by_block=True)
+def _compress(g: Graph, x: Rows, w: CompressorWeights, keys: LayerKV) -> None:
+    """Write the compressed keys that end in this step."""
+    frequencies, magnitude = g.context.rope_frequencies[False], g.h.rope_scaling.magnitude
+    finish = KeyFinish(w.norm, g.h.eps, frequencies, magnitude)
+    g.compress(g.linear(x, w.inputs), w.compression, finish, keys)
 
 
-class Compressed:
-    """Such attention of one layer with the memory that it needs."""
-
-    def __init__(
-        self, weights: CompressedWeights, context: Context, layer: int, kv: LayerKV
-    ) -> None:
-        h, workspace = context.h, context.workspace
-        self._w, self._c, self._kv = weights, context, kv
-        self._n = n = h.n_heads[layer]
-        self._q_low = workspace.rows("q latent", weights.q_down.matrix.n_rows)
-        self._q = workspace.rows("q", n * h.head)
-        self._latent = workspace.rows("kv latent", h.head)
-        self._attended = workspace.rows("attended", n * h.head)
-        self._partial = workspace.rows("attended so far", 2 * n)
-        self._down = workspace.rows("output latent", weights.output.matrix.n_cols)
-        self._down_read = workspace.activations("output latent read", [weights.output])
-        self._groups = {t: head_rows(context, weights.n_groups, t) for t in TILES}
-        self._by_group = workspace.activations(
-            "attended by group", [weights.output_down], times=weights.n_groups
-        )
-        rope = h.rope_as_windowed[layer]
-        self._table = context.rope_tables[rope]
-        self._slots, window = context.inputs.paging(h.windowed[layer])
-        self._compressor = None if weights.compressor is None else Compressor(
-            weights.compressor, context, context.compressed_pages[layer]
-        )  # fmt: skip
-        index_keys = context.index_pages[layer]
-        self._indexer = None
-        if weights.indexer is not None and h.sparsity is not None and index_keys.shape.n_kv:
-            self._indexer = CompressedIndexer(weights.indexer, h.sparsity, context, index_keys)
-        self._caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
-        if weights.compressor is not None:
-            self._caches.insert(0, Keys(
-                context.compressed_pages[layer], context.inputs.attention,
-                weights.compressor.compression.ratio,
-                selected=None if self._indexer is None else self._indexer.selected,
-            ))  # fmt: skip
-        q_readers = [weights.q_up] + ([] if weights.indexer is None else [weights.indexer.q])
-        self._q_low_normed = workspace.activations("q latent normed", q_readers)
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        parts = [part for part in (self._compressor, self._indexer) if part is not None]
-        return (self._w.q_down, self._w.kv, *(r for part in parts for r in part.readers))
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        tape, c, w, h = step.tape, self._c, self._w, self._c.h
-        project(step, c, [w.q_down], x, self._q_low)
-        norm(tape, self._q_low, w.q_norm, self._q_low_normed)
-        project(step, c, [w.q_up], self._q_low_normed, self._q)
-        project(step, c, [w.kv], x, self._latent)
-        rope_kv(
-            tape, QKVRows(self._q, self._latent, self._latent), self._n, self._kv, self._table,
-            self._slots, style=RopeStyle(h.n_rot, h.neox, h.head - h.n_rot),
-            scale=h.attention_scale, norm=HeadNorm(h.eps, k=w.kv_norm),
-        )  # fmt: skip
-        if self._compressor is not None:
-            self._compressor.record(step, x)
-        if self._indexer is not None:
-            self._indexer.record(step, x, self._q_low_normed)
-        attend(
-            tape, self._q, self._n, self._caches, Ending(w.sinks, self._table), self._attended,
-            self._partial,
-        )  # fmt: skip
-        self._leave(step, out, add=add)
-
-    def _leave(self, step: Step, out: Tensor, *, add: bool) -> None:
-        """Through each group's matrix, then the one for all."""
-        w, n, rows = self._w, self._w.n_groups, self._attended
-        attended, down = (
-            Tensor(t.buffer, (t.shape[0] * n, t.shape[1] // n), t.dtype) for t in (rows, self._down)
-        )
-        norm(step.tape, attended, UNCHANGED, self._by_group, times=n)
-        matmul(
-            step.tape, w.output_down.matrix, self._by_group, down, self._c.inputs.counts,
-            tile=step.tile, experts=self._groups[step.tile],
-        )  # fmt: skip
-        norm(step.tape, self._down, UNCHANGED, self._down_read)
-        scale = self._c.h.residual_scale
-        linear(step, self._c, w.output, self._down_read, out, add=add, scale=scale)
+def _select(
+    g: Graph, x: Rows, latent: Rows, w: CompressedIndexerWeights | None, layer: int
+) -> Tensor | None:
+    """Which compressed keys the tokens attend to; None: to all."""
+    h, s, c = g.h, g.h.sparsity, g.context
+    pages = c.index_pages[layer]
+    if w is None or s is None or not pages.shape.n_kv:
+        return None
+    inputs, ratio = c.inputs.attention, w.compressor.compression.ratio
+    n_words = -(-inputs.tables.shape[1] * PAGE // ratio // 32)
+    selected = c.workspace.tensor("selected keys", c.workspace.n_tokens, n_words, dtype=np.int32)
+    _compress(g, x, w.compressor, pages)
+    q, weights = g.linear(latent, w.q), g.linear(x, w.proj)
+    queries_only = replace(pages, shape=replace(pages.shape, n_kv=0))
+    cache = Cache(queries_only, c.inputs.slots, inputs, c.rope_tables[False])
+    style = RopeStyle(h.n_rot, h.neox, s.head - h.n_rot)
+    g.rope(q, q, q, s.n_heads, cache, Rotation(style))
+    scores = g.score_keys(q, weights, Keys(pages, inputs, ratio), s.blocks.chosen)
+    g.select(scores, Blocks(ratio, s.blocks.chosen), selected, by_block=True)
+    return selected

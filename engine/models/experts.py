@@ -45,9 +45,9 @@ def experts(g: Graph, x: Rows, w: ExpertsWeights, choice: Choice, limit: float) 
     if w.first[0].matrix.paired:
         hidden = g.expert_glu(x, w.first[0], choice, activation, limit)
     else:
-        first = [g.expert_linear(x, part, choice, of_tokens=True) for part in w.first]
-        if len(first) == 2:
-            hidden = g.gated(*first, activation, limit)
+        gate, *up = (g.expert_linear(x, part, choice, of_tokens=True) for part in w.first)
+        if up:
+            hidden = g.gated(gate, up[0], activation, limit)
         else:
-            hidden = g.activate(first[0], g.h.arch.activation)
+            hidden = g.activate(gate, g.h.arch.activation)
     return g.expert_linear(hidden, w.down, choice)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from engine.models.attention_verbs import AttentionVerbs
 from engine.models.expert_verbs import ExpertVerbs
 from engine.models.recorder import Rows
+from engine.models.sparse_verbs import SparseVerbs
 from engine.models.state_verbs import StateVerbs
 from engine.models.step import Context, Step
 from engine.tensors import Linear
@@ -21,7 +22,7 @@ from kernels.matmul import Activations
 from kernels.tensor import Tensor
 
 
-class Graph(AttentionVerbs, ExpertVerbs, StateVerbs):
+class Graph(AttentionVerbs, ExpertVerbs, SparseVerbs, StateVerbs):
     """What a sublayer's function is given to say what is done."""
 
 

@@ -3,21 +3,20 @@ once the context is longer than their number (sparse.py says which kinds there a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import ModelError
 from engine.models.arch import Hyperparameters
-from engine.models.linear import linear
-from engine.models.sparse import QUERIES, Sparsity
-from engine.models.step import Context, Step
+from engine.models.attention_verbs import Cache, Rotation
+from engine.models.graph import Graph
+from engine.models.recorder import Rows
+from engine.models.sparse import QUERIES
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
 from kernels.compress import key_shape
-from kernels.indexer import block_maxima, index_scores, select_keys
-from kernels.kv import PAGE, KVShape, LayerKV
-from kernels.matmul import Activations
-from kernels.norm import NormWeights, norm
-from kernels.rope import HeadNorm, QKVRows, RopeStyle, pool_keys, rope_kv
+from kernels.kv import PAGE, KVShape
+from kernels.norm import NormWeights
+from kernels.rope import HeadNorm, RopeStyle
 from kernels.tensor import Tensor
 
 
@@ -114,82 +113,31 @@ def selection(context: Context, layer: int) -> Tensor | None:
     )
 
 
-def build_indexer(
-    weights: IndexerWeights | None, context: Context, layer: int, table: Tensor | None
-) -> Indexer | None:
-    """A layer's indexer; None if it has none, or never has to choose."""
-    s, selected = context.h.sparsity, selection(context, layer)
-    if weights is None or s is None or selected is None:
-        return None
-    return Indexer(weights, s, context, context.index_pages[layer], table, selected)
-
-
-class Indexer:
-    """A layer's indexer with its memory."""
-
-    def __init__(
-        self,
-        weights: IndexerWeights,
-        sparsity: Sparsity,
-        context: Context,
-        keys: LayerKV,
-        table: Tensor | None,
-        selected: Tensor,
-    ) -> None:
-        workspace = context.workspace
-        self._w, self._s, self._c, self._keys = weights, sparsity, context, keys
-        self._table, self.selected = table, selected
-        self._q = workspace.rows("index q", sparsity.n_heads * sparsity.head)
-        self._k = workspace.rows("index k", max(sparsity.head, keys.shape.head_v))
-        self._weights = workspace.rows("index weights", sparsity.n_heads)
-        n_keys = context.inputs.attention.tables.shape[1] * PAGE
-        self._n_rows = sparsity.n_heads if sparsity.by_head else 1
-        self._scores = workspace.rows(
-            "index scores", self._n_rows * sparsity.blocks.n_scores(n_keys)
-        )
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        """The matrices that read what the layer reads."""
-        w = self._w
-        found = (None if w.latent else w.q, w.k, w.proj, w.gate)
-        return [linear for linear in found if linear is not None]
-
-    def record(self, step: Step, x: Activations, for_q: Activations) -> None:
-        """Write the tokens' index keys, and which keys they attend to into ``selected``."""
-        w, blocks, inputs = self._w, self._s.blocks, self._c.inputs.attention
-        self._project(step, x, for_q)
-        self._write_keys(step)
-        if self._s.by_head:
-            block_maxima(step.tape, self._q, self._keys, inputs, blocks, self._scores)
-        else:
-            weights = None if w.proj is None else self._weights
-            index_scores(step.tape, self._q, weights, self._keys, inputs, blocks, self._scores)
-        select_keys(step.tape, self._scores, inputs, blocks, self.selected, self._n_rows)
-
-    def _project(self, step: Step, x: Activations, for_q: Activations) -> None:
-        w, head = self._w, self._s.head
-        linear(step, self._c, w.q, for_q, self._q)
-        linear(step, self._c, w.k, x, self._k)
-        if w.proj is not None:
-            linear(step, self._c, w.proj, x, self._weights)
-        if w.gate is not None:
-            linear(step, self._c, w.gate, x, self._k, offset=head)
-        if w.k_norm is not None:
-            norm(step.tape, self._k, w.k_norm, Activations(head, self._k))
-
-    def _write_keys(self, step: Step) -> None:
-        """Norms of heads, RoPE, and the way to the pages."""
-        h, s, slots, w = self._c.h, self._s, self._c.inputs.slots, self._w
-        begin = s.head - h.n_rot if h.arch.index_rope_last else 0
-        style = RopeStyle(h.n_rot, h.arch.index_neox, begin)
-        rope_kv(
-            step.tape, QKVRows(self._q, self._k, self._k), s.n_heads, self._keys, self._table,
-            slots, style=style, scale=1.0, norm=w.head_norm,
-        )  # fmt: skip
-        if s.pooled:
-            table = None if self._table is None else self._c.block_table
-            pool_keys(
-                step.tape, self._keys, table, slots, style=style, norm=w.head_norm,
-                gates=w.offsets,
-            )  # fmt: skip
+def index(
+    g: Graph, x: Rows, latent: Rows, w: IndexerWeights | None, layer: int, table: Tensor | None
+) -> None:
+    """Write the tokens' index keys, and which keys they attend to. Nothing where a layer has no
+    indexer, or never has to choose. ``table``: of the positions' cos and sin."""
+    s, selected, h = g.h.sparsity, selection(g.context, layer), g.h
+    if w is None or s is None or selected is None:
+        return
+    cache = Cache(
+        g.context.index_pages[layer], g.context.inputs.slots, g.context.inputs.attention, table
+    )
+    q, all_of_k = g.linear(latent if w.latent else x, w.q), g.rows(
+        max(s.head, cache.pages.shape.head_v)
+    )  # fmt: skip
+    k, gates = all_of_k.split(s.head, all_of_k.width - s.head)
+    g.linear(x, w.k, into=k)
+    weights = None if w.proj is None else g.linear(x, w.proj)
+    if w.gate is not None:
+        g.linear(x, w.gate, into=gates)
+    if w.k_norm is not None:
+        g.normalize(k, w.k_norm)
+    style = RopeStyle(h.n_rot, h.arch.index_neox, s.head - h.n_rot if h.arch.index_rope_last else 0)
+    g.rope(q, all_of_k, all_of_k, s.n_heads, cache, Rotation(style, norm=w.head_norm))
+    if s.pooled:
+        g.pool_keys(cache, style, w.head_norm, w.offsets)
+    by_head = s.n_heads if s.by_head else 0
+    scores = g.index_scores(q, weights, cache.pages, s.blocks, by_head=by_head)
+    g.select(scores, s.blocks, selected, n_rows=by_head or 1)

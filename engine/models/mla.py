@@ -8,27 +8,20 @@ KV head. Where it has them as one (``attn_kv_b``), K and V of every head go to t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.models.arch import Hyperparameters
-from engine.models.attention import apply_gate, project
-from engine.models.indexer import IndexerWeights, build_indexer, load_indexer, selection
-from engine.models.linear import linear
-from engine.models.step import Context, Step
+from engine.models.attention_verbs import Cache, Rotation
+from engine.models.graph import Graph, RecordedSublayer
+from engine.models.indexer import IndexerWeights, index, load_indexer, selection
+from engine.models.recorder import Rows
+from engine.models.step import Context
 from engine.tensors import Linear, TensorSource
-from kernels import attention as attn
 from kernels.attention import Mask
 from kernels.kv import LayerKV
-from kernels.matmul import Activations, ExpertRows, matmul
-from kernels.norm import UNCHANGED, NormWeights, norm
-from kernels.rope import QKVRows, RopeStyle, Temperature, rope_kv
-from kernels.tape import TOKENS, Per
-from kernels.tensor import Tensor, upload
-
-TILES = (1, 8, 32)  # tokens of one head that go through its matrix together
+from kernels.norm import UNCHANGED, NormWeights
+from kernels.rope import RopeStyle, Temperature
+from kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +42,8 @@ class MLAWeights:
     indexer: IndexerWeights | None
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> MLA:
-        return MLA(self, context, layer, kv)
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: mla(g, x, self, layer, kv))
 
 
 def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights:
@@ -89,182 +82,70 @@ def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights
     )
 
 
-class MLA:
-    """Latent attention of one layer with the memory that it needs."""
-
-    def __init__(self, weights: MLAWeights, context: Context, layer: int, kv: LayerKV) -> None:
-        h, workspace = context.h, context.workspace
-        self._w, self._c, self._kv = weights, context, kv
-        self._n = n = h.n_heads[layer]
-        self._latent = weights.kv_norm.weight.shape[0] if weights.kv_norm.weight else 0
-        self._rot = weights.kv_down.matrix.n_rows - self._latent
-        self._head = weights.q_up.matrix.n_rows // n
-        self._nope = self._head - self._rot
-        head, v = kv.shape.head, weights.output.matrix.n_cols // n
-        self._q_low = None if weights.q_down is None else workspace.rows(
-            "q latent", weights.q_down.matrix.n_rows
-        )  # fmt: skip
-        q_readers = [weights.q_up] + ([] if weights.indexer is None else [weights.indexer.q])
-        self._q_low_normed = workspace.activations("q latent normed", q_readers)
-        self._q_all = workspace.rows("q", n * self._head)
-        self._latents = workspace.rows("kv latent", weights.kv_down.matrix.n_rows)
-        self._q = self._q_all
-        self._attended = self._values = workspace.rows("attended v", n * v)
-        if weights.k_up is not None and weights.v_up is not None:
-            self._q = workspace.rows("q absorbed", n * head)
-            self._attended = workspace.rows("attended latent", n * self._latent)
-            self._q_nope = workspace.activations("q nope", [weights.k_up], times=n)
-            self._latent_out = workspace.activations("latent out", [weights.v_up], times=n)
-            self._heads = {t: head_rows(context, n, t) for t in TILES}
-        elif weights.kv_up is not None:
-            self._normed = workspace.activations("kv latent normed", [weights.kv_up])
-            self._kv_all = workspace.rows("kv", n * (self._nope + v))
-            self._k, self._v = workspace.rows("k", n * head), workspace.rows("v", n * v)
-            slots = np.repeat(np.arange(context.workspace.n_tokens, dtype=np.int32), n)
-            self._token_of = upload(context.device, slots)
-        self._out = workspace.activations("attended", [weights.output])
-        self._gate = workspace.rows("gate", weights.gate[0].matrix.n_rows) if weights.gate else None
-        self._table = context.rope_tables[h.windowed[layer]] if h.rope[layer] else None
-        self._slots, self._paging = context.inputs.paging(h.windowed[layer])
-        self._indexer = build_indexer(weights.indexer, context, layer, self._table)
-        self._selected = None if h.windowed[layer] else selection(context, layer)
-        self._mask = Mask(
-            h.window if h.windowed[layer] else 0, sinks=weights.sinks,
-            selected=self._selected, together=context.inputs.together,
-        )  # fmt: skip
-        self._scale = h.rope_scaling.score_scale * self._head**-0.5
-        self._temperature = None if h.temperature is None else Temperature(
-            context.inputs.attention.positions, *h.temperature
-        )  # fmt: skip
-
-    @property
-    def readers(self) -> Sequence[Linear]:
-        first = self._w.q_down or self._w.q_up
-        indexer = () if self._indexer is None else self._indexer.readers
-        return (first, self._w.kv_down, *self._w.gate, *indexer)
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        pass
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        self._make_query(step, x)
-        if self._indexer is not None:
-            self._indexer.record(step, x, self._q_low_normed)
-        self._project(step, self._w.kv_down, x, self._latents)
-        if self._w.k_pe_norm is not None:
-            self._in_place(step, self._w.k_pe_norm, self._rot, self._latent)
-        kv_up = self._w.kv_up
-        self._attend(step, self._absorb(step) if kv_up is None else self._expand(step, kv_up))
-        self._finish(step, x)
-        scale = self._c.h.residual_scale
-        linear(step, self._c, self._w.output, self._out, out, add=add, scale=scale)
-
-    def _project(self, step: Step, weights: Linear, x: Activations, out: Tensor) -> None:
-        project(step, self._c, [weights], x, out)
-
-    def _in_place(self, step: Step, weights: NormWeights, n: int, at: int) -> None:
-        """Normalize ``n`` values of the latent rows from ``at`` on."""
-        here = Activations(n, self._latents)
-        norm(step.tape, self._latents, weights, here, offset=at, out_offset=at)
-
-    def _make_query(self, step: Step, x: Activations) -> None:
-        if self._w.q_down is not None and self._q_low is not None:
-            self._project(step, self._w.q_down, x, self._q_low)
-            norm(step.tape, self._q_low, self._w.q_norm or UNCHANGED, self._q_low_normed)
-            x = self._q_low_normed
-        self._project(step, self._w.q_up, x, self._q_all)
-
-    def _absorb(self, step: Step) -> QKVRows:
-        """The query in the latent space; the latent vector is K and V of one head."""
-        self._in_place(step, self._w.kv_norm, self._latent, 0)
-        per_head = _by_head(self._q_all, self._n)
-        query = _by_head(self._q, self._n)
-        norm(step.tape, per_head, UNCHANGED, self._q_nope, times=self._n)
-        self._through_heads(step, self._w.k_up, self._q_nope, query)
-        if self._rot:
-            self._copy(step, per_head, self._nope, query, self._latent, self._rot)
-        return QKVRows(self._q, self._latents, self._latents)
-
-    def _expand(self, step: Step, kv_up: Linear) -> QKVRows:
-        """K and V of every head."""
-        norm(step.tape, self._latents, self._w.kv_norm, self._normed)
-        self._project(step, kv_up, self._normed, self._kv_all)
-        made, k, v = (_by_head(t, self._n) for t in (self._kv_all, self._k, self._v))
-        if self._nope:
-            self._copy(step, made, 0, k, 0, self._nope)
-        self._copy(step, made, self._nope, v, 0, v.shape[1])
-        norm(
-            step.tape, self._latents, UNCHANGED, Activations(self._rot, k), offset=self._latent,
-            out_offset=self._nope, rows=self._token_of, times=self._n,
-        )  # fmt: skip
-        return QKVRows(self._q, self._k, self._v)
-
-    def _copy(self, step: Step, x: Tensor, at: int, out: Tensor, out_at: int, n: int) -> None:
-        """``n`` values of each head's row."""
-        norm(
-            step.tape, x, UNCHANGED, Activations(n, out), offset=at, out_offset=out_at,
-            times=self._n,
-        )  # fmt: skip
-
-    def _attend(self, step: Step, rows: QKVRows) -> None:
-        c, mode = self._c, step.mode.attention
-        rope_kv(
-            step.tape, rows, self._n, self._kv, self._table, self._slots,
-            style=RopeStyle(self._rot, c.h.neox, self._kv.shape.head - self._rot),
-            scale=self._scale, temperature=self._temperature,
-        )  # fmt: skip
-        attn.attention(
-            step.tape, self._q, self._n, self._kv, self._paging,
-            Activations(self._attended.shape[1], self._attended), self._mask,
-            queries=1 if mode == "single" else c.tile_queries,
-            split=c.split if mode == "split" else None, plain=c.plain,
-        )  # fmt: skip
-
-    def _finish(self, step: Step, x: Activations) -> None:
-        """From what attention yields to the rows that the output matrix reads."""
-        if self._w.v_up is not None:
-            latent = _by_head(self._attended, self._n)
-            norm(step.tape, latent, UNCHANGED, self._latent_out, times=self._n)
-            values = _by_head(self._values, self._n)
-            self._through_heads(step, self._w.v_up, self._latent_out, values)
-        if self._gate is None:
-            norm(step.tape, self._values, UNCHANGED, self._out)
-            return
-        project(step, self._c, self._w.gate, x, self._gate)
-        apply_gate(step, self._gate, self._values, self._out, self._c.h.arch.attention_gate)
-
-    def _through_heads(
-        self, step: Step, weights: Linear | None, x: Activations, out: Tensor
-    ) -> None:
-        """Each head's rows times its own matrix."""
-        if weights is None:
-            raise ValueError("no matrices per head")
-        matmul(
-            step.tape, weights.matrix, x, out, self._c.inputs.counts, tile=step.tile,
-            experts=self._heads[step.tile],
-        )  # fmt: skip
+def mla(g: Graph, x: Rows, w: MLAWeights, layer: int, kv: LayerKV) -> Rows:
+    """W (softmax(q K) V), with K and V made of a latent vector and a rotated key."""
+    h, n = g.h, g.h.n_heads[layer]
+    latent = w.kv_norm.weight.shape[0] if w.kv_norm.weight else 0
+    rot = w.kv_down.matrix.n_rows - latent
+    cache = Cache.of_layer(g.context, layer, kv)
+    low = x if w.q_down is None else g.norm(g.linear(x, w.q_down), w.q_norm or UNCHANGED)
+    q = g.linear(low, w.q_up)
+    head = q.width // n
+    index(g, x, low, w.indexer, layer, cache.table)
+    c, k_pe = g.linear(x, w.kv_down).split(latent, rot)
+    if w.k_pe_norm is not None:
+        g.normalize(k_pe, w.k_pe_norm)
+    if w.kv_up is not None:
+        k, v = _expand(g, c, k_pe, w, w.kv_up, n, head - rot)
+    else:
+        q = _absorb(g, q.by_head(n), c, w, rot)
+        k = v = c.whole()
+    temperature = None
+    if h.temperature is not None:
+        temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
+    style = RopeStyle(rot, h.neox, kv.shape.head - rot)
+    scale = h.rope_scaling.score_scale * head**-0.5
+    g.rope(q, k, v, n, cache, Rotation(style, scale, temperature=temperature))
+    y = g.attend(q, n, cache, _mask(g, w, layer))
+    if w.v_up is not None:
+        y = g.per_head(y.by_head(n), w.v_up)
+    if w.gate:
+        y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
+    return g.output(y, w.output)
 
 
-def _by_head(rows: Tensor, n: int) -> Tensor:
-    """Rows of n heads side by side as rows of one head."""
-    return Tensor(rows.buffer, (rows.shape[0] * n, rows.shape[1] // n), rows.dtype)
+def _absorb(g: Graph, q: Rows, c: Rows, w: MLAWeights, rot: int) -> Rows:
+    """The query in the latent space: the latent vector is K and V of one head."""
+    assert w.k_up is not None
+    if not w.kv_norm.is_copy:
+        g.normalize(c, w.kv_norm)
+    q_nope, q_pe = q.split(q.width - rot, rot)
+    absorbed = g.rows(q.heads * (c.width + rot))
+    into_latent, into_pe = absorbed.by_head(q.heads).split(c.width, rot)
+    g.per_head(q_nope, w.k_up, into=into_latent)
+    if rot:
+        g.copy(q_pe, into_pe)
+    return absorbed
 
 
-def head_rows(context: Context, n_heads: int, tile: int) -> ExpertRows:
-    """For matrices of heads in the place of experts: row t * n_heads + h goes through matrix h.
+def _expand(
+    g: Graph, c: Rows, k_pe: Rows, w: MLAWeights, kv_up: Linear, n: int, nope: int
+) -> tuple[Rows, Rows]:
+    """K and V of every head."""
+    made = g.linear(g.norm(c, w.kv_norm), kv_up).by_head(n)
+    k_nope, of_v = made.split(nope, made.width - nope)
+    k, v = g.rows(n * (nope + k_pe.width)), g.rows(n * of_v.width)
+    into_nope, into_pe = k.by_head(n).split(nope, k_pe.width)
+    if nope:
+        g.copy(k_nope, into_nope)
+    g.copy(of_v, v.by_head(n))
+    g.repeat(k_pe, into_pe)
+    return k, v
 
-    Rows of tokens that a step does not have are computed too; nobody reads them.
-    """
-    n_tokens = context.workspace.n_tokens
-    n_blocks = -(-n_tokens // tile)
-    block, head = np.divmod(np.arange(n_blocks * n_heads), n_heads)
-    counts = np.minimum(tile, n_tokens - block * tile)
-    zeros = np.zeros_like(head)
-    tiles = np.stack([head, np.arange(len(head)) * tile, counts, zeros], axis=1)
-    tokens = block[:, None] * tile + np.arange(tile)
-    rows = np.minimum(tokens, n_tokens - 1) * n_heads + head[:, None]
-    listed = upload(context.device, rows.astype(np.int32).reshape(-1))
-    return ExpertRows(
-        upload(context.device, tiles.astype(np.int32)), listed, listed,
-        Per(TOKENS, tile, n_heads), n_heads,
+
+def _mask(g: Graph, w: MLAWeights, layer: int) -> Mask:
+    windowed = g.h.windowed[layer]
+    return Mask(
+        g.h.window if windowed else 0, sinks=w.sinks, together=g.context.inputs.together,
+        selected=None if windowed else selection(g.context, layer),
     )  # fmt: skip

@@ -27,12 +27,13 @@ class Verbs(Recorder):
         *,
         scale: float = 1.0,
         add_to: Rows | None = None,
+        into: Rows | None = None,
     ) -> Rows:
         """(W x + b) * scale; of several matrices that read x the outputs side by side. Added to
-        other rows if these are given."""
+        other rows, or written to columns of others, if these are given."""
         parts = (layers,) if isinstance(layers, Linear) else layers
         x = self._whole(x)
-        out = add_to or self.rows(sum(part.matrix.n_rows for part in parts))
+        out = add_to or into or self.rows(sum(part.matrix.n_rows for part in parts))
         for part in parts:
             self._matrix(x, part, out, scale, add=add_to is not None)
         return out
@@ -52,7 +53,7 @@ class Verbs(Recorder):
             target, adds = e.target(out, add=add)
             linear(
                 e.step, self.context, part, e.operand(x), target, add=adds, scale=scale,
-                offset=part.offset,
+                offset=out.at + part.offset,
             )  # fmt: skip
 
         self.launch(run, operands=[(x, part)], writes=[out])
