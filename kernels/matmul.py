@@ -52,7 +52,7 @@ class Activations:
     @property
     def code_defines(self) -> list[str]:
         """What tells activation.cl how to write the codes."""
-        return ["CODE_BYTES"] * self.bytes + [f"X_SPAN={SPAN}"] * self.spans
+        return ["CODE_BYTES"] * self.bytes + [f"OUT_SPAN={SPAN}"] * self.spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,11 @@ def matmul(
             *([np.float32(scale)] * (scale != 1.0)),
             out.buffer, np.int32(out.shape[-1]), np.int32(out_offset + row),
         ]  # fmt: skip
-        _launch(tape, part, [*defines], args, tile, count, unit=1, experts=experts)
+        whole = out_offset == 0 and part.n_rows == out.shape[-1] and count == TOKENS
+        _launch(
+            tape, part, [*defines], args, tile, count, unit=1, experts=experts,
+            out=out if whole else None,
+        )  # fmt: skip
 
 
 def _part_args(
@@ -263,7 +267,9 @@ def _launch(
     count: int,
     unit: int,
     experts: ExpertRows | None,
+    out: Tensor | None = None,
 ) -> None:
+    """``out``: float rows of which this launch writes all columns."""
     used = experts.used if experts else 1
     share = min(used, w.n_experts) / w.n_experts
     work = Work(int(w.n_bytes * share), macs=w.n_rows * w.n_cols * used, count=count)
@@ -278,7 +284,10 @@ def _launch(
             tiles = Per(count, tile)
         grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
         defines += [f"NT={tile}", f"PREFETCH_BYTES={tuning.prefetch}"]
-        tape.add("matmul_simd.cl", "matmul", defines, args, grid, (1, 1), work)
+        tape.add(
+            "matmul_simd.cl", "matmul", defines, args, grid, (1, 1), work,
+            writes=out if one and out is not None else None,
+        )  # fmt: skip
     elif tile < SIMT_TILE_TOKENS:
         defines += [f"NT={tile}", f"SLICES={tuning.slices}"]
         groups = -(-w.n_groups // unit)

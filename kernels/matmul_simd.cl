@@ -16,6 +16,9 @@
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
 //             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
 //             the next matrix's integer activations.
+// NORM_NEXT   of one token: the work-item that ends last normalizes the whole row (norm_row.cl),
+//             so that a launch less comes before the next matrix; with POST what it normalizes
+//             is a stream, to which the row's own norm is added first
 
 #include "lanes.cl"
 #if NT == 1 && defined(ACT_INT) && !defined(X_BYTES)
@@ -24,6 +27,10 @@
 #include "unpack.cl"
 #include "activation.cl"
 #include "rows.cl"
+#ifdef NORM_NEXT
+#include "group.cl"
+#include "norm_row.cl"
+#endif
 
 #if defined(X_BYTES)
 #define X_ARGS global const int* x, global const float4* xd
@@ -244,6 +251,17 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
 #else
                    global float* out, int out_stride, int out_offset
 #endif
+#ifdef NORM_NEXT
+                   , volatile global int* arrived, float eps, global const float* weight,
+#ifdef POST
+                   global float* stream, global const float* post_weight, float post_eps,
+#endif
+#ifdef QUANTIZE
+                   global code_t* normed_q, global scale_t* normed_d
+#else
+                   global float* normed
+#endif
+#endif
 ) {
 #ifdef GLU
     const int unit = 4;  // groups: two pairs of gate and up, 32 columns of output
@@ -307,4 +325,22 @@ kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks,
         }
 #endif
     }
+#ifdef NORM_NEXT
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (atomic_inc(arrived) == (int)get_global_size(0) - 1) {
+        mem_fence(CLK_GLOBAL_MEM_FENCE);
+        *arrived = 0;  // for the next launch
+#ifdef POST
+        add_normed(stream, out, n_rows, post_weight, post_eps, 0);
+#else
+        global const float* stream = out;
+#endif
+        const float2 s = statistics(stream, n_rows, eps, 0);
+#ifdef QUANTIZE
+        write_normed(stream, n_rows, s, weight, normed_q, normed_d);
+#else
+        write_normed(stream, n_rows, s, weight, normed);
+#endif
+    }
+#endif
 }

@@ -33,8 +33,9 @@ class NormWeights:
     def defines(self) -> list[str]:
         if self.is_copy:
             return ["NORM_NONE"]
-        parts = ["WEIGHT"] * (self.weight is not None) + ["BIAS"] * (self.bias is not None)
-        return ["NORM_LAYER" if self.layer else "NORM_RMS", *parts]
+        parts = {"NORM_WEIGHT": self.weight, "NORM_BIAS": self.bias}
+        names = [name for name, tensor in parts.items() if tensor is not None]
+        return ["NORM_LAYER" if self.layer else "NORM_RMS", *names]
 
 
 UNCHANGED = NormWeights(None, 0.0)  # copies, or only quantizes
@@ -69,6 +70,9 @@ def norm(
     equal size each by itself; floats go to ``out_offset`` of a row of out.values, which may be
     x. There are ``times`` rows for each of counts[count].
     """
+    whole = rows is None and (times, groups, offset, out_offset) == (1, 1, 0, 0)
+    if whole and count == TOKENS and _ends_product(tape, x, weights, out, post):
+        return
     group = 1 if tape.device.is_simd else SIMT_GROUP
     defines = [*weights.defines, f"WG={group}"]
     n_cols = out.n_cols // groups
@@ -94,6 +98,31 @@ def norm(
     tape.add("norm.cl", "norm", defines, args, grid, (group, 1))
     if out.values is not None and out.quantized:
         quantize(tape, out, count=count, times=times)
+
+
+def _ends_product(
+    tape: Tape, x: Tensor, weights: NormWeights, out: Activations, post: PostNorm | None
+) -> bool:
+    """Have the product that has just written the rows normalize them, if it can."""
+    ending, made = tape.ending, x if post is None else post.y
+    if ending is None or ending.out.buffer is not made.buffer or ending.out.shape != made.shape:
+        return False
+    if weights.defines != ["NORM_RMS", "NORM_WEIGHT"] or weights.weight is None:
+        return False
+    if (out.values is None) is not out.quantized or out.n_cols != x.shape[-1]:
+        return False
+    args: list[object] = [tape.arrivals, np.float32(weights.eps), weights.weight.buffer]
+    defines = ["NORM_NEXT", *weights.defines]
+    if post is not None:
+        defines.append("POST")
+        args += [x.buffer, post.weight.buffer, np.float32(post.eps)]
+    if out.values is not None:
+        args.append(out.values.buffer)
+    elif out.codes is not None and out.scales is not None:
+        defines += ["QUANTIZE", *out.code_defines]
+        args += [out.codes.buffer, out.scales.buffer]
+    ending.extend(defines, args)
+    return True
 
 
 def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1) -> None:

@@ -8,14 +8,16 @@ sizes of grids that follow the batch: ``Per(TOKENS, 8)`` is "one per eight token
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyopencl as cl
 
 from kernels.device import Device, DeviceError
 from kernels.program import Programs
+from kernels.tensor import Tensor, zeros
 from kernels.tuning import power_of_two
 from kernels.work import NO_WORK, Work
 
@@ -78,6 +80,15 @@ class Launch:
         return self.local or free_groups(global_size, *self.free)
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last launch of a tape, which has written whole rows of one token, and how to have it do
+    more with them: the same with further defines and arguments."""
+
+    out: Tensor
+    extend: Callable[[Sequence[str], Sequence[Any]], None]
+
+
 class Tape:
     """A sequence of launches on one device.
 
@@ -92,6 +103,15 @@ class Tape:
         self.launches: list[Launch] = []
         self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
+        self.ending: Ending | None = None
+        self._arrivals: Tensor | None = None
+
+    @property
+    def arrivals(self) -> Any:
+        """A counter of work-items, 0 between launches; those that use it follow each other."""
+        if self._arrivals is None:
+            self._arrivals = zeros(self.device, (1,), np.int32)
+        return self._arrivals.buffer
 
     def add(
         self,
@@ -102,11 +122,14 @@ class Tape:
         grid: Grid,
         local: tuple[int, ...] | None = None,
         work: Work = NO_WORK,
+        *,
+        writes: Tensor | None = None,
     ) -> None:
         """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch.
 
-        ``work`` is what profiles compare its time with.
+        ``work`` is what profiles compare its time with; ``writes``: see Ending.
         """
+        self.ending = None
         kernel = self.programs.kernel(source, name, defines)
         kernel.set_args(*args)
         self._bound.append(args)
@@ -115,6 +138,15 @@ class Tape:
             grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
         self.launches.append(Launch(kernel, grid, local, label, work, self._free(kernel)))
+        if writes is not None:
+
+            def extend(more_defines: Sequence[str], more_args: Sequence[Any]) -> None:
+                self.launches.pop()
+                self._bound.pop()
+                all_args = [*args, *more_args]
+                self.add(source, name, [*defines, *more_defines], all_args, grid, local, work)
+
+            self.ending = Ending(writes, extend)
 
     def _free(self, kernel: Any) -> tuple[int, int]:
         """The limits of free_groups. A CPU gains nothing by them, and PoCL would compile each size
