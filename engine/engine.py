@@ -53,6 +53,7 @@ __all__ = ["Engine", "EngineOptions", "Ticket", "free_memory", "list_devices", "
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,7 +231,7 @@ class Engine:
             raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
         if request.media and (request.pooling or request.prompt_logprobs is not None):
             raise RequestError("images and sounds have no embeddings and no log-probabilities")
-        n_vocab, tokens = self.info.n_vocab, _without_media(request)
+        n_vocab, tokens = self.info.n_vocab, request.text_tokens
         for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
@@ -238,7 +239,7 @@ class Engine:
     def _sampler(self, request: Request) -> Sampler:
         return Sampler(
             request.sampling, n_vocab=self.info.n_vocab, eog_ids=self.tokenizer.eog_ids,
-            n_ctx=self.n_ctx, prompt=_without_media(request),
+            n_ctx=self.n_ctx, prompt=request.text_tokens,
             encode=self._encode_plain, pieces=self._piece,
             infill=infill_step(request, self.tokenizer),
         )  # fmt: skip
@@ -310,12 +311,10 @@ class Engine:
         """Take in what was posted, waiting if there is nothing else to do; False: stop."""
         if not self._streams:
             self._flush()
+        self._await_work()
         with self._wake:
-            while not (self._inbox or self._streams or self._slot_tasks or self._stopping):
-                self._wake.wait()
-            posted = list(self._inbox)
+            posted, stopping = list(self._inbox), self._stopping
             self._inbox.clear()
-            stopping = self._stopping
         for kind, stream in posted:
             if kind == "submit":
                 self._streams[stream.seq.id] = stream
@@ -327,6 +326,18 @@ class Engine:
             else:
                 stream.end_reasoning()
         return not stopping
+
+    def _await_work(self) -> None:
+        """Wait for something to do; the runner may use the time, a little at once."""
+        pause: float | None = FIRST_PAUSE
+        while True:
+            with self._wake:
+                if self._wake.wait_for(self._has_work, pause):
+                    return
+            pause = self._runner.use_pause()
+
+    def _has_work(self) -> bool:
+        return bool(self._inbox or self._streams or self._slot_tasks or self._stopping)
 
     def _run_slot_tasks(self) -> None:
         with self._wake:
@@ -476,6 +487,7 @@ class Engine:
         self._scheduler.finish(stream.seq)
         if self._streams.pop(stream.seq.id, None):
             self._counters.note_generation(stream.timings())
+        self._runner.compile_later()
 
 
 def load_engine(
@@ -486,14 +498,3 @@ def load_engine(
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info, model.media
     )
-
-
-def _without_media(request: Request) -> tuple[int, ...]:
-    """The prompt's tokens of text."""
-    if not request.media:
-        return request.prompt
-    ids, at = list[int](), 0
-    for span in request.media:
-        ids += request.prompt[at : span.start]
-        at = span.end
-    return (*ids, *request.prompt[at:])

@@ -31,6 +31,7 @@ from engine.placement import (
     placement_of,
     spread,
 )
+from engine.rehearsal import Rehearsal
 from engine.tensors import TensorSource
 from engine.weights import NO_ADDITIONS, Additions, ModelWeights, allocate_weights
 from kernels.device import Device, DeviceError, DeviceInfo
@@ -49,6 +50,7 @@ class Outline:
     names: tuple[str, ...]  # of its tensors
     weights: ModelWeights
     part_bytes: tuple[int, ...]
+    part_types: tuple[frozenset[str], ...]  # of the matrices that are packed
     tied_bytes: int  # of the matrix that embedding and output share if they are together
 
 
@@ -58,10 +60,11 @@ def outline(
     """Raises ModelError, as loading would."""
     n_parts = 2 * h.n_layers + 2
     devices = [device.dry() for _ in range(n_parts)]
-    weights, _ = allocate_weights(gguf, h, devices, placement_of(range(n_parts)), additions)
+    weights, jobs = allocate_weights(gguf, h, devices, placement_of(range(n_parts)), additions)
     tied = not TensorSource(gguf, device, h.arch.unused).has("output.weight")
     return Outline(
         h, tuple(gguf.tensors), weights, tuple(d.usage.n_bytes for d in devices),
+        tuple(frozenset(job.matrix.type.name for job in some) for some in jobs),
         weights.output.matrix.n_bytes if tied and weights.output is not None else 0,
     )  # fmt: skip
 
@@ -277,6 +280,24 @@ class Fitting:
             if taken + spare > free:
                 short.append((info, free))
         return short
+
+    def rehearse(self, trial: Trial) -> Rehearsal:
+        """The model of a trial on dry devices, to know which programs its steps need."""
+        options, model = self._options, self._model
+        dry = [self._machine.open(at).dry() for at in trial.devices]
+        return Rehearsal(
+            model.h, _relocated(model.weights, trial.placement.parts),
+            [(device, Programs(device)) for device in dry], trial.sizes,
+            CacheTypes(options.cache_type_k, options.cache_type_v),
+            flash=options.flash_attn != "off", media=self._media,
+        )  # fmt: skip
+
+    def packed(self, trial: Trial) -> list[set[str]]:
+        """The tensor types that are packed on each of a trial's devices."""
+        found: list[set[str]] = [set() for _ in trial.devices]
+        for at, types in zip(trial.placement.parts, self._model.part_types, strict=True):
+            found[at] |= types
+        return found
 
     def room_for_checkpoints(self, trial: Trial) -> int | None:
         """Bytes that they may take where the model is on the processor; None: any number."""

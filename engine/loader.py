@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import kernels.device as devices
-from engine.adapters import Adapter, read_adapters
+from engine.adapters import Adapter
 from engine.assembly import CacheTypes, Sizes, assemble, most_copies
 from engine.cache import PageCache
 from engine.chat.template import ChatTemplate, named_template, select_template
 from engine.checkpoints import Checkpoints
-from engine.control import read_directions
+from engine.compiling import Compiling
 from engine.errors import EngineError, ModelError, naming, refusing
-from engine.fit import Fitting, outline
 from engine.gguf import GGUFFile, count_tensor_types, file_type_name, open_gguf
-from engine.machine import find_machine
-from engine.media_loader import Media, load_media, open_media
+from engine.media_loader import Media
 from engine.models.arch import Hyperparameters
-from engine.models.hyperparameters import read_hyperparameters, with_rope
-from engine.models.table import find_architecture
 from engine.options import AdapterState, EngineOptions, ModelInfo
+from engine.packing import Packing
+from engine.preparation import Preparation, prepare, read_model
 from engine.profile import profile, typical_steps
 from engine.runner import Runner
 from engine.scheduler import Scheduler
-from engine.tensor_values import check_tensor_values
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.weights import Additions, allocate_weights, pack_weights
+from engine.weights import allocate_weights
 from kernels.device import Device, DeviceError, DeviceInfo
-from kernels.kv import KV_TYPES, PAGE
-from kernels.program import Programs
+from kernels.kv import PAGE
 from kernels.weights import PackJob
 
 log = logging.getLogger(__name__)
-IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
+PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,61 +63,70 @@ def free_memory(device: DeviceInfo) -> int:
 def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     """Load a model. Raises ModelError for its file, EngineError for device or options."""
     with refusing(path):
-        return _load(path, options, progress)
+        try:
+            return _load(path, options, progress)
+        except DeviceError as error:
+            raise EngineError(str(error)) from error
+
+
+def compile_model(
+    path: Path, options: EngineOptions, progress: Callable[[float], None]
+) -> tuple[int, int]:
+    """Compile every program of a model with these options, for later starts; it is not loaded.
+    How many were missing, and how many there are. Raises as load_model does."""
+    with refusing(path):
+        try:
+            prepared = prepare(*read_model(path, options), options)
+            if prepared.compiling is None:
+                raise EngineError(
+                    f"{prepared.devices[0].info.platform} compiles when a kernel is first run: "
+                    "nothing can be compiled ahead"
+                )
+            with stopping(prepared.compiling):
+                prepared.compiling.begin(everything=True)
+                while not prepared.compiling.wait(PROGRESS_SECONDS):
+                    progress(prepared.compiling.progress)
+        except DeviceError as error:
+            raise EngineError(str(error)) from error
+    return prepared.compiling.n_missing, prepared.compiling.n_wanted
 
 
 def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
-    gguf = open_gguf(path)
-    with naming(path):
-        gguf.override(dict(options.override_kv))
-        if options.check_tensors:
-            check_tensor_values(gguf)
-        hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
-        tokenizer = load_tokenizer(gguf.metadata)
-        _check_vocabulary(gguf, hparams, tokenizer)
-    hparams = with_rope(hparams, options.rope)
-    _check_cache_types(options)
-    template = _chat_template(gguf.metadata, tokenizer, options)
-    projector = open_media(options, hparams)
-    if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
-        hparams = replace(hparams, image_experts=True)
-    try:
-        machine = find_machine(options)
-        first = machine.open(0)
-        media = None if projector is None else load_media(projector, options, hparams, first)
-        shape = None if media is None else media.shape
-        machine = machine.without(first.info, first.usage.n_bytes)
-        if media is not None and media.device is not first:
-            machine = machine.without(media.device.info, media.device.usage.n_bytes)
-        additions = _additions(gguf, hparams, options)
-        model = outline(gguf, hparams, first, additions)
-        if additions.directions and model.weights.residuals is not None:
-            raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
-        fitting = Fitting(model, options, machine, shape)
-        chosen = fitting.choose()
-        room = fitting.room_for_checkpoints(chosen)
-        opened, sizes = [machine.open(at) for at in chosen.devices], chosen.sizes
-        placed = [(device, Programs(device)) for device in opened]
-        weights, jobs = allocate_weights(gguf, hparams, opened, chosen.placement, additions)
-        runner = assemble(
-            hparams, weights, placed, sizes,
-            CacheTypes(options.cache_type_k, options.cache_type_v),
-            flash=options.flash_attn != "off", media=shape,
-        )  # fmt: skip
-        _pack(gguf, runner, placed, jobs, progress)
-        if options.profile:
-            _log_profile(path, runner, sizes)
-    except DeviceError as error:
-        raise EngineError(str(error)) from error
-    placed_at = chosen.placement.mixers if runner.state_bytes else ()
+    began = time.perf_counter()
+    gguf, hparams = read_model(path, options)
+    with ThreadPoolExecutor(1, "tokenizer") as pool:
+        text = pool.submit(_read_text, gguf, hparams, options)
+        prepared = prepare(gguf, hparams, options)
+        hparams, sizes, compiling = prepared.hparams, prepared.sizes, prepared.compiling
+        with stopping(compiling):
+            if compiling is not None:
+                compiling.begin(everything=options.profile)
+            weights, jobs = allocate_weights(
+                gguf, hparams, prepared.devices, prepared.placement, prepared.additions
+            )
+            runner = assemble(
+                hparams, weights, prepared.placed, sizes,
+                CacheTypes(options.cache_type_k, options.cache_type_v),
+                flash=options.flash_attn != "off",
+                media=None if prepared.media is None else prepared.media.shape,
+            )  # fmt: skip
+            times = _fill(prepared, runner, jobs, progress)
+            tokenizer, template = text.result()
+    if compiling is not None:
+        compiling.end()
+    if options.profile:
+        _log_profile(path, runner, sizes)
+    placed_at = prepared.placement.mixers if runner.state_bytes else ()
     settings = _settings(options, placed_at)
-    info = _info(gguf, hparams, opened, runner, options, settings, additions.adapters)
+    adapters = prepared.additions.adapters
+    info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
+    log.info("loaded in %.1f s: %s", time.perf_counter() - began, times)
     return Model(
         runner,
         _scheduler(
             sizes,
-            _checkpoints(sizes, runner, options, room),
+            _checkpoints(sizes, runner, options, prepared.room),
             options,
             keeps_state=runner.state_bytes > 0,
             whole_prompts=not hparams.causal,
@@ -128,8 +135,28 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         tokenizer,
         template,
         info,
-        media,
+        prepared.media,
     )
+
+
+@contextmanager
+def stopping(compiling: Compiling | None) -> Iterator[None]:
+    """If loading ends early, compiling does."""
+    try:
+        yield
+    except BaseException:
+        if compiling is not None:
+            compiling.stop()
+        raise
+
+
+def _read_text(
+    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
+) -> tuple[Tokenizer, ChatTemplate]:
+    with naming(gguf.path):
+        tokenizer = load_tokenizer(gguf.metadata)
+        _check_vocabulary(gguf, hparams, tokenizer)
+    return tokenizer, _chat_template(gguf.metadata, tokenizer, options)
 
 
 def _scheduler(
@@ -184,32 +211,30 @@ def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) 
         )
 
 
-def _check_cache_types(options: EngineOptions) -> None:
-    for name in (options.cache_type_k, options.cache_type_v):
-        if name not in KV_TYPES:
-            raise EngineError(f"KV cache type {name!r} is not supported: {', '.join(KV_TYPES)}")
-
-
-def _additions(gguf: GGUFFile, h: Hyperparameters, options: EngineOptions) -> Additions:
-    return Additions(
-        read_adapters([path for path, _ in options.adapters], gguf),
-        read_directions(options.control, h.n_layers, h.n_embd),
-    )
-
-
-def _pack(
-    gguf: GGUFFile,
+def _fill(
+    prepared: Preparation,
     runner: Runner,
-    placed: Sequence[tuple[Device, Programs]],
     jobs: Sequence[Sequence[PackJob]],
     progress: Callable[[float], None],
-) -> None:
-    """Fill the matrices, and build the programs meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        recorded = pool.submit(runner.warm_up)
-        listed = [(*on, job) for on, some in zip(placed, jobs, strict=True) for job in some]
-        pack_weights(gguf, listed, progress)
+) -> str:
+    """Pack the weights and record what the first request needs, while it is compiled; what took
+    how long, in words."""
+    compiling = prepared.compiling
+    listed = [(*on, job) for on, some in zip(prepared.placed, jobs, strict=True) for job in some]
+    packing = Packing(prepared.gguf, listed)
+    with ThreadPoolExecutor(2, "loading") as pool, stopping(compiling), packing:
+        packed = pool.submit(packing.run)
+        recorded = pool.submit(runner.warm_up, compiling)
+        while wait([packed, recorded], PROGRESS_SECONDS, FIRST_EXCEPTION).not_done:
+            share = 1.0 if compiling is None else compiling.progress
+            progress((packing.progress + share) / 2)
+            for future in (packed, recorded):
+                if future.done():
+                    future.result()
+        progress(1.0)
+        packed.result()
         recorded.result()
+    return f"{packing}" + ("" if compiling is None else f", {compiling}")
 
 
 def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:

@@ -118,6 +118,17 @@ class Request:
     grids: tuple[Grid, ...] = ()  # for M-RoPE; empty: those of the images in ``media``
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """The prompt's tokens of text, without the places of images and sounds."""
+        if not self.media:
+            return self.prompt
+        ids, at = list[int](), 0
+        for span in self.media:
+            ids += self.prompt[at : span.start]
+            at = span.end
+        return (*ids, *self.prompt[at:])
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,14 @@ from engine.cache import PageCopy
 from engine.checkpoints import StateCopy
 from engine.models.decoder import Decoder
 from engine.models.recording import Recording
-from engine.models.step import AttentionMode, Mode
+from engine.models.step import (
+    DECODE_TILES,
+    FEW_OUTPUTS,
+    AttentionMode,
+    Mode,
+    first_modes,
+    mode_of,
+)
 from engine.sequence import Chunk
 from kernels.attention import PART
 from kernels.kv import KVPages
@@ -23,15 +30,24 @@ from kernels.tape import Counts
 from kernels.tensor import read, read_row, read_rows
 from kernels.topk import MAX_K, Found, parse
 
-DECODE_TILES = (1, 8, 32)  # tokens per pass over the weights; more tokens, more passes
-PROMPT_TILE = 32
-FEW_OUTPUTS = 8
+RECORDING_PAUSE, COMPILING_PAUSE = 0.05, 0.5  # seconds between two looks at what is to be done
 
 
 def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
     if any(chunk.count > 1 for chunk in chunks):
         return "tiles"
     return "single" if all(chunk.start < PART for chunk in chunks) else "split"
+
+
+class Compiling(Protocol):
+    """What compiles programs for later steps (compiling.py)."""
+
+    @property
+    def later(self) -> Sequence[Mode]: ...
+    @property
+    def continues(self) -> bool: ...
+    def continue_later(self) -> None: ...
+    def ready(self, mode: Mode) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +122,45 @@ class Runner:
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
         self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
+        self._compiling: Compiling | None = None
         self.topk = decoder.record_topk()
 
-    def warm_up(self) -> None:
-        """Record, and so compile, what the first request will need."""
-        if not self._decoder.generates:
-            self._recording(self._mode(PROMPT_TILE, 0, "tiles", hidden=True))
-            return
-        for n in DECODE_TILES[:2]:
-            self._recording(self._mode(n, 1, "single"))
-        self._recording(self._mode(1, 1, "split"))
-        self._recording(self._mode(PROMPT_TILE, 1, "tiles"))
+    def warm_up(self, compiling: Compiling | None = None) -> None:
+        """Record, and so compile, what the first request will need.
+
+        ``compiling`` has the programs of other modes; until they are there, steps use a larger
+        mode than they need. None: a mode is compiled when it is first needed.
+        """
+        self._compiling = compiling
+        for mode in first_modes(generates=self._decoder.generates):
+            self._recording(mode)
+        if compiling is None and self._decoder.generates:
+            self._recording(mode_of(DECODE_TILES[1], 1, "single"))
+
+    def use_pause(self) -> float | None:
+        """Nothing is to be computed now: compile, or record, a part of what later steps may need.
+        The seconds after which there may be more to do; None: there will not."""
+        if self._compiling is None:
+            return None
+        self.compile_later()
+        modes = [mode for mode in self._compiling.later if mode not in self._recordings]
+        ready = next(filter(self._compiling.ready, modes), None)
+        if ready is not None:
+            self._recording(ready)
+        elif not modes or not self._compiling.continues:
+            self._compiling = None
+            return None
+        return RECORDING_PAUSE if ready is not None else COMPILING_PAUSE
+
+    def compile_later(self) -> None:
+        """Begin to compile what later steps may need, aside."""
+        if self._compiling is not None:
+            self._compiling.continue_later()
 
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that a step of one token reads."""
-        mode = self._mode(1, 1, "single")
-        if not self._decoder.generates:
-            mode = self._mode(PROMPT_TILE, 0, "tiles", hidden=True)
-        tapes = self._recording(mode).tapes
+        tapes = self._recording(first_modes(generates=self._decoder.generates)[0]).tapes
         return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
 
     @property
@@ -179,8 +215,11 @@ class Runner:
         key = n_tokens, len(rows), attention, hidden
         recording = self._of_step.get(key)
         if recording is None:
-            mode = self._mode(n_tokens, len(rows), attention, hidden=hidden)
-            recording = self._of_step[key] = self._recording(mode)
+            wanted = mode_of(n_tokens, len(rows), attention, hidden=hidden)
+            mode = self._at_hand(wanted)
+            recording = self._recording(mode)
+            if mode == wanted:
+                self._of_step[key] = recording
         counts = [
             batch.fill(chunks, rows, tile if attention == "tiles" else 1)
             for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
@@ -201,14 +240,15 @@ class Runner:
         [rows, n_embd]. The forward must have had a chunk with outputs "hidden"."""
         return read_rows(self._decoder.hidden, rows, self._decoder.queue)
 
-    def _mode(
-        self, n_tokens: int, n_outputs: int, attention: AttentionMode, *, hidden: bool = False
-    ) -> Mode:
-        if attention != "tiles":
-            tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
-            return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden)
-        few = n_outputs <= FEW_OUTPUTS
-        return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden)
+    def _at_hand(self, mode: Mode) -> Mode:
+        """A mode, or while that is being compiled one with a larger tile: what the simd kernels
+        compute for a token does not depend on the tile (matmul_simd.cl), so the same results."""
+        compiling = self._compiling
+        if compiling is None or not self._decoder.is_simd or mode in self._recordings:
+            return mode
+        larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
+        others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
+        return next(filter(compiling.ready, (mode, *others)), mode)
 
     def _recording(self, mode: Mode) -> Recording:
         if mode not in self._recordings:

@@ -1,13 +1,12 @@
 """A model's weights on the device: what each layer has, as the file shows it.
 
-All memory is allocated first (``allocate_weights``), so that launches can be recorded, and
-their programs built, while the matrices are packed (``pack_weights``): one after another, so
-that no second copy of the model is ever in memory.
+All memory is allocated first, so that launches can be recorded, and their programs built, while
+the matrices are packed (packing.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -36,12 +35,10 @@ from engine.placement import Placement
 from engine.tensors import Linear, LowRankMatrices, TensorSource
 from kernels.device import Device
 from kernels.norm import NormWeights
-from kernels.program import Programs
 from kernels.tensor import Tensor
-from kernels.weights import Matrix, PackJob, run_job
+from kernels.weights import Matrix, PackJob
 
 EMBEDDING = "token_embd.weight"
-DROP_BYTES = 32 << 20  # of the file, read before its pages are let go
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +147,6 @@ def allocate_weights(
     )
     check_used(adapters, set().union(*(source.adapted for source in sources)))
     return weights, [source.jobs for source in sources]
-
-
-def pack_weights(
-    gguf: GGUFFile,
-    jobs: Sequence[tuple[Device, Programs, PackJob]],
-    progress: Callable[[float], None],
-) -> None:
-    """Fill the matrices; ``progress`` gets the share that is done, 0 to 1."""
-    total, done, dropped = sum(job.part.data.nbytes for _, _, job in jobs), 0, 0
-    for device, programs, job in jobs:
-        run_job(device, programs, job)
-        done += job.part.data.nbytes
-        if done - dropped >= DROP_BYTES:
-            gguf.drop_pages()
-            dropped = done
-        progress(done / total)
 
 
 def _directed(

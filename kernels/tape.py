@@ -151,7 +151,7 @@ class Tape:
     def _free(self, kernel: Any) -> tuple[int, int]:
         """The limits of free_groups. A CPU gains nothing by them, and PoCL would compile each size
         for minutes."""
-        if self.device.is_simd or self.device.info.kind == "cpu":
+        if self.device.is_simd or self.device.info.kind == "cpu" or self.device.is_dry:
             return 1, 1
         info, (raw,) = cl.kernel_work_group_info.WORK_GROUP_SIZE, self.device.context.devices
         most = kernel.get_work_group_info(info, raw)

@@ -59,7 +59,7 @@ def allocate(device: Device, n_bytes: int) -> Any:
 
 def from_element(tensor: Tensor, first: int) -> Any:
     """The tensor's buffer from an element on, which must be where a sub-buffer may begin."""
-    if first == 0:
+    if first == 0 or tensor.buffer is None:  # as on a dry device
         return tensor.buffer
     at = first * tensor.dtype.itemsize
     return tensor.buffer.get_sub_region(at, tensor.n_bytes - at)

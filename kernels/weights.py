@@ -288,10 +288,16 @@ def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
     ]
 
 
+def pack_program(type_name: str) -> tuple[str, tuple[str, ...]]:
+    """The source and defines of the program that packs matrices of a type."""
+    return "pack.cl", (f"TYPE_{type_name}",)
+
+
 def run_job(device: Device, programs: Programs, job: PackJob) -> None:
     """Pack a part: its bytes are copied to the device and freed again."""
     matrix, part = job.matrix, job.part
-    kernel = programs.kernel("pack.cl", "pack", (matrix.define,))
+    source, defines = pack_program(matrix.type.name)
+    kernel = programs.kernel(source, "pack", defines)
     flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
     raw = cl.Buffer(device.context, flags, hostbuf=part.data)
     kernel.set_args(

@@ -128,6 +128,11 @@ class Decoder:
         return self._weights.output is not None
 
     @property
+    def is_simd(self) -> bool:
+        """Whether all of it is computed by kernels of the simd family."""
+        return all(place.device.is_simd for place in self._places)
+
+    @property
     def scores(self) -> Tensor | None:
         """What the ranking head makes of the wanted rows, if the model has one."""
         return None if self._rank is None else self._rank.scores

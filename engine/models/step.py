@@ -30,6 +30,9 @@ from kernels.tensor import Tensor, empty
 from kernels.topk import TopKBuffers
 
 T = TypeVar("T")
+DECODE_TILES = (1, 8, 32)  # tokens per pass over the weights; more tokens, more passes
+PROMPT_TILE = 32
+FEW_OUTPUTS = 8
 AttentionMode = Literal["tiles", "single", "split"]
 
 
@@ -85,6 +88,37 @@ class Mode:
     attention: AttentionMode
     output_tile: int
     hidden: bool = False
+
+
+def first_modes(*, generates: bool) -> list[Mode]:
+    """Of the steps of the first request: one token, and prompts."""
+    if not generates:
+        return [mode_of(PROMPT_TILE, 0, "tiles", hidden=True)]
+    return [mode_of(1, 1, "single"), mode_of(1, 1, "split"), mode_of(PROMPT_TILE, 1, "tiles")]
+
+
+def later_modes(*, generates: bool) -> list[Mode]:
+    """Of all other steps, the likeliest first."""
+    attentions: tuple[AttentionMode, ...] = ("single", "split")
+    hidden = [
+        mode_of(n, 0, attention, hidden=True)
+        for n in DECODE_TILES for attention in ("tiles", *attentions)
+    ]  # fmt: skip
+    decode = [mode_of(n, n, attention) for n in DECODE_TILES for attention in attentions]
+    modes = [*decode, mode_of(PROMPT_TILE, PROMPT_TILE, "tiles"), *hidden] if generates else hidden
+    first = first_modes(generates=generates)
+    return [mode for mode in dict.fromkeys(modes) if mode not in first]
+
+
+def mode_of(
+    n_tokens: int, n_outputs: int, attention: AttentionMode, *, hidden: bool = False
+) -> Mode:
+    """The mode of a step of so many tokens and rows of logits."""
+    if attention != "tiles":
+        tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
+        return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden)
+    few = n_outputs <= FEW_OUTPUTS
+    return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from engine.gguf import open_gguf
 from engine.models.hyperparameters import read_hyperparameters
 from engine.models.table import find_architecture
 from engine.options import ControlVectors
+from engine.packing import Packing
 from engine.placement import Placement, on_one_device
 from engine.request import Request
 from engine.sequence import Chunk
 from engine.sequence import Sequence as RunningSequence
-from engine.weights import Additions, allocate_weights, pack_weights
+from engine.weights import Additions, allocate_weights
 from kernels.device import Device
 from kernels.program import Programs
 
@@ -62,9 +63,7 @@ class Stepper:
                 gguf, hparams, [d for d, _ in devices], placement, additions
             )
             listed = zip(devices, jobs, strict=True)
-            pack_weights(
-                gguf, [(*on, job) for on, some in listed for job in some], lambda share: None
-            )
+            Packing(gguf, [(*on, job) for on, some in listed for job in some]).run()
         self.n_vocab = hparams.n_vocab
         types = CacheTypes(*cache_types)
         sizes = replace(SIZES, n_ring_pages=ring_pages(hparams, 3, 96, 32))

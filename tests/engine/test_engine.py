@@ -100,6 +100,12 @@ class CountingRunner:
         self.scales += [chunk.seq.adapter_scales for chunk in chunks]
         return [OneRow(row.chunk.seq.tokens[row.position]) for row in rows]
 
+    def compile_later(self) -> None:
+        pass
+
+    def use_pause(self) -> None:
+        pass
+
 
 class Events:
     """Receives the events of one request."""

@@ -39,13 +39,14 @@ def test_compilers_remarks_are_not_shown_whoever_builds(
         def __init__(self, context: object, text: str) -> None:
             pass
 
-        def build(self, options: list[str]) -> None:
+        def build(self, options: list[str], cache_dir: object) -> None:
             overlap.wait(10)
             if "-DSECOND" in options:
                 first_left.wait(10)
             warnings.warn("a remark", cl.CompilerWarning, stacklevel=2)
 
     monkeypatch.setattr(cl, "Program", RemarkingProgram)
+    monkeypatch.setattr(Programs, "are_kept_by_driver", True)  # compiled in this process
     programs, errors, before = Programs(device), [], warnings.filters.copy()
 
     def build(define: str) -> None:
