@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from engine.gguf import GGUFFile
 from kernels.device import Device
 from kernels.program import Programs
-from kernels.weights import PackJob, run_job
+from kernels.weights import PackJob, enqueue_job
 
-DROP_BYTES = 32 << 20  # of the file, read before its pages are let go
+PENDING_BYTES = 32 << 20  # of the file that are packed before its pages are let go
 
 
 class Packing:
@@ -40,15 +41,20 @@ class Packing:
         return self._n_done / self._n_bytes if self._n_bytes else 1.0
 
     def run(self) -> None:
-        """Fill the matrices: one after another, so that no second copy of the model is ever in
+        """Fill the matrices, a few at a time, so that no second copy of the model is ever in
         memory."""
-        dropped, began = 0, time.perf_counter()
+        began, pending, n_pending = time.perf_counter(), list[Any](), 0
         for device, programs, job in self._jobs:
             if self._stopped:
                 return
-            run_job(device, programs, job)
-            self._n_done += job.part.data.nbytes
-            if self._n_done - dropped >= DROP_BYTES:
+            pending.append((device, enqueue_job(device, programs, job)))
+            n_pending += job.part.data.nbytes
+            if n_pending >= PENDING_BYTES or job is self._jobs[-1][-1]:
+                for other, raw in pending:
+                    other.finish()
+                    raw.release()
+                pending.clear()
                 self._gguf.drop_pages()
-                dropped = self._n_done
+                self._n_done += n_pending
+                n_pending = 0
         self._seconds = time.perf_counter() - began

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +15,10 @@ import numpy.typing as npt
 import pyopencl as cl
 
 from kernels.device import Device
+from kernels.memory import ALIGNMENT
 from kernels.program import Programs
 from kernels.quants import TensorType, by_name
-from kernels.tensor import allocate, fill_zero
+from kernels.tensor import allocate, fill_zero, works_in_place
 
 ROWS = 16  # rows side by side (lanes.cl)
 BLOCK = 32  # columns per block
@@ -168,6 +170,7 @@ def place(
         raise ValueError("a stacked matrix needs a multiple of 16 rows")
     n_rows = sum(p.n_rows for p in parts)
     n_groups = sum(-(-p.n_rows // ROWS) for p in parts)
+    n_packed = n_groups
     if paired:
         n_groups = -(-n_groups // 4) * 4  # a unit of the kernels is two pairs
     if ranges := _slab_rows(device, first, n_groups, parts[0].n_rows if paired else n_rows):
@@ -179,7 +182,7 @@ def place(
         )
     scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
     buffer = allocate(device, n_bytes)
-    if paired:
+    if n_groups > n_packed and not works_in_place(device):  # memory of the host comes with zeros
         fill_zero(device, buffer, n_bytes)
     matrix = Matrix(buffer, first.type, n_rows, first.n_cols, scales_at, n_bytes, paired)
     jobs, row = [], 0
@@ -293,22 +296,43 @@ def pack_program(type_name: str) -> tuple[str, tuple[str, ...]]:
     return "pack.cl", (f"TYPE_{type_name}",)
 
 
-def run_job(device: Device, programs: Programs, job: PackJob) -> None:
-    """Pack a part: its bytes are copied to the device and freed again."""
+def enqueue_job(device: Device, programs: Programs, job: PackJob) -> Any:
+    """Begin to pack a part. What is returned, and the part's bytes, must stay until the queue has
+    passed this point: where the device works in the host's memory it reads them where they lie."""
     matrix, part = job.matrix, job.part
     source, defines = pack_program(matrix.type.name)
     kernel = programs.kernel(source, "pack", defines)
-    flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
-    raw = cl.Buffer(device.context, flags, hostbuf=part.data)
+    raw, begin = _raw_buffer(device, part.data)
     kernel.set_args(
-        raw, matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
+        raw, np.uint64(begin), matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
         np.int32(matrix.n_blocks), np.int32(job.row), np.int32(job.stride), np.int32(job.offset),
         np.float32(part.scale),
     )  # fmt: skip
-    n_blocks = -(-matrix.n_cols // BLOCK)
-    padded = -(-part.n_rows // ROWS) * ROWS
-    cl.enqueue_nd_range_kernel(device.queue, kernel, (n_blocks, padded), None)
-    device.queue.finish()
+    n_blocks, n_groups = -(-matrix.n_cols // BLOCK), -(-part.n_rows // ROWS)
+    grid, local = ((n_blocks, n_groups), (1, 1)) if device.is_simd else (
+        (n_blocks, n_groups * ROWS), None
+    )  # fmt: skip
+    cl.enqueue_nd_range_kernel(device.queue, kernel, grid, local)
+    return raw
+
+
+def _raw_buffer(device: Device, data: npt.NDArray[np.uint8]) -> tuple[Any, int]:
+    """A buffer with a part's bytes, and where in it they begin."""
+    flags = cl.mem_flags.READ_ONLY
+    if not works_in_place(device):
+        return cl.Buffer(device.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=data), 0
+    # Drivers use in place what begins at a page. The rest of the pages belongs to somebody else,
+    # but it is there and nobody reads it.
+    begin = data.ctypes.data % ALIGNMENT
+    size = -(-(begin + data.nbytes) // ALIGNMENT) * ALIGNMENT
+    pages = (ctypes.c_ubyte * size).from_address(data.ctypes.data - begin)
+    return cl.Buffer(device.context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=pages), begin
+
+
+def run_job(device: Device, programs: Programs, job: PackJob) -> None:
+    """Pack a part, and wait."""
+    raw = enqueue_job(device, programs, job)
+    device.finish()
     raw.release()
 
 
