@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
+from engine.errors import EngineError
 from engine.models.step import Mode, first_modes, later_modes
 from engine.rehearsal import Rehearsal
 from kernels.program import Programs, Spec
@@ -75,6 +76,12 @@ class Compiling:
         for future in self._waiting:
             future.result()
         return True
+
+    def check_kept(self) -> None:
+        """Raises EngineError if later starts will not find what has been compiled."""
+        for programs in self._placed:
+            if (folder := programs.unwritable) is not None:
+                raise EngineError(f"compiled programs cannot be kept in {folder}")
 
     def stop(self) -> None:
         """Loading has ended early: so does all compiling."""

@@ -30,7 +30,7 @@ from engine.errors import EngineError, EngineStoppedError, RequestError
 from engine.grammar import Grammars
 from engine.guide import Guide
 from engine.infill import infill_step
-from engine.loader import free_memory, list_devices, load_model
+from engine.loader import compile_model, free_memory, list_devices, load_model
 from engine.media.span import MediaSpan
 from engine.media_loader import Media
 from engine.options import AdapterState, EngineOptions, ModelInfo
@@ -49,7 +49,7 @@ from engine.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Engine", "EngineOptions", "Ticket", "free_memory", "list_devices", "load_engine"]
+__all__ = ["Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,22 @@ def compile_model(
     with refusing(path):
         try:
             prepared = prepare(*read_model(path, options), options)
-            if prepared.compiling is None:
+            compiling = prepared.compiling
+            if compiling is None:
                 raise EngineError(
                     f"{prepared.devices[0].info.platform} compiles when a kernel is first run: "
                     "nothing can be compiled ahead"
                 )
-            with stopping(prepared.compiling):
-                prepared.compiling.begin(everything=True)
-                while not prepared.compiling.wait(PROGRESS_SECONDS):
-                    progress(prepared.compiling.progress)
+            with stopping(compiling):
+                compiling.begin(everything=True)
+                while not compiling.wait(PROGRESS_SECONDS):
+                    progress(compiling.progress)
+            progress(1.0)
+            compiling.end()
+            compiling.check_kept()
         except DeviceError as error:
             raise EngineError(str(error)) from error
-    return prepared.compiling.n_missing, prepared.compiling.n_wanted
+    return compiling.n_missing, compiling.n_wanted
 
 
 def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
@@ -120,8 +124,8 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     settings = _settings(options, placed_at)
     adapters = prepared.additions.adapters
     info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
+    loading = f"{time.perf_counter() - began:.1f} s: {times}"
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
-    log.info("loaded in %.1f s: %s", time.perf_counter() - began, times)
     return Model(
         runner,
         _scheduler(
@@ -134,7 +138,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         ),
         tokenizer,
         template,
-        info,
+        replace(info, loading=loading),
         prepared.media,
     )
 

@@ -121,3 +121,4 @@ class ModelInfo:
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     adapters: tuple[AdapterState, ...] = ()  # as they were loaded
     token_bytes: int = 0  # of weights, read for a token that is computed alone
+    loading: str = ""  # what took how long, in words

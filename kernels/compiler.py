@@ -140,7 +140,7 @@ class Compiler:
     def __init__(self, info: DeviceInfo, cache: ProgramCache) -> None:
         self._info, self._cache = info, cache
         self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())
-        self._n_threads = [0, 0]
+        self._n_threads, self._n_idle = [0, 0], [0, 0]
         self._changed = threading.Condition()
         self._closing = False
         self._jobs: dict[str, Job] = {}
@@ -186,7 +186,8 @@ class Compiler:
             self._queues[FOREGROUND].append(known)
         else:
             return known.binary
-        if self._n_threads[priority] < min(N_WORKERS[priority], os.cpu_count() or 1):
+        wanted = self._n_threads[priority] + len(self._queues[priority]) - self._n_idle[priority]
+        if self._n_threads[priority] < min(wanted, N_WORKERS[priority], os.cpu_count() or 1):
             self._n_threads[priority] += 1
             threading.Thread(
                 target=self._work, args=[priority], name="compiler", daemon=True
@@ -238,7 +239,9 @@ class Compiler:
                 if left <= 0 or self._closing:
                     self._n_threads[priority] -= 1
                     return None
+                self._n_idle[priority] += 1
                 self._changed.wait(left)
+                self._n_idle[priority] -= 1
 
     def _finish(self, job: Job, worker: Worker | None, *, background: bool) -> Worker | None:
         """Give a job its binary or its error; the worker for the next one."""

@@ -1,8 +1,8 @@
 // GGUF blocks to the packed layout that unpack.cl describes; runs once, at load.
 //
 // One work-item packs the 32 columns of one block of 16 rows, on a GPU of one (float types: the
-// same, K may be odd). blocks.cl reads the file's blocks. Rows beyond M (the last group's padding) are written
-// as zeros. `group_stride` and `group_offset` place group g of this matrix at
+// same, K may be odd). blocks.cl reads the file's blocks. Rows beyond M (the last group's padding)
+// are written as zeros. `group_stride` and `group_offset` place group g of this matrix at
 // g * group_stride + group_offset, which is how gate and up interleave.
 
 #include "lanes.cl"

@@ -148,6 +148,11 @@ class Programs:
         """How many were not on the disk."""
         return self._compiler.n_compiled + self._n_compiled_here
 
+    @property
+    def unwritable(self) -> str | None:
+        """The folder that could not keep a program; None: there was none that could not."""
+        return self._cache.unwritable
+
     def end_compilers(self) -> None:
         """Nothing more is wanted soon: processes that compile end when they are done."""
         self._compiler.end_workers()

@@ -117,7 +117,7 @@ class ProgramCache:
     def __init__(self, folder: Path | None, most_bytes: int = MOST_BYTES) -> None:
         self.folder, self._most_bytes = folder, most_bytes
         self._unchecked = most_bytes  # the first entry that is written has the folder looked at
-        self._warned = False
+        self.unwritable: str | None = None  # the folder, once an entry could not be kept
         self._lock = threading.Lock()
 
     def load(self, key: str) -> bytes | None:
@@ -223,7 +223,8 @@ class ProgramCache:
 
     def _warn(self, reason: str) -> None:
         with self._lock:
-            warned, self._warned = self._warned, True
+            warned = self.unwritable is not None
+            self.unwritable = str(self.folder or "a cache folder")
         if not warned:
             log.warning("compiled programs cannot be kept, every start compiles: %s", reason)
 

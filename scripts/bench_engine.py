@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import runner
-from engine.engine import Engine, EngineOptions, load_engine
+from engine.engine import Engine, load_engine
+from engine.options import EngineOptions
 from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
 from kernels.device import open_device
 from kernels.profile import read_bandwidth

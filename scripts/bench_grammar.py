@@ -20,7 +20,8 @@ from pathlib import Path
 from bench_engine import Run
 
 from engine.constraint import Constraint
-from engine.engine import Engine, EngineOptions, load_engine
+from engine.engine import Engine, load_engine
+from engine.options import EngineOptions
 from engine.request import Request, SamplingParams
 
 PERSON = {

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bench_engine import GREEDY, Run
 
-from engine.engine import EngineOptions, load_engine
+from engine.engine import load_engine
+from engine.options import EngineOptions
 from engine.request import Event, PromptScored, Request, TokenScore
 
 N_CTX = 2048

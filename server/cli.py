@@ -147,10 +147,15 @@ def run(**values: Any) -> None:
 
 def start(settings: Settings) -> int:
     from server.configure import SettingsError
-    from server.launch import serve
 
     try:
         check_model_file(settings.model)
+        if settings.compile_only:
+            from server.compile_only import compile_only
+
+            return compile_only(settings)
+        from server.launch import serve
+
         return serve(settings)
     except SettingsError as error:
         click.echo(f"serve: {error}", err=True)

@@ -209,7 +209,12 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
             draw(fraction)
 
         gc.unfreeze()  # a model that slept: what is left of it goes before the next one comes
-        engine = load_engine(path, options, progress)
+        gc.collect()
+        gc.disable()  # there is nothing to find among what a vocabulary is made of
+        try:
+            engine = load_engine(path, options, progress)
+        finally:
+            gc.enable()
         gc.collect()
         # Collections pass over what stays: to look through its 90,000 objects and more, with
         # every stream waiting, takes 50 to 120 ms.

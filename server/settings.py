@@ -95,6 +95,10 @@ class Settings(HttpSettings):
         "--demo", group=MODEL, default=False,
         help="serve a small demonstration model, downloaded once",
     )
+    compile_only: bool = option(
+        "--compile-only", group=MODEL, default=False,
+        help="compile what the model needs with these options, for later starts, and exit",
+    )
     device: str | None = option(
         "-dev", "--device", group=DEVICE, env="DEVICE", type=click.STRING, default=None,
         help="OpenCL devices for layers: numbers or parts of names of --list-devices, commas "

@@ -37,6 +37,7 @@ def summary(engine: Engine, model_name: str, addresses: Sequence[str]) -> list[s
         ("device", f"{info.device_name} ({info.driver})"),
         ("context", f"up to {engine.n_ctx} tokens in each of {slots(engine.n_slots)}"),
         ("KV cache", mebibytes(info.kv_bytes)),
+        ("loaded in", info.loading),
         *(("listening", address) for address in addresses),
     ]
     return [f"{name:<13} {value}" for name, value in rows]

@@ -40,6 +40,7 @@ class Engine:
             device_name="Fake device",
             driver=f"options {options}",
             kv_bytes=2**27,
+            loading="0.1 s: 1 MiB packed in 0.1 s",
         )
         self.stops: dict[int, threading.Event] = {}
         self.threads: list[threading.Thread] = []
