@@ -9,12 +9,19 @@ import pytest
 from asking import engine_of
 from opencl_devices import device, programs
 
+from engine.compiling import Compiling
 from engine.engine import Engine
 from engine.loader import load_model
 from engine.options import EngineOptions
 from kernels.device import list_devices
 
 __all__ = ["device", "programs"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine compiles for later steps, which would keep other tests from their processors."""
+    monkeypatch.setattr(Compiling, "continue_later", lambda self: None)
 
 
 @pytest.fixture(scope="session")
