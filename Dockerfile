@@ -10,7 +10,10 @@ COPY engine engine
 COPY kernels kernels
 RUN pip install --no-cache-dir '.[cpu]' && rm -rf /src/*
 
-# The home holds caches: compiled kernels and the demonstration model.
+# The home holds caches: compiled kernels and the demonstration model. An image for one model, of
+# hosts of one kind, may hold them from the start, and run read-only:
+#   COPY model.gguf /models/
+#   RUN serve --compile-only -m /models/model.gguf    (as the user below)
 RUN useradd --create-home --uid 1000 serve
 USER serve
 WORKDIR /home/serve

@@ -127,6 +127,7 @@ INLINE words two_codes(words four, int second) {
 #endif
 
 // begin: the first byte to read. scale: of the whole matrix, for types that keep one (NVFP4).
+VECTOR_ITEMS
 kernel void pack(global const uchar* raw, ulong begin, global uchar* packed, ulong scales_at,
                  int n_rows, int n_blocks, int row_offset, int group_stride, int group_offset,
                  float scale) {
@@ -199,6 +200,7 @@ typedef uint word;
 typedef ushort word;
 #endif
 
+VECTOR_ITEMS
 kernel void pack(global const uchar* raw, ulong begin, global word* packed, ulong scales_at,
                  int n_rows, int n_cols, int row_offset, int group_stride, int group_offset,
                  float scale) {
