@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.batch import MediaShape
-from engine.encoders.encoder import MediaEncoder, ProjectorFile, open_projector
 from engine.errors import ModelError, naming
-from engine.media.reader import MediaReader
 from engine.models.arch import Hyperparameters
 from engine.options import EngineOptions
 from kernels.device import Device, choose, choose_cpu, list_devices, open_device
 from kernels.program import Programs
+
+if TYPE_CHECKING:  # else imported with a projector: together they take 60 ms
+    from engine.encoders.encoder import MediaEncoder, ProjectorFile
+    from engine.media.reader import MediaReader
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | No
         return None
     if not h.causal:
         raise ModelError(f"{options.mmproj}: an encoder of texts takes no images and no sounds")
+    from engine.encoders.encoder import open_projector
+
     with naming(options.mmproj):
         return open_projector(options.mmproj, options.image_min_tokens, options.image_max_tokens)
 
@@ -41,6 +46,9 @@ def load_media(
     file: ProjectorFile, options: EngineOptions, h: Hyperparameters, device: Device
 ) -> Media:
     """The encoders, loaded. ModelError if their embeddings do not fit the text model."""
+    from engine.encoders.encoder import MediaEncoder
+    from engine.media.reader import MediaReader
+
     device = _device(options, device)
     with naming(file.gguf.path):
         encoder = MediaEncoder(file, device, Programs(device))

@@ -15,7 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
@@ -77,26 +78,35 @@ def cpu_flags() -> frozenset[str]:
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
     """The defines of the best forms that work on this CPU device: at most one for products of
     shorts, and one for those of bytes."""
-    return _best(info, PAIR_FORMS) + _best(info, BYTE_FORMS)
-
-
-def _best(info: DeviceInfo, candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     flags = cpu_flags()
-    forms = [form for form, needed in candidates.items() if flags.intersection(needed)]
-    if not forms:
-        return ()
-    key = hashlib.sha256(
-        "\n".join([info.name, info.platform, info.driver, *sorted(flags), *forms]).encode()
-    ).hexdigest()
+    asked = {
+        _key(info, flags, forms): forms
+        for candidates in (PAIR_FORMS, BYTE_FORMS)
+        if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
+    }
     known = _read_cache()
-    if key not in known:
-        try:
-            found = next((form for form in forms if _works(info.index, form)), "")
-        except subprocess.TimeoutExpired:  # on a busy machine; the next start asks again
-            return ()
-        known = {**_read_cache(), key: found}
+    if missing := [key for key in asked if key not in known]:
+        with ThreadPoolExecutor(len(missing)) as pool:  # which wait for processes
+            answers = pool.map(lambda key: _first(info, asked[key]), missing)
+            found = {
+                key: form for key, form in zip(missing, answers, strict=True) if form is not None
+            }
+        known = {**_read_cache(), **found}
         _write_cache(known)
-    return (known[key],) if known[key] else ()
+    return tuple(known[key] for key in asked if known.get(key))
+
+
+def _key(info: DeviceInfo, flags: Collection[str], forms: Sequence[str]) -> str:
+    parts = [info.name, info.platform, info.driver, *sorted(flags), *forms]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _first(info: DeviceInfo, forms: Sequence[str]) -> str | None:
+    """The first form that works, "" if none does; None if there was no answer."""
+    try:
+        return next((form for form in forms if _works(info.index, form)), "")
+    except subprocess.TimeoutExpired:  # on a busy machine; the next start asks again
+        return None
 
 
 def _cache_path() -> Path:

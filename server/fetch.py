@@ -12,9 +12,11 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-import httpx
+if TYPE_CHECKING:
+    import httpx  # else imported when there is something to fetch: it takes 50 ms
 
 MAX_REDIRECTS = 3
 DEFAULT_MAX_BYTES = 32 << 20
@@ -48,6 +50,8 @@ class Fetcher:
 
     async def download(self, url: str) -> bytes:
         """The body of a URL."""
+        import httpx
+
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._follow(url)
@@ -58,6 +62,8 @@ class Fetcher:
             raise ValueError(f"{shown(url)} cannot be fetched: {reason}") from None
 
     async def _follow(self, url: str) -> bytes:
+        import httpx
+
         async with httpx.AsyncClient(timeout=self.timeout, trust_env=False) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 request = await self._request(client, url)

@@ -43,7 +43,7 @@ def serve(
     """Starts an engine with the text model of a reference; class tokens as llama.cpp has them."""
     engines: list[Engine] = []
     monkeypatch.setattr(
-        media_loader, "MediaEncoder", partial(encoder_module.MediaEncoder, like_llama_cpp=True)
+        encoder_module, "MediaEncoder", partial(encoder_module.MediaEncoder, like_llama_cpp=True)
     )
 
     def start(reference: Reference, n_ctx: int = 4096, **options: Any) -> Engine:
