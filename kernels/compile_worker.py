@@ -32,9 +32,7 @@ def compile_program(context: Any, source: str, options: list[str]) -> Any:
     """A program of one device, built; RuntimeError has the compiler's log."""
     import pyopencl as cl
 
-    # Without pyopencl's own cache, which knows devices by their names only and must be writable.
-    no_cache: Any = False
-    return cl.Program(context, source).build(options=options, cache_dir=no_cache)
+    return cl.Program(context, source).build(options=options)
 
 
 def _jobs() -> queue.SimpleQueue[dict[str, Any]]:

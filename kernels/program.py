@@ -7,6 +7,7 @@ that compile a kernel when it is first launched, and keep that themselves, get t
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import pyopencl as cl
+from pyopencl import invoker
 
 from kernels.compile_worker import compile_program
 from kernels.compiler import BACKGROUND, FOREGROUND, BuildError, Compiler, Job, NoWorkerError
@@ -30,6 +32,11 @@ from kernels.program_cache import (
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 
 log = logging.getLogger(__name__)
+# pyopencl writes and compiles Python for every kernel object, a third of a millisecond; it is the
+# same for all of one name and number of arguments.
+_GENERATE = "_generate_enqueue_and_set_args_module"
+if hasattr(invoker, _GENERATE):
+    setattr(invoker, _GENERATE, functools.cache(getattr(invoker, _GENERATE)))
 # PoCL's binaries have kernels for work-groups of any size, which it does not vectorize.
 KEEP_THEIR_OWN = ("Portable Computing Language", "PoCL")
 

@@ -39,7 +39,7 @@ def test_compilers_remarks_are_not_shown_whoever_builds(
         def __init__(self, context: object, text: str) -> None:
             pass
 
-        def build(self, options: list[str], cache_dir: object) -> None:
+        def build(self, options: list[str]) -> None:
             overlap.wait(10)
             if "-DSECOND" in options:
                 first_left.wait(10)
