@@ -152,6 +152,11 @@ class Runner:
             return None
         return RECORDING_PAUSE if ready is not None else COMPILING_PAUSE
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is compiled aside, so that steps take no longer than they must."""
+        return self._compiling is None
+
     def compile_later(self) -> None:
         """Begin to compile what later steps may need, aside."""
         if self._compiling is not None:

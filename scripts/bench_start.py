@@ -1,0 +1,168 @@
+"""Measures a start of the server: seconds until it is ready, and the memory that takes.
+
+    python scripts/bench_start.py -m model.gguf            (compiled before)
+    python scripts/bench_start.py -m model.gguf --cold     (into an empty cache)
+
+Memory is what the server and the processes that compile for it have, pages that they share
+counted once (PSS), and is held against what it may be: resident 1.1 x weights + KV cache +
+250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an error. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 300.0
+SAMPLE_SECONDS = 0.03
+SETTLE_SECONDS = 1.0  # after the start, for what ends then
+RESIDENT, PEAK = (1.1, 250), (1.25, 350)  # times the weights, and MiB beside KV cache
+SIZES = re.compile(r": weights (\d+) MiB, KV cache (\d+) MiB")
+
+
+@dataclass(frozen=True)
+class Start:
+    """MiB and seconds; ``processor`` is that of all processes together."""
+
+    ready: float
+    processor: float
+    resident: int
+    peak: int
+    weights: int
+    kv: int
+    log: str
+
+    def excess(self, spare: int = 0) -> list[str]:
+        """What takes more memory than it may, and ``spare`` MiB."""
+        limits = [
+            ("resident", self.resident, RESIDENT),
+            ("while loading", self.peak, PEAK),
+        ]
+        return [
+            f"{name}: {found} MiB, more than {most} MiB"
+            for name, found, (factor, constant) in limits
+            if found > (most := round(factor * self.weights + self.kv + constant + spare))
+        ]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all that it has started, directly or not."""
+    yield pid
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = path.read_text().split()
+        except OSError:  # it has ended
+            continue
+        for child in children:
+            yield from descendants(int(child))
+
+
+def memory(pid: int) -> int:
+    """MiB of a process and its children, what several share counted once."""
+    total = 0
+    for one in descendants(pid):
+        try:
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+        total += int(found[1]) if found else 0
+    return total >> 10
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process, and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def start(model: Path, options: Sequence[str], cache: str | None = None) -> Start:
+    """Start the server and end it. RuntimeError with its log if it does not become ready."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "server", "-m", str(model), "--port", str(port), *options]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment |= {"XDG_CACHE_HOME": cache} if cache else {}
+    with tempfile.TemporaryFile("w+") as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=log,
+        )  # fmt: skip
+        peak, ended = [0], threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(SAMPLE_SECONDS):
+                peak[0] = max(peak[0], memory(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            is_ready = _wait(f"http://127.0.0.1:{port}/health", process, began + READY_SECONDS)
+            ready = time.perf_counter() - began
+            if is_ready:
+                time.sleep(SETTLE_SECONDS)
+                resident, seconds = memory(process.pid), processor_seconds(process.pid)
+        finally:
+            ended.set()
+            watcher.join()
+            process.terminate()
+            process.wait(30)
+        log.seek(0)
+        text = log.read()
+    if not is_ready:
+        raise RuntimeError(f"the server has not become ready:\n{text}")
+    sizes = [tuple(map(int, found.groups())) for found in SIZES.finditer(text)]
+    weights, kv = (sum(column) for column in zip(*sizes, strict=True))
+    return Start(ready, seconds, resident, peak[0], weights, kv, text)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], until: float) -> bool:
+    while process.poll() is None and time.perf_counter() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(SAMPLE_SECONDS)
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure a start of the server.")
+    parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument("--cold", action="store_true", help="with nothing compiled")
+    parser.add_argument("--repeat", type=int, default=3, help="starts (default 3)")
+    parser.add_argument("options", nargs="*", help="the server's, after --")
+    given = parser.parse_args()
+    failed = False
+    for _ in range(given.repeat):
+        with tempfile.TemporaryDirectory() as folder:
+            found = start(given.model, given.options, folder if given.cold else None)
+        loaded = re.search(r"loaded in +(.*)", found.log)
+        print(
+            f"ready after {found.ready:.2f} s ({found.processor:.2f} s of processors), "
+            f"resident {found.resident} MiB, while loading {found.peak} MiB "
+            f"(weights {found.weights}, KV cache {found.kv}); {loaded[1] if loaded else ''}"
+        )
+        for excess in found.excess():
+            failed = True
+            print(f"  {excess}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

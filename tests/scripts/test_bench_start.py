@@ -1,0 +1,40 @@
+"""The memory that a start takes, of a model of SmolLM2's size: scripts/bench_start.py."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bench_start import Start, start
+from synthetic_model import Shape, write_model
+
+from kernels.device import list_devices
+
+SPARE = 60  # MiB, for a driver of which nobody knows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory(tmp_path: Path) -> None:
+    """Whether the programs are in the cache or not: what compiles them counts while it is there.
+    Times are for scripts/bench_start.py, on a machine that does nothing else."""
+    intel = [info for info in list_devices() if "ortable" not in info.platform]
+    if not intel:
+        pytest.skip("no device whose programs can be kept")
+    path = tmp_path / "model.gguf"
+    write_model(path, Shape(layers=8, embd=1024, heads=16, kv_heads=8, ff=4096, vocab=32000))
+    found = start(path, ["-c", "4096", "--device", str(intel[0].index)])
+    assert found.excess(SPARE) == []
+    assert found.weights > 80
+    assert found.resident > 100  # it has been measured
+
+
+def test_what_is_too_much() -> None:
+    one = Start(1.0, 1.0, resident=460, peak=575, weights=100, kv=100, log="")
+    assert one.excess() == []
+    assert one.excess(-1) == [
+        "resident: 460 MiB, more than 459 MiB",
+        "while loading: 575 MiB, more than 574 MiB",
+    ]
+    assert len(replace(one, peak=576).excess()) == 1
