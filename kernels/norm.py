@@ -104,8 +104,8 @@ def _ends_product(
     tape: Tape, x: Tensor, weights: NormWeights, out: Activations, post: PostNorm | None
 ) -> bool:
     """Have the product that has just written the rows normalize them, if it can."""
-    ending, made = tape.ending, x if post is None else post.y
-    if ending is None or ending.out.buffer is not made.buffer or ending.out.shape != made.shape:
+    written, made = tape.row_written, x if post is None else post.y
+    if written is None or written.buffer is not made.buffer or written.shape != made.shape:
         return False
     if weights.defines != ["NORM_RMS", "NORM_WEIGHT"] or weights.weight is None:
         return False
@@ -121,7 +121,7 @@ def _ends_product(
     elif out.codes is not None and out.scales is not None:
         defines += ["QUANTIZE", *out.code_defines]
         args += [out.codes.buffer, out.scales.buffer]
-    ending.extend(defines, args)
+    tape.extend(defines, args)
     return True
 
 

@@ -8,7 +8,7 @@ sizes of grids that follow the batch: ``Per(TOKENS, 8)`` is "one per eight token
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,12 +81,18 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """The last launch of a tape, which has written whole rows of one token, and how to have it do
-    more with them: the same with further defines and arguments."""
+class Noted:
+    """A launch as ``Tape.add`` is told of it. ``writes``: whole rows of one token, of which more
+    may be made at its end."""
 
-    out: Tensor
-    extend: Callable[[Sequence[str], Sequence[Any]], None]
+    source: str
+    name: str
+    defines: Sequence[str]
+    args: Sequence[Any]
+    grid: Grid
+    local: tuple[int, ...] | None
+    work: Work
+    writes: Tensor | None
 
 
 class Tape:
@@ -100,11 +106,22 @@ class Tape:
         self.device = device
         self.programs = programs
         self.tokens = TOKENS
-        self.launches: list[Launch] = []
+        self._launches: list[Launch] = []
+        self._last: Noted | None = None  # not bound yet, since what comes next may extend it
         self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
-        self.ending: Ending | None = None
         self._arrivals: Tensor | None = None
+
+    @property
+    def launches(self) -> list[Launch]:
+        """All of them, bound."""
+        self.settle()
+        return self._launches
+
+    @property
+    def row_written(self) -> Tensor | None:
+        """The rows that the last launch writes, if it can be extended."""
+        return None if self._last is None else self._last.writes
 
     @property
     def arrivals(self) -> Any:
@@ -127,26 +144,37 @@ class Tape:
     ) -> None:
         """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch.
 
-        ``work`` is what profiles compare its time with; ``writes``: see Ending.
+        ``work`` is what profiles compare its time with; ``writes``: see Noted.
         """
-        self.ending = None
-        kernel = self.programs.kernel(source, name, defines)
-        kernel.set_args(*args)
-        self._bound.append(args)
-        label = f"{name}({' '.join(defines)})"
+        self.settle()
         if self.tokens != TOKENS:
             grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
-        self.launches.append(Launch(kernel, grid, local, label, work, self._free(kernel)))
-        if writes is not None:
+        self._last = Noted(source, name, defines, args, grid, local, work, writes)
+        if writes is None:
+            self.settle()
 
-            def extend(more_defines: Sequence[str], more_args: Sequence[Any]) -> None:
-                self.launches.pop()
-                self._bound.pop()
-                all_args = [*args, *more_args]
-                self.add(source, name, [*defines, *more_defines], all_args, grid, local, work)
+    def extend(self, defines: Sequence[str], args: Sequence[Any]) -> None:
+        """Have the last launch do more with the rows that it writes."""
+        last = self._last
+        assert last is not None
+        self._last = replace(
+            last, defines=[*last.defines, *defines], args=[*last.args, *args], writes=None
+        )
+        self.settle()
 
-            self.ending = Ending(writes, extend)
+    def settle(self) -> None:
+        """Bind the last launch as it is."""
+        if self._last is None:
+            return
+        last, self._last = self._last, None
+        kernel = self.programs.kernel(last.source, last.name, last.defines)
+        kernel.set_args(*last.args)
+        self._bound.append(last.args)
+        label = f"{last.name}({' '.join(last.defines)})"
+        self._launches.append(
+            Launch(kernel, last.grid, last.local, label, last.work, self._free(kernel))
+        )
 
     def _free(self, kernel: Any) -> tuple[int, int]:
         """The limits of free_groups. A CPU gains nothing by them, and PoCL would compile each size
@@ -160,7 +188,7 @@ class Tape:
     def joined(self, other: Tape) -> Tape:
         """The launches of this tape, then of the other; not copied."""
         both = Tape(self.device, self.programs)
-        both.launches = self.launches + other.launches
+        both._launches = self.launches + other.launches
         both._bound = self._bound + other._bound
         return both
 

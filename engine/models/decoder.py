@@ -181,6 +181,8 @@ class Decoder:
         if self._residuals is not None:
             self._residuals.finish(recording.writing(weights.output_at, anew=True))
         self._finish(recording, tail)
+        for _, tape in recording.tapes:
+            tape.settle()
         return recording
 
     def _embed(self, recording: Recording) -> None:
