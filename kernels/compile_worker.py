@@ -62,7 +62,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import pyopencl as cl
 
-    from kernels.device import platform_devices
+    from kernels.platforms import platform_devices
 
     context = cl.Context([platform_devices()[int(sys.argv[1])]])
     _answer(out, {"ready": True})

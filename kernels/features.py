@@ -21,7 +21,8 @@ from pathlib import Path
 
 import platformdirs
 
-from kernels.device import DeviceInfo, list_devices
+from kernels.platforms import DeviceInfo, list_devices, platform_devices
+from kernels.sources import SOURCES
 
 # Defines of lanes.cl for products of shorts, and of bytes.cl for those of bytes; best first, those
 # after the first that works are not tried. With each, the processor's flags that allow it.
@@ -153,9 +154,6 @@ def _probe(index: int, form: str) -> bool:
     """Build and run a product in one form; may end the process."""
     import numpy as np
     import pyopencl as cl
-
-    from kernels.device import platform_devices
-    from kernels.program import SOURCES
 
     assert list_devices()
     context = cl.Context([platform_devices()[index]])

@@ -22,12 +22,12 @@ from kernels.compile_worker import compile_program
 from kernels.compiler import BACKGROUND, FOREGROUND, BuildError, Compiler, Job, NoWorkerError
 from kernels.device import Device
 from kernels.program_cache import (
-    SOURCES,
     ProgramCache,
     default_folder,
     device_hash_of,
     program_key,
 )
+from kernels.sources import SOURCES
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 

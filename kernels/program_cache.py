@@ -22,7 +22,8 @@ from pathlib import Path
 
 import platformdirs
 
-from kernels.device import DeviceInfo
+from kernels.platforms import DeviceInfo
+from kernels.sources import SOURCES
 
 try:
     import fcntl
@@ -30,7 +31,6 @@ except ImportError:  # Windows: two that start at once both compile
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-SOURCES = Path(__file__).resolve().parent
 FORMAT = b"gguf-serve program 1\n"
 MOST_BYTES = 256 << 20  # of all entries; those used least recently go
 CHECK_BYTES = 8 << 20  # written before the folder's size is looked at again

@@ -96,8 +96,8 @@ register_drivers() {
             */*) export LD_LIBRARY_PATH=${nvidia%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} ;;
         esac
     fi
-    # The variable hides the drivers that kernels/device.py finds by itself.
-    [ -n "$intel" ] || intel=$("$python" -c 'from kernels.device import bundled_drivers as found
+    # The variable hides the drivers that kernels/platforms.py finds by itself.
+    [ -n "$intel" ] || intel=$("$python" -c 'from kernels.platforms import bundled_drivers as found
 print(*found())')
     [ -z "$intel" ] || echo "$intel" >"$vendors/libintelocl.icd"
     export OPENCL_VENDOR_PATH=$vendors
