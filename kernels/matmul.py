@@ -7,52 +7,26 @@ tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.device import Device, multiplies_pairs
+from kernels.activations import Activations as Activations
+from kernels.activations import activations as activations
+from kernels.activations import code_shapes as code_shapes
+from kernels.activations import takes_bytes as takes_bytes
+from kernels.activations import wants_spans as wants_spans
+from kernels.device import Device
+from kernels.norm import quantize
 from kernels.tape import TOKENS, Per, Tape
-from kernels.tensor import Tensor, empty, from_element
-from kernels.weights import BLOCK, BYTE_TYPES, ROWS, SPAN, SPANNED_TYPES, Matrix
+from kernels.tensor import Tensor, from_element
+from kernels.weights import BYTE_TYPES, ROWS, SPAN, SPANNED_TYPES, Matrix
 from kernels.work import Work
 
 SIMT_TILE_TOKENS = 32
 SPAN_TILE_TOKENS = 128  # that share the unpacking of weights, instead of 32 (dot_tiles.cl)
 BYTE_TILE_TOKENS = 64  # the same (bytes.cl)
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """Rows of ``n_cols`` values, as floats or as integer codes with scales per 32 (or both).
-
-    codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32
-    [n, n_cols / 32, 2], the scale and scale * sum of the codes. With ``spans`` SPAN blocks have
-    the same scale, and codes of 16 bits; norm() alone can make them. Or codes are int8, in
-    -127..127 and an order of their own, with scales [n, n_cols / 32, 4] (activation.cl again).
-    """
-
-    n_cols: int
-    values: Tensor | None = None
-    codes: Tensor | None = None
-    scales: Tensor | None = None
-    spans: bool = False
-
-    @property
-    def quantized(self) -> bool:
-        return self.codes is not None
-
-    @property
-    def bytes(self) -> bool:
-        """Whether the codes have 8 bits."""
-        return self.codes is not None and self.codes.dtype == np.int8
-
-    @property
-    def code_defines(self) -> list[str]:
-        """What tells activation.cl how to write the codes."""
-        return ["CODE_BYTES"] * self.bytes + [f"OUT_SPAN={SPAN}"] * self.spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,48 +56,6 @@ class ExpertRows:
     @property
     def defines(self) -> list[str]:
         return ["EXPERTS"] + ["WEIGHTED"] * (self.weights is not None)
-
-
-def activations(
-    device: Device,
-    n_rows: int,
-    n_cols: int,
-    *,
-    quantized: bool,
-    spans: bool = False,
-    bytes: bool = False,
-) -> Activations:
-    """Room for ``n_rows`` rows of activations; ValueError if n_cols are not whole blocks."""
-    if not quantized:
-        return Activations(n_cols, values=empty(device, (n_rows, n_cols)))
-    block = BLOCK * SPAN if spans else BLOCK
-    if n_cols % block:
-        raise ValueError(f"{n_cols} columns cannot be quantized in blocks of {block}")
-    codes, scales = (empty(device, *like) for like in code_shapes(n_rows, n_cols, bytes=bytes))
-    return Activations(n_cols, codes=codes, scales=scales, spans=spans)
-
-
-def code_shapes(
-    n_rows: int, n_cols: int, *, bytes: bool
-) -> tuple[tuple[tuple[int, ...], type[np.generic]], tuple[tuple[int, ...], type[np.generic]]]:
-    """(shape, element type) of the codes of so many rows, and of their scales."""
-    codes = (n_rows, n_cols), np.int8 if bytes else np.int16
-    return codes, ((n_rows, n_cols // BLOCK, 4 if bytes else 2), np.float32)
-
-
-def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
-    """Whether activations that these matrices read had better have spans.
-
-    Not without instructions for sums of products: with PoCL prompts take 1.7 x as long with them.
-    """
-    whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
-    spanned = any(w.type.name in SPANNED_TYPES for w in readers)
-    return multiplies_pairs(device.defines) and whole and spanned
-
-
-def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:
-    """Whether activations that these matrices read have codes of 8 bits on this device."""
-    return device.byte_codes and all(w.type.name in BYTE_TYPES for w in readers)
 
 
 def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
@@ -233,8 +165,6 @@ def glu(
         args += _glu_outputs(out, row // 2, fused=fused)
         _launch(tape, part, [*defines], args, tile, count, unit=2, experts=experts)
     if out.quantized and "QUANTIZE_OUT" not in defines:
-        from kernels.norm import quantize
-
         quantize(tape, out, count=count, times=experts.used if experts else 1)
 
 

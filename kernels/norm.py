@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.matmul import Activations
+from kernels.activations import Activations
 from kernels.tape import TOKENS, Per, Tape
 from kernels.tensor import Tensor
 from kernels.weights import BLOCK, SPAN

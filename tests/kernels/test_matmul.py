@@ -20,8 +20,9 @@ from launching import (
 )
 from random_blocks import columns, random_matrix
 
+from kernels.activations import Activations, activations
 from kernels.device import Device
-from kernels.matmul import Activations, activations, glu, matmul, wants_spans
+from kernels.matmul import glu, matmul
 from kernels.program import Programs
 from kernels.quants import by_name
 from kernels.tape import OUTPUTS
@@ -375,19 +376,6 @@ def test_glu_without_room_for_floats_where_they_are_needed(setting: Setting) -> 
         setting.gated(case.w, setting.inputs(case.w, case.x), 1, 1, room, "silu")
 
 
-def test_where_blocks_share_scales(setting: Setting) -> None:
-    rng, device = np.random.default_rng(9), replace(setting.device, defines=("DOT_PAIRS_512",))
-    made = {
-        (name, n): pack(setting.device, setting.programs, [random_matrix(name, 16, n, rng)[0]])
-        for name, n in (("Q4_K", 256), ("Q8_0", 256), ("Q8_0", 288))
-    }
-    k, other, narrow = made.values()
-    assert wants_spans(device, [other, k])
-    assert not wants_spans(device, [other])
-    assert not wants_spans(device, [narrow])
-    assert not wants_spans(replace(device, defines=()), [k])
-
-
 # What is refused
 
 
@@ -413,7 +401,3 @@ def test_shapes_and_forms_that_do_not_fit(setting: Setting) -> None:
         setting.gated(whole, floats, 1, 1, narrow, "silu")
     with pytest.raises(ValueError, match="'tanh'"):
         setting.gated(paired, floats, 1, 1, narrow, "tanh")
-    with pytest.raises(ValueError, match="33 columns cannot be quantized"):
-        activations(device, 1, 33, quantized=True)
-    with pytest.raises(ValueError, match="64 columns cannot be quantized in blocks of 256"):
-        activations(device, 1, 64, quantized=True, spans=True)
