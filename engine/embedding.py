@@ -7,24 +7,14 @@ of the tokens, in as many pieces as the prompt was computed in, some again if it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ModelError
+from engine.models.arch import pooling_of as pooling_of
 from engine.request import Pooling
 
 Floats = npt.NDArray[np.float32]
-# The numbers of ``pooling_type`` in GGUF files.
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-
-
-def pooling_of(number: int, path: object) -> Pooling:
-    """The name of a file's ``pooling_type``; ModelError for one that does not exist."""
-    if not 0 <= number < len(POOLINGS):
-        raise ModelError(f"{path}: unknown pooling_type {number}")
-    return POOLINGS[number]
 
 
 class Pool:

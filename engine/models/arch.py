@@ -7,8 +7,9 @@ parallel sublayers) is read from the file, never declared here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from engine.errors import ModelError
 from engine.models.rope import RopeScaling
 from engine.models.sparse import Sparsity
 from engine.ngrams import NGrams
@@ -16,6 +17,8 @@ from engine.request import Pooling
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
 Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
+# The numbers of ``pooling_type`` in GGUF files.
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +175,10 @@ class Hyperparameters:
     @property
     def neox(self) -> bool:
         return self.positions == "neox"
+
+
+def pooling_of(number: int, path: object) -> Pooling:
+    """The name of a file's ``pooling_type``; ModelError for one that does not exist."""
+    if not 0 <= number < len(POOLINGS):
+        raise ModelError(f"{path}: unknown pooling_type {number}")
+    return POOLINGS[number]

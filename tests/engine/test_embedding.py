@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.embedding import Pool, normalized, pooling_of
-from engine.errors import ModelError
+from engine.embedding import Pool, normalized
 
 STATES = np.arange(24, dtype=np.float32).reshape(6, 4)
 POOLED = {"none": STATES, "mean": STATES.mean(0)[None], "cls": STATES[:1], "last": STATES[5:]}
@@ -46,9 +45,3 @@ def test_normalized(kind, expected):
 @pytest.mark.parametrize("values", [(3e30, -4e30), (3e-30, -4e-30)])
 def test_powers_beyond_all_numbers(values):
     assert normalized(values, 2000) == pytest.approx([0.75, -1.0])
-
-
-def test_pooling_types():
-    assert [pooling_of(i, "") for i in range(5)] == ["none", "mean", "cls", "last", "rank"]
-    with pytest.raises(ModelError, match=r"x\.gguf: unknown pooling_type 5"):
-        pooling_of(5, "x.gguf")
