@@ -8,21 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class ReasoningBudget:
-    """``n_tokens`` of reasoning, -1 for no limit until somebody ends it.
-
-    ``forced`` is what is written when they are used up: a message, if any, and an end tag.
-    """
-
-    start: str
-    ends: tuple[str, ...]
-    forced: tuple[int, ...]
-    n_tokens: int = -1
-    is_open: bool = False  # the prompt has opened it
+from engine.request import ReasoningBudget
 
 
 class BudgetWatch:

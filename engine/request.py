@@ -12,7 +12,6 @@ from typing import Literal
 
 from engine.constraint import Constraint
 from engine.media.span import MediaSpan
-from engine.reasoning import ReasoningBudget
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
@@ -82,6 +81,20 @@ class Grid:
     def n_positions(self) -> int:
         """What text goes on after."""
         return max(self.frames, self.rows, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningBudget:
+    """``n_tokens`` of reasoning, -1 for no limit until somebody ends it.
+
+    ``forced`` is what is written when they are used up: a message, if any, and an end tag.
+    """
+
+    start: str
+    ends: tuple[str, ...]
+    forced: tuple[int, ...]
+    n_tokens: int = -1
+    is_open: bool = False  # the prompt has opened it
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from engine.chat.format import ChatFormat, chat_format
 from engine.chat.layout import Thinking
 from engine.constraint import Constraint
 from engine.errors import RequestError
-from engine.reasoning import ReasoningBudget
+from engine.request import ReasoningBudget
 from server.constraints import compiled, read_constraint
 from server.conversation import Chat, continued_field, tool_choice
 from server.errors import invalid

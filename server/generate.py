@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.chat.format import ChatFormat, ChatParser
 from engine.constraint import Constraint
-from engine.reasoning import ReasoningBudget
-from engine.request import Request
+from engine.request import ReasoningBudget, Request
 from server.answer import Choice
 from server.fields import (
     GenerationFields,

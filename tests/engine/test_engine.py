@@ -18,7 +18,6 @@ from engine.cache import PageCache, PageCopy
 from engine.engine import Engine
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from engine.options import AdapterState
-from engine.reasoning import ReasoningBudget
 from engine.request import (
     Delta,
     Event,
@@ -26,6 +25,7 @@ from engine.request import (
     Finished,
     Progress,
     PromptScored,
+    ReasoningBudget,
     Request,
     SamplingParams,
     Started,

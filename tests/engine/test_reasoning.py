@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.reasoning import BudgetWatch, ReasoningBudget, ends_whole
+from engine.reasoning import BudgetWatch, ends_whole
+from engine.request import ReasoningBudget
 
 END = 90
 
