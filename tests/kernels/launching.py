@@ -20,7 +20,7 @@ from kernels.tensor import empty, read, upload
 from kernels.weights import pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
-CODE_MAX = 16383  # the largest code of quantized activations (kernels.matmul.Activations)
+CODE_MAX = 16383  # the largest code of quantized activations (kernels.activations.Activations)
 BYTE_MAX = 127  # the same of 8 bits
 SPAN_CODE_MAX, SPAN_SUM_MAX = 32767, 524224  # with spans: of one, of the magnitudes of 64
 
