@@ -229,3 +229,6 @@ main = ServeCommand(
         "allow_extra_args": True,  # so that they are refused in words of our own
     },
 )
+
+if __name__ == "__main__":
+    main()

@@ -278,6 +278,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert time.monotonic() - begin < 5  # 0.1 s where nothing else runs
 
 
+@pytest.mark.parametrize("module", ["server.__main__", "server.cli"])
+def test_runs_as_a_module(module: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.startswith("gguf-serve ")
+
+
 def test_samplers() -> None:
     both = [Settings(samplers="top_k;temp"), Settings(sampler_seq="kt")]
     for settings in both:
