@@ -27,6 +27,7 @@ from server import (
 from server.auth import KeyCheck
 from server.errors import EXCEPTION_HANDLERS, ApiError
 from server.idle import Idle, Wake
+from server.room import Leases
 from server.service import Service
 
 DIALECTS = (
@@ -122,6 +123,7 @@ def create_app(
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=tuple(api_keys)),
             *([Middleware(Wake, idle=idle)] if idle is not None else []),
+            Middleware(Leases, room=service.bodies),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )

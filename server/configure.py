@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import ssl
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from engine.options import ControlVectors, EngineOptions, RopeOptions
 from engine.request import SamplingParams
 from engine.sampler_names import parse_samplers
 from server.app import Cors
+from server.connections import Limits, Network, room_for_connections
 from server.fetch import Fetcher
 from server.fields import Defaults
 from server.settings import Settings, split_commas
@@ -231,11 +233,14 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
 
 
 def api_keys(settings: Settings) -> list[str]:
-    keys = split_commas([settings.api_key] if settings.api_key else [])
+    """Those of both options. A server that was meant to be closed must not be open."""
+    keys = split_commas([settings.api_key or ""])
+    if settings.api_key is not None and not keys:
+        raise SettingsError(f"--api-key: there is no key in {settings.api_key!r}")
     if settings.api_key_file is not None:
-        lines = read_text("--api-key-file", settings.api_key_file).splitlines()
-        from_file = [line.strip() for line in lines if line.strip()]
-        if not from_file:  # a server that was meant to be closed must not be open
+        lines = map(str.strip, read_text("--api-key-file", settings.api_key_file).splitlines())
+        from_file = [line for line in lines if line and not line.startswith("#")]
+        if not from_file:
             raise SettingsError(f"--api-key-file: {settings.api_key_file} has no key")
         keys += from_file
     return keys
@@ -245,6 +250,31 @@ def api_prefix(given: str) -> str:
     if given and not given.startswith("/"):
         raise SettingsError(f"--api-prefix: {given} does not begin with /")
     return given.rstrip("/")
+
+
+def client_limits(settings: Settings, n_files: int) -> Limits:
+    """``n_files``: how many files this process may have open."""
+    n_connections = room_for_connections(settings.max_connections, n_files)
+    return Limits(
+        connections=n_connections,
+        # Those of one address never take all.
+        per_address=min(settings.max_connections_per_address, max(n_connections * 3 // 4, 1)),
+        request_line=settings.max_request_line << 10,
+        header=settings.max_header << 10,
+        header_count=settings.max_header_count,
+        header_timeout=settings.header_timeout,
+        idle_timeout=settings.idle_timeout,
+        send_timeout=settings.send_timeout,
+        proxies=tuple(map(proxy, split_commas(settings.forwarded_allow_ips))),
+    )
+
+
+def proxy(given: str) -> Network:
+    try:
+        return ipaddress.ip_network(given)
+    except ValueError as error:
+        message = f"--forwarded-allow-ips: {given!r} is no address and no network: {error}"
+        raise SettingsError(message) from None
 
 
 def cors(settings: Settings) -> Cors:

@@ -32,7 +32,9 @@ STATUS = {
     "method_not_allowed_error": 405,
     "timeout_error": 408,
     "payload_too_large_error": 413,
+    "uri_too_long_error": 414,
     "unsupported_media_type_error": 415,
+    "header_too_large_error": 431,
     "server_error": 500,
     "not_supported_error": 501,
     "unavailable_error": 503,
@@ -76,7 +78,9 @@ ANTHROPIC_TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",
+    414: "request_too_large",
     415: "invalid_request_error",
+    431: "request_too_large",
     503: "overloaded_error",
 }
 

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import click
 
-from server.model_settings import ModelSettings
+from server.limit_settings import SERVER, LimitSettings
 from server.option import COUNT, FILE, NUMBER, OR_ALL, option
-
-SERVER = "Server"
 
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpSettings(ModelSettings):
+class HttpSettings(LimitSettings):
     host: tuple[str, ...] = option(
         "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
         default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",
@@ -87,9 +85,5 @@ class HttpSettings(ModelSettings):
     sse_ping_interval: float = option(
         "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=NUMBER,
         default=30.0, help="seconds of silence before a comment in a stream; -1: never",
-    )
-    max_body: int = option(
-        "--max-body", group=SERVER, type=COUNT, metavar="MIB", default=64,
-        help="longest request body that is read",
     )
 # fmt: on

@@ -15,7 +15,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -26,6 +28,7 @@ from server.configure import (
     SettingsError,
     api_keys,
     api_prefix,
+    client_limits,
     cors,
     engine_options,
     media_fetcher,
@@ -33,6 +36,8 @@ from server.configure import (
     request_defaults,
     uses_https,
 )
+from server.connection import protocol
+from server.connections import Limits, raise_file_limit
 from server.idle import Idle
 from server.interface import Engine
 from server.service import Endpoints, Service
@@ -58,8 +63,11 @@ class Server(uvicorn.Server):
         load: Callable[[Callable[[float], None]], Engine],
         on_loaded: Callable[[Engine], None],
         idle: Idle | None = None,
+        handshake_timeout: float = 15.0,
     ) -> None:
         super().__init__(config)
+        self.servers: list[asyncio.base_events.Server] = []
+        self.handshake_timeout = handshake_timeout  # seconds, for TLS
         self.idle = idle
         self.service = service
         self.failure: str | None = None
@@ -68,7 +76,26 @@ class Server(uvicorn.Server):
         self._threads: list[threading.Thread] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """As uvicorn's, but a TLS handshake has no more time than a header."""
+        loop = asyncio.get_running_loop()
+        connection: Any = self.config.http_protocol_class
+        make = partial(
+            connection,
+            config=self.config,
+            server_state=self.server_state,
+            app_state={},
+            _loop=loop,
+        )
+        for listener in sockets or ():
+            server = await loop.create_server(
+                make,
+                sock=listener,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=self.handshake_timeout if self.config.ssl else None,
+                backlog=self.config.backlog,
+            )
+            self.servers.append(server)
+        self.started = True
         if self.idle is not None:
             self.idle.arm()
         self._spawn(self._load_model)
@@ -137,8 +164,11 @@ def serve(settings: Settings) -> int:
         aliases=split_commas([settings.alias or ""]),
         tags=split_commas([settings.tags or ""]),
         ping_interval=settings.sse_ping_interval,
-        max_body=settings.max_body * 2**20,
+        max_body=settings.max_body << 20,
+        max_bodies=settings.max_bodies << 20,
+        max_unread=settings.max_unread << 20,
         timeout=settings.timeout,
+        body_timeout=settings.body_timeout,
         endpoints=Endpoints(
             settings.slots, settings.props, settings.metrics, settings.slot_save_path
         ),
@@ -148,16 +178,20 @@ def serve(settings: Settings) -> int:
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)
+    limits = connection_limits(settings)
     bound = listeners.bind(hosts, settings.port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
     config = uvicorn.Config(
         create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle),
+        http=protocol(limits),
         log_config=None,
         access_log=settings.verbose,
         lifespan="off",
         ws="none",
         server_header=False,
-        timeout_keep_alive=60,
+        proxy_headers=bool(limits.proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in limits.proxies],
+        timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=GRACE,
         ssl_keyfile=settings.ssl_key_file,
         ssl_certfile=settings.ssl_cert_file,
@@ -168,12 +202,25 @@ def serve(settings: Settings) -> int:
         load=lambda report: load_model(settings, report),
         on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
         idle=idle,
+        handshake_timeout=limits.header_timeout,
     )
     try:
         server.run(bound)
     finally:
         listeners.unlink(hosts)
     return finish(server)
+
+
+def connection_limits(settings: Settings) -> Limits:
+    """As the options say, within the files that this process may open."""
+    n_files = raise_file_limit()
+    limits = client_limits(settings, n_files)
+    if limits.connections < settings.max_connections:
+        log.warning(
+            "at most %d connections instead of %d: the process may open %d files (ulimit -n)",
+            limits.connections, settings.max_connections, n_files,
+        )  # fmt: skip
+    return limits
 
 
 def idle_model(service: Service, settings: Settings) -> Idle | None:

@@ -20,12 +20,18 @@ from server.errors import ApiError, invalid
 from server.fetch import Fetcher
 from server.fields import Defaults
 from server.interface import Engine
-from server.stream import EventStream, Inbox
+from server.room import LEASE, Room
+from server.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 
 T = TypeVar("T")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
+SMALL_BODY = 2**16  # bytes; so many are read of any request before anybody asks for its body
+SLOW_BODY = 2**18  # bytes that must arrive within the body's timeout
+MOST_INFLATED = 1032  # times the length of what is compressed by deflate
 LARGE_BODY = 2**20  # bytes; to decode more takes so long that the event loop goes on meanwhile
+DEFAULT_MAX_BODIES = 128 * 2**20  # bytes
 DEFAULT_TIMEOUT = 3600.0  # seconds
+DEFAULT_BODY_TIMEOUT = 60.0  # seconds
 DEFAULT_PING_INTERVAL = 30.0  # seconds
 
 
@@ -49,7 +55,10 @@ class Service:
         tags: Iterable[str] = (),
         ping_interval: float = DEFAULT_PING_INTERVAL,
         max_body: int = DEFAULT_MAX_BODY,
+        max_bodies: int = DEFAULT_MAX_BODIES,
+        max_unread: int = DEFAULT_MAX_UNREAD,
         timeout: float = DEFAULT_TIMEOUT,
+        body_timeout: float = DEFAULT_BODY_TIMEOUT,
         endpoints: Endpoints | None = None,
         pooling: Pooling | None = None,
         embd_normalize: int = 2,
@@ -62,7 +71,10 @@ class Service:
         self.tags = list(tags)
         self.ping_interval = ping_interval
         self.max_body = max_body
+        self.bodies = Room(max(max_bodies, max_body))
+        self.max_unread = max_unread
         self.timeout = timeout
+        self.body_timeout = body_timeout
         self.embd_normalize = embd_normalize
         self._pooling = pooling  # None: the model's
         self.endpoints = endpoints or Endpoints()
@@ -101,7 +113,7 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(self.engine, self._inbox, ping_interval)
+        return EventStream(self.engine, self._inbox, ping_interval, self.max_unread)
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
@@ -124,12 +136,8 @@ class Service:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
             raise self._too_long()
-        try:
-            async with asyncio.timeout(self.timeout):
-                body = await self._received(request)
-        except TimeoutError:
-            message = f"The request body did not arrive within {self.timeout:g} seconds"
-            raise ApiError("timeout_error", message) from None
+        await self._take_room(request, int(length) if length.isdecimal() else None, compression)
+        body = await self._received(request)
         if compression is None:
             return body
         whole = await asyncio.to_thread(decoded, body, compression, self.max_body)
@@ -137,14 +145,43 @@ class Service:
             raise self._too_long()
         return whole
 
+    async def _take_room(
+        self, request: HttpRequest, length: int | None, compression: str | None
+    ) -> None:
+        """Wait for memory for a body, in which it is kept until the request is under way."""
+        factor = 1 if compression is None else MOST_INFLATED
+        n_bytes = self.max_body if length is None else min(length * factor, self.max_body)
+        if n_bytes <= SMALL_BODY:
+            return
+        try:
+            await request.scope[LEASE].take(n_bytes, self.body_timeout)
+        except TimeoutError:
+            size = self.bodies.size
+            message = f"Other requests have all of the {size} bytes for bodies (--max-bodies)"
+            raise ApiError("unavailable_error", message, headers={"retry-after": "10"}) from None
+
     async def _received(self, request: HttpRequest) -> bytes:
+        loop = asyncio.get_running_loop()
         chunks: list[bytes] = []
-        n_bytes = 0
-        async for chunk in request.stream():
-            n_bytes += len(chunk)
-            if n_bytes > self.max_body:
-                raise self._too_long()
-            chunks.append(chunk)
+        n_bytes, enough = 0, SLOW_BODY
+        seconds = min(self.body_timeout, self.timeout)
+        last = loop.time() + self.timeout
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                async for chunk in request.stream():
+                    n_bytes += len(chunk)
+                    if n_bytes > self.max_body:
+                        raise self._too_long()
+                    chunks.append(chunk)
+                    if n_bytes >= enough:
+                        enough = n_bytes + SLOW_BODY
+                        deadline.reschedule(min(loop.time() + seconds, last))
+        except TimeoutError:
+            message = (
+                f"The request body stopped after {n_bytes} bytes: expected {SLOW_BODY} more or its "
+                f"end within {seconds:g} seconds (--body-timeout)"
+            )
+            raise ApiError("timeout_error", message) from None
         return b"".join(chunks)
 
     def _too_long(self) -> ApiError:

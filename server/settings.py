@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import click
 
-from server.http_settings import SERVER, HttpSettings
+from server.http_settings import HttpSettings
+from server.limit_settings import LIMITS, SERVER
 from server.model_settings import ADAPTERS, ROPE
 from server.model_settings import FILE as MODEL_FILE
 from server.option import COUNT, FILE, INT32_MAX, INTEGER, NATURAL, NUMBER, OR_ALL, Finite, option
@@ -72,7 +73,8 @@ MODEL, DEVICE, CONTEXT = "Model", "Device", "Context"
 SAMPLING, CHAT, LOGGING = "Sampling (defaults of requests)", "Chat", "Logging"
 MEDIA = "Images and sounds"
 GROUPS = (
-    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, SAMPLING, CHAT, MEDIA, SERVER, LOGGING,
+    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, SAMPLING, CHAT, MEDIA, SERVER, LIMITS,
+    LOGGING,
 )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ iterator of batches of events serves streaming and non-streaming answers.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -16,11 +17,16 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.request import Event, Failed, Finished, Request
+from engine.request import Delta, Event, Failed, Finished, PromptScored, Request, TokenScore
+from server.connections import ABORT
 from server.errors import ApiError, invalid, json_response
 from server.framing import Framing
 from server.interface import Engine
+from server.room import LEASE
 
+log = logging.getLogger(__name__)
+DEFAULT_MAX_UNREAD = 8 * 2**20  # bytes of events, roughly
+EVENT_BYTES, SCORE_BYTES = 200, 120  # of each, without their text
 LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
 SUBMITTED_AT_ONCE = 32  # requests before the loop has its turn
 
@@ -56,13 +62,23 @@ class EventStream:
     end, or at once when the client goes away.
     """
 
-    def __init__(self, engine: Engine, inbox: Inbox, ping_interval: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: Inbox,
+        ping_interval: float = 0.0,
+        max_unread: int = DEFAULT_MAX_UNREAD,
+    ) -> None:
         self.engine = engine
+        self.max_unread = max_unread  # bytes of events that wait while it is blocked
+        self.is_blocked = False  # something is being sent, and its client has not taken it yet
+        self.on_overflow: Callable[[], None] = lambda: None
         self.gone = False  # the client has closed the connection
         self._inbox = inbox
         self._tickets: dict[int, Any] = {}  # of the requests that have not ended
         self._n_submitted = 0
         self._pending: list[tuple[int, Event]] = []
+        self._n_pending = 0  # bytes of them
         self._waiter: asyncio.Future[None] | None = None
         self._ping_interval = max(ping_interval, LEAST_PING_INTERVAL) if ping_interval > 0 else 0.0
         self._last_batch = inbox.loop.time()
@@ -105,8 +121,22 @@ class EventStream:
     def deliver(self, index: int, event: Event) -> None:
         if type(event) is Finished or type(event) is Failed:
             self._tickets.pop(index, None)
+        if self.gone:
+            return
         self._pending.append((index, event))
+        self._n_pending += weight(event)
         self._wake()
+        if self.is_blocked and self._n_pending > self.max_unread:
+            self._overflow()
+
+    def _overflow(self) -> None:
+        """The client reads more slowly than the model writes: give it up."""
+        log.warning("cancelled a request whose client had left %d bytes unread", self._n_pending)
+        self.gone = True
+        self.close()
+        self._pending.clear()
+        self._wake()
+        self.on_overflow()
 
     async def watch(self, receive: Receive) -> None:
         """End when the client closes the connection; a task beside what iterates."""
@@ -141,7 +171,7 @@ class EventStream:
             await self._waiter
         if self.gone or not (self._pending or self._tickets):
             raise StopAsyncIteration
-        batch, self._pending = self._pending, []
+        batch, self._pending, self._n_pending = self._pending, [], 0
         self._last_batch = self._inbox.loop.time()
         return batch
 
@@ -157,6 +187,20 @@ class EventStream:
             self._wake()
             left = self._ping_interval
         self._ping_timer = self._inbox.loop.call_later(left, self._ping)
+
+
+def weight(event: Event) -> int:
+    """About how many bytes of memory an event takes, and of an answer it becomes."""
+    n_bytes = EVENT_BYTES
+    if type(event) is Delta:
+        n_bytes += len(event.text) + sum(map(score_weight, event.scores))
+    elif type(event) is PromptScored:
+        n_bytes += sum(map(score_weight, event.scores))
+    return n_bytes
+
+
+def score_weight(score: TokenScore | None) -> int:
+    return 0 if score is None else SCORE_BYTES * (1 + len(score.top))
 
 
 class Dialect(Protocol):
@@ -198,6 +242,9 @@ class Reply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self.stream.watch(receive))
+        self.stream.on_overflow = scope.get("extensions", {}).get(ABORT, lambda: None)
+        if LEASE in scope:  # the engine has what it needs of the body
+            scope[LEASE].give_back()
         try:
             if self.streaming:
                 await self._send_events(send)
@@ -239,8 +286,10 @@ class Reply:
             if error is not None:
                 return await end_body(send, body + self._framed(self.dialect.failed(error)))
             if body:
+                self.stream.is_blocked = True
                 async with asyncio.timeout(self.timeout):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
+                self.stream.is_blocked = False
         if not self.stream.gone:
             await end_body(send, self._framed(self.dialect.last_chunks()) + framing.done)
         return None

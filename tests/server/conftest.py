@@ -31,6 +31,8 @@ from engine.request import (
 from engine.stats import SlotState
 from engine.text.vocab import FimTokens
 from server.app import Cors, create_app
+from server.connection import protocol
+from server.connections import Limits
 from server.fields import Defaults
 from server.idle import Idle
 from server.service import Service
@@ -261,6 +263,7 @@ def serve() -> Iterator[Serve]:
         api_keys: Sequence[str] = (),
         cors: Cors | None = None,
         prefix: str = "",
+        limits: Limits | None = None,
         sleep: tuple[float, Callable[[], Any]] | None = None,  # seconds, and what loads again
         **options: Any,
     ) -> str:
@@ -268,7 +271,14 @@ def serve() -> Iterator[Serve]:
         idle = None if sleep is None else Idle(service, *sleep)
         app = create_app(service, api_keys, cors, prefix, idle)
         config = uvicorn.Config(
-            app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=2
+            app,
+            http=protocol(limits),
+            port=0,
+            log_level="error",
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
