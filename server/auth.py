@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,29 +19,35 @@ class KeyCheck:
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self.app = app
-        self.keys = tuple(key.encode() for key in keys)
+        self.keys = tuple(form for key in keys for form in forms(key))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and scope["path"] not in PUBLIC_PATHS:
-            headers = Headers(scope=scope)
-            if not self.accepts(given_key(headers)):
-                error = ApiError(
-                    "authentication_error",
-                    "Invalid API Key",
-                    headers={"www-authenticate": "Bearer"},
-                )
-                return await error.response(scope["path"])(scope, receive, send)
-        return await self.app(scope, receive, send)
+        if scope["type"] != "http" or not self.keys or scope["path"] in PUBLIC_PATHS:
+            return await self.app(scope, receive, send)
+        if self.accepts(given_key(Headers(scope=scope))):
+            return await self.app(scope, receive, send)
+        headers = {"www-authenticate": "Bearer"}
+        error = ApiError("authentication_error", "Invalid API Key", headers=headers)
+        return await error.response(scope["path"])(scope, receive, send)
 
-    def accepts(self, given: str | None) -> bool:
+    def accepts(self, given: bytes | None) -> bool:
         """Compare with every key, each in constant time, so that timing tells nothing."""
-        given_bytes = (given or "").encode("utf-8", "surrogatepass")
-        matches = [hmac.compare_digest(given_bytes, key) for key in self.keys]
+        matches = [hmac.compare_digest(given or b"", key) for key in self.keys]
         return given is not None and any(matches)
 
 
-def given_key(headers: Headers) -> str | None:
+def forms(key: str) -> set[bytes]:
+    """A key as clients write it into a header: most in UTF-8, some in Latin-1."""
+    found = {key.encode("utf-8", "surrogatepass")}
+    with suppress(UnicodeEncodeError):
+        found.add(key.encode("latin-1"))
+    return found
+
+
+def given_key(headers: Headers) -> bytes | None:
+    """The bytes of the key: Starlette has read them as Latin-1, whatever they are."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        return key.strip()
-    return headers.get("x-api-key")
+    if scheme.lower() == "bearer" and key.strip(" \t"):
+        return key.strip(" \t").encode("latin-1")
+    other = headers.get("x-api-key")
+    return None if other is None else other.encode("latin-1")

@@ -68,6 +68,20 @@ def test_keys(serve: Any, fakes: Any, client: Any) -> None:
         client(url, "three").models.list()
 
 
+@pytest.mark.parametrize("key", ["Schlüssel", "clé-à", "ключ", "鍵"])
+def test_keys_that_are_not_ascii(serve: Any, fakes: Any, key: str) -> None:
+    """``à`` ends with a byte that is white space in Latin-1."""
+    url = serve(fakes.engine(), api_keys=[key])
+    given = [key.encode()]
+    if key.isprintable() and max(map(ord, key)) < 256:
+        given.append(key.encode("latin-1"))
+    for raw in given:
+        for headers in ({b"authorization": b"Bearer " + raw}, {b"x-api-key": raw}):
+            assert httpx.get(url + "/v1/models", headers=headers).status_code == 200
+    wrong = {b"x-api-key": key[:-1].encode()}
+    assert httpx.get(url + "/v1/models", headers=wrong).status_code == 401
+
+
 def test_cors(serve: Any, fakes: Any) -> None:
     url = serve(fakes.engine(), api_keys=["k"])
     origin = {"Origin": "http://page.example"}

@@ -318,12 +318,16 @@ def test_template_options(tmp_path: Path) -> None:
 
 def test_api_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text("c\n\n d \n")
+    path.write_text("# keys\nc\n\n d \n#e\n")
     assert api_keys(Settings(api_key="a, b", api_key_file=str(path))) == ["a", "b", "c", "d"]
     assert api_keys(Settings()) == []
-    path.write_text("\n")
-    with pytest.raises(SettingsError, match="has no key"):
-        api_keys(Settings(api_key_file=str(path)))
+    for empty in ("\n", "#", "# all of\n # them\n"):
+        path.write_text(empty)
+        with pytest.raises(SettingsError, match="has no key"):
+            api_keys(Settings(api_key_file=str(path)))
+    for empty in ("", ",", " , "):
+        with pytest.raises(SettingsError, match="--api-key: there is no key in"):
+            api_keys(Settings(api_key=empty))
     with pytest.raises(SettingsError, match="cannot read"):
         api_keys(Settings(api_key_file=str(tmp_path / "none")))
 
