@@ -39,6 +39,8 @@ class Connection(HttpToolsProtocol):
         self._since = self.loop.time()  # when it became idle, or its request's header began
         self._n_begun = 0  # requests
         self._n_header: int | None = None  # bytes of an incomplete header; None: there is none
+        self._n_rest = 0  # bytes since then that are no body
+        self._has_body = False  # the last piece had some
         self._n_parsed = self._n_lines = 0  # bytes and headers that the parser has found of it
         self._served = False  # it has had a request
         self._answering: RequestResponseCycle | None = None
@@ -68,15 +70,27 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        n_begun = self._n_begun
+        n_begun, self._has_body = self._n_begun, False
         super().data_received(data)
-        if self._n_header is None or self._deaf:
+        if self._deaf:
+            return
+        if self._n_header is None:
+            self._check_rest(data, useful=self._has_body or self._n_begun != n_begun)
             return
         # All of the data is of this header, unless it began behind another request.
         if self._n_begun == n_begun or self._answering is None:
             self._n_header += len(data)
         if self._n_header > self.limits.header:
             self.refuse(self._header_too_long())
+
+    def _check_rest(self, data: bytes, useful: bool) -> None:
+        """What is neither header nor body: extensions of chunks, trailers, empty lines."""
+        self._n_rest = 0 if useful else self._n_rest + len(data)
+        if self._n_rest > self.limits.header:
+            message = (
+                f"A chunk's extension or the trailer is longer than {self.limits.header} bytes"
+            )
+            self.refuse(ApiError("header_too_large_error", message))
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client may end its side and wait for the answer; one that has gone looks the same
@@ -121,6 +135,10 @@ class Connection(HttpToolsProtocol):
             limit = self.limits.header_count
             message = f"The request has more than {limit} headers (--max-header-count)"
             raise self._refused(ApiError("header_too_large_error", message))
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._has_body = True
 
     def on_headers_complete(self) -> None:
         self._n_header = None

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import server.body
-from server.body import MAX_PARTS, read_json, read_object
+from server.body import MAX_PARTS, MAX_VALUES, read_json, read_object
 from server.errors import ApiError
 
 N = MAX_PARTS + 1
@@ -35,12 +35,20 @@ def test_too_many_parts(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     assert caught.value.status == 413
 
 
+def test_too_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msgspec.json, "decode", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(ApiError, match="more than 4194304 values") as caught:
+        read_json(b"[" + b"1," * (MAX_VALUES + 1) + b"0]")
+    assert caught.value.status == 413
+
+
 @pytest.mark.parametrize(
     "value",
     [
         {"input": [[65535] * 8192] * 256},
         {"messages": [{"role": "user", "content": 'if (a[i] == "{\\") { f(); }\n' * 300_000}]},
         {"messages": [{"role": "user", "content": "QUJD" * 2**22}]},
+        {"prompt": "1," * (MAX_VALUES + 1)},
         {"logit_bias": [[token, -1.5] for token in range(300_000)]},
     ],
 )

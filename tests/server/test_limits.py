@@ -117,6 +117,19 @@ def test_trailers_are_dropped(serve: Any, fakes: Any) -> None:
         assert connection.recv(2**16).split()[1] == b"401"
 
 
+@pytest.mark.parametrize("rest", [b"0\r\na: ", b"0\r\n", b"2;"])
+def test_what_is_no_body_ends(serve: Any, fakes: Any, rest: bytes) -> None:
+    """Trailers, and extensions of chunks: the parser would join a long one without end."""
+    chunked = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    with connected(serve(fakes.engine())) as connection:
+        connection.sendall(chunked + rest)
+        for _ in range(80):
+            connection.sendall(b"a: b\r\n" * 200 if rest == b"0\r\n" else b"b" * 1000)
+            time.sleep(0.001)
+        status, message = told(read_all(connection))
+    assert (status, "longer than 65536 bytes" in message) == (431, True)
+
+
 @pytest.mark.parametrize("begin", [b"", b"\r\n"])
 def test_connections_that_send_nothing_are_closed(serve: Any, fakes: Any, begin: bytes) -> None:
     url = serve(fakes.engine(), limits=Limits(header_timeout=0.5, idle_timeout=0.5))
