@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -18,8 +18,11 @@ from urllib.parse import urljoin, urlsplit
 if TYPE_CHECKING:
     import httpx  # else imported when there is something to fetch: it takes 50 ms
 
+from server.room import Room
+
 MAX_REDIRECTS = 3
 DEFAULT_MAX_BYTES = 32 << 20
+MAX_FETCHED = 256 << 20  # bytes that all requests together have fetched and not yet decoded
 DEFAULT_TIMEOUT = 10.0  # seconds, for everything together
 HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "gguf-serve"}
 
@@ -32,6 +35,7 @@ class Fetcher:
     max_bytes: int = DEFAULT_MAX_BYTES
     timeout: float = DEFAULT_TIMEOUT
     allow_private: bool = False
+    room: Room = field(default_factory=lambda: Room(MAX_FETCHED))
 
     def read_file(self, path: str) -> bytes:
         """A file below the folder; links are followed before that is checked."""
@@ -118,10 +122,20 @@ class Fetcher:
         return b"".join(chunks)
 
 
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
 def is_public(address: str) -> bool:
+    """Whether it is on the public internet, and so is the IPv4 address that it may stand for."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip in NAT64 or ip.ipv4_mapped:
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if ip not in GLOBAL_UNICAST or not (ip.is_global or ip.sixtofour):
+        return False  # also ::127.0.0.1, and networks' own prefixes for NAT64
+    return all(is_public(str(inner)) for inner in (ip.sixtofour, *(ip.teredo or ())) if inner)
 
 
 def shown(url: str) -> str:

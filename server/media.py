@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import re
 import secrets
 import string
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from engine.errors import ContextOverflowError, EngineError
 from server.errors import ApiError, invalid
 from server.fetch import Fetcher
 from server.interface import Engine, MediaReader
+from server.room import Lease
 
 # What a client cannot write into a text: it would be taken for an image.
 MARKER = f"<__media_{secrets.token_hex(8)}__>"
@@ -31,7 +31,9 @@ BASE64_PIECE = 2**18  # letters
 MAX_FETCHES = 4  # of a request at a time
 # Few, since each may need a gigabyte for a moment.
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
-_DATA_URL = re.compile(r"data:(?P<kind>[^,;]*)(?P<options>(?:;[^,;]*)*),(?P<data>.*)", re.S)
+UNQUOTED_PIECE = 2**16  # letters; of each of which there may be an object for a moment
+MAX_URL = 8192  # characters of one that is no data: URL
+MAX_MEDIA_TYPE = 1024  # characters of a data: URL before its comma
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,29 @@ async def read_media(messages: list[dict[str, Any]], engine: Engine, fetcher: Fe
     media: list[Any] = []
     for at in range(0, len(found), MAX_FETCHES):
         batch = found[at : at + MAX_FETCHES]
-        fetched = await asyncio.gather(*(fetch(source, fetcher) for source in batch))
-        for source, data in zip(batch, fetched, strict=True):
-            media.append(await decode(source, data, reader))
-            check_room(media, engine.n_ctx)
+        lease = Lease(fetcher.room)
+        try:
+            await take_room(batch, fetcher, lease)
+            fetched = await asyncio.gather(*(fetch(source, fetcher) for source in batch))
+            for source, data in zip(batch, fetched, strict=True):
+                media.append(await decode(source, data, reader))
+                check_room(media, engine.n_ctx)
+        finally:
+            lease.give_back()
     return media
+
+
+async def take_room(batch: list[Source], fetcher: Fetcher, lease: Lease) -> None:
+    """Wait for memory for what comes from elsewhere; the rest has come with the body."""
+    n_remote = sum(not source.value.startswith("data:") for source in batch
+                   if source.kind == "image_url")  # fmt: skip
+    if not n_remote:
+        return
+    try:
+        await lease.take(n_remote * fetcher.max_bytes, fetcher.timeout)
+    except TimeoutError:
+        message = f"Other requests have all of the {fetcher.room.size} bytes for downloads"
+        raise ApiError("unavailable_error", message, headers={"retry-after": "10"}) from None
 
 
 def check_room(media: list[Any], n_ctx: int) -> None:
@@ -119,6 +139,8 @@ async def fetch(source: Source, fetcher: Fetcher) -> bytes:
             return await asyncio.to_thread(from_base64, source.value)
         if source.value.startswith("data:"):
             return await asyncio.to_thread(from_data_url, source.value)
+        if len(source.value) > MAX_URL:
+            raise ValueError(f"the URL is longer than {MAX_URL} characters")
         if source.value.startswith("file://"):
             return await asyncio.to_thread(fetcher.read_file, unquote(source.value[7:]))
         if source.value.startswith(("http://", "https://")):
@@ -127,17 +149,31 @@ async def fetch(source: Source, fetcher: Fetcher) -> bytes:
         raise invalid(f"Field '{source.name}': {error}") from None
     raise invalid(
         f"Field '{source.name}': expected a URL that begins with data:, http:, https: or file:, "
-        f"got {source.value!r:.80}"
+        f"got {source.value[:80]!r}"
     )
 
 
 def from_data_url(url: str) -> bytes:
-    match = _DATA_URL.fullmatch(url)
-    if match is None:
-        raise ValueError(f"the data URL has no comma: {url!r:.80}")
-    if ";base64" in match["options"]:
-        return from_base64(unquote(match["data"]))
-    return unquote_to_bytes(match["data"])
+    start = url.find(",", 0, MAX_MEDIA_TYPE)
+    if start < 0:
+        raise ValueError(
+            f"the data URL has no comma in its first {MAX_MEDIA_TYPE} characters: {url[:80]!r}"
+        )
+    options = url[:start].lower().split(";")[1:]
+    data = unquoted(url, start + 1)
+    return from_base64(data.decode("latin-1")) if "base64" in options else data
+
+
+def unquoted(text: str, start: int) -> bytes:
+    """The bytes of a text with %XX from there on."""
+    parts: list[bytes] = []
+    while start < len(text):
+        end = start + UNQUOTED_PIECE
+        mark = text.rfind("%", end - 2, end)  # it stays with its digits
+        end = mark if mark >= 0 and end < len(text) else end
+        parts.append(unquote_to_bytes(text[start:end]))
+        start = end
+    return b"".join(parts)
 
 
 def from_base64(text: str) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +18,17 @@ import pytest
 from images_and_sounds import AUDIO, N_TOKENS, VISION, data_url, png, wav
 
 from engine.media.reader import MediaReader
+from server.errors import ApiError
 from server.fetch import Fetcher, is_public
-from server.media import BASE64_PIECE, MARKER, from_base64
+from server.media import (
+    BASE64_PIECE,
+    MARKER,
+    UNQUOTED_PIECE,
+    from_base64,
+    from_data_url,
+    read_media,
+)
+from server.room import Room
 
 Serve = Callable[..., str]
 
@@ -159,6 +170,14 @@ def test_a_model_for_images_takes_no_sounds(serve: Serve, engine: Any) -> None:
         ("http://127.0.0.1:1/a.png", "has the address 127.0.0.1, which is not public"),
         ("http://localhost:1/a.png", "which is not public"),
         ("http://[::1]:1/a.png", "has the address ::1, which is not public"),
+        ("http://2130706433:1/a.png", "has the address 127.0.0.1, which is not public"),
+        ("http://0x7f.1:1/a.png", "has the address 127.0.0.1, which is not public"),
+        ("http://0177.0.0.1:1/a.png", "has the address 127.0.0.1, which is not public"),
+        ("http://[::127.0.0.1]:1/a.png", "which is not public"),
+        ("http://[64:ff9b::127.0.0.1]:1/a.png", "which is not public"),
+        ("data:" + ";" * 10_000 + ",", "has no comma in its first 1024 characters"),
+        ("http://example.org/" + "a" * 10_000, "the URL is longer than 8192 characters"),
+        ("file:///" + "%41" * 10_000, "the URL is longer than 8192 characters"),
     ],
 )
 def test_a_bad_image_is_named(serve: Serve, engine: Any, url: str, reason: str) -> None:
@@ -260,6 +279,28 @@ def test_downloads(serve: Serve, engine: Any, pictures: str) -> None:
         assert reason in refusal(url, user(image_part(pictures + path)))
 
 
+def test_downloads_wait_for_room(fakes: Any, pictures: str) -> None:
+    """What all requests have fetched and not decoded yet is bounded, and given back."""
+    reader = MediaReader(VISION, AUDIO, n_embd=64)
+    fetcher = Fetcher(max_bytes=2**20, timeout=0.3, allow_private=True, room=Room(2**20))
+    engine = fakes.engine()
+    engine.media = reader
+    messages = user(image_part(f"{pictures}/a.png"))
+
+    async def ask_twice() -> None:
+        await fetcher.room.take(1)
+        with pytest.raises(ApiError, match="all of the 1048576 bytes for downloads") as caught:
+            await read_media(messages, engine, fetcher)
+        assert caught.value.status == 503
+        assert await read_media(user(image_part(data_url(png()))), engine, fetcher)
+        fetcher.room.give(1)
+        for _ in range(2):
+            assert await read_media(messages, engine, fetcher)
+
+    asyncio.run(ask_twice())
+    assert fetcher.room.free == 2**20
+
+
 def test_the_address_of_a_redirect_is_checked(
     monkeypatch: pytest.MonkeyPatch, pictures: str
 ) -> None:
@@ -274,11 +315,49 @@ def test_the_address_of_a_redirect_is_checked(
     [
         ("93.184.216.34", True), ("10.0.0.1", False), ("169.254.169.254", False),
         ("::ffff:127.0.0.1", False), ("fe80::1%eth0", False), ("2606:4700::1111", True),
-        ("224.0.0.1", False), ("0.0.0.0", False), ("100.64.0.1", False),
+        ("224.0.0.1", False), ("0.0.0.0", False), ("100.64.0.1", False), ("::", False),
+        ("64:ff9b::7f00:1", False), ("64:ff9b::5db8:d822", True), ("64:ff9b:1::5db8:d822", False),
+        ("2002:7f00:1::", False), ("2002:a00:1::1", False), ("2002:5db8:d822::1", True),
+        ("::127.0.0.1", False), ("::93.184.216.34", False), ("::ffff:93.184.216.34", True),
+        ("::ffff:0:127.0.0.1", False), ("2001:0:7f00:1::f5ff:fffe", False),
+        ("2001:0:5db8:d822::80ff:fffe", False), ("fc00::1", False), ("fec0::1", False),
+        ("ff0e::1", False), ("5f00::1", False), ("2001:db8::1", False),
+        ("255.255.255.255", False), ("192.0.0.1", False), ("198.18.0.1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("url", "peak"),
+    [
+        ("data:image/png;base64," + "QUJD" * 2**18, 4),
+        ("data:image/png;base64," + "%51%55JD" * 2**18, 6),
+        ("data:," + "%41" * 2**19, 6),
+        ("data:" + ";" * 2**23, 1),
+        ("data:image/png" + ";a=b" * 2**21 + ";base64,QUJD", 1),
+    ],
+    ids=["base64", "quoted base64", "quoted", "marks", "options"],
+)
+def test_memory_of_data_urls(url: str, peak: int) -> None:
+    """``peak``: MiB beside the URL."""
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        from_data_url(url)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < peak << 20
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_data_urls_in_pieces(shift: int) -> None:
+    """A piece never ends between a mark and its digits."""
+    text = "x" * (UNQUOTED_PIECE - shift) + "%00%ff" + "y" * BASE64_PIECE + "%4"
+    expected = b"x" * (UNQUOTED_PIECE - shift) + b"\0\xff" + b"y" * BASE64_PIECE + b"%4"
+    assert from_data_url("data:," + text) == expected
+    encoded = base64.b64encode(expected).decode().replace("=", "%3D").replace("+", "%2B")
+    assert from_data_url("data:a/b;c=d;base64," + encoded) == expected
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, BASE64_PIECE * 3 // 4, BASE64_PIECE + 5])
