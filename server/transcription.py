@@ -6,6 +6,7 @@ need them (``srt``, ``vtt``, ``timestamp_granularities``) is refused.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -33,6 +34,7 @@ from server.stream import Reply
 
 INSTRUCTION = "Transcribe audio to text"  # llama-server's words
 MAX_FIELDS = 100
+FORM_PIECE = 2**20  # bytes that are parsed at once
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "include[]": (),
     "known_speaker_names[]": (),
@@ -78,8 +80,13 @@ async def read_form(service: Service, http: HttpRequest) -> dict[str, Any]:
         raise invalid(f"The request body must be multipart/form-data, got {kind!r:.80}")
     body = await service.read_body(http)
 
+    pieces = iter(range(0, len(body), FORM_PIECE))
+
     async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.sleep(0)  # the loop has its turn between two pieces
+        at = next(pieces, len(body))
+        end = at + FORM_PIECE
+        return {"type": "http.request", "body": body[at:end], "more_body": end < len(body)}
 
     data: dict[str, Any] = {}
     whole = HttpRequest(http.scope, receive)

@@ -146,15 +146,32 @@ def test_two_processes_at_once_both_get_the_right_file(cache, use, monkeypatch):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_leftovers_of_a_killed_process_go_after_two_days(cache, use):
-    use(FakeFetch())
-    old, new = cache / "fetch-old", cache / "fetch-new"
-    for folder in (old, new):
+def test_leftovers_of_a_killed_process_go_with_the_next_start(cache, use):
+    """The system lets go of its lock; those who still fetch, or have just begun, stay."""
+    fetch = use(FakeFetch())
+    killed, fetching, new = cache / "fetch-killed", cache / "fetch-a", cache / "fetch-b"
+    program = (
+        "import sys, time; from server.demo import _locked\n"
+        "with _locked(sys.argv[1]): print(flush=True); time.sleep(60)"
+    )
+    for folder in (killed, fetching, new):
         folder.mkdir(parents=True)
-    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    command = [sys.executable, "-c", program]
+    with (
+        subprocess.Popen([*command, killed], stdout=subprocess.PIPE) as first,
+        subprocess.Popen([*command, fetching], stdout=subprocess.PIPE) as second,
+    ):
+        first.stdout.readline(), second.stdout.readline()
+        first.kill()
+        first.wait()
+        for folder in (killed, fetching):
+            os.utime(folder, (time.time() - 60,) * 2)
+        demo.demo_model(silent)
+        assert [folder.exists() for folder in (killed, fetching, new)] == [False, True, True]
+        second.kill()
+    os.utime(fetching, (time.time() - 60,) * 2)
     demo.demo_model(silent)
-    assert not old.exists()
-    assert new.exists()
+    assert (fetch.calls, fetching.exists()) == (1, False)
 
 
 def test_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
