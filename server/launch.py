@@ -25,14 +25,12 @@ from engine.errors import EngineError
 from server import sockets as listeners
 from server.app import create_app
 from server.configure import (
-    SettingsError,
     api_keys,
     api_prefix,
     client_limits,
     cors,
     engine_options,
     media_fetcher,
-    reason,
     request_defaults,
     uses_https,
 )
@@ -40,13 +38,13 @@ from server.connection import protocol
 from server.connections import Limits, raise_file_limit
 from server.idle import Idle
 from server.interface import Engine
+from server.logs import set_up_logging
 from server.service import Endpoints, Service
 from server.settings import Settings, split_commas
 from server.summary import progress_bar, show, summary
 
 log = logging.getLogger("server")
 GRACE = 3  # seconds that open answers get after a signal
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class LoadStoppedError(Exception):
@@ -280,20 +278,3 @@ def demo_path(report: Callable[[float], None]) -> Path:
             draw(fraction)
 
         return demo_model(progress)
-
-
-def log_file_handler(path: str) -> logging.Handler:
-    try:
-        return logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"--log-file: cannot write {path}: {reason(error)}") from None
-
-
-def set_up_logging(settings: Settings) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if settings.log_file is not None:
-        handlers.append(log_file_handler(settings.log_file))
-    level = logging.DEBUG if settings.verbose else logging.INFO
-    logging.basicConfig(level=level, format=LOG_FORMAT, handlers=handlers, force=True)
-    for name in ("uvicorn", "asyncio"):
-        logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)

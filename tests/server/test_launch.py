@@ -209,6 +209,20 @@ def test_a_log_file_that_cannot_be_written(start: Start, model: str, tmp_path: P
     assert errors.startswith("serve: --log-file: cannot write")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_a_log_file_on_a_full_disk(start: Start, model: str) -> None:
+    """One line says so, and the server goes on."""
+    port = free_port()
+    process = start("-m", model, "--port", str(port), "-v", "--log-file", "/dev/full")
+    wait_until_ready(f"http://127.0.0.1:{port}", process)
+    for _ in range(20):
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    errors = end(process)[2]
+    assert errors.count("--log-file: cannot write /dev/full: No space left on device") == 1
+    assert errors.count("GET /health") >= 20
+    assert "Traceback" not in errors
+
+
 def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
