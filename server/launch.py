@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from engine.errors import EngineError
 from server import sockets as listeners
@@ -179,23 +180,9 @@ def serve(settings: Settings) -> int:
     limits = connection_limits(settings)
     bound = listeners.bind(hosts, settings.port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
-    config = uvicorn.Config(
-        create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle),
-        http=protocol(limits),
-        log_config=None,
-        access_log=settings.verbose,
-        lifespan="off",
-        ws="none",
-        server_header=False,
-        proxy_headers=bool(limits.proxies),
-        forwarded_allow_ips=[str(proxy) for proxy in limits.proxies],
-        timeout_keep_alive=settings.idle_timeout,
-        timeout_graceful_shutdown=GRACE,
-        ssl_keyfile=settings.ssl_key_file,
-        ssl_certfile=settings.ssl_cert_file,
-    )
+    app = create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle)
     server = Server(
-        config,
+        http_config(app, settings, limits),
         service,
         load=lambda report: load_model(settings, report),
         on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
@@ -207,6 +194,25 @@ def serve(settings: Settings) -> int:
     finally:
         listeners.unlink(hosts)
     return finish(server)
+
+
+def http_config(app: ASGIApp, settings: Settings, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol(limits),
+        log_config=None,
+        access_log=settings.verbose,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        # A client may write into these headers what it likes.
+        proxy_headers=bool(limits.proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in limits.proxies],
+        timeout_keep_alive=settings.idle_timeout,
+        timeout_graceful_shutdown=GRACE,
+        ssl_keyfile=settings.ssl_key_file,
+        ssl_certfile=settings.ssl_cert_file,
+    )
 
 
 def connection_limits(settings: Settings) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -15,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 import engine.engine
-from server.launch import load_model
+from server.launch import connection_limits, http_config, load_model
 from server.settings import Settings
 
 SCRIPT = Path(__file__).with_name("scripted_serve.py")
@@ -137,6 +139,25 @@ def test_a_model_that_cannot_be_loaded(start: Start, model: str) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(("proxies", "client"), [((), "127.0.0.1"), (("127.0.0.0/8",), "6.6.6.6")])
+def test_whom_forwarded_headers_are_believed(
+    model: str, proxies: tuple[str, ...], client: str
+) -> None:
+    found: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope["client"][0])
+
+    settings = Settings(model=model, forwarded_allow_ips=proxies)
+    config = http_config(app, settings, connection_limits(settings))
+    config.load()
+    scope = {
+        "type": "http", "client": ("127.0.0.1", 5), "headers": [(b"x-forwarded-for", b"6.6.6.6")]
+    }  # fmt: skip
+    asyncio.run(config.loaded_app(scope, None, None))
+    assert found == [client]
+
+
 def test_collections_pass_over_a_loaded_model(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """They would stop every stream for as long as it takes to look through all of it."""
     loaded: list[list[str]] = [[]]
@@ -216,10 +237,13 @@ def test_a_log_file_on_a_full_disk(start: Start, model: str) -> None:
     process = start("-m", model, "--port", str(port), "-v", "--log-file", "/dev/full")
     wait_until_ready(f"http://127.0.0.1:{port}", process)
     for _ in range(20):
-        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        claimed = {"x-forwarded-for": "6.6.6.6"}
+        response = httpx.get(f"http://127.0.0.1:{port}/health", headers=claimed)
+        assert response.status_code == 200
     errors = end(process)[2]
     assert errors.count("--log-file: cannot write /dev/full: No space left on device") == 1
     assert errors.count("GET /health") >= 20
+    assert "6.6.6.6" not in errors
     assert "Traceback" not in errors
 
 
@@ -240,6 +264,7 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
     subprocess.run(made, check=True, capture_output=True)
     port = free_port()
     options = ["--ssl-key-file", key, "--ssl-cert-file", certificate, "--api-prefix", "/llm"]
+    options += ["--header-timeout", "1"]
     process = start("-m", model, "--port", str(port), *options)
     trusted = ssl.create_default_context(cafile=certificate)
     url = f"https://127.0.0.1:{port}"
@@ -252,6 +277,8 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
                 assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         assert client.get(f"{url}/llm/health").json() == {"status": "ok"}
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+        assert silent.recv(1) == b""  # a handshake has no more time than a header
     code, _, errors = end(process)
     assert code == 0
     assert f"listening     {url}" in errors
