@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, shown
 from server.fields import SamplingFields, check_stops
 
 DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
@@ -69,7 +69,7 @@ def chat_body(fields: MessagesFields, data: Mapping[str, Any]) -> dict[str, Any]
 
 def response_format(name: str, form: Mapping[str, Any]) -> dict[str, Any]:
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
-        raise invalid(f"Field '{name}': expected a json_schema with its schema, got {form!r:.80}")
+        raise invalid(f"Field '{name}': expected a json_schema with its schema, got {shown(form)}")
     return {"type": "json_schema", "schema": form["schema"]}
 
 
@@ -88,7 +88,7 @@ def text_of(name: str, place: int, block: Mapping[str, Any]) -> str:
     text = block.get("text")
     if block.get("type") != "text" or not isinstance(text, str):
         kind = block.get("type")
-        raise invalid(f"Field '{name}[{place}]': expected a block of text, got {kind!r:.80}")
+        raise invalid(f"Field '{name}[{place}]': expected a block of text, got {shown(kind)}")
     return text
 
 
@@ -121,7 +121,7 @@ def tool_fields(fields: MessagesFields) -> dict[str, Any]:
     elif choice.type in modes:
         body["tool_choice"] = modes[choice.type]
     else:
-        raise invalid(f"Field 'tool_choice.type': {choice.type!r:.80} is not known")
+        raise invalid(f"Field 'tool_choice.type': {shown(choice.type)} is not known")
     return body
 
 
@@ -138,7 +138,7 @@ def conversation(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if role not in ("user", "assistant", "system"):
-            raise invalid(f"Field '{name}.role': expected user or assistant, got {role!r:.80}")
+            raise invalid(f"Field '{name}.role': expected user or assistant, got {shown(role)}")
         if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
             raise invalid(f"Field '{name}.content': expected a string or a list of blocks")
         if role == "assistant":
@@ -193,13 +193,13 @@ def image_url(name: str, source: Any) -> str:
         return f"data:{source.get('media_type', 'image/png')};base64,{source['data']}"
     if kind == "url" and isinstance(source.get("url"), str):
         return str(source["url"])
-    raise invalid(f"Field '{name}.source': expected an image as base64 or url, got {source!r:.80}")
+    raise invalid(f"Field '{name}.source': expected an image as base64 or url, got {shown(source)}")
 
 
 def shown_text(name: str, block: Any) -> str:
     """The text of a block that a text model can read."""
     if not isinstance(block, dict):
-        raise invalid(f"Field '{name}': expected a block, got {block!r:.80}")
+        raise invalid(f"Field '{name}': expected a block, got {shown(block)}")
     kind, source = block.get("type"), block.get("source")
     if kind == "text" and isinstance(block.get("text"), str):
         return str(block["text"])
@@ -209,7 +209,7 @@ def shown_text(name: str, block: Any) -> str:
 
 
 def unsupported(name: str, kind: Any) -> ApiError:
-    return invalid(f"Field '{name}': input of type {kind!r:.80} is not supported by this model")
+    return invalid(f"Field '{name}': input of type {shown(kind)} is not supported by this model")
 
 
 def assistant_message(name: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.constraint import Constraint, Kind, Trigger
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.fields import GenerationFields
 from server.interface import Engine, Tokenizer
 
@@ -89,7 +89,7 @@ def read_trigger(value: dict[str, Any], tokenizer: Tokenizer) -> Trigger:
         return Trigger(word)
     if kind in (PATTERN, WHOLE_PATTERN):
         raise invalid("Field 'grammar_triggers': patterns are not supported by this server")
-    raise invalid(f"Field 'grammar_triggers': expected a word or a token, got {value!r:.80}")
+    raise invalid(f"Field 'grammar_triggers': expected a word or a token, got {shown(value)}")
 
 
 async def compiled(engine: Engine, constraint: Constraint | None) -> Constraint | None:

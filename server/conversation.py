@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.fields import UNSUPPORTED, GenerationFields, convert, refuse
 from server.media import KINDS, given
 
@@ -76,7 +76,7 @@ def tool_choice(chat: Chat) -> tuple[str, list[dict[str, Any]]]:
         allowed = choice.get("allowed_tools", choice)
         listed = allowed.get("tools") if isinstance(allowed, dict) else None
         if not isinstance(listed, list):
-            raise invalid(f"Field 'tool_choice': expected tools in an array, got {listed!r:.80}")
+            raise invalid(f"Field 'tool_choice': expected tools in an array, got {shown(listed)}")
         names = [function_name(tool) for tool in listed]
         mode = allowed.get("mode", "auto")
     else:
@@ -84,13 +84,13 @@ def tool_choice(chat: Chat) -> tuple[str, list[dict[str, Any]]]:
     known = {tool["function"]["name"] for tool in tools}
     for name in names:
         if name not in known:
-            raise invalid(f"Field 'tool_choice': there is no tool {name!r}")
+            raise invalid(f"Field 'tool_choice': there is no tool {shown(name)}")
     return named_mode(mode, [tool for tool in tools if tool["function"]["name"] in names])
 
 
 def named_mode(mode: str, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if mode not in ("auto", "none", "required"):
-        raise invalid(f"Field 'tool_choice': expected auto, none or required, got {mode!r:.80}")
+        raise invalid(f"Field 'tool_choice': expected auto, none or required, got {shown(mode)}")
     if mode == "required" and not tools:
         raise invalid("Field 'tool_choice': required, but there are no tools")
     return mode, tools
@@ -102,7 +102,7 @@ def function_name(value: Any) -> Any:
         function = value.get("function", value)
         if isinstance(function, dict) and isinstance(function.get("name"), str):
             return function["name"]
-    raise invalid(f"Field 'tool_choice': expected a function with a name, got {value!r:.80}")
+    raise invalid(f"Field 'tool_choice': expected a function with a name, got {shown(value)}")
 
 
 def continued_field(chat: Chat, prefill: bool) -> bool | Literal["content", "reasoning_content"]:
@@ -125,7 +125,7 @@ def check_tools(tools: list[dict[str, Any]]) -> None:
         name = f"tools[{place}]"
         if tool.get("type") != "function":
             kind = tool.get("type")
-            raise invalid(f"Field '{name}.type': {kind!r:.80} is not supported by this server")
+            raise invalid(f"Field '{name}.type': {shown(kind)} is not supported by this server")
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid(f"Field '{name}.function': expected an object with a name")
@@ -139,7 +139,9 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
     for place, message in enumerate(messages):
         name = f"messages[{place}]"
         if not isinstance(message.get("role"), str):
-            raise invalid(f"Field '{name}.role': expected a string, got {message.get('role')!r}")
+            raise invalid(
+                f"Field '{name}.role': expected a string, got {shown(message.get('role'))}"
+            )
         content = message.get("content")
         if isinstance(content, list):
             for number, part in enumerate(content):
@@ -152,7 +154,7 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
 
 def check_part(name: str, part: Any) -> None:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise invalid(f"Field '{name}': expected an object with a type, got {part!r:.80}")
+        raise invalid(f"Field '{name}': expected an object with a type, got {shown(part)}")
     kind = part["type"]
     if kind in KINDS:
         given(name, part)

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from engine.embedding import normalized
 from engine.request import Embedded, Pooling, Request
-from server.errors import ApiError, invalid, json_response
+from server.errors import ApiError, invalid, json_response, shown
 from server.fields import convert
 from server.prompt_objects import read_prompts
 from server.prompts import Prompt, check_number
@@ -251,5 +251,5 @@ def document_texts(fields: RerankFields) -> list[str]:
 def document_text(place: int, document: str | dict[str, Any]) -> str:
     text = document.get("text") if isinstance(document, dict) else document
     if not isinstance(text, str):
-        raise invalid(f"Field 'documents[{place}]': expected a text, got {document!r:.80}")
+        raise invalid(f"Field 'documents[{place}]': expected a text, got {shown(document)}")
     return text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -102,6 +103,26 @@ SHAPES: tuple[tuple[str, Callable[[ApiError], dict[str, object]]], ...] = (
     ("/v1/messages", anthropic_body),
     ("/api/", ollama_body),
 )
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """The beginning of what a client has given, for a message; as long as it may be, no more than
+    that is looked at."""
+    return repr(pruned(value, [limit]))[:limit]
+
+
+def pruned(value: object, left: list[int]) -> object:
+    """At most so many parts of a value, each at least a character of what is shown."""
+    limit = left[0]
+    left[0] -= 1
+    if isinstance(value, str):
+        return value[:limit]
+    if isinstance(value, list):
+        return [pruned(item, left) for item in value[:limit] if left[0] > 0]
+    if isinstance(value, dict):
+        items = islice(value.items(), limit)
+        return {pruned(name, left): pruned(item, left) for name, item in items if left[0] > 0}
+    return value
 
 
 def invalid(message: str) -> ApiError:

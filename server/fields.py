@@ -19,7 +19,7 @@ from engine.constraint import Constraint
 from engine.errors import RequestError
 from engine.request import SamplingParams
 from engine.sampler_names import parse_samplers
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, shown
 from server.interface import Tokenizer
 
 T = TypeVar("T")
@@ -317,7 +317,7 @@ def logit_bias(
     biases: list[tuple[int, float]] = []
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, str)):
-            raise invalid(f"Field 'logit_bias': expected [token or text, bias], got {pair!r}")
+            raise invalid(f"Field 'logit_bias': expected [token or text, bias], got {shown(pair)}")
         bias = bias_value(pair[1])
         biases += [(id, bias) for id in biased_tokens(pair[0], tokenizer)]
         if len(biases) > MAX_BIASES:
@@ -330,7 +330,7 @@ def bias_value(value: Any) -> float:
         return float("-inf")
     if type(value) is float or (type(value) is int and abs(value) < 2**64):
         return float(value)
-    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {value!r:.80}")
+    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {shown(value)}")
 
 
 def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from engine.errors import ContextOverflowError, EngineError
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, shown
 from server.fetch import Fetcher
 from server.interface import Engine, MediaReader
 from server.room import Lease
@@ -63,7 +63,7 @@ def given(name: str, part: dict[str, Any]) -> str:
     found = value.get(field) if isinstance(value, dict) else value
     if not isinstance(found, str) or not found:
         raise invalid(
-            f"Field '{name}.{part['type']}.{field}': expected a string, got {found!r:.80}"
+            f"Field '{name}.{part['type']}.{field}': expected a string, got {shown(found)}"
         )
     return found
 
@@ -149,7 +149,7 @@ async def fetch(source: Source, fetcher: Fetcher) -> bytes:
         raise invalid(f"Field '{source.name}': {error}") from None
     raise invalid(
         f"Field '{source.name}': expected a URL that begins with data:, http:, https: or file:, "
-        f"got {source.value[:80]!r}"
+        f"got {shown(source.value)}"
     )
 
 
@@ -157,7 +157,7 @@ def from_data_url(url: str) -> bytes:
     start = url.find(",", 0, MAX_MEDIA_TYPE)
     if start < 0:
         raise ValueError(
-            f"the data URL has no comma in its first {MAX_MEDIA_TYPE} characters: {url[:80]!r}"
+            f"the data URL has no comma in its first {MAX_MEDIA_TYPE} characters: {shown(url)}"
         )
     options = url[:start].lower().split(";")[1:]
     data = unquoted(url, start + 1)

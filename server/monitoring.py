@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from engine.stats import EngineStats, SlotState
 from server.answer import ratio
-from server.errors import ApiError, invalid, json_response, not_enabled
+from server.errors import ApiError, invalid, json_response, not_enabled, shown
 from server.fields import convert
 from server.interface import Engine
 from server.parameters import generation_settings
@@ -87,15 +87,15 @@ async def slot_action(service: Service, http: HttpRequest) -> Response:
         raise not_enabled("slots actions", "--slot-save-path")
     id, action = http.path_params["id"], http.query_params.get("action", "")
     if not id.isdecimal():
-        raise invalid(f"Invalid slot ID: {id!r:.80}")
+        raise invalid(f"Invalid slot ID: {shown(id)}")
     if action == "erase":
         erased = await asyncio.wrap_future(service.engine.erase_slot(int(id[:9])))
         return json_response({"id_slot": int(id), "n_erased": erased})
     if action not in ("save", "restore"):
-        raise invalid(f"Invalid action: {action!r:.80}; known are save, restore and erase")
+        raise invalid(f"Invalid action: {shown(action)}; known are save, restore and erase")
     name = convert(await service.read_object(http), SlotFields).filename
     if not FILE_NAME.fullmatch(name):
-        raise invalid(f"Field 'filename': {name!r:.80} is not a plain name")
+        raise invalid(f"Field 'filename': {shown(name)} is not a plain name")
     act = service.engine.save_slot if action == "save" else service.engine.restore_slot
     file = await asyncio.wrap_future(act(int(id[:9]), Path(folder) / name))
     n_tokens, n_bytes = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.fields import check_limits, check_stops, refuse
 
 
@@ -107,7 +107,7 @@ def common(fields: CommonFields) -> dict[str, Any]:
 def response_format(form: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(form, str):
         if form != "json":
-            raise invalid(f"Field 'format': expected \"json\" or a JSON schema, got {form!r:.80}")
+            raise invalid(f"Field 'format': expected \"json\" or a JSON schema, got {shown(form)}")
         return {"type": "json_object"}
     return {"type": "json_schema", "json_schema": {"schema": form}}
 
@@ -127,7 +127,7 @@ def chat_message(name: str, message: dict[str, Any], names: dict[str, str]) -> d
         found["reasoning_content"] = message["thinking"]
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
-        raise invalid(f"Field '{name}.tool_calls': expected an array, got {calls!r:.80}")
+        raise invalid(f"Field '{name}.tool_calls': expected an array, got {shown(calls)}")
     if calls:
         found["tool_calls"] = [
             chat_call(f"{name}.tool_calls[{place}]", f"{name}-{place}", call, names)
@@ -159,7 +159,7 @@ def with_images(name: str, text: Any, images: Any) -> list[dict[str, Any]]:
 def chat_call(name: str, made_up: str, call: Any, names: dict[str, str]) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise invalid(f"Field '{name}': expected a function with a name, got {call!r:.80}")
+        raise invalid(f"Field '{name}': expected a function with a name, got {shown(call)}")
     id = call.get("id") or made_up
     names[function["name"]] = id
     arguments = function.get("arguments", {})

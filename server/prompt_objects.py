@@ -10,7 +10,7 @@ from typing import Any
 
 from server.chat import prompt
 from server.conversation import check_part, with_refusals
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from server.prompts import Prompt, check_number, completion_prompts
 from server.service import Service
@@ -52,7 +52,7 @@ def marked_text(value: dict[str, Any], name: str) -> tuple[str, list[dict[str, A
     """The text with this process's markers, and the parts that they stand for."""
     text, data = value["prompt_string"], value.get("multimodal_data") or []
     if not isinstance(text, str):
-        raise invalid(f"Field '{name}.prompt_string': expected a string, got {text!r:.80}")
+        raise invalid(f"Field '{name}.prompt_string': expected a string, got {shown(text)}")
     if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
         raise invalid(f"Field '{name}.multimodal_data': expected an array of base64 strings")
     if not data:
@@ -88,7 +88,7 @@ def is_sound(data: str) -> bool:
 def text_of_parts(parts: Any, name: str) -> tuple[str, list[dict[str, Any]]]:
     """The text with a marker where a part is none, and those parts."""
     if not isinstance(parts, list):
-        raise invalid(f"Field '{name}': expected a string or an array, got {parts!r:.80}")
+        raise invalid(f"Field '{name}': expected a string or an array, got {shown(parts)}")
     for place, part in enumerate(parts):
         check_part(f"{name}[{place}]", part)
     named = [part | {"name": f"{name}[{place}]"} for place, part in enumerate(parts)]

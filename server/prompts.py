@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.media.span import MediaSpan
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.interface import Tokenizer
 
 MAX_PROMPTS = 2048  # of one request, as in OpenAI's API: each is a request to the engine
@@ -64,7 +64,7 @@ def encode_mixed(
     if isinstance(value, str):
         return tokenizer.encode(value, add_special=add_special, parse_special=parse_special)
     if not isinstance(value, list):
-        raise invalid(f"Field '{field}': expected a string or an array, got {value!r:.80}")
+        raise invalid(f"Field '{field}': expected a string or an array, got {shown(value)}")
     ids: list[int] = []
     for place, part in enumerate(value):
         if isinstance(part, str):
@@ -77,7 +77,7 @@ def encode_mixed(
 
 def checked_token(field: str, value: Any, tokenizer: Tokenizer) -> int:
     if type(value) is not int:
-        raise invalid(f"Field '{field}': expected a string or a token id, got {value!r:.80}")
+        raise invalid(f"Field '{field}': expected a string or a token id, got {shown(value)}")
     if not 0 <= value < tokenizer.n_vocab:
         last = tokenizer.n_vocab - 1
         raise invalid(f"Field '{field}': token {value} is outside the vocabulary (0 to {last})")

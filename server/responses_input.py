@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from server.errors import invalid
+from server.errors import invalid, shown
 from server.responses_tools import chat_name, tool_fields
 
 # What asks for a memory of earlier responses, or for work that outlives the request.
@@ -78,7 +78,7 @@ def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
 def response_format(form: Any) -> dict[str, Any]:
     """Here the schema lies beside the type, there in an object of its own."""
     if not isinstance(form, dict) or not isinstance(form.get("type"), str):
-        raise invalid(f"Field 'text.format': expected an object with a type, got {form!r:.80}")
+        raise invalid(f"Field 'text.format': expected an object with a type, got {shown(form)}")
     if form["type"] != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": {k: form[k] for k in form if k != "type"}}
@@ -122,14 +122,14 @@ def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> No
         output = parts(f"{name}.output", item.get("output"))
         found.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
     elif not (isinstance(kind, str) and kind.endswith(NO_MESSAGES)):
-        raise invalid(f"Field '{name}.type': {kind!r:.80} is not supported by this server")
+        raise invalid(f"Field '{name}.type': {shown(kind)} is not supported by this server")
 
 
 def add_message(found: list[dict[str, Any]], name: str, item: Mapping[str, Any]) -> None:
     role = item.get("role")
     if not isinstance(role, str):
         missing = "a type or a role" if "type" not in item else "a string as role"
-        raise invalid(f"Field '{name}': expected {missing}, got {item!r:.80}")
+        raise invalid(f"Field '{name}': expected {missing}, got {shown(item)}")
     content = parts(f"{name}.content", item.get("content"))
     if role == "assistant" and found and is_bare(found[-1]):
         found[-1]["content"] = content
@@ -161,14 +161,14 @@ def parts(name: str, content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise invalid(f"Field '{name}': expected a string or an array, got {content!r:.80}")
+        raise invalid(f"Field '{name}': expected a string or an array, got {shown(content)}")
     return [content_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
 
 
 def content_part(name: str, part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise invalid(f"Field '{name}': expected an object with a type, got {part!r:.80}")
+        raise invalid(f"Field '{name}': expected an object with a type, got {shown(part)}")
     if kind == "input_image":
         if not isinstance(part.get("image_url"), str):
             raise invalid(f"Field '{name}.image_url': expected a URL; files are not kept here")
@@ -177,7 +177,9 @@ def content_part(name: str, part: Any) -> dict[str, Any]:
         return {"type": "input_audio", "input_audio": part.get("input_audio"), "name": name}
     text = part.get("refusal" if kind == "refusal" else "text")
     if not (kind in TEXT_PARTS or kind == "refusal") or not isinstance(text, str):
-        raise invalid(f"Field '{name}': input of type {kind!r:.80} is not supported by this server")
+        raise invalid(
+            f"Field '{name}': input of type {shown(kind)} is not supported by this server"
+        )
     return {"type": "text", "text": text}
 
 

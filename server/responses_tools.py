@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from server.errors import invalid
+from server.errors import invalid, shown
 
 
 class Function(NamedTuple):
@@ -42,14 +42,14 @@ def functions(data: Mapping[str, Any]) -> list[Function]:
     for function in found:
         other = first.setdefault(str(function.chat_name), function)
         if other.namespace != function.namespace:
-            names = f"{function.chat_name!r:.80} as is that of {other.field}"
+            names = f"{shown(function.chat_name)} as is that of {other.field}"
             raise invalid(f"Field '{function.field}': its name is {names}")
     return found
 
 
 def _functions(field: str, tools: Any, namespace: str | None = None) -> Iterator[Function]:
     if not isinstance(tools, list):
-        raise invalid(f"Field '{field}': expected an array, got {tools!r:.80}")
+        raise invalid(f"Field '{field}': expected an array, got {shown(tools)}")
     for place, tool in enumerate(tools):
         name = f"{field}[{place}]"
         if is_function(tool):

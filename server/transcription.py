@@ -23,7 +23,7 @@ from engine.request import Event, Finished
 from server.answer import Choice, Piece
 from server.chat import prepare
 from server.conversation import read_chat
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, shown
 from server.fields import SamplingFields, convert, refuse
 from server.framing import SSE_DONE
 from server.generate import Options, start
@@ -77,7 +77,7 @@ async def read_form(service: Service, http: HttpRequest) -> dict[str, Any]:
     """The fields of a form as texts, and ``file`` as bytes; those left empty are absent."""
     kind = http.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise invalid(f"The request body must be multipart/form-data, got {kind!r:.80}")
+        raise invalid(f"The request body must be multipart/form-data, got {shown(kind)}")
     body = await service.read_body(http)
 
     pieces = iter(range(0, len(body), FORM_PIECE))

@@ -1,0 +1,33 @@
+"""What a client has given, shown in messages: its beginning, at the price of its beginning."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from server.errors import shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 1.5, "it's", "é" * 500, [1, [2, {"a": "b" * 500}]], {"a": {"b": []}, "c": [None] * 99}],
+)
+def test_shown(value: object) -> None:
+    assert shown(value) == repr(value)[:80]
+
+
+@pytest.mark.parametrize("value", ["x" * 10**7, [1] * 10**6, {str(n): n for n in range(10**5)}])
+def test_only_the_beginning_is_looked_at(value: object) -> None:
+    tracemalloc.start()
+    assert len(shown([{"a": value}])) == 80
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50_000
+
+
+def test_deep_values() -> None:
+    value: object = 1
+    for _ in range(10_000):
+        value = [value]
+    assert shown(value).startswith("[[[[")
