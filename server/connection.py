@@ -217,12 +217,13 @@ class Connection(HttpToolsProtocol):
 
     def drop(self) -> None:
         found = self.transport.get_extra_info("socket")
-        if self.n_unsent() and found is not None:  # else the system would keep its part of it
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and found is not None:  # else the system would keep its part of it
             found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    def n_unsent(self) -> int:
-        return self.transport.get_write_buffer_size()
+    def n_stuck(self, now: float) -> int:
+        return self._unsent if now - self._stuck_since > self.limits.patience else 0
 
     def check(self, now: float) -> None:
         if now > self._closes_at or self._is_stuck(now):
@@ -240,8 +241,8 @@ class Connection(HttpToolsProtocol):
         return None
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether its client has taken nothing for so long of what waits for it."""
-        unsent = self.n_unsent()
+        """Whether its client has taken nothing for too long of what waits for it."""
+        unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent:
             self._stuck_since = now
         self._unsent = unsent

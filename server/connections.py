@@ -37,7 +37,8 @@ class Limits:
     header_timeout: float = 15.0  # seconds, from the connection or the first byte on
     idle_timeout: float = 60.0  # seconds between two requests of a connection
     send_timeout: float = 60.0  # seconds for which nothing of what waits for a client is taken
-    unsent: int = 64 << 20  # of answers to all clients that wait to be taken
+    unsent: int = 64 << 20  # of all answers of which nothing has been taken for a while,
+    patience: float = 5.0  # seconds long
     proxies: tuple[Network, ...] = ()  # their clients are many: not counted by address
 
 
@@ -54,8 +55,8 @@ class Member(Protocol):
         """Close if it takes longer than it may."""
         ...
 
-    def n_unsent(self) -> int:
-        """Bytes that its client has not taken yet."""
+    def n_stuck(self, now: float) -> int:
+        """Bytes that wait for its client, if that has taken nothing for ``patience``."""
         ...
 
 
@@ -161,19 +162,19 @@ class Connections:
         now = asyncio.get_running_loop().time()
         for member in list(self.open):
             member.check(now)
-        self._free_memory()
+        self._free_memory(now)
         self._report(now)
 
-    def _free_memory(self) -> None:
+    def _free_memory(self, now: float) -> None:
         """Close the connections with the longest unread answers, while there is too much of
         them; each alone may have less than its limit."""
-        unsent = {member: n for member in self.open if (n := member.n_unsent())}
-        total = sum(unsent.values())
-        for member in sorted(unsent, key=unsent.__getitem__, reverse=True):
+        stuck = {member: n for member in self.open if (n := member.n_stuck(now))}
+        total = sum(stuck.values())
+        for member in sorted(stuck, key=stuck.__getitem__, reverse=True):
             if total <= self.limits.unsent:
                 break
-            log.warning("closed a connection that had %d bytes unread", unsent[member])
-            total -= unsent[member]
+            log.warning("closed a connection that had %d bytes unread", stuck[member])
+            total -= stuck[member]
             member.drop()
 
     def _report(self, now: float) -> None:

@@ -46,6 +46,23 @@ class Stderr(logging.StreamHandler):  # type: ignore[type-arg]
             super().handleError(record)
 
 
+class Seldom(logging.Filter):
+    """Lets a message pass once in a while: those that a client can cause would fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        now = time.monotonic()
+        if now - self._said.get(record.msg, -SILENCE) < SILENCE:
+            return False
+        self._said[record.msg] = now
+        return True
+
+
 def set_up_logging(settings: Settings) -> None:
     """SettingsError if the file cannot be made."""
     stderr = Stderr()
@@ -58,5 +75,7 @@ def set_up_logging(settings: Settings) -> None:
             raise SettingsError(message) from None
     level = logging.DEBUG if settings.verbose else logging.INFO
     logging.basicConfig(level=level, format=FORMAT, handlers=handlers, force=True)
+    for name in ("uvicorn.error", "server", "server.stream") if not settings.verbose else ():
+        logging.getLogger(name).addFilter(Seldom())
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)

@@ -247,6 +247,17 @@ def test_a_log_file_on_a_full_disk(start: Start, model: str) -> None:
     assert "Traceback" not in errors
 
 
+def test_what_clients_cause_is_logged_once(start: Start, model: str) -> None:
+    port = free_port()
+    process = start("-m", model, "--port", str(port))
+    wait_until_ready(f"http://127.0.0.1:{port}", process)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert end(process)[2].count("Invalid HTTP request received.") == 1
+
+
 def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
