@@ -59,7 +59,8 @@ class HttpSettings(LimitSettings):
     )
     timeout: int = option(
         "-to", "--timeout", group=SERVER, env="TIMEOUT", type=COUNT, default=3600,
-        help="seconds to wait for a client that neither sends nor reads",
+        help="seconds for a whole body, or until a piece of a stream is taken; --body-timeout and "
+        "--send-timeout end sooner what stands still",
     )
     metrics: bool = option(
         "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
