@@ -9,7 +9,8 @@ import click
 
 from engine.errors import EngineError
 from server.configure import engine_options
-from server.launch import demo_path, set_up_logging
+from server.launch import demo_path
+from server.logs import set_up_logging
 from server.settings import Settings
 from server.summary import progress_bar
 

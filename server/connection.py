@@ -7,23 +7,21 @@ a header that is too long or too slow (431, 414, 408), a connection too many (50
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import select
 import socket
 import struct
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.connections import ABORT, Connections, Limits
 from server.errors import ApiError, invalid
+from server.peer import STATUS_START, UntilClose, is_gone, probe
 
 LINGER = 2.0  # seconds in which what a client still sends is thrown away, so that it reads why
 PIPELINED = 16  # requests that wait for the answers to those before them
-STATUS_START = b"HTTP/1.1 "  # of every answer
 
 
 class RefusedError(Exception):
@@ -185,7 +183,8 @@ class Connection(HttpToolsProtocol):
         self._deaf = True
         cycle = self._answering
         if cycle is None:
-            self._say_and_close(error)
+            answered = self.cycle is not None and self.cycle.more_body  # before its body came
+            self._say_and_close(None if answered else error)
         elif not self.cycle.more_body:
             self.cycle.keep_alive = False
         elif cycle is self.cycle:  # whoever waits for the rest of its body is told
@@ -267,64 +266,6 @@ class Refusal:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.error.response(scope["path"])(scope, receive, send)
-
-
-class UntilClose:
-    """The application for a client that knows no chunks: its answer ends with the connection."""
-
-    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
-        self.app = app
-        self.cycle = cycle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_plainly(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message.get("headers", [])}
-                if b"content-length" not in names:
-                    self.cycle.chunked_encoding = False
-            elif self.cycle.chunked_encoding is False and not self.cycle.expected_content_length:
-                self.cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await self.app(scope, receive, send_plainly)
-
-
-class Remainder:
-    """A transport whose client has been sent the first bytes of what comes next."""
-
-    def __init__(self, transport: asyncio.Transport, sent: bytes) -> None:
-        self._transport = transport
-        self._sent = sent
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(self._sent):
-            data = data[len(self._sent) :]
-        self._sent = b""
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-def probe(cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
-    """Send what any answer goes on with: whoever has closed the connection will say so.
-
-    That is the beginning of a status line, or a zero in front of the next chunk's length.
-    """
-    if not cycle.response_started:
-        transport.write(STATUS_START)
-        cycle.transport = Remainder(transport, STATUS_START)  # type: ignore[assignment]
-    elif cycle.chunked_encoding:
-        transport.write(b"0")
-
-
-def is_gone(transport: asyncio.Transport) -> bool:
-    """Whether the other side has closed the connection, and not only its half."""
-    found = select.poll()
-    with contextlib.suppress(OSError, ValueError):  # it has been closed here
-        found.register(transport.get_extra_info("socket").fileno(), 0)
-        return bool(found.poll(0))
-    return False
 
 
 def written(error: ApiError, path: str) -> bytes:

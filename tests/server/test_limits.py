@@ -127,6 +127,19 @@ def test_trailers_are_dropped(serve: Any, fakes: Any) -> None:
         assert connection.recv(2**16).split()[1] == b"401"
 
 
+def test_a_malformed_body_is_answered_once(serve: Any, fakes: Any) -> None:
+    """With 401 if that has been said before the body came, with 400 while it is waited for."""
+    url = serve(fakes.engine(), api_keys=["k"])
+    for key, status in ((b"no", 401), (b"k", 400)):
+        head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\nx-api-key: " + key
+        with connected(url) as connection:
+            connection.sendall(head + b"\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n")
+            time.sleep(0.1)
+            connection.sendall(b"zz\r\n")
+            answer = read_all(connection)
+        assert (answer.count(b"HTTP/1.1 "), answer[9:12]) == (1, b"%d" % status)
+
+
 @pytest.mark.parametrize("rest", [b"0\r\na: ", b"0\r\n", b"2;"])
 def test_what_is_no_body_ends(serve: Any, fakes: Any, rest: bytes) -> None:
     """Trailers, and extensions of chunks: the parser would join a long one without end."""
