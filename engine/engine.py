@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from engine.adapters import invoked_at
 from engine.batch import OutputRow
-from engine.chat.template import ChatTemplate
+from engine.chat.prompt import Template
 from engine.constraint import Constraint
 from engine.errors import EngineError, EngineStoppedError, RequestError
 from engine.grammar import Grammars
@@ -71,7 +71,7 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler,
         tokenizer: Tokenizer,
-        chat_template: ChatTemplate,
+        chat_template: Template,
         info: ModelInfo,
         media: Media | None = None,
     ) -> None:

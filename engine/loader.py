@@ -15,7 +15,9 @@ import kernels.device as devices
 from engine.adapters import Adapter
 from engine.assembly import CacheTypes, Sizes, assemble, most_copies
 from engine.cache import PageCache
-from engine.chat.template import ChatTemplate, named_template, select_template
+from engine.chat.confined import ConfinedTemplate, Templates
+from engine.chat.prompt import Template
+from engine.chat.template import named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.compiling import Compiling
 from engine.errors import EngineError, ModelError, naming, refusing
@@ -45,7 +47,7 @@ class Model:
     runner: Runner
     scheduler: Scheduler
     tokenizer: Tokenizer
-    chat_template: ChatTemplate
+    chat_template: Template
     info: ModelInfo
     media: Media | None
 
@@ -122,6 +124,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         _log_profile(path, runner, sizes)
     placed_at = prepared.placement.mixers if runner.state_bytes else ()
     settings = _settings(options, placed_at)
+    template.check()
     adapters = prepared.additions.adapters
     info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
     loading = f"{time.perf_counter() - began:.1f} s: {times}"
@@ -156,7 +159,7 @@ def stopping(compiling: Compiling | None) -> Iterator[None]:
 
 def _read_text(
     gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
-) -> tuple[Tokenizer, ChatTemplate]:
+) -> tuple[Tokenizer, ConfinedTemplate]:
     with naming(gguf.path):
         tokenizer = load_tokenizer(gguf.metadata)
         _check_vocabulary(gguf, hparams, tokenizer)
@@ -248,7 +251,9 @@ def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
 
 def _chat_template(
     metadata: Mapping[str, Any], tokenizer: Tokenizer, options: EngineOptions
-) -> ChatTemplate:
+) -> ConfinedTemplate:
+    """In a process that starts while the model loads."""
+
     def text(token: int | None) -> str:
         return "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
 
@@ -256,11 +261,8 @@ def _chat_template(
         source, tool_use = named_template(options.chat_template), None
     else:
         source, tool_use = select_template(metadata)
-    return ChatTemplate(
-        source,
-        bos_token=text(tokenizer.bos_id),
-        eos_token=text(tokenizer.eos_id),
-        tool_use=tool_use,
+    return ConfinedTemplate(
+        Templates(source, tool_use, text(tokenizer.bos_id), text(tokenizer.eos_id))
     )
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.chat.template import ChatTemplate
+from engine.chat.prompt import Template
 from engine.constraint import Constraint
 from engine.options import AdapterState
 from engine.request import Event, Pooling, Request
@@ -112,7 +112,7 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
-    def chat_template(self) -> ChatTemplate: ...
+    def chat_template(self) -> Template: ...
     @property
     def media(self) -> MediaReader | None: ...  # None: texts only
     @property

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from engine.chat.bounds import RunawayTemplateError
 from engine.chat.spelled import spelled_out
 from engine.errors import RequestError
 
@@ -63,8 +62,6 @@ def _attempt(
     try:
         return render(messages, tools)
     except RequestError as error:
-        if isinstance(error.__cause__, RunawayTemplateError):
-            raise  # it would not end the next time either
         return error
 
 

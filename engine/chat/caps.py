@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
-from engine.chat.bounds import RunawayTemplateError
-
 Message = dict[str, Any]
 # Where a template reads the reasoning of an earlier turn: a field, or a typed content part.
 ReasoningField = Literal["reasoning_content", "thinking", "part"]
@@ -28,7 +26,6 @@ RENDER_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
     RecursionError,
-    MemoryError,
 )
 
 _SYSTEM = "MARKED-SYSTEM"
@@ -168,8 +165,6 @@ def _attempt(
     """The rendered text, "" where the template refuses the messages."""
     try:
         return render(messages, tools, variables)
-    except RunawayTemplateError:
-        raise  # every further attempt would take as long
     except RENDER_ERRORS:
         return ""
 

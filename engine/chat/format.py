@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.chat.acceptable import Messages, ShownTools, accepted
 from engine.chat.constrain import output_constraint
 from engine.chat.continuation import Continuation
 from engine.chat.delta import ChatDelta
 from engine.chat.formats.table import layout_of
 from engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
+from engine.chat.prompt import Conversation, Prompt, Template
 from engine.chat.scanner import MalformedError, Scanner
-from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
 from engine.errors import RequestError
 
@@ -82,7 +81,7 @@ class ChatParser:
 
 
 def chat_format(
-    template: ChatTemplate,
+    template: Template,
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -102,63 +101,41 @@ def chat_format(
     """
     template = template.for_tools(bool(tools))
     layout = layout_of(template.source)
-
-    def render(messages: Messages, tools: ShownTools, add: bool, mode: Continuation = False) -> str:
-        return template.render(
+    prompt = template.prompt(
+        Conversation(
             messages,
-            tools=tools,
-            add_generation_prompt=add,
-            continue_final_message=mode,
-            json_schema=json_schema,
-            extra=template_kwargs,
+            tools,
+            add_generation_prompt,
+            continue_final_message,
+            json_schema,
+            template_kwargs,
         )
-
-    def attempt(messages: Messages, tools: ShownTools) -> str:
-        return render(messages, tools, add_generation_prompt, continue_final_message)
-
-    messages, shown, prompt = accepted(messages, tools, attempt)
-    if continue_final_message:
-        before = messages[:-1]
-        until = render(before, shown, False)
-        opening = added(until, render(before, shown, True))
-        generation_prompt = added(until, prompt)
-    elif add_generation_prompt:
-        opening = generation_prompt = added(render(messages, shown, False), prompt)
-    else:
-        opening = generation_prompt = added(prompt, render(messages, shown, True))
+    )
     turn = Turn(
         layout, _chosen(tools or (), tool_choice), reasoning_format, json_schema is not None
     )
     return ChatFormat(
-        prompt=prompt,
-        generation_prompt=generation_prompt,
+        prompt=prompt.text,
+        generation_prompt=prompt.generation_prompt,
         stops=layout.stops,
         preserved_tokens=layout.tokens,
         thinking=layout.thinking,
         grammar=output_constraint(
             turn,
-            generation_prompt,
+            prompt.generation_prompt,
             is_required=tool_choice not in ("auto", "none"),
             is_parallel=parallel_tool_calls,
             json_schema=json_schema,
             strict=[f["name"] for f in _functions(tools or ()) if f.get("strict")],
         ),
         turn=turn,
-        opened=_opened(layout, generation_prompt, opening),
+        opened=_opened(layout, prompt),
     )
 
 
-def added(before: str, after: str) -> str:
-    """What ``after`` has beyond the beginning that both share."""
-    if after.startswith(before):
-        return after[len(before) :]
-    pairs = enumerate(zip(before, after, strict=False))
-    shared = min(len(before), len(after))
-    return after[next((i for i, (a, b) in pairs if a != b), shared) :]
-
-
-def _opened(layout: Layout, generation_prompt: str, opening: str) -> str:
+def _opened(layout: Layout, prompt: Prompt) -> str:
     """The part of the generation prompt that the reader reads before the model's text."""
+    generation_prompt = prompt.generation_prompt
     if layout.opening:
         return generation_prompt.partition(layout.opening)[2]
     if layout.thinking:
@@ -166,7 +143,7 @@ def _opened(layout: Layout, generation_prompt: str, opening: str) -> str:
             _, found, after = generation_prompt.partition(tag)
             if found:
                 return tag + after
-    return generation_prompt.removeprefix(opening)
+    return generation_prompt.removeprefix(prompt.opening)
 
 
 def _chosen(tools: Sequence[Mapping[str, Any]], choice: ToolChoice) -> Tools:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from engine.chat import families
-from engine.chat.bounds import RunawayTemplateError
 from engine.chat.builtin import DEFAULT, builtin_names, builtin_template
 from engine.chat.caps import RENDER_ERRORS, Caps, Message, probe
 from engine.chat.continuation import Continuation, continued_field, render_continued
 from engine.chat.messages import adapt, joined
+from engine.chat.prompt import Conversation, Prompt, write_prompt
 from engine.chat.sandbox import ChatEnvironment
 from engine.errors import ModelError, RequestError
 
@@ -29,7 +29,8 @@ from engine.errors import ModelError, RequestError
 class ChatTemplate:
     """A compiled template. ``now`` is the clock that templates with a date read.
 
-    Requests with tools take the template ``tool_use`` instead, if there is one.
+    Requests with tools take the template ``tool_use`` instead, if there is one. Nothing bounds
+    what a template computes: those that are not trusted are rendered by confined.py.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ModelError(f"chat template, line {error.lineno}: {error.message}") from error
-        except (RecursionError, MemoryError, SyntaxError) as error:
+        except (RecursionError, SyntaxError) as error:
             raise ModelError(f"chat template: nested too deeply ({error})") from error
         self._tool_use = (
             ChatTemplate(tool_use, bos_token=bos_token, eos_token=eos_token, now=now)
@@ -64,13 +65,14 @@ class ChatTemplate:
 
     @functools.cached_property
     def caps(self) -> Caps:
-        """What the template supports, by trial rendering at the first use.
-
-        RunawayTemplateError if the template does not end.
-        """
+        """What the template supports, by trial rendering at the first use."""
         return probe(
             lambda messages, tools, extra: self._run(messages, tools, False, with_aliases(extra))
         )
+
+    def prompt(self, conversation: Conversation) -> Prompt:
+        """The prompt of a conversation, in the first form that the template takes."""
+        return write_prompt(self.render, conversation)
 
     def render(
         self,
@@ -136,7 +138,6 @@ class ChatTemplate:
             variables["tools"] = list(tools)
         if add_generation_prompt:
             variables["add_generation_prompt"] = True
-        self._environment.begin()
         return self._template.render(copy.deepcopy(variables | dict(extra)))
 
 
@@ -187,7 +188,7 @@ def with_aliases(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(error: BaseException) -> str:
     """A template's own message as it is; for a failure its kind and line."""
-    if type(error) in (TemplateError, RunawayTemplateError):
+    if type(error) is TemplateError:
         return str(error)
     if isinstance(error, RecursionError):
         return "chat template: it calls itself without end, or a value is nested too deeply"

@@ -14,6 +14,7 @@ import openai
 import pytest
 import uvicorn
 
+from engine.chat.prompt import Conversation, Prompt, write_prompt
 from engine.constraint import Constraint
 from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from engine.options import AdapterState
@@ -86,6 +87,9 @@ class LineTemplate:
 
     def for_tools(self, has_tools: bool) -> LineTemplate:
         return self
+
+    def prompt(self, conversation: Conversation) -> Prompt:
+        return write_prompt(self.render, conversation)
 
     def render(self, messages: Any, **how: Any) -> str:
         self.calls.append({"messages": messages, **how})

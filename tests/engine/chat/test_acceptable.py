@@ -92,13 +92,6 @@ def test_a_refusal_for_good_is_the_templates_own():
         prompt_of(refuses, [USER, ANSWER])
 
 
-def test_a_template_that_does_not_end_is_tried_once():
-    source = "{% for a in range(99999) %}{% for b in range(99999) %}.{% endfor %}{% endfor %}"
-    with pytest.raises(RequestError, match="more than") as no:
-        prompt_of(source, [USER, USER])
-    assert no.value.__cause__ is not None
-
-
 CONVERSATIONS = {
     "late system": [SYSTEM, USER, ANSWER, {**SYSTEM, "content": "LATE"}, USER],
     "two systems": [SYSTEM, {**SYSTEM, "content": "T"}, USER],

@@ -10,7 +10,8 @@ import pytest
 from score_templates import compiled, joined
 from test_constrain import verdict
 
-from engine.chat.format import ChatFormat, ChatParser, added, chat_format
+from engine.chat.format import ChatFormat, ChatParser, chat_format
+from engine.chat.prompt import added
 from engine.chat.template import ChatTemplate
 from engine.errors import RequestError
 

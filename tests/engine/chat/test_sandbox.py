@@ -1,19 +1,14 @@
-import time
 from datetime import datetime
 
 import pytest
 from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
-from engine.chat import sandbox
-from engine.chat.bounds import MAX_CHARS, RunawayTemplateError
 from engine.chat.sandbox import ChatEnvironment
 
 
 def run(source: str, **variables: object) -> str:
     environment = ChatEnvironment(lambda: datetime(2026, 1, 2, 3, 4, 5))
-    template = environment.from_string(source)
-    environment.begin()
-    return template.render(variables)
+    return environment.from_string(source).render(variables)
 
 
 @pytest.mark.parametrize(
@@ -72,100 +67,3 @@ def test_raise_exception():
 def test_python_is_out_of_reach(source):
     with pytest.raises((SecurityError, UndefinedError)):
         run(source)
-
-
-GROW = "{% set ns = namespace(s='abcd') %}{% for i in range(60) %}@{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ 'a' * 10000000000 }}",
-        "{{ [0] * 10000000000 }}",
-        "{{ 'a' | center(10000000000) }}",
-        "{{ 'a' | indent(10000000000, first=true) }}",
-        "{{ 'a'.center(10000000000) }}",
-        "{{ 'a'.ljust(width=10000000000) }}",
-        "{{ '%10000000000d' % 1 }}",
-        "{{ '%10000000000d' | format(1) }}",
-        "{{ '%*d' % (10000000000, 1) }}",
-        "{{ '{:10000000000}'.format(1) }}",
-        "{{ 10 ** 10000000000 }}",
-        GROW.replace("@", "{% set ns.s = ns.s ~ ns.s %}"),
-        GROW.replace("@", "{% set ns.s = ns.s + ns.s %}"),
-        GROW.replace("@", "{% set ns.s = [ns.s, ns.s] | join %}"),
-        GROW.replace("@", "{% set ns.s = ns.s.replace('a', ns.s) %}"),
-        GROW.replace("@", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
-    ],
-)
-def test_memory_is_bounded(source):
-    with pytest.raises(RunawayTemplateError):
-        run(source)
-
-
-LONG = "{% set s = 'x' * 60000000 %}"
-SHARED = "{% set a = [1] %}{% set b = [1] %}" + "{% set a = [a, a] %}{% set b = [b, b] %}" * 40
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% set t = (1, 1) %}" + "{% set t = t + t %}" * 40,
-        "{% set n = 10 ** 300 %}" + "{% set n = n * n %}" * 30,
-        "{% set l = [] %}{% for i in range(1000) %}{% set _ = l.append('x' * 60000000 ~ i) %}"
-        "{% endfor %}",
-        LONG + "{{ ([s] * 1000) | join }}",
-        LONG + "{{ ''.join([s] * 1000) }}",
-        LONG + "{{ s.replace('x', s) }}",
-        LONG + "{{ s | replace('x', s) }}",
-        LONG + "{{ ('{0}' * 500).format(s) }}",
-        LONG + "{{ ('%(a)s' * 500) % {'a': s} }}",
-        LONG + "{{ ('%(a)s' * 500) | format(a=s) }}",
-        "{{ ('\t' * 1000).expandtabs(60000000) }}",
-        "{{ ('x\n' * 1000) | indent(60000000) }}",
-        "{{ ('x ' * 100000) | wordwrap(1, wrapstring='y' * 1000000) }}",
-        "{{ ([[1] * 1000000] * 1000) | sum(start=[]) }}",
-        "{{ [[1]] | tojson(indent=2000000000) }}",
-        *(SHARED + text for text in (
-            "{{ a | tojson }}", "{{ a | string }}", "{{ a }}", "{{ a ~ 'x' }}", "{{ a | pprint }}",
-            "{{ a == b }}", "{{ a in [b] }}", "{{ [a, b] | unique | list }}",
-        )),
-    ],
-)  # fmt: skip
-def test_what_one_operation_builds_is_bounded(source):
-    """Before it does: nobody could stop it, and the whole server would wait."""
-    begin = time.monotonic()
-    with pytest.raises(RunawayTemplateError):
-        run(source)
-    assert time.monotonic() - begin < 10
-
-
-@pytest.mark.parametrize("source", ["{{ 'a'.encode() }}", "{{ 'a'.translate({97: 'b'}) }}"])
-def test_methods_that_no_prompt_needs(source):
-    with pytest.raises(SecurityError):
-        run(source)
-
-
-def test_a_template_has_so_many_seconds(monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.5)
-    with pytest.raises(RunawayTemplateError, match="seconds"):
-        run(
-            "{% for i in range(99999) %}{% set x = range(1000) | map('upper') | list %}{% endfor %}"
-        )
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    ],
-)
-def test_time_is_bounded(source):
-    with pytest.raises(RunawayTemplateError, match="steps"):
-        run(source)
-
-
-def test_long_prompts_are_no_attack():
-    text = "x" * (MAX_CHARS // 8)
-    assert run("{{ a }}{{ a + 'y' }}", a=text) == text + text + "y"

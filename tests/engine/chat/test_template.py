@@ -167,17 +167,9 @@ def test_failure_names_line_and_kind():
         template.render([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 'a' * 10000000000 }}",
-    ],
-    ids=["loops", "recursion", "memory"],
-)
-def test_template_without_end_is_stopped(source):
-    with pytest.raises(RequestError, match="chat template"):
+def test_a_template_that_calls_itself_without_end():
+    source = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+    with pytest.raises(RequestError, match="calls itself"):
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
 
 
