@@ -128,7 +128,8 @@ class _Child:
         code = self.process.returncode
         if self._late or code == -getattr(signal, "SIGXCPU", 0):
             return ChildError("time", self._limits, code)
-        return ChildError("memory" if code == _OUT_OF_MEMORY else "ended", self._limits, code)
+        no_memory = code in (_OUT_OF_MEMORY, -signal.SIGABRT)  # Rust aborts
+        return ChildError("memory" if no_memory else "ended", self._limits, code)
 
     def close(self) -> None:
         self._close()

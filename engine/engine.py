@@ -171,7 +171,7 @@ class Engine:
 
         Raises RequestError for one that is malformed, too large or cannot be enforced.
         """
-        self._grammars.matcher(constraint)
+        self._grammars.compiled(constraint)
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""

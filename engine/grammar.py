@@ -1,50 +1,31 @@
 """Compiling constraints to matchers over a model's own vocabulary, with llguidance.
 
-Compilation may take seconds for a huge grammar: it happens in the caller's thread, without
-the interpreter's lock, and is cached. Nothing here knows of requests or of sampling.
+A grammar is tried in a child process (grammar_trial.py), then compiled in the caller's thread,
+without the interpreter's lock, and kept. Nothing here knows of requests or of sampling.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import threading
-from collections.abc import Collection, Mapping
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Collection
+from functools import cached_property
+from typing import Protocol
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from engine.constraint import JSON_OPTIONS, Constraint, Kind, Trigger
+from engine import grammar_trial
+from engine.constraint import Constraint, Kind, Trigger
 from engine.errors import RequestError
+from engine.grammar_source import limits, refused
+from engine.held import Budget, ByteCache
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
+__all__ = ["Compiled", "Constraint", "Grammars", "Trigger"]
 
-__all__ = ["Constraint", "Grammars", "Trigger"]
-
-MAX_TEXT = 2**20  # characters; a schema of so many takes about a second
-# Converting GBNF takes the square of its rules in the worst case: 2 seconds for so many.
-MAX_GBNF_TEXT, MAX_GBNF_RULES = 2**16, 1000
-MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties takes 4 n
-MAX_STATES = 100_000  # of a lexer, with about 300 bytes each
-CACHED_GRAMMARS = 32
-CACHED_VOCABULARIES = 4
-CACHED_FAULTS = 4096  # schemas and their parts, ...
-CACHED_TEXT = 2**14  # ... of no more characters: 64 MiB in all
-WORDS = {  # llguidance's, where they name its own options
-    "<non-verbose/>": "",
-    "recursion limit exceeded": "it is nested too deeply,",
-    "NoExtensionBias": "no text goes on to what it asks for",
-    "Unimplemented keys": "Keywords that cannot be enforced",
-    "oneOf constraints are not supported. "
-    "Enable 'coerce_one_of' option to approximate oneOf with anyOf":
-    "oneOf cannot be enforced unless it is plain that no two branches can match",
-}  # fmt: skip
-# JSON has these only as \u, which JSON_OPTIONS do without.
-_CONTROL = re.compile(r"(?<!\\)(?:\\\\)*(\\u00[01][0-9a-f])")
+MAX_BYTES = 256 << 20  # of all grammars and vocabularies that requests have or that are kept
+CACHED_BYTES = 96 << 20  # of grammars that are kept
+CACHED_VOCABULARY_BYTES = 128 << 20
+TOKEN_BYTES = 320  # of a vocabulary; 15 MB for 49,152 tokens
 MARK = "\x02"  # a character that merges with no other
-NAMES = {"json_schema": "JSON schema", "regex": "regex", "gbnf": "grammar", "lark": "Lark grammar"}
 
 
 class Vocabulary(Protocol):
@@ -97,35 +78,69 @@ class _Tokens:
         return b"".join(self.tokens[i] for i in ids)
 
 
+class _Tokenizer:
+    """llguidance's form of a vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, n_vocab: int, preserved: frozenset[str]) -> None:
+        if not vocabulary.eog_ids:
+            raise RequestError("a grammar needs a tokenizer with a token that ends generation")
+        wrapped = TokenizerWrapper(_Tokens(vocabulary, n_vocab, preserved))
+        self.tokenizer = LLTokenizer(wrapped, eos_token=sorted(vocabulary.eog_ids))
+
+
+class Compiled:
+    """A grammar over a vocabulary; its bytes count while anybody has it."""
+
+    def __init__(self, prototype: LLMatcher, vocabulary: _Tokenizer) -> None:
+        self._prototype, self._vocabulary = prototype, vocabulary
+
+    @property
+    def tokenizer(self) -> LLTokenizer:
+        return self._vocabulary.tokenizer
+
+    def matcher(self) -> LLMatcher:
+        """A fresh matcher at the grammar's beginning. All of them share a lexer, which grows with
+        what they meet, and stays at its limits once it has reached them."""
+        return self._prototype.deep_copy()
+
+
+_Key = tuple[Kind, str, frozenset[str]]
+
+
 class Grammars:
     """Compiles the constraints of one model's requests. May be called from any thread."""
 
     def __init__(self, vocabulary: Vocabulary, n_vocab: int) -> None:
         self.vocabulary = vocabulary
         self.n_vocab = n_vocab  # logits in a row; may be more than there are tokens
-        self._limits = LLParserLimits(
-            max_items_in_row=MAX_ITEMS, max_lexer_states=MAX_STATES, verbose_errors=False
-        )
+        self._limits = limits()
         self._lock = threading.Lock()
-        self._tokenizer = lru_cache(CACHED_VOCABULARIES)(self._new_tokenizer)
-        self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
+        self._budget = Budget(MAX_BYTES)
+        self._tokenizers = ByteCache[frozenset[str], _Tokenizer](CACHED_VOCABULARY_BYTES)
+        self._grammars = ByteCache[_Key, Compiled](CACHED_BYTES)
+
+    def compiled(self, constraint: Constraint) -> Compiled:
+        """The grammar of a constraint.
+
+        Raises RequestError for one that is malformed, takes too much time or memory, or asks
+        for what cannot be enforced.
+        """
+        key = self._key(constraint)
+        return self._grammars.get(key) or self._compile(*key)
 
     def matcher(self, constraint: Constraint) -> LLMatcher:
-        """A fresh matcher at the grammar's beginning.
+        """A fresh matcher at the beginning of a constraint's grammar; raises as ``compiled``."""
+        return self.compiled(constraint).matcher()
 
-        Raises RequestError for a grammar that is malformed, too large, or asks for what
-        cannot be enforced.
-        """
-        return self._compiled(constraint.kind, constraint.text, constraint.preserved).deep_copy()
-
-    def forget(self) -> None:
-        """Compile anew from now on: matchers of one grammar share a lexer, which stays at its
-        limits once it has reached them."""
-        self._compiled.cache_clear()
+    def forget(self, constraint: Constraint) -> None:
+        """Compile anew the next time: what shares a lexer that has grown shares its limits."""
+        self._grammars.remove(self._key(constraint))
 
     def tokenizer(self, constraint: Constraint) -> LLTokenizer:
-        with self._lock:  # one of 150,000 tokens takes half a second: not twice at a time
-            return self._tokenizer(self._controls.intersection(constraint.preserved))
+        return self._tokenizer(self._key(constraint)[2]).tokenizer
+
+    def _key(self, constraint: Constraint) -> _Key:
+        return constraint.kind, constraint.text, self._controls.intersection(constraint.preserved)
 
     @cached_property
     def _controls(self) -> frozenset[str]:
@@ -134,79 +149,34 @@ class Grammars:
         ids = filter(vocabulary.is_special, range(vocabulary.n_vocab))
         return frozenset(vocabulary.piece(i).decode(errors="replace") for i in ids)
 
-    def _new_tokenizer(self, preserved: frozenset[str]) -> LLTokenizer:
-        if not self.vocabulary.eog_ids:
-            raise RequestError("a grammar needs a tokenizer with a token that ends generation")
-        wrapped = TokenizerWrapper(_Tokens(self.vocabulary, self.n_vocab, preserved))
-        return LLTokenizer(wrapped, eos_token=sorted(self.vocabulary.eog_ids))
+    def _tokenizer(self, preserved: frozenset[str]) -> _Tokenizer:
+        with self._lock:  # one of 150,000 tokens takes half a second: not twice at a time
+            found = self._tokenizers.get(preserved)
+            if found is None:
+                found = _Tokenizer(self.vocabulary, self.n_vocab, preserved)
+                n_bytes = TOKEN_BYTES * self.n_vocab
+                self._claim(found, n_bytes)
+                self._tokenizers.put(preserved, found, n_bytes)
+            return found
 
-    def _compile(self, kind: Kind, text: str, preserved: tuple[str, ...]) -> LLMatcher:
-        grammar = _grammar(kind, text)
-        tokenizer = self.tokenizer(Constraint(kind, text, preserved=preserved))
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=self._limits)
+    def _compile(self, kind: Kind, text: str, preserved: frozenset[str]) -> Compiled:
+        tokenizer = self._tokenizer(preserved)
+        tried = grammar_trial.tried(kind, text)
+        matcher = LLMatcher(tokenizer.tokenizer, tried.grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise _refused(kind, matcher.get_error())
-        return matcher
+            raise refused(kind, matcher.get_error())
+        compiled = Compiled(matcher, tokenizer)
+        self._claim(compiled, tried.n_bytes)
+        self._grammars.put((kind, text, preserved), compiled, tried.n_bytes)
+        return compiled
 
+    def _claim(self, owner: object, n_bytes: int) -> None:
+        def make_room() -> bool:
+            return self._grammars.drop() or self._tokenizers.drop()
 
-def schema_fault(schema: str) -> str | None:
-    """Why this schema, as JSON and with its options, cannot be compiled; None if it can."""
-    return (_cached_fault if len(schema) <= CACHED_TEXT else _fault)(schema)
-
-
-def _fault(schema: str) -> str | None:
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(schema)
-        reason = LLMatcher.validate_grammar(grammar)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-    return worded(reason) if reason else None
-
-
-_cached_fault = lru_cache(CACHED_FAULTS)(_fault)
-
-
-def worded(reason: str) -> str:
-    """llguidance's message in words of this program."""
-    for theirs, ours in WORDS.items():
-        reason = reason.replace(theirs, ours)
-    return reason.strip()
-
-
-def _refused(kind: Kind, reason: str) -> RequestError:
-    return RequestError(f"invalid {NAMES[kind]}: {worded(reason)}")
-
-
-def _grammar(kind: Kind, text: str) -> str:
-    """llguidance's own form of the grammar."""
-    most = MAX_GBNF_TEXT if kind == "gbnf" else MAX_TEXT
-    if len(text) > most:
-        raise _refused(kind, f"it has {len(text)} characters, at most {most} are taken")
-    n_rules = text.count("::=") if kind == "gbnf" else 0
-    if n_rules > MAX_GBNF_RULES:
-        raise _refused(kind, f"it has {n_rules} rules, at most {MAX_GBNF_RULES} are taken")
-    try:
-        if kind == "json_schema":
-            options = cast("JsonCompileOptions", JSON_OPTIONS)
-            return LLMatcher.grammar_from_json_schema(_schema(text), overrides=options)
-        return grammar_from(kind, text)
-    except (ValueError, RecursionError) as error:
-        raise _refused(kind, str(error)) from None
-
-
-def _number(text: str) -> int | float:
-    """Limits such as 2.0 are integers to JSON Schema."""
-    number = float(text)
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-def _schema(text: str) -> dict[str, Any]:
-    schema = json.loads(text, parse_float=_number)
-    if schema is True:
-        return {}
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"a schema is an object or true, not {json.dumps(schema):.80}")
-    found = _CONTROL.search(json.dumps(schema, ensure_ascii=False))
-    if found:
-        raise ValueError(f"text with the control character {found[1]} cannot be enforced")
-    return dict(schema)
+        if not self._budget.claim(owner, n_bytes, make_room):
+            raise RequestError(
+                f"the grammars of all requests take {self._budget.n_bytes >> 20} MiB, this one "
+                f"{n_bytes >> 20} MiB more, and at most {MAX_BYTES >> 20} MiB are there for them: "
+                "wait for others to end"
+            )

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from engine.constraint import Constraint, Trigger
 from engine.errors import RequestError
-from engine.grammar import Grammars, worded
+from engine.grammar import Grammars
+from engine.grammar_source import worded
 
 Ints = npt.NDArray[np.int32]
 SPACES = ("\n\n", "\n")  # what models put between their reasoning and the answer
@@ -31,8 +32,10 @@ class Guide:
 
     def __init__(self, constraint: Constraint, grammars: Grammars) -> None:
         self._grammars, self._vocabulary = grammars, grammars.vocabulary
-        self._matcher = grammars.matcher(constraint)
-        self._tokenizer = grammars.tokenizer(constraint)
+        self._compiled = grammars.compiled(constraint)
+        self._matcher = self._compiled.matcher()
+        self._tokenizer = self._compiled.tokenizer
+        self._constraint = constraint
         self._triggers = constraint.triggers
         self._words = [_bytes_pattern(t) for t in constraint.triggers if not t.is_pattern]
         self._patterns = [_bytes_pattern(t) for t in constraint.triggers if t.is_pattern]
@@ -98,7 +101,7 @@ class Guide:
             self._error = self._matcher.get_error()
         if self._error:
             words[:] = -1
-            self._grammars.forget()
+            self._grammars.forget(self._constraint)
 
     def accept(self, token: int) -> None:
         """Take note of the chosen token. RequestError if the grammar cannot go on."""
@@ -131,7 +134,7 @@ class Guide:
 
     def _consume(self, tokens: list[int]) -> None:
         if not self._matcher.consume_tokens(tokens):
-            self._grammars.forget()
+            self._grammars.forget(self._constraint)
             raise RequestError(f"the grammar has failed: {worded(self._matcher.get_error())}")
 
     def _scan(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.constraint import JSON_OPTIONS
-from engine.grammar import schema_fault
+from engine.grammar_trial import Examination
 
 _DEFINITIONS = ("$defs", "definitions")
 MAX_LEVELS = 50  # of parts within parts; llguidance reads JSON of 128 levels, 2 or 3 for each
@@ -25,15 +25,18 @@ def json_rule(schema: Mapping[str, Any], is_strict: bool) -> str:
     return json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, "lenient": not is_strict}})
 
 
-def enforceable(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def enforceable(
+    schema: Mapping[str, Any], examination: Examination | None = None
+) -> Mapping[str, Any]:
     """The schema, or the most of it that can be enforced."""
-    return _Search().enforceable(schema, MAX_LEVELS)
+    return _Search(examination or Examination()).enforceable(schema, MAX_LEVELS)
 
 
 class _Search:
     """Finds what can be enforced of one schema, and is not endless."""
 
-    def __init__(self) -> None:
+    def __init__(self, examination: Examination) -> None:
+        self._examination = examination
         self._left = MAX_EXAMINED
 
     def enforceable(self, schema: Mapping[str, Any], levels: int) -> Mapping[str, Any]:
@@ -47,7 +50,7 @@ class _Search:
         except RecursionError:
             return False
         self._left -= len(rule)
-        return schema_fault(rule) is None
+        return self._examination.fault(rule) is None
 
     def _forms(self, schema: Mapping[str, Any], levels: int) -> Iterator[Mapping[str, Any]]:
         """Less and less of a schema; the last says nothing."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.chat.enforceable import enforceable, json_rule
 from engine.errors import RequestError
-from engine.grammar import schema_fault
+from engine.grammar_trial import Examination
 
 _SPACE = r"/[ \t\r\n]{0,40}/"
 
@@ -21,6 +21,7 @@ class Lark:
 
     def __init__(self, strict: Collection[str] = ()) -> None:
         self._strict = strict
+        self._examination = Examination()
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}  # of rules, by what they say
 
@@ -51,10 +52,11 @@ class Lark:
         """JSON that is valid by a schema. What cannot be enforced is a RequestError, or if not
         strict any JSON."""
         try:
-            rule = json_rule(schema if is_strict else enforceable(schema), is_strict)
+            form = schema if is_strict else enforceable(schema, self._examination)
+            rule = json_rule(form, is_strict)
         except RecursionError:
             raise RequestError(f"invalid {what}: it is nested too deeply") from None
-        fault = schema_fault(rule) if is_strict else None
+        fault = self._examination.fault(rule) if is_strict else None
         if fault is not None:
             raise RequestError(f"invalid {what}: {fault}")
         return self.rule(f"%json {rule}")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from byte_vocabulary import N_VOCAB, ByteVocabulary, follow
 
-from engine import grammar
+from engine import grammar_trial
 from engine.constraint import Constraint, Kind
 from engine.errors import EngineError, RequestError
-from engine.grammar import MAX_TEXT, Grammars
+from engine.grammar import Grammars
+from engine.grammar_source import MAX_TEXT
 from engine.guide import Guide
 
 
@@ -131,7 +132,7 @@ def test_a_grammar_at_its_limits_ends_its_request_and_no_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever reaches them shares a lexer with those who come after."""
-    monkeypatch.setattr("engine.grammar.MAX_STATES", 300)
+    monkeypatch.setattr("engine.grammar_source.MAX_STATES", 300)
     grammars = Grammars(ByteVocabulary(), N_VOCAB)
     text = np.random.default_rng(1).choice(list(b"abcd"), 2000).tolist()
     for _ in range(2):
@@ -143,7 +144,7 @@ def test_a_grammar_at_its_limits_ends_its_request_and_no_later_one(
 
 def test_only_short_schemas_are_kept():
     """Of 4096, each of which a client may make as long as it likes."""
-    grammar._cached_fault.cache_clear()
+    grammar_trial._cached_fault.cache_clear()
     for schema in ({"type": "object"}, {"type": "object", "description": "x" * 2**20}):
-        assert grammar.schema_fault(json.dumps(schema)) is None
-    assert grammar._cached_fault.cache_info().currsize == 1
+        assert grammar_trial.schema_fault(json.dumps(schema)) is None
+    assert grammar_trial._cached_fault.cache_info().currsize == 1
