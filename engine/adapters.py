@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine.errors import ModelError, naming
 from engine.gguf import GGUFFile, open_gguf
+from engine.options import AdapterState
 
 Floats = npt.NDArray[np.float32]
 ENDS = (".lora_a", ".lora_b")
@@ -68,6 +69,23 @@ def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
     n, wanted = len(invocation), tuple(invocation)
     places = range(len(prompt) - n, -1, -1)
     return next((i for i in places if tuple(prompt[i : i + n]) == wanted), None)
+
+
+def invoked(
+    adapters: Sequence[AdapterState], prompt: Sequence[int], scales: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The scales for a prompt, and from which token on each counts, if not all do at once: 0
+    for an adapter whose invocation the prompt lacks."""
+    if not any(adapter.invocation for adapter in adapters):
+        return scales, ()
+    places = [
+        invoked_at(prompt, adapter.invocation) if adapter.invocation else 0 for adapter in adapters
+    ]
+    found = tuple(
+        0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
+    )
+    starts = tuple(place or 0 if scale else 0 for place, scale in zip(places, found, strict=True))
+    return found, starts if any(starts) else ()
 
 
 def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:

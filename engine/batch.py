@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,8 +38,18 @@ class MediaShape:
 class Mask(Protocol):
     """What says which tokens may follow, once the step is on its way."""
 
-    def fill(self, words: Ints) -> None:
-        """Write a bit for each token: int32 [ceil(n_vocab / 32)], from the lowest bit on."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether that is known."""
+        ...
+
+    def begin(self, when_done: Callable[[], None] | None = None) -> None:
+        """Start to find out, in another thread; ``when_done`` is called there."""
+        ...
+
+    def fill(self, words: Ints, until: float | None = None) -> bool:
+        """Write a bit for each token: int32 [ceil(n_vocab / 32)], from the lowest bit on; False
+        if it is not known at a time of time.perf_counter."""
         ...
 
 
@@ -185,8 +196,11 @@ class Batch:
         if places:
             self._parts["row tokens"][: len(places)] = self._parts["tokens"][places]
 
-    def write_masks(self, rows: Sequence[OutputRow]) -> list[Ints | None]:
-        """Have the rows' masks written, to the device too; each row's, None where it has none.
+    def write_masks(
+        self, rows: Sequence[OutputRow], patience: float | None = None
+    ) -> list[Ints | None]:
+        """Have the rows' masks written, to the device too; each row's, None where it has none or
+        where it is not known after ``patience`` seconds: then the device is given all tokens.
 
         Called while the device computes the step: the host is idle then.
         """
@@ -195,9 +209,13 @@ class Batch:
         if not masked:
             return masks
         self._device.queue.flush()
+        until = None if patience is None else time.perf_counter() + patience
         for n, (i, mask) in enumerate(masked):
-            words = masks[i] = self._masks[n, : self._n_mask_words]
-            mask.fill(words)
+            words = self._masks[n, : self._n_mask_words]
+            if mask.fill(words, until):
+                masks[i] = words
+            else:
+                words[:] = -1
         write(self._device, self.inputs.topk.masks, self._masks[: len(masked)])
         return masks
 

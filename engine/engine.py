@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine.adapters import invoked_at
+from engine.adapters import invoked
 from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
@@ -45,6 +45,7 @@ from engine.slot_cache import SlotCache, SlotFile, SlotTask
 from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
 from engine.stream import Outbox, Stream
 from engine.text.tokenizer import Tokenizer
+from engine.waiting_rows import WaitingRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +94,7 @@ class Engine:
         self._ids = itertools.count()
         self._stopping, self._fault = False, ""
         self._grammars = Grammars(tokenizer, info.n_vocab)
+        self._waiting = WaitingRows(self._wake)
         self._piece = tokenizer.piece  # one bound method: what samplers derive is cached by it
         self._encode_plain = functools.partial(
             tokenizer.encode, add_special=False, parse_special=False
@@ -111,7 +113,8 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         self._check(request)
-        scales, starts = self._invoked(request.prompt, self._adapter_scales(request.adapters))
+        scales = self._adapter_scales(request.adapters)
+        scales, starts = invoked(self._adapters, request.prompt, scales)
         salt = (scales, starts) if any(scales) else None
         seq = Sequence.from_request(next(self._ids), request, salt)
         seq.adapter_scales, seq.adapter_starts = scales, starts
@@ -123,25 +126,6 @@ class Engine:
         )  # fmt: skip
         self._post("submit", stream)
         return Ticket(stream)
-
-    def _invoked(
-        self, prompt: tuple[int, ...], scales: tuple[float, ...]
-    ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-        """The scales for a prompt, and from which token on each counts, if not all do at once: 0
-        for an adapter whose invocation the prompt lacks."""
-        if not any(adapter.invocation for adapter in self._adapters):
-            return scales, ()
-        places = [
-            invoked_at(prompt, adapter.invocation) if adapter.invocation else 0
-            for adapter in self._adapters
-        ]
-        found = tuple(
-            0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
-        )
-        starts = tuple(
-            place or 0 if scale else 0 for place, scale in zip(places, found, strict=True)
-        )
-        return found, starts if any(starts) else ()
 
     def adapters(self) -> tuple[AdapterState, ...]:
         """The LoRA adapters that are loaded, with the scales of requests which name none."""
@@ -279,11 +263,14 @@ class Engine:
             while self._take_inbox():
                 self._scheduler.prompt_chunk = self._pace.n_beside
                 self._encode_media()
+                for row, logits in self._waiting.take():
+                    self._try_deliver(row, logits)
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
                 else:
                     self._flush()
+                    self._waiting.wait(lambda: bool(self._inbox) or self._stopping)
                 self._run_slot_tasks()
         except Exception as error:
             log.exception("the engine has failed")
@@ -385,17 +372,21 @@ class Engine:
         began = time.perf_counter()
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
-        logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush)
+        patience = self._pace.patience(is_alone=len(self._streams) == 1)
+        logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush, patience)
         if not plan.chunks:  # copies for one that waits for an image
             return
         n_tokens = sum(chunk.count for chunk in plan.chunks)
-        self._pace.note(n_tokens, time.perf_counter() - began)
+        self._pace.note(n_tokens, time.perf_counter() - began, any(row.mask for row in rows))
         self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))
         for chunk in plan.chunks:
             self._streams[chunk.seq.id].progress(chunk.start + chunk.count)
         for row, values in zip(rows, logits, strict=True):
-            self._try_deliver(row, values)
+            if values.waits:
+                self._waiting.add(row, values)
+            else:
+                self._try_deliver(row, values)
         self._embed(plan.chunks)
         for chunk in plan.chunks:
             stream = self._streams.get(chunk.seq.id)

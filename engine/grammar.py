@@ -18,6 +18,7 @@ from engine.constraint import Constraint, Kind, Trigger
 from engine.errors import RequestError
 from engine.grammar_source import limits, refused
 from engine.held import Budget, ByteCache
+from engine.mask_threads import MaskThreads
 
 __all__ = ["Compiled", "Constraint", "Grammars", "Trigger"]
 
@@ -113,6 +114,7 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary, n_vocab: int) -> None:
         self.vocabulary = vocabulary
         self.n_vocab = n_vocab  # logits in a row; may be more than there are tokens
+        self.threads = MaskThreads()
         self._limits = limits()
         self._lock = threading.Lock()
         self._budget = Budget(MAX_BYTES)

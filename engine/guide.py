@@ -1,13 +1,16 @@
 """One request's way through its constraint: which tokens may come next.
 
-While the device computes the logits, ``fill`` writes a bit mask of the allowed tokens; then
-``accept`` is told which one was chosen. A Guide belongs to the engine's thread.
+While the device computes the logits, another thread computes a bit mask of the allowed tokens
+(``begin``), which ``fill`` writes when it is there; then ``accept`` is told which one was chosen.
+For the rest a Guide belongs to the engine's thread.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
 from typing import Literal
 
 import numpy as np
@@ -17,8 +20,11 @@ from engine.constraint import Constraint, Trigger
 from engine.errors import RequestError
 from engine.grammar import Grammars
 from engine.grammar_source import worded
+from engine.mask_threads import SLOW_SECONDS
 
 Ints = npt.NDArray[np.int32]
+# Of the processor for the masks of one request: so many seconds, and so many for each token.
+FREE_SECONDS, TOKEN_SECONDS = 2.0, 0.01
 SPACES = ("\n\n", "\n")  # what models put between their reasoning and the answer
 
 
@@ -49,6 +55,10 @@ class Guide:
         self._extra = self._tag[:1]  # tokens that the opening allows besides the grammar's
         self._forced: list[int] = []  # the rest of a start tag of several tokens
         self._error = ""
+        self._mask: Ints = np.zeros(-(-grammars.n_vocab // 32), np.int32)
+        self._work: Future[None] | None = None  # on the mask; None: nothing has begun
+        self._unread: list[int] = []  # tokens that the matcher is still to be told
+        self._seconds, self._n_accepted, self._is_slow = 0.0, 0, False
         self.phase: Literal["reasoning", "waiting", "opening", "on"] = "on"
         self._enter(reasoning=constraint.reasoning is not None)
 
@@ -75,11 +85,31 @@ class Guide:
         """Whether the next token needs a mask."""
         return self.phase != "waiting" and not (self._triggers and self.phase == "reasoning")
 
-    def fill(self, words: Ints) -> None:
+    def begin(self, when_done: Callable[[], None] | None = None) -> None:
+        """Have the next token's mask computed, if a grammar says what is in it, and
+        ``when_done`` called in another thread."""
+        is_free = self._forced or self.phase == "reasoning" or not self.constrains
+        if self._work is None and not is_free:
+            self._work = self._grammars.threads.run(self._compute, self._is_slow)
+        if when_done is not None and self._work is not None:
+            self._work.add_done_callback(lambda _: when_done())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``fill`` need not wait."""
+        return self._work is None or self._work.done()
+
+    def fill(self, words: Ints, until: float | None = None) -> bool:
         """Write the allowed tokens' bits: int32 [ceil(n_vocab / 32)], token i in word i / 32.
 
+        False if they are not known at the time ``until`` (of time.perf_counter); None: wait.
         Never raises: a fault shows when the next token is accepted, and ends this request only.
         """
+        self.begin()
+        if self._work is not None and not self._work.done():
+            wait([self._work], None if until is None else max(until - time.perf_counter(), 0.0))
+            if not self._work.done():
+                return False
         bits = words.view(np.uint32)
         if self._forced:
             words[:] = 0
@@ -88,25 +118,42 @@ class Guide:
             words[:] = -1
             _clear(bits, self._vocabulary.eog_ids)
         else:
-            self._fill_from_grammar(words)
+            words[:] = self._mask
             if self.phase == "opening":
                 _set(bits, self._extra)
+        return True
 
-    def _fill_from_grammar(self, words: Ints) -> None:
+    def _compute(self) -> None:
+        """Bring the matcher up to date and compute the mask, in a thread that may take long."""
+        begin = time.thread_time()
+        tokens, self._unread = self._unread, []
         try:
-            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            if not tokens or self._matcher.consume_tokens(tokens):
+                self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         except Exception as error:
             self._error = str(error)
         if self._matcher.is_error():
             self._error = self._matcher.get_error()
         if self._error:
-            words[:] = -1
+            self._mask[:] = -1
+        seconds = time.thread_time() - begin
+        self._seconds += seconds
+        if self._error or seconds > SLOW_SECONDS:
+            self._is_slow = True
+            # What shares its lexer shares the limits, and the memory, that it has come to.
             self._grammars.forget(self._constraint)
 
     def accept(self, token: int) -> None:
         """Take note of the chosen token. RequestError if the grammar cannot go on."""
+        self._work = None
+        self._n_accepted += 1
         if self._error:
             raise RequestError(f"the grammar has failed: {worded(self._error)}")
+        if self._seconds > FREE_SECONDS + TOKEN_SECONDS * self._n_accepted:
+            raise RequestError(
+                f"the grammar has taken {self._seconds:.1f} seconds for {self._n_accepted} tokens: "
+                f"at most {FREE_SECONDS:g}, and {TOKEN_SECONDS:g} for each token, are allowed"
+            )
         if token in self._vocabulary.eog_ids:
             return
         if self._forced:
@@ -133,9 +180,8 @@ class Guide:
             self._consume([token])
 
     def _consume(self, tokens: list[int]) -> None:
-        if not self._matcher.consume_tokens(tokens):
-            self._grammars.forget(self._constraint)
-            raise RequestError(f"the grammar has failed: {worded(self._matcher.get_error())}")
+        """Tell the matcher, before the next mask: that may take long, too."""
+        self._unread += tokens
 
     def _scan(self) -> None:
         """Go on in the free text as far as it is decided what its parts are."""

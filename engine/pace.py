@@ -9,6 +9,7 @@ from __future__ import annotations
 STEP_SECONDS = 0.5
 BESIDE_SECONDS = 0.15  # of a step in which others wait for their next token
 LEAST_TOKENS = 64  # below that, a step's time says little of the time per token
+LEAST_PATIENCE, MOST_PATIENCE = 0.002, 0.1  # seconds for which a step waits for a mask
 TILE = 32  # kernels take prompts in tiles of so many tokens
 
 
@@ -19,9 +20,19 @@ class Pace:
         self._most = most
         self.n_tokens = min(LEAST_TOKENS, most)  # until the speed is known
         self.n_beside = self.n_tokens  # while others generate
+        self._patience = LEAST_PATIENCE
 
-    def note(self, n_tokens: int, seconds: float) -> None:
-        """Take note of a step; one of a few tokens changes nothing."""
+    def patience(self, is_alone: bool) -> float:
+        """Seconds for which a step waits for masks, from when the device computes: as long as
+        it takes for that, so that those without one wait no longer than twice as long; and long
+        where there is nobody else."""
+        return MOST_PATIENCE if is_alone else self._patience
+
+    def note(self, n_tokens: int, seconds: float, has_masks: bool = False) -> None:
+        """Take note of a step; one of a few tokens changes only how long masks are waited for,
+        if it has waited for none."""
+        if not has_masks:
+            self._patience = min(max(seconds, LEAST_PATIENCE), MOST_PATIENCE)
         if n_tokens < min(LEAST_TOKENS, self._most) or seconds <= 0.0:
             return
         self.n_tokens = self._fitting(n_tokens / seconds * STEP_SECONDS, LEAST_TOKENS)

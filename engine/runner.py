@@ -58,6 +58,7 @@ class RowLogits:
     _index: int
     _record: npt.NDArray[np.int32]
     _mask: npt.NDArray[np.int32] | None = None  # bits of the allowed tokens; None: all are
+    _kept: npt.NDArray[np.float32] | None = None  # all logits, where the device had no mask
 
     def best(self, k: int) -> Found:
         """The k likeliest tokens, allowed or not; k at most what the step looked for."""
@@ -65,7 +66,7 @@ class RowLogits:
 
     def allowed(self, k: int) -> Found:
         """The k likeliest of the allowed tokens, or as many as there are."""
-        found = parse(self._record, k) if k <= MAX_K else None
+        found = parse(self._record, k) if k <= MAX_K and self._kept is None else None
         return found or _best_of_row(self.allowed_row(), k, self._record)
 
     def scores(self) -> npt.NDArray[np.float32]:
@@ -74,7 +75,15 @@ class RowLogits:
 
     def row(self) -> npt.NDArray[np.float32]:
         """All raw logits, float32 [n_vocab]."""
-        return self._runner.read_logits(self._index)
+        return self._runner.read_logits(self._index) if self._kept is None else self._kept.copy()
+
+    @property
+    def waits(self) -> bool:
+        """Whether its mask is not known yet; ``masked`` is the row to be used then, at any time."""
+        return self._kept is not None and self._mask is None
+
+    def masked(self, mask: npt.NDArray[np.int32]) -> RowLogits:
+        return replace(self, _mask=mask)
 
     def allowed_row(self) -> npt.NDArray[np.float32]:
         """The same, -inf for tokens that are not allowed."""
@@ -184,24 +193,34 @@ class Runner:
         copies: Sequence[PageCopy],
         rows: Sequence[OutputRow],
         meanwhile: Callable[[], None] = lambda: None,
+        patience: float | None = None,
     ) -> list[RowLogits]:
         """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
-        them, hold until the next forward. ``meanwhile`` is called while the device computes."""
+        them, hold until the next forward. ``meanwhile`` is called while the device computes.
+        Rows whose masks are not known after ``patience`` seconds of that wait for them."""
         for copy in copies:
             for pages in self.pages:
                 pages.copy_page(copy.source, copy.target)
         if not chunks:
             return []
+        for row in rows:
+            if row.mask is not None:
+                row.mask.begin()
         recording, counts = self.prepare(chunks, rows)
         recording.run(counts)
-        masks = self._last.write_masks(rows)  # while the device computes
+        masks = self._last.write_masks(rows, patience)  # while the device computes
         self.topk.run(counts[self._output_at])
         meanwhile()
         records = read(self._last.found, len(rows), self._decoder.queue)
-        return [
+        found = [
             RowLogits(self, i, record, mask)
             for i, (record, mask) in enumerate(zip(records, masks, strict=True))
         ]
+        for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+            if row.mask is not None and mask is None:
+                kept = self.read_logits(i)
+                found[i] = RowLogits(self, i, records[i].copy(), None, kept)
+        return found
 
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""

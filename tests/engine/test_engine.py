@@ -60,6 +60,7 @@ class OneRow:
 
     log_sum_exp = float(np.log(np.exp(9.0) + N_VOCAB - 1))
     picked = 0.0
+    waits = False
 
     def __init__(self, last: int) -> None:
         self._row = np.zeros(N_VOCAB, np.float32)
@@ -91,6 +92,7 @@ class CountingRunner:
         copies: Sequence[PageCopy],
         rows: Sequence[OutputRow],
         meanwhile: Callable[[], None],
+        patience: float,
     ) -> list[OneRow]:
         meanwhile()
         self.gate.wait(10)

@@ -54,7 +54,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_takes_too_much_is_refused(impatient: None, kind: Kind, text: str) -> None:
     grammars = Grammars(ByteVocabulary(), N_VOCAB)
     begin = time.monotonic()
-    with pytest.raises(RequestError, match="to compile it, it took more than (1 seconds|32 MiB)"):
+    with pytest.raises(RequestError, match=r"to compile it, it took more than (1 sec|32 M)"):
         grammars.compiled(Constraint(kind, text))
     assert time.monotonic() - begin < 10
     assert grammars.matcher(Constraint("regex", "a")).consume_token(ord("a"))
@@ -66,9 +66,10 @@ def test_tools_are_no_way_around(impatient: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(grammar_trial, "EXAMINED_SECONDS", 0.2)
     monkeypatch.setattr(grammar_trial, "schema_fault", lambda schema: time.sleep(0.05))
     examination = Examination()
+    for _ in range(4):  # of 0.05 seconds each
+        examination.fault("{}")
     with pytest.raises(RequestError, match=r"tools: .* more than 0.2 seconds"):
-        for _ in range(100):
-            examination.fault("{}")
+        examination.fault("{}")
 
 
 def sized(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
