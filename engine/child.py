@@ -151,7 +151,9 @@ class Pool:
     def __init__(self, module: str, setup: object, *, most: int, limits: Limits) -> None:
         self._module, self._setup, self._limits = module, pickle.dumps(setup), limits
         self._turns = threading.Semaphore(most)
+        self._busy: set[_Child] = set()
         self._idle = [self._start()]
+        _POOLS.add(self)
 
     def first_answer(self) -> bytes:
         """What a child makes of the setup; ChildError if that ends it."""
@@ -169,14 +171,16 @@ class Pool:
     def _with_child(self, use: Callable[[_Child], bytes]) -> bytes:
         with self._turns:
             child = self._take()
+            self._busy.add(child)
             try:
-                return use(child)
+                answer = use(child)
             except BaseException:
                 child.close()  # it may be in the middle of an answer
-                child = self._start()
                 raise
             finally:
-                self._idle.append(child)
+                self._busy.discard(child)
+            self._idle.append(child)
+            return answer
 
     def _take(self) -> _Child:
         while self._idle:
@@ -190,9 +194,20 @@ class Pool:
         return _Child(self._module, self._setup, self._limits)
 
     def close(self) -> None:
-        """End the children that have nothing to do."""
+        """End all children. A later message starts one anew."""
+        for child in self._busy.copy():
+            child.process.kill()  # who waits for it sees that
         while self._idle:
             self._idle.pop().close()
+
+
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def end_all() -> None:
+    """End all children of this process, which must not wait for them when it ends itself."""
+    for pool in list(_POOLS):
+        pool.close()
 
 
 def serve(set_up: Callable[[Any], tuple[Callable[[Any], bytes], bytes]]) -> None:

@@ -26,6 +26,7 @@ MAX_GBNF_TEXT, MAX_GBNF_RULES = 2**16, 1000
 MAX_ITEMS = 20_000  # of a parser's row; an object of n optional properties takes 4 n
 MAX_STEP_ITEMS = 50_000  # of one mask
 MAX_STATES = 100_000  # of a lexer, with about 300 bytes each
+MOST_TOKENS = 2**18  # of a vocabulary
 FUEL = 200_000  # of a lexer for its expressions; a million take 1.7 seconds and 160 MB
 WORDS = {  # llguidance's, where they name its own options
     "<non-verbose/>": "",
@@ -73,7 +74,8 @@ def compilable(kind: Kind, text: str) -> str:
     """The grammar's own form, after it has been compiled once, over a small vocabulary.
     RequestError for one that is malformed, too large, or asks for what cannot be enforced."""
     grammar = converted(kind, text)
-    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(_SPECIAL.findall(grammar))))
+    n_tokens = MOST_TOKENS if "<[" in grammar else 0  # it names tokens by their numbers
+    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(_SPECIAL.findall(grammar), n_tokens)))
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
     if matcher.is_error():
         raise refused(kind, matcher.get_error())
@@ -85,10 +87,11 @@ class _Bytes:
 
     bos_token_id, eos_token_id = None, 256
 
-    def __init__(self, special: Iterable[str]) -> None:
+    def __init__(self, special: Iterable[str], n_tokens: int) -> None:
         named = [text.encode() for text in sorted(set(special))]
         self.tokens = [*(bytes([i]) for i in range(256)), b"</s>", *named]
         self.special_token_ids = list(range(256, len(self.tokens)))
+        self.tokens += [b""] * (n_tokens - len(self.tokens))
 
     def __call__(self, text: str) -> list[int]:
         return list(text.encode())

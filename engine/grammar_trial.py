@@ -17,7 +17,7 @@ from engine.constraint import Kind
 from engine.errors import RequestError
 from engine.grammar_source import refused
 
-LIMITS = Limits(seconds=5.0, memory=96 << 20)  # of one grammar
+LIMITS = Limits(seconds=3.0, memory=96 << 20)  # of one grammar
 MOST = 2  # children
 MODULE = "engine.grammar_process"
 # What a compilation builds, at most: 140 MB a second for multiples of primes.

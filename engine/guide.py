@@ -47,6 +47,8 @@ class Guide:
         self._patterns = [_bytes_pattern(t) for t in constraint.triggers if t.is_pattern]
         start, end = constraint.reasoning or ("", "")
         self._start, self._end = start.encode(), end.encode()
+        words = [t.text.encode() for t in constraint.triggers if not t.is_pattern]
+        self._longest = max(map(len, [*words, self._start, b"x"]))
         self._text = bytearray(constraint.prefix.encode())  # the free text
         self._from = 0  # where in it the next tag or word may begin
         self._retry = 0  # and where the next match of a pattern may
@@ -218,6 +220,8 @@ class Guide:
         if found is not None and not self._begin(self._words, self._from):
             self._from = found + 1
             return True
+        if found is None:  # what may still become one begins in the last bytes
+            self._from = max(self._from, len(self._text) - self._longest + 1)
         return False
 
     def _begin(self, triggers: list[re.Pattern[bytes]], start: int) -> bool:

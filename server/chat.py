@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from server.prompts import Prompt
 from server.service import Service
 
+RENDERERS = ThreadPoolExecutor(4, "template")
+
 
 async def prepare(service: Service, chat: Chat, media: Sequence[Any] | None = None) -> Job:
     """Render and tokenize, in a thread: a long conversation takes milliseconds.
@@ -33,16 +36,46 @@ async def prepare(service: Service, chat: Chat, media: Sequence[Any] | None = No
     if media is None:
         media = await read_media(chat.messages, service.engine, service.fetcher)
         chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages))
-    job = await asyncio.to_thread(read_job, chat, service.engine, service.defaults, media)
+    default, tokenizer = service.defaults.constraint, service.engine.tokenizer
+    asked = await asyncio.to_thread(read_constraint, chat, default, tokenizer)
+    form = await rendered(service, chat, asked)
+    job = await asyncio.to_thread(
+        read_job, chat, form, asked, service.engine, service.defaults, media
+    )
     await compiled(service.engine, job.constraint)
     return job
 
 
-def read_job(chat: Chat, engine: Engine, defaults: Defaults, media: Sequence[Any] = ()) -> Job:
+async def rendered(service: Service, chat: Chat, asked: Constraint | None = None) -> ChatFormat:
+    """In a thread of those that wait for templates, which may keep them for seconds."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(
+        RENDERERS, render, chat, service.engine, service.defaults, asked
+    )
+
+
+async def template_caps(service: Service) -> dict[str, bool]:
+    """What the model's template supports: nothing if it does not end."""
+
+    def find() -> dict[str, bool]:
+        try:
+            return service.engine.chat_template.caps.as_props()
+        except RequestError:
+            return {}
+
+    return await asyncio.get_running_loop().run_in_executor(RENDERERS, find)
+
+
+def read_job(
+    chat: Chat,
+    form: ChatFormat,
+    asked: Constraint | None,
+    engine: Engine,
+    defaults: Defaults,
+    media: Sequence[Any] = (),
+) -> Job:
     """``media``: the images and sounds whose markers are in the messages."""
     tokenizer = engine.tokenizer
-    asked = read_constraint(chat, defaults.constraint, tokenizer)
-    form = render(chat, engine, defaults, asked)
     parsed = not defaults.skip_chat_parsing
     return Job(
         [prompt(form.prompt, engine, media)],

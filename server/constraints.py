@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,8 @@ from server.fields import GenerationFields
 from server.interface import Engine, Tokenizer
 
 ANY_OBJECT = {"type": "object"}
+COMPILERS = ThreadPoolExecutor(2, "grammar")
+MAX_TRIGGERS, MAX_TRIGGER = 64, 1000  # words, all of which are looked for in all free text
 TOKEN, WORD, PATTERN, WHOLE_PATTERN = range(4)  # llama-server's types of triggers
 
 
@@ -77,6 +80,9 @@ def read_triggers(fields: GenerationFields, tokenizer: Tokenizer) -> tuple[Trigg
         raise invalid("Field 'grammar_lazy': there is no 'grammar'")
     if not fields.grammar_triggers:
         raise invalid("Field 'grammar_triggers': a lazy grammar needs one at least")
+    n = len(fields.grammar_triggers)
+    if n > MAX_TRIGGERS:
+        raise invalid(f"Field 'grammar_triggers': {n} of them, at most {MAX_TRIGGERS} are taken")
     return tuple(read_trigger(trigger, tokenizer) for trigger in fields.grammar_triggers)
 
 
@@ -85,6 +91,11 @@ def read_trigger(value: dict[str, Any], tokenizer: Tokenizer) -> Trigger:
     kind, word, token = value.get("type"), value.get("value"), value.get("token")
     if kind == TOKEN and type(token) is int and 0 <= token < tokenizer.n_vocab:
         return Trigger(tokenizer.piece(token, special=True).decode(errors="replace"))
+    if kind == WORD and isinstance(word, str) and len(word) > MAX_TRIGGER:
+        raise invalid(
+            f"Field 'grammar_triggers': a word of {len(word)} characters, at most {MAX_TRIGGER} "
+            "are taken"
+        )
     if kind == WORD and isinstance(word, str) and word:
         return Trigger(word)
     if kind in (PATTERN, WHOLE_PATTERN):
@@ -93,7 +104,9 @@ def read_trigger(value: dict[str, Any], tokenizer: Tokenizer) -> Trigger:
 
 
 async def compiled(engine: Engine, constraint: Constraint | None) -> Constraint | None:
-    """Compile in a thread: a large schema takes a while. The engine's refusal is raised here."""
+    """Compile in a thread of those that wait for it: a large schema takes seconds. The engine's
+    refusal is raised here."""
     if constraint is not None:
-        await asyncio.to_thread(engine.compile, constraint)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(COMPILERS, engine.compile, constraint)
     return constraint

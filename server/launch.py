@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from engine.child import end_all
 from engine.errors import EngineError
 from server import sockets as listeners
 from server.app import create_app
@@ -105,6 +106,7 @@ class Server(uvicorn.Server):
         if engine is not None:
             self._spawn(engine.close)
         await super().shutdown(sockets)
+        end_all()  # else whoever still waits for a template keeps the process alive
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

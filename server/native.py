@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from engine.request import Request
-from server.chat import render
+from server.chat import rendered, template_caps
 from server.conversation import read_chat
 from server.errors import ApiError, json_response, not_enabled
 from server.fields import Defaults, convert
@@ -99,7 +99,7 @@ def token_text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
 async def apply_template(service: Service, http: HttpRequest) -> Response:
     chat = read_chat(await service.read_object(http))
     chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages, SHOWN_MARKER))
-    form = await asyncio.to_thread(render, chat, service.engine, service.defaults)
+    form = await rendered(service, chat)
     return json_response({"prompt": form.prompt})
 
 
@@ -126,7 +126,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "endpoint_props": service.endpoints.props,
             "endpoint_metrics": service.endpoints.metrics,
             "chat_template": engine.chat_template.source,
-            "chat_template_caps": engine.chat_template.caps.as_props(),
+            "chat_template_caps": await template_caps(service),
             "bos_token": special_text(tokenizer.bos_id, tokenizer),
             "eos_token": special_text(tokenizer.eos_id, tokenizer),
             "build_info": BUILD_INFO,

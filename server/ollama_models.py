@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.chat import template_caps
 from server.errors import ApiError, json_response
 from server.service import Service, timestamp
 
@@ -21,7 +22,7 @@ async def version(service: Service, http: HttpRequest) -> Response:
 
 
 async def tags(service: Service, http: HttpRequest) -> Response:
-    return json_response({"models": [entry(service)]})
+    return json_response({"models": [await entry(service)]})
 
 
 async def ps(service: Service, http: HttpRequest) -> Response:
@@ -31,7 +32,7 @@ async def ps(service: Service, http: HttpRequest) -> Response:
         "size_vram": info.n_bytes,
         "context_length": service.engine.n_ctx,
     }
-    return json_response({"models": [entry(service) | running]})
+    return json_response({"models": [await entry(service) | running]})
 
 
 async def show(service: Service, http: HttpRequest) -> Response:
@@ -54,7 +55,7 @@ async def show(service: Service, http: HttpRequest) -> Response:
                 f"{info.architecture}.context_length": info.n_ctx_train,
                 f"{info.architecture}.embedding_length": info.n_embd,
             },
-            "capabilities": capabilities(service),
+            "capabilities": await capabilities(service),
             "modified_at": timestamp(service.created),
         }
     )
@@ -68,7 +69,7 @@ async def refused(service: Service, http: HttpRequest) -> Response:
     )
 
 
-def entry(service: Service) -> dict[str, Any]:
+async def entry(service: Service) -> dict[str, Any]:
     """The model in a list."""
     info = service.engine.info
     return {
@@ -78,7 +79,7 @@ def entry(service: Service) -> dict[str, Any]:
         "size": info.n_bytes,
         "digest": digest(service),
         "details": details(service),
-        "capabilities": capabilities(service),
+        "capabilities": await capabilities(service),
     }
 
 
@@ -102,11 +103,11 @@ def details(service: Service) -> dict[str, Any]:
     }
 
 
-def capabilities(service: Service) -> list[str]:
+async def capabilities(service: Service) -> list[str]:
     info = service.engine.info
     if info.is_encoder:
         return ["embedding"]
-    caps = service.engine.chat_template.caps.as_props()
+    caps = await template_caps(service)
     found = ["completion", *["embedding"] * (info.pooling != "none")]
     if service.engine.tokenizer.fim.middle is not None:
         found.append("insert")

@@ -76,6 +76,26 @@ def test_a_child_that_was_ended_while_idle_is_replaced(pool: Pool) -> None:
     assert int(pool.ask("os.getpid()")) != pid
 
 
+def test_whoever_waits_hears_of_the_end(pool: Pool) -> None:
+    """The process that ends must not wait for a child that does not."""
+    errors: list[ChildError] = []
+
+    def wait() -> None:
+        try:
+            pool.ask("time.sleep(60)")
+        except ChildError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not pool._busy:
+        time.sleep(0.01)
+    child.end_all()
+    thread.join(10)
+    assert [error.why for error in errors] == ["ended"]
+    assert pool.ask("1") == b"1"
+
+
 def test_children_know_nothing_of_the_environment(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,14 @@ def test_compiled_once_and_used_apart(grammars: Grammars, monkeypatch: pytest.Mo
     assert first.validate_tokens(list(b"bbax")) == 4
 
 
+def test_tokens_by_their_numbers(grammars: Grammars) -> None:
+    """llguidance's Lark has them, and the vocabulary of the trial is not the model's."""
+    matcher = grammars.matcher(Constraint("lark", f'start: <[{N_VOCAB - 30}]> "x"'))
+    assert matcher.validate_tokens([N_VOCAB - 30, ord("x")]) == 2
+    with pytest.raises(RequestError, match="range end too large"):
+        grammars.matcher(Constraint("lark", f"start: <[{N_VOCAB}]>"))
+
+
 def test_from_many_threads(grammars: Grammars) -> None:
     found: list[Any] = []
 

@@ -158,3 +158,17 @@ class TestOptions:
     def test_a_file_that_is_not_there(self) -> None:
         with pytest.raises(SettingsError, match="--json-schema-file: cannot read"):
             request_defaults(Settings(json_schema_file="/none.json"))
+
+
+def test_triggers_are_bounded(serve: Any, fakes: Any) -> None:
+    """All of them are looked for in all the text that is written before."""
+    url = serve(fakes.engine())
+    word = {"type": 1, "value": "x"}
+    for triggers, message in (
+        ([word] * 65, "'grammar_triggers': 65 of them, at most 64"),
+        ([word | {"value": "x" * 1001}], "a word of 1001 characters, at most 1000"),
+    ):
+        body = {"grammar": GRAMMAR, "grammar_lazy": True, "grammar_triggers": triggers}
+        answer = httpx.post(url + "/completion", json={"prompt": "x"} | body)
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
