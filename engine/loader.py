@@ -17,7 +17,7 @@ from engine.assembly import CacheTypes, Sizes, assemble, most_copies
 from engine.cache import PageCache
 from engine.chat.confined import ConfinedTemplate, Templates
 from engine.chat.prompt import Template
-from engine.chat.template import named_template, select_template
+from engine.chat.selection import named_template, select_template
 from engine.checkpoints import Checkpoints
 from engine.compiling import Compiling
 from engine.errors import EngineError, ModelError, naming, refusing

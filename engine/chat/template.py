@@ -12,15 +12,15 @@ import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from engine.chat import families
-from engine.chat.builtin import DEFAULT, builtin_names, builtin_template
-from engine.chat.caps import RENDER_ERRORS, Caps, Message, probe
+from engine.chat.caps import Caps, Message
 from engine.chat.continuation import Continuation, continued_field, render_continued
 from engine.chat.messages import adapt, joined
+from engine.chat.probing import RENDER_ERRORS, probe
 from engine.chat.prompt import Conversation, Prompt, write_prompt
 from engine.chat.sandbox import ChatEnvironment
 from engine.errors import ModelError, RequestError
@@ -139,39 +139,6 @@ class ChatTemplate:
         if add_generation_prompt:
             variables["add_generation_prompt"] = True
         return self._template.render(copy.deepcopy(variables | dict(extra)))
-
-
-class TemplateSources(NamedTuple):
-    """The templates of a model; ``tool_use`` is for requests with tools, if there is one."""
-
-    default: str
-    tool_use: str | None
-
-
-def select_template(metadata: Mapping[str, object]) -> TemplateSources:
-    """The templates in a GGUF file's metadata, ChatML where it has none.
-
-    ModelError if the value is not a string.
-    """
-    found = {name: metadata.get(f"tokenizer.chat_template{name}") for name in ("", ".tool_use")}
-    for name, source in found.items():
-        if source is not None and not isinstance(source, str):
-            kind = type(source).__name__
-            raise ModelError(f"tokenizer.chat_template{name}: expected a string, got {kind}")
-    default, tool_use = (source if isinstance(source, str) else None for source in found.values())
-    return TemplateSources(default or named_template(DEFAULT), tool_use or None)
-
-
-def named_template(name_or_source: str) -> str:
-    """The template of ``--chat-template``: a built-in name, or Jinja. ModelError otherwise."""
-    source = builtin_template(name_or_source)
-    if source is not None:
-        return source
-    if "{" in name_or_source:
-        return name_or_source
-    raise ModelError(
-        f"unknown chat template {name_or_source!r}; known are {', '.join(builtin_names())}"
-    )
 
 
 def with_aliases(kwargs: Mapping[str, Any]) -> dict[str, Any]:

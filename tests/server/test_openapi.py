@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.chat.template import ChatTemplate, named_template
+from engine.chat.selection import named_template
+from engine.chat.template import ChatTemplate
 from engine.request import Delta, Embedded, Event, Finished, Request, Started, Timings
 from server.app import create_app
 from server.openapi import BODIES

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,3 +188,10 @@ def test_a_template_that_nobody_has_any_more_leaves_no_process(confined: Confine
         gc.collect()
         time.sleep(0.01)
     assert process.poll() is not None
+
+
+def test_the_server_itself_has_no_jinja() -> None:
+    """It renders nothing, and starts sooner without."""
+    code = "import sys, server.launch, engine.engine; print('jinja2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

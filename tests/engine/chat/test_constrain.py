@@ -8,7 +8,8 @@ import pytest
 from score_templates import format_of, records
 
 from engine.chat.format import ChatFormat, chat_format
-from engine.chat.template import ChatTemplate, named_template
+from engine.chat.selection import named_template
+from engine.chat.template import ChatTemplate
 from engine.constraint import Constraint
 from engine.grammar import Grammars
 from engine.guide import Guide

@@ -1,6 +1,7 @@
 import pytest
 
-from engine.chat.template import ChatTemplate, named_template
+from engine.chat.selection import named_template
+from engine.chat.template import ChatTemplate
 from engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}

@@ -2,7 +2,8 @@ import pytest
 
 from engine.chat.delta import ChatDelta
 from engine.chat.format import ChatFormat, chat_format
-from engine.chat.template import ChatTemplate, named_template
+from engine.chat.selection import named_template
+from engine.chat.template import ChatTemplate
 from engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}

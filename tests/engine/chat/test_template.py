@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from engine.chat.builtin import builtin_template
-from engine.chat.template import (
-    ChatTemplate,
-    named_template,
-    select_template,
-    with_aliases,
-)
+from engine.chat.selection import named_template, select_template
+from engine.chat.template import ChatTemplate, with_aliases
 from engine.errors import ModelError, RequestError
 
 CLOCK = datetime(2026, 1, 2, 3, 4, 5)
