@@ -13,8 +13,9 @@
 // still counts in the log-sum-exp. So `tops` are maxima over the allowed tokens, and `maxima`
 // are (maximum, sum of exps below it) over all. found[row]: 4 + 2 * CAPACITY words: how many
 // reached the threshold (may exceed CAPACITY: then the caller must read the row), the
-// log-sum-exp and the asked-for logit as floats, MASKED if there is a mask, and SORTED if the
-// list is; then pairs (token, logit). Fewer than k are found if fewer are allowed.
+// log-sum-exp and the asked-for logit as floats, MASKED if there is a mask, SORTED if the list
+// is, and BROKEN if a logit is NaN, the largest is infinite or all are -infinity; then pairs
+// (token, logit). Fewer than k are found if fewer are allowed. A broken row's list means nothing.
 
 #include "lanes.cl"
 #include "activation.cl"
@@ -23,6 +24,8 @@
 #define SEGMENT 256
 #define MASKED 1
 #define SORTED 2
+#define BROKEN 4
+#define INFINITE (0x7F800000u << 1)  // bits of infinity without the sign: NaNs have more
 #define RECORD (4 + 2 * CAPACITY)
 
 // Floats as integers of the same order.
@@ -49,19 +52,32 @@ INLINE float allowed_top(global const float* x, global const uint* mask, int beg
     return top;
 }
 
-INLINE void scan_segment(global const float* x, int n, bool scored, global float2* maximum) {
+// (the largest, the sum of exps below it) of n logits, the first NaN if one of them is: fmax
+// passes those over, but without its sign a NaN is the largest of all integers. Returns the
+// largest in any case.
+INLINE float scan_segment(global const float* x, int n, bool scored, global float2* maximum) {
     float16 top16 = -INFINITY;
+    uint16 bits16 = 0;
     int i = 0;
-    for (; i + 16 <= n; i += 16) top16 = fmax(top16, vload16(0, x + i));
+    for (; i + 16 <= n; i += 16) {
+        const float16 v = vload16(0, x + i);
+        top16 = fmax(top16, v);
+        bits16 = max(bits16, as_uint16(v) << 1);
+    }
     float top = max16(top16);
-    for (; i < n; i++) top = fmax(top, x[i]);
+    bool broken = any(bits16 > INFINITE);
+    for (; i < n; i++) {
+        top = fmax(top, x[i]);
+        broken = broken || isnan(x[i]);
+    }
     float16 sum16_ = 0;
     float sum = 0;
     if (scored && top > -INFINITY) {  // else every difference is NaN
         for (i = 0; i + 16 <= n; i += 16) sum16_ += exp(vload16(0, x + i) - top);
         for (; i < n; i++) sum += exp(x[i] - top);
     }
-    *maximum = (float2)(top, sum + sum16(sum16_));
+    *maximum = (float2)(broken ? NAN : top, sum + sum16(sum16_));
+    return top;
 }
 
 VECTOR_ITEMS
@@ -75,8 +91,8 @@ kernel void segments(global const float* logits, int n_vocab, global const int4*
     masks += (size_t)max(mask, 0) * n_segments * (SEGMENT / 32);
     for (int i = first; i < min(first + EACH, n_segments); i++) {
         const int begin = i * SEGMENT, n = min(SEGMENT, n_vocab - begin);
-        scan_segment(logits + begin, n, wanted[row].w, maxima + i);
-        tops[i] = mask < 0 ? maxima[i].x : allowed_top(logits + begin, masks, begin, n);
+        const float top = scan_segment(logits + begin, n, wanted[row].w, maxima + i);
+        tops[i] = mask < 0 ? top : allowed_top(logits + begin, masks, begin, n);
     }
 }
 
@@ -111,11 +127,15 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     maxima += (size_t)row * n_segments;
     tops += (size_t)row * n_segments;
     found += (size_t)row * RECORD;
-    float top = -INFINITY, top_allowed = -INFINITY;
-    for (int i = LID; i < n_segments; i += WG) top = fmax(top, maxima[i].x);
+    float top = -INFINITY, top_allowed = -INFINITY, broken = 0;
+    for (int i = LID; i < n_segments; i += WG) {
+        top = fmax(top, maxima[i].x);
+        broken = fmax(broken, (float)isnan(maxima[i].x));
+    }
     for (int i = LID; i < n_segments; i += WG) top_allowed = fmax(top_allowed, tops[i]);
     top = max_group(top, partial);
     top_allowed = max_group(top_allowed, partial);
+    broken = max_group(broken, partial);
     float sum = wanted[row].w ? 0 : NAN;
     if (wanted[row].w)
         for (int i = LID; i < n_segments; i += WG) sum += maxima[i].y * exp(maxima[i].x - top);
@@ -137,7 +157,7 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     logits += (size_t)row * n_vocab;
     found[2] = as_int(logits[wanted[row].y]);
     const int mask = wanted[row].z;
-    found[3] = mask >= 0 ? MASKED : 0;
+    found[3] = (mask >= 0 ? MASKED : 0) | (broken > 0 || isinf(top) ? BROKEN : 0);
 #ifdef COLLECT
     found[3] |= SORTED;
     masks = mask < 0 ? 0 : masks + (size_t)mask * n_segments * (SEGMENT / 32);

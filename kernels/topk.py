@@ -17,7 +17,7 @@ SEGMENTS_EACH = 16  # of a work-item on a CPU
 CAPACITY = 512  # logits that reach the threshold and still fit a row's list
 MAX_K = 256
 HEADER = 4
-MASKED, SORTED = 1, 2  # flags of a record
+MASKED, SORTED, BROKEN = 1, 2, 4  # flags of a record
 SIMT_GROUP = 64
 
 
@@ -96,6 +96,11 @@ class Found:
     logits: list[float]
     log_sum_exp: float  # NaN if it was not asked for
     picked: float  # the logit of the token that was asked for
+
+
+def is_broken(record: npt.NDArray[Any]) -> bool:
+    """Whether a logit of the row is NaN, the largest is infinite, or all of them are -infinity."""
+    return bool(record[HEADER - 1] & BROKEN)
 
 
 def parse(record: npt.NDArray[Any], k: int) -> Found | None:

@@ -12,7 +12,7 @@ from launching import run
 from kernels.device import Device
 from kernels.program import Programs
 from kernels.tensor import read, upload, write
-from kernels.topk import CAPACITY, MAX_K, Found, parse, softcap, topk, topk_buffers
+from kernels.topk import CAPACITY, MAX_K, Found, is_broken, parse, softcap, topk, topk_buffers
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,6 +25,18 @@ def find(
     allowed: dict[int, list[int]] | None = None,
 ) -> list[Found | None]:
     """What is found in each row for its (k, picked token), of the tokens allowed there."""
+    records = find_records(device, programs, logits, wanted, allowed)
+    assert not any(is_broken(record) for record in records)
+    return [parse(record, k) for record, (k, _) in zip(records, wanted, strict=True)]
+
+
+def find_records(
+    device: Device,
+    programs: Programs,
+    logits: Floats,
+    wanted: list[tuple[int, int]],
+    allowed: dict[int, list[int]] | None = None,
+) -> npt.NDArray[np.int32]:
     allowed = allowed or {}
     buffers = topk_buffers(device, *logits.shape, 3)
     masks = [list(allowed).index(i) if i in allowed else -1 for i in range(len(logits))]
@@ -38,8 +50,7 @@ def find(
     x = upload(device, logits)
     run(device, programs, len(logits), lambda tape: topk(tape, x, buffers))
     assert np.array_equal(read(x, None, device.queue), logits, equal_nan=True)
-    records = read(buffers.found, None, device.queue)
-    return [parse(record, k) for record, (k, _) in zip(records, wanted, strict=True)]
+    return read(buffers.found, None, device.queue)
 
 
 def assert_best(found: Found | None, row: Floats, k: int, picked: int) -> None:
@@ -143,6 +154,31 @@ def test_nothing_is_allowed(device: Device, programs: Programs) -> None:
     found = find(device, programs, np.zeros((1, 3000), np.float32), [(40, 0)], {0: []})[0]
     assert found is not None
     assert found.ids == []
+
+
+NEGATIVE_NAN = np.array([0xFFC00001], np.uint32).view(np.float32)[0]
+
+
+@pytest.mark.parametrize("n_vocab", [128, 1001, 20_000])
+@pytest.mark.parametrize("value", [np.nan, NEGATIVE_NAN, np.inf])
+@pytest.mark.parametrize("place", [0, 77, -1])
+def test_a_row_with_a_logit_that_is_no_number_is_broken(
+    device: Device, programs: Programs, n_vocab: int, value: float, place: int
+) -> None:
+    """Its neighbours are not; nor does it matter whether the token is allowed."""
+    logits = np.random.default_rng(9).standard_normal((4, n_vocab), dtype=np.float32)
+    logits[[1, 2], place] = value
+    logits[3, place] = -np.inf
+    records = find_records(device, programs, logits, [(3, 0)] * 4, {2: [5, 6], 3: [7]})
+    assert [is_broken(record) for record in records] == [False, True, True, False]
+    assert_best(parse(records[0], 3), logits[0], 3, 0)
+
+
+def test_a_row_without_a_possible_token_is_broken(device: Device, programs: Programs) -> None:
+    logits = np.full((2, 3000), -np.inf, np.float32)
+    logits[1, 2999] = -1e30
+    records = find_records(device, programs, logits, [(1, 0)] * 2)
+    assert [is_broken(record) for record in records] == [True, False]
 
 
 def test_without_log_sum_exp(device: Device, programs: Programs) -> None:
