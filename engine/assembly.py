@@ -94,9 +94,13 @@ def assemble(
     *,
     flash: bool,
     media: MediaShape | None = None,
+    watched: bool = False,
 ) -> Runner:
-    """A runner of the model on its devices, in the order of the weights' indices."""
-    memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash, media=media)
+    """A runner of the model on its devices, in the order of the weights' indices. ``watched``: it
+    notes after which layer values are not finite first."""
+    memory = allocate_memory(
+        h, weights, devices, sizes, cache, flash=flash, media=media, watched=watched
+    )
     return Runner(memory.decoder, memory.batches, memory.pages, memory.states, weights.output_at)
 
 
@@ -109,6 +113,7 @@ def allocate_memory(
     *,
     flash: bool,
     media: MediaShape | None = None,
+    watched: bool = False,
 ) -> Memory:
     """All that a runner needs; on dry devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
@@ -128,7 +133,7 @@ def allocate_memory(
             h, weights, pages, batch.inputs, device, programs, states,
             n_tokens=sizes.n_tokens, n_split=sizes.n_slots, n_ctx=sizes.n_ctx_slot, flash=flash,
         ))  # fmt: skip
-    decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs)
+    decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs, watched=watched)
     return Memory(decoder, batches, [place.pages for place in places], states)
 
 

@@ -65,6 +65,7 @@ class PagedTokens:
     tokens: list[int]
     salt: Hashable = None  # sequences with different salts share nothing
     share: bool = True  # False: never use a page that another sequence has computed
+    keep: bool = True  # False: what it computes is not to be used by another
     table: list[int] = field(default_factory=list)
     n_computed: int = 0  # leading tokens whose KV is in the pages
     leaf: _Node | None = None  # the cache's: the last page of the table that is in the tree
@@ -134,6 +135,23 @@ class PageCache:
                 self._forget(node)
         return n
 
+    def cut(self, tokens: Sequence[int], salt: Hashable, start: int) -> None:
+        """Have nobody find the pages of these tokens, from the one with token ``start`` on, nor
+        what continues them. Who holds them keeps them; the others are free when room is short."""
+        path, _, _ = self._longest_prefix([*tokens, -1], self._root(salt))
+        depth = start // self.page_size
+        found = path[depth : depth + 1]
+        if len(path) <= depth:  # the last page is not full
+            parent = path[-1] if path else self._root(salt)
+            rest = tokens[parent.depth * self.page_size :]
+            found = [node for node in parent.children if n_common(node.tokens, rest)]
+        for node in found:
+            assert node.parent is not None
+            siblings = node.parent.children
+            del siblings[bisect_left(siblings, node.tokens, key=_tokens)]
+            node.parent = _Node((), -1, node.depth - 1, None)  # a root that nobody looks at
+            node.parent.children.append(node)
+
     def acquire(
         self, seq: PagedTokens, spare: int = 0, most: int | None = None
     ) -> list[PageCopy] | None:
@@ -198,16 +216,17 @@ class PageCache:
         content, if another sequence has computed it meanwhile.
         """
         seq.n_computed = n_computed
-        if seq.share:
+        if seq.share and seq.keep:
             self._index_full_pages(seq)
 
     def release(self, seq: PagedTokens) -> None:
         """Take all pages from ``seq``; what is computed in them stays cached."""
         if seq.leaf is None:
             return
-        leaf = self._index_full_pages(seq)
-        if seq.n_computed > leaf.depth * self.page_size:
-            self._index_next_page(seq, leaf, seq.n_computed)
+        if seq.keep:
+            leaf = self._index_full_pages(seq)
+            if seq.n_computed > leaf.depth * self.page_size:
+                self._index_next_page(seq, leaf, seq.n_computed)
         for page in reversed(seq.table):
             self._unreference(page)
         seq.table.clear()
@@ -253,7 +272,7 @@ class PageCache:
             if n > n_rows:
                 source, n_rows = child.page, n
         for seq in self._sequences:
-            if seq.leaf is node and seq.share:
+            if seq.leaf is node and seq.share and seq.keep:
                 n = n_common(seq.tokens[start : seq.n_computed], wanted)
                 if n > n_rows:
                     source, n_rows = seq.table[node.depth], n

@@ -85,6 +85,13 @@ class Checkpoints:
         self._known[key] = made
         return made.copy
 
+    def forget(self, tokens: Sequence[int], salt: Hashable, start: int) -> None:
+        """Give up the copies of these tokens' prefixes that are longer than ``start``."""
+        positions = {c.position for c in self._known.values()}
+        between = sorted(n for n in positions if start < n <= len(tokens))
+        for key in [key for key in _keys(tokens, salt, between) if key in self._known]:
+            self._free.append(self._known.pop(key).copy)
+
 
 def _keys(tokens: Sequence[int], salt: Hashable, positions: Iterable[int]) -> Iterator[Hashable]:
     """What stands for the first so many tokens, for ascending positions."""

@@ -26,7 +26,8 @@ from engine.adapters import invoked
 from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
-from engine.errors import EngineError, EngineStoppedError, RequestError
+from engine.errors import EngineError, EngineStoppedError, NotFiniteError, RequestError
+from engine.finite import PROBE, Soundness, check_finite, not_finite
 from engine.grammar import Grammars
 from engine.guide import Guide
 from engine.infill import infill_step
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine"]
 
 log = logging.getLogger(__name__)
+Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time
 
@@ -99,12 +101,19 @@ class Engine:
         self._encode_plain = functools.partial(
             tokenizer.encode, add_special=False, parse_special=False
         )
+        probe = self._encode_plain(PROBE)
+        self._soundness = Soundness(scheduler, info, probe, self.submit)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        return self._thread.is_alive() and not self._stopping
+        return self._thread.is_alive() and not self._stopping and not self._soundness.fault
+
+    @property
+    def fault(self) -> str:
+        """What has ended the engine, or is wrong with whatever the model computes; "": nothing."""
+        return self._fault or self._soundness.fault
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Take a request; its events go to ``on_event``.
@@ -139,6 +148,7 @@ class Engine:
             replace(adapter, scale=scale)
             for adapter, scale in zip(self._adapters, found, strict=True)
         )
+        self._soundness.renew()
 
     def _adapter_scales(self, scales: Iterable[tuple[int, float]] | None) -> tuple[float, ...]:
         if scales is None:
@@ -351,7 +361,7 @@ class Engine:
                     encoded = True
                 seq.embeddings[missing] = found
 
-    def _try_encode(self, seq: Sequence, span: MediaSpan) -> npt.NDArray[np.float32] | None:
+    def _try_encode(self, seq: Sequence, span: MediaSpan) -> Floats | None:
         """The embeddings of a span; None if that failed, which ends the request."""
         assert self._encoder is not None
         try:
@@ -378,6 +388,7 @@ class Engine:
             return
         n_tokens = sum(chunk.count for chunk in plan.chunks)
         self._pace.note(n_tokens, time.perf_counter() - began, any(row.mask for row in rows))
+        self._soundness.inspect(rows, logits)
         self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))
         for chunk in plan.chunks:
@@ -403,10 +414,14 @@ class Engine:
                 wanted = stream.pool.wants(chunk.start, chunk.count)
                 first = at - chunk.start
                 states = self._runner.hidden(range(wanted.start + first, wanted.stop + first))
-                stream.pool.add(wanted.start, states)
-                if chunk.is_final:
-                    stream.embed()
+                self._try(stream, self._take_states, stream, chunk, wanted.start, states)
             at += chunk.count
+
+    def _take_states(self, stream: Stream, chunk: Chunk, start: int, states: Floats) -> None:
+        check_finite(states, "the hidden states", stream.seq, self._runner)
+        stream.pool.add(start, states)
+        if chunk.is_final:
+            stream.embed(stream.pool.vectors)
 
     def _rows(self, chunk: Chunk) -> list[OutputRow]:
         """The rows of logits that a chunk asks for."""
@@ -434,23 +449,31 @@ class Engine:
         Parameters that no token can be drawn with are not all known before; a fault of the
         device shows in the next forward, too.
         """
-        stream = self._streams.get(row.chunk.seq.id)
-        if stream is None:  # an earlier row of its chunk has ended it
-            return
+        stream = self._streams.get(row.chunk.seq.id)  # None: an earlier row has ended it
+        if stream is not None and stream.seq.state == "running":
+            self._try(stream, self._deliver, stream, row, logits)
+
+    def _try(self, stream: Stream, action: Callable[..., None], *args: object) -> None:
         try:
-            self._deliver(stream, row, logits)
+            action(*args)
         except Exception as error:
             if not isinstance(error, EngineError):
                 log.exception("a request has failed")
             self._leave(stream)
             stream.fail(str(error) or type(error).__name__, isinstance(error, RequestError))
+            if isinstance(error, NotFiniteError):
+                self._soundness.note(stream.seq)
 
     def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""
         seq = stream.seq
         if seq.request.pooling == "rank":
-            stream.rank(logits)
+            scores = logits.scores()
+            check_finite(scores, "the scores", seq, self._runner)
+            stream.embed(scores[None])
             return
+        if logits.broken:
+            raise not_finite("the logits", seq, self._runner)
         if row.chunk.outputs == "all":
             stream.score_prompt(row.position, logits)
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:

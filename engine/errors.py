@@ -24,6 +24,10 @@ class RequestError(EngineError):
     """A request is not acceptable; the message names the offending value."""
 
 
+class NotFiniteError(EngineError):
+    """What the model computes for a request is NaN or infinite."""
+
+
 class ContextOverflowError(RequestError):
     """The prompt does not fit the context of a slot."""
 

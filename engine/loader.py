@@ -115,6 +115,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
                 CacheTypes(options.cache_type_k, options.cache_type_v),
                 flash=options.flash_attn != "off",
                 media=None if prepared.media is None else prepared.media.shape,
+                watched=options.check_tensors,
             )  # fmt: skip
             times = _fill(prepared, runner, jobs, progress)
             tokenizer, template = text.result()

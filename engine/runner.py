@@ -28,7 +28,7 @@ from kernels.kv import KVPages
 from kernels.state import SlotStates
 from kernels.tape import Counts
 from kernels.tensor import read, read_row, read_rows
-from kernels.topk import MAX_K, Found, parse
+from kernels.topk import MAX_K, Found, is_broken, parse
 
 RECORDING_PAUSE, COMPILING_PAUSE = 0.05, 0.5  # seconds between two looks at what is to be done
 
@@ -94,6 +94,11 @@ class RowLogits:
         return row
 
     @property
+    def broken(self) -> bool:
+        """Whether a logit is NaN, the largest is infinite, or no token is possible."""
+        return self._runner.generates and is_broken(self._record)
+
+    @property
     def log_sum_exp(self) -> float:
         """NaN unless the row was ``scored``."""
         return float(self._record.view(np.float32)[1])
@@ -133,6 +138,7 @@ class Runner:
         self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
         self._compiling: Compiling | None = None
         self.topk = decoder.record_topk()
+        self._first_not_finite: str | None = None  # in the last step
 
     def warm_up(self, compiling: Compiling | None = None) -> None:
         """Record, and so compile, what the first request will need.
@@ -183,6 +189,11 @@ class Runner:
         return self.states.copy_bytes
 
     @property
+    def generates(self) -> bool:
+        """Whether the model yields logits; an encoder does not."""
+        return self._decoder.generates
+
+    @property
     def ranks(self) -> bool:
         """Whether the model has a head for ranking."""
         return self._decoder.scores is not None
@@ -201,6 +212,7 @@ class Runner:
         for copy in copies:
             for pages in self.pages:
                 pages.copy_page(copy.source, copy.target)
+        self._first_not_finite = None
         if not chunks:
             return []
         for row in rows:
@@ -263,6 +275,12 @@ class Runner:
         """Hidden states of tokens of the last forward, by their places in it: float32
         [rows, n_embd]. The forward must have had a chunk with outputs "hidden"."""
         return read_rows(self._decoder.hidden, rows, self._decoder.queue)
+
+    def first_not_finite(self) -> str:
+        """Decoder.first_not_finite, the same until the next forward."""
+        if self._first_not_finite is None:
+            self._first_not_finite = self._decoder.first_not_finite()
+        return self._first_not_finite
 
     def _at_hand(self, mode: Mode) -> Mode:
         """A mode, or while that is being compiled one with a larger tile: what the simd kernels

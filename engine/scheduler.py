@@ -212,6 +212,31 @@ class Scheduler:
         """As ``finish``: at any time, in the middle of its prompt or before it."""
         self.finish(seq)
 
+    def recompute(self, seq: Sequence) -> bool:
+        """Have a sequence computed anew, without what others have computed; False: it was so far.
+
+        For one whose logits are no numbers: then the next ones tell whether the cache was at
+        fault. What it has computed itself is discarded.
+        """
+        if seq.recomputed or not seq.n_reused:
+            return False
+        self.discard(seq)
+        self._pause(seq)
+        seq.recomputed, seq.keep = True, True
+        return True
+
+    def discard(self, seq: Sequence) -> None:
+        """Nobody may begin with what this sequence has computed, which is no numbers."""
+        if seq.share:  # else nothing of it is to be found before it ends
+            self.forget(seq, seq.n_reused)
+        seq.share = seq.keep = False
+
+    def forget(self, seq: Sequence, start: int = 0) -> None:
+        """Have nobody find what is cached of a sequence's tokens from ``start`` on."""
+        self.cache.cut(seq.tokens, seq.salt, start)
+        if self.checkpoints is not None:
+            self.checkpoints.forget(seq.tokens, seq.salt, start)
+
     def _make_room(self) -> None:
         """Give each sequence the page for its next token, the oldest first."""
         for seq in self.running.copy():
@@ -301,6 +326,7 @@ class Scheduler:
         self.waiting.remove(seq)
         insort(self.running, seq, key=_arrival)
         seq.state = "running"
+        seq.n_reused = max(seq.n_reused, seq.n_computed)
         if seq.slot < 0:
             seq.slot = slot
             self.slots[slot] = seq

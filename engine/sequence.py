@@ -25,6 +25,8 @@ class Sequence(PagedTokens):
     arrival: int = -1  # place in the order of arrival; set by the scheduler
     slot: int = -1
     n_cached: int = 0  # prompt tokens that were computed when it first got a slot
+    n_reused: int = 0  # leading tokens that it has taken from the cache, at most
+    recomputed: bool = False  # without what it has taken from the cache
     n_dropped: int = 0  # tokens that a full context has dropped
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros

@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.embedding import Pool
 from engine.guide import Guide
 from engine.output import Output
@@ -131,13 +134,9 @@ class Stream:
             self._emit(PromptScored(tuple(self._scores)))
             self._scores = []
 
-    def embed(self) -> None:
-        """Send the vectors of the prompt, all of which has been taken into the pool."""
-        self._emit(Embedded(tuple(tuple(vector) for vector in self.pool.vectors.tolist())))
-
-    def rank(self, logits: RowLogits) -> None:
-        """Send the scores of the prompt."""
-        self._emit(Embedded((tuple(logits.scores().tolist()),)))
+    def embed(self, vectors: npt.NDArray[np.float32]) -> None:
+        """Send the prompt's vectors, float32 [vectors, values], or its scores as one."""
+        self._emit(Embedded(tuple(tuple(vector) for vector in vectors.tolist())))
 
     def sample(self, logits: RowLogits) -> int:
         """Choose the next token from its row of logits and send what it completes."""

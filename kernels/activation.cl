@@ -58,6 +58,7 @@ INLINE float sum16(float16 v) {
 // With CODE_BYTES they have 8 bits, for processors that multiply twice as many of those, in the
 // order of bytes.cl: quads of columns 0 4 1 5, 2 6 3 7 of every 8. Returned are then also the
 // sums of the first and of the last 16 codes, as the two shorts of an int, and a 0.
+#define LEAST 1e-30f  // magnitude that is not 0: the inverse of a smaller one may be infinite
 #ifdef CODE_BYTES
 typedef char code_t;
 typedef float4 scale_t;
@@ -68,8 +69,11 @@ typedef float2 scale_t;
 #define CODE_MAX 16383.0f
 #endif
 
+// A NaN among the values becomes the scale: as a code it would be any number, and lost.
 INLINE scale_t codes32(float16 a, float16 b, float d, float inverse, global code_t* q) {
     const float16 qa = rint(a * inverse), qb = rint(b * inverse);
+    const float sum = sum16(qa + qb);
+    if (isnan(sum)) d = sum;
 #ifdef CODE_BYTES
     vstore16(convert_char16(qa).s041526378c9daebf, 0, q);
     vstore16(convert_char16(qb).s041526378c9daebf, 1, q);
@@ -78,13 +82,13 @@ INLINE scale_t codes32(float16 a, float16 b, float d, float inverse, global code
 #else
     vstore16(convert_short16(qa), 0, q);
     vstore16(convert_short16(qb), 1, q);
-    return (float2)(d, d * sum16(qa + qb));
+    return (float2)(d, d * sum);
 #endif
 }
 
 INLINE scale_t quantize32(float16 a, float16 b, global code_t* q) {
     const float amax = max16(fmax(fabs(a), fabs(b)));
-    return codes32(a, b, amax / CODE_MAX, amax > 0 ? CODE_MAX / amax : 0.0f, q);
+    return codes32(a, b, amax / CODE_MAX, amax > LEAST ? CODE_MAX / amax : 0.0f, q);
 }
 
 // Where more blocks share a scale codes have up to 16 bits, and it is rather the sum of the

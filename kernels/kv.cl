@@ -189,13 +189,15 @@ INLINE uchar nearest(float v) {
     return code;
 }
 
-// Codes of 32 values; returns their scale and minimum, as ggml finds them.
+// Codes of 32 values; returns their scale and minimum, as ggml finds them, or NaNs if one is.
 INLINE float2 quantize_block(const int type, const float* x, uchar* codes) {
-    float low = x[0], high = x[0];
+    float low = x[0], high = x[0], sum = x[0];
     for (int i = 1; i < 32; i++) {
         low = fmin(low, x[i]);
         high = fmax(high, x[i]);
+        sum += x[i];
     }
+    if (isnan(sum)) low = high = sum;
     const float largest = high > -low ? high : low;
     const int levels = HAS_HIGH(type) ? 32 : 16;
     const float d = type == KV_Q8_0         ? fabs(largest) / 127

@@ -93,15 +93,17 @@ INLINE void write_normed(global const float* x, int n, float2 s, NORM_WEIGHT_ARG
 #ifdef OUT_SPAN
     for (int first = 32 * OUT_SPAN * LID; first < n; first += 32 * OUT_SPAN * WG) {
         float16 most = 0;
-        float largest_sum = 0;
+        float largest_sum = 0, nan = 0;
         for (int i = first; i < first + 32 * OUT_SPAN; i += 64) {
             const float16 a = fabs(NORMED(FIRST)), b = fabs(NORMED(SECOND));
             const float16 c = fabs(NORMED(THIRD)), d = fabs(NORMED(FOURTH));
             most = fmax(most, fmax(fmax(a, b), fmax(c, d)));
-            largest_sum = fmax(largest_sum, sum16(a + b + (c + d)));
+            const float sum = sum16(a + b + (c + d));
+            largest_sum = fmax(largest_sum, sum);
+            nan = isnan(sum) ? sum : nan;
         }
-        const float d = fmax(max16(most) / SPAN_CODE_MAX, largest_sum / SPAN_SUM_MAX);
-        const float inverse = d > 0 ? 1.0f / d : 0.0f;
+        const float d = fmax(max16(most) / SPAN_CODE_MAX, largest_sum / SPAN_SUM_MAX) + nan;
+        const float inverse = d > LEAST ? 1.0f / d : 0.0f;
         for (int i = first; i < first + 32 * OUT_SPAN; i += 32)
             out_d[i / 32] = codes32(NORMED(FIRST), NORMED(SECOND), d, inverse, out_q + i);
     }

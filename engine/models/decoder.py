@@ -29,6 +29,7 @@ from kernels.norm import UNCHANGED, NormWeights, PostNorm, norm
 from kernels.tape import OUTPUTS, Tape
 from kernels.tensor import Tensor, empty
 from kernels.topk import softcap, topk
+from kernels.watch import mark_room, take_mark, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,11 @@ class Decoder:
     """A model on its devices, with the memory of one step of up to ``n_outputs`` rows."""
 
     def __init__(
-        self, h: Hyperparameters, weights: ModelWeights, places: Sequence[Place], *, n_outputs: int
-    ) -> None:
+        self, h: Hyperparameters, weights: ModelWeights, places: Sequence[Place], *,
+        n_outputs: int, watched: bool = False,
+    ) -> None:  # fmt: skip
+        """``watched``: see first_not_finite."""
+        self._marks = [mark_room(place.device) for place in places] if watched else []
         self._h, self._weights, self._places = h, weights, places
         last = places[weights.output_at]
         self.logits = empty(last.device, (n_outputs, h.n_vocab if self.generates else 0))
@@ -151,10 +155,30 @@ class Decoder:
         """The most tokens of a tile of attention, by device."""
         return [place.tile_queries for place in self._places]
 
+    def first_not_finite(self) -> str:
+        """Since the last call: where the stream was not finite first, as "after layer 3"; "" if
+        this is not ``watched``."""
+        if not self._marks:
+            return ""
+        listed = zip(self._places, self._marks, strict=True)
+        found = [take_mark(place.device, mark) for place, mark in listed]
+        layer = min([mark for mark in found if mark is not None], default=len(self._layers))
+        ends = {-1: "in the embeddings of tokens", len(self._layers): "after the last layer"}
+        return ends.get(layer, f"after layer {layer}")
+
+    def _watch(self, recording: Recording, layer: int, stream: Tensor | None = None) -> None:
+        if not self._marks:
+            return
+        at = recording.stream_at
+        rows = [(at, stream or self._places[at].stream)]
+        for where, x in [*rows, recording.awaited] if recording.awaited else rows:
+            watch(recording.on(where).tape, x, layer, self._marks[where])
+
     def record(self, mode: Mode) -> Recording:
         """The launches of a step: from token ids to what is made of the last hidden states."""
         recording, weights = Recording(self._places, mode), self._weights
         self._embed(recording)
+        self._watch(recording, -1)
         if self._residuals is not None:
             self._residuals.start(recording.reading(weights.output_at))
         tail = None if mode.hidden or mode.attention != "tiles" else self._tail
@@ -178,6 +202,8 @@ class Decoder:
                 place = self._places[layer.ffn_at]
                 tape = recording.writing(layer.ffn_at).tape
                 embed(tape, layer.direction, place.zeros, place.stream, add=True)
+            is_tail = tail is not None and i == len(self._layers) - 1
+            self._watch(recording, i, tail.place.stream if tail and is_tail else None)
         if self._residuals is not None:
             self._residuals.finish(recording.writing(weights.output_at, anew=True))
         self._finish(recording, tail)

@@ -106,6 +106,11 @@ class Recording:
         """A device that has the stream."""
         return min(self._present["stream"])
 
+    @property
+    def awaited(self) -> tuple[int, Tensor] | None:
+        """What the next norm is to add to the stream, and the device where it is."""
+        return None if self._pending is None else (self._pending[0], self._pending[1].y)
+
     def await_norm(self, at: int, post: PostNorm) -> None:
         """The next norm of the stream carries out ``post`` before anything else."""
         self._pending = at, post

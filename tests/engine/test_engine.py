@@ -61,6 +61,7 @@ class OneRow:
     log_sum_exp = float(np.log(np.exp(9.0) + N_VOCAB - 1))
     picked = 0.0
     waits = False
+    broken = False
 
     def __init__(self, last: int) -> None:
         self._row = np.zeros(N_VOCAB, np.float32)

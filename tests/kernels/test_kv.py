@@ -123,3 +123,15 @@ def test_pages_of_slabs_are_read_and_written(device: Device) -> None:
     for page in range(6):
         parts = [part for layer in range(len(SHAPES)) for part in pages.read_page(layer, page)]
         assert np.array_equal(np.concatenate(parts), data[page])
+
+
+@pytest.mark.parametrize("name", KV_TYPES)
+def test_a_nan_stays_one(device: Device, programs: Programs, name: str) -> None:
+    k, v = np.random.default_rng(2).standard_normal((2, 2, 1, 64), dtype=np.float32)
+    k[1, 0, 40] = v[1, 0, 40] = np.nan
+    slots = np.array([3, 4], np.int32)
+    layer = poisoned_pages(device, [KVShape(1, 64, 64)], 1, name, name).layers[0]
+    write_heads(device, programs, layer, k, v, slots)
+    for stored in stored_heads(device, layer, slots):
+        assert np.isfinite(stored[0]).all()
+        assert np.isnan(stored[1, 0, 40])

@@ -198,3 +198,28 @@ def test_quantization_without_values_is_refused(device: Device, programs: Progra
     floats = activations(device, 1, 32, quantized=False)
     with pytest.raises(ValueError, match="both values and codes"):
         run(device, programs, 1, lambda tape: quantize(tape, floats))
+
+
+@pytest.mark.parametrize("spans", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_survives_quantization(
+    device: Device, programs: Programs, spans: bool, value: float
+) -> None:
+    """As a code it would be any number. The other rows are what they were."""
+    values = np.random.default_rng(6).standard_normal((3, 512), dtype=np.float32)
+    clean = unquantized(device, programs, quantized(device, programs, values, spans=spans), 3)
+    values[1, 300] = value
+    result = unquantized(device, programs, quantized(device, programs, values, spans=spans), 3)
+    assert not np.isfinite(result[1, 300])
+    assert np.array_equal(result[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("spans", [False, True])
+def test_what_is_next_to_nothing_is_quantized_to_zeros(
+    device: Device, programs: Programs, spans: bool
+) -> None:
+    """The inverse of its scale would be infinite, and 0 times that no number."""
+    values = np.zeros((1, 256), np.float32)
+    values[0, ::2] = 1e-42
+    result = unquantized(device, programs, quantized(device, programs, values, spans=spans), 1)
+    assert np.abs(result).max() <= 1e-42

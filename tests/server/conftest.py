@@ -168,7 +168,7 @@ class FakeEngine:
         self.tokenizer = ByteTokenizer()
         self.chat_template = LineTemplate()
         self.media: Any = None
-        self.healthy = True
+        self.healthy, self.fault = True, ""
         self.requests: list[Request] = []
         self.compiled: list[Constraint] = []
         self.loaded = [AdapterState(i, Path(f"{name}.gguf"), 1.0) for i, name in enumerate("ab")]

@@ -22,7 +22,7 @@ from server.cli import main
 
 
 class Engine:
-    n_ctx, n_slots, healthy = 2048, 2, True
+    n_ctx, n_slots, healthy, fault = 2048, 2, True, ""
     tokenizer = SimpleNamespace(
         n_vocab=256, bos_id=None, eos_id=None, encode=lambda text, **_: list(text.encode())
     )

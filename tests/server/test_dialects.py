@@ -77,7 +77,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 class InstantEngine:
     """Says the text at once, when it is asked."""
 
-    n_ctx, n_slots, healthy = 10**6, 4, True
+    n_ctx, n_slots, healthy, fault = 10**6, 4, True, ""
 
     def __init__(self, info: Any, tokenizer: Any, template: ChatTemplate, text: str) -> None:
         self.info, self.tokenizer, self.chat_template, self.text = info, tokenizer, template, text
