@@ -96,10 +96,10 @@ class SlotCache:
     def restore(self, slot: int, path: Path) -> SlotFile:
         """Bring a file's pages into the cache. RequestError if it cannot be."""
         began = time.perf_counter()
-        content = read_slot_file(path, self._made_with, self._page_bytes)
+        content, n_bytes = read_slot_file(path, self._made_with, self._page_bytes)
         self._insert(content, path.name)
         self._left[slot] = content.tokens, None
-        return SlotFile(len(content.tokens), path.stat().st_size, time.perf_counter() - began)
+        return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
 
     def erase(self, slot: int) -> int:
         """Forget the slot's tokens and free what nobody else uses of them; returns how many."""

@@ -27,6 +27,7 @@ from server.parameters import generation_settings
 from server.service import Service
 
 FILE_NAME = re.compile(r"(?!\.)[\w .+-]{1,200}")
+MOST_NAME_BYTES = 255  # what file systems take
 PREFIX = "llamacpp:"
 STARTED = int(time.time())  # of the process
 
@@ -96,6 +97,10 @@ async def slot_action(service: Service, http: HttpRequest) -> Response:
     name = convert(await service.read_object(http), SlotFields).filename
     if not FILE_NAME.fullmatch(name):
         raise invalid(f"Field 'filename': {shown(name)} is not a plain name")
+    if (size := len(name.encode())) > MOST_NAME_BYTES:
+        raise invalid(
+            f"Field 'filename': {size} bytes in UTF-8, at most {MOST_NAME_BYTES} are allowed"
+        )
     act = service.engine.save_slot if action == "save" else service.engine.restore_slot
     file = await asyncio.wrap_future(act(int(id[:9]), Path(folder) / name))
     n_tokens, n_bytes = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")

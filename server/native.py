@@ -42,7 +42,8 @@ async def index(http: HttpRequest) -> Response:
 
 
 async def health(service: Service, http: HttpRequest) -> Response:
-    """Green only while requests are answered, with numbers; while the model loads, the gate says so."""
+    """Green only while requests are answered, and with numbers; the gate answers while the model
+    loads."""
     if not (service.engine.healthy or service.is_sleeping):
         raise ApiError("unavailable_error", service.engine.fault or "The engine has stopped")
     return json_response({"status": "ok"})

@@ -114,7 +114,7 @@ def test_nothing_of_a_broken_prompt_is_found_again(start: Start, odd_path: Path)
     assert n_begun >= 64
     odd = [*CLEAN[:70], ODD, *CLEAN]
     failure(ask(engine, odd, 4))
-    assert cache.match(odd) == cache.match(CLEAN[:70] + [ODD]) <= 70
+    assert cache.match(odd) == cache.match([*CLEAN[:70], ODD]) <= 70
     assert cache.match(CLEAN) == n_begun
     failure(ask(engine, [ODD, *CLEAN], 4))
     assert cache.match([ODD, *CLEAN]) == 0

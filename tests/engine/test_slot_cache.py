@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_another_engine_goes_on(start: Start, tmp_path: Path, name: str) -> None
     assert_same_logits(reply, ask(other, second, 8, n_probs=128, cache_prompt=False))
 
 
+@pytest.mark.parametrize("name", ["llama-dense", "falcon-h1-dense"])
+def test_nothing_of_a_damaged_file_is_used(start: Start, tmp_path: Path, name: str) -> None:
+    """The last byte of what it holds, so that all the others have been read."""
+    engine, path = start(name), tmp_path / "slot"
+    expected = ask(engine, PROMPT, 20).tokens
+    engine.save_slot(0, path).result(SECONDS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    other = start(name)
+    with pytest.raises(RequestError, match="slot is damaged: its checksum"):
+        other.restore_slot(0, path).result(SECONDS)
+    reply = ask(other, PROMPT, 20)
+    assert (reply.n_cached, reply.tokens) == (0, expected)
+
+
 def test_a_file_of_another_model(start: Start, tmp_path: Path) -> None:
     first, other = start("llama-dense"), start("qwen2-dense")
     ask(first, PROMPT)
@@ -79,7 +95,8 @@ def test_a_file_with_tokens_that_do_not_exist(start: Start, tmp_path: Path) -> N
     engine.save_slot(0, tmp_path / "slot").result(SECONDS)
     data = (tmp_path / "slot").read_bytes()
     old = np.array(PROMPT, "<i8").tobytes()
-    (tmp_path / "slot").write_bytes(data.replace(old, np.array([-1, *PROMPT[1:]], "<i8").tobytes()))
+    data = data[:-4].replace(old, np.array([-1, *PROMPT[1:]], "<i8").tobytes())
+    (tmp_path / "slot").write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
     with pytest.raises(RequestError, match="not in the vocabulary"):
         engine.restore_slot(0, tmp_path / "slot").result(SECONDS)
     assert engine.healthy

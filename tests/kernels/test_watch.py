@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from launching import run
@@ -22,7 +24,7 @@ def test_the_least_mark_is_kept(device: Device, programs: Programs, value: float
 
     def record(*order: int) -> None:
         for i in order:
-            run(device, programs, 4, lambda tape: watch(tape, tensors[i], i - 1, first))
+            run(device, programs, 4, partial(watch, x=tensors[i], mark=i - 1, first=first))
 
     assert take_mark(device, first) is None
     record(0)

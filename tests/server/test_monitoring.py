@@ -148,6 +148,8 @@ def test_actions_of_slots(serve: Any, engine: Any, tmp_path: Path) -> None:
     assert post("1?action=erase") == {"id_slot": 1, "n_erased": 7}
     for name in ("../a", "a/b", "", ".hidden", "a\\b"):
         assert "filename" in post("1?action=save", 400, filename=name)["error"]["message"]
+    message = post("1?action=save", 400, filename="é" * 200)["error"]["message"]
+    assert message == "Field 'filename': 400 bytes in UTF-8, at most 255 are allowed"
     assert "action" in post("1?action=jump", 400)["error"]["message"]
     assert "slot ID" in post("x?action=erase", 400)["error"]["message"]
 
