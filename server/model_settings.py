@@ -76,7 +76,7 @@ class ModelSettings:
     )
     check_tensors: bool = option(
         "--check-tensors", group=FILE, default=False,
-        help="look for values that are not numbers before loading",
+        help="look for values that are not numbers before loading, and after each layer",
     )
     rope_scaling: Literal["none", "linear", "yarn"] | None = option(
         "--rope-scaling", group=ROPE, env="ROPE_SCALING_TYPE",
