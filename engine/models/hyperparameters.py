@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from engine.embedding import pooling_of
-from engine.errors import ModelError
+from engine.errors import EngineError, ModelError
 from engine.gguf import GGUFFile
 from engine.models.arch import Architecture, ExpertHyperparameters, Gate, Hyperparameters, Positions
 from engine.models.rope import RopeScaling, read_rope_scaling, rescaled
@@ -20,6 +21,7 @@ from kernels.kv import PAGE
 
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
 MOST_LAYERS = 4096
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
@@ -98,6 +100,13 @@ def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
     """The options hold where all keys are seen; windowed layers keep what the file says."""
     scaling = rescaled(h.rope_scaling, options)
     base = options.base or h.rope_base
+    if any(h.rope) and not scaling.is_sound(base, h.n_rot):
+        raise EngineError(
+            f"the options for RoPE give angles that are no numbers: base {base}, factor "
+            f"{scaling.factor}, attention factor {scaling.attention_factor}, YaRN's extrapolation "
+            f"{scaling.extrapolation} and betas {scaling.beta_slow} and {scaling.beta_fast} with "
+            f"an original context of {scaling.original_context}"
+        )
     return replace(h, rope_base=base, rope_scaling=scaling)
 
 
@@ -122,9 +131,45 @@ def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
     ]
     if h.arch.activation == "situ" and betas != [4.0, 25.0]:
         raise ModelError(f"{gguf.path}: an activation with situ_beta, situ_linear_beta {betas}")
+    _check_numbers(gguf, h)
     experts = h.experts
     if experts.n and not 0 < experts.used <= experts.n <= 1024:
         raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts are used")
+
+
+def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
+    """Raises ModelError for numbers with which every logit would be NaN."""
+    norm = "layer_norm_epsilon" if h.arch.layer_norm else "layer_norm_rms_epsilon"
+    at_least_0 = {
+        f"attention.{norm}": h.eps,
+        "attn_logit_softcapping": h.attention_softcap,
+        "final_logit_softcapping": h.logit_softcap,
+        "attention.clamp_kqv": h.clamp_qkv,
+    }
+    for name, value in at_least_0.items():
+        if not 0 <= value <= LARGEST:
+            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 0 or more")
+    finite = {
+        "attention.scale": h.attention_scale, "attention.value_scale": h.value_scale,
+        "embedding_scale": h.embedding_scale, "residual_scale": h.residual_scale,
+        "logit_scale": h.logit_scale, "expert_weights_scale": h.experts.scale,
+        "attention.max_alibi_bias": h.alibi_bias,
+    }  # fmt: skip
+    for name, value in finite.items():
+        if not abs(value) <= LARGEST:
+            raise ModelError(
+                f"{gguf.path}: {gguf.arch_key(name)} gives the factor {value}, not a finite float32"
+            )
+    ropes = {
+        "rope.freq_base": (h.rope_base, h.rope_scaling),
+        "rope.freq_base_swa": (h.rope_base_window, h.rope_scaling_window),
+    }
+    for name, (base, scaling) in ropes.items():
+        if any(h.rope) and not scaling.is_sound(base, h.n_rot):
+            raise ModelError(
+                f"{gguf.path}: {gguf.arch_key(name)} is {base} and rope.scaling.factor "
+                f"{scaling.factor}: angles would be no numbers"
+            )
 
 
 def _n_layers(gguf: GGUFFile) -> int:
@@ -163,10 +208,14 @@ def per_layer_floats(
     gguf: GGUFFile, name: str, n_layers: int, default: float | tuple[float, ...] = 0.0
 ) -> tuple[float, ...]:
     """The same for floats."""
-    value = gguf.metadata.get(gguf.arch_key(name), default)
-    if isinstance(value, np.ndarray | tuple):
-        return tuple(float(v) for v in value)[:n_layers]
-    return (float(value),) * n_layers
+    key = gguf.arch_key(name)
+    value = gguf.metadata.get(key, default)
+    if not isinstance(value, np.ndarray | tuple):
+        return (gguf.get_float(key, default if isinstance(default, float) else None),) * n_layers
+    found = tuple(float(v) for v in value)[:n_layers]
+    if not np.isfinite(found).all():
+        raise ModelError(f"{gguf.path}: {key} has {next(v for v in found if not isfinite(v))}")
+    return found
 
 
 def _labels(gguf: GGUFFile) -> tuple[str, ...]:

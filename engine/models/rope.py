@@ -70,6 +70,17 @@ class RopeScaling:
         share = self._unstretched_share(base, n_rot) * self.extrapolation
         return (stretched * (1 - share) + plain * share).astype(np.float32)
 
+    def is_sound(self, base: float, n_rot: int) -> bool:
+        """Whether all angles, and what they are multiplied with, are numbers."""
+        if not (0 < base < math.inf and 0 < self.factor < math.inf):
+            return False
+        try:
+            with np.errstate(all="ignore"):
+                found = [*self.frequencies(base, n_rot, None), self.magnitude, self.score_scale]
+                return bool(np.isfinite(np.array(found, np.float32)).all())
+        except (ArithmeticError, ValueError):  # logarithms of what has none
+            return False
+
     def _unstretched_share(self, base: float, n_rot: int) -> npt.NDArray[np.float64]:
         """1 for pairs that turn often within the original context, 0 for slow ones."""
 
