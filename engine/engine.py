@@ -27,7 +27,7 @@ from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
 from engine.errors import EngineError, EngineStoppedError, NotFiniteError, RequestError
-from engine.finite import PROBE, Soundness, check_finite, not_finite
+from engine.finite import Soundness, check_finite, not_finite
 from engine.grammar import Grammars
 from engine.guide import Guide
 from engine.infill import infill_step
@@ -101,8 +101,7 @@ class Engine:
         self._encode_plain = functools.partial(
             tokenizer.encode, add_special=False, parse_special=False
         )
-        probe = self._encode_plain(PROBE)
-        self._soundness = Soundness(scheduler, info, probe, self.submit)
+        self._soundness = Soundness(scheduler, info, self._encode_plain, self.submit)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batch import OutputRow
-from engine.errors import NotFiniteError
+from engine.errors import NotFiniteError, RequestError
 from engine.options import ModelInfo
 from engine.request import Event, Failed, Finished, Pooling, Request, SamplingParams
 from engine.scheduler import Scheduler
@@ -41,15 +41,13 @@ class Soundness:
         self,
         scheduler: Scheduler,
         info: ModelInfo,
-        probe: Sequence[int],
+        encode: Callable[[str], Sequence[int]],
         submit: Callable[[Request, Callable[[Event], None]], object],
     ) -> None:
-        """``probe``: the tokens of PROBE."""
         self._scheduler, self._submit = scheduler, submit
-        tokens = tuple(token for token in probe if 0 <= token < info.n_vocab)[:MOST_PROBED]
         self._request = Request(
-            tokens or (0,), SamplingParams(temperature=0.0), max_tokens=1, cache_prompt=False,
-            pooling=_pooling(info),
+            _probe(encode, info.n_vocab), SamplingParams(temperature=0.0), max_tokens=1,
+            cache_prompt=False, pooling=_pooling(info),
         )  # fmt: skip
         self._is_probing = False
         self.fault = ""  # what is wrong with any output of the model
@@ -115,6 +113,14 @@ def not_finite(what: str, seq: RunningSequence, runner: Diagnosis) -> NotFiniteE
 
 def of(seq: RunningSequence) -> str:
     return f"request {seq.id} in slot {seq.slot}"
+
+
+def _probe(encode: Callable[[str], Sequence[int]], n_vocab: int) -> tuple[int, ...]:
+    try:
+        tokens = tuple(encode(PROBE)[:MOST_PROBED])
+    except RequestError:  # a model without a vocabulary
+        tokens = ()
+    return tuple(token for token in tokens if 0 <= token < n_vocab) or (0,)
 
 
 def _pooling(info: ModelInfo) -> Pooling | None:
