@@ -19,8 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import platformdirs
-
+from kernels.cache_folder import cache_folder
 from kernels.platforms import DeviceInfo, list_devices, platform_devices
 from kernels.sources import SOURCES
 
@@ -110,13 +109,16 @@ def _first(info: DeviceInfo, forms: Sequence[str]) -> str | None:
         return None
 
 
-def _cache_path() -> Path:
-    return platformdirs.user_cache_path("gguf-serve") / "features.json"
+def _cache_path() -> Path | None:
+    """None: the user has no home."""
+    folder = cache_folder()
+    return None if folder is None else folder / "features.json"
 
 
 def _read_cache() -> Mapping[str, str]:
+    path = _cache_path()
     try:
-        known = json.loads(_cache_path().read_text(encoding="utf-8"))
+        known = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return (
@@ -127,6 +129,8 @@ def _read_cache() -> Mapping[str, str]:
 def _write_cache(known: Mapping[str, str]) -> None:
     """Best effort: without a cache folder the next start tries again."""
     path = _cache_path()
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -9,6 +9,7 @@ the platforms are first asked for. A value that the user has set is left alone.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import sys
@@ -22,6 +23,8 @@ from kernels.memory import available_memory
 if TYPE_CHECKING:
     import pyopencl as cl
 
+log = logging.getLogger(__name__)
+SHARED_MEMORY = "/dev/shm"  # writable even where the root is not
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
 NO_DRIVER = (
@@ -55,8 +58,17 @@ def bundled_drivers() -> list[Path]:
     return [path for path in found if path.exists()][:1]
 
 
-def _vendor_folder(drivers: list[Path]) -> str:
-    folder = tempfile.mkdtemp(prefix="gguf-serve-icd-")
+def _vendor_folder(drivers: list[Path]) -> str | None:
+    """None where nothing can be written to, not even shared memory."""
+    for place in (None, SHARED_MEMORY):
+        try:
+            folder = tempfile.mkdtemp(prefix="gguf-serve-icd-", dir=place)
+            break
+        except OSError as error:
+            reason = error
+    else:
+        log.warning("%s is not found without a folder for temporary files: %s", drivers[0], reason)
+        return None
     if SYSTEM_VENDORS.is_dir():
         for icd in SYSTEM_VENDORS.glob("*.icd"):
             shutil.copy(icd, folder)
@@ -78,7 +90,9 @@ def platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
     drivers = bundled_drivers()
     folder = None
     if drivers and not any(name in os.environ for name in LOADER_VARIABLES):
-        folder = os.environ["OPENCL_VENDOR_PATH"] = _vendor_folder(drivers)
+        folder = _vendor_folder(drivers)
+    if folder:
+        os.environ["OPENCL_VENDOR_PATH"] = folder
     try:
         import pyopencl as cl
 

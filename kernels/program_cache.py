@@ -20,8 +20,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import platformdirs
-
+from kernels.cache_folder import cache_folder
 from kernels.platforms import DeviceInfo
 from kernels.sources import SOURCES
 
@@ -106,8 +105,8 @@ def device_hash_of(info: DeviceInfo) -> str:
 
 def default_folder() -> Path | None:
     """Where entries are kept; None if the user has no cache folder."""
-    folder = platformdirs.user_cache_path("gguf-serve") / "programs"
-    return folder if folder.is_absolute() else None  # "~" of a user without a home
+    folder = cache_folder()
+    return None if folder is None else folder / "programs"
 
 
 class ProgramCache:

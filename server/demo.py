@@ -49,7 +49,10 @@ def demo_model(report: Report) -> Path:
     ``report`` gets bytes done and bytes in all while fetching, and is never called when the
     file is there. ModelError if it cannot be had.
     """
-    folder = user_cache_path("gguf-serve")
+    try:
+        folder = user_cache_path("gguf-serve")
+    except RuntimeError as error:
+        raise ModelError(f"no folder for the demo model: {error}") from error
     model = folder / FILE_NAME
     _remove_stale(folder)
     if not _is_verified(model):

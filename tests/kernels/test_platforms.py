@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     nearer.parent.mkdir(parents=True)
     nearer.touch()
     assert bundled_drivers() == [nearer]
+
+
+def test_no_folder_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shared memory takes its place; without that the driver is not found, which is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(platforms, "SHARED_MEMORY", str(tmp_path))
+    folder = platforms._vendor_folder([Path("/lib/libx.so")])
+    assert folder is not None
+    assert (tmp_path / folder / "libx.icd").read_text() == "/lib/libx.so\n"
+    monkeypatch.setattr(platforms, "SHARED_MEMORY", str(tmp_path / "none"))
+    assert platforms._vendor_folder([Path("/lib/libx.so")]) is None
+    assert "/lib/libx.so is not found without a folder for temporary files" in caplog.text
 
 
 # The loader reads its variables once, so each of these needs a process of its own.

@@ -1,0 +1,16 @@
+"""Where a user's caches lie, if the user has a home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path | None:
+    """A folder that may not exist yet; None for a user without a home, as in containers."""
+    try:
+        folder = platformdirs.user_cache_path("gguf-serve")
+    except RuntimeError:  # since platformdirs 4.6; before, the folder began with "~"
+        return None
+    return folder if folder.is_absolute() else None
