@@ -136,8 +136,8 @@ class PageCache:
         return n
 
     def cut(self, tokens: Sequence[int], salt: Hashable, start: int) -> None:
-        """Have nobody find the pages of these tokens, from the one with token ``start`` on, nor
-        what continues them. Who holds them keeps them; the others are free when room is short."""
+        """Forget the pages of these tokens, from the one with token ``start`` on, and what
+        continues them. Who holds some keeps them, and what it computes is not kept."""
         path, _, _ = self._longest_prefix([*tokens, -1], self._root(salt))
         depth = start // self.page_size
         found = path[depth : depth + 1]
@@ -145,12 +145,21 @@ class PageCache:
             parent = path[-1] if path else self._root(salt)
             rest = tokens[parent.depth * self.page_size :]
             found = [node for node in parent.children if n_common(node.tokens, rest)]
+        below = list[_Node]()
         for node in found:
             assert node.parent is not None
             siblings = node.parent.children
             del siblings[bisect_left(siblings, node.tokens, key=_tokens)]
-            node.parent = _Node((), -1, node.depth - 1, None)  # a root that nobody looks at
-            node.parent.children.append(node)
+            below.append(node)
+        for node in below:
+            below += node.children
+            self._nodes[node.page] = None
+            if node.page in self._unreferenced:
+                del self._unreferenced[node.page]
+                self._free.append(node.page)
+        gone = {id(node) for node in below}
+        for seq in self._sequences:
+            seq.keep = seq.keep and id(seq.leaf) not in gone
 
     def acquire(
         self, seq: PagedTokens, spare: int = 0, most: int | None = None

@@ -58,14 +58,18 @@ class Soundness:
         A sequence with a broken row goes back to the line if it began with cached pages; else
         what it has computed is discarded, and delivering the row will end it.
         """
+        seen = set[int]()
         for row, values in zip(rows, logits, strict=True):
             seq = row.chunk.seq
-            if values.broken and seq.keep and seq.state == "running":
+            if seq.id in seen:
+                continue
+            if values.broken:
+                seen.add(seq.id)
                 if self._scheduler.recompute(seq):
                     log.warning("%s: not finite after cached tokens, which are recomputed", of(seq))
                 else:
                     self._scheduler.discard(seq)
-            elif not values.broken and seq.recomputed and seq.n_reused:
+            elif seq.recomputed and seq.n_reused:
                 log.error("%s: cached tokens were damaged, they are forgotten", of(seq))
                 seq.n_reused = 0
                 self._scheduler.forget(seq)

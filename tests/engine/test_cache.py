@@ -281,6 +281,26 @@ def test_clear_forgets_what_nobody_holds(cache, pages):
     pages.check([first])
 
 
+def test_what_is_cut_is_found_no_more(cache, pages):
+    """From its page on; who holds it keeps it, and leaves nothing of it behind."""
+    tokens = list(range(3 * SIZE + 2))
+    seq, _, _ = run(cache, pages, tokens)
+    other, _, _ = run(cache, pages, [*tokens, 7, 8])
+    cache.release(seq)
+    cache.cut(tokens, None, SIZE + 1)
+    pages.check([other])
+    assert cache.match(tokens) == SIZE
+    cache.release(other)
+    pages.check([])
+    assert cache.match(tokens) == SIZE
+    again, n_cached, _ = run(cache, pages, tokens)
+    assert n_cached == SIZE
+    cache.release(again)
+    assert cache.match([*tokens, 9]) == len(tokens)
+    cache.cut(tokens, None, len(tokens) - 1)  # in the last page, which is not full
+    assert cache.match([*tokens, 9]) == 3 * SIZE
+
+
 def test_hits_are_counted(cache, pages):
     first, _, _ = run(cache, pages, range(6))
     run(cache, pages, range(6))
@@ -343,7 +363,7 @@ def test_any_order_of_operations_keeps_every_page_right(n_pages, seed):
 
 def random_operation(cache, pages, seqs: list[PagedTokens], rng: random.Random):
     seq = rng.choice(seqs) if seqs else None
-    action = rng.choice(["acquire", "acquire", "write", "write", "grow", "release", "clear"])
+    action = rng.choice(["acquire", "acquire", "write", "write", "grow", "release", "clear", "cut"])
     if action == "acquire":
         copies = []
         for _ in range(rng.randint(1, 3)):  # several in one plan
@@ -366,5 +386,7 @@ def random_operation(cache, pages, seqs: list[PagedTokens], rng: random.Random):
     elif action == "release" and seq is not None:
         seqs.remove(seq)
         cache.release(seq)
+    elif action == "cut" and seq is not None:
+        cache.cut(seq.tokens, seq.salt, rng.randrange(len(seq.tokens)))
     elif action == "clear":
         cache.clear()

@@ -75,3 +75,19 @@ def test_a_checkpoint_without_memory_is_not_made():
     assert (plan.saves, plan.restores, plan.chunks[0].start) == ([], [], 0)
     run_to_end(scheduler, second)
     assert len(checkpoints) > 0
+
+
+def test_copies_of_what_is_no_numbers_are_given_up():
+    """From where the sequence began to compute itself; what it has taken stays."""
+    scheduler = kept()
+    first = add(scheduler, range(10))
+    run_to_end(scheduler, first, 3)
+    odd = add(scheduler, [*first.tokens, *range(30, 42)])
+    for _ in range(9):
+        step(scheduler)
+    scheduler.discard(odd)
+    scheduler.finish(odd)
+    found = scheduler.checkpoints.find(odd.tokens, None, len(odd.tokens))
+    assert found is not None
+    assert found.position == odd.n_reused == 12
+    assert scheduler.cache.match(odd.tokens) == 12
