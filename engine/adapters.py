@@ -7,7 +7,7 @@ is merged: what the updates yield is added to what W yields (models/linear.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ModelError, naming
+from engine.errors import ModelError, RequestError, naming
 from engine.gguf import GGUFFile, open_gguf
 from engine.options import AdapterState
 
@@ -69,6 +69,21 @@ def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
     n, wanted = len(invocation), tuple(invocation)
     places = range(len(prompt) - n, -1, -1)
     return next((i for i in places if tuple(prompt[i : i + n]) == wanted), None)
+
+
+def scales_of(
+    adapters: Sequence[AdapterState], scales: Iterable[tuple[int, float]] | None
+) -> tuple[float, ...]:
+    """A scale for each adapter: those named by id, else 0; None: what they have. RequestError for
+    an id that no adapter has."""
+    if scales is None:
+        return tuple(adapter.scale for adapter in adapters)
+    found = [0.0] * len(adapters)
+    for id, scale in scales:
+        if not 0 <= id < len(found):
+            raise RequestError(f"there is no LoRA adapter {id}, of {len(found)}")
+        found[id] = scale
+    return tuple(found)
 
 
 def invoked(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine.adapters import invoked
+from engine.adapters import invoked, scales_of
 from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
@@ -121,7 +121,7 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         self._check(request)
-        scales = self._adapter_scales(request.adapters)
+        scales = scales_of(self._adapters, request.adapters)
         scales, starts = invoked(self._adapters, request.prompt, scales)
         salt = (scales, starts) if any(scales) else None
         seq = Sequence.from_request(next(self._ids), request, salt)
@@ -142,22 +142,12 @@ class Engine:
     def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
         """New scales by id, from the next request on; others become 0. RequestError for an id
         that no adapter has."""
-        found = self._adapter_scales(scales)
+        found = scales_of(self._adapters, scales)
         self._adapters = tuple(
             replace(adapter, scale=scale)
             for adapter, scale in zip(self._adapters, found, strict=True)
         )
         self._soundness.renew()
-
-    def _adapter_scales(self, scales: Iterable[tuple[int, float]] | None) -> tuple[float, ...]:
-        if scales is None:
-            return tuple(adapter.scale for adapter in self._adapters)
-        found = [0.0] * len(self._adapters)
-        for id, scale in scales:
-            if not 0 <= id < len(found):
-                raise RequestError(f"there is no LoRA adapter {id}, of {len(found)}")
-            found[id] = scale
-        return tuple(found)
 
     def compile(self, constraint: Constraint) -> None:
         """Compile a constraint ahead, which ``submit`` would wait for; the result is kept.
