@@ -35,7 +35,7 @@ from engine.loader import compile_model, free_memory, list_devices, load_model
 from engine.media.span import MediaSpan
 from engine.media_loader import Media
 from engine.options import AdapterState, EngineOptions, ModelInfo
-from engine.output import Output
+from engine.output import output_of
 from engine.pace import Pace
 from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
@@ -129,8 +129,8 @@ class Engine:
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
         stream = Stream(
-            seq, self._sampler(request), self._output(request), self.tokenizer, on_event,
-            self._outbox, guide,
+            seq, self._sampler(request), output_of(request, self.tokenizer), self.tokenizer,
+            on_event, self._outbox, guide,
         )  # fmt: skip
         self._post("submit", stream)
         return Ticket(stream)
@@ -225,13 +225,6 @@ class Engine:
             n_ctx=self.n_ctx, prompt=request.text_tokens,
             encode=self._encode_plain, pieces=self._piece,
             infill=infill_step(request, self.tokenizer),
-        )  # fmt: skip
-
-    def _output(self, request: Request) -> Output:
-        decoder = self.tokenizer.decoder(request.special, request.shown)
-        return Output(
-            decoder, stop=request.stop, eog_ids=self.tokenizer.eog_ids,
-            min_indent=request.min_indent,
         )  # fmt: skip
 
     def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:

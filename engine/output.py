@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, Protocol
 
-from engine.request import Delta, TokenScore
+from engine.request import Delta, Request, TokenScore
 
 
 class Decoder(Protocol):
@@ -144,6 +144,22 @@ class Output:
             if score is not None:
                 scores.append(score)
         return Delta(text, tuple(tokens), tuple(scores)) if text or tokens else None
+
+
+class Vocabulary(Protocol):
+    """What of a tokenizer an output needs."""
+
+    @property
+    def eog_ids(self) -> Collection[int]: ...
+    def decoder(self, special: bool, shown: Collection[int], /) -> Decoder: ...
+
+
+def output_of(request: Request, tokenizer: Vocabulary) -> Output:
+    """The output that a request asks for."""
+    return Output(
+        tokenizer.decoder(request.special, request.shown), stop=request.stop,
+        eog_ids=tokenizer.eog_ids, min_indent=request.min_indent,
+    )  # fmt: skip
 
 
 def dedent_pattern(min_indent: int) -> re.Pattern[str]:
