@@ -28,13 +28,22 @@ class NotFiniteError(EngineError):
     """What the model computes for a request is NaN or infinite."""
 
 
-class ContextOverflowError(RequestError):
-    """The prompt does not fit the context of a slot."""
+class TooManyTokensError(RequestError):
+    """A text has more tokens than ``most``: ``n_tokens`` at least."""
 
-    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+    def __init__(self, n_tokens: int, most: int) -> None:
+        super().__init__(f"the text has at least {n_tokens} tokens, more than {most}")
+        self.n_tokens = n_tokens
+        self.most = most
+
+
+class ContextOverflowError(RequestError):
+    """The prompt does not fit the context of a slot; ``at_least``: its end was not counted."""
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int, at_least: bool = False) -> None:
         super().__init__(
-            f"request ({n_prompt_tokens} tokens) exceeds the available context size "
-            f"({n_ctx} tokens), try increasing it"
+            f"request ({'at least ' if at_least else ''}{n_prompt_tokens} tokens) exceeds the "
+            f"available context size ({n_ctx} tokens), try increasing it"
         )
         self.n_prompt_tokens = n_prompt_tokens
         self.n_ctx = n_ctx

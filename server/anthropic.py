@@ -52,7 +52,8 @@ async def messages(service: Service, http: HttpRequest) -> Reply:
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
     data = await service.read_object(http)
-    job = await prepare(service, read_chat(chat_body(convert(data, MessagesFields), data)))
+    chat = read_chat(chat_body(convert(data, MessagesFields), data))
+    job = await prepare(service, chat, counts=True)
     return json_response({"input_tokens": len(job.prompts[0].ids)})
 
 

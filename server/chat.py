@@ -13,7 +13,7 @@ import msgspec
 from engine.chat.format import ChatFormat, chat_format
 from engine.chat.layout import Thinking
 from engine.constraint import Constraint
-from engine.errors import RequestError
+from engine.errors import ContextOverflowError, RequestError
 from engine.request import ReasoningBudget
 from server.constraints import compiled, read_constraint
 from server.conversation import Chat, continued_field, tool_choice
@@ -22,16 +22,20 @@ from server.fields import Defaults
 from server.generate import Job
 from server.interface import Engine, Tokenizer
 from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
-from server.prompts import Prompt
+from server.prompts import MAX_TOKENS, Prompt, within_context
 from server.service import Service
 
 RENDERERS = ThreadPoolExecutor(4, "template")
+MAX_MESSAGE = 2**12  # characters that end a reasoning
 
 
-async def prepare(service: Service, chat: Chat, media: Sequence[Any] | None = None) -> Job:
+async def prepare(
+    service: Service, chat: Chat, media: Sequence[Any] | None = None, counts: bool = False
+) -> Job:
     """Render and tokenize, in a thread: a long conversation takes milliseconds.
 
-    ``media``: what has been decoded, if the markers are in the messages already.
+    ``media``: what has been decoded, if the markers are in the messages already. ``counts``: only
+    the number of tokens is wanted, which may be more than the context holds.
     """
     if media is None:
         media = await read_media(chat.messages, service.engine, service.fetcher)
@@ -39,8 +43,16 @@ async def prepare(service: Service, chat: Chat, media: Sequence[Any] | None = No
     default, tokenizer = service.defaults.constraint, service.engine.tokenizer
     asked = await asyncio.to_thread(read_constraint, chat, default, tokenizer)
     form = await rendered(service, chat, asked)
-    job = await asyncio.to_thread(
-        read_job, chat, form, asked, service.engine, service.defaults, media
+    job = await service.read_text(
+        len(form.prompt),
+        read_job,
+        chat,
+        form,
+        asked,
+        service.engine,
+        service.defaults,
+        media,
+        counts,
     )
     await compiled(service.engine, job.constraint)
     return job
@@ -73,12 +85,13 @@ def read_job(
     engine: Engine,
     defaults: Defaults,
     media: Sequence[Any] = (),
+    counts: bool = False,
 ) -> Job:
     """``media``: the images and sounds whose markers are in the messages."""
     tokenizer = engine.tokenizer
     parsed = not defaults.skip_chat_parsing
     return Job(
-        [prompt(form.prompt, engine, media)],
+        [prompt(form.prompt, engine, media, MAX_TOKENS if counts else 0)],
         constraint=constraint(chat, form, asked),
         format=form if parsed else None,
         stop=form.stops,
@@ -132,18 +145,26 @@ def template_variables(chat: Chat, defaults: Defaults) -> dict[str, Any]:
     return extra | (chat.chat_template_kwargs or {})
 
 
-def prompt(text: str, engine: Engine, media: Sequence[Any]) -> Prompt:
+def prompt(text: str, engine: Engine, media: Sequence[Any], most: int = 0) -> Prompt:
+    """ContextOverflowError, without reading to its end, for a text of more tokens than the
+    context holds and than ``most``."""
+    most = max(most, engine.n_ctx)
     if not media or engine.media is None:
-        return Prompt(prompt_ids(text, engine.tokenizer), text)
+        with within_context(most):
+            return Prompt(prompt_ids(text, engine.tokenizer, most), text)
     try:
-        found = engine.media.prompt(text, MARKER, media, engine.tokenizer)
+        with within_context(most):
+            found = engine.media.prompt(text, MARKER, media, engine.tokenizer, most)
+    except ContextOverflowError:
+        raise
     except RequestError as error:
         raise invalid(str(error)) from None
     return Prompt(found.ids, text.replace(MARKER, SHOWN_MARKER), found.spans)
 
 
-def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    ids = tokenizer.encode(text, add_special=True, parse_special=True)
+def prompt_ids(text: str, tokenizer: Tokenizer, most: int) -> tuple[int, ...]:
+    # One more: what the template has written twice is not counted.
+    ids = tokenizer.encode(text, add_special=True, parse_special=True, most=most + 1)
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
         del ids[0]  # the template has written one too
     return tuple(ids)
@@ -183,6 +204,11 @@ def reasoning_budget(
         return None
     message = chat.reasoning_budget_message
     message = defaults.reasoning_budget_message if message is None else message
+    if len(message) > MAX_MESSAGE:
+        raise invalid(
+            f"Field 'reasoning_budget_message': at most {MAX_MESSAGE} characters, "
+            f"got {len(message)}"
+        )
     forced = tokenizer.encode(message + thinking.ends[0], add_special=False, parse_special=True)
     opened = is_open(form.generation_prompt, thinking)
     return ReasoningBudget(thinking.start, thinking.ends, tuple(forced), n_tokens, opened)

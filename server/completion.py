@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from server.infill import ExtraFile, infill_prompt
 from server.logprobs import content_logprobs
 from server.parameters import generation_settings
 from server.prompt_objects import read_prompts
-from server.prompts import prompt_text
+from server.prompts import Prompt, prompt_text
 from server.service import Service
 from server.stream import Reply
 
@@ -63,18 +62,21 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
 
 async def infill(service: Service, http: HttpRequest) -> Reply:
     fields = read(await service.read_object(http), InfillFields)
-    prompt = await asyncio.to_thread(
-        infill_prompt,
-        service.engine.tokenizer,
-        fields.input_prefix,
-        fields.input_suffix,
-        fields.input_extra or [],
-        fields.prompt,
-        suffix_first=service.defaults.spm_infill,
-    )
+    extra = fields.input_extra or []
+    texts = [fields.input_prefix, fields.input_suffix, fields.prompt]
+    texts += [file.text for file in extra]
+    prompt = await service.read_text(sum(map(len, texts)), infill_for, service, fields, extra)
     asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
     job = Job([prompt], await compiled(service.engine, asked))
     return await answer(service, fields, job, fields.response_fields or [])
+
+
+def infill_for(service: Service, fields: InfillFields, extra: Sequence[ExtraFile]) -> Prompt:
+    engine = service.engine
+    return infill_prompt(
+        engine.tokenizer, fields.input_prefix, fields.input_suffix, extra, fields.prompt,
+        n_ctx=engine.n_ctx, suffix_first=service.defaults.spm_infill,
+    )  # fmt: skip
 
 
 def read(data: dict[str, Any], kind: Any) -> Any:

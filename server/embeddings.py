@@ -21,8 +21,9 @@ from engine.embedding import normalized
 from engine.request import Embedded, Pooling, Request
 from server.errors import ApiError, invalid, json_response, shown
 from server.fields import convert
+from server.interface import Engine
 from server.prompt_objects import read_prompts
-from server.prompts import Prompt, check_number
+from server.prompts import Prompt, check_number, check_total, within_context
 from server.service import Service
 from server.stream import raise_if_ended_early
 
@@ -91,7 +92,7 @@ async def embed(
     name, value = ("input", fields.input) if fields.content is None else ("content", fields.content)
     if value is None:
         raise invalid("Field 'input' is required")
-    prompts = await read_prompts(value, service, name)
+    prompts = await read_prompts(value, service, name, fields.truncate)
     if fields.truncate:
         n_ctx = service.engine.n_ctx
         prompts = [replace(prompt, ids=prompt.ids[:n_ctx]) for prompt in prompts]
@@ -211,10 +212,8 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
     if fields.top_n is not None and fields.top_n < 0:
         raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
     texts = document_texts(fields)
-    pair = service.engine.tokenizer.encode_pair
-    prompts = await asyncio.to_thread(
-        lambda: [Prompt(tuple(pair(fields.query, text))) for text in texts]
-    )
+    n_characters = len(fields.query) + sum(map(len, texts))
+    prompts = await service.read_text(n_characters, pairs, fields.query, texts, service.engine)
     results = await run(service, http, prompts, "rank")
     scores = [result.vectors[0][0] for result in results]
     order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
@@ -236,6 +235,13 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
             "results": ranked,
         }
     )
+
+
+def pairs(query: str, texts: Sequence[str], engine: Engine) -> list[Prompt]:
+    with within_context(engine.n_ctx):
+        found = engine.tokenizer.encode_pairs(query, texts, engine.n_ctx)
+    check_total(sum(map(len, found)), engine.n_ctx, "documents")
+    return [Prompt(tuple(ids)) for ids in found]
 
 
 def document_texts(fields: RerankFields) -> list[str]:

@@ -26,6 +26,7 @@ T = TypeVar("T")
 INT32_MAX = 2**31 - 1
 MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
 MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
+MAX_BIASED_TEXT = 2**12  # characters
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
 
 CLAMPED: dict[str, tuple[float, float]] = {
@@ -335,6 +336,11 @@ def bias_value(value: Any) -> float:
 
 def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:
     if isinstance(token, str):
+        if len(token) > MAX_BIASED_TEXT:
+            raise invalid(
+                f"Field 'logit_bias': a text has at most {MAX_BIASED_TEXT} characters, "
+                f"got {len(token)}"
+            )
         return tokenizer.encode(token, add_special=False, parse_special=True)
     if not 0 <= token < tokenizer.n_vocab:
         last = tokenizer.n_vocab - 1

@@ -6,13 +6,14 @@ around further files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from server.errors import ApiError
-from server.interface import Tokenizer
-from server.prompts import Prompt
+from server.interface import FimTokens, Tokenizer
+from server.prompts import Prompt, within_context
+from server.service import Service
 
 
 class ExtraFile(msgspec.Struct):
@@ -27,6 +28,7 @@ def infill_prompt(
     extra: Sequence[ExtraFile] = (),
     prompt: str = "",
     *,
+    n_ctx: int,
     suffix_first: bool = False,
 ) -> Prompt:
     """The prompt whose answer stands between; `prompt` is what has been typed there already.
@@ -38,24 +40,37 @@ def infill_prompt(
     if fim.prefix is None or fim.suffix is None or fim.middle is None:
         raise ApiError("not_supported_error", "Infill is not supported by this model")
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special=False, parse_special=False)
+    left = n_ctx
 
-    bos = tokenizer.encode("", add_special=True, parse_special=False)[:1]
-    ids = [*bos, *extra_files(tokenizer, extra)]
-    before = [fim.prefix, *encode(prefix), *encode(prompt)]
-    after = [fim.suffix, *encode(suffix)]
+    def encode(text: str) -> list[int]:
+        nonlocal left
+        ids = tokenizer.encode(text, add_special=False, parse_special=False, most=max(left, 0))
+        left -= len(ids)
+        return ids
+
+    with within_context(n_ctx):
+        bos = tokenizer.encode("", add_special=True, parse_special=False)[:1]
+        ids = [*bos, *extra_files(tokenizer.fim, encode, extra)]
+        before = [fim.prefix, *encode(prefix), *encode(prompt)]
+        after = [fim.suffix, *encode(suffix)]
     ids += after + before if suffix_first else before + after
     return Prompt((*ids, fim.middle))
 
 
-def extra_files(tokenizer: Tokenizer, extra: Sequence[ExtraFile]) -> list[int]:
+def suffixed(prefix: str, suffix: str, service: Service) -> Prompt:
+    """The prompt of other APIs for the text between two, as the command line wants it."""
+    engine, spm = service.engine, service.defaults.spm_infill
+    return infill_prompt(engine.tokenizer, prefix, suffix, n_ctx=engine.n_ctx, suffix_first=spm)
+
+
+def extra_files(
+    fim: FimTokens, encode: Callable[[str], list[int]], extra: Sequence[ExtraFile]
+) -> list[int]:
     """Other files of the project, each behind a separator and its name if there is a token."""
-    fim = tokenizer.fim
     ids: list[int] = []
 
     def add(text: str) -> None:
-        ids.extend(tokenizer.encode(text, add_special=False, parse_special=False))
+        ids.extend(encode(text))
 
     if extra and fim.repo is not None:
         ids.append(fim.repo)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -11,17 +10,21 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from engine.errors import TooManyTokensError
 from engine.request import Request
 from server.chat import rendered, template_caps
 from server.conversation import read_chat
-from server.errors import ApiError, json_response, not_enabled
+from server.errors import ApiError, invalid, json_response, not_enabled
 from server.fields import Defaults, convert
 from server.interface import Tokenizer
 from server.media import SHOWN_MARKER, with_markers
 from server.parameters import generation_settings
-from server.prompts import checked_token, encode_mixed
+from server.prompt_objects import n_characters
+from server.prompts import MAX_TOKENS, checked_token, encode_mixed
 from server.service import Service
 from server.version import BUILD_INFO, NAME, VERSION
+
+MAX_TEXT = 2**24  # bytes of the text of given tokens
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -62,21 +65,28 @@ class DetokenizeFields(msgspec.Struct):
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), TokenizeFields)
-    tokenizer = service.engine.tokenizer
-    return json_response({"tokens": await asyncio.to_thread(tokens, fields, tokenizer)})
+    n = n_characters(fields.content)
+    return await service.read_text(n, tokens, fields, service.engine.tokenizer)
 
 
-def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Sequence[object]:
-    """The ids of a text, or objects with their pieces: one for all places of a token."""
-    ids = encode_mixed(
-        "content", fields.content, tokenizer, fields.add_special, fields.parse_special
-    )
+def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Response:
+    """The ids of a text, or objects with their pieces: written once for all places of a token."""
+    given = "content", fields.content, tokenizer, fields.add_special, fields.parse_special
+    try:
+        ids = encode_mixed(*given, most=MAX_TOKENS)
+    except TooManyTokensError as error:
+        raise invalid(f"Field 'content': {error}") from None
+    if len(ids) > MAX_TOKENS:
+        raise invalid(f"Field 'content': the text has {len(ids)} tokens, more than {MAX_TOKENS}")
     if not fields.with_pieces:
-        return ids
+        return json_response({"tokens": ids})
     shown = {
-        id: {"id": id, "piece": piece_value(tokenizer.piece(id, special=True))} for id in set(ids)
+        id: msgspec.Raw(
+            msgspec.json.encode({"id": id, "piece": piece_value(tokenizer.piece(id, special=True))})
+        )
+        for id in set(ids)
     }
-    return [shown[id] for id in ids]
+    return json_response({"tokens": [shown[id] for id in ids]})
 
 
 def piece_value(piece: bytes) -> str | list[int]:
@@ -89,12 +99,19 @@ def piece_value(piece: bytes) -> str | list[int]:
 
 async def detokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), DetokenizeFields)
-    text = await asyncio.to_thread(token_text, fields.tokens, service.engine.tokenizer)
-    return json_response({"content": text})
+    tokenizer = service.engine.tokenizer
+    return await service.read_text(len(fields.tokens), token_text, fields.tokens, tokenizer)
 
 
-def token_text(ids: Iterable[int], tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([checked_token("tokens", id, tokenizer) for id in ids], special=True)
+def token_text(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
+    if len(ids) > MAX_TOKENS:
+        raise invalid(f"Field 'tokens': at most {MAX_TOKENS}, got {len(ids)}")
+    n_bytes = 0
+    for id in ids:
+        n_bytes += len(tokenizer.piece(checked_token("tokens", id, tokenizer), special=True))
+        if n_bytes > MAX_TEXT:
+            raise invalid(f"Field 'tokens': their text is longer than {MAX_TEXT} bytes")
+    return json_response({"content": tokenizer.decode(ids, special=True)})
 
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:

@@ -5,7 +5,6 @@ This process serves one file, so that the endpoints that manage models answer 50
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from server.errors import ApiError, json_response, ollama_body
 from server.fields import CompletionFields, convert
 from server.framing import NDJSON
 from server.generate import Job, make_options, start
-from server.infill import infill_prompt
+from server.infill import suffixed
 from server.interface import Tokenizer
 from server.logprobs import content_logprobs
 from server.ollama_input import ChatFields, GenerateFields, chat_body, generate_body, plain_body
@@ -69,7 +68,8 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     if fields.raw or fields.suffix:
         request = convert(plain_body(fields), CompletionFields)
         asked = read_constraint(request, service.defaults.constraint, service.engine.tokenizer)
-        prompts = await asyncio.to_thread(plain_prompts, service, fields)
+        n_characters = len(fields.prompt) + len(fields.suffix or "")
+        prompts = await service.read_text(n_characters, plain_prompts, service, fields)
         job = Job(prompts, await compiled(service.engine, asked))
     else:
         request = read_chat(generate_body(fields))
@@ -83,11 +83,9 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
 
 
 def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
-    tokenizer = service.engine.tokenizer
     if fields.suffix:
-        spm = service.defaults.spm_infill
-        return [infill_prompt(tokenizer, fields.prompt, fields.suffix, suffix_first=spm)]
-    return completion_prompts(fields.prompt, tokenizer)
+        return [suffixed(fields.prompt, fields.suffix, service)]
+    return completion_prompts(fields.prompt, service.engine.tokenizer, service.engine.n_ctx)
 
 
 def after(context: Sequence[int], job: Job, tokenizer: Tokenizer) -> Job:

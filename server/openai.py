@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Literal
 
@@ -18,7 +17,7 @@ from server.conversation import Chat, read_chat
 from server.errors import invalid, json_response
 from server.fields import UNSUPPORTED, CompletionFields, convert, refuse
 from server.generate import Job, make_options, start
-from server.infill import infill_prompt
+from server.infill import suffixed
 from server.prompt_objects import read_prompts
 from server.prompts import Prompt
 from server.service import Service, timestamp
@@ -57,7 +56,7 @@ async def chat_completions(service: Service, http: HttpRequest) -> Reply:
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
-    job = await prepare(service, read_chat(await service.read_object(http)))
+    job = await prepare(service, read_chat(await service.read_object(http)), counts=True)
     n_tokens = len(job.prompts[0].ids)
     return json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
 
@@ -102,15 +101,8 @@ async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]
         return prompts
     if not isinstance(fields.prompt, str):
         raise invalid("Field 'suffix': needs a prompt that is one string")
-    return [
-        await asyncio.to_thread(
-            infill_prompt,
-            service.engine.tokenizer,
-            fields.prompt,
-            fields.suffix,
-            suffix_first=service.defaults.spm_infill,
-        )
-    ]
+    n_characters = len(fields.prompt) + len(fields.suffix)
+    return [await service.read_text(n_characters, suffixed, fields.prompt, fields.suffix, service)]
 
 
 def chat_n_top(chat: Chat) -> int | None:

@@ -3,7 +3,6 @@ as a message of a chat has them. llama-server takes both beside strings and toke
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from typing import Any
@@ -18,8 +17,13 @@ from server.service import Service
 N_LETTERS = 16  # of base64: the first 12 bytes, by which a sound is known
 
 
-async def read_prompts(value: Any, service: Service, field: str = "prompt") -> list[Prompt]:
-    """Any number of prompts in any of their shapes; ApiError says what is wrong in `field`."""
+async def read_prompts(
+    value: Any, service: Service, field: str = "prompt", cut: bool = False
+) -> list[Prompt]:
+    """Any number of prompts in any of their shapes; ApiError says what is wrong in `field`.
+
+    ``cut``: of texts that do not fit the context, the beginnings that do.
+    """
     if isinstance(value, dict):
         value = await object_prompt(value, service, field)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -30,7 +34,17 @@ async def read_prompts(value: Any, service: Service, field: str = "prompt") -> l
             else item
             for place, item in enumerate(value)
         ]
-    return await asyncio.to_thread(completion_prompts, value, service.engine.tokenizer, field)
+    engine = service.engine
+    return await service.read_text(
+        n_characters(value), completion_prompts, value, engine.tokenizer, engine.n_ctx, field, cut
+    )
+
+
+def n_characters(value: Any) -> int:
+    """Of a prompt or a list of them; tokens take no time and do not count."""
+    if isinstance(value, str):
+        return len(value)
+    return sum(map(n_characters, value)) if isinstance(value, list) else 0
 
 
 async def object_prompt(value: dict[str, Any], service: Service, name: str) -> Prompt:
@@ -42,7 +56,7 @@ async def object_prompt(value: dict[str, Any], service: Service, name: str) -> P
         text, parts = text_of_parts(value.get("content"), f"{name}.content")
     engine = service.engine
     media = await read_media([{"content": parts}], engine, service.fetcher)
-    found = await asyncio.to_thread(prompt, text, engine, media)
+    found = await service.read_text(len(text), prompt, text, engine, media)
     if not found.ids:
         raise invalid(f"Field '{name}': there are no tokens")
     return found

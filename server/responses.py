@@ -57,17 +57,17 @@ async def responses(service: Service, http: HttpRequest) -> Reply:
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
-    _, job = await read(service, await service.read_object(http))
+    _, job = await read(service, await service.read_object(http), counts=True)
     return json_response(
         {"object": "response.input_tokens", "input_tokens": len(job.prompts[0].ids)}
     )
 
 
-async def read(service: Service, data: dict[str, Any]) -> tuple[Chat, Job]:
+async def read(service: Service, data: dict[str, Any], counts: bool = False) -> tuple[Chat, Job]:
     refuse(data, STATEFUL | ONE_ANSWER)
     convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
-    return chat, await prepare(service, chat)
+    return chat, await prepare(service, chat, counts=counts)
 
 
 class Responses:

@@ -30,6 +30,7 @@ SLOW_BODY = 2**18  # bytes that must arrive within the body's timeout
 MOST_INFLATED = 1032  # times the length of what is compressed by deflate
 LARGE_BODY = 2**20  # bytes; to decode more takes so long that the event loop goes on meanwhile
 DEFAULT_MAX_BODIES = 128 * 2**20  # bytes
+LONG_TEXT = 2**18  # characters; to tokenize more takes seconds, so one waits for another
 DEFAULT_TIMEOUT = 3600.0  # seconds
 DEFAULT_BODY_TIMEOUT = 60.0  # seconds
 DEFAULT_PING_INTERVAL = 30.0  # seconds
@@ -83,6 +84,7 @@ class Service:
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
         self._inbox: Inbox | None = None
+        self._long_texts = asyncio.Semaphore(1)
 
     @property
     def engine(self) -> Engine:
@@ -114,6 +116,14 @@ class Service:
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
         return EventStream(self.engine, self._inbox, ping_interval, self.max_unread)
+
+    async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
+        """The result of ``read``, from a thread. Long texts are read one after the other, so that
+        threads, and memory, are left for the others."""
+        if n_characters < LONG_TEXT:
+            return await asyncio.to_thread(read, *args)
+        async with self._long_texts:
+            return await asyncio.to_thread(read, *args)
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""

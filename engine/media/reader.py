@@ -16,7 +16,7 @@ import numpy.typing as npt
 from engine.encoders.audio import spectrograms
 from engine.encoders.audio_file import MARKERS, AudioFile
 from engine.encoders.vision_file import VisionFile
-from engine.errors import MediaError
+from engine.errors import MediaError, TooManyTokensError
 from engine.media.image import decode_image
 from engine.media.limits import MediaLimits
 from engine.media.mel import SAMPLE_RATE
@@ -32,7 +32,12 @@ class Tokenizer(Protocol):
     @property
     def bos_id(self) -> int | None: ...
     def encode(
-        self, text: str, *, add_special: bool = ..., parse_special: bool = ...
+        self,
+        text: str,
+        *,
+        add_special: bool = ...,
+        parse_special: bool = ...,
+        most: int | None = ...,
     ) -> list[int]: ...
     def token_of(self, text: str) -> int | None: ...
 
@@ -101,19 +106,25 @@ class MediaReader:
         return self._medium(pieces, len(samples) / SAMPLE_RATE)
 
     def prompt(
-        self, text: str, marker: str, media: Sequence[Medium], tokenizer: Tokenizer
+        self,
+        text: str,
+        marker: str,
+        media: Sequence[Medium],
+        tokenizer: Tokenizer,
+        most: int | None = None,
     ) -> MediaPrompt:
         """Tokens of ``text``, in which each ``marker`` stands for the next of ``media``.
 
         Each piece of text is tokenized by itself, as llama.cpp does. MediaError if the numbers
-        of markers and media differ: the chat template has left something out.
+        of markers and media differ: the chat template has left something out, and
+        TooManyTokensError as soon as there are more tokens than ``most``.
         """
         texts = text.split(marker)
         if len(texts) != len(media) + 1:
             raise MediaError(
                 f"the chat template has room for {len(texts) - 1} of {len(media)} images and sounds"
             )
-        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True)
+        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True, most=most)
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
             del ids[0]  # the template has written one too
         spans: list[MediaSpan] = []
@@ -126,7 +137,9 @@ class MediaReader:
                     ids += range(first := _first_id(span.key), first - span.count, -1)
                     spans.append(span)
             if after:
-                ids += tokenizer.encode(after, add_special=False, parse_special=True)
+                ids += tokenizer.encode(after, add_special=False, parse_special=True, most=most)
+            if most is not None and len(ids) > most:
+                raise TooManyTokensError(len(ids), most)
         return MediaPrompt(tuple(ids), tuple(spans))
 
     def _medium(self, pieces: list[str | npt.NDArray[Any]], seconds: float = 0.0) -> Medium:

@@ -6,17 +6,25 @@ SentencePiece's, where a space is ▁ and a character without a token is its byt
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from engine.errors import ModelError
 from engine.text.pretokenizers import Pretokenizer
 from engine.text.vocab import Vocab
-from engine.text.words import word_pattern
+from engine.text.windows import pieces, windows
+from engine.text.words import word_end, word_pattern
+
+# Texts are encoded one at a time: threads of the library's own would serve nothing.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _LOST = "\0lost\0" * 4  # no text has this as one character
+_SHORT = 2**12  # characters: a millisecond
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -47,7 +55,7 @@ def word_splitter(pre: Pretokenizer) -> pre_tokenizers.PreTokenizer:
 
 def byte_level_encoder(
     vocab: Vocab, merges: Sequence[str], pre: Pretokenizer
-) -> Callable[[str], list[int]]:
+) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text with GPT-2's alphabet; ModelError on a malformed merge."""
     pairs = _pairs(merges)
     stand_ins = _stand_ins(vocab, pairs)
@@ -57,37 +65,63 @@ def byte_level_encoder(
     n_vocab = len(vocab.tokens)
     spelled = {i: _spelled(vocab, symbol) for symbol, i in stand_ins.items()}
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    def real(ids: list[int]) -> list[int]:
         if spelled and max(ids, default=0) >= n_vocab:
-            ids = [i for symbol in ids for i in spelled.get(symbol, (symbol,))]
+            return [i for symbol in ids for i in spelled.get(symbol, (symbol,))]
         return ids
 
-    return encode
+    def encode(text: str) -> list[int]:
+        return real(_ids(tokenizer, text))
+
+    def encode_until(text: str, place: int) -> tuple[list[int], int]:
+        (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
+        words: Any = encoding.word_ids  # of each token
+
+        def start(word: int) -> int:
+            chars: Any = encoding.word_to_chars(word)
+            return int(chars[0])
+
+        # The last word that begins at the place or before it; what comes before that is whole.
+        word = bisect_left(range(words[-1] + 1), place + 1, key=start) - 1
+        return real(encoding.ids[: bisect_left(words, word)]), start(word)
+
+    return lambda text: windows(text, encode_until, encode, pre.runs)
 
 
 def escaped_encoder(
     vocab: Vocab, merges: Sequence[str], pre: Pretokenizer
-) -> Callable[[str], list[int]]:
+) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text with SentencePiece's alphabet, line by line."""
     # A character with neither a token nor byte tokens keeps its neighbours apart, and is lost.
     lost = len(vocab.tokens)
     tokenizer = _tokenizer(vocab.ids | {_LOST: lost}, _pairs(merges), unknown=_LOST)
     pattern = Regex(word_pattern(vocab.tokens))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
-    lines = re.compile("|".join(pre.patterns)).findall
+    lines = re.compile("|".join(pre.patterns)).finditer
+    boundary = word_end(vocab.tokens)
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = []
-        for line in lines(text.replace(" ", "▁")):
+    def encode(text: str) -> Iterator[list[int]]:
+        for match in lines(text):
+            line = match[0]
             whole = pre.newline_tokens and line[0] == "\n"
             if whole and line in vocab.ids:
-                ids.append(vocab.ids[line])
-            else:
-                ids += tokenizer.encode(line, add_special_tokens=False).ids
-        return [i for i in ids if i != lost] if lost in ids else ids
+                yield [vocab.ids[line]]
+                continue
+            for piece in pieces(line, boundary):
+                ids = _ids(tokenizer, piece.replace(" ", "▁"))
+                yield [i for i in ids if i != lost] if lost in ids else ids
 
     return encode
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Without the interpreter's lock, unless taking it again would be longer than the work."""
+    if len(text) <= _SHORT:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+    else:
+        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _tokenizer(

@@ -10,7 +10,7 @@ https://github.com/s-yata/darts-clone/blob/master/include/darts.h).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from engine.errors import ModelError
 
 _VALUE = 1 << 31
 _LABEL = _VALUE | 0xFF
+PART = 2**14  # characters that are replaced in one go
 
 
 class CharsMap:
@@ -98,8 +99,10 @@ def _children(node: Any) -> Any:
     return (node >> 10) << ((node & 0x200) >> 6)
 
 
-def normalizer(charsmap: CharsMap | None, verbatim: Iterable[str]) -> Callable[[str], str]:
-    """Replacement of the longest rule at each position, from left to right.
+def normalizer(
+    charsmap: CharsMap | None, verbatim: Iterable[str]
+) -> Callable[[str], Iterator[str]]:
+    """Replacement of the longest rule at each position, from left to right; in parts.
 
     A text that begins like one of ``verbatim`` (user-defined tokens) stays as it is for as
     long as it does.
@@ -107,8 +110,6 @@ def normalizer(charsmap: CharsMap | None, verbatim: Iterable[str]) -> Callable[[
     table, seconds = charsmap.characters() if charsmap else ({}, set())
     kept = {token[:length] for token in verbatim for length in range(1, len(token) + 1)}
     tricky = _tricky_pattern(seconds, kept)
-    if tricky is None:
-        return lambda text: text.translate(table)
 
     def step(text: str, at: int) -> tuple[str, int]:
         end = at
@@ -123,15 +124,19 @@ def normalizer(charsmap: CharsMap | None, verbatim: Iterable[str]) -> Callable[[
         length, replacement = found
         return replacement, at + len(text[at : at + 32].encode()[:length].decode())
 
-    def normalize(text: str) -> str:
-        parts: list[str] = []
+    def normalize(text: str) -> Iterator[str]:
         done = 0
-        while match := tricky.search(text, done):
-            parts.append(text[done : match.start()].translate(table))
-            part, done = step(text, match.start())
-            parts.append(part)
-        parts.append(text[done:].translate(table))
-        return "".join(parts)
+        while done < len(text):
+            end = min(done + PART, len(text))
+            # One character more, which may be the second of a rule.
+            match = tricky.search(text, done, end + 1) if tricky else None
+            if match is None:
+                yield text[done:end].translate(table)
+                done = end
+            else:
+                part, after = step(text, match.start())
+                yield text[done : match.start()].translate(table) + part
+                done = after
 
     return normalize
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from engine.text.windows import DEFAULT_RUNS
+
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+"
@@ -100,7 +102,10 @@ class Pretokenizer:
     always_bos: bool = False  # converted files say no, and the models fail without it
     escape_spaces: bool = False  # SentencePiece's alphabet: ▁ for a space, <0xXX> for a byte
     newline_tokens: bool = False  # a run of newlines that is a token is not merged anew
+    runs: tuple[str, ...] = DEFAULT_RUNS  # kinds of character (windows.py) cut by what follows
 
+
+_RIGHT_TO_LEFT = (*DEFAULT_RUNS, "N")  # groups of digits are counted from the right
 
 _DEFAULT = Pretokenizer(
     (
@@ -128,7 +133,8 @@ _TINY_AYA_ROW = Pretokenizer(
         _GROUPED_NUMBERS,
         rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+{_CONTRACTION}?|\p{{N}}{{1,3}}"
         rf"|{_SYMBOLS}[\r\n/]*|{_SPACES}",
-    )
+    ),
+    runs=_RIGHT_TO_LEFT,
 )
 
 PRETOKENIZERS: dict[str, Pretokenizer] = {
@@ -251,9 +257,10 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
             _GPT2,
         ),
         add_bos=True,
+        runs=("LNO", "Z"),  # <sentinel:1> is seen at its end
     ),
     "viking": Pretokenizer((_BLOOM, r"\p{N}")),
-    "superbpe": Pretokenizer((r"\p{N}+", _BEFORE_GROUPS)),
+    "superbpe": Pretokenizer((r"\p{N}+", _BEFORE_GROUPS), runs=_RIGHT_TO_LEFT),
     "seed-coder": Pretokenizer(
         (rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
     ),
@@ -285,7 +292,8 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
             _GROUPED_NUMBERS,
             _ASIAN,
             rf"{_ASCII_PUNCTUATED}|{_MARKED_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
-        )
+        ),
+        runs=_RIGHT_TO_LEFT,
     ),
     "laguna": Pretokenizer((r"[^\n]+|[\n]+", _QWEN2)),
     "minicpm5": Pretokenizer(

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from engine.text.vocab import Vocab
-from engine.text.words import word_pattern
+from engine.text.windows import pieces
+from engine.text.words import word_end, word_pattern
 
 _NOT_A_TOKEN = float("-inf")
 _SHORT = 48  # symbols; up to here scanning a list is faster than a heap
@@ -29,10 +30,11 @@ def escaped_piece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def score_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
+def score_encoder(vocab: Vocab) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text, already prefixed with a space if the vocabulary wants it."""
     scores = dict(zip(vocab.tokens, vocab.scores or [0.0] * len(vocab.tokens), strict=True))
     words = re.compile(word_pattern(vocab.tokens)).findall
+    boundary = word_end(vocab.tokens)
     byte_ids = [_byte_id(vocab, byte) for byte in range(256)]
     cache: dict[str, list[int]] = {}
 
@@ -51,7 +53,7 @@ def score_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
                 ids += [i for byte in symbol.encode() if (i := byte_ids[byte]) != MISSING]
         return ids
 
-    def encode(text: str) -> list[int]:
+    def encode_piece(text: str) -> list[int]:
         ids: list[int] = []
         for word in words(text.replace(" ", "▁")):
             found = cache.get(word)
@@ -64,7 +66,7 @@ def score_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
             ids += found
         return ids
 
-    return encode
+    return lambda text: map(encode_piece, pieces(text, boundary))
 
 
 def _byte_id(vocab: Vocab, byte: int) -> int:

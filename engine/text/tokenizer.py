@@ -7,13 +7,13 @@ those that llama.cpp gives for the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from engine.errors import ModelError, RequestError
+from engine.errors import ModelError, RequestError, TooManyTokensError
 from engine.text.bpe import byte_level_encoder, byte_level_piece, escaped_encoder
 from engine.text.charsmap import CharsMap
 from engine.text.detokenizer import TextDecoder
@@ -22,9 +22,10 @@ from engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
 from engine.text.spm import escaped_piece, score_encoder
 from engine.text.unigram import unigram_encoder
 from engine.text.vocab import PREFIX, Attribute, Vocab, assign_roles, assign_strips, read_vocab
+from engine.text.windows import WINDOW
 from engine.text.wordpiece import wordpiece_encoder
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str], Iterator[list[int]]]
 
 _HIDDEN = (Attribute.CONTROL | Attribute.UNKNOWN).value  # a flag's own & takes ten times as long
 
@@ -32,8 +33,8 @@ _HIDDEN = (Attribute.CONTROL | Attribute.UNKNOWN).value  # a flag's own & takes 
 class Tokenizer:
     """Text to ids and back. Safe to use from several threads.
 
-    ``encode_plain`` encodes text without special tokens; ``normal_piece`` gives the bytes of
-    an ordinary token; ``prefix_space`` puts a space before text that follows no other text.
+    ``encode_plain`` encodes text without special tokens, in parts; ``normal_piece`` gives the
+    bytes of an ordinary token; ``prefix_space`` puts a space before text that follows no other.
     """
 
     def __init__(
@@ -71,41 +72,74 @@ class Tokenizer:
         self._found: dict[str, int | None] = {}
 
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        most: int | None = None,
     ) -> list[int]:
-        """Ids of ``text``. RequestError if it is not valid Unicode.
+        """Ids of ``text``. RequestError if it is not valid Unicode, or has a word of more than
+        ``windows.MAX_WORD`` characters.
 
         ``add_special``: with the tokens that the model wants at the beginning and the end.
         ``parse_special``: control tokens written in the text become those tokens.
+        ``most``: a text of more tokens need not be encoded to its end, which a long one is not:
+        TooManyTokensError then says how many were found.
         """
+        ids: list[int] = []
+        for part in self.parts(text, add_special=add_special, parse_special=parse_special):
+            ids += part
+            if most is not None and len(ids) > most and len(text) > WINDOW:
+                raise TooManyTokensError(len(ids), most)
+        return ids
+
+    def first(self, text: str, n: int) -> list[int]:
+        """The first n ids of ``text``, or fewer if that are all; nothing after is encoded."""
+        ids: list[int] = []
+        for part in self.parts(text):
+            ids += part
+            if len(ids) >= n:
+                break
+        return ids[:n]
+
+    def parts(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> Iterator[list[int]]:
+        """What ``encode`` gives, a part at a time; none takes long."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             found = f"U+{ord(text[error.start]):04X} at character {error.start}"
             raise RequestError(f"the text has a lone surrogate, {found}") from None
-        ids = list(self._first) if add_special else []
+        if add_special:
+            yield self._first
         after_special = True
         for piece in self._special_tokens.split(text, parse_special):
             if isinstance(piece, int):
-                ids.append(piece)
+                yield [piece]
                 after_special = True
             else:
                 space = " " if self._prefix_space and after_special else ""
-                ids += self._encode_plain(space + piece)
+                yield from self._encode_plain(space + piece)
                 after_special = False
         if add_special:
-            ids += self._last
-        return ids
+            yield self._last
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control or unknown token, hidden from ordinary output."""
         return bool(self._vocab.attributes[self._checked(token_id)] & _HIDDEN)
 
-    def encode_pair(self, first: str, second: str) -> list[int]:
-        """Two texts as rerankers want them: the end of the first, a separator, the second."""
-        ids = self.encode(first)
-        ids += [] if self._separator is None else [self._separator]
-        return ids + self.encode(second)[len(self._first) :]
+    def encode_pairs(
+        self, first: str, seconds: Sequence[str], most: int | None = None
+    ) -> list[list[int]]:
+        """A text with each of others, as rerankers want them: the end of the first, a separator,
+        the second. TooManyTokensError as by ``encode``."""
+        start = self.encode(first, most=most)
+        start += [] if self._separator is None else [self._separator]
+        left = None if most is None else max(most - len(start) + len(self._first), 0)
+        ends = (self.encode(second, most=left)[len(self._first) :] for second in seconds)
+        return [start + end for end in ends]
 
     def piece(self, token_id: int, special: bool = True) -> bytes:
         """The bytes that the token adds to a text; b"" for a special one if not ``special``.
@@ -269,7 +303,7 @@ def _without_vocab(metadata: Mapping[str, Any]) -> Tokenizer:
     if not isinstance(n_vocab, int) or not 0 < n_vocab < 1 << 24:
         raise ModelError(f"a file without a tokenizer needs {key}, which is {n_vocab!r}")
 
-    def encode(text: str) -> list[int]:
+    def encode(text: str) -> Iterator[list[int]]:
         raise RequestError("this model has no tokenizer: give token ids instead of text")
 
     vocab = Vocab("no_vocab", [""] * n_vocab, {}, [], bytearray(n_vocab), {})

@@ -6,13 +6,15 @@ written, follows llama.cpp's ``llm_tokenizer_ugm``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from tokenizers import Tokenizer, models
 
 from engine.errors import ModelError
 from engine.text.charsmap import CharsMap, normalizer
 from engine.text.vocab import Attribute, Vocab
+from engine.text.windows import MAX_WORD, WINDOW, too_long_word
+from engine.text.words import word_end
 
 # The library wants the unknown token among the others; this text stands for it, since
 # "<unk>" written in a text is not it.
@@ -21,7 +23,7 @@ _UNMATCHABLE = "\0unknown\0" * 4
 
 def unigram_encoder(
     vocab: Vocab, charsmap: CharsMap | None, add_space_prefix: bool, merge_spaces: bool
-) -> Callable[[str], list[int]]:
+) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text; ModelError if scores or the unknown token are missing."""
     if not vocab.scores or "unknown" not in vocab.roles:
         raise ModelError("a t5 tokenizer needs tokenizer.ggml.scores and an unknown token")
@@ -37,17 +39,49 @@ def unigram_encoder(
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=len(pieces) - 1, byte_fallback=False))
     normalize = normalizer(charsmap, [vocab.tokens[i] for i in user_defined])
 
-    def encode(text: str) -> list[int]:
-        text = normalize(text)
+    boundary = word_end(vocab.tokens)
+    # Without a token for a space, one is unknown, and of unknown characters side by side the
+    # library makes one token.
+    if "▁" not in vocab.ids:
+        boundary = _nowhere
+
+    def spaced(text: str, at_start: bool) -> str:
+        """The text with ▁ for spaces."""
         if merge_spaces:
-            text = "".join("▁" + word for word in text.split(" ") if word)
-        else:
-            words = text.lstrip(" ")
-            prefix = "▁" if add_space_prefix and words else ""
-            text = "▁" * (len(text) - len(words)) + prefix + words.replace(" ", "▁")
-        if not text:
-            return []
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        return [matched[i] for i in ids]
+            return "".join("▁" + word for word in text.split(" ") if word)
+        words = text.lstrip(" ") if at_start else text
+        prefix = "▁" if at_start and add_space_prefix and words else ""
+        return "▁" * (len(text) - len(words)) + prefix + words.replace(" ", "▁")
+
+    def encode(text: str) -> Iterator[list[int]]:
+        at_start = True
+        for piece in _joined(normalize(text), boundary):
+            written = spaced(piece, at_start)
+            at_start = False
+            if written:
+                (encoding,) = tokenizer.encode_batch_fast([written], add_special_tokens=False)
+                yield [matched[i] for i in encoding.ids]
 
     return encode
+
+
+def _joined(parts: Iterable[str], boundary: Callable[[str, int, int], int | None]) -> Iterator[str]:
+    """The text of the parts, cut where a word ends."""
+    rest, seen = "", WINDOW  # up to where no word ends after a window
+    for part in parts:
+        rest += part
+        while len(rest) > 2 * WINDOW:
+            end = boundary(rest, seen, len(rest))
+            if end is None:
+                seen = len(rest) - 1
+                if seen > MAX_WORD:
+                    raise too_long_word()
+                break
+            yield rest[:end]
+            rest, seen = rest[end:], WINDOW
+    if rest:
+        yield rest
+
+
+def _nowhere(text: str, start: int, stop: int) -> int | None:
+    return None

@@ -7,10 +7,12 @@ unlike BERT's own, a decomposed character keeps only its first code point.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from engine.text.vocab import Vocab
+from engine.text.windows import pieces
 
 _SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
@@ -25,6 +27,10 @@ _CHINESE = (
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 )
+_SPACE = "".join(sorted(_SPACES))
+_RANGES = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CHINESE)
+# After such a character a word ends for sure; there are more.
+_ENDS_WORD = re.compile(rf"[{_SPACE}!-/:-@\[-`{{-~、。，{_RANGES}]")
 _CACHED_WORDS = 65536
 _CACHED_LENGTH = 32
 
@@ -67,7 +73,7 @@ def _stands_alone(character: str, category: str) -> bool:
 
 def wordpiece_encoder(
     vocab: Vocab, lowercase: bool, strip_accents: bool
-) -> Callable[[str], list[int]]:
+) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text; a word that is not made of tokens is the unknown token."""
     table = Normalization(lowercase, strip_accents)
     longest = max(map(len, vocab.tokens))
@@ -89,7 +95,7 @@ def wordpiece_encoder(
             start = end
         return ids
 
-    def encode(text: str) -> list[int]:
+    def encode_piece(text: str) -> list[int]:
         ids: list[int] = []
         for word in text.translate(table).split(" "):
             if not word:
@@ -104,4 +110,9 @@ def wordpiece_encoder(
             ids += found
         return ids
 
-    return encode
+    return lambda text: map(encode_piece, pieces(text, _word_end))
+
+
+def _word_end(text: str, start: int, stop: int) -> int | None:
+    found = _ENDS_WORD.search(text, start, stop)
+    return None if found is None else found.end()

@@ -7,7 +7,7 @@ with a ▁ that follows it, so the words between can be encoded one by one, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _INNER_SPACE = re.compile("([^▁\0])▁")
 
@@ -17,7 +17,24 @@ def word_pattern(tokens: Iterable[str]) -> str:
 
     Where some tokens do have a ▁ inside, the characters before it stay attached to it.
     """
-    attached = "".join(sorted(set(_INNER_SPACE.findall("\0".join(tokens)))))
+    attached = _attached(tokens)
     if not attached:
         return "▁*[^▁]+|▁+"
     return f"▁*(?:[^▁]+|(?<=[{re.escape(attached)}])▁+)+|▁+"
+
+
+def word_end(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
+    """Where a text that still has its spaces ends a word, at or after one place and before
+    another; None: nowhere between."""
+    search = re.compile(f"(?<=[^ ▁{re.escape(_attached(tokens))}])(?=[ ▁])").search
+
+    def end(text: str, start: int, stop: int) -> int | None:
+        found = search(text, start, stop)
+        return None if found is None else found.start()
+
+    return end
+
+
+def _attached(tokens: Iterable[str]) -> str:
+    """The characters that some token has before a ▁."""
+    return "".join(sorted(set(_INNER_SPACE.findall("\0".join(tokens)))))

@@ -16,7 +16,12 @@ import uvicorn
 
 from engine.chat.prompt import Conversation, Prompt, write_prompt
 from engine.constraint import Constraint
-from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from engine.errors import (
+    ContextOverflowError,
+    EngineStoppedError,
+    RequestError,
+    TooManyTokensError,
+)
 from engine.options import AdapterState
 from engine.request import (
     Delta,
@@ -48,14 +53,25 @@ class ByteTokenizer:
     eog_ids = frozenset({EOS})
     fim = FimTokens()
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        parse_special: bool = True,
+        most: int | None = None,
+    ) -> list[int]:
         ids = [BOS] if add_special else []
         for number, part in enumerate(text.split("<s>") if parse_special else [text]):
             ids += ([BOS] if number else []) + list(part.encode())
+        if most is not None and len(ids) > max(most, 2**15):
+            raise TooManyTokensError(most + 1, most)
         return ids
 
-    def encode_pair(self, first: str, second: str) -> list[int]:
-        return [BOS, *first.encode(), EOS, *second.encode()]
+    def first(self, text: str, n: int) -> list[int]:
+        return self.encode(text)[:n]
+
+    def encode_pairs(self, first: str, seconds: Sequence[str], most: int) -> list[list[int]]:
+        return [[BOS, *first.encode(), EOS, *second.encode()] for second in seconds]
 
     def token_of(self, text: str) -> int | None:
         return ord(text) if len(text) == 1 and text.isascii() else None

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from engine.request import SamplingParams
+from server import native, prompts
 from server.fields import Defaults
 
 
@@ -15,6 +16,51 @@ from server.fields import Defaults
 def url(serve: Any, fakes: Any) -> str:
     sampling = SamplingParams(seed=11, logit_bias=((5, -float("inf")),))
     return serve(fakes.engine(), defaults=Defaults(sampling=sampling, max_tokens=77))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/tokenize", {"content": "1" * 70}, "Field 'content': the text has 70 tokens, more than"),
+        ("/tokenize", {"content": [1] * 70 + ["a"]}, "at least 70 tokens, more than 64"),
+        ("/detokenize", {"tokens": [65] * 70}, "Field 'tokens': at most 64, got 70"),
+        ("/detokenize", {"tokens": [256] * 50}, "their text is longer than 128 bytes"),
+        ("/completion", {"prompt": [[65] * 150] * 3}, "more than 400 tokens together"),
+        ("/v1/embeddings", {"input": ["A" * 150] * 3}, "more than 400 tokens together"),
+    ],
+)
+def test_limits_of_tokens(
+    serve: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, message: str
+) -> None:
+    monkeypatch.setattr(native, "MAX_TOKENS", 64)
+    monkeypatch.setattr(native, "MAX_TEXT", 128)
+    monkeypatch.setattr(prompts, "MAX_PROMPT_TOKENS", 400)
+    answer = httpx.post(serve(fakes.engine(n_ctx=200)) + path, json=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_prompts_that_are_not_read_to_their_end(serve: Any, fakes: Any) -> None:
+    """Endpoints that need a context tell what is known; those that only count, count on."""
+    url, text = serve(fakes.engine(n_ctx=200)), "A" * 40_000
+    messages = [{"role": "user", "content": text}]
+    for path, body in (
+        ("/completion", {"prompt": text}),
+        ("/completion", {"prompt": [text, "b"]}),
+        ("/v1/completions", {"prompt": [65, text]}),
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/messages", {"messages": messages, "max_tokens": 5}),
+        ("/v1/responses", {"input": text}),
+        ("/v1/embeddings", {"input": text}),
+        ("/api/chat", {"messages": messages}),
+        ("/api/generate", {"prompt": text, "raw": True}),
+    ):
+        answer = httpx.post(url + path, json=body)
+        assert answer.status_code == 400, path
+        assert "at least" in str(answer.json()["error"]), path
+    for path in ("/v1/messages/count_tokens", "/v1/chat/completions/input_tokens"):
+        body = {"messages": messages, "max_tokens": 5}
+        assert httpx.post(url + path, json=body).json()["input_tokens"] > 40_000
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_context_before_a_template_that_begins_with_bos(
 ) -> None:
     """Of a model whose tokenizer adds none, it is a part of the message."""
     encode = engine.tokenizer.encode
-    engine.tokenizer.encode = lambda text, add_special=True, parse_special=True: encode(
+    engine.tokenizer.encode = lambda text, add_special=True, parse_special=True, most=0: encode(
         text, add_special=False, parse_special=parse_special
     )
     client(url).generate("m", "one", context=[1, 2])
