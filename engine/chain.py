@@ -7,13 +7,12 @@ those of llama.cpp (common/sampling.cpp).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from engine import filters
 from engine.errors import RequestError
-from engine.filters import Mirostat, Step
+from engine.filters import LEAST_TEMPERATURE, Mirostat, Step
 from engine.request import SamplingParams
 from engine.sampler_names import parse_samplers
 
@@ -29,23 +28,6 @@ class Stage(NamedTuple):
     step: Step
     kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
     keeps: int = 0
-
-
-def check(params: SamplingParams) -> None:
-    """Raise RequestError for a value that no chain can be built of."""
-    for name, valid, expected in (
-        ("repeat_penalty", 0.0 < params.repeat_penalty < math.inf, "a number above 0"),
-        ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
-        ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
-        ("repeat_last_n", params.repeat_last_n >= -1, "-1 or more"),
-        ("dry_penalty_last_n", params.dry_penalty_last_n >= -1, "-1 or more"),
-        ("dry_multiplier", math.isfinite(params.dry_multiplier), "a number"),
-        ("dynatemp_exponent", params.dynatemp_exponent >= 0.0, "0 or more"),
-        ("temperature", math.isfinite(params.temperature), "a number"),
-        ("mirostat", params.mirostat in (0, 1, 2), "0, 1 or 2"),
-    ):
-        if not valid:
-            raise RequestError(f"{name} must be {expected}, not {getattr(params, name)}")
 
 
 def repeats_cost(params: SamplingParams) -> bool:
@@ -149,7 +131,7 @@ def _temperature(params: SamplingParams) -> list[Stage]:
 
 def _static_temperature(t: float) -> Stage:
     step = filters.temperature(t)
-    return Stage(step, "scale") if t > 0.0 else Stage(step, "first", 1)
+    return Stage(step, "scale") if t >= LEAST_TEMPERATURE else Stage(step, "first", 1)
 
 
 def _top_n_sigma(params: SamplingParams) -> list[Stage]:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from engine.errors import EngineError, RequestError
 
+# Less is 0 in llama.cpp, whose temperatures are float32: the least normal one.
+LEAST_TEMPERATURE = 2.0**-126
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
@@ -242,8 +244,8 @@ def xtc(probability: float, threshold: float, min_keep: int, uniform: Callable[[
 
 
 def temperature(t: float) -> Step:
-    """Divide by t; t <= 0 leaves only the likeliest token."""
-    return top_k(1) if t <= 0.0 else lambda tokens: tokens.divided(t)
+    """Divide by t; where that is 0 or negative only the likeliest token is left."""
+    return top_k(1) if t < LEAST_TEMPERATURE else lambda tokens: tokens.divided(t)
 
 
 def dynamic_temperature(t: float, spread: float, exponent: float) -> Step:
@@ -257,7 +259,8 @@ def dynamic_temperature(t: float, spread: float, exponent: float) -> Step:
         probs = weights / weights.sum()
         probs = probs[probs > 0.0]
         entropy = -float(probs @ np.log(probs)) / math.log(len(tokens.ids))
-        return temperature(low + (high - low) * max(entropy, 0.0) ** exponent)(tokens)
+        share = min(max(entropy, 0.0), 1.0) ** exponent
+        return temperature(low + (high - low) * share)(tokens)
 
     return step
 
@@ -280,7 +283,7 @@ class Mirostat:
 
     def observe(self, prob: float) -> None:
         """Take note of the drawn token's probability among those kept."""
-        self.mu -= self._eta * (-math.log2(prob) - self._tau)
+        self.mu -= self._eta * (-math.log2(max(prob, math.ulp(0.0))) - self._tau)
 
     def _cut_1(self, tokens: Tokens) -> Ranking:
         best = np.array(tokens.best(self._N_ESTIMATE).logits)

@@ -7,10 +7,12 @@ thread, to the ``on_event`` callable given to ``Engine.submit``; the last one is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.constraint import Constraint
+from engine.errors import RequestError
 from engine.media.span import MediaSpan
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -26,6 +28,29 @@ DEFAULT_SAMPLERS = (
     "xtc",
     "temperature",
 )
+
+
+LARGEST = 1e9  # of what is added to a logit, or multiplies or divides it
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (-LARGEST, LARGEST),
+    "dynatemp_range": (-LARGEST, LARGEST),
+    "dynatemp_exponent": (0.0, LARGEST),
+    "top_p": (-LARGEST, LARGEST),
+    "min_p": (-LARGEST, LARGEST),
+    "typical_p": (-LARGEST, LARGEST),
+    "top_n_sigma": (-LARGEST, LARGEST),
+    "xtc_probability": (-LARGEST, LARGEST),
+    "xtc_threshold": (-LARGEST, LARGEST),
+    "dry_multiplier": (-LARGEST, LARGEST),
+    "dry_base": (-LARGEST, LARGEST),
+    "dry_penalty_last_n": (-1, math.inf),
+    "repeat_penalty": (1 / LARGEST, LARGEST),
+    "repeat_last_n": (-1, math.inf),
+    "presence_penalty": (-LARGEST, LARGEST),
+    "frequency_penalty": (-LARGEST, LARGEST),
+    "mirostat_tau": (-LARGEST, LARGEST),
+    "mirostat_eta": (-LARGEST, LARGEST),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,16 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf bans
     ignore_eos: bool = False
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+
+    def check(self) -> None:
+        """RequestError for a value with which logits would not stay finite, or that means
+        nothing."""
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise RequestError(f"{name} must be between {low:g} and {high:g}, not {value}")
+        if self.mirostat not in (0, 1, 2):
+            raise RequestError(f"mirostat must be 0, 1 or 2, not {self.mirostat}")
 
 
 @dataclass(frozen=True, slots=True)

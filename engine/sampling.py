@@ -25,9 +25,19 @@ from numpy.typing import NDArray
 from engine import chain
 from engine.breakers import breaker_heads
 from engine.errors import EngineError, RequestError
-from engine.filters import Mirostat, Pool, Ranking, Step, Tokens, cumulated, finite, ranked
+from engine.filters import (
+    LEAST_TEMPERATURE,
+    Mirostat,
+    Pool,
+    Ranking,
+    Step,
+    Tokens,
+    cumulated,
+    finite,
+    ranked,
+)
 from engine.penalties import Dry, Repetition
-from engine.request import SamplingParams
+from engine.request import LARGEST, SamplingParams
 
 # Above this many candidates, the whole row costs less than selecting from it.
 _MAX_CANDIDATES = 1024
@@ -84,7 +94,7 @@ class Sampler:
         pieces: Callable[[int], bytes] | None = None,
         infill: Step | None = None,
     ) -> None:
-        chain.check(params)
+        params.check()
         self._n_vocab = n_vocab
         self.seed = params.seed if params.seed >= 0 else secrets.randbits(32)
         self._uniform = np.random.Generator(np.random.PCG64(self.seed)).random
@@ -209,6 +219,11 @@ def _biases(params: SamplingParams, n_vocab: int, eog_ids: frozenset[int]) -> di
         if not bias < math.inf:
             raise RequestError(f"logit_bias: token {token} has the bias {bias}")
         biases[token] = biases.get(token, 0.0) + bias
+    # Several of a token may add up to more than can be added.
+    biases = {
+        token: bias if bias == -math.inf else min(max(bias, -LARGEST), LARGEST)
+        for token, bias in biases.items()
+    }
     if params.ignore_eos:
         biases |= dict.fromkeys(sorted(eog_ids), -math.inf)
     return biases
@@ -245,6 +260,6 @@ def _dry(
 
 
 def _mirostat(params: SamplingParams, n_vocab: int) -> Mirostat | None:
-    if params.mirostat == 0 or params.temperature <= 0.0:
+    if params.mirostat == 0 or params.temperature < LEAST_TEMPERATURE:
         return None
     return Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)

@@ -183,7 +183,7 @@ def sampling_defaults(settings: Settings) -> SamplingParams:
         optional["dry_sequence_breakers"] = () if breakers == ("none",) else breakers
     if settings.sampler_seq is not None or settings.samplers is not None:
         optional["samplers"] = sampler_order(settings)
-    return SamplingParams(
+    params = SamplingParams(
         seed=settings.seed,
         temperature=settings.temp,
         dynatemp_range=settings.dynatemp_range,
@@ -210,6 +210,11 @@ def sampling_defaults(settings: Settings) -> SamplingParams:
         ignore_eos=settings.ignore_eos,
         **optional,
     )
+    try:
+        params.check()
+    except RequestError as error:
+        raise SettingsError(str(error)) from None
+    return params
 
 
 def sampler_order(settings: Settings) -> tuple[str, ...]:

@@ -355,11 +355,16 @@ def test_logits_that_are_no_numbers_are_an_error(params: SamplingParams) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"repeat_penalty": 0.0}, "repeat_penalty must be a number above 0, not 0.0"),
-        ({"repeat_last_n": -2}, "repeat_last_n must be -1 or more, not -2"),
-        ({"dry_penalty_last_n": -3}, "dry_penalty_last_n must be -1 or more, not -3"),
-        ({"temperature": math.nan}, "temperature must be a number, not nan"),
-        ({"dynatemp_exponent": -1.0}, "dynatemp_exponent must be 0 or more, not -1.0"),
+        ({"repeat_penalty": 0.0}, r"repeat_penalty must be between 1e-09 and 1e\+09, not 0.0"),
+        (
+            {"repeat_penalty": 5e-324},
+            r"repeat_penalty must be between 1e-09 and 1e\+09, not 5e-324",
+        ),
+        ({"frequency_penalty": -1e308}, r"must be between -1e\+09 and 1e\+09, not -1e\+308"),
+        ({"repeat_last_n": -2}, "repeat_last_n must be between -1 and inf, not -2"),
+        ({"dry_penalty_last_n": -3}, "dry_penalty_last_n must be between -1 and inf, not -3"),
+        ({"temperature": math.nan}, "temperature must be between .*, not nan"),
+        ({"dynatemp_exponent": -1.0}, r"dynatemp_exponent must be between 0 and 1e\+09, not -1.0"),
         ({"mirostat": 3}, "mirostat must be 0, 1 or 2, not 3"),
         ({"logit_bias": ((32, 1.0),)}, "logit_bias: token 32 is not in 0..31"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias: token -1 is not in 0..31"),

@@ -290,6 +290,8 @@ def test_samplers() -> None:
     both = [Settings(samplers="top_k;temp"), Settings(sampler_seq="kt")]
     for settings in both:
         assert request_defaults(settings).sampling.samplers == ("top_k", "temperature")
+    with pytest.raises(SettingsError, match="repeat_penalty must be between 1e-09 and"):
+        request_defaults(Settings(repeat_penalty=5e-324))
     with pytest.raises(SettingsError, match="--samplers: unknown sampler 'magic'"):
         request_defaults(Settings(samplers="top_k;magic"))
 
