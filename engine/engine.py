@@ -359,7 +359,7 @@ class Engine:
         for seq in plan.started:
             self._latest[seq.slot] = self._streams[seq.id]
             self._slot_cache.note(seq.slot, seq.tokens, seq.salt)
-            self._streams[seq.id].start()
+            self._counters.note_wait(self._streams[seq.id].start())
         rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
         began = time.perf_counter()
         if plan.saves or plan.restores:

@@ -164,6 +164,8 @@ class Request:
     media: tuple[MediaSpan, ...] = ()  # in order: where the prompt's ids are negative
     adapters: tuple[tuple[int, float], ...] | None = None  # scales by id; None: the engine's
     grids: tuple[Grid, ...] = ()  # for M-RoPE; empty: those of the images in ``media``
+    client: str = ""  # who asks: clients get slots in turn
+    batch: int = 0  # a number for requests of a client that were made together, one turn of it
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
     @property

@@ -4,9 +4,11 @@ Integers and lists only: no arrays, no clock, no device. The engine's loop is ``
 plan's copies and its forward, ``advance``, then ``append`` or ``finish`` for each chunk that
 reached the end of its sequence.
 
-Sequences are served by arrival. If the pool of pages runs out, the youngest pauses: it gives
-its pages back (they stay cached while the room lasts), keeps its slot, and comes back as
-the first of those that wait. The oldest is never paused, so all of them end.
+Clients, and the requests of each, get slots in turn (turns.py), those of one request by arrival;
+a client's prompts are computed by arrival, those of several clients in turn. If the pool of pages
+runs out, the youngest pauses: it gives its pages back (they stay cached while the room lasts),
+keeps its slot, and comes back as the first of those that wait. The oldest is never paused, so all
+of them end.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from engine.checkpoints import Checkpoints, StateCopy
 from engine.errors import ContextOverflowError, RequestError
 from engine.request import Request
 from engine.sequence import Chunk, Plan, Sequence
+from engine.turns import PromptTurns, WaitingLine
 
 _arrival = attrgetter("arrival")
 # The end of a prompt opens the answer, which the next turn of a chat may render otherwise.
@@ -69,7 +72,8 @@ class Scheduler:
             )
         self.slots: list[Sequence | None] = [None] * n_slots
         self.running: list[Sequence] = []  # by arrival
-        self.waiting: list[Sequence] = []  # by arrival, the paused ones among them
+        self.waiting = WaitingLine()
+        self._prompt_turns = PromptTurns()
         self.n_preempted = 0
         self._share, self.checkpoints = share and not whole_prompts, checkpoints
         self.whole_prompts = whole_prompts
@@ -89,7 +93,7 @@ class Scheduler:
         seq.share = seq.share and self._share
         seq.arrival = self._n_arrived
         self._n_arrived += 1
-        self.waiting.append(seq)
+        self.waiting.add(seq)
 
     def check(self, request: Request) -> None:
         """Raise what ``add`` raises for this request."""
@@ -123,8 +127,13 @@ class Scheduler:
             n_tokens = min(n_tokens, self.prompt_chunk)
         if most_tokens is not None and not self.whole_prompts:
             n_tokens = min(n_tokens, most_tokens)
-        plan = Plan(chunks)
+        plan, n_decoding = Plan(chunks), len(chunks)
         prompts = [seq for seq in self.running if seq.n_pending > 1]
+        while prompts and self.waiting.has_newcomer(self.running):
+            if (seq := self._admit(plan)) is None:
+                break
+            prompts.append(seq)
+        self._prompt_turns.sort(prompts)
         while n_tokens > 0:
             seq = prompts.pop(0) if prompts else self._admit(plan)
             if seq is None:
@@ -135,6 +144,7 @@ class Scheduler:
                 chunks.append(chunk)
                 n_tokens -= chunk.count
                 n_outputs -= chunk.n_outputs
+        self._prompt_turns.note([chunk.seq for chunk in chunks[n_decoding:]])
         self.cache.unpin_sources()
         # Who starts, or goes on after a pause, may wait for an image; its copies may not.
         if not (chunks or plan.started or plan.copies or plan.restores):
@@ -253,7 +263,7 @@ class Scheduler:
         self.running.remove(seq)
         self._release(seq)
         seq.state = "waiting"
-        insort(self.waiting, seq, key=_arrival)
+        self.waiting.add(seq)
 
     def _admit(self, plan: Plan) -> Sequence | None:
         """Give the first one that can have it a slot and pages, or None.
@@ -264,7 +274,7 @@ class Scheduler:
         """
         if len(self.running) == len(self.slots):
             return None
-        for seq in self.waiting:
+        for seq in self.waiting.in_turn(self.running):
             slot = self._free_slot(seq)
             if slot is None or self._is_in_the_making(seq):
                 continue
@@ -323,7 +333,7 @@ class Scheduler:
         self.cache.release(seq)
 
     def _start(self, seq: Sequence, slot: int, plan: Plan) -> None:
-        self.waiting.remove(seq)
+        self.waiting.take(seq, self.running)
         insort(self.running, seq, key=_arrival)
         seq.state = "running"
         seq.n_reused = max(seq.n_reused, seq.n_computed)

@@ -6,8 +6,9 @@ any thread may keep.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.request import Request, Timings
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from engine.scheduler import Scheduler
     from engine.sequence import Plan
     from engine.stream import Stream
+
+
+WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, float("inf"))  # seconds
 
 
 @dataclass(slots=True)
@@ -29,6 +33,13 @@ class Counters:
     n_decodes: int = 0
     n_busy_slots: int = 0
     n_tokens_max: int = 0
+    wait_seconds: float = 0.0
+    waits: list[int] = field(default_factory=lambda: [0] * len(WAITS))
+
+    def note_wait(self, seconds: float) -> None:
+        """A request has got its slot."""
+        self.wait_seconds += seconds
+        self.waits[bisect_left(WAITS, seconds)] += 1
 
     def note_forward(self, plan: Plan, n_running: int) -> None:
         self.n_decodes += 1
@@ -65,6 +76,10 @@ class EngineStats:
     n_tokens_max: int  # n_tokens_max: the longest sequence so far
     n_processing: int  # requests_processing
     n_deferred: int  # requests_deferred: waiting for a slot, or paused
+    n_paused: int = 0  # of those deferred: with a slot, but without room
+    wait_seconds: float = 0.0  # that requests waited for their slots, in all
+    waits: tuple[int, ...] = (0,) * len(WAITS)  # how many waited no longer than each of WAITS,
+    # and longer than the one before it
     n_slots: int
     n_preempted: int  # times that a sequence was paused because pages ran out
     n_cached_tokens: int  # prompt tokens that were found in the cache, in all
@@ -99,6 +114,9 @@ def engine_stats(counters: Counters, scheduler: Scheduler, n_posted: int) -> Eng
         n_tokens_max=counters.n_tokens_max,
         n_processing=len(scheduler.running),
         n_deferred=len(scheduler.waiting) + n_posted,
+        n_paused=scheduler.waiting.n_paused,
+        wait_seconds=counters.wait_seconds,
+        waits=tuple(counters.waits),
         n_slots=len(scheduler.slots),
         n_preempted=scheduler.n_preempted,
         n_cached_tokens=pages.n_hit_tokens,

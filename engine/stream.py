@@ -68,6 +68,7 @@ class Stream:
         self._tokenizer, self._on_event = tokenizer, on_event
         self.pool = Pool(seq.request.pooling or "none", seq.n_prompt)
         self._scores: list[TokenScore | None] = [None]
+        self._made_at = time.perf_counter()
         self._started_at = self._first_at = self._last_at = 0.0
         self.ended = False
         self.has_new_line = False  # in the text so far
@@ -100,9 +101,11 @@ class Stream:
         """What says which tokens may come next; None: any."""
         return self._guide if self._guide is not None and self._guide.constrains else None
 
-    def start(self) -> None:
+    def start(self) -> float:
+        """The request has its slot; returns the seconds that it waited for it."""
         self._started_at = time.perf_counter()
         self._emit(Started(self.seq.n_prompt, self.seq.n_cached, self.seq.slot))
+        return self._started_at - self._made_at
 
     def progress(self, n_done: int) -> None:
         """Tell that so many tokens of the prompt are computed, if anybody wants to know."""

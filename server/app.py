@@ -25,6 +25,7 @@ from server import (
     transcription,
 )
 from server.auth import KeyCheck
+from server.client import Client
 from server.errors import EXCEPTION_HANDLERS, ApiError
 from server.idle import Idle, Wake
 from server.room import Leases
@@ -113,6 +114,7 @@ def create_app(
     idle: Idle | None = None,
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for route in dialect.routes(service)]
+    keys = tuple(api_keys)
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
         routes=[*routes, *openapi.routes(routes)],
@@ -121,7 +123,8 @@ def create_app(
             Middleware(Slashes),
             *prefixed,
             Middleware(Gate, service=service),
-            Middleware(KeyCheck, keys=tuple(api_keys)),
+            Middleware(KeyCheck, keys=keys),
+            Middleware(Client, has_keys=bool(keys)),
             *([Middleware(Wake, idle=idle)] if idle is not None else []),
             Middleware(Leases, room=service.bodies),
         ],

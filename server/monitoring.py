@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Iterable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from engine.stats import EngineStats, SlotState
+from engine.stats import WAITS, EngineStats, SlotState
 from server.answer import ratio
 from server.errors import ApiError, invalid, json_response, not_enabled, shown
 from server.fields import convert
@@ -135,6 +142,25 @@ class StatsCollector(Collector):
             yield CounterMetricFamily(PREFIX + name, help, value=value)
         for name, value, help in gauges(self.stats):
             yield GaugeMetricFamily(PREFIX + name, help, value=value)
+        yield waits(self.stats)
+        yield states(self.stats)
+
+
+def waits(stats: EngineStats) -> Metric:
+    """How long requests waited for a slot."""
+    help = "Time that requests waited for a slot."
+    totals = [f"{most:g}" if most < math.inf else "+Inf" for most in WAITS]
+    buckets = list(zip(totals, accumulate(stats.waits), strict=True))
+    name = PREFIX + "request_queue_seconds"
+    return HistogramMetricFamily(name, help, buckets=buckets, sum_value=stats.wait_seconds)
+
+
+def states(stats: EngineStats) -> Metric:
+    family = GaugeMetricFamily(PREFIX + "requests", "Requests, by state.", labels=["state"])
+    family.add_metric(["waiting"], stats.n_deferred - stats.n_paused)
+    family.add_metric(["paused"], stats.n_paused)
+    family.add_metric(["running"], stats.n_processing)
+    return family
 
 
 def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:

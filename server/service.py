@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 
 from engine.request import Pooling
 from server.body import read_json, read_object
+from server.client import client
 from server.encoding import coding, decoded
 from server.errors import ApiError, invalid
 from server.fetch import Fetcher
@@ -115,7 +116,9 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(self.engine, self._inbox, ping_interval, self.max_unread)
+        return EventStream(
+            self.engine, self._inbox, ping_interval, self.max_unread, client.get()
+        )
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that

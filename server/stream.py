@@ -7,10 +7,12 @@ iterator of batches of events serves streaming and non-streaming answers.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,7 +30,10 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_UNREAD = 8 * 2**20  # bytes of events, roughly
 EVENT_BYTES, SCORE_BYTES = 200, 120  # of each, without their text
 LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
-SUBMITTED_AT_ONCE = 32  # requests before the loop has its turn
+# To submit a request takes 0.1 milliseconds and 0.05 microseconds for each token.
+TOKENS_OF_A_REQUEST = 2**11
+TOKENS_AT_ONCE = 2**16  # then the loop has its turn
+batches = itertools.count(1)  # numbers of HTTP requests, by which the engine lets them take turns
 
 
 class Inbox:
@@ -68,8 +73,10 @@ class EventStream:
         inbox: Inbox,
         ping_interval: float = 0.0,
         max_unread: int = DEFAULT_MAX_UNREAD,
+        client: str = "",
     ) -> None:
         self.engine = engine
+        self._client, self._batch = client, next(batches)
         self.max_unread = max_unread  # bytes of events that wait while it is blocked
         self.is_blocked = False  # something is being sent, and its client has not taken it yet
         self.on_overflow: Callable[[], None] = lambda: None
@@ -89,12 +96,15 @@ class EventStream:
 
         The loop goes on between them, since each takes a moment.
         """
+        n_tokens = 0
         try:
             for request in requests:
                 if self.gone:
                     return
                 index = self._n_submitted
-                if index % SUBMITTED_AT_ONCE == SUBMITTED_AT_ONCE - 1:
+                n_tokens += TOKENS_OF_A_REQUEST + len(request.prompt)
+                if n_tokens > TOKENS_AT_ONCE:
+                    n_tokens = 0
                     await asyncio.sleep(0)
                 self._n_submitted += 1
                 await self._submit(index, request)
@@ -107,6 +117,7 @@ class EventStream:
     async def _submit(self, index: int, request: Request) -> None:
         """In a thread where it takes long: a grammar that is not compiled any more, or DRY, for
         which the vocabulary and the prompt are searched."""
+        request = replace(request, client=self._client, batch=self._batch)
         on_event = partial(self._inbox.put, self, index)
         if request.constraint is None and request.sampling.dry_multiplier == 0.0:
             self._tickets[index] = self.engine.submit(request, on_event)

@@ -238,20 +238,14 @@ def test_time_is_up_at_a_new_line(engine: Engine) -> None:
     assert 2 < events[-1].timings.predicted_n < N_CTX - 2
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"temperature": 1e-310},  # the logits overflow
-        {"logit_bias": tuple((id, -float("inf")) for id in range(N_VOCAB))},
-    ],
-)
 def test_a_request_that_cannot_be_sampled_ends_alone(
-    engine: Engine, runner: CountingRunner, params: dict[str, Any]
+    engine: Engine, runner: CountingRunner
 ) -> None:
+    params = {"logit_bias": tuple((id, -float("inf")) for id in range(N_VOCAB))}
     other, bad = Events(), Events()
     runner.gate.clear()
     engine.submit(request("A", 20), other)
-    engine.submit(request("B", 20, **({"temperature": 1.0} | params)), bad)
+    engine.submit(request("B", 20, temperature=1.0, **params), bad)
     runner.gate.set()
     assert isinstance(bad.all()[-1], Failed)
     assert other.text() == "BCDEFGHIJKLMNOPQRSTU"

@@ -86,7 +86,7 @@ def test_arrival_decides_who_pauses_and_who_comes_back():
     while c.state == "running":
         step(scheduler)
     assert b.state == "running"
-    assert scheduler.waiting == [c, d]
+    assert list(scheduler.waiting.in_turn(scheduler.running)) == [c, d]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ def test_slots(serve: Any, engine: Any) -> None:
     engine.slots = lambda: [BUSY]
     assert httpx.get(url + "/slots?fail_on_no_slot=1").status_code == 503
     assert httpx.get(url + "/slots").status_code == 200
+
+
+def test_metrics_say_how_long_requests_wait(serve: Any, engine: Any) -> None:
+    waits = (2, 0, 1, *[0] * 6, 3)
+    stats = dataclasses.replace(STATS, waits=waits, wait_seconds=345.5, n_deferred=7, n_paused=2)
+    engine.stats = lambda: stats
+    text = httpx.get(serve(engine, endpoints=Endpoints(metrics=True)) + "/metrics").text
+    lines = text.splitlines()
+    name = "llamacpp:request_queue_seconds"
+    for le, n in (("0.01", 2), ("0.1", 3), ("100", 3), ("+Inf", 6)):
+        assert f'{name}_bucket{{le="{le}"}} {n}.0' in lines
+    assert f"{name}_sum 345.5" in lines
+    assert f"{name}_count 6.0" in lines
+    assert 'llamacpp:requests{state="waiting"} 5.0' in lines
+    assert 'llamacpp:requests{state="paused"} 2.0' in lines
 
 
 def test_metrics(serve: Any, engine: Any) -> None:
