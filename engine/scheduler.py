@@ -27,6 +27,7 @@ _arrival = attrgetter("arrival")
 # The end of a prompt opens the answer, which the next turn of a chat may render otherwise.
 PROMPT_END = 16  # tokens
 LEAST_DROPPED = 4  # tokens after those to keep, of which a full context drops half
+SCORES_OF_STEP = 2**14  # of prompts: to look them up takes the host 10 milliseconds
 LEAST_PAGES = 2  # a checkpoint after fewer new ones is not worth a step of its own
 
 
@@ -388,7 +389,8 @@ class Scheduler:
         if seq.request.prompt_logprobs is not None and seq.n_scored < seq.n_prompt:
             if start < seq.n_scored:  # computed again after a pause
                 return Chunk(seq, start, min(count, seq.n_scored - start), "none")
-            return Chunk(seq, start, min(count, n_outputs), "all")
+            n_scored = max(SCORES_OF_STEP // (1 + seq.request.prompt_logprobs), 1)
+            return Chunk(seq, start, min(count, n_outputs, n_scored), "all")
         pooling = seq.request.pooling
         if self.whole_prompts and count < pending:  # not in this forward
             return Chunk(seq, start, 0, "none")

@@ -24,6 +24,7 @@ from server.interface import Tokenizer
 
 T = TypeVar("T")
 INT32_MAX = 2**31 - 1
+MAX_TOP = 1024  # likeliest tokens of each: they are looked up and written one by one
 MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
 MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
 MAX_BIASED_TEXT = 2**12  # characters
@@ -51,9 +52,9 @@ LIMITED: dict[str, tuple[int, int]] = {
     "dry_allowed_length": (0, INT32_MAX),
     "dry_penalty_last_n": (-1, INT32_MAX),
     "min_keep": (0, INT32_MAX),
-    "n_probs": (0, INT32_MAX),
-    "logprobs": (0, INT32_MAX),
-    "top_logprobs": (0, INT32_MAX),
+    "n_probs": (0, MAX_TOP),
+    "logprobs": (0, MAX_TOP),
+    "top_logprobs": (0, MAX_TOP),
     "t_max_predict_ms": (-1, INT32_MAX),
     "n_indent": (0, INT32_MAX),
     "reasoning_budget_tokens": (-1, INT32_MAX),

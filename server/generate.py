@@ -11,6 +11,7 @@ from engine.chat.format import ChatFormat, ChatParser
 from engine.constraint import Constraint
 from engine.request import ReasoningBudget, Request
 from server.answer import Choice
+from server.errors import invalid
 from server.fields import (
     GenerationFields,
     adapter_scales,
@@ -20,7 +21,7 @@ from server.fields import (
     stop_strings,
 )
 from server.prompts import Prompt
-from server.stream import Dialect, Reply
+from server.stream import MAX_SCORES, Dialect, Reply
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -130,6 +131,7 @@ async def engine_requests(
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
+    check_scores(job.prompts, request.prompt_logprobs, options.n)
     return [
         replace(
             request,
@@ -140,3 +142,15 @@ async def engine_requests(
         for prompt in job.prompts
         for seed in seeds
     ]
+
+
+def check_scores(prompts: Sequence[Prompt], n_top: int | None, n: int) -> None:
+    """ApiError if an answer would have too many scores of its prompts; ``n_top`` None: none."""
+    if n_top is None:
+        return
+    n_scores = n * (1 + n_top) * sum(len(prompt.ids) for prompt in prompts)
+    if n_scores > MAX_SCORES:
+        raise invalid(
+            f"Field 'logprobs': {n_scores} log-probabilities of the prompts (one, and {n_top} of "
+            f"likeliest tokens, for each token of each choice), at most {MAX_SCORES} in an answer"
+        )

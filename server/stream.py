@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_UNREAD = 8 * 2**20  # bytes of events, roughly
 EVENT_BYTES, SCORE_BYTES = 200, 120  # of each, without their text
 LEAST_PING_INTERVAL = 0.1  # seconds; a request may name one, and the loop must not spin for it
+MAX_SCORES = 2**18  # log-probabilities of an answer that is sent as a whole: 25 MB of JSON
+SCORED_AT_ONCE = 256  # tokens whose scores are written without leaving the loop
 # To submit a request takes 0.1 milliseconds and 0.05 microseconds for each token.
 TOKENS_OF_A_REQUEST = 2**11
 TOKENS_AT_ONCE = 2**16  # then the loop has its turn
@@ -250,6 +252,7 @@ class Reply:
         self.dialect = dialect
         self.streaming = streaming
         self.timeout = timeout  # seconds for a client that does not read
+        self._scored = False  # scores of a prompt have come that are not sent yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self.stream.watch(receive))
@@ -268,9 +271,16 @@ class Reply:
             self.stream.close()
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        n_scores = 0
         async for batch in self.stream:
             for index, event in batch:
                 raise_if_ended_early(event)
+                n_scores += generated_scores(event)
+                if n_scores > MAX_SCORES:
+                    raise invalid(
+                        f"The answer would have more than {MAX_SCORES} log-probabilities: ask for "
+                        "less of n_probs or top_logprobs, for fewer tokens, or for a stream"
+                    )
                 self.dialect.take(index, event)
         if not self.stream.gone:
             response = await asyncio.to_thread(self._whole)
@@ -293,7 +303,12 @@ class Reply:
                 headers = framing.headers()
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 started = True
-            body, error = self._translate(batch) if batch else (framing.ping, None)
+            if not batch:
+                body, error = framing.ping, None
+            elif self._is_long(batch):
+                body, error = await asyncio.to_thread(self._translate, batch)
+            else:
+                body, error = self._translate(batch)
             if error is not None:
                 return await end_body(send, body + self._framed(self.dialect.failed(error)))
             if body:
@@ -304,6 +319,17 @@ class Reply:
         if not self.stream.gone:
             await end_body(send, self._framed(self.dialect.last_chunks()) + framing.done)
         return None
+
+    def _is_long(self, batch: list[tuple[int, Event]]) -> bool:
+        """Whether to translate a batch takes so long that the loop should go on meanwhile: the
+        scores of a prompt are sent with the first text that follows it."""
+        if self._scored:
+            self._scored = False
+            return True
+        self._scored = any(
+            type(event) is PromptScored and len(event.scores) > SCORED_AT_ONCE for _, event in batch
+        )
+        return self._scored
 
     def _translate(self, batch: list[tuple[int, Event]]) -> tuple[bytes, ApiError | None]:
         """The bytes of a batch, up to the event that ends the stream with an error."""
@@ -323,6 +349,13 @@ class Reply:
 
 async def end_body(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def generated_scores(event: Event) -> int:
+    """How many log-probabilities an event has of generated tokens."""
+    if type(event) is not Delta:
+        return 0
+    return sum(1 + len(score.top) for score in event.scores)
 
 
 def raise_if_ended_early(event: Event) -> None:

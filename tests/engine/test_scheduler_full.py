@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scheduling import add, make, step
+from scheduling import add, make, shares, step
+
+from engine.scheduler import SCORES_OF_STEP
 
 
 def test_id_slot_waits_without_blocking_others():
@@ -124,3 +126,11 @@ def test_pages_that_others_hold_stay_when_a_context_shifts():
     assert other.table[:2] == table
     assert other.tokens[: len(tokens)] == tokens
     assert not set(seq.table) & set(table)
+
+
+def test_a_step_scores_fewer_tokens_of_a_prompt_if_each_has_many_scores():
+    scheduler = make(n_ctx=64, n_ubatch=16)
+    add(scheduler, range(40), prompt_logprobs=SCORES_OF_STEP // 5 - 1, max_tokens=0)
+    assert [share[2:] for share in shares(step(scheduler))] == [(5, "all")]
+    add(scheduler, range(40), prompt_logprobs=2 * SCORES_OF_STEP, max_tokens=0)
+    assert [share[2:] for share in shares(step(scheduler))] == [(5, "all"), (1, "all")]

@@ -146,6 +146,8 @@ def test_bad_logit_bias(given: Any) -> None:
         ("dry_penalty_last_n", -2),
         ("min_keep", -1),
         ("n_probs", -1),
+        ("n_probs", 1025),
+        ("logprobs", 2000),
     ],
 )
 def test_limits(name: str, value: int) -> None:
