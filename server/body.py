@@ -14,7 +14,7 @@ import msgspec
 from server.errors import ApiError, invalid
 
 MAX_PARTS = 2**20  # arrays, objects, names and strings
-MAX_VALUES = 2**22  # numbers are quicker and smaller; these take 0.1 seconds
+MAX_VALUES = 2**21  # numbers are quicker and smaller; these take 0.1 seconds
 
 
 def read_json(raw: bytes) -> Any:

@@ -65,7 +65,7 @@ class DetokenizeFields(msgspec.Struct):
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), TokenizeFields)
-    n = n_characters(fields.content)
+    n = n_characters([fields.content])
     return await service.read_text(n, tokens, fields, service.engine.tokenizer)
 
 
@@ -98,14 +98,16 @@ def piece_value(piece: bytes) -> str | list[int]:
 
 
 async def detokenize(service: Service, http: HttpRequest) -> Response:
-    fields = convert(await service.read_object(http), DetokenizeFields)
+    data = await service.read_object(http)
+    given = data.get("tokens")
+    if isinstance(given, list) and len(given) > MAX_TOKENS:
+        raise invalid(f"Field 'tokens': at most {MAX_TOKENS}, got {len(given)}")
+    fields = convert(data, DetokenizeFields)
     tokenizer = service.engine.tokenizer
     return await service.read_text(len(fields.tokens), token_text, fields.tokens, tokenizer)
 
 
 def token_text(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
-    if len(ids) > MAX_TOKENS:
-        raise invalid(f"Field 'tokens': at most {MAX_TOKENS}, got {len(ids)}")
     n_bytes = 0
     for id in ids:
         n_bytes += len(tokenizer.piece(checked_token("tokens", id, tokenizer), special=True))

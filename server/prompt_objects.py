@@ -3,15 +3,17 @@ as a message of a chat has them. llama-server takes both beside strings and toke
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+from collections.abc import Iterable
 from typing import Any
 
 from server.chat import prompt
 from server.conversation import check_part, with_refusals
 from server.errors import invalid, shown
 from server.media import MARKER, SHOWN_MARKER, read_media, with_markers
-from server.prompts import Prompt, check_number, completion_prompts
+from server.prompts import MAX_PROMPTS, Prompt, check_number, completion_prompts
 from server.service import Service
 
 N_LETTERS = 16  # of base64: the first 12 bytes, by which a sound is known
@@ -24,9 +26,12 @@ async def read_prompts(
 
     ``cut``: of texts that do not fit the context, the beginnings that do.
     """
+    # As many numbers as a body may have take the loop's time only to be looked at.
+    long = isinstance(value, list) and len(value) > MAX_PROMPTS
+    has_objects, n = await asyncio.to_thread(measured, value) if long else measured(value)
     if isinstance(value, dict):
         value = await object_prompt(value, service, field)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    elif has_objects:
         check_number(value, field)
         value = [
             await object_prompt(item, service, f"{field}[{place}]")
@@ -36,15 +41,26 @@ async def read_prompts(
         ]
     engine = service.engine
     return await service.read_text(
-        n_characters(value), completion_prompts, value, engine.tokenizer, engine.n_ctx, field, cut
+        n, completion_prompts, value, engine.tokenizer, engine.n_ctx, field, cut
     )
 
 
-def n_characters(value: Any) -> int:
-    """Of a prompt or a list of them; tokens take no time and do not count."""
-    if isinstance(value, str):
-        return len(value)
-    return sum(map(n_characters, value)) if isinstance(value, list) else 0
+def measured(value: Any) -> tuple[bool, int]:
+    """Whether a list of prompts has objects, and how many characters a prompt or a list has."""
+    items = value if isinstance(value, list) else [value]
+    has_objects = items is value and any(isinstance(item, dict) for item in items)
+    return has_objects, n_characters(items)
+
+
+def n_characters(items: Iterable[Any]) -> int:
+    """Of the texts among prompts; tokens take no time and do not count."""
+    n = 0
+    for item in items:
+        if isinstance(item, str):
+            n += len(item)
+        elif isinstance(item, list):
+            n += sum(len(part) for part in item if isinstance(part, str))
+    return n
 
 
 async def object_prompt(value: dict[str, Any], service: Service, name: str) -> Prompt:

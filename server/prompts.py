@@ -109,6 +109,8 @@ def encode_mixed(
         )
     if not isinstance(value, list):
         raise invalid(f"Field '{field}': expected a string or an array, got {shown(value)}")
+    if len(value) > most and not any(isinstance(part, str) for part in value):
+        raise TooManyTokensError(len(value), most)
     ids: list[int] = []
     for place, part in enumerate(value):
         if isinstance(part, str):

@@ -1,0 +1,259 @@
+"""What is done to a server in test_hostile.py: the table that grows.
+
+A new attack is a new ``Row``; rows of a few seconds run daily, the others with ``-m slow``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hostile import KEYS, Row, Send, Server
+
+MB = 10**6
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog, and 3,141 more of them (says the paper) would;\n"
+)
+
+
+def text(part: str, n: int) -> str:
+    """About so many characters."""
+    return part * (n // len(part))
+
+
+def field(name: str, part: str, n: int, **more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {name: text(part, n), **more}
+
+
+def said(part: str, n: int, **more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: (
+        {"messages": [{"role": "user", "content": text(part, n)}], "max_tokens": 4} | more
+    )
+
+
+def completion(**fields: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"prompt": "Hello", "n_predict": 4} | fields
+
+
+def everywhere(part: str, n: int) -> tuple[Send, ...]:
+    """A long text to every endpoint that tokenizes one."""
+    prompts = ("/completion", "/v1/completions", "/api/generate")
+    infill = {"input_prefix": text(part, n // 2), "input_suffix": text(part, n // 2)}
+    return (
+        *(Send(path, field("prompt", part, n, raw=True)) for path in prompts),
+        *(Send(path, said(part, n)) for path in ("/v1/chat/completions", "/v1/messages")),
+        Send("/api/chat", said(part, n)),
+        Send("/v1/responses", field("input", part, n)),
+        Send("/v1/embeddings", field("input", part, n)),
+        Send("/infill", lambda: infill, (400, 501)),
+        Send("/v1/messages/count_tokens", said(part, n), (200, 400)),
+        Send("/apply-template", said(part, n), (200, 400)),
+        Send("/tokenize", field("content", part, n), (200, 400)),
+        Send("/tokenize", field("content", part, n, with_pieces=True), (200, 400)),
+        Send("/completion", completion(logit_bias=[[text(part, n), 1.0]])),
+    )
+
+
+EXTREMES = (
+    {"repeat_penalty": 5e-324},
+    {"frequency_penalty": -1e308},
+    {"presence_penalty": 1e308},
+    {"dynatemp_range": 1e308},
+    {"mirostat": 2, "mirostat_tau": 1e308},
+    {"dry_multiplier": -1e308},
+)
+DEFINED = (
+    {"temperature": 5e-324},
+    {"logit_bias": [[5, 1e308], [5, 1e308]]},
+    {"top_n_sigma": 1e9, "temperature": 1e9},
+)
+
+
+def header_bomb(server: Server) -> None:
+    """190 MB of small headers, before a key is looked at."""
+    raw(server, b"GET /props HTTP/1.1\r\nHost: x\r\n", b"X-A: " + b"a" * 94 + b"\r\n", 1_900_000)
+
+
+def endless_header(server: Server) -> None:
+    raw(server, b"GET /props HTTP/1.1\r\nHost: x\r\nX-A: ", b"a" * 2**16, 3_000)
+
+
+def raw(server: Server, head: bytes, part: bytes, times: int) -> None:
+    block = part * max(2**16 // len(part), 1)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        try:
+            connection.sendall(head)
+            for _ in range(times * len(part) // len(block)):
+                connection.sendall(block)
+        except OSError:
+            pass  # the server has had enough
+
+
+def idle_connections(server: Server) -> None:
+    open_ones = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    time.sleep(1)
+    for connection in open_ones:
+        connection.close()
+
+
+def leaving(server: Server) -> None:
+    """A batch whose client goes away in its middle."""
+    body = json.dumps({"prompt": [f"{n} is" for n in range(2048)], "n_predict": 64}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS['hostile']}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+        time.sleep(6)
+
+
+def asked(content: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+
+
+BOMB = '{{ ("{0:999999}" * 100000).format(1) }}'
+LISTS = "{% set a = [1] %}{% for i in range(40) %}{% set a = [a, a] %}{% endfor %}{{ a is eq a }}"
+AMBIGUOUS = 'root ::= a\na ::= a a | "a" | "b" | [a-z] | ""'
+PRIMES = (999983, 999979, 999961, 999959, 999953, 999931, 999917, 999907)
+
+ROWS = (
+    # Long texts
+    Row("tokenize 4 MB of digits", (Send("/tokenize", field("content", "7", 4 * MB)),)),
+    Row("a prompt of 4 MB of digits", (Send("/completion", field("prompt", "7", 4 * MB)),)),
+    Row("a prompt of 20 MB of one letter", (Send("/completion", field("prompt", "a", 20 * MB)),)),
+    Row("tokenize 20 MB of spaces", (Send("/tokenize", field("content", " ", 20 * MB)),)),
+    Row(
+        "tokenize 1 MB of English",
+        (Send("/tokenize", field("content", ENGLISH, MB, with_pieces=True), (200,)),),
+    ),
+    Row("3 MB of English everywhere", everywhere(ENGLISH, 3 * MB), slow=True),
+    Row("20 MB of digits everywhere", everywhere("7", 20 * MB), slow=True),
+    Row("20 MB of one letter everywhere", everywhere("a", 20 * MB), slow=True),
+    Row("20 MB of spaces everywhere", everywhere(" ", 20 * MB), slow=True),
+    Row("9 MB of control tokens everywhere", everywhere("<|endoftext|>", 9 * MB), slow=True),
+    Row(
+        "6 long texts at once",
+        (Send("/tokenize", field("content", ENGLISH, 2 * MB), (200, 400), times=6),),
+        slow=True,
+        probe=10.0,
+    ),
+    Row(
+        "a long text, compressed",
+        (Send("/tokenize", lambda: gzip.compress(b'{"content": "' + b"7" * 60 * MB + b'"}')),),
+        slow=True,
+    ),
+    # Tokens
+    Row("detokenize 2 M tokens", (Send("/detokenize", lambda: {"tokens": [300] * (2 * MB)}),)),
+    Row("detokenize 1 M tokens", (Send("/detokenize", lambda: {"tokens": [300] * MB}, (200,)),)),
+    Row("a prompt of 2 M tokens", (Send("/completion", lambda: {"prompt": [300] * (2 * MB)}),)),
+    Row(
+        "30 M numbers",
+        (Send("/completion", lambda: b'{"prompt": [' + b"1," * (30 * MB) + b"1]}", (413,)),),
+    ),
+    # Log-probabilities
+    Row("n_probs of all tokens", (Send("/completion", completion(n_probs=20000)),)),
+    Row(
+        "the most n_probs",
+        (Send("/completion", completion(n_probs=1024, n_predict=100), (200,), times=3),),
+    ),
+    Row(
+        "the most scores of a prompt",
+        (
+            Send(
+                "/v1/completions",
+                lambda: {
+                    "prompt": [300 + n for n in range(250)],
+                    "echo": True,
+                    "logprobs": 1024,
+                    "max_tokens": 1,
+                },
+                (200,),
+            ),
+            Send(
+                "/v1/completions",
+                lambda: {
+                    "prompt": [300 + n for n in range(4000)],
+                    "echo": True,
+                    "logprobs": 64,
+                    "max_tokens": 1,
+                    "stream": True,
+                },
+                (200,),
+            ),
+        ),
+    ),
+    Row(
+        "too many scores of a prompt",
+        (
+            Send(
+                "/v1/completions",
+                lambda: {"prompt": [300] * 4000, "echo": True, "logprobs": 1000, "max_tokens": 1},
+            ),
+        ),
+    ),
+    # The queue
+    Row("a batch of 2,048 prompts", leaving, probe=5.0),
+    # Numbers
+    Row(
+        "sampling parameters beyond their ranges",
+        (
+            *(Send("/completion", completion(**fields)) for fields in EXTREMES),
+            *(Send("/completion", completion(**fields), (200,)) for fields in DEFINED),
+            *(Send("/v1/chat/completions", said("Hi", 2, **fields)) for fields in EXTREMES[:3]),
+            *(
+                Send("/api/chat", said("Hi", 2, stream=False, options=fields))
+                for fields in EXTREMES[:3]
+            ),
+        ),
+    ),
+    # Connections and headers
+    Row("190 MB of headers", header_bomb, awaits="limits of headers", slow=True),
+    Row("an endless header", endless_header, awaits="limits of headers"),
+    Row("300 idle connections", idle_connections, awaits="limits of connections"),
+    Row(
+        "a data URL of 8 million marks",
+        (
+            Send(
+                "/v1/chat/completions",
+                asked([{"type": "image_url", "image_url": {"url": "data:" + ";" * (8 * MB)}}]),
+            ),
+        ),
+        awaits="limits of data URLs",
+    ),
+    # Templates, schemas, grammars
+    Row(
+        "a template that multiplies a text",
+        (Send("/v1/chat/completions", asked("Hi"), (400, 500)),),
+        args=("--jinja", "--chat-template", BOMB),
+        awaits="limits of templates",
+    ),
+    Row(
+        "a template that compares nested lists",
+        (Send("/v1/chat/completions", asked("Hi"), (400, 500)),),
+        args=("--jinja", "--chat-template", LISTS),
+        awaits="limits of templates",
+    ),
+    Row(
+        "schemas with large automata",
+        tuple(
+            Send(
+                "/completion",
+                completion(json_schema={"type": "integer", "multipleOf": prime}),
+                (200, 400),
+            )
+            for prime in PRIMES
+        ),
+        awaits="limits of automata",
+        slow=True,
+    ),
+    Row(
+        "an ambiguous grammar",
+        (Send("/completion", completion(grammar=AMBIGUOUS, n_predict=400), (200, 400)),),
+        awaits="masks off the engine's thread",
+    ),
+)
