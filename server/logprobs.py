@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
 
 from engine.request import TokenScore
 
+MANY = 32  # likeliest tokens of each
 LOWEST_FLOAT = -3.4028234663852886e38  # stands for log 0, which JSON cannot say
 
 
-def content_logprobs(
-    scores: Iterable[TokenScore], n_top: int, post_sampling: bool
-) -> list[dict[str, object]]:
-    """``logprobs.content`` of chat completions, with llama-server's ``id``."""
+def content_logprobs(scores: Iterable[TokenScore], n_top: int, post_sampling: bool) -> list[Any]:
+    """``logprobs.content`` of chat completions, with llama-server's ``id``; written ones of
+    tokens with many scores (see ``row``)."""
     value_name, list_name = ("prob", "top_probs") if post_sampling else ("logprob", "top_logprobs")
 
     def entry(id: int, piece: bytes, value: float) -> dict[str, object]:
@@ -21,10 +24,19 @@ def content_logprobs(
         return {"id": id, "token": token, "bytes": list(piece), value_name: finite(value)}
 
     return [
-        entry(score.id, score.piece, score.logprob)
-        | {list_name: [entry(*top) for top in shown(score, n_top, post_sampling)]}
+        row(
+            entry(score.id, score.piece, score.logprob)
+            | {list_name: [entry(*top) for top in shown(score, n_top, post_sampling)]},
+            n_top,
+        )
         for score in scores
     ]
+
+
+def row(scores: dict[str, Any], n_top: int) -> Any:
+    """The scores of a token, as JSON where they are many: of hundreds of thousands of objects that
+    are written in one go, nobody else has a turn, nor while the interpreter counts them."""
+    return msgspec.Raw(msgspec.json.encode(scores)) if n_top >= MANY else scores
 
 
 def shown(score: TokenScore, n_top: int, post_sampling: bool) -> list[tuple[int, bytes, float]]:
@@ -62,7 +74,7 @@ def legacy_logprobs(
     return {
         "tokens": [legacy_token(piece) for piece in pieces],
         "token_logprobs": [score and finite(score.logprob) for score in scores],
-        "top_logprobs": [score and legacy_top(score, n_top) for score in scores],
+        "top_logprobs": [score and row(legacy_top(score, n_top), n_top) for score in scores],
         "text_offset": [offsets.next(piece) for piece in pieces],
     }
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import server.body
-from server.body import MAX_PARTS, MAX_VALUES, read_json, read_object
+from server.body import MAX_PARTS, read_json, read_object
 from server.errors import ApiError
 
 N = MAX_PARTS + 1
@@ -23,6 +23,11 @@ N = MAX_PARTS + 1
         b"[" + b'"",' * N + b"0]",
         b'{"a":' * 600_000 + b"0" + b"}" * 600_000,
         b'["' + b"[" * N + b'",' + b"[]," * N + b"0]",  # brackets that count beside those of a text
+        b'["'
+        + b"\\" * (server.body.SLICE + 6)
+        + b'",'
+        + b"[]," * N
+        + b"0]",  # escapes across slices
         b'["\\\\",' + b"[]," * N + b"0]",  # a string that ends after what looks like an escape
     ],
 )
@@ -38,7 +43,7 @@ def test_too_many_parts(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
 def test_too_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(msgspec.json, "decode", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(ApiError, match="more than 2097152 values") as caught:
-        read_json(b"[" + b"1," * (MAX_VALUES + 1) + b"0]")
+        read_json(b"[" + b"1," * (server.body.MAX_VALUES + 1) + b"1]")
     assert caught.value.status == 413
 
 
@@ -48,7 +53,7 @@ def test_too_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         {"input": [[65535] * 8192] * 256},
         {"messages": [{"role": "user", "content": 'if (a[i] == "{\\") { f(); }\n' * 300_000}]},
         {"messages": [{"role": "user", "content": "QUJD" * 2**22}]},
-        {"prompt": "1," * (MAX_VALUES + 1)},
+        {"prompt": "1,2\n" * 1_500_000 + ", " * 1_000_000},
         {"logit_bias": [[token, -1.5] for token in range(300_000)]},
     ],
 )
