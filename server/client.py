@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.auth import given_key
+from server.connections import address_key
 
 # Of the request that is being answered. It is made known here, and not handed through all that
 # reads a request, since only the engine's queue wants it.
@@ -31,5 +32,5 @@ class Client:
         """Without keys, a header says nothing: whoever wants many turns could write any."""
         key = given_key(Headers(scope=scope)) if self.has_keys else None
         if key is not None:
-            return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return scope["client"][0] if scope.get("client") else ""
+            return hashlib.sha256(key).hexdigest()[:16]  # a key is a secret
+        return address_key(scope["client"][0] if scope.get("client") else None)

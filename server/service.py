@@ -116,9 +116,7 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(
-            self.engine, self._inbox, ping_interval, self.max_unread, client.get()
-        )
+        return EventStream(self.engine, self._inbox, ping_interval, self.max_unread, client.get())
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that
