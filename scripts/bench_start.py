@@ -73,14 +73,24 @@ def descendants(pid: int) -> Iterator[int]:
 def memory(pid: int) -> int:
     """MiB of a process and its children, what several share counted once."""
     total = 0
+    own = _command(pid)
     for one in descendants(pid):
+        if one != pid and _command(one) == own:
+            continue  # it is being started, and has no memory of its own yet
         try:
             text = Path(f"/proc/{one}/smaps_rollup").read_text()
-        except OSError:
+        except OSError:  # it has ended
             continue
         found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
         total += int(found[1]) if found else 0
     return total >> 10
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def processor_seconds(pid: int) -> float:

@@ -166,6 +166,26 @@ def test_without_children(
     assert programs.n_compiled == 1
 
 
+def test_a_user_whose_cache_cannot_be_written(compiling: Device, tmp_path: Path) -> None:
+    """Neither ours nor those of pyopencl end the process."""
+    (tmp_path / "file").touch()
+    program = (
+        "import sys, logging; logging.basicConfig(); from kernels.device import open_device\n"
+        "from kernels.program import Programs\n"
+        "programs = Programs(open_device(sys.argv[1], family=sys.argv[2]))\n"
+        "for t in ('F32', 'F16'): programs.kernel('embed.cl', 'embed', [f'TYPE_{t}'])\n"
+        "print(programs.n_compiled)\n"
+    )
+    root = str(Path(compiler.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "XDG_CACHE_HOME": str(tmp_path / "file")}
+    result = subprocess.run(
+        [sys.executable, "-c", program, compiling.info.platform, compiling.family],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
+    assert result.stderr.count("cannot be kept") == 1
+
+
 def test_two_processes_share_the_work(compiling: Device, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from kernels.device import open_device\n"
