@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -148,6 +149,7 @@ def run(**values: Any) -> None:
 def start(settings: Settings) -> int:
     from server.configure import SettingsError
 
+    gc.disable()  # until the model is there: modules and vocabularies leave nothing to find
     try:
         check_model_file(settings.model)
         if settings.compile_only:
@@ -160,6 +162,8 @@ def start(settings: Settings) -> int:
     except SettingsError as error:
         click.echo(f"serve: {error}", err=True)
         return 1
+    finally:
+        gc.enable()
 
 
 def check_model_file(path: str | None) -> None:

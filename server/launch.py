@@ -261,9 +261,10 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
             report(fraction)
             draw(fraction)
 
-        gc.unfreeze()  # a model that slept: what is left of it goes before the next one comes
-        gc.collect()
-        gc.disable()  # there is nothing to find among what a vocabulary is made of
+        if gc.get_freeze_count():  # a model has slept: it goes before the next one comes
+            gc.unfreeze()
+            gc.collect()
+        gc.disable()  # as cli.py says
         try:
             engine = load_engine(path, options, progress)
         finally:
