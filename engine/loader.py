@@ -103,6 +103,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     with ThreadPoolExecutor(1, "tokenizer") as pool:
         text = pool.submit(_read_text, gguf, hparams, options)
         prepared = prepare(gguf, hparams, options)
+        chosen = time.perf_counter()
         hparams, sizes, compiling = prepared.hparams, prepared.sizes, prepared.compiling
         with stopping(compiling):
             if compiling is not None:
@@ -128,7 +129,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     template.check()
     adapters = prepared.additions.adapters
     info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
-    loading = f"{time.perf_counter() - began:.1f} s: {times}"
+    loading = f"{time.perf_counter() - began:.1f} s: read in {chosen - began:.1f} s, {times}"
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner,

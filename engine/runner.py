@@ -137,6 +137,7 @@ class Runner:
         self._recordings: dict[Mode, Recording] = {}
         self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
         self._compiling: Compiling | None = None
+        self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
         self.topk = decoder.record_topk()
         self._first_not_finite: str | None = None  # in the last step
 
@@ -146,7 +147,7 @@ class Runner:
         ``compiling`` has the programs of other modes; until they are there, steps use a larger
         mode than they need. None: a mode is compiled when it is first needed.
         """
-        self._compiling = compiling
+        self._compiling, self.is_complete = compiling, compiling is None
         for mode in first_modes(generates=self._decoder.generates):
             self._recording(mode)
         if compiling is None and self._decoder.generates:
@@ -155,7 +156,7 @@ class Runner:
     def use_pause(self) -> float | None:
         """Nothing is to be computed now: compile, or record, a part of what later steps may need.
         The seconds after which there may be more to do; None: there will not."""
-        if self._compiling is None:
+        if self._compiling is None or self.is_complete:
             return None
         self.compile_later()
         modes = [mode for mode in self._compiling.later if mode not in self._recordings]
@@ -163,14 +164,11 @@ class Runner:
         if ready is not None:
             self._recording(ready)
         elif not modes or not self._compiling.continues:
-            self._compiling = None
+            # What has not come now does not compile: steps go on without it.
+            self._compiling = self._compiling if modes else None
+            self.is_complete = True
             return None
         return RECORDING_PAUSE if ready is not None else COMPILING_PAUSE
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is compiled aside, so that steps take no longer than they must."""
-        return self._compiling is None
 
     def compile_later(self) -> None:
         """Begin to compile what later steps may need, aside."""

@@ -61,8 +61,7 @@ def test_a_larger_tile_in_the_place_of_one_that_is_being_compiled(
 def test_a_pause_is_used_a_little_at_a_time(
     device: Device, programs: Programs, conformance_model: Callable[[str], Path]
 ) -> None:
-    """What is compiled is recorded, one mode at a time; when nothing can come any more the runner
-    asks for no more pauses, and compiles what it needs."""
+    """What is compiled is recorded, one mode at a time, until nothing can come any more."""
     if not device.is_simd:
         pytest.skip("the same for every device")
     runner = Stepper(conformance_model("llama-dense"), device, programs).runner
@@ -78,8 +77,9 @@ def test_a_pause_is_used_a_little_at_a_time(
     assert runner.use_pause() is not None  # the others may come
     assert len(runner._recordings) == before + n_eight
     compiling.continues = False
+    assert not runner.is_complete
     assert runner.use_pause() is None
-    assert runner._at_hand(compiling.later[0]) == compiling.later[0]
+    assert runner.is_complete
 
 
 @pytest.fixture
