@@ -5,7 +5,9 @@
 
 Memory is what the server and the processes that compile for it have, pages that they share
 counted once (PSS), and is held against what it may be: resident 1.1 x weights + KV cache +
-250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an error. Linux only.
+250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an error. Every driver that is
+installed beside the one in use adds its libraries (PoCL 60 MiB): OPENCL_VENDOR_PATH can name a
+folder with one .icd file. Linux only, and the only server that runs.
 """
 
 from __future__ import annotations
