@@ -8,38 +8,32 @@ sampling of one request ends that request only.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.adapters import invoked, scales_of
+from engine.admission import Admission
 from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
 from engine.errors import EngineError, EngineStoppedError, NotFiniteError, RequestError
 from engine.finite import Soundness, check_finite, not_finite
 from engine.grammar import Grammars
-from engine.guide import Guide
-from engine.infill import infill_step
 from engine.loader import compile_model, free_memory, list_devices, load_model
 from engine.media.span import MediaSpan
 from engine.media_loader import Media
 from engine.options import AdapterState, EngineOptions, ModelInfo
-from engine.output import output_of
 from engine.pace import Pace
 from engine.request import Event, Request
 from engine.runner import RowLogits, Runner
-from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.sequence import Chunk, Plan, Sequence
 from engine.slot_cache import SlotCache, SlotFile, SlotTask
@@ -83,7 +77,6 @@ class Engine:
         self._encoder = None if media is None else media.encoder
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
-        self._adapters = info.adapters
         self._pace = Pace(scheduler.max_tokens)
         self._counters = Counters()
         self._slot_cache = SlotCache(scheduler, runner, info)
@@ -93,15 +86,12 @@ class Engine:
         self._inbox: deque[tuple[str, Stream]] = deque()
         self._outbox: Outbox = deque()
         self._wake = threading.Condition()
-        self._ids = itertools.count()
         self._stopping, self._fault = False, ""
         self._grammars = Grammars(tokenizer, info.n_vocab)
         self._waiting = WaitingRows(self._wake)
-        self._piece = tokenizer.piece  # one bound method: what samplers derive is cached by it
-        self._encode_plain = functools.partial(
-            tokenizer.encode, add_special=False, parse_special=False
-        )
-        self._soundness = Soundness(scheduler, info, self._encode_plain, self.submit)
+        self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
+        encode = self._admission.encode_plain
+        self._soundness = Soundness(scheduler, info, encode, self.submit)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -120,33 +110,18 @@ class Engine:
         Raises ContextOverflowError or RequestError for one that cannot be served, and
         EngineStoppedError if the engine has ended.
         """
-        self._check(request)
-        scales = scales_of(self._adapters, request.adapters)
-        scales, starts = invoked(self._adapters, request.prompt, scales)
-        salt = (scales, starts) if any(scales) else None
-        seq = Sequence.from_request(next(self._ids), request, salt)
-        seq.adapter_scales, seq.adapter_starts = scales, starts
-        constraint = request.constraint
-        guide = None if constraint is None else Guide(constraint, self._grammars)
-        stream = Stream(
-            seq, self._sampler(request), output_of(request, self.tokenizer), self.tokenizer,
-            on_event, self._outbox, guide,
-        )  # fmt: skip
+        stream = self._admission.admit(request, on_event)
         self._post("submit", stream)
         return Ticket(stream)
 
     def adapters(self) -> tuple[AdapterState, ...]:
         """The LoRA adapters that are loaded, with the scales of requests which name none."""
-        return self._adapters
+        return self._admission.adapters
 
     def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
         """New scales by id, from the next request on; others become 0. RequestError for an id
         that no adapter has."""
-        found = scales_of(self._adapters, scales)
-        self._adapters = tuple(
-            replace(adapter, scale=scale)
-            for adapter, scale in zip(self._adapters, found, strict=True)
-        )
+        self._admission.set_adapters(scales)
         self._soundness.renew()
 
     def compile(self, constraint: Constraint) -> None:
@@ -203,29 +178,6 @@ class Engine:
         and what ``slots`` and ``stats`` have counted stay."""
         self.close()
         del self._runner, self._slot_cache, self._encoder
-
-    def _check(self, request: Request) -> None:
-        self._scheduler.check(request)
-        if request.pooling is None and self.info.is_encoder:
-            raise RequestError("this model is an encoder: it has embeddings, not completions")
-        if request.pooling == "rank" and not self.info.ranks:
-            raise RequestError("this model has no head for ranking: it cannot rerank")
-        if request.constraint is not None and request.sampling.ignore_eos:
-            raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
-        if request.media and (request.pooling or request.prompt_logprobs is not None):
-            raise RequestError("images and sounds have no embeddings and no log-probabilities")
-        n_vocab, tokens = self.info.n_vocab, request.text_tokens
-        for token in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= token < n_vocab:
-                raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
-
-    def _sampler(self, request: Request) -> Sampler:
-        return Sampler(
-            request.sampling, n_vocab=self.info.n_vocab, eog_ids=self.tokenizer.eog_ids,
-            n_ctx=self.n_ctx, prompt=request.text_tokens,
-            encode=self._encode_plain, pieces=self._piece,
-            infill=infill_step(request, self.tokenizer),
-        )  # fmt: skip
 
     def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:
         with self._wake:

@@ -19,7 +19,8 @@ from server.app import Cors
 from server.connections import Limits, Network, room_for_connections
 from server.fetch import Fetcher
 from server.fields import Defaults
-from server.settings import Settings, split_commas
+from server.option_types import split_commas
+from server.settings import Settings
 
 
 class SettingsError(Exception):

@@ -41,8 +41,9 @@ from server.connections import Limits, raise_file_limit
 from server.idle import Idle
 from server.interface import Engine
 from server.logs import set_up_logging
+from server.option_types import split_commas
 from server.service import Endpoints, Service
-from server.settings import Settings, split_commas
+from server.settings import Settings
 from server.summary import progress_bar, show, summary
 
 log = logging.getLogger("server")

@@ -6,10 +6,8 @@ fields; an option is added here only when something acts on it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -18,54 +16,7 @@ from server.limit_settings import LIMITS, SERVER
 from server.model_settings import ADAPTERS, ROPE
 from server.model_settings import FILE as MODEL_FILE
 from server.option import COUNT, FILE, INT32_MAX, INTEGER, NATURAL, NUMBER, OR_ALL, Finite, option
-
-
-def token_bias(value: str) -> tuple[int, float]:
-    """``TOKEN_ID(+/-)BIAS`` as (id, bias), for instance 15043+1 or 2-inf."""
-    at = max(value.find("+"), value.find("-"))
-    try:
-        return int(value[:at]), float(value[at:])
-    except ValueError:
-        message = f"{value!r} is not a token id and a bias such as 15043+1"
-        raise click.BadParameter(message) from None
-
-
-def layer_count(value: str) -> str | int:
-    if value in ("auto", "all"):
-        return value
-    if not value.removeprefix("-").isdecimal():
-        raise click.BadParameter(f"{value!r} is not a number of layers, 'auto' or 'all'")
-    return int(value)
-
-
-class Shares(click.ParamType["tuple[float, ...]"]):
-    """Numbers with commas between, as llama.cpp's -ts 3,1."""
-
-    name = "shares"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            shares = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            shares = ()
-        if not all(0 <= share < math.inf for share in shares) or not sum(shares):
-            self.fail(f"{value!r} is not a list of shares such as 3,1")
-        return shares
-
-
-MOST_SLOTS = 4096  # each has memory on the device
-
-
-def slot_count(value: str | int) -> int:
-    text = str(value)
-    if text != "-1" and not (text.isdecimal() and 0 < int(text[:9]) <= MOST_SLOTS):
-        raise click.BadParameter(
-            f"{value!r} is neither a number of slots, 1 to {MOST_SLOTS}, nor -1"
-        )
-    return int(value)
-
+from server.option_types import Shares, layer_count, slot_count, token_bias
 
 SEED = click.IntRange(-INT32_MAX, 2**32 - 1)
 CACHE_TYPE = click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
@@ -489,7 +440,3 @@ class Settings(HttpSettings):
         help="measure the kernels at start and log their times",
     )
 # fmt: on
-
-
-def split_commas(values: Sequence[str]) -> list[str]:
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
