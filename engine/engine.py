@@ -21,24 +21,25 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.admission import Admission
-from engine.batch import OutputRow
 from engine.chat.prompt import Template
 from engine.constraint import Constraint
-from engine.errors import EngineError, EngineStoppedError, NotFiniteError, RequestError
-from engine.finite import Soundness, check_finite, not_finite
+from engine.delivery import Delivery
+from engine.errors import EngineStoppedError, RequestError
+from engine.finite import Soundness
 from engine.grammar import Grammars
 from engine.loader import compile_model, free_memory, list_devices, load_model
-from engine.media.span import MediaSpan
 from engine.media_loader import Media
+from engine.media_turns import MediaTurns
 from engine.options import AdapterState, EngineOptions, ModelInfo
 from engine.pace import Pace
 from engine.request import Event, Request
-from engine.runner import RowLogits, Runner
+from engine.runner import Runner
 from engine.scheduler import Scheduler
-from engine.sequence import Chunk, Plan, Sequence
+from engine.sequence import Plan
 from engine.slot_cache import SlotCache, SlotFile, SlotTask
 from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
 from engine.stream import Outbox, Stream
+from engine.streams import Streams
 from engine.text.tokenizer import Tokenizer
 from engine.waiting_rows import WaitingRows
 
@@ -60,6 +61,30 @@ class Ticket:
     stream: Stream
 
 
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A new stream for the engine's thread."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Nobody wants the stream any more."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningEnded:
+    """The stream's reasoning is to be closed."""
+
+    stream: Stream
+
+
+Message = Submitted | Cancelled | ReasoningEnded
+
+
 class Engine:
     """Serves requests for one loaded model."""
 
@@ -74,7 +99,6 @@ class Engine:
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
-        self._encoder = None if media is None else media.encoder
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
         self._pace = Pace(scheduler.max_tokens)
@@ -82,8 +106,7 @@ class Engine:
         self._slot_cache = SlotCache(scheduler, runner, info)
         self._slot_tasks: list[SlotTask] = []
         self._latest: list[Stream | None] = [None] * self.n_slots  # by slot
-        self._streams: dict[int, Stream] = {}  # by the id of their sequence
-        self._inbox: deque[tuple[str, Stream]] = deque()
+        self._inbox: deque[Message] = deque()
         self._outbox: Outbox = deque()
         self._wake = threading.Condition()
         self._stopping, self._fault = False, ""
@@ -92,6 +115,11 @@ class Engine:
         self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
         encode = self._admission.encode_plain
         self._soundness = Soundness(scheduler, info, encode, self.submit)
+        self._streams = Streams(scheduler, runner, self._counters, self._soundness)
+        self._delivery = Delivery(self._streams, scheduler, runner, self._counters, info)
+        self._media_turns = None if media is None else MediaTurns(
+            media.encoder, scheduler, self._streams
+        )  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -111,7 +139,7 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         stream = self._admission.admit(request, on_event)
-        self._post("submit", stream)
+        self._post(Submitted(stream))
         return Ticket(stream)
 
     def adapters(self) -> tuple[AdapterState, ...]:
@@ -133,16 +161,16 @@ class Engine:
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
-        self._post("cancel", ticket.stream, refuse=False)
+        self._post(Cancelled(ticket.stream), refuse=False)
 
     def end_reasoning(self, ticket: Ticket) -> None:
         """Close the reasoning of a request that has a budget, if it is open then."""
-        self._post("end_reasoning", ticket.stream, refuse=False)
+        self._post(ReasoningEnded(ticket.stream), refuse=False)
 
     def stats(self) -> EngineStats:
         """What has been counted so far; from any thread, at no cost to the engine's."""
         with self._wake:
-            n_posted = sum(kind == "submit" for kind, _ in self._inbox)
+            n_posted = sum(isinstance(message, Submitted) for message in self._inbox)
         return engine_stats(self._counters, self._scheduler, n_posted)
 
     def slots(self) -> list[SlotState]:
@@ -177,13 +205,13 @@ class Engine:
         """Close, and let the memory of the device go. ``info``, ``tokenizer``, ``chat_template``
         and what ``slots`` and ``stats`` have counted stay."""
         self.close()
-        del self._runner, self._slot_cache, self._encoder
+        del self._runner, self._slot_cache, self._streams, self._delivery, self._media_turns
 
-    def _post(self, kind: str, stream: Stream, *, refuse: bool = True) -> None:
+    def _post(self, message: Message, *, refuse: bool = True) -> None:
         with self._wake:
             if refuse:
                 self._check_running()
-            self._inbox.append((kind, stream))
+            self._inbox.append(message)
             self._wake.notify()
 
     def _when_idle(self, id_slot: int, action: Callable[[], T]) -> Future[T]:
@@ -206,9 +234,10 @@ class Engine:
         try:
             while self._take_inbox():
                 self._scheduler.prompt_chunk = self._pace.n_beside
-                self._encode_media()
+                if self._media_turns is not None:
+                    self._media_turns.encode_one()
                 for row, logits in self._waiting.take():
-                    self._try_deliver(row, logits)
+                    self._delivery.deliver(row, logits)
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
                     self._step(plan)
@@ -221,7 +250,7 @@ class Engine:
             self._fault = f"the engine has failed: {error}"
         with self._wake:
             self._stopping = True
-            left = [*self._streams.values(), *(stream for _, stream in self._inbox)]
+            left = [*self._streams, *(message.stream for message in self._inbox)]
         for task in self._slot_tasks:
             task.fail(EngineStoppedError(self._fault or "the server has stopped"))
         for stream in left:
@@ -246,14 +275,14 @@ class Engine:
         with self._wake:
             posted, stopping = list(self._inbox), self._stopping
             self._inbox.clear()
-        for kind, stream in posted:
-            if kind == "submit":
-                self._streams[stream.seq.id] = stream
-                self._scheduler.add(stream.seq)
-            elif stream.seq.id not in self._streams:
+        for message in posted:
+            stream = message.stream
+            if isinstance(message, Submitted):
+                self._streams.add(stream)
+            elif self._streams.get(stream.seq.id) is None:
                 continue
-            elif kind == "cancel":
-                self._end(stream, "cancelled")
+            elif isinstance(message, Cancelled):
+                self._streams.end(stream, "cancelled")
             else:
                 stream.end_reasoning()
         return not stopping
@@ -277,42 +306,12 @@ class Engine:
         for task in idle:
             task.run()
 
-    def _encode_media(self) -> None:
-        """Encode an image or a sound that a running request waits for, one between two steps.
-
-        Others that show the same get it at once. A fault ends the request alone.
-        """
-        if self._encoder is None:
-            return
-        encoded = False
-        for seq in self._scheduler.running.copy():
-            while (missing := seq.missing_media) is not None:
-                span = seq.request.media[missing]
-                found = self._encoder.find(span)
-                if found is None:
-                    if encoded or (found := self._try_encode(seq, span)) is None:
-                        break
-                    encoded = True
-                seq.embeddings[missing] = found
-
-    def _try_encode(self, seq: Sequence, span: MediaSpan) -> Floats | None:
-        """The embeddings of a span; None if that failed, which ends the request."""
-        assert self._encoder is not None
-        try:
-            return self._encoder.encode(span)
-        except Exception as error:
-            log.exception("an image or a sound cannot be encoded")
-            stream = self._streams[seq.id]
-            self._leave(stream)
-            stream.fail(f"an image or a sound cannot be encoded: {error}")
-            return None
-
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
             self._latest[seq.slot] = self._streams[seq.id]
             self._slot_cache.note(seq.slot, seq.tokens, seq.salt)
             self._counters.note_wait(self._streams[seq.id].start())
-        rows = [row for chunk in plan.chunks for row in self._rows(chunk)]
+        rows = [row for chunk in plan.chunks for row in self._delivery.rows(chunk)]
         began = time.perf_counter()
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
@@ -331,111 +330,13 @@ class Engine:
             if values.waits:
                 self._waiting.add(row, values)
             else:
-                self._try_deliver(row, values)
-        self._embed(plan.chunks)
+                self._delivery.deliver(row, values)
+        self._delivery.embed(plan.chunks)
         for chunk in plan.chunks:
             stream = self._streams.get(chunk.seq.id)
             if stream and chunk.is_final and stream.ends_with_prompt:
                 self._counters.note_prompt(stream.timings())
-                self._end(stream, "limit")
-
-    def _embed(self, chunks: Iterable[Chunk]) -> None:
-        """Hand out the hidden states of a step to those who asked for them."""
-        at = 0  # of the chunk's first token in the step
-        for chunk in chunks:
-            stream = self._streams.get(chunk.seq.id)
-            if stream and chunk.outputs == "hidden":
-                wanted = stream.pool.wants(chunk.start, chunk.count)
-                first = at - chunk.start
-                states = self._runner.hidden(range(wanted.start + first, wanted.stop + first))
-                self._try(stream, self._take_states, stream, chunk, wanted.start, states)
-            at += chunk.count
-
-    def _take_states(self, stream: Stream, chunk: Chunk, start: int, states: Floats) -> None:
-        check_finite(states, "the hidden states", stream.seq, self._runner)
-        stream.pool.add(start, states)
-        if chunk.is_final:
-            stream.embed(stream.pool.vectors)
-
-    def _rows(self, chunk: Chunk) -> list[OutputRow]:
-        """The rows of logits that a chunk asks for."""
-        seq, end = chunk.seq, chunk.start + chunk.count
-        stream = self._streams[seq.id]
-        n_vocab = self.info.n_vocab
-        if chunk.outputs in ("none", "hidden"):
-            return []
-        if stream.request.pooling == "rank":  # an encoder's first token stands for the text
-            return [OutputRow(chunk, chunk.start if self.info.is_encoder else end - 1, 1)]
-        if chunk.outputs == "last":
-            k = min(stream.k, n_vocab)
-            return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
-        k = max(stream.k, seq.request.prompt_logprobs or 0)
-        picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
-        masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
-        return [
-            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick, mask, scored=True)
-            for i, (pick, mask) in enumerate(zip(picks, masks, strict=False))
-        ]
-
-    def _try_deliver(self, row: OutputRow, logits: RowLogits) -> None:
-        """Deliver a row; what goes wrong with it ends its request, and no other.
-
-        Parameters that no token can be drawn with are not all known before; a fault of the
-        device shows in the next forward, too.
-        """
-        stream = self._streams.get(row.chunk.seq.id)  # None: an earlier row has ended it
-        if stream is not None and stream.seq.state == "running":
-            self._try(stream, self._deliver, stream, row, logits)
-
-    def _try(self, stream: Stream, action: Callable[..., None], *args: object) -> None:
-        try:
-            action(*args)
-        except Exception as error:
-            if not isinstance(error, EngineError):
-                log.exception("a request has failed")
-            self._leave(stream)
-            stream.fail(str(error) or type(error).__name__, isinstance(error, RequestError))
-            if isinstance(error, NotFiniteError):
-                self._soundness.note(stream.seq)
-
-    def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
-        """Score the prompt's next token, or sample the sequence's next one."""
-        seq = stream.seq
-        if seq.request.pooling == "rank":
-            scores = logits.scores()
-            check_finite(scores, "the scores", seq, self._runner)
-            stream.embed(scores[None])
-            return
-        if logits.broken:
-            raise not_finite("the logits", seq, self._runner)
-        if row.chunk.outputs == "all":
-            stream.score_prompt(row.position, logits)
-        if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
-            return
-        self._scheduler.append(seq, stream.sample(logits))
-        if seq.n_generated == 1:
-            self._counters.note_prompt(stream.timings())
-        if stream.deaf:
-            self._end(stream, "cancelled")
-        elif stream.reason is not None:
-            self._end(stream, stream.reason)
-        elif self._scheduler.is_full(seq) and not self._scheduler.shifts(seq):
-            self._end(stream, "limit", truncated=True)
-        elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
-            self._end(stream, "limit")
-        elif self._scheduler.is_full(seq):
-            self._scheduler.shift(seq)
-
-    def _end(self, stream: Stream, reason: str, truncated: bool = False) -> None:
-        self._leave(stream)
-        stream.finish(reason, truncated or stream.seq.n_dropped > 0)  # type: ignore[arg-type]
-
-    def _leave(self, stream: Stream) -> None:
-        """The one place where a request leaves the engine; idempotent."""
-        self._scheduler.finish(stream.seq)
-        if self._streams.pop(stream.seq.id, None):
-            self._counters.note_generation(stream.timings())
-        self._runner.compile_later()
+                self._streams.end(stream, "limit")
 
 
 def load_engine(

@@ -19,6 +19,7 @@ from vision_data import IMAGES, SOUNDS, Reference, nmse
 
 from engine import media_loader
 from engine.encoders import encoder as encoder_module
+from engine.encoders.encoder import MediaEncoder
 from engine.engine import Engine, load_engine
 from engine.errors import MediaError, ModelError, RequestError
 from engine.media.reader import MediaPrompt
@@ -170,7 +171,7 @@ def test_the_encoder_leaves_memory_with_the_model(
     vision_folder: Path, serve: Callable[..., Engine]
 ) -> None:
     engine = serve(Reference(vision_folder, "llava15"))
-    encoder = weakref.ref(engine._encoder)
+    encoder = weakref.ref(engine._media_turns._encoder)
     engine.release()
     gc.collect()
     assert encoder() is None
@@ -223,14 +224,14 @@ def test_cancelled_while_its_image_is_encoded(
     """The pass ends first; what it has made is kept for the next who shows the image."""
     reference = Reference(vision_folder, "llava15")
     engine = serve(reference)
-    encode, begun, go_on = encoder_module.MediaEncoder.encode, threading.Event(), threading.Event()
+    encode, begun, go_on = MediaEncoder.encode, threading.Event(), threading.Event()
 
-    def slow(self: encoder_module.MediaEncoder, span: MediaSpan) -> Any:
+    def slow(self: MediaEncoder, span: MediaSpan) -> Any:
         begun.set()
         assert go_on.wait(60)
         return encode(self, span)
 
-    monkeypatch.setattr(encoder_module.MediaEncoder, "encode", slow)
+    monkeypatch.setattr(MediaEncoder, "encode", slow)
     prompt, events = read(reference, engine, "wide"), Queue[Event]()
     ticket = engine.submit(Request(prompt.ids, media=prompt.spans), events.put)
     assert begun.wait(60)
@@ -292,14 +293,14 @@ def test_room_for_fewer_images_than_there_are(
 def counted_passes() -> Iterator[list[bytes]]:
     """The inputs that encoders get meanwhile."""
     passes: list[bytes] = []
-    encode = encoder_module.MediaEncoder.encode
+    encode = MediaEncoder.encode
 
-    def counting(self: encoder_module.MediaEncoder, span: MediaSpan) -> Any:
+    def counting(self: MediaEncoder, span: MediaSpan) -> Any:
         passes.append(span.key)
         return encode(self, span)
 
-    encoder_module.MediaEncoder.encode = counting  # type: ignore[method-assign]
+    MediaEncoder.encode = counting  # type: ignore[method-assign]
     try:
         yield passes
     finally:
-        encoder_module.MediaEncoder.encode = encode  # type: ignore[method-assign]
+        MediaEncoder.encode = encode  # type: ignore[method-assign]
