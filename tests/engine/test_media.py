@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -43,9 +42,12 @@ def serve(
 ) -> Iterator[Callable[..., Engine]]:
     """Starts an engine with the text model of a reference; class tokens as llama.cpp has them."""
     engines: list[Engine] = []
-    monkeypatch.setattr(
-        encoder_module, "MediaEncoder", partial(encoder_module.MediaEncoder, like_llama_cpp=True)
-    )
+
+    class LikeLlamaCpp(encoder_module.MediaEncoder):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, like_llama_cpp=True)
+
+    monkeypatch.setattr(encoder_module, "MediaEncoder", LikeLlamaCpp)
 
     def start(reference: Reference, n_ctx: int = 4096, **options: Any) -> Engine:
         least, most = reference.token_limits

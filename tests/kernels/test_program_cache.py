@@ -141,9 +141,7 @@ def test_a_disk_that_is_full(
 def test_a_user_without_a_home(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        program_cache.platformdirs, "user_cache_path", lambda name: Path("~") / name
-    )
+    monkeypatch.setattr(program_cache, "cache_folder", lambda: None)
     cache = ProgramCache(default_folder())
     with caplog.at_level(logging.WARNING):
         cache.store("a", b"binary")
