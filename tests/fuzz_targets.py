@@ -37,7 +37,7 @@ from engine.slot_file import SlotContent, read_slot_file, write_slot_file
 from engine.text.pretokenizers import PRETOKENIZERS
 from engine.text.tokenizer import load_tokenizer
 
-CORPUS = Path(__file__).with_name("fuzz_corpus")
+CORPUS = next(p for p in Path(__file__).parents if p.name == "tests") / "fuzz_corpus"
 MOST_TEXT = 2000  # characters that are encoded or parsed
 STEPS = 20  # tokens of a grammar
 LAYOUTS = [layout for _, layout in ROWS] + [layout_of("")]

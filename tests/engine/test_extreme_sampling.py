@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from drawing import answer, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampling import answer, make
 
 from engine.request import RANGES, SamplingParams
 

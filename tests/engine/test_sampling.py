@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawing import answer, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,24 +27,6 @@ from engine.sampling import Candidates, Needs, Sampled, Sampler, logprob
 RECORDED = json.loads((Path(__file__).parent / "data" / "sampling.json").read_text())
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 ALL_SAMPLERS = SamplingParams().samplers
-
-
-def answer(needs: Needs, row: NDArray[np.float32]) -> Candidates:
-    """What the device returns."""
-    if needs.full_row:
-        return Candidates(row=row)
-    ids = np.lexsort((np.arange(row.size), -row))[: needs.k].astype(np.int32)
-    return Candidates(ids.tolist(), row[ids].tolist(), None, row[needs.ids].tolist())
-
-
-def make(
-    params: SamplingParams,
-    n_vocab: int = 32,
-    prompt: tuple[int, ...] = (),
-    n_ctx: int = 4096,
-    eog_ids: frozenset[int] = frozenset(),
-) -> Sampler:
-    return Sampler(params, n_vocab=n_vocab, eog_ids=eog_ids, n_ctx=n_ctx, prompt=prompt)
 
 
 def params_of(recorded: dict[str, Any]) -> SamplingParams:

@@ -170,7 +170,8 @@ def test_a_user_whose_cache_cannot_be_written(compiling: Device, tmp_path: Path)
     """Neither ours nor those of pyopencl end the process."""
     (tmp_path / "file").touch()
     program = (
-        "import sys, logging; logging.basicConfig(); from kernels.device import open_device\n"
+        "import sys, logging; logging.basicConfig()\n"
+        "from kernels.device import open_device\n"
         "from kernels.program import Programs\n"
         "programs = Programs(open_device(sys.argv[1], family=sys.argv[2]))\n"
         "for t in ('F32', 'F16'): programs.kernel('embed.cl', 'embed', [f'TYPE_{t}'])\n"

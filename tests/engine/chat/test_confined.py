@@ -192,6 +192,6 @@ def test_a_template_that_nobody_has_any_more_leaves_no_process(confined: Confine
 
 def test_the_server_itself_has_no_jinja() -> None:
     """It renders nothing, and starts sooner without."""
-    code = "import sys, server.launch, engine.engine; print('jinja2' in sys.modules)"
+    code = "import server.launch, engine.engine\nimport sys; print('jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"

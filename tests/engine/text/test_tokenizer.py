@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,43 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_vocabularies import RECORDED, tokenizer_at, vocab_path
 
 from engine.errors import ModelError, RequestError
-from engine.gguf import open_gguf
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 
-RECORDED = [
-    "aquila",
-    "baichuan",
-    "bert-bge",
-    "command-r",
-    "deepseek-coder",
-    "deepseek-llm",
-    "falcon",
-    "gemma-4",
-    "gpt-2",
-    "gpt-neox",
-    "llama-bpe",
-    "llama-spm",
-    "mpt",
-    "nomic-bert-moe",
-    "phi-3",
-    "qwen2",
-    "qwen35",
-    "refact",
-    "starcoder",
-]
 SEPARATOR = "\n__ggml_vocab_test__\n"
-
-
-@functools.cache
-def tokenizer_at(path: Path) -> Tokenizer:
-    with open_gguf(path) as file:
-        return load_tokenizer(file.metadata)
-
-
-def vocab_path(shared: Path, name: str) -> Path:
-    return shared / "vocabs" / f"ggml-vocab-{name}.gguf"
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import RECORDED, tokenizer_at, vocab_path
+from recorded_vocabularies import RECORDED, tokenizer_at, vocab_path
 
 from engine.errors import RequestError, TooManyTokensError
 from engine.text import unigram, windows
