@@ -34,7 +34,7 @@ from engine.models.step import Mode
 from kernels.device import Device, list_devices
 
 LIMIT = 2.0  # seconds of processor time
-KILL_SECONDS = 60.0
+KILL_SECONDS = 20.0
 NO_CACHES = {"PYOPENCL_NO_CACHE": "1", "POCL_KERNEL_CACHE": "0"}
 TARGET = "CL_CONFIG_CPU_TARGET_ARCH"
 MODES = (Mode(1, "single", 1), Mode(1, "split", 1), Mode(8, "single", 8), Mode(32, "tiles", 8))
