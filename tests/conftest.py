@@ -1,13 +1,13 @@
-"""Fixtures for all tests: the test data that lies beside the checkout."""
+"""Fixtures for all tests: test data, of which most lies beside the checkout."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+from conformance_data import read_spec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -22,22 +22,19 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def conformance_model(
-    shared: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
-    """Builds the small random model of a spec, as "llama-dense", once; returns its path."""
+    """Builds the small random model of a spec once, and returns its path.
+
+    The spec is given by its name, as "llama-dense", or its path.
+    """
     pytest.importorskip("gguf", reason="the gguf package writes the models")
-    script = shared / "conformance" / "make_model.py"
-    if not script.is_file():
-        pytest.skip(f"{script.relative_to(shared.parent)} is not there")
-    spec = importlib.util.spec_from_file_location("make_model", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    import random_model
+
     folder = tmp_path_factory.mktemp("conformance")
 
     @cache
     def build(name: str) -> Path:
-        return Path(module.build(name, folder / f"{Path(name).stem}.gguf"))
+        return random_model.build(read_spec(name), folder / f"{Path(name).stem}.gguf")
 
     return build

@@ -13,11 +13,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import gguf as oracle
 import numpy as np
 import pytest
+from conformance_data import Spec, names, read_spec
+from random_model import start
 
 from engine.checks import ENDS, LAYER, check_tensors
 from engine.errors import ModelError
@@ -29,26 +29,16 @@ from engine.placement import on_one_device
 from engine.weights import allocate_weights
 from kernels.device import open_device
 
-SPECS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "specs"
-NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
-NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
+NAMES = names()
 OPTIONAL = json.loads((Path(__file__).parent / "data" / "optional_tensors.json").read_text())
 # Sizes that some models have in one tensor alone, so that nothing contradicts them.
 SINGLE = ("V", "c", "h", "l", "f", "2f", "g", "r")
 TYPES = {"F32": np.float32, "F16": np.float16}
 
 
-def header(spec: dict[str, Any], path: Path) -> GGUFFile:
+def header(spec: Spec, path: Path) -> GGUFFile:
     """The model of a spec with data of zeros that take no room."""
-    writer, n_bytes = oracle.GGUFWriter(path, spec["arch"]), 0
-    for key, (kind, value) in spec["kv"].items():
-        if key == "general.architecture":
-            continue
-        if kind.startswith("array:"):
-            sub = oracle.GGUFValueType[kind[6:]]
-            writer.add_key_value(key, value, oracle.GGUFValueType.ARRAY, sub_type=sub)
-        else:
-            writer.add_key_value(key, value, oracle.GGUFValueType[kind])
+    writer, n_bytes = start(spec, path), 0
     for name, shape, kind in spec["tensors"]:
         dtype = np.dtype(TYPES.get(kind, np.float32))
         size = int(np.prod(shape)) * dtype.itemsize
@@ -66,9 +56,9 @@ def check(gguf: GGUFFile) -> None:
     check_tensors(gguf, read_hyperparameters(gguf, find_architecture(gguf.architecture)))
 
 
-@pytest.mark.parametrize("name", NAMES or NO_DATA)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_each_tensor(name: str, tmp_path: Path) -> None:
-    spec = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))
+    spec = read_spec(name)
     with header(spec, tmp_path / "model.gguf") as gguf:
         whole = dict(gguf.tensors)
         for tensor in whole:
@@ -83,11 +73,11 @@ def test_without_each_tensor(name: str, tmp_path: Path) -> None:
             gguf.tensors[tensor] = whole[tensor]
 
 
-@pytest.mark.parametrize("name", NAMES or NO_DATA)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
     """As far as the device's memory, which is not allocated."""
     device = open_device().dry()
-    spec = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))
+    spec = read_spec(name)
     with header(spec, tmp_path / "model.gguf") as gguf:
         whole = dict(gguf.tensors)
         for tensor in whole:
@@ -106,10 +96,9 @@ def test_needs_are_known(arch: str) -> None:
     assert needs.layers
 
 
-@pytest.mark.skipif(not NAMES, reason="no specs in ../shared/conformance")
 def test_a_gate_of_more_rows_than_one(tmp_path: Path) -> None:
     name = "blk.0.ffn_gate_inp_shexp.weight"
-    spec = json.loads((SPECS / "qwen2moe-moe.json").read_text(encoding="utf-8"))
+    spec = read_spec("qwen2moe-moe")
     with header(spec, tmp_path / "model.gguf") as gguf:
         check(gguf)
         info = gguf.tensors[name]
@@ -118,11 +107,11 @@ def test_a_gate_of_more_rows_than_one(tmp_path: Path) -> None:
             check(gguf)
 
 
-@pytest.mark.parametrize("name", NAMES or NO_DATA)
+@pytest.mark.parametrize("name", NAMES)
 def test_tensors_of_other_shapes(name: str, tmp_path: Path) -> None:
     """With fewer rows, and with fewer columns: the error names the tensor and its shape, unless
     its sizes are its own affair."""
-    spec = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))
+    spec = read_spec(name)
     n_checked = 0
     with header(spec, tmp_path / "model.gguf") as gguf:
         for tensor, info in list(gguf.tensors.items()):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import GREEDY, SECONDS, Reply, ask, engine_of, random_prompt, submit
+from conformance_data import reference as reference_of
 from stepping import Floats, Stepper, sequence
 
 from engine.engine import Engine
@@ -84,10 +85,9 @@ def stepper(path: Path) -> Stepper:
 
 
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> tuple[list[int], Floats]:
+def reference() -> tuple[list[int], Floats]:
     """64 tokens and llama.cpp's logits after each of them."""
-    with np.load(shared / "conformance" / "logits" / "llama-dense.npz") as arrays:
-        return arrays["tokens"].tolist(), arrays["logits"]
+    return reference_of("llama-dense")
 
 
 def log_softmax(row: Floats) -> np.ndarray:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conformance_data import DATA, names, read_spec, reference
 from stepping import Floats, Stepper, nmse, sequence
 
 from engine.models.table import ARCHITECTURES
 from kernels.device import Device
 from kernels.program import Programs
 
-SPECS = Path(__file__).resolve().parents[4] / "shared" / "conformance" / "specs"
-NAMES = sorted(path.stem for path in SPECS.glob("*.json"))
-NO_DATA = [pytest.param("", marks=pytest.mark.skip(reason="no specs in ../shared/conformance"))]
+NAMES = names()
 # llama.cpp's GELU is a table of halves; all others are below 1e-11.
 FLOAT_NMSE = 1e-7
 # One of each kind of layer.
@@ -41,12 +39,6 @@ def load(device: Device, programs: Programs, conformance_model: Callable[[str], 
     return cache(lambda name: Stepper(conformance_model(name), device, programs))
 
 
-def reference(name: str) -> tuple[list[int], Floats]:
-    """The tokens and the logits after each of them."""
-    with np.load(SPECS.parent / "logits" / f"{name}.npz") as arrays:
-        return arrays["tokens"].tolist(), arrays["logits"]
-
-
 def beside_others(model: Stepper, tokens: list[int]) -> Floats:
     """The logits of a sequence that shares its steps with two of other lengths."""
     rng = np.random.default_rng(1)
@@ -67,18 +59,23 @@ def beside_others(model: Stepper, tokens: list[int]) -> Floats:
 
 def test_every_architecture_is_in_the_table() -> None:
     for name in NAMES:
-        arch = json.loads((SPECS / f"{name}.json").read_text(encoding="utf-8"))["arch"]
-        assert arch in ARCHITECTURES, name
+        assert read_spec(name)["arch"] in ARCHITECTURES, name
 
 
-@pytest.mark.parametrize("name", FAST if NAMES else NO_DATA)
+@pytest.mark.parametrize("name", sorted({*FAST, *ENDINGS}))
+def test_a_clone_has_the_daily_models(name: str) -> None:
+    assert (DATA / "specs" / f"{name}.json").is_file()
+    assert (DATA / "logits" / f"{name}.npz").is_file()
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_a_prompt_and_single_tokens(load: Load, name: str) -> None:
     tokens, logits = reference(name)
     result = load(name).run(sequence(tokens, 1, TABLE), [59, 1, 1, 1, 1, 1])
     assert nmse(result, logits) <= FLOAT_NMSE
 
 
-@pytest.mark.parametrize("name", FAST if NAMES else NO_DATA)
+@pytest.mark.parametrize("name", FAST)
 def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
     """On CPUs the bits are those of a sequence alone."""
     model, (tokens, logits) = load(name), reference(name)
@@ -100,7 +97,7 @@ def some_rows(model: Stepper, tokens: list[int], positions: list[int]) -> Floats
     return np.concatenate([row for row in rows if len(row)])
 
 
-@pytest.mark.parametrize("name", ENDINGS if NAMES else NO_DATA)
+@pytest.mark.parametrize("name", ENDINGS)
 def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, name: str) -> None:
     """A chunk without such rows, one with one, one with many."""
     model, (tokens, logits) = load(name), reference(name)
@@ -113,7 +110,7 @@ def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES or NO_DATA)
+@pytest.mark.parametrize("name", NAMES)
 def test_four_ways(load: Load, name: str) -> None:
     """One prompt, a prompt and single tokens, uneven chunks, in company."""
     model, (tokens, logits) = load(name), reference(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyopencl as cl
 import pytest
+from conformance_data import reference
 from stepping import Floats, Stepper, nmse, sequence
 
 from engine.cache import PageCopy
@@ -49,10 +50,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def data(shared: Path, name: str) -> tuple[list[int], Floats]:
+def data(name: str) -> tuple[list[int], Floats]:
     """The tokens and the logits after each of them."""
-    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
-        return arrays["tokens"].tolist(), arrays["logits"]
+    return reference(name)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,13 @@ def test_types_of_the_cache(
     device: Device,
     programs: Programs,
     conformance_model: Callable[[str], Path],
-    shared: Path,
     model: str,
     types: tuple[str, str],
     bound: float,
 ) -> None:
     """Their error shows, but it is small; a copied page serves as the original."""
     stepper = Stepper(conformance_model(model), device, programs, cache_types=types)
-    with np.load(shared / "conformance" / "logits" / f"{model}.npz") as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    tokens, logits = reference(model)
     result = stepper.run(sequence(tokens, 0, [12, 13]), [40, 1, 23])
     assert bound / 30 < nmse(result, logits) <= bound
     heir = sequence(tokens, 1, [12, 14])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conformance_data import read_spec, reference
 from stepping import Floats, Stepper, nmse, sequence
 
 from engine.placement import Placement
@@ -30,21 +31,20 @@ Load = Callable[[str, Device, Programs], Stepper]
 
 @pytest.fixture(scope="session")
 def load(
-    shared: Path, conformance_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    conformance_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Load:
     """Loads a model of the conformance data with the settings of a case."""
     folder = tmp_path_factory.mktemp("sparse")
 
     def loaded(name: str, device: Device, programs: Programs) -> Stepper:
-        return Stepper(conformance_model(str(spec_of(name, shared, folder))), device, programs)
+        return Stepper(conformance_model(str(spec_of(name, folder))), device, programs)
 
     return loaded
 
 
-def spec_of(name: str, shared: Path, folder: Path, **settings: list[Any]) -> Path:
+def spec_of(name: str, folder: Path, **settings: list[Any]) -> Path:
     """The spec of a case, and further settings, as a file."""
-    path = shared / "conformance" / "specs" / f"{CASES[name]['spec']}.json"
-    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec = read_spec(CASES[name]["spec"])
     for key, value in (CASES[name]["kv"] | settings).items():
         spec["kv"][f"{spec['arch']}.{key}"] = value
     result = folder / f"{name}.json"
@@ -82,16 +82,15 @@ def beside_others(model: Stepper, tokens: list[int]) -> Floats:
     [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES],
 )
 def test_contexts_beyond_the_choice(
-    load: Load, device: Device, programs: Programs, shared: Path, name: str
+    load: Load, device: Device, programs: Programs, name: str
 ) -> None:
     """Up to the indexer's number of keys the logits are those of all keys, then llama.cpp's
     choice's; at once, one by one, in uneven chunks and beside other sequences."""
     case = CASES[name]
     with np.load(DATA / "sparse.npz") as arrays:
         tokens, expected = arrays["tokens"].tolist(), arrays[name]
-    with np.load(shared / "conformance" / "logits" / f"{case['spec']}.npz") as arrays:
-        assert arrays["tokens"].tolist() == tokens[:64]
-        dense = arrays["logits"]
+    first_tokens, dense = reference(case["spec"])
+    assert first_tokens == tokens[:64]
     model, first = load(name, device, programs), case["first"]
     whole = model.run(sequence(tokens, 1, TABLE), [96, 24])
     assert nmse(whole[:first], dense[:first]) <= 1e-10
@@ -107,7 +106,6 @@ def test_contexts_beyond_the_choice(
 def test_a_choice_is_carried_to_another_device(
     device: Device,
     programs: Programs,
-    shared: Path,
     conformance_model: Callable[[str], Path],
     tmp_path: Path,
     name: str,
@@ -115,7 +113,7 @@ def test_a_choice_is_carried_to_another_device(
     """Of the two layers the second, on another device, uses what the first one's indexer found."""
     with np.load(DATA / "sparse.npz") as arrays:
         tokens, expected = arrays["tokens"].tolist(), arrays[name]
-    path = conformance_model(str(spec_of(name, shared, tmp_path)))
+    path = conformance_model(str(spec_of(name, tmp_path)))
     for layers, ends in (((0, 1), (0, 1)), ((1, 0), (0, 0))):
         model = Stepper(
             path, device, programs, others=[(device, programs)],

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stepping import Floats, Stepper, nmse, sequence
+from conformance_data import reference
+from stepping import Stepper, nmse, sequence
 
 from engine.cache import PageCopy
 from engine.placement import Placement
@@ -61,11 +62,6 @@ def tangled(n: int) -> Placement:
     return Placement(1, tuple(i % 2 for i in range(n)), tuple(int(i % 3 == 0) for i in range(n)), 0)
 
 
-def reference(shared: Path, name: str) -> tuple[list[int], Floats]:
-    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
-        return arrays["tokens"].tolist(), arrays["logits"]
-
-
 @pytest.mark.parametrize("place", [halves, experts_elsewhere, tangled])
 @pytest.mark.parametrize(
     "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_KINDS)]
@@ -73,20 +69,19 @@ def reference(shared: Path, name: str) -> tuple[list[int], Floats]:
 def test_two_devices_are_as_one(
     two: list[tuple[Device, Programs]],
     conformance_model: Callable[[str], Path],
-    shared: Path,
     name: str,
     place: Callable[[int], Placement],
 ) -> None:
-    tokens, logits = reference(shared, name)
+    tokens, logits = reference(name)
     model = Stepper(conformance_model(name), *two[0], others=two[1:], place=place)
     assert nmse(model.run(sequence(tokens, 1, TABLE), [40] + [1] * 24), logits) <= FLOAT_NMSE
     assert nmse(model.run(sequence(tokens, 1, TABLE), [7, 20, 37]), logits) <= FLOAT_NMSE
 
 
 def test_pages_are_copied_on_every_device(
-    two: list[tuple[Device, Programs]], conformance_model: Callable[[str], Path], shared: Path
+    two: list[tuple[Device, Programs]], conformance_model: Callable[[str], Path]
 ) -> None:
-    tokens, logits = reference(shared, "llama-dense")
+    tokens, logits = reference("llama-dense")
     path = conformance_model("llama-dense")
     model = Stepper(path, *two[0], others=two[1:], place=halves)
     model.run(sequence(tokens, 0, [12, 13]), [40])

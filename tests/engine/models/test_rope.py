@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepping
+from conformance_data import reference
 from stepping import Floats, Stepper, nmse, sequence
 
 from engine.models.hyperparameters import read_hyperparameters, with_rope
@@ -158,7 +159,6 @@ def test_deepseek2_with_a_scaling_that_a_person_sets(
     device: Device,
     programs: Programs,
     conformance_model: Callable[[str], Path],
-    shared: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     expected: list[float],
@@ -169,8 +169,7 @@ def test_deepseek2_with_a_scaling_that_a_person_sets(
         stepping, "read_hyperparameters",
         lambda gguf, arch: with_rope(read_hyperparameters(gguf, arch), options),
     )  # fmt: skip
-    with np.load(shared / "conformance" / "logits" / "deepseek2-moe.npz") as arrays:
-        tokens = arrays["tokens"].tolist()
+    tokens, _ = reference("deepseek2-moe")
     model = Stepper(conformance_model("deepseek2-moe"), device, programs)
     result = model.run(sequence(tokens, 1, [3, 7]), [len(tokens)])
     assert np.abs(result[-1, :8] - expected).max() < 1e-4

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conformance_data import reference
 from stepping import Stepper, nmse, sequence
 
 from kernels import kv, weights
@@ -18,10 +18,9 @@ FLOAT_NMSE = 1e-7
 LIMIT = 600 << 10  # bytes; the largest matrices have six to ten times as many
 
 
-def check_logits(model: Stepper, shared: Path, name: str, pages: list[int]) -> None:
+def check_logits(model: Stepper, name: str, pages: list[int]) -> None:
     """Those of the reference, for a prompt and single tokens in these pages."""
-    with np.load(shared / "conformance" / "logits" / f"{name}.npz") as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    tokens, logits = reference(name)
     result = model.run(sequence(tokens, 1, pages), [40] + [1] * 24)
     assert nmse(result, logits) <= FLOAT_NMSE
 
@@ -29,7 +28,6 @@ def check_logits(model: Stepper, shared: Path, name: str, pages: list[int]) -> N
 @pytest.mark.parametrize("name", ["llama-dense", "gpt-oss-moe"])
 def test_matrices_are_split(
     conformance_model: Callable[[str], Path],
-    shared: Path,
     device: Device,
     programs: Programs,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,7 +36,7 @@ def test_matrices_are_split(
     """gpt-oss has biases of experts, which are split too."""
     monkeypatch.setattr(weights, "SLAB_ROWS", 32)
     small = replace(device, max_allocation=LIMIT)
-    check_logits(Stepper(conformance_model(name), small, programs), shared, name, [3, 7, 5])
+    check_logits(Stepper(conformance_model(name), small, programs), name, [3, 7, 5])
 
 
 def test_what_cannot_be_split_is_named(
@@ -51,7 +49,6 @@ def test_what_cannot_be_split_is_named(
 @pytest.mark.parametrize("name", ["llama-dense", "deepseek32-moe"])
 def test_the_cache_of_a_layer_lies_in_slabs(
     conformance_model: Callable[[str], Path],
-    shared: Path,
     device: Device,
     programs: Programs,
     monkeypatch: pytest.MonkeyPatch,
@@ -61,4 +58,4 @@ def test_the_cache_of_a_layer_lies_in_slabs(
     monkeypatch.setattr(kv, "_slab_pages", lambda device, n_pages, page_bytes, most: 8)
     model = Stepper(conformance_model(name), device, programs)
     assert all(len(layer.k.slabs) == 4 for layer in model.runner.pages[0].layers)
-    check_logits(model, shared, name, [3, 17, 29])
+    check_logits(model, name, [3, 17, 29])
