@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from asking import ask, assert_same_logits, engine_of, random_prompt, submit
 
-import engine.loader as loader
+from engine import preparation
 from engine.engine import Engine
 from engine.gguf import GGUFFile
+from engine.loader import load_model
 from engine.models.arch import Architecture, Hyperparameters
 from engine.models.hyperparameters import read_hyperparameters
 from engine.options import EngineOptions
@@ -39,9 +40,9 @@ def engines(
         pytest.skip("no OpenCL device")
     path = conformance_model(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "read_hyperparameters", read_with_window)
+        patch.setattr(preparation, "read_hyperparameters", read_with_window)
         both = [
-            engine_of(loader.load_model(path, replace(OPTIONS, swa_full=full), lambda share: None))
+            engine_of(load_model(path, replace(OPTIONS, swa_full=full), lambda share: None))
             for full in (False, True)
         ]
     yield both[0], both[1]
