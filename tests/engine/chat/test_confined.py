@@ -192,6 +192,7 @@ def test_a_template_that_nobody_has_any_more_leaves_no_process(confined: Confine
 
 def test_the_server_itself_has_no_jinja() -> None:
     """It renders nothing, and starts sooner without."""
-    code = "import server.launch, engine.engine\nimport sys; print('jinja2' in sys.modules)"
+    lines = "import sys", "import server.launch", "import engine.engine"
+    code = "; ".join([*lines, "print('jinja2' in sys.modules)"])
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
