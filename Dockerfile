@@ -5,6 +5,7 @@ FROM python:3.11-slim
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY gguf_serve gguf_serve
 COPY server server
 COPY engine engine
 COPY kernels kernels

@@ -20,28 +20,28 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine.admission import Admission
-from engine.chat.prompt import Template
-from engine.constraint import Constraint
-from engine.delivery import Delivery
-from engine.errors import EngineStoppedError, RequestError
-from engine.finite import Soundness
-from engine.grammar import Grammars
-from engine.loader import compile_model, free_memory, list_devices, load_model
-from engine.media_loader import Media
-from engine.media_turns import MediaTurns
-from engine.options import AdapterState, EngineOptions, ModelInfo
-from engine.pace import Pace
-from engine.request import Event, Request
-from engine.runner import Runner
-from engine.scheduler import Scheduler
-from engine.sequence import Plan
-from engine.slot_cache import SlotCache, SlotFile, SlotTask
-from engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
-from engine.stream import Outbox, Stream
-from engine.streams import Streams
-from engine.text.tokenizer import Tokenizer
-from engine.waiting_rows import WaitingRows
+from gguf_serve.engine.chat.prompt import Template
+from gguf_serve.engine.completion.finite import Soundness
+from gguf_serve.engine.completion.stream import Outbox, Stream
+from gguf_serve.engine.errors import EngineStoppedError, RequestError
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.forward.slot_cache import SlotCache, SlotFile, SlotTask
+from gguf_serve.engine.forward.waiting_rows import WaitingRows
+from gguf_serve.engine.grammar.compile import Grammars
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.loading.loader import compile_model, free_memory, list_devices, load_model
+from gguf_serve.engine.loading.media_loader import Media
+from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
+from gguf_serve.engine.request import Event, Request
+from gguf_serve.engine.scheduling.pace import Pace
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Plan
+from gguf_serve.engine.serving.admission import Admission
+from gguf_serve.engine.serving.delivery import Delivery
+from gguf_serve.engine.serving.media_turns import MediaTurns
+from gguf_serve.engine.serving.streams import Streams
+from gguf_serve.engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
+from gguf_serve.engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

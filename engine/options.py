@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.media.limits import MediaLimits
-from engine.request import Pooling
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.request import Pooling
 
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
 

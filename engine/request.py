@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.constraint import Constraint
-from engine.errors import RequestError
-from engine.media.span import MediaSpan
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.media.span import MediaSpan
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
@@ -218,7 +218,7 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What the model makes of the prompt, not normalized (engine.embedding.normalized).
+    """What the model makes of the prompt, not normalized (engine.completion.pooling.normalized).
 
     One vector of ``ModelInfo.n_embd`` values, or with the pooling "none" one for each token;
     with "rank" one vector of scores, a score for each of ``ModelInfo.labels`` (of a reranker

@@ -11,12 +11,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.request import Request, Timings
+from gguf_serve.engine.request import Request, Timings
 
 if TYPE_CHECKING:
-    from engine.scheduler import Scheduler
-    from engine.sequence import Plan
-    from engine.stream import Stream
+    from gguf_serve.engine.completion.stream import Stream
+    from gguf_serve.engine.scheduling.scheduler import Scheduler
+    from gguf_serve.engine.scheduling.sequence import Plan
 
 
 WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, float("inf"))  # seconds

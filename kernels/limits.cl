@@ -22,7 +22,7 @@ kernel void read_memory(global const word* x, ulong n, ulong first, ulong stride
 }
 
 // CHAINS independent sums in registers, enough to hide an instruction's latency.
-#include "lanes.cl"
+#include "include/lanes.cl"
 
 #ifdef SIMT
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from kernels.device import Device
-from kernels.kv import KVPages
-from kernels.program import Programs
-from kernels.tape import Counts, Launch, Tape
-from kernels.tensor import allocate, empty
+from gguf_serve.kernels.attention.kv import KVPages
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import Counts, Launch, Tape
+from gguf_serve.kernels.opencl.tensor import allocate, empty
 
 READ_BYTES = 512 << 20  # well over any cache that the system shares with others
 REPEATS = 5

@@ -30,8 +30,8 @@ from bench_engine import EngineSubject  # noqa: E402
 from bench_report import Row  # noqa: E402
 from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
 
-from engine.errors import EngineError  # noqa: E402
-from engine.gguf import open_gguf  # noqa: E402
+from gguf_serve.engine.errors import EngineError  # noqa: E402
+from gguf_serve.engine.gguf.file import open_gguf  # noqa: E402
 
 SHORT_PROMPT = 16
 FIRST_TOKEN_PROMPT = 32

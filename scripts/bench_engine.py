@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import runner
-from engine.engine import Engine, load_engine
-from engine.options import EngineOptions
-from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
-from kernels.device import open_device
-from kernels.profile import read_bandwidth
-from kernels.program import Programs
-from kernels.tape import Counts, Tape
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.forward import runner
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from gguf_serve.kernels.opencl.device import open_device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import Counts, Tape
+from gguf_serve.kernels.profile import read_bandwidth
 
 Answer = dict[str, Any]
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

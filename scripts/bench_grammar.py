@@ -19,10 +19,10 @@ from pathlib import Path
 
 from bench_engine import Run
 
-from engine.constraint import Constraint
-from engine.engine import Engine, load_engine
-from engine.options import EngineOptions
-from engine.request import Request, SamplingParams
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Request, SamplingParams
 
 PERSON = {
     "type": "object",

@@ -19,14 +19,15 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernels.device import Device, open_device
-from kernels.matmul import Activations, activations, matmul, takes_bytes
-from kernels.norm import quantize
-from kernels.program import Programs
-from kernels.quants import by_name
-from kernels.tape import N_COUNTS, Tape
-from kernels.tensor import empty, upload
-from kernels.weights import SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from gguf_serve.kernels.matrix.matmul import matmul
+from gguf_serve.kernels.opencl.device import Device, open_device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
+from gguf_serve.kernels.opencl.tensor import empty, upload
+from gguf_serve.kernels.quantization.activations import Activations, activations, takes_bytes
+from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from gguf_serve.kernels.rows.norm import quantize
 
 VECTOR = (16384, 4096)
 PROMPT = (2048, 2048)

@@ -25,14 +25,14 @@ import synthetic_model
 from peer_process import PeerProcess, peer_python
 from PIL import Image
 
-from engine.encoders.encoder import MediaEncoder, open_projector
-from engine.engine import Engine, load_engine
-from engine.media.prepare import Tile, prepare
-from engine.media.span import MediaSpan
-from engine.options import EngineOptions
-from engine.request import Delta, Event, Failed, Request, SamplingParams
-from kernels.device import open_device
-from kernels.program import Programs
+from gguf_serve.engine.encoders.encoder import MediaEncoder, open_projector
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.media.prepare import Tile, prepare
+from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Delta, Event, Failed, Request, SamplingParams
+from gguf_serve.kernels.opencl.device import open_device
+from gguf_serve.kernels.opencl.program import Programs
 
 LAYERS, WIDTH, HIDDEN, SIZE, PATCH, OUT = 24, 1024, 4096, 336, 14, 4096
 TOKENS = (SIZE // PATCH) ** 2

@@ -30,8 +30,9 @@ from typing import IO, Any
 
 from variants import Variant, gpu, launcher_variants, model_variants, processor
 
-from engine.models.step import Mode
-from kernels.device import Device, list_devices
+from gguf_serve.engine.recording.step import Mode
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 LIMIT = 2.0  # seconds of processor time
 KILL_SECONDS = 20.0
@@ -43,7 +44,7 @@ MODES = (Mode(1, "single", 1), Mode(1, "split", 1), Mode(8, "single", 8), Mode(3
 @dataclass(frozen=True, slots=True)
 class Processor:
     """What Intel's driver calls an architecture, None for the one that is there, and what
-    kernels/features.py finds on it."""
+    kernels/opencl/features.py finds on it."""
 
     target: str | None
     defines: tuple[str, ...]
@@ -181,8 +182,8 @@ def serve(driver: str) -> None:
     """Compile what standard input asks for, a JSON list of a source and its defines a line."""
     import pyopencl as cl
 
-    from kernels.device import platform_devices
-    from kernels.program import SOURCES
+    from gguf_serve.kernels.opencl.platforms import platform_devices
+    from gguf_serve.kernels.opencl.sources import SOURCES
 
     info = next(info for info in list_devices() if driver in info.platform)
     context = cl.Context([platform_devices()[info.index]])
@@ -201,7 +202,7 @@ def build(context: Any, text: str, defines: Sequence[str]) -> None:
     """To the machine's code, which PoCL makes when it is asked for the binary."""
     import pyopencl as cl
 
-    from kernels.program import SOURCES
+    from gguf_serve.kernels.opencl.sources import SOURCES
 
     options = [f"-I{SOURCES}", *(f"-D{define}" for define in defines)]
     program = cl.Program(context, text).build(options, cache_dir=False)

@@ -30,12 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from variants import Variant, gpu, launcher_variants
 
-from kernels.program import SOURCES
+from gguf_serve.kernels.opencl.sources import SOURCES
 
 TARGETS = ("gfx90a", "gfx1030", "gfx1100", "sm_75", "sm_86", "sm_90")
 LIBRARIES = {"amd": "amdgcn--amdhsa.bc", "nvidia": "nvptx64--nvidiacl.bc"}
 TRIPLES = {"amd": "amdgcn-amd-amdhsa", "nvidia": "nvptx64-nvidia-nvcl"}
-HOT = ("matmul_simt.cl", "matvec_simt.cl", "attention_simt.cl", "attention_combine.cl")
+HOT = (
+    "matrix/matmul_simt.cl",
+    "matrix/matvec_simt.cl",
+    "attention/attention_simt.cl",
+    "attention/attention_combine.cl",
+)
 
 
 @dataclass(frozen=True)

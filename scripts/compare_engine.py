@@ -6,9 +6,9 @@ from pathlib import Path
 
 from bench_engine import GREEDY, Run
 
-from engine.engine import load_engine
-from engine.options import EngineOptions
-from engine.request import Event, PromptScored, Request, TokenScore
+from gguf_serve.engine.engine import load_engine
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Event, PromptScored, Request, TokenScore
 
 N_CTX = 2048
 

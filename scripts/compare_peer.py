@@ -37,7 +37,7 @@ from compare_engine import CompareEngine  # noqa: E402
 from dequantize import dequantize  # noqa: E402
 from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
 
-from engine.errors import EngineError  # noqa: E402
+from gguf_serve.engine.errors import EngineError  # noqa: E402
 
 GAP = 0.3  # between the peer's two highest logits: more is a clear choice
 PERPLEXITY_TOLERANCE = 0.005

@@ -96,8 +96,8 @@ register_drivers() {
             */*) export LD_LIBRARY_PATH=${nvidia%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} ;;
         esac
     fi
-    # The variable hides the drivers that kernels/platforms.py finds by itself.
-    [ -n "$intel" ] || intel=$("$python" -c 'from kernels.platforms import bundled_drivers as found
+    # The variable hides the drivers that kernels/opencl/platforms.py finds by itself.
+    [ -n "$intel" ] || intel=$("$python" -c 'from gguf_serve.kernels.opencl.platforms import bundled_drivers as found
 print(*found())')
     [ -z "$intel" ] || echo "$intel" >"$vendors/libintelocl.icd"
     export OPENCL_VENDOR_PATH=$vendors
@@ -124,7 +124,7 @@ section() { printf '\n== %s\n' "$1"; }
 register_drivers
 
 section devices
-devices=$("$python" -m server --list-devices)
+devices=$("$python" -m gguf_serve.server --list-devices)
 echo "${devices:-none}"
 [ -n "$devices" ] || fail "no OpenCL device found"
 if command -v nvidia-smi >/dev/null; then

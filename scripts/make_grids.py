@@ -1,6 +1,6 @@
-"""Writes kernels/grids.cl: the codebooks of the IQ1, IQ2 and IQ3 tensor types.
+"""Writes kernels/quantization/grids.cl: the codebooks of the IQ1, IQ2 and IQ3 tensor types.
 
-    python scripts/make_grids.py > kernels/grids.cl
+    python scripts/make_grids.py > kernels/quantization/grids.cl
 
 Needs the gguf package (extra ``test``), whose ``gguf.quants`` has them as facts of the format.
 """

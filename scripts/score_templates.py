@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.chat.delta import ChatDelta
-from engine.chat.format import ChatFormat, chat_format
-from engine.chat.template import ChatTemplate
+from gguf_serve.engine.chat.delta import ChatDelta
+from gguf_serve.engine.chat.format import ChatFormat, chat_format
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CLOCK = datetime(2026, 1, 2, 3, 4, 5)  # the records'

@@ -1,12 +1,12 @@
-"""Searches the sizes in kernels/tuning.py that are best on a device, and stores them.
+"""Searches the sizes in kernels/opencl/tuning.py that are best on a device, and stores them.
 
     python scripts/tune.py [--device NAME] [--family simd] [--vendor] [--dry-run]
 
 One size at a time, twice around, each by the time of products and attention as a model of a
 few billion parameters has them. Every run with it is followed by one with the size in use, so that
 a busy neighbour meets both, and it takes that one's place if it is 1 % faster each of three times.
-What differs from the default is written to kernels/tuning.json under the device's name, or with
---vendor under its vendor's, for all devices without an entry of their own.
+What differs from the default is written to kernels/opencl/tuning.json under the device's name, or
+with --vendor under its vendor's, for all devices without an entry of their own.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_types import inputs, random_matrix
 
-from kernels.attention import PART, AttentionInputs, Mask, attention, split_scratch
-from kernels.device import Device, open_device
-from kernels.kv import PAGE, KVPages, KVShape
-from kernels.matmul import Activations, matmul
-from kernels.profile import touch_pages
-from kernels.program import Programs
-from kernels.tape import N_COUNTS, Counts, Tape
-from kernels.tensor import empty, upload
-from kernels.tuning import TABLE, Tuning
+from gguf_serve.kernels.attention.attention import (
+    PART,
+    AttentionInputs,
+    Mask,
+    attention,
+    split_scratch,
+)
+from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape
+from gguf_serve.kernels.matrix.matmul import matmul
+from gguf_serve.kernels.opencl.device import Device, open_device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
+from gguf_serve.kernels.opencl.tensor import empty, upload
+from gguf_serve.kernels.opencl.tuning import TABLE, Tuning
+from gguf_serve.kernels.profile import touch_pages
+from gguf_serve.kernels.quantization.activations import Activations
 
 CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
     "simd": {"ranges": (1, 2, 4, 8, 16), "prefetch": (2048, 4096, 6144, 8192, 12288)},

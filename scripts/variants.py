@@ -15,36 +15,39 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.assembly import CacheTypes, allocate_memory, sizes_of
-from engine.gguf import open_gguf
-from engine.models.hyperparameters import read_hyperparameters
-from engine.models.step import Mode
-from engine.models.table import find_architecture
-from engine.options import EngineOptions
-from engine.placement import placement_of
-from engine.weights import allocate_weights
-from kernels.attention import AttentionInputs, Mask, attention, split_scratch
-from kernels.device import Device, DeviceInfo
-from kernels.kv import KV_TYPES, KVPages, KVShape
-from kernels.matmul import (
+from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
+from gguf_serve.engine.architecture.table import find_architecture
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.loading.assembly import CacheTypes, allocate_memory, sizes_of
+from gguf_serve.engine.model.placement import placement_of
+from gguf_serve.engine.model.weights import allocate_weights
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.recording.step import Mode
+from gguf_serve.kernels.attention.attention import AttentionInputs, Mask, attention, split_scratch
+from gguf_serve.kernels.attention.kv import KV_TYPES, KVPages, KVShape
+from gguf_serve.kernels.attention.rope import RopeStyle, qkv_rows, rope_kv
+from gguf_serve.kernels.matrix.matmul import (
     GLU_ACTIVATIONS,
-    Activations,
     ExpertRows,
-    activations,
     fuses_quantization,
     glu,
     matmul,
+)
+from gguf_serve.kernels.matrix.moe import Routing, route, routing_buffers
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.quantization.activations import (
+    Activations,
+    activations,
     takes_bytes,
     wants_spans,
 )
-from kernels.moe import Routing, route, routing_buffers
-from kernels.norm import NormWeights, norm
-from kernels.quants import by_name
-from kernels.rope import RopeStyle, qkv_rows, rope_kv
-from kernels.tape import TOKENS, Per, Tape
-from kernels.tensor import Tensor, empty
-from kernels.topk import topk, topk_buffers
-from kernels.weights import SUPPORTED_TYPES, Matrix
+from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES, Matrix
+from gguf_serve.kernels.rows.norm import NormWeights, norm
+from gguf_serve.kernels.rows.topk import topk, topk_buffers
 
 HEADS = ((64, 64), (80, 80), (128, 128), (256, 256), (576, 512))  # of K and V
 N_TOKENS, N_COLS, N_HEADS = 64, 512, 8
@@ -80,7 +83,7 @@ def gpu() -> Device:
 
 
 def processor(defines: Sequence[str], *, byte_codes: bool = False) -> Device:
-    """The same with the kernels for CPUs; ``defines``: see kernels/features.py."""
+    """The same with the kernels for CPUs; ``defines``: see kernels/opencl/features.py."""
     return _device("cpu", "simd", tuple(defines), byte_codes=byte_codes)
 
 

@@ -1,3 +1,3 @@
-from server.cli import main
+from gguf_serve.server.cli import main
 
 main(prog_name="serve")

@@ -11,25 +11,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import (
-    adapters,
-    anthropic,
-    completion,
-    embeddings,
-    monitoring,
-    native,
-    ollama,
-    openai,
-    openapi,
-    responses,
-    transcription,
-)
-from server.auth import KeyCheck
-from server.client import Client
-from server.errors import EXCEPTION_HANDLERS, ApiError
-from server.idle import Idle, Wake
-from server.room import Leases
-from server.service import Service
+from gguf_serve.server import openapi
+from gguf_serve.server.dialects import embeddings
+from gguf_serve.server.dialects.anthropic import endpoints as anthropic
+from gguf_serve.server.dialects.llama_server import adapters, completion, monitoring, native
+from gguf_serve.server.dialects.ollama import endpoints as ollama
+from gguf_serve.server.dialects.openai import endpoints as openai
+from gguf_serve.server.dialects.openai import transcription
+from gguf_serve.server.dialects.responses import endpoints as responses
+from gguf_serve.server.errors import EXCEPTION_HANDLERS, ApiError
+from gguf_serve.server.http.auth import KeyCheck
+from gguf_serve.server.http.client import Client
+from gguf_serve.server.http.room import Leases
+from gguf_serve.server.idle import Idle, Wake
+from gguf_serve.server.requests.service import Service
 
 DIALECTS = (
     openai, responses, anthropic, ollama, completion, embeddings, native, monitoring, adapters,

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from server.llama_options import refused_variables, without_foreign
-from server.option import Option, Toggle
-from server.settings import GROUPS, Settings
+from gguf_serve.server.options.llama_options import refused_variables, without_foreign
+from gguf_serve.server.options.option import Option, Toggle
+from gguf_serve.server.options.settings import GROUPS, Settings
 
 EXAMPLES = """\b
 Examples:
@@ -147,16 +147,16 @@ def run(**values: Any) -> None:
 
 
 def start(settings: Settings) -> int:
-    from server.configure import SettingsError
+    from gguf_serve.server.configure import SettingsError
 
     gc.disable()  # until the model is there: modules and vocabularies leave nothing to find
     try:
         check_model_file(settings.model)
         if settings.compile_only:
-            from server.compile_only import compile_only
+            from gguf_serve.server.compile_only import compile_only
 
             return compile_only(settings)
-        from server.launch import serve
+        from gguf_serve.server.launch import serve
 
         return serve(settings)
     except SettingsError as error:
@@ -168,7 +168,7 @@ def start(settings: Settings) -> int:
 
 def check_model_file(path: str | None) -> None:
     """What can be known before anything is imported or bound."""
-    from server.configure import SettingsError, reason
+    from gguf_serve.server.configure import SettingsError, reason
 
     if path is None:
         return
@@ -182,8 +182,8 @@ def check_model_file(path: str | None) -> None:
 
 
 def list_devices() -> None:
-    from engine.engine import free_memory
-    from engine.engine import list_devices as found
+    from gguf_serve.engine.engine import free_memory
+    from gguf_serve.engine.engine import list_devices as found
 
     devices = found()
     for device in devices:
@@ -198,7 +198,7 @@ def list_devices() -> None:
 
 
 def list_architectures() -> None:
-    from engine.models.table import ARCHITECTURES
+    from gguf_serve.engine.architecture.table import ARCHITECTURES
 
     for name in sorted(ARCHITECTURES):
         click.echo(name)
@@ -206,7 +206,7 @@ def list_architectures() -> None:
 
 def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from server.version import NAME, VERSION
+        from gguf_serve.server.version import NAME, VERSION
 
         click.echo(f"{NAME} {VERSION}")
         ctx.exit()

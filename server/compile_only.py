@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
-from engine.errors import EngineError
-from server.configure import engine_options
-from server.launch import demo_path
-from server.logs import set_up_logging
-from server.settings import Settings
-from server.summary import progress_bar
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.server.configure import engine_options
+from gguf_serve.server.launch import demo_path
+from gguf_serve.server.logs import set_up_logging
+from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.summary import progress_bar
 
 
 def compile_only(settings: Settings) -> int:
     """The exit code: 0 if every program is in the cache."""
     set_up_logging(settings)
-    from engine.engine import compile_model
+    from gguf_serve.engine.engine import compile_model
 
     try:
         path = demo_path(lambda fraction: None) if settings.demo else Path(settings.model or "")

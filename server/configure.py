@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.constraint import Constraint, Kind
-from engine.errors import RequestError
-from engine.media.limits import MediaLimits
-from engine.options import ControlVectors, EngineOptions, RopeOptions
-from engine.request import SamplingParams
-from engine.sampler_names import parse_samplers
-from server.app import Cors
-from server.connections import Limits, Network, room_for_connections
-from server.fetch import Fetcher
-from server.fields import Defaults
-from server.option_types import split_commas
-from server.settings import Settings
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.constraint import Constraint, Kind
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
+from gguf_serve.engine.request import SamplingParams
+from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.server.app import Cors
+from gguf_serve.server.http.connections import Limits, Network, room_for_connections
+from gguf_serve.server.http.fetch import Fetcher
+from gguf_serve.server.options.option_types import split_commas
+from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.requests.fields import Defaults
 
 
 class SettingsError(Exception):

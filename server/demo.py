@@ -22,7 +22,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from engine.errors import ModelError
+from gguf_serve.engine.errors import ModelError
 
 try:
     import fcntl

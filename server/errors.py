@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from engine.errors import (
+from gguf_serve.engine.errors import (
     ContextOverflowError,
     EngineError,
     EngineStoppedError,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.interface import Engine
-from server.service import Service
+from gguf_serve.server.interface import Engine
+from gguf_serve.server.requests.service import Service
 
 log = logging.getLogger(__name__)
 # What can be answered without the model, and so neither wakes it nor keeps it awake.

@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.chat.prompt import Template
-from engine.constraint import Constraint
-from engine.options import AdapterState
-from engine.request import Event, Pooling, Request
-from engine.slot_cache import SlotFile
-from engine.stats import EngineStats, SlotState
+from gguf_serve.engine.chat.prompt import Template
+from gguf_serve.engine.forward.slot_cache import SlotFile
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.request import Event, Pooling, Request
+from gguf_serve.engine.stats import EngineStats, SlotState
 
 
 class FimTokens(Protocol):

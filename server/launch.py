@@ -22,11 +22,11 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine.child import end_all
-from engine.errors import EngineError
-from server import sockets as listeners
-from server.app import create_app
-from server.configure import (
+from gguf_serve.engine.child import end_all
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.server import sockets as listeners
+from gguf_serve.server.app import create_app
+from gguf_serve.server.configure import (
     api_keys,
     api_prefix,
     client_limits,
@@ -36,17 +36,17 @@ from server.configure import (
     request_defaults,
     uses_https,
 )
-from server.connection import protocol
-from server.connections import Limits, raise_file_limit
-from server.idle import Idle
-from server.interface import Engine
-from server.logs import set_up_logging
-from server.option_types import split_commas
-from server.service import Endpoints, Service
-from server.settings import Settings
-from server.summary import progress_bar, show, summary
+from gguf_serve.server.http.connection import protocol
+from gguf_serve.server.http.connections import Limits, raise_file_limit
+from gguf_serve.server.idle import Idle
+from gguf_serve.server.interface import Engine
+from gguf_serve.server.logs import set_up_logging
+from gguf_serve.server.options.option_types import split_commas
+from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.requests.service import Endpoints, Service
+from gguf_serve.server.summary import progress_bar, show, summary
 
-log = logging.getLogger("server")
+log = logging.getLogger("gguf_serve.server")
 GRACE = 3  # seconds that open answers get after a signal
 
 
@@ -252,7 +252,7 @@ def finish(server: Server) -> int:
 
 def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     """Runs in a thread of its own; `report` raises when the server is to stop."""
-    from engine.engine import load_engine
+    from gguf_serve.engine.engine import load_engine
 
     path = demo_path(report) if settings.demo else Path(settings.model or "")
     options = engine_options(settings)
@@ -278,7 +278,7 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
 
 
 def demo_path(report: Callable[[float], None]) -> Path:
-    from server.demo import demo_model
+    from gguf_serve.server.demo import demo_model
 
     with progress_bar("Preparing the demonstration model") as draw:
 

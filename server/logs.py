@@ -6,8 +6,8 @@ import logging
 import sys
 import time
 
-from server.configure import SettingsError, reason
-from server.settings import Settings
+from gguf_serve.server.configure import SettingsError, reason
+from gguf_serve.server.options.settings import Settings
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 SILENCE = 60.0  # seconds between two lines that say that something cannot be written
@@ -75,7 +75,9 @@ def set_up_logging(settings: Settings) -> None:
             raise SettingsError(message) from None
     level = logging.DEBUG if settings.verbose else logging.INFO
     logging.basicConfig(level=level, format=FORMAT, handlers=handlers, force=True)
-    for name in ("uvicorn.error", "server", "server.stream") if not settings.verbose else ():
+    for name in (
+        ("uvicorn.error", "server", "gguf_serve.server.http.stream") if not settings.verbose else ()
+    ):
         logging.getLogger(name).addFilter(Seldom())
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)

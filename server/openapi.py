@@ -14,18 +14,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server import ollama_input
-from server.anthropic_input import MessagesFields
-from server.completion import InfillFields, NativeFields
-from server.conversation import Chat
-from server.embeddings import EmbeddingFields, OllamaPrompt, RerankFields
-from server.errors import json_response
-from server.fields import CompletionFields
-from server.native import DetokenizeFields, TokenizeFields
-from server.openai import ControlFields
-from server.responses_input import ResponsesFields
-from server.transcription import TranscriptionFields
-from server.version import NAME, VERSION
+from gguf_serve.server.dialects.anthropic.input import MessagesFields
+from gguf_serve.server.dialects.embeddings import EmbeddingFields, OllamaPrompt, RerankFields
+from gguf_serve.server.dialects.llama_server.completion import InfillFields, NativeFields
+from gguf_serve.server.dialects.llama_server.native import DetokenizeFields, TokenizeFields
+from gguf_serve.server.dialects.ollama import input as ollama_input
+from gguf_serve.server.dialects.openai.endpoints import ControlFields
+from gguf_serve.server.dialects.openai.transcription import TranscriptionFields
+from gguf_serve.server.dialects.responses.input import ResponsesFields
+from gguf_serve.server.errors import json_response
+from gguf_serve.server.requests.conversation import Chat
+from gguf_serve.server.requests.fields import CompletionFields
+from gguf_serve.server.version import NAME, VERSION
 
 # The struct of a body, by the end of its path; the longest end that fits counts.
 BODIES: dict[str, type[msgspec.Struct]] = {

@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Sequence
 
-from server.configure import SettingsError, reason
+from gguf_serve.server.configure import SettingsError, reason
 
 
 def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:

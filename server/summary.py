@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import click
 
-from server.interface import Engine
+from gguf_serve.server.interface import Engine
 
-log = logging.getLogger("server")
+log = logging.getLogger("gguf_serve.server")
 STEPS = 1000  # of the progress bar
 
 

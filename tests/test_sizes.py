@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("server", "engine", "kernels", "scripts", "tests")
+MOST_MODULES = 24  # of a folder
 MOST_LINES = {".py": 500, ".cl": 400}
 MOST_COLUMNS = 100
 MOST_LINES_OF_A_FUNCTION = 80
@@ -33,6 +35,12 @@ def test_files(suffix):
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in sources(suffix)}
     too_long = {path: n for path, n in lengths.items() if n > MOST_LINES[suffix]}
     assert not too_long
+
+
+def test_folders():
+    numbers = Counter(path.parent for path in sources(".py") if path.parent != ROOT / "scripts")
+    too_many = {folder: n for folder, n in numbers.items() if n > MOST_MODULES}
+    assert not too_many
 
 
 def test_lines_of_kernels():

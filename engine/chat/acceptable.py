@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from engine.chat.spelled import spelled_out
-from engine.errors import RequestError
+from gguf_serve.engine.chat.spelled import spelled_out
+from gguf_serve.engine.errors import RequestError
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]

@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from engine.chat.lark import Lark, maybe, one_of, sequence
-from engine.chat.layout import CallGrammar, Layout, Turn
-from engine.constraint import Constraint, Kind, Trigger
+from gguf_serve.engine.chat.lark import Lark, maybe, one_of, sequence
+from gguf_serve.engine.chat.layout import CallGrammar, Layout, Turn
+from gguf_serve.engine.grammar.constraint import Constraint, Kind, Trigger
 
 _MAX_PREAMBLE = 400  # characters that a thinking model may say before a call that must come
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from engine.chat.caps import Caps, Message, with_reasoning
-from engine.errors import RequestError
+from gguf_serve.engine.chat.caps import Caps, Message, with_reasoning
+from gguf_serve.engine.errors import RequestError
 
 Continuation = bool | Literal["content", "reasoning_content"]
 

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.constraint import JSON_OPTIONS
-from engine.grammar_trial import Examination
+from gguf_serve.engine.grammar.constraint import JSON_OPTIONS
+from gguf_serve.engine.grammar.trial import Examination
 
 _DEFINITIONS = ("$defs", "definitions")
 MAX_LEVELS = 50  # of parts within parts; llguidance reads JSON of 128 levels, 2 or 3 for each

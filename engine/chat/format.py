@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.chat.constrain import output_constraint
-from engine.chat.continuation import Continuation
-from engine.chat.delta import ChatDelta
-from engine.chat.formats.table import layout_of
-from engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
-from engine.chat.prompt import Conversation, Prompt, Template
-from engine.chat.scanner import MalformedError, Scanner
-from engine.constraint import Constraint
-from engine.errors import RequestError
+from gguf_serve.engine.chat.constrain import output_constraint
+from gguf_serve.engine.chat.continuation import Continuation
+from gguf_serve.engine.chat.delta import ChatDelta
+from gguf_serve.engine.chat.formats.table import layout_of
+from gguf_serve.engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
+from gguf_serve.engine.chat.prompt import Conversation, Prompt, Template
+from gguf_serve.engine.chat.scanner import MalformedError, Scanner
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.constraint import Constraint
 
 ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"function": {"name": ...}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Parse,
     Scanner,

@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from engine.chat.enforceable import enforceable, json_rule
-from engine.errors import RequestError
-from engine.grammar_trial import Examination
+from gguf_serve.engine.chat.enforceable import enforceable, json_rule
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.trial import Examination
 
 _SPACE = r"/[ \t\r\n]{0,40}/"
 

@@ -10,9 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from engine.chat.lark import Lark
-from engine.chat.scanner import MalformedError, Parse, Scanner, accept, marks, skip_space, until
-from engine.constraint import Trigger
+from gguf_serve.engine.chat.lark import Lark
+from gguf_serve.engine.chat.scanner import (
+    MalformedError,
+    Parse,
+    Scanner,
+    accept,
+    marks,
+    skip_space,
+    until,
+)
+from gguf_serve.engine.grammar.constraint import Trigger
 
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of the arguments

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.chat.json_text import MAX_DEPTH, NUMBER, escaped, more
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.json_text import MAX_DEPTH, NUMBER, escaped, more
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Marks,
     Parse,

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.chat.caps import Caps, Message, with_reasoning
-from engine.errors import RequestError
+from gguf_serve.engine.chat.caps import Caps, Message, with_reasoning
+from gguf_serve.engine.errors import RequestError
 
 
 def adapt(messages: Sequence[Mapping[str, Any]], caps: Caps) -> list[Message]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from engine.chat.acceptable import Messages, ShownTools, accepted
-from engine.chat.caps import Caps
-from engine.chat.continuation import Continuation
+from gguf_serve.engine.chat.acceptable import Messages, ShownTools, accepted
+from gguf_serve.engine.chat.caps import Caps
+from gguf_serve.engine.chat.continuation import Continuation
 
 
 class Conversation(NamedTuple):

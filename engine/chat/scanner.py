@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
-from engine.chat.delta import NOTHING, ChatDelta, ToolCallDelta
+from gguf_serve.engine.chat.delta import NOTHING, ChatDelta, ToolCallDelta
 
 T = TypeVar("T")
 Parse = Generator[None, None, T]

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.chat.json_text import escaped
-from engine.chat.layout import Tools
-from engine.chat.literals import PYTHON, literal
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.json_text import escaped
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.literals import PYTHON, literal
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Marks,
     Parse,

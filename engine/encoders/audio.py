@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.encoders import whisper
-from engine.encoders.audio_file import AudioFile
-from engine.encoders.geometry import Floats
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.recordings import Recordings
-from engine.encoders.weights import EncoderWeights
-from engine.media.mel import qwen3_pieces, whisper_pieces
-from kernels.device import Device
-from kernels.program import Programs
+from gguf_serve.engine.encoders import whisper
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.geometry import Floats
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.recordings import Recordings
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.media.mel import qwen3_pieces, whisper_pieces
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
 
 BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
     "ultravox": whisper.ultravox,

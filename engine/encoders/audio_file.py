@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import ModelError
-from engine.gguf import GGUFFile
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import GGUFFile
 
 MARKERS: dict[str, tuple[str, str]] = {  # texts around a sound
     "ultravox": ("", ""),

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.encoders.geometry import Floats, Grid, by_halves, coordinates, rotation, squares
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.patches import (
+from gguf_serve.engine.encoders.geometry import (
+    Floats,
+    Grid,
+    by_halves,
+    coordinates,
+    rotation,
+    squares,
+)
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.patches import (
     Encoding,
     embedded,
     post_norm,
@@ -19,8 +26,8 @@ from engine.encoders.patches import (
     tower,
     with_class_token,
 )
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import gated, linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
 
 PROJECTOR_EPS = 1e-5  # of norms outside the transformer
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.encoders.audio import AudioEncoder
-from engine.encoders.audio_file import AudioFile, read_audio_file
-from engine.encoders.geometry import Floats
-from engine.encoders.vision import VisionEncoder
-from engine.encoders.vision_file import VisionFile, read_vision_file
-from engine.encoders.weights import EncoderWeights
-from engine.errors import ModelError
-from engine.gguf import GGUFFile, open_gguf
-from engine.media.span import MediaSpan
-from kernels.device import Device
-from kernels.program import Programs
+from gguf_serve.engine.encoders.audio import AudioEncoder
+from gguf_serve.engine.encoders.audio_file import AudioFile, read_audio_file
+from gguf_serve.engine.encoders.geometry import Floats
+from gguf_serve.engine.encoders.vision import VisionEncoder
+from gguf_serve.engine.encoders.vision_file import VisionFile, read_vision_file
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
+from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again

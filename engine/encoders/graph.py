@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.encoders.weights import EncoderWeights, Floats
-from engine.tensors import Linear
-from kernels import attention as attn
-from kernels.activate import activate
-from kernels.attention import AttentionInputs, Mask
-from kernels.device import Device
-from kernels.gather import gather, mix
-from kernels.kv import PAGE, KVPages, KVShape, LayerKV
-from kernels.matmul import Activations, activations, glu, matmul
-from kernels.norm import UNCHANGED, NormWeights, norm
-from kernels.program import Programs
-from kernels.rope import HeadNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
-from kernels.tape import N_COUNTS, Counts, Tape
-from kernels.tensor import Tensor, empty, read, upload, write
+from gguf_serve.engine.encoders.weights import EncoderWeights, Floats
+from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.kernels.attention import attention as attn
+from gguf_serve.kernels.attention.attention import AttentionInputs, Mask
+from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
+from gguf_serve.kernels.attention.rope import HeadNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
+from gguf_serve.kernels.matrix.activate import activate
+from gguf_serve.kernels.matrix.matmul import glu, matmul
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload, write
+from gguf_serve.kernels.quantization.activations import Activations, activations
+from gguf_serve.kernels.rows.gather import gather, mix
+from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
 
 TILE = 32  # rows that share a pass over the weights
 Ints = npt.NDArray[np.int32]

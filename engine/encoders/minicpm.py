@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.encoders.geometry import Floats, Grid, Ints, coordinates, squares
-from engine.encoders.graph import Graph, Heads, Rows
-from engine.encoders.patches import Encoding, embedded, post_norm, tower
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import attention, linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, coordinates, squares
+from gguf_serve.engine.encoders.graph import Graph, Heads, Rows
+from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, tower
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import attention, linear, mlp, normalized, transformer
 
 BUCKETS = 70  # positions a side
 RESAMPLER_HEAD = 128

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.encoders.geometry import Floats, Grid, Ints
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import Tower, optional_norm
-from engine.tensors import Linear
+from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import Tower, optional_norm
+from gguf_serve.engine.recording.tensors import Linear
 
 
 def same(rows: Floats) -> Floats:

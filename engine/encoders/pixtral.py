@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.encoders.geometry import (
+from gguf_serve.engine.encoders.geometry import (
     Floats,
     Grid,
     antialiased,
@@ -16,10 +16,10 @@ from engine.encoders.geometry import (
     square_table,
     squares,
 )
-from engine.encoders.graph import Graph
-from engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.graph import Graph
+from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
 
 ROPE_BASE = 10000.0
 PROJECTOR_EPS = 1e-5

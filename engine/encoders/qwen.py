@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from engine.encoders.geometry import (
+from gguf_serve.engine.encoders.geometry import (
     Floats,
     Grid,
     Ints,
@@ -22,11 +22,11 @@ from engine.encoders.geometry import (
     squares,
     windows,
 )
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import gated, linear, mlp, normalized, transformer
-from kernels.tensor import Tensor
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
+from gguf_serve.kernels.opencl.tensor import Tensor
 
 ROPE_BASE = 10000.0
 WINDOW_PIXELS = 112  # a side of Qwen2.5-VL's windows

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from engine.encoders.geometry import (
+from gguf_serve.engine.encoders.geometry import (
     Grid,
     antialiased,
     by_halves,
@@ -16,11 +16,11 @@ from engine.encoders.geometry import (
     square_table,
     squares,
 )
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.patches import Encoding, embedded, post_norm, tower
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.vit import linear, mlp, normalized, transformer
-from kernels.norm import NormWeights
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, tower
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
+from gguf_serve.kernels.rows.norm import NormWeights
 
 
 def _siglip(g: Graph, spec: VisionFile, grid: Grid) -> Rows:

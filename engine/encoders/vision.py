@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.encoders import clip, minicpm, pixtral, qwen, siglip
-from engine.encoders.geometry import Floats, Grid, patch_rows
-from engine.encoders.graph import Graph
-from engine.encoders.patches import Encoding
-from engine.encoders.recordings import Recordings
-from engine.encoders.vision_file import VisionFile
-from engine.encoders.weights import EncoderWeights
-from engine.media.resize import Pixels
-from kernels.device import Device
-from kernels.program import Programs
+from gguf_serve.engine.encoders import clip, minicpm, pixtral, qwen, siglip
+from gguf_serve.engine.encoders.geometry import Floats, Grid, patch_rows
+from gguf_serve.engine.encoders.graph import Graph
+from gguf_serve.engine.encoders.patches import Encoding
+from gguf_serve.engine.encoders.recordings import Recordings
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.media.resize import Pixels
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
 
 Build = Callable[[Graph, VisionFile, Grid, bool], Encoding]
 BUILD: dict[str, Build] = {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.errors import ModelError
-from engine.gguf import GGUFFile
-from engine.media.prepare import PREPARE, ImageLimits
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.media.prepare import PREPARE, ImageLimits
 
 # Tokens of an image of free size, least and most, where the file does not say.
 TOKENS: dict[str, tuple[int, int]] = {

@@ -13,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from engine.encoders.graph import Bounds, Graph, Heads, Rows
-from engine.encoders.weights import EncoderWeights
-from kernels.norm import NormWeights
-from kernels.rope import HeadNorm
-from kernels.tensor import Tensor
+from gguf_serve.engine.encoders.graph import Bounds, Graph, Heads, Rows
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.kernels.attention.rope import HeadNorm
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.norm import NormWeights
 
 
 @dataclass(frozen=True, slots=True)

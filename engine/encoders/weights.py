@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine.gguf import GGUFFile
-from engine.tensors import Linear, Part, TensorSource
-from kernels.device import Device
-from kernels.program import Programs
-from kernels.quants import INT13, by_name
-from kernels.tensor import Tensor
-from kernels.weights import BLOCK, RawMatrix, run_job
+from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.quants import INT13, by_name
+from gguf_serve.kernels.quantization.weights import BLOCK, RawMatrix, run_job
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

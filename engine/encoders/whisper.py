@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.encoders.audio_file import AudioFile
-from engine.encoders.geometry import Floats, Ints
-from engine.encoders.graph import Graph, Rows
-from engine.encoders.vit import Tower, linear, mlp, normalized, transformer
-from engine.media.mel import QWEN3_UNIT
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.geometry import Floats, Ints
+from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
+from gguf_serve.engine.media.mel import QWEN3_UNIT
 
 ULTRAVOX_EPS = 1e-6
 

@@ -12,9 +12,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from engine.errors import MediaError
-from engine.media.limits import MediaLimits
-from engine.media.resize import Pixels
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.resize import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 WHITE = (255, 255, 255, 255)

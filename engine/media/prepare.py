@@ -13,15 +13,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.media.resize import Color, Filter, Pixels, Size, pad, size_of, smart_size, stretch
-from engine.media.tiles import (
-    aligned,
-    area_size,
-    best_canvas,
-    cut,
-    grids,
-    nearest_grid,
+from gguf_serve.engine.media.resize import (
+    Color,
+    Filter,
+    Pixels,
+    Size,
+    pad,
+    size_of,
+    smart_size,
+    stretch,
 )
+from gguf_serve.engine.media.tiles import aligned, area_size, best_canvas, cut, grids, nearest_grid
 
 CLIP_MEAN: Color = (122, 116, 104)  # what LLaVA pads with
 MAX_SLICES = 9  # MiniCPM-V

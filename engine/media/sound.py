@@ -14,9 +14,9 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from engine.errors import MediaError
-from engine.media.limits import MediaLimits
-from engine.media.mel import SAMPLE_RATE
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.mel import SAMPLE_RATE
 
 MIN_SECONDS = 0.01
 RATES = (1000, 384000)  # Hz

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from engine.media.resize import Pixels, Size, round_half_away
+from gguf_serve.engine.media.resize import Pixels, Size, round_half_away
 
 
 def best_canvas(size: Size, canvases: Iterable[Size]) -> Size:

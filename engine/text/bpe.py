@@ -14,11 +14,11 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from engine.errors import ModelError
-from engine.text.pretokenizers import Pretokenizer
-from engine.text.vocab import Vocab
-from engine.text.windows import pieces, windows
-from engine.text.words import word_end, word_pattern
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.text.pretokenizers import Pretokenizer
+from gguf_serve.engine.text.vocab import Vocab
+from gguf_serve.engine.text.windows import pieces, windows
+from gguf_serve.engine.text.words import word_end, word_pattern
 
 # Texts are encoded one at a time: threads of the library's own would serve nothing.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ModelError
+from gguf_serve.engine.errors import ModelError
 
 _VALUE = 1 << 31
 _LABEL = _VALUE | 0xFF

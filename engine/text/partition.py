@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engine.text.vocab import Attribute, Vocab
+from gguf_serve.engine.text.vocab import Attribute, Vocab
 
 _GROUP = 3  # characters by which tokens are grouped for the first search
 _SPACE = " \t\n\v\f\r"  # C's isspace, which is bytewise

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from engine.text.vocab import Vocab
-from engine.text.windows import pieces
-from engine.text.words import word_end, word_pattern
+from gguf_serve.engine.text.vocab import Vocab
+from gguf_serve.engine.text.windows import pieces
+from gguf_serve.engine.text.words import word_end, word_pattern
 
 _NOT_A_TOKEN = float("-inf")
 _SHORT = 48  # symbols; up to here scanning a list is faster than a heap

@@ -13,17 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ModelError, RequestError, TooManyTokensError
-from engine.text.bpe import byte_level_encoder, byte_level_piece, escaped_encoder
-from engine.text.charsmap import CharsMap
-from engine.text.detokenizer import TextDecoder
-from engine.text.partition import SpecialTokens
-from engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
-from engine.text.spm import escaped_piece, score_encoder
-from engine.text.unigram import unigram_encoder
-from engine.text.vocab import PREFIX, Attribute, Vocab, assign_roles, assign_strips, read_vocab
-from engine.text.windows import WINDOW
-from engine.text.wordpiece import wordpiece_encoder
+from gguf_serve.engine.errors import ModelError, RequestError, TooManyTokensError
+from gguf_serve.engine.text.bpe import byte_level_encoder, byte_level_piece, escaped_encoder
+from gguf_serve.engine.text.charsmap import CharsMap
+from gguf_serve.engine.text.detokenizer import TextDecoder
+from gguf_serve.engine.text.partition import SpecialTokens
+from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
+from gguf_serve.engine.text.spm import escaped_piece, score_encoder
+from gguf_serve.engine.text.unigram import unigram_encoder
+from gguf_serve.engine.text.vocab import (
+    PREFIX,
+    Attribute,
+    Vocab,
+    assign_roles,
+    assign_strips,
+    read_vocab,
+)
+from gguf_serve.engine.text.windows import WINDOW
+from gguf_serve.engine.text.wordpiece import wordpiece_encoder
 
 Encode = Callable[[str], Iterator[list[int]]]
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tokenizers import Tokenizer, models
 
-from engine.errors import ModelError
-from engine.text.charsmap import CharsMap, normalizer
-from engine.text.vocab import Attribute, Vocab
-from engine.text.windows import MAX_WORD, WINDOW, too_long_word
-from engine.text.words import word_end
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.text.charsmap import CharsMap, normalizer
+from gguf_serve.engine.text.vocab import Attribute, Vocab
+from gguf_serve.engine.text.windows import MAX_WORD, WINDOW, too_long_word
+from gguf_serve.engine.text.words import word_end
 
 # The library wants the unknown token among the others; this text stands for it, since
 # "<unk>" written in a text is not it.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ModelError
+from gguf_serve.engine.errors import ModelError
 
 PREFIX = "tokenizer.ggml."
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.errors import RequestError
+from gguf_serve.engine.errors import RequestError
 
 WINDOW = 2**15  # characters; 20 milliseconds
 # A word is merged as a whole, with 400 bytes for each character.

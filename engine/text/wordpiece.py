@@ -11,8 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 
-from engine.text.vocab import Vocab
-from engine.text.windows import pieces
+from gguf_serve.engine.text.vocab import Vocab
+from gguf_serve.engine.text.windows import pieces
 
 _SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))

@@ -9,11 +9,11 @@ import pytest
 from asking import engine_of
 from opencl_devices import device, programs
 
-from engine.compiling import Compiling
-from engine.engine import Engine
-from engine.loader import load_model
-from engine.options import EngineOptions
-from kernels.device import list_devices
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 __all__ = ["device", "programs"]
 

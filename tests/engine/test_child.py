@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import child
-from engine.child import ChildError, Limits, Pool
+from gguf_serve.engine import child
+from gguf_serve.engine.child import ChildError, Limits, Pool
 
 LIMITS = Limits(seconds=1.0, memory=64 << 20)
 

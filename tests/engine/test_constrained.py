@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from asking import GREEDY, Reply, ask, engine_of, random_prompt, submit
 
-from engine.constraint import Constraint, Trigger
-from engine.engine import Engine
-from engine.errors import RequestError
-from engine.loader import load_model
-from engine.options import EngineOptions
-from engine.request import Failed, Finished, PromptScored, Request, SamplingParams
-from kernels.device import list_devices
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.constraint import Constraint, Trigger
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Failed, Finished, PromptScored, Request, SamplingParams
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 EOS = 0
 PROMPT = random_prompt(20)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from asking import ask, engine_of, random_prompt
 
-from engine.engine import Engine
-from engine.loader import load_model
-from engine.options import EngineOptions
-from kernels.device import list_devices
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 N_CTX, N_KEEP = 96, 10
 OPTIONS = EngineOptions(

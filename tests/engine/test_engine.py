@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batch import OutputRow
-from engine.cache import PageCache, PageCopy
-from engine.engine import Engine
-from engine.errors import ContextOverflowError, EngineStoppedError, RequestError
-from engine.options import AdapterState
-from engine.request import (
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.errors import ContextOverflowError, EngineStoppedError, RequestError
+from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.request import (
     Delta,
     Event,
     Failed,
@@ -30,10 +29,11 @@ from engine.request import (
     SamplingParams,
     Started,
 )
-from engine.scheduler import Scheduler
-from engine.sequence import Chunk
-from engine.text.detokenizer import TextDecoder
-from kernels.topk import Found
+from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.engine.text.detokenizer import TextDecoder
+from gguf_serve.kernels.rows.topk import Found
 
 N_VOCAB, EOS, N_CTX = 128, 0, 64
 GREEDY = SamplingParams(temperature=0.0)

@@ -13,12 +13,12 @@ from asking import GREEDY, SECONDS, Reply, ask, engine_of, random_prompt, submit
 from conformance_data import reference as reference_of
 from stepping import Floats, Stepper, sequence
 
-from engine.engine import Engine
-from engine.errors import RequestError
-from engine.gguf import open_gguf
-from engine.loader import Model, load_model
-from engine.options import EngineOptions
-from engine.request import (
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.loading.loader import Model, load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import (
     Delta,
     Embedded,
     Finished,
@@ -28,8 +28,9 @@ from engine.request import (
     Started,
     TokenScore,
 )
-from kernels.device import list_devices, open_device
-from kernels.program import Programs
+from gguf_serve.kernels.opencl.device import open_device
+from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.kernels.opencl.program import Programs
 
 OPTIONS = EngineOptions(
     n_ctx=2048, n_parallel=8, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",

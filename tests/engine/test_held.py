@@ -1,6 +1,6 @@
 """What is kept, and counted, by bytes."""
 
-from engine.held import Budget, ByteCache
+from gguf_serve.engine.held import Budget, ByteCache
 
 
 class Thing:

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
-from engine import media_loader
-from engine.encoders import encoder as encoder_module
-from engine.encoders.encoder import MediaEncoder
-from engine.engine import Engine, load_engine
-from engine.errors import MediaError, ModelError, RequestError
-from engine.media.reader import MediaPrompt
-from engine.media.span import MediaSpan
-from engine.options import EngineOptions
-from engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
-from kernels.device import Device, list_devices
+from gguf_serve.engine.encoders import encoder as encoder_module
+from gguf_serve.engine.encoders.encoder import MediaEncoder
+from gguf_serve.engine.encoders.reader import MediaPrompt
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.errors import MediaError, ModelError, RequestError
+from gguf_serve.engine.loading import media_loader
+from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 Build = Callable[[str], Path]
 LIMIT = 1e-5  # NMSE of logits
@@ -100,7 +101,7 @@ def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
     assert error < LIMIT, f"NMSE {error:.1e}"
 
 
-# CogVLM: see models/test_image_experts.py.
+# CogVLM: see tests/engine/recording/test_image_experts.py.
 @pytest.mark.parametrize("name", [name for name in (*IMAGES, *SOUNDS) if name != "cogvlm"])
 def test_tokens_and_logits(vision_folder: Path, serve: Callable[..., Engine], name: str) -> None:
     reference = Reference(vision_folder, name)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from asking import SECONDS, Reply, ask, assert_same_logits, random_prompt, submit
 
-from engine.engine import Engine
-from engine.options import EngineOptions
-from engine.request import Embedded, PromptScored
-from kernels.device import list_devices
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Embedded, PromptScored
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd", cache_type_k="f32",

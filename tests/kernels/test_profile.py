@@ -6,16 +6,17 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
-from kernels import profile
-from kernels.device import Device
-from kernels.kv import KVPages, KVShape
-from kernels.matmul import Activations, activations, glu, matmul
-from kernels.norm import NormWeights, norm
-from kernels.profile import measure_limits, time_step, touch_pages
-from kernels.program import Programs
-from kernels.tape import OUTPUTS, TOKENS, Tape
-from kernels.tensor import empty, read, upload, zeros
-from kernels.weights import RawMatrix, pack, raw_matrix
+from gguf_serve.kernels import profile
+from gguf_serve.kernels.attention.kv import KVPages, KVShape
+from gguf_serve.kernels.matrix.matmul import glu, matmul
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tape import OUTPUTS, TOKENS, Tape
+from gguf_serve.kernels.opencl.tensor import empty, read, upload, zeros
+from gguf_serve.kernels.profile import measure_limits, time_step, touch_pages
+from gguf_serve.kernels.quantization.activations import Activations, activations
+from gguf_serve.kernels.quantization.weights import RawMatrix, pack, raw_matrix
+from gguf_serve.kernels.rows.norm import NormWeights, norm
 
 
 @pytest.mark.parametrize("contiguous", [True, False])

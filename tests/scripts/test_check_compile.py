@@ -6,7 +6,7 @@ import pytest
 from check_compile import LIMIT, PROCESSORS, Job, compile_all, jobs
 from variants import Variant
 
-from kernels.device import list_devices
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 EVERY = 150  # of the programs that are compiled daily
 DRIVERS = [info.platform for info in list_devices() if info.kind == "cpu"]
@@ -23,7 +23,9 @@ def unrolled(driver: str) -> list[Job]:
     return [
         Job(
             driver, name,
-            Variant("matmul_simd.cl", "matmul", (*defines, "PREFETCH_BYTES=0", *kind.defines)),
+            Variant(
+                "matrix/matmul_simd.cl", "matmul", (*defines, "PREFETCH_BYTES=0", *kind.defines)
+            ),
         )
         for defines in (spans, bytes)
         for name, kind in PROCESSORS.items()
@@ -39,8 +41,8 @@ def test_programs_compile_in_seconds() -> None:
 
 
 def test_what_does_not_compile_is_said() -> None:
-    bad = Job(DRIVERS[0], "native", Variant("lowrank.cl", "scale_columns", ("x=1+",)))
-    good = Job(DRIVERS[0], "native", Variant("lowrank.cl", "scale_columns", ("TIMES=1",)))
+    bad = Job(DRIVERS[0], "native", Variant("matrix/lowrank.cl", "scale_columns", ("x=1+",)))
+    good = Job(DRIVERS[0], "native", Variant("matrix/lowrank.cl", "scale_columns", ("TIMES=1",)))
     failed, built = compile_all([bad, good], 1)
     assert "error" in failed.error
     assert built.error == ""

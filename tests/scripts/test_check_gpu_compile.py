@@ -8,9 +8,9 @@ import pytest
 from check_gpu_compile import HOT, Use, compile_for, find_tools, read_amd, read_nvidia
 from variants import Variant, gpu, launcher_variants
 
-from kernels.kv import KV_TYPES
-from kernels.program import SOURCES
-from kernels.weights import SUPPORTED_TYPES
+from gguf_serve.kernels.attention.kv import KV_TYPES
+from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES
 
 AMD = """
 	s_endpgm
@@ -46,9 +46,11 @@ def variants() -> list[Variant]:
 
 def test_every_type_is_compiled(variants: list[Variant]) -> None:
     defines = {(v.source, define) for v in variants for define in v.defines}
-    for source in ("matmul_simt.cl", "matvec_simt.cl"):
+    for source in ("matrix/matmul_simt.cl", "matrix/matvec_simt.cl"):
         assert {(source, f"TYPE_{name}") for name in SUPPORTED_TYPES} <= defines
-    assert {("attention_simt.cl", f"K_TYPE=KV_{name.upper()}") for name in KV_TYPES} <= defines
+    assert {
+        ("attention/attention_simt.cl", f"K_TYPE=KV_{name.upper()}") for name in KV_TYPES
+    } <= defines
     assert {v.source for v in variants} >= set(HOT)
     assert all("SIMT" in v.defines and (SOURCES / v.source).exists() for v in variants)
 

@@ -1,4 +1,4 @@
-"""The codebooks in kernels/grids.cl are those of the gguf package."""
+"""The codebooks in kernels/quantization/grids.cl are those of the gguf package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytest.importorskip("gguf", reason="the gguf package has the codebooks")
 
 import make_grids
 
-GRIDS = Path(__file__).resolve().parents[2] / "kernels" / "grids.cl"
+GRIDS = Path(__file__).resolve().parents[2] / "kernels" / "quantization" / "grids.cl"
 
 
 def test_the_file_is_what_the_script_writes(capsys: pytest.CaptureFixture[str]) -> None:

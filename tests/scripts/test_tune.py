@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tune
 
-from kernels.tuning import Tuning, find_tuning
+from gguf_serve.kernels.opencl.tuning import Tuning, find_tuning
 
 
 def test_stores_what_differs_from_the_default_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -14,16 +14,16 @@ import openai
 import pytest
 import uvicorn
 
-from engine.chat.prompt import Conversation, Prompt, write_prompt
-from engine.constraint import Constraint
-from engine.errors import (
+from gguf_serve.engine.chat.prompt import Conversation, Prompt, write_prompt
+from gguf_serve.engine.errors import (
     ContextOverflowError,
     EngineStoppedError,
     RequestError,
     TooManyTokensError,
 )
-from engine.options import AdapterState
-from engine.request import (
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.request import (
     Delta,
     Event,
     Failed,
@@ -34,14 +34,14 @@ from engine.request import (
     Timings,
     TokenScore,
 )
-from engine.stats import SlotState
-from engine.text.vocab import FimTokens
-from server.app import Cors, create_app
-from server.connection import protocol
-from server.connections import Limits
-from server.fields import Defaults
-from server.idle import Idle
-from server.service import Service
+from gguf_serve.engine.stats import SlotState
+from gguf_serve.engine.text.vocab import FimTokens
+from gguf_serve.server.app import Cors, create_app
+from gguf_serve.server.http.connection import protocol
+from gguf_serve.server.http.connections import Limits
+from gguf_serve.server.idle import Idle
+from gguf_serve.server.requests.fields import Defaults
+from gguf_serve.server.requests.service import Service
 
 BOS, EOS, N_VOCAB = 256, 257, 258
 

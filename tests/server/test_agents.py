@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from engine.chat.template import ChatTemplate
-from engine.request import Event, Request
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.request import Event, Request
 
 pytestmark = pytest.mark.slow
 SOURCE = (

@@ -18,8 +18,8 @@ import httpx
 import openai
 import pytest
 
-from engine.request import Delta, Event, Finished, Request, Started, Timings
-from server.app import Cors
+from gguf_serve.engine.request import Delta, Event, Finished, Request, Started, Timings
+from gguf_serve.server.app import Cors
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}]}

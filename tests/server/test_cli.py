@@ -13,9 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.options import ControlVectors, RopeOptions
-from server import cli
-from server.configure import (
+from gguf_serve.engine.options import ControlVectors, RopeOptions
+from gguf_serve.server import cli
+from gguf_serve.server.configure import (
     SettingsError,
     api_keys,
     api_prefix,
@@ -26,7 +26,7 @@ from server.configure import (
     template_kwargs,
     uses_https,
 )
-from server.settings import Settings
+from gguf_serve.server.options.settings import Settings
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_help_is_grouped_and_complete() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from server.cli import main\n"
+        "import sys; from gguf_serve.server.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('uvicorn', 'starlette', 'numpy', 'pyopencl') if m in sys.modules])"
@@ -278,7 +278,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert time.monotonic() - begin < 5  # 0.1 s where nothing else runs
 
 
-@pytest.mark.parametrize("module", ["server.__main__", "server.cli"])
+@pytest.mark.parametrize("module", ["gguf_serve.server.__main__", "gguf_serve.server.cli"])
 def test_runs_as_a_module(module: str) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", module, "--version"]

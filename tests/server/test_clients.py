@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.chat.template import ChatTemplate
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
 
 # ChatML with tool calls as Hermes models write them.
 SOURCE = (

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import engine.engine
-from engine.errors import EngineError
-from kernels.device import list_devices
-from server import cli
+import gguf_serve.engine.engine
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.server import cli
 
 
 def run(path: Path, *options: str) -> Result:
@@ -35,7 +35,7 @@ def test_with_the_options_that_will_be_served_with(
         asked.extend(given)
         return 3, 26
 
-    monkeypatch.setattr(engine.engine, "compile_model", compile_model)
+    monkeypatch.setattr(gguf_serve.engine.engine, "compile_model", compile_model)
     result = run(model, "-c", "512", "-ctk", "q8_0")
     assert result.exit_code == 0
     assert "26 programs are ready, 3 of them compiled now\n" in result.output
@@ -47,7 +47,7 @@ def test_what_cannot_be_compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -
     def compile_model(*given: Any) -> tuple[int, int]:
         raise EngineError("compiled programs cannot be kept in /cache")
 
-    monkeypatch.setattr(engine.engine, "compile_model", compile_model)
+    monkeypatch.setattr(gguf_serve.engine.engine, "compile_model", compile_model)
     result = run(model)
     assert result.exit_code == 1
     assert "serve: compiled programs cannot be kept in /cache\n" in result.output

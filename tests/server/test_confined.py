@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kernels.device import list_devices
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240  # until a start is given up: every kernel may have to be compiled

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ModelError
-from server import demo
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.server import demo
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks
 
@@ -151,7 +151,7 @@ def test_leftovers_of_a_killed_process_go_with_the_next_start(cache, use):
     fetch = use(FakeFetch())
     killed, fetching, new = cache / "fetch-killed", cache / "fetch-a", cache / "fetch-b"
     program = (
-        "import sys, time; from server.demo import _locked\n"
+        "import sys, time; from gguf_serve.server.demo import _locked\n"
         "with _locked(sys.argv[1]): print(flush=True); time.sleep(60)"
     )
     for folder in (killed, fetching, new):

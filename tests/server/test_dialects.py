@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from engine.chat.format import chat_format
-from engine.chat.template import ChatTemplate
-from engine.request import Delta, Event, Finished, Request, Started, Timings
-from server.app import create_app
-from server.service import Service
+from gguf_serve.engine.chat.format import chat_format
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.request import Delta, Event, Finished, Request, Started, Timings
+from gguf_serve.server.app import create_app
+from gguf_serve.server.requests.service import Service
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 FILES = sorted(

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from server.errors import shown
+from gguf_serve.server.errors import shown
 
 
 @pytest.mark.parametrize(

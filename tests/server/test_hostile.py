@@ -17,7 +17,7 @@ import synthetic_model
 from hostile import IDLE_SECONDS, Row, Seen, Send, Server
 from hostile_rows import ROWS
 
-from engine.engine import list_devices
+from gguf_serve.engine.engine import list_devices
 
 SHAPE = synthetic_model.Shape(layers=4, embd=512, heads=8, kv_heads=2, ff=1024, vocab=20000)
 TRIES = 3

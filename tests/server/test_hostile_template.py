@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.chat.confined import ConfinedTemplate, Templates
-from engine.child import Limits
+from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
+from gguf_serve.engine.child import Limits
 
 # For one word only; "equality" of lists that are the same, 2 ** 40 times over.
 SOURCE = (

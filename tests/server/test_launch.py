@@ -21,11 +21,11 @@ from typing import Any
 import httpx
 import pytest
 
-import engine.engine
-from server.launch import connection_limits, http_config, load_model
-from server.settings import Settings
+import gguf_serve.engine.engine
+from gguf_serve.server.launch import connection_limits, http_config, load_model
+from gguf_serve.server.options.settings import Settings
 
-SCRIPT = Path(__file__).with_name("scripted_serve.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "scripted_serve.py"
 BODY = {"prompt": "x", "stream": True}
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -161,7 +161,7 @@ def test_whom_forwarded_headers_are_believed(
 def test_collections_pass_over_a_loaded_model(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """They would stop every stream for as long as it takes to look through all of it."""
     loaded: list[list[str]] = [[]]
-    monkeypatch.setattr(engine.engine, "load_engine", lambda *_: loaded)
+    monkeypatch.setattr(gguf_serve.engine.engine, "load_engine", lambda *_: loaded)
     try:
         assert load_model(Settings(model=model), lambda _: None) is loaded
         assert not any(known is loaded for known in gc.get_objects())

@@ -16,11 +16,11 @@ import openai
 import pytest
 from PIL import Image
 
-from engine.encoders.vision_file import VisionFile
-from engine.engine import Engine, load_engine
-from engine.media.prepare import ImageLimits
-from engine.media.reader import MediaReader
-from engine.options import EngineOptions
+from gguf_serve.engine.encoders.reader import MediaReader
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.media.prepare import ImageLimits
+from gguf_serve.engine.options import EngineOptions
 
 Client = Callable[[str], openai.OpenAI]
 VISION = VisionFile(

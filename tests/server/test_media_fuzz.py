@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.encoders.audio_file import AudioFile
-from engine.encoders.vision_file import VisionFile
-from engine.media.prepare import ImageLimits
-from engine.media.reader import MediaReader
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.reader import MediaReader
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.media.prepare import ImageLimits
 
 Serve = Callable[..., str]
 PIXELS = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)

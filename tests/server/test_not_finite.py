@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.request import Event, Failed, Request, Started
+from gguf_serve.engine.request import Event, Failed, Request, Started
 
 MESSAGE = "the logits of request 3 in slot 0 are NaN or infinite"
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "model": "m", "max_tokens": 5}

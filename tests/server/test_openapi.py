@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.chat.selection import named_template
-from engine.chat.template import ChatTemplate
-from engine.request import Delta, Embedded, Event, Finished, Request, Started, Timings
-from server.app import create_app
-from server.openapi import BODIES
-from server.service import Endpoints, Service
+from gguf_serve.engine.chat.rendering.selection import named_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.request import Delta, Embedded, Event, Finished, Request, Started, Timings
+from gguf_serve.server.app import create_app
+from gguf_serve.server.openapi import BODIES
+from gguf_serve.server.requests.service import Endpoints, Service
 
 
 def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:

@@ -12,8 +12,8 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from engine.engine import Engine, load_engine
-from engine.options import EngineOptions
+from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.options import EngineOptions
 
 pytestmark = pytest.mark.slow
 SENTENCE = "[A-Z][a-z]{2,9} is a [a-z]{3,12}"

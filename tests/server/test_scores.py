@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server import generate, stream
+from gguf_serve.server.http import stream
+from gguf_serve.server.requests import generate
 
 
 def test_scores_of_prompts_are_counted_before(

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-import server.embeddings
-import server.media
-import server.service
-import server.stream
-from engine.encoders.audio_file import AudioFile
-from engine.media.reader import MediaReader
-from engine.request import Embedded, Finished, Request, Started, Timings
+import gguf_serve.server.dialects.embeddings
+import gguf_serve.server.http.stream
+import gguf_serve.server.requests.media
+import gguf_serve.server.requests.service
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.reader import MediaReader
+from gguf_serve.engine.request import Embedded, Finished, Request, Started, Timings
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
@@ -69,13 +69,18 @@ def user(part: Any) -> dict[str, Any]:
         ("tokenizer", "piece", "/tokenize", {"content": "x", "with_pieces": True}),
         ("tokenizer", "decode", "/detokenize", {"tokens": [104]}),
         ("tokenizer", "encode", "/completion", BIAS),
-        (server.media, "from_base64", "/v1/chat/completions", user(SOUND)),
-        (server.media, "from_data_url", "/v1/chat/completions", user(IMAGE)),
-        (server.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
-        (server.service, "read_object", "/tokenize", {"content": "x" * 2**20}),
+        (gguf_serve.server.requests.media, "from_base64", "/v1/chat/completions", user(SOUND)),
+        (gguf_serve.server.requests.media, "from_data_url", "/v1/chat/completions", user(IMAGE)),
+        (gguf_serve.server.dialects.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
+        (gguf_serve.server.requests.service, "read_object", "/tokenize", {"content": "x" * 2**20}),
         ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "dry_multiplier": 1}),
         ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "grammar": "x"}),
-        (server.stream, "json_response", "/completion", {"prompt": "x", "n_predict": 1}),
+        (
+            gguf_serve.server.http.stream,
+            "json_response",
+            "/completion",
+            {"prompt": "x", "n_predict": 1},
+        ),
     ],
 )
 def test_a_stream_goes_on(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from engine.chat.formats.json_calls import JsonCalls
-from engine.chat.layout import Turn, read_fenced
-from engine.chat.scanner import MalformedError, Parse, Scanner, accept, marks, skip_space, until
+from gguf_serve.engine.chat.formats.json_calls import JsonCalls
+from gguf_serve.engine.chat.layout import Turn, read_fenced
+from gguf_serve.engine.chat.scanner import (
+    MalformedError,
+    Parse,
+    Scanner,
+    accept,
+    marks,
+    skip_space,
+    until,
+)
 
 CALLS = JsonCalls(start="", arguments="parameters", is_bare=True)
 _PYTHON_TAG = "<|python_tag|>"

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.chat.formats.param_calls import ParamCalls
-from engine.chat.json_text import json_value
-from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
-from engine.chat.layout import Syntax, Tools, Turn
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.formats.param_calls import ParamCalls
+from gguf_serve.engine.chat.json_text import json_value
+from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
+from gguf_serve.engine.chat.layout import Syntax, Tools, Turn
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Parse,
     Scanner,
@@ -21,7 +21,7 @@ from engine.chat.scanner import (
     skip_space,
     until,
 )
-from engine.constraint import Trigger
+from gguf_serve.engine.grammar.constraint import Trigger
 
 # What a part is: text, thinking, what nobody wants, or a call of the function named.
 Part = Literal["content", "reasoning", "nothing"] | tuple[Literal["call"], str]

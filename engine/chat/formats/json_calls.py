@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.chat.json_text import json_fragment, json_value, members, string_value
-from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
-from engine.chat.layout import Tools
-from engine.chat.scanner import MalformedError, Parse, Scanner, Sink, accept, marks, skip_space
-from engine.constraint import Trigger
+from gguf_serve.engine.chat.json_text import json_fragment, json_value, members, string_value
+from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.scanner import (
+    MalformedError,
+    Parse,
+    Scanner,
+    Sink,
+    accept,
+    marks,
+    skip_space,
+)
+from gguf_serve.engine.grammar.constraint import Trigger
 
 _ID = {"type": ["string", "integer"]}
 

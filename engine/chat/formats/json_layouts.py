@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.chat.formats.bare_calls import CALLS, read_bare
-from engine.chat.formats.channels import HARMONY as HARMONY_CHANNELS
-from engine.chat.formats.channels import HarmonyCalls
-from engine.chat.formats.json_calls import JsonCalls
-from engine.chat.formats.named_calls import NamedCalls
-from engine.chat.formats.recipients import OPENING, RecipientCalls, read_recipients
-from engine.chat.layout import Layout, Thinking
+from gguf_serve.engine.chat.formats.bare_calls import CALLS, read_bare
+from gguf_serve.engine.chat.formats.channels import HARMONY as HARMONY_CHANNELS
+from gguf_serve.engine.chat.formats.channels import HarmonyCalls
+from gguf_serve.engine.chat.formats.json_calls import JsonCalls
+from gguf_serve.engine.chat.formats.named_calls import NamedCalls
+from gguf_serve.engine.chat.formats.recipients import OPENING, RecipientCalls, read_recipients
+from gguf_serve.engine.chat.layout import Layout, Thinking
 
 THINK = Thinking("<think>", ("</think>",))
 MISTRAL_THINK = Thinking("[THINK]", ("[/THINK]",))

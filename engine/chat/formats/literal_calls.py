@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.chat.formats.param_calls import parameters
-from engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
-from engine.chat.layout import Tools
-from engine.chat.literals import Notation, bare_word, mapping
-from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space
-from engine.chat.values import Kinds, kinds_of, listed, parameter_schema, properties, required
-from engine.constraint import Trigger
+from gguf_serve.engine.chat.formats.param_calls import parameters
+from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.literals import Notation, bare_word, mapping
+from gguf_serve.engine.chat.scanner import (
+    Parse,
+    Scanner,
+    accept,
+    enclosed,
+    expect,
+    marks,
+    skip_space,
+)
+from gguf_serve.engine.chat.values import (
+    Kinds,
+    kinds_of,
+    listed,
+    parameter_schema,
+    properties,
+    required,
+)
+from gguf_serve.engine.grammar.constraint import Trigger
 
 _NUMBER = r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/"
 _INTEGER = r"/-?(0|[1-9][0-9]*)/"

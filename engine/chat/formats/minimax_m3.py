@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from engine.chat.formats.param_calls import parameters
-from engine.chat.json_text import MAX_DEPTH
-from engine.chat.lark import Lark, in_sections, one_of, quoted, sequence
-from engine.chat.layout import Tools
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.formats.param_calls import parameters
+from gguf_serve.engine.chat.json_text import MAX_DEPTH
+from gguf_serve.engine.chat.lark import Lark, in_sections, one_of, quoted, sequence
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Parse,
     Scanner,
@@ -19,7 +19,7 @@ from engine.chat.scanner import (
     marks,
     skip_space,
 )
-from engine.chat.values import (
+from gguf_serve.engine.chat.values import (
     Schema,
     kinds_of,
     listed,
@@ -30,7 +30,7 @@ from engine.chat.values import (
     required,
     resolved,
 )
-from engine.constraint import Trigger
+from gguf_serve.engine.grammar.constraint import Trigger
 
 _MARK = "]<]minimax[>["  # in front of every tag
 _ITEM = "item"

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.chat.json_text import json_value
-from engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
-from engine.chat.layout import Tools
-from engine.chat.scanner import Parse, Scanner, enclosed, expect, marks, skip_space
-from engine.constraint import Trigger
+from gguf_serve.engine.chat.json_text import json_value
+from gguf_serve.engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.scanner import Parse, Scanner, enclosed, expect, marks, skip_space
+from gguf_serve.engine.grammar.constraint import Trigger
 
 _FIELD = re.compile(r"\{(name|id)\}")
 _FULL_ID = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")  # of Kimi K2: functions.NAME:0

@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
-from engine.chat.layout import Tools
-from engine.chat.scanner import Parse, Scanner, accept, enclosed, expect, marks, skip_space, until
-from engine.chat.values import (
+from gguf_serve.engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
+from gguf_serve.engine.chat.layout import Tools
+from gguf_serve.engine.chat.scanner import (
+    Parse,
+    Scanner,
+    accept,
+    enclosed,
+    expect,
+    marks,
+    skip_space,
+    until,
+)
+from gguf_serve.engine.chat.values import (
     Schema,
     kinds_of,
     listed,
@@ -19,7 +28,7 @@ from engine.chat.values import (
     read_value,
     required,
 )
-from engine.constraint import Trigger
+from gguf_serve.engine.grammar.constraint import Trigger
 
 _CDATA = ("<![CDATA[", "]]>")
 _DEFINITIONS = ("$defs", "definitions")  # what references in a parameter's schema point to

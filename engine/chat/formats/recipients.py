@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from engine.chat.json_text import json_value
-from engine.chat.lark import Lark, one_of, quoted, sequence, several
-from engine.chat.layout import Tools, Turn
-from engine.chat.scanner import Parse, Scanner, accept, marks, until
-from engine.constraint import Trigger
+from gguf_serve.engine.chat.json_text import json_value
+from gguf_serve.engine.chat.lark import Lark, one_of, quoted, sequence, several
+from gguf_serve.engine.chat.layout import Tools, Turn
+from gguf_serve.engine.chat.scanner import Parse, Scanner, accept, marks, until
+from gguf_serve.engine.grammar.constraint import Trigger
 
 OPENING = ">>>"  # the first one is in the prompt
 _EVERYONE = "all\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from engine.chat.formats import json_layouts as json
-from engine.chat.formats import tagged_layouts as tagged
-from engine.chat.layout import Layout
+from gguf_serve.engine.chat.formats import json_layouts as json
+from gguf_serve.engine.chat.formats import tagged_layouts as tagged
+from gguf_serve.engine.chat.layout import Layout
 
 # (texts that the template's source holds, its layout); the first row that fits counts.
 ROWS: tuple[tuple[tuple[str, ...], Layout], ...] = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.chat.formats.channels import MUSE as MUSE_CHANNELS
-from engine.chat.formats.channels import MuseCalls
-from engine.chat.formats.json_layouts import THINK
-from engine.chat.formats.literal_calls import LiteralCalls
-from engine.chat.formats.minimax_m3 import MinimaxM3Calls
-from engine.chat.formats.param_calls import ParamCalls
-from engine.chat.layout import Layout, Thinking
-from engine.chat.literals import GEMMA, PYTHON
+from gguf_serve.engine.chat.formats.channels import MUSE as MUSE_CHANNELS
+from gguf_serve.engine.chat.formats.channels import MuseCalls
+from gguf_serve.engine.chat.formats.json_layouts import THINK
+from gguf_serve.engine.chat.formats.literal_calls import LiteralCalls
+from gguf_serve.engine.chat.formats.minimax_m3 import MinimaxM3Calls
+from gguf_serve.engine.chat.formats.param_calls import ParamCalls
+from gguf_serve.engine.chat.layout import Layout, Thinking
+from gguf_serve.engine.chat.literals import GEMMA, PYTHON
 
 _QWEN_PARAMS = ParamCalls(
     start="<function=",

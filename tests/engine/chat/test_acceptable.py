@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.chat.format import chat_format
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.format import chat_format
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.errors import RequestError
 
 ALL = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 FIRST_SYSTEM = (

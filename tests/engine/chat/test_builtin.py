@@ -1,7 +1,7 @@
 import json
 
-from engine.chat.builtin import builtin_names, builtin_template
-from engine.chat.template import ChatTemplate
+from gguf_serve.engine.chat.builtin import builtin_names, builtin_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
 
 
 def test_every_record_is_equal(shared):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from engine.chat.template import ChatTemplate
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
 
 # The template takes typed parts and shows them; llama.cpp's inspection does not notice.
 BETTER = {("LFM2.5-8B-A1B.jinja", "supports_typed_content")}

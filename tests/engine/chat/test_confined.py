@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from engine.chat.confined import ConfinedTemplate, Templates
-from engine.chat.prompt import Conversation
-from engine.chat.template import ChatTemplate
-from engine.child import Limits
-from engine.errors import ModelError, RequestError
+from gguf_serve.engine.chat.prompt import Conversation
+from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.child import Limits
+from gguf_serve.engine.errors import ModelError, RequestError
 
 USER = {"role": "user", "content": "x"}
 # The template does its harm for one word only, so that its abilities can be found.
@@ -192,7 +192,7 @@ def test_a_template_that_nobody_has_any_more_leaves_no_process(confined: Confine
 
 def test_the_server_itself_has_no_jinja() -> None:
     """It renders nothing, and starts sooner without."""
-    lines = "import sys", "import server.launch", "import engine.engine"
+    lines = "import sys", "import gguf_serve.server.launch", "import gguf_serve.engine.engine"
     code = "; ".join([*lines, "print('jinja2' in sys.modules)"])
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"

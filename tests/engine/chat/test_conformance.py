@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from score_templates import deltas, format_of, is_equal, joined, records
 
-from engine.chat.format import ChatFormat
+from gguf_serve.engine.chat.format import ChatFormat
 
 MAX_HELD_BACK = 27  # characters longer than llama.cpp; the longest mark is one of these
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from score_templates import format_of, records
 
-from engine.chat.format import ChatFormat, chat_format
-from engine.chat.selection import named_template
-from engine.chat.template import ChatTemplate
-from engine.constraint import Constraint
-from engine.grammar import Grammars
-from engine.guide import Guide
+from gguf_serve.engine.chat.format import ChatFormat, chat_format
+from gguf_serve.engine.chat.rendering.selection import named_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.grammar.compile import Grammars
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.grammar.guide import Guide
 
 USER = {"role": "user", "content": "U"}
 # llama.cpp lets a second call pass where the request wants one at most.

@@ -1,8 +1,8 @@
 import pytest
 
-from engine.chat.selection import named_template
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.rendering.selection import named_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}
 TRIMMING = (

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine.chat.enforceable import enforceable
-from engine.chat.lark import Lark
-from engine.errors import RequestError
+from gguf_serve.engine.chat.enforceable import enforceable
+from gguf_serve.engine.chat.lark import Lark
+from gguf_serve.engine.errors import RequestError
 
 # zod's, of z.email(): every agent has a tool with it
 EMAIL = {"type": "string", "pattern": r"^(?!\.)(?!.*\.\.)[a-z.]+@[a-z]+$"}

@@ -1,6 +1,6 @@
 """Each family's way, on sources that hold nothing but the text it is recognized by."""
 
-from engine.chat.families import complete, prepare, variables
+from gguf_serve.engine.chat.rendering.families import complete, prepare, variables
 
 PLAIN = "{{ messages }}"
 DEEPSEEK_V4 = "{{ dsml_token + 'tool_calls>' }}"

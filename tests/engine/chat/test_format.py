@@ -1,10 +1,10 @@
 import pytest
 
-from engine.chat.delta import ChatDelta
-from engine.chat.format import ChatFormat, chat_format
-from engine.chat.selection import named_template
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.delta import ChatDelta
+from gguf_serve.engine.chat.format import ChatFormat, chat_format
+from gguf_serve.engine.chat.rendering.selection import named_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}
 THINKS = (

@@ -10,10 +10,10 @@ import pytest
 from score_templates import compiled, joined
 from test_constrain import verdict
 
-from engine.chat.format import ChatFormat, ChatParser, chat_format
-from engine.chat.prompt import added
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.format import ChatFormat, ChatParser, chat_format
+from gguf_serve.engine.chat.prompt import added
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}
 PROPERTIES = {

@@ -3,8 +3,8 @@ import json
 import pytest
 from reading import drive
 
-from engine.chat.json_text import json_value, string_value
-from engine.chat.scanner import MalformedError, Scanner
+from gguf_serve.engine.chat.json_text import json_value, string_value
+from gguf_serve.engine.chat.scanner import MalformedError, Scanner
 
 
 def read(text: str, step: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.chat.lark import Lark
+from gguf_serve.engine.chat.lark import Lark
 
 
 def test_equal_rules_are_one() -> None:

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from engine.chat.messages import adapt
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.messages import adapt
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.errors import RequestError
 
 CAPS = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").caps
 OBJECTS = dataclasses.replace(CAPS, supports_object_arguments=True)

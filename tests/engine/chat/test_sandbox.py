@@ -3,7 +3,7 @@ from datetime import datetime
 import pytest
 from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
-from engine.chat.sandbox import ChatEnvironment
+from gguf_serve.engine.chat.rendering.sandbox import ChatEnvironment
 
 
 def run(source: str, **variables: object) -> str:

@@ -1,8 +1,8 @@
 import pytest
 from reading import drive
 
-from engine.chat.delta import ChatDelta, ToolCallDelta
-from engine.chat.scanner import (
+from gguf_serve.engine.chat.delta import ChatDelta, ToolCallDelta
+from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Scanner,
     accept,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.chat.format import chat_format
-from engine.chat.spelled import spelled_out
-from engine.chat.template import ChatTemplate
-from engine.errors import RequestError
+from gguf_serve.engine.chat.format import chat_format
+from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.engine.chat.spelled import spelled_out
+from gguf_serve.engine.errors import RequestError
 
 USER = {"role": "user", "content": "U"}
 NULLABLE = {"type": ["string", "null"]}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.chat.builtin import builtin_template
-from engine.chat.selection import named_template, select_template
-from engine.chat.template import ChatTemplate, with_aliases
-from engine.errors import ModelError, RequestError
+from gguf_serve.engine.chat.builtin import builtin_template
+from gguf_serve.engine.chat.rendering.selection import named_template, select_template
+from gguf_serve.engine.chat.rendering.template import ChatTemplate, with_aliases
+from gguf_serve.engine.errors import ModelError, RequestError
 
 CLOCK = datetime(2026, 1, 2, 3, 4, 5)
 PRINT_ALL = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"

@@ -3,8 +3,8 @@ import json
 import pytest
 from reading import drive
 
-from engine.chat.scanner import MalformedError, Scanner, marks
-from engine.chat.values import as_json, kinds_of, parameter_schema, read_value
+from gguf_serve.engine.chat.scanner import MalformedError, Scanner, marks
+from gguf_serve.engine.chat.values import as_json, kinds_of, parameter_schema, read_value
 
 STRING = frozenset({"string"})
 

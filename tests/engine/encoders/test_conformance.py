@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
-from engine.encoders.audio import AudioEncoder, spectrograms
-from engine.encoders.audio_file import read_audio_file
-from engine.encoders.vision import VisionEncoder
-from engine.encoders.vision_file import read_vision_file
-from engine.encoders.weights import EncoderWeights
-from engine.gguf import open_gguf
-from engine.media.prepare import Tile, prepare
-from engine.media.sound import decode_sound
-from kernels.device import Device, open_device
-from kernels.program import Programs
+from gguf_serve.engine.encoders.audio import AudioEncoder, spectrograms
+from gguf_serve.engine.encoders.audio_file import read_audio_file
+from gguf_serve.engine.encoders.vision import VisionEncoder
+from gguf_serve.engine.encoders.vision_file import read_vision_file
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.media.prepare import Tile, prepare
+from gguf_serve.engine.media.sound import decode_sound
+from gguf_serve.kernels.opencl.device import Device, open_device
+from gguf_serve.kernels.opencl.program import Programs
 
 LIMIT = 1e-5  # NMSE; most are at 2e-7, which is llama.cpp's table of GELU in half precision
 Build = Callable[[str], Path]

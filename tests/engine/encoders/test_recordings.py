@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.encoders import audio
-from engine.encoders.audio_file import AudioFile
-from engine.encoders.recordings import MAX_RECORDINGS, Recordings
+from gguf_serve.engine.encoders import audio
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.recordings import MAX_RECORDINGS, Recordings
 
 
 def test_the_sizes_used_last_are_kept() -> None:

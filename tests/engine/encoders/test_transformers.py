@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from vision_data import nmse
 
-from engine.encoders.vision import VisionEncoder
-from engine.encoders.vision_file import read_vision_file
-from engine.encoders.weights import EncoderWeights
-from engine.gguf import open_gguf
-from kernels.device import open_device
-from kernels.program import Programs
+from gguf_serve.engine.encoders.vision import VisionEncoder
+from gguf_serve.engine.encoders.vision_file import read_vision_file
+from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.kernels.opencl.device import open_device
+from gguf_serve.kernels.opencl.program import Programs
 
 pytestmark = pytest.mark.slow
 LIMIT = 1e-5  # NMSE

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.encoders.vision_file import read_vision_file
-from engine.errors import ModelError
-from engine.gguf import open_gguf
+from gguf_serve.engine.encoders.vision_file import read_vision_file
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import open_gguf
 
 
 @pytest.mark.parametrize("key", ["clip.vision.image_size", "clip.vision.patch_size"])

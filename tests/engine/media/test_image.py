@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.errors import MediaError
-from engine.media.image import decode_image
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.image import decode_image
 
 COLORS = np.zeros((6, 9, 3), np.uint8)
 COLORS[:, :3], COLORS[:, 3:6], COLORS[:, 6:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from vision_data import Reference
 
-from engine.media.mel import mel_filters, qwen3_pieces, whisper_pieces
-from engine.media.sound import decode_sound
+from gguf_serve.engine.media.mel import mel_filters, qwen3_pieces, whisper_pieces
+from gguf_serve.engine.media.sound import decode_sound
 
 
 @pytest.mark.parametrize("name", ["qwen2a", "qwen3a"])

@@ -15,11 +15,11 @@ from PIL import Image
 
 MEASURE = """
 import resource, sys
-from engine.encoders.audio import spectrograms
-from engine.encoders.audio_file import AudioFile
-from engine.errors import MediaError
-from engine.media.image import decode_image
-from engine.media.sound import decode_sound
+from gguf_serve.engine.encoders.audio import spectrograms
+from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.image import decode_image
+from gguf_serve.engine.media.sound import decode_sound
 decode = decode_image if sys.argv[1] == "image" else decode_sound
 spec = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

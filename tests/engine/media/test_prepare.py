@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from vision_data import IMAGES, Reference
 
-from engine.encoders.vision_file import VisionFile, read_vision_file
-from engine.gguf import open_gguf
-from engine.media.prepare import ImageLimits, Tile, joined, prepare
-from engine.media.resize import pad, smart_size, stretch
-from engine.media.tiles import area_size, best_canvas, cut, grids, nearest_grid
+from gguf_serve.engine.encoders.vision_file import VisionFile, read_vision_file
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.media.prepare import ImageLimits, Tile, joined, prepare
+from gguf_serve.engine.media.resize import pad, smart_size, stretch
+from gguf_serve.engine.media.tiles import area_size, best_canvas, cut, grids, nearest_grid
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -10,8 +10,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import MediaError
-from engine.media.sound import decode_sound
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.sound import decode_sound
 
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ModelError
-from engine.text.bpe import byte_level_piece
-from engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.text.bpe import byte_level_piece
+from gguf_serve.engine.text.tokenizer import load_tokenizer
 
 TOKENS = "tokenizer.ggml.tokens"
 MERGES = "tokenizer.ggml.merges"

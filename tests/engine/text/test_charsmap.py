@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.text.charsmap
-from engine.errors import ModelError
-from engine.gguf import open_gguf
-from engine.text.charsmap import CharsMap, normalizer
+import gguf_serve.engine.text.charsmap
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.text.charsmap import CharsMap, normalizer
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,9 @@ def test_a_map_gives_its_rules() -> None:
 def test_the_longest_rule_applies_at_each_position(text: str) -> None:
     normalize = whole(normalizer(CharsMap(blob(RULES)), []))
     assert normalize(text) == by_definition(RULES, text)
-    with patch.object(engine.text.charsmap, "PART", 3):  # as where a long text is cut
+    with patch.object(
+        gguf_serve.engine.textengine.text.charsmap, "PART", 3
+    ):  # as where a long text is cut
         assert normalize(text) == by_definition(RULES, text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.detokenizer import TextDecoder
+from gguf_serve.engine.text.detokenizer import TextDecoder
 
 
 def decoded(pieces: list[bytes]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.text.partition import SpecialTokens
-from engine.text.vocab import Attribute, Vocab
+from gguf_serve.engine.text.partition import SpecialTokens
+from gguf_serve.engine.text.vocab import Attribute, Vocab
 
 
 def special_tokens(*tokens: tuple[str, Attribute]) -> SpecialTokens:

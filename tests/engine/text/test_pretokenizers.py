@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.text.bpe import word_splitter
-from engine.text.pretokenizers import PRETOKENIZERS
+from gguf_serve.engine.text.bpe import word_splitter
+from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS
 
 
 def words(pre: str, text: str) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.spm import _merge_by_heap, _merge_by_scan, escaped_piece
-from engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.text.spm import _merge_by_heap, _merge_by_scan, escaped_piece
+from gguf_serve.engine.text.tokenizer import load_tokenizer
 
 
 def merged(symbols: list[str], scores: dict[str, float]) -> list[str]:

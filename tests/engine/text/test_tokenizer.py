@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_vocabularies import RECORDED, tokenizer_at, vocab_path
 
-from engine.errors import ModelError, RequestError
-from engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.errors import ModelError, RequestError
+from gguf_serve.engine.text.tokenizer import load_tokenizer
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ModelError
-from engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.text.tokenizer import load_tokenizer
 
 TOKENS = [
     ("<pad>", 3, 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.text.vocab import Attribute, Vocab, assign_roles, assign_strips, read_vocab
+from gguf_serve.engine.text.vocab import Attribute, Vocab, assign_roles, assign_strips, read_vocab
 
 
 def vocab_of(model: str, tokens: list[str], types: list[int], **keys: Any) -> Vocab:

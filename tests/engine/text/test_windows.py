@@ -13,12 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recorded_vocabularies import RECORDED, tokenizer_at, vocab_path
 
-from engine.errors import RequestError, TooManyTokensError
-from engine.text import unigram, windows
-from engine.text.bpe import word_splitter
-from engine.text.pretokenizers import PRETOKENIZERS
-from engine.text.tokenizer import load_tokenizer
-from engine.text.windows import settled
+from gguf_serve.engine.errors import RequestError, TooManyTokensError
+from gguf_serve.engine.text import unigram, windows
+from gguf_serve.engine.text.bpe import word_splitter
+from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS
+from gguf_serve.engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.text.windows import settled
 
 # What some pattern or other treats in its own way.
 PARTS = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.text.tokenizer import load_tokenizer
-from engine.text.wordpiece import Normalization
+from gguf_serve.engine.text.tokenizer import load_tokenizer
+from gguf_serve.engine.text.wordpiece import Normalization
 
 
 @pytest.mark.parametrize(

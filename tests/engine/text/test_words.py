@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.words import word_pattern
+from gguf_serve.engine.text.words import word_pattern
 
 TOKENS = ["▁a", "▁▁", "b", "<▁>", "]▁"]
 

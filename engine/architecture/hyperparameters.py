@@ -1,0 +1,445 @@
+"""The hyperparameters of a model: from the metadata and the tensors' names of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from gguf_serve.engine.architecture.arch import (
+    Architecture,
+    ExpertHyperparameters,
+    Gate,
+    Hyperparameters,
+    Positions,
+    pooling_of,
+)
+from gguf_serve.engine.architecture.ngrams import read_ngrams
+from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
+from gguf_serve.engine.architecture.sparse import read_sparsity
+from gguf_serve.engine.errors import EngineError, ModelError
+from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.options import RopeOptions
+from gguf_serve.kernels.attention.kv import PAGE
+
+GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
+MOST_LAYERS = 4096
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
+    """The numbers of a model; ModelError names a key that is missing or out of range."""
+    key = gguf.arch_key
+    n_layers = _n_layers(gguf)
+    n_embd = gguf.get_int(key("embedding_length"))
+    n_heads, n_kv = _heads(gguf, n_layers)
+    head_default = n_embd // max(*n_heads, 1)
+    head = gguf.get_int(key("attention.key_length"), head_default)
+    window, windowed = _windows(gguf, arch, n_layers)
+    positions = _positions(gguf, arch, n_layers)
+    base = gguf.get_float(key("rope.freq_base"), 10000.0)
+    base_window = arch.window_rope_base or base
+    scaling = read_rope_scaling(
+        gguf, arch.yarn_multiplier, one_multiplier=arch.yarn_one_multiplier,
+        scores=arch.yarn_scores,
+    )  # fmt: skip
+    if not arch.yarn_magnitude:
+        scaling = replace(scaling, log_multiplier=1.0)
+    hparams = Hyperparameters(
+        arch=arch,
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_vocab=_n_vocab(gguf),
+        n_ctx_train=gguf.get_int(key("context_length")),
+        ngrams=read_ngrams(gguf),
+        n_positions=_n_positions(gguf),
+        n_heads=n_heads,
+        n_kv=n_kv,
+        head=head,
+        head_v=gguf.get_int(key("attention.value_length"), head_default),
+        n_rot=gguf.get_int(key("rope.dimension_count"), head),
+        eps=_epsilon(gguf, arch),
+        positions=positions,
+        rope_base=gguf.get_float(key("attention.compress_rope_freq_base"), base),
+        rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base_window),
+        rope_scaling=scaling,
+        rope_scaling_window=(
+            scaling if arch.window_rope_scaled else RopeScaling(attention_factor=scaling.magnitude)
+        ),
+        rope_sections=_rope_sections(gguf),
+        rope=_rope_layers(gguf, arch, positions, windowed),
+        window=window,
+        windowed=windowed,
+        attention_softcap=gguf.get_float(key("attn_logit_softcapping"), arch.attention_softcap),
+        logit_softcap=gguf.get_float(key("final_logit_softcapping"), arch.logit_softcap),
+        attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
+        alibi_bias=_alibi_bias(gguf, positions),
+        mla_latent=_mla_latent(gguf),
+        sparsity=read_sparsity(gguf, n_layers, _epsilon(gguf, arch)),
+        compress_ratios=_compress_ratios(gguf, n_layers),
+        clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
+        value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
+        temperature=_temperature(gguf, arch),
+        embedding_scale=_embedding_scale(gguf, arch, n_embd),
+        residual_scale=_residual_scale(gguf, arch, n_layers),
+        logit_scale=_logit_scale(gguf, arch),
+        cycles=_cycles(gguf, n_layers),
+        causal=bool(gguf.metadata.get(key("attention.causal"), True)),
+        image_experts=False,
+        n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
+        pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
+        labels=_labels(gguf),
+        parallel=bool(gguf.metadata.get(key("use_parallel_residual"), False)),
+        ssm_state=gguf.get_int(key("ssm.state_size"), 0),
+        ssm_norms=bool(gguf.metadata.get(key("ssm.dt_b_c_rms"), False)),
+        kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
+        experts=_experts(gguf, arch, n_layers),
+    )
+    _check(gguf, hparams)
+    return hparams
+
+
+def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
+    """The options hold where all keys are seen; windowed layers keep what the file says."""
+    scaling = rescaled(h.rope_scaling, options)
+    base = options.base or h.rope_base
+    if any(h.rope) and not scaling.is_sound(base, h.n_rot):
+        raise EngineError(
+            f"the options for RoPE give angles that are no numbers: base {base}, factor "
+            f"{scaling.factor}, attention factor {scaling.attention_factor}, YaRN's extrapolation "
+            f"{scaling.extrapolation} and betas {scaling.beta_slow} and {scaling.beta_fast} with "
+            f"an original context of {scaling.original_context}"
+        )
+    return replace(h, rope_base=base, rope_scaling=scaling)
+
+
+def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
+    positive = {
+        "block_count": h.n_layers,
+        "embedding_length": h.n_embd,
+        "context_length": h.n_ctx_train,
+        "attention.key_length": h.head,
+        "attention.value_length": h.head_v,
+    }
+    for name, value in positive.items():
+        if not 0 < value < 1 << 24:
+            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}")
+    if any(h.rope) and (h.n_rot % 2 or not 0 < h.n_rot <= h.head):
+        raise ModelError(
+            f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}"
+        )
+    betas = [
+        gguf.get_float(gguf.arch_key(f"activation.situ_{name}"), default)
+        for name, default in (("beta", 4.0), ("linear_beta", 25.0))
+    ]
+    if h.arch.activation == "situ" and betas != [4.0, 25.0]:
+        raise ModelError(f"{gguf.path}: an activation with situ_beta, situ_linear_beta {betas}")
+    _check_numbers(gguf, h)
+    experts = h.experts
+    if experts.n and not 0 < experts.used <= experts.n <= 1024:
+        raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts are used")
+
+
+def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
+    """Raises ModelError for numbers with which every logit would be NaN."""
+    norm = "layer_norm_epsilon" if h.arch.layer_norm else "layer_norm_rms_epsilon"
+    at_least_0 = {
+        f"attention.{norm}": h.eps,
+        "attn_logit_softcapping": h.attention_softcap,
+        "final_logit_softcapping": h.logit_softcap,
+        "attention.clamp_kqv": h.clamp_qkv,
+    }
+    for name, value in at_least_0.items():
+        if not 0 <= value <= LARGEST:
+            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 0 or more")
+    finite = {
+        "attention.scale": h.attention_scale, "attention.value_scale": h.value_scale,
+        "embedding_scale": h.embedding_scale, "residual_scale": h.residual_scale,
+        "logit_scale": h.logit_scale, "expert_weights_scale": h.experts.scale,
+        "attention.max_alibi_bias": h.alibi_bias,
+    }  # fmt: skip
+    for name, value in finite.items():
+        if not abs(value) <= LARGEST:
+            raise ModelError(
+                f"{gguf.path}: {gguf.arch_key(name)} gives the factor {value}, not a finite float32"
+            )
+    ropes = {
+        "rope.freq_base": (h.rope_base, h.rope_scaling),
+        "rope.freq_base_swa": (h.rope_base_window, h.rope_scaling_window),
+    }
+    for name, (base, scaling) in ropes.items():
+        if any(h.rope) and not scaling.is_sound(base, h.n_rot):
+            raise ModelError(
+                f"{gguf.path}: {gguf.arch_key(name)} is {base} and rope.scaling.factor "
+                f"{scaling.factor}: angles would be no numbers"
+            )
+
+
+def _n_layers(gguf: GGUFFile) -> int:
+    """Layers that tokens go through: those that predict further tokens at once come after."""
+    key = gguf.arch_key
+    n = gguf.get_int(key("block_count"))
+    if not 0 < n <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
+        raise ModelError(f"{gguf.path}: {key('block_count')} is {n}")
+    n_ahead = gguf.get_int(key("nextn_predict_layers"), 0)
+    if not 0 <= n_ahead < n:
+        raise ModelError(f"{gguf.path}: {key('nextn_predict_layers')} is {n_ahead} of {n} layers")
+    return n - n_ahead
+
+
+def _of_layers(gguf: GGUFFile, key: str, values: Sequence[Any], n_layers: int) -> Sequence[Any]:
+    """Of the layers that tokens go through; ModelError unless the file has one for each."""
+    if len(values) not in (n_layers, gguf.get_int(gguf.arch_key("block_count"))):
+        raise ModelError(f"{gguf.path}: {key} has {len(values)} values for {n_layers} layers")
+    return values[:n_layers]
+
+
+def per_layer_ints(
+    gguf: GGUFFile, name: str, n_layers: int, default: Sequence[int] | None
+) -> tuple[int, ...]:
+    """A number for every layer: the file has one for all, or an array."""
+    key = gguf.arch_key(name)
+    value = gguf.metadata.get(key)
+    if value is None and default is not None:
+        return tuple(default)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        return tuple(int(v) for v in _of_layers(gguf, key, value.tolist(), n_layers))
+    return (gguf.get_int(key),) * n_layers
+
+
+def per_layer_floats(
+    gguf: GGUFFile, name: str, n_layers: int, default: float | tuple[float, ...] = 0.0
+) -> tuple[float, ...]:
+    """The same for floats."""
+    key = gguf.arch_key(name)
+    value = gguf.metadata.get(key, default)
+    if not isinstance(value, np.ndarray | tuple):
+        return (gguf.get_float(key, default if isinstance(default, float) else None),) * n_layers
+    found = tuple(float(v) for v in value)[:n_layers]
+    if not np.isfinite(found).all():
+        raise ModelError(f"{gguf.path}: {key} has {next(v for v in found if not isfinite(v))}")
+    return found
+
+
+def _labels(gguf: GGUFFile) -> tuple[str, ...]:
+    value = gguf.metadata.get(gguf.arch_key("classifier.output_labels"), ())
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return ()
+    return tuple(str(label) for label in value)
+
+
+def _heads(gguf: GGUFFile, n_layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Heads of Q and of K and V, per layer; none where there is no attention."""
+    n_heads = per_layer_ints(gguf, "attention.head_count", n_layers, (0,) * n_layers)
+    n_kv = per_layer_ints(gguf, "attention.head_count_kv", n_layers, n_heads)
+    recurrent = _recurrent_layers(gguf, n_layers)
+    attends = [not r and _attends(gguf, i) for i, r in enumerate(recurrent)]
+    n_heads, n_kv = (
+        tuple(n if on else 0 for n, on in zip(each, attends, strict=True))
+        for each in (n_heads, n_kv)
+    )
+    if any(h and k and h % k for h, k in zip(n_heads, n_kv, strict=True)):
+        raise ModelError(f"{gguf.path}: {n_heads} attention heads over {n_kv} KV heads")
+    return n_heads, n_kv
+
+
+def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
+    """Layers with linear attention in the tensors of attention, where the file says which."""
+    key = gguf.arch_key("attention.recurrent_layers")
+    value = gguf.metadata.get(key)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(bool(v) for v in value)[:n_layers]
+    return tuple(f"blk.{i}.ssm_conv1d_k.weight" in gguf.tensors for i in range(n_layers))
+
+
+def _attends(gguf: GGUFFile, layer: int) -> bool:
+    in_cycles = "hrm.z_l_init" in gguf.tensors  # a layer is a run through one of fewer
+    outputs = (f"blk.{layer}.attn_output{x}.weight" for x in ("", "_a"))
+    return in_cycles or any(name in gguf.tensors for name in outputs)
+
+
+def _cycles(gguf: GGUFFile, n_layers: int) -> tuple[int, int, int] | None:
+    if "hrm.z_l_init" not in gguf.tensors:
+        return None
+    names = ("layers_per_stack", "l_cycles", "h_cycles")
+    per_stack, low, high = (gguf.get_int(gguf.arch_key(f"hrm.{name}")) for name in names)
+    if min(per_stack, low, high) < 1 or per_stack * (low + 1) * high != n_layers:
+        raise ModelError(
+            f"{gguf.path}: {high} times {low} low stacks and a high one of {per_stack} layers "
+            f"are not {n_layers} layers"
+        )
+    if gguf.metadata.get(gguf.arch_key("hrm.prefix_lm")):
+        raise ModelError(f"{gguf.path}: prompts that see both ways (hrm.prefix_lm)")
+    return per_stack, low, high
+
+
+def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tuple[bool, ...]]:
+    """The window, and which layers have it: by the file's pattern (flags, or "every n-th sees
+    all"), or the architecture's."""
+    key = gguf.arch_key("attention.sliding_window_pattern")
+    value = gguf.metadata.get(key)
+    window = gguf.get_int(gguf.arch_key("attention.sliding_window"), arch.window_default)
+    if arch.window_all:
+        return window, (window > 0,) * n_layers
+    if not arch.window_pattern or window < 1 or n_layers < arch.window_min_layers:
+        return 0, (False,) * n_layers
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return window, tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
+    n = gguf.get_int(key, arch.window_pattern)
+    shift = 0 if arch.window_first else 1
+    return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
+
+
+def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
+    found = dict(arch.positions_at_depth).get(n_layers, arch.positions)
+    if found == "interleaved" and _rope_sections(gguf):
+        return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
+    return found
+
+
+def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
+    sections = gguf.metadata.get(gguf.arch_key("rope.dimension_sections"))
+    if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu":
+        return ()
+    padded = [*(int(n) for n in sections), 0, 0, 0, 0][:4]
+    if min(padded) < 0:
+        raise ModelError(f"{gguf.path}: {gguf.arch_key('rope.dimension_sections')} is {padded}")
+    return tuple(padded) if any(padded) else ()
+
+
+def _rope_layers(
+    gguf: GGUFFile, arch: Architecture, positions: Positions, windowed: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    layers = range(len(windowed))
+    pattern = gguf.metadata.get(gguf.arch_key("attention.rope_pattern"))
+    finetuned = bool(gguf.metadata.get(gguf.arch_key("rope.scaling.finetuned"), True))
+    if positions not in ("interleaved", "neox") or (arch.rope_unless_finetuned and not finetuned):
+        return (False,) * len(windowed)
+    if isinstance(pattern, Iterable) and not isinstance(pattern, str):
+        return tuple(bool(v) for v in pattern)[: len(windowed)]
+    if arch.rope_layers == "windowed" and any(windowed):
+        return windowed
+    if arch.rope_layers == "windowed_or_dense":
+        dense = gguf.get_int(gguf.arch_key("leading_dense_block_count"), 0)
+        return tuple(windowed[i] or i < dense for i in layers)
+    if arch.rope_layers == "step":
+        return tuple((i + 1) % arch.rope_step != 0 for i in layers)
+    if arch.rope_layers == "step_first" and any(windowed):
+        return tuple(i % arch.rope_step != 0 for i in layers)
+    return (True,) * len(windowed)
+
+
+def _attention_scale(
+    gguf: GGUFFile, arch: Architecture, n_layers: int, head: int, head_default: int
+) -> float:
+    wide = arch.wide_scale_layers == n_layers
+    default = arch.attention_scale or float(head_default if wide else head) ** (
+        arch.attention_scale_power
+    )
+    names = ("attention.scale", "attention.output_scale")
+    values = (gguf.get_float(gguf.arch_key(name), 0.0) for name in names)
+    return next((value for value in values if value), default)
+
+
+def _compress_ratios(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
+    """Keys of several tokens end where a page does, or where some of its tokens do."""
+    key = gguf.arch_key("attention.compress_ratios")
+    value = gguf.metadata.get(key)
+    if value is None or not any(name.endswith(".attn_kv.weight") for name in gguf.tensors):
+        return ()
+    ratios = [int(r) for r in value] if isinstance(value, np.ndarray) else []
+    if len(ratios) < n_layers or any(r < 0 or (r and r % PAGE and PAGE % r) for r in ratios):
+        raise ModelError(f"{gguf.path}: {key} is {value} for {n_layers} layers")
+    return tuple(ratios[:n_layers])
+
+
+def _mla_latent(gguf: GGUFFile) -> int:
+    """Files with matrices per head say how long a head's K is without the latent space."""
+    if gguf.arch_key("attention.key_length_mla") not in gguf.metadata:
+        return 0
+    return gguf.get_int(gguf.arch_key("attention.kv_lora_rank"))
+
+
+def _alibi_bias(gguf: GGUFFile, positions: Positions) -> float:
+    default = 8.0 if positions == "alibi" else 0.0
+    return gguf.get_float(gguf.arch_key("attention.max_alibi_bias"), default)
+
+
+def _temperature(gguf: GGUFFile, arch: Architecture) -> tuple[float, int, float] | None:
+    """How Q grows with its position: llama4 in layers without RoPE, mistral3 in all."""
+    if arch.window_chunked:
+        return 0.1, 8192, 1.0
+    growth = gguf.get_float(gguf.arch_key("attention.temperature_scale"), 0.0)
+    n_ctx = gguf.get_int(gguf.arch_key("context_length"))
+    step = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
+    return (growth, step, 0.0) if growth else None
+
+
+def _embedding_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
+    if arch.scale_embedding:
+        return float(np.float32(np.sqrt(n_embd)))
+    return gguf.get_float(gguf.arch_key("embedding_scale"), 0.0) or arch.embedding_scale
+
+
+def _residual_scale(gguf: GGUFFile, arch: Architecture, n_layers: int) -> float:
+    if arch.normed_residuals:  # it is of what outputs are added to
+        return 1.0
+    value = gguf.get_float(gguf.arch_key("residual_scale"), 0.0)
+    return value or (1.4 / n_layers**0.5 if arch.scaled_residuals else 1.0)
+
+
+def _logit_scale(gguf: GGUFFile, arch: Architecture) -> float:
+    value = gguf.get_float(gguf.arch_key("logit_scale"), 0.0) or arch.logit_scale
+    return 1.0 / value if arch.divide_logits else value
+
+
+def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperparameters:
+    key = gguf.arch_key
+    n = gguf.get_int(key("expert_count"), 0)
+    limits = per_layer_floats(gguf, "swiglu_clamp_exp", n_layers)
+    return ExpertHyperparameters(
+        n=n,
+        used=gguf.get_int(key("expert_used_count"), 0) if n else 0,
+        groups=(
+            gguf.get_int(key("expert_group_count"), 1) or 1,
+            gguf.get_int(key("expert_group_used_count"), 1) or 1,
+        ),
+        scale=gguf.get_float(key("expert_weights_scale"), 0.0) or 1.0,
+        gate=_expert_gate(gguf, arch),
+        normalize=bool(gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)),
+        limits=limits,
+        limits_beside=per_layer_floats(
+            gguf, "swiglu_clamp_shexp", n_layers, limits if arch.glu_limit_beside else 0.0
+        ),
+        chunk=(
+            gguf.get_int(key("experts_per_group"), 1),
+            gguf.get_float(key("expert_group_scale"), 1.0),
+        ),
+    )
+
+
+def _expert_gate(gguf: GGUFFile, arch: Architecture) -> Gate:
+    kind = gguf.get_int(gguf.arch_key("expert_gating_func"), 0)
+    if kind and kind not in GATES:
+        raise ModelError(f"{gguf.path}: unknown expert_gating_func {kind}")
+    return GATES.get(kind, arch.gate)
+
+
+def _n_positions(gguf: GGUFFile) -> int:
+    tensor = gguf.tensors.get("position_embd.weight")
+    return 0 if tensor is None else tensor.shape[-1]
+
+
+def _n_vocab(gguf: GGUFFile) -> int:
+    tensor = gguf.tensors.get("token_embd.weight") or gguf.tensors.get("output.weight")
+    if tensor is None or len(tensor.shape) != 2:
+        raise ModelError(f"{gguf.path}: no matrix token_embd.weight")
+    return tensor.shape[1]
+
+
+def _epsilon(gguf: GGUFFile, arch: Architecture) -> float:
+    name = "layer_norm_epsilon" if arch.layer_norm else "layer_norm_rms_epsilon"
+    return gguf.get_float(gguf.arch_key(f"attention.{name}"), 1e-6)

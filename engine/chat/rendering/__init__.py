@@ -1,0 +1,1 @@
+"""Templates, rendered in a process of their own."""

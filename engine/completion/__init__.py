@@ -1,0 +1,1 @@
+"""One request while it runs: its text, its vectors, its events."""

@@ -1,0 +1,187 @@
+"""From a prompt's text, images and sounds to token ids and the places of what is encoded.
+
+Thread-safe: a server calls it where it tokenizes. Decoded images and sounds are opaque to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from gguf_serve.engine.encoders.audio import spectrograms
+from gguf_serve.engine.encoders.audio_file import MARKERS, AudioFile
+from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.errors import MediaError, TooManyTokensError
+from gguf_serve.engine.media.image import decode_image
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.mel import SAMPLE_RATE
+from gguf_serve.engine.media.prepare import Tile, joined, prepare
+from gguf_serve.engine.media.sound import decode_sound
+from gguf_serve.engine.media.span import MediaSpan
+
+# The texts that belong to images are special tokens and line ends, one after another.
+_PARTS = re.compile(r"<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
+
+
+class Tokenizer(Protocol):
+    @property
+    def bos_id(self) -> int | None: ...
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = ...,
+        parse_special: bool = ...,
+        most: int | None = ...,
+    ) -> list[int]: ...
+    def token_of(self, text: str) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A decoded image or sound: texts and the encoder's inputs in prompt order.
+
+    ``n_tokens``: of the inputs. ``seconds``: of a sound.
+    """
+
+    pieces: tuple[str | npt.NDArray[Any], ...]
+    n_tokens: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPrompt:
+    """Token ids, negative where ``spans`` are."""
+
+    ids: tuple[int, ...]
+    spans: tuple[MediaSpan, ...]
+
+
+class MediaReader:
+    """Reads images and sounds for one projector file."""
+
+    def __init__(
+        self,
+        vision: VisionFile | None,
+        audio: AudioFile | None,
+        *,
+        n_embd: int,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        """``n_embd``: of the text model."""
+        self._vision, self._audio = vision, audio
+        self._limits = limits or MediaLimits()
+        self._together = vision is not None and vision.sees_together(n_embd)
+
+    @property
+    def vision(self) -> bool:
+        return self._vision is not None
+
+    @property
+    def audio(self) -> bool:
+        return self._audio is not None
+
+    def image(self, data: bytes) -> Medium:
+        """Decode an image file; MediaError says why it cannot be used."""
+        if self._vision is None:
+            raise MediaError("this model takes no images: its projector is for audio only")
+        pixels = decode_image(data, self._limits.max_pixels)
+        pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+        return self._medium([p.pixels if isinstance(p, Tile) else p for p in pieces])
+
+    def sound(self, data: bytes) -> Medium:
+        """Decode a sound file; MediaError says why it cannot be used."""
+        if self._audio is None:
+            raise MediaError("this model takes no audio: its projector is for images only")
+        samples = decode_sound(data, self._limits.max_seconds)
+        before, after = MARKERS[self._audio.kind]
+        around = [text for text in (before, after) if text]
+        mels: list[str | npt.NDArray[Any]] = list(spectrograms(self._audio, samples))
+        pieces = [*around[: bool(before)], *mels, *around[bool(before) :]]
+        return self._medium(pieces, len(samples) / SAMPLE_RATE)
+
+    def prompt(
+        self,
+        text: str,
+        marker: str,
+        media: Sequence[Medium],
+        tokenizer: Tokenizer,
+        most: int | None = None,
+    ) -> MediaPrompt:
+        """Tokens of ``text``, in which each ``marker`` stands for the next of ``media``.
+
+        Each piece of text is tokenized by itself, as llama.cpp does. MediaError if the numbers
+        of markers and media differ: the chat template has left something out, and
+        TooManyTokensError as soon as there are more tokens than ``most``.
+        """
+        texts = text.split(marker)
+        if len(texts) != len(media) + 1:
+            raise MediaError(
+                f"the chat template has room for {len(texts) - 1} of {len(media)} images and sounds"
+            )
+        ids = tokenizer.encode(texts[0], add_special=True, parse_special=True, most=most)
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
+            del ids[0]  # the template has written one too
+        spans: list[MediaSpan] = []
+        for medium, after in zip(media, texts[1:], strict=True):
+            for piece in medium.pieces:
+                if isinstance(piece, str):
+                    ids += marker_ids(piece, tokenizer)
+                else:
+                    span = self._span(len(ids), piece)
+                    ids += range(first := _first_id(span.key), first - span.count, -1)
+                    spans.append(span)
+            if after:
+                ids += tokenizer.encode(after, add_special=False, parse_special=True, most=most)
+            if most is not None and len(ids) > most:
+                raise TooManyTokensError(len(ids), most)
+        return MediaPrompt(tuple(ids), tuple(spans))
+
+    def _medium(self, pieces: list[str | npt.NDArray[Any]], seconds: float = 0.0) -> Medium:
+        counts = [self._count(piece) for piece in pieces if not isinstance(piece, str)]
+        return Medium(tuple(pieces), sum(counts), seconds)
+
+    def _count(self, input: npt.NDArray[Any]) -> int:
+        if input.ndim == 2:
+            assert self._audio is not None
+            return self._audio.n_tokens(input.shape[1])
+        assert self._vision is not None
+        return self._vision.n_tokens(*input.shape[:2])
+
+    def _span(self, start: int, input: npt.NDArray[Any]) -> MediaSpan:
+        key = hashlib.sha256(f"{input.shape}".encode() + input.tobytes()).digest()
+        count = self._count(input)
+        if input.ndim == 2:
+            return MediaSpan(start, count, key, input, (count, 1))
+        assert self._vision is not None
+        grid = self._vision.token_grid(*input.shape[:2])
+        return MediaSpan(start, count, key, input, grid, self._together)
+
+
+def _first_id(key: bytes) -> int:
+    """The id of a content's first place, from which they count down: of 62 bits, so that those
+    of other contents, in whatever process, are others."""
+    return -1 - (int.from_bytes(key[:8], "big") >> 2)
+
+
+def marker_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of the texts around an image: those whose whole text is a token are that token."""
+    ids: list[int] = []
+    at = 0
+    for match in _PARTS.finditer(text):
+        if match.start() > at:
+            ids += tokenizer.encode(text[at : match.start()], add_special=False, parse_special=True)
+        token = tokenizer.token_of(match[0])
+        if token is None:
+            ids += tokenizer.encode(match[0], add_special=False, parse_special=True)
+        else:
+            ids.append(token)
+        at = match.end()
+    if text[at:]:
+        ids += tokenizer.encode(text[at:], add_special=False, parse_special=True)
+    return ids

@@ -1,0 +1,1 @@
+"""One forward: a step's inputs, its run, its logits."""

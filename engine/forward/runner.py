@@ -1,0 +1,296 @@
+"""One forward: the step's inputs to the device, the recorded launches, the logits' best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_serve.engine.forward.batch import Batch, OutputRow
+from gguf_serve.engine.model.decoder import Decoder
+from gguf_serve.engine.model.recording import Recording
+from gguf_serve.engine.recording.step import (
+    DECODE_TILES,
+    FEW_OUTPUTS,
+    AttentionMode,
+    Mode,
+    first_modes,
+    mode_of,
+)
+from gguf_serve.engine.scheduling.checkpoints import StateCopy
+from gguf_serve.engine.scheduling.page_cache import PageCopy
+from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.kernels.attention.attention import PART
+from gguf_serve.kernels.attention.kv import KVPages
+from gguf_serve.kernels.opencl.tape import Counts
+from gguf_serve.kernels.opencl.tensor import read, read_row, read_rows
+from gguf_serve.kernels.recurrent.state import SlotStates
+from gguf_serve.kernels.rows.topk import MAX_K, Found, is_broken, parse
+
+RECORDING_PAUSE, COMPILING_PAUSE = 0.05, 0.5  # seconds between two looks at what is to be done
+
+
+def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
+    if any(chunk.count > 1 for chunk in chunks):
+        return "tiles"
+    return "single" if all(chunk.start < PART for chunk in chunks) else "split"
+
+
+class Compiling(Protocol):
+    """What compiles programs for later steps (compiling.py)."""
+
+    @property
+    def later(self) -> Sequence[Mode]: ...
+    @property
+    def continues(self) -> bool: ...
+    def continue_later(self) -> None: ...
+    def ready(self, mode: Mode) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogits:
+    """One row of logits, which stays on the device until it is asked for."""
+
+    _runner: Runner
+    _index: int
+    _record: npt.NDArray[np.int32]
+    _mask: npt.NDArray[np.int32] | None = None  # bits of the allowed tokens; None: all are
+    _kept: npt.NDArray[np.float32] | None = None  # all logits, where the device had no mask
+
+    def best(self, k: int) -> Found:
+        """The k likeliest tokens, allowed or not; k at most what the step looked for."""
+        return self.allowed(k) if self._mask is None else _best_of_row(self.row(), k, self._record)
+
+    def allowed(self, k: int) -> Found:
+        """The k likeliest of the allowed tokens, or as many as there are."""
+        found = parse(self._record, k) if k <= MAX_K and self._kept is None else None
+        return found or _best_of_row(self.allowed_row(), k, self._record)
+
+    def scores(self) -> npt.NDArray[np.float32]:
+        """What the model's ranking head makes of the row's hidden state."""
+        return self._runner.read_scores(self._index)
+
+    def row(self) -> npt.NDArray[np.float32]:
+        """All raw logits, float32 [n_vocab]."""
+        return self._runner.read_logits(self._index) if self._kept is None else self._kept.copy()
+
+    @property
+    def waits(self) -> bool:
+        """Whether its mask is not known yet; ``masked`` is the row to be used then, at any time."""
+        return self._kept is not None and self._mask is None
+
+    def masked(self, mask: npt.NDArray[np.int32]) -> RowLogits:
+        return replace(self, _mask=mask)
+
+    def allowed_row(self) -> npt.NDArray[np.float32]:
+        """The same, -inf for tokens that are not allowed."""
+        row = self.row()
+        if self._mask is not None:
+            bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=len(row))
+            row[bits == 0] = -np.inf
+        return row
+
+    @property
+    def broken(self) -> bool:
+        """Whether a logit is NaN, the largest is infinite, or no token is possible."""
+        return self._runner.generates and is_broken(self._record)
+
+    @property
+    def log_sum_exp(self) -> float:
+        """NaN unless the row was ``scored``."""
+        return float(self._record.view(np.float32)[1])
+
+    @property
+    def picked(self) -> float:
+        """The logit of OutputRow.pick."""
+        return float(self._record.view(np.float32)[2])
+
+
+def _best_of_row(row: npt.NDArray[np.float32], k: int, record: npt.NDArray[np.int32]) -> Found:
+    k = min(k, len(row))
+    ids = np.argpartition(-row, k - 1)[:k] if k < len(row) else np.arange(len(row))
+    # argpartition may leave out the lower id of two that tie at the boundary.
+    ids = np.flatnonzero(row >= row[ids].min())
+    order = ids[np.lexsort((ids, -row[ids]))][:k]
+    floats = record.view(np.float32)
+    return Found(order.tolist(), row[order].tolist(), float(floats[1]), float(floats[2]))
+
+
+class Runner:
+    """Carries out plans. Lives in the engine's thread: OpenCL kernels are not thread-safe."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: Sequence[Batch],
+        pages: Sequence[KVPages],
+        states: SlotStates,
+        output_at: int,
+    ) -> None:
+        """``batches`` and ``pages`` of each device; that of ``output_at`` has the logits."""
+        self._decoder, self._batches, self.pages = decoder, batches, pages
+        self.states = states
+        self._output_at, self._last = output_at, batches[output_at]
+        self._recordings: dict[Mode, Recording] = {}
+        self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
+        self._compiling: Compiling | None = None
+        self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
+        self.topk = decoder.record_topk()
+        self._first_not_finite: str | None = None  # in the last step
+
+    def warm_up(self, compiling: Compiling | None = None) -> None:
+        """Record, and so compile, what the first request will need.
+
+        ``compiling`` has the programs of other modes; until they are there, steps use a larger
+        mode than they need. None: a mode is compiled when it is first needed.
+        """
+        self._compiling, self.is_complete = compiling, compiling is None
+        for mode in first_modes(generates=self._decoder.generates):
+            self._recording(mode)
+        if compiling is None and self._decoder.generates:
+            self._recording(mode_of(DECODE_TILES[1], 1, "single"))
+
+    def use_pause(self) -> float | None:
+        """Nothing is to be computed now: compile, or record, a part of what later steps may need.
+        The seconds after which there may be more to do; None: there will not."""
+        if self._compiling is None or self.is_complete:
+            return None
+        self.compile_later()
+        modes = [mode for mode in self._compiling.later if mode not in self._recordings]
+        ready = next(filter(self._compiling.ready, modes), None)
+        if ready is not None:
+            self._recording(ready)
+        elif not modes or not self._compiling.continues:
+            # What has not come now does not compile: steps go on without it.
+            self._compiling = self._compiling if modes else None
+            self.is_complete = True
+            return None
+        return RECORDING_PAUSE if ready is not None else COMPILING_PAUSE
+
+    def compile_later(self) -> None:
+        """Begin to compile what later steps may need, aside."""
+        if self._compiling is not None:
+            self._compiling.continue_later()
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads."""
+        tapes = self._recording(first_modes(generates=self._decoder.generates)[0]).tapes
+        return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
+
+    @property
+    def state_bytes(self) -> int:
+        """What a slot keeps beside pages, at most."""
+        return self.states.copy_bytes
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model yields logits; an encoder does not."""
+        return self._decoder.generates
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model has a head for ranking."""
+        return self._decoder.scores is not None
+
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        copies: Sequence[PageCopy],
+        rows: Sequence[OutputRow],
+        meanwhile: Callable[[], None] = lambda: None,
+        patience: float | None = None,
+    ) -> list[RowLogits]:
+        """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
+        them, hold until the next forward. ``meanwhile`` is called while the device computes.
+        Rows whose masks are not known after ``patience`` seconds of that wait for them."""
+        for copy in copies:
+            for pages in self.pages:
+                pages.copy_page(copy.source, copy.target)
+        self._first_not_finite = None
+        if not chunks:
+            return []
+        for row in rows:
+            if row.mask is not None:
+                row.mask.begin()
+        recording, counts = self.prepare(chunks, rows)
+        recording.run(counts)
+        masks = self._last.write_masks(rows, patience)  # while the device computes
+        self.topk.run(counts[self._output_at])
+        meanwhile()
+        records = read(self._last.found, len(rows), self._decoder.queue)
+        found = [
+            RowLogits(self, i, record, mask)
+            for i, (record, mask) in enumerate(zip(records, masks, strict=True))
+        ]
+        for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+            if row.mask is not None and mask is None:
+                kept = self.read_logits(i)
+                found[i] = RowLogits(self, i, records[i].copy(), None, kept)
+        return found
+
+    def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
+        """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
+        for save in saves:
+            self.states.save(save.slot, save.copy)
+        for restore in restores:
+            self.states.restore(restore.slot, restore.copy)
+
+    def prepare(
+        self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]
+    ) -> tuple[Recording, list[Counts]]:
+        """Write a step's inputs to the devices; what is left is to run its launches and topk's."""
+        attention = _attention_mode(chunks)
+        n_tokens = sum(chunk.count for chunk in chunks)
+        hidden = any(chunk.outputs == "hidden" for chunk in chunks)
+        key = n_tokens, len(rows), attention, hidden
+        recording = self._of_step.get(key)
+        if recording is None:
+            wanted = mode_of(n_tokens, len(rows), attention, hidden=hidden)
+            mode = self._at_hand(wanted)
+            recording = self._recording(mode)
+            if mode == wanted:
+                self._of_step[key] = recording
+        counts = [
+            batch.fill(chunks, rows, tile if attention == "tiles" else 1)
+            for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
+        ]
+        return recording, counts
+
+    def read_logits(self, index: int) -> npt.NDArray[Any]:
+        return read_row(self._decoder.logits, index, self._decoder.queue)
+
+    def read_scores(self, index: int) -> npt.NDArray[np.float32]:
+        scores = self._decoder.scores
+        if scores is None:
+            raise ValueError("the model has no ranking head")
+        return read_row(scores, index, self._decoder.queue)
+
+    def hidden(self, rows: range) -> npt.NDArray[np.float32]:
+        """Hidden states of tokens of the last forward, by their places in it: float32
+        [rows, n_embd]. The forward must have had a chunk with outputs "hidden"."""
+        return read_rows(self._decoder.hidden, rows, self._decoder.queue)
+
+    def first_not_finite(self) -> str:
+        """Decoder.first_not_finite, the same until the next forward."""
+        if self._first_not_finite is None:
+            self._first_not_finite = self._decoder.first_not_finite()
+        return self._first_not_finite
+
+    def _at_hand(self, mode: Mode) -> Mode:
+        """A mode, or while that is being compiled one with a larger tile: what the simd kernels
+        compute for a token does not depend on the tile (matmul_simd.cl), so the same results."""
+        compiling = self._compiling
+        if compiling is None or not self._decoder.is_simd or mode in self._recordings:
+            return mode
+        larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
+        others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
+        return next(filter(compiling.ready, (mode, *others)), mode)
+
+    def _recording(self, mode: Mode) -> Recording:
+        if mode not in self._recordings:
+            self._recordings[mode] = self._decoder.record(mode)
+        return self._recordings[mode]

@@ -1,0 +1,170 @@
+"""What slots have left in the cache: saved to files, put back, erased. In the engine's thread.
+
+A slot holds nothing while it is idle; its last sequence's pages are in the prefix tree like all
+others. They are found by that sequence's tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.forward.slot_file import Bytes, SlotContent, read_slot_file, write_slot_file
+from gguf_serve.engine.options import ModelInfo
+from gguf_serve.engine.scheduling.page_cache import PagedTokens
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.kernels.attention.kv import KVPages
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFile:
+    """A slot's content that went to a file or came from one."""
+
+    n_tokens: int
+    n_bytes: int  # of the file
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotTask:
+    """Something to be done about a slot when it serves nobody."""
+
+    slot: int
+    action: Callable[[], Any]
+    future: Future[Any]
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.action())
+        except Exception as error:  # the caller's to handle
+            self.future.set_exception(error)
+
+    def fail(self, error: Exception) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class SlotCache:
+    """The last tokens of each slot, and what of them is cached."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, info: ModelInfo) -> None:
+        self._scheduler, self._runner, self._info = scheduler, runner, info
+        self._left: list[tuple[Sequence[int], Hashable]] = [((), None)] * len(scheduler.slots)
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        """What a file and this engine must have in common."""
+        return {
+            "model": self._info.fingerprint,
+            **self._info.settings,
+            "cache types": list(self._info.cache_types),
+            "page size": self._scheduler.cache.page_size,
+            "page bytes": self._page_bytes,
+            "state bytes": self._runner.state_bytes,
+        }
+
+    @property
+    def _page_bytes(self) -> int:
+        return sum(pages.page_bytes for pages in self._runner.pages)
+
+    def note(self, slot: int, tokens: Sequence[int], salt: Hashable) -> None:
+        """From now on the slot's content is that of these tokens, which may grow."""
+        self._left[slot] = tokens, salt
+
+    def save(self, slot: int, path: Path) -> SlotFile:
+        """Write what is cached of the slot's tokens. RequestError if it cannot be."""
+        began = time.perf_counter()
+        tokens, salt = self._left[slot]
+        if salt is not None:
+            raise RequestError(f"slot {slot} was computed with adapters, which no file names")
+        if min(tokens, default=0) < 0:
+            raise RequestError(f"slot {slot} has images or sounds, which no file names")
+        content = self._content(tokens)
+        n_bytes = write_slot_file(path, self._made_with, content)
+        return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
+
+    def restore(self, slot: int, path: Path) -> SlotFile:
+        """Bring a file's pages into the cache. RequestError if it cannot be."""
+        began = time.perf_counter()
+        content, n_bytes = read_slot_file(path, self._made_with, self._page_bytes)
+        self._insert(content, path.name)
+        self._left[slot] = content.tokens, None
+        return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
+
+    def erase(self, slot: int) -> int:
+        """Forget the slot's tokens and free what nobody else uses of them; returns how many."""
+        tokens, salt = self._left[slot]
+        n_cached = self._scheduler.cache.forget(tokens, salt) if tokens else 0
+        self._left[slot] = (), None
+        return n_cached
+
+    def _content(self, tokens: Sequence[int]) -> SlotContent:
+        """The longest cached beginning; of models with a state, up to its last checkpoint."""
+        scheduler, runner, state = self._scheduler, self._runner, np.empty(0, np.uint8)
+        table, n = scheduler.cache.find_pages(tokens)
+        if runner.state_bytes:
+            checkpoint = None
+            if scheduler.checkpoints is not None:
+                runner.copy_states(scheduler.take_saves(), [])
+                checkpoint = scheduler.checkpoints.find(tokens, None, n)
+            n = checkpoint.position if checkpoint else 0
+            state = runner.states.read_copy(checkpoint.copy) if checkpoint else state
+        pages = [
+            _read_page(runner.pages, page) for page in table[: -(-n // scheduler.cache.page_size)]
+        ]
+        return SlotContent(tokens[:n], pages, state)
+
+    def _insert(self, content: SlotContent, name: str) -> None:
+        cache, runner, n = self._scheduler.cache, self._runner, len(content.tokens)
+        if any(not 0 <= token < self._info.n_vocab for token in content.tokens):
+            raise RequestError(f"{name}: tokens that are not in the vocabulary")
+        if len(content.pages) != -(-n // cache.page_size):
+            raise RequestError(f"{name}: {len(content.pages)} pages for {n} tokens")
+        if content.state.nbytes != (runner.states.copy_bytes_at(n) if n else 0):
+            raise RequestError(f"{name}: a state of {content.state.nbytes} bytes")
+        if n == 0:
+            return
+        seq = PagedTokens(list(content.tokens), share=False)
+        if cache.acquire(seq) is None:
+            raise RequestError(f"{name}: no room for {n} tokens in the KV cache")
+        for page, data in zip(seq.table, content.pages, strict=True):
+            _write_page(runner.pages, page, data)
+        seq.share = True
+        cache.commit(seq, n)
+        cache.release(seq)
+        self._insert_state(content)
+
+    def _insert_state(self, content: SlotContent) -> None:
+        checkpoints, n = self._scheduler.checkpoints, len(content.tokens)
+        if checkpoints is None or not content.state.nbytes:
+            return
+        self._runner.copy_states(self._scheduler.take_saves(), [])  # they may be overwritten
+        copy = checkpoints.add(content.tokens, None, n)
+        if copy is not None:
+            self._runner.states.write_copy(copy, n, content.state)
+
+
+def _read_page(devices: Sequence[KVPages], page: int) -> Bytes:
+    """A page's K and V, layer by layer, wherever the layers are."""
+    parts = [np.empty(0, np.uint8)]
+    for layer in range(len(devices[0].layers)):
+        for pages in devices:
+            parts += pages.read_page(layer, page)
+    return np.concatenate(parts)
+
+
+def _write_page(devices: Sequence[KVPages], page: int, data: Bytes) -> None:
+    at = 0
+    for layer in range(len(devices[0].layers)):
+        for pages in devices:
+            at += pages.write_page(layer, page, data[at:])

@@ -1,0 +1,1 @@
+"""GGUF files: their header, their metadata and tensors as they are."""

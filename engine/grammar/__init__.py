@@ -1,0 +1,1 @@
+"""Grammars and schemas that a text must match, token by token."""

@@ -1,0 +1,153 @@
+"""Attention over the KV cache: Q, K, V, what is done to them, and the output matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.indexer import IndexerWeights, index, load_indexer, selection
+from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
+from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
+from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.attention.attention import Mask
+from gguf_serve.kernels.attention.kv import LayerKV
+from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle, Temperature
+from gguf_serve.kernels.opencl.tensor import Tensor, upload
+from gguf_serve.kernels.rows.norm import NormWeights
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """``qkv`` has one matrix per tensor type, in Q, K, V order."""
+
+    qkv: tuple[Linear, ...]
+    output: Linear
+    head_norms: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
+    whole_norms: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
+    gate: tuple[Linear, ...]  # per value or per head; empty: none
+    sinks: Tensor | None
+    indexer: IndexerWeights | None = None
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: attention(g, x, self, layer, kv))
+
+
+def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> AttentionWeights:
+    """Layer ``layer``'s attention; ModelError for tensors that are missing or do not fit."""
+    b = f"blk.{layer}."
+    if h.image_experts:
+        qkv, output = (source.by_kind(b, name) for name in ("attn_qkv", "attn_output"))
+        return AttentionWeights((qkv,), output, (None, None), None, (), None)
+    q, k, v, gate = _qkv_parts(source, h, layer)
+    output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
+    q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
+    whole = _whole(source, h, layer, q_norm, k_norm)
+    return AttentionWeights(
+        qkv=source.stacked([*q, k, v]),
+        output=output,
+        head_norms=(None, None) if whole is not None else _head_norms(h, layer, q_norm, k_norm),
+        whole_norms=whole,
+        gate=source.stacked(gate),
+        sinks=source.vector(f"{b}attn_sinks.weight"),
+        indexer=load_indexer(source, h, layer),
+    )
+
+
+def _qkv_parts(
+    source: TensorSource, h: Hyperparameters, layer: int
+) -> tuple[list[Part], Part, Part, list[Part]]:
+    """Q (in pieces), K, V and the gate (in pieces), from one tensor or from several."""
+    b = f"blk.{layer}."
+    n_q, n_k, n_v = (
+        h.n_heads[layer] * h.head, h.n_kv[layer] * h.head, h.n_kv[layer] * h.head_v,
+    )  # fmt: skip
+    gate = [source.part(f"{b}attn_gate", h.n_embd)] if source.has(f"{b}attn_gate.weight") else []
+    if source.has(f"{b}attn_qkv.weight"):
+        whole = source.part(f"{b}attn_qkv", h.n_embd)
+        at_k, at_v = (n_q, 2 * n_q) if h.arch.fused_thirds else (n_q, n_q + n_k)
+        source.check_rows(f"{b}attn_qkv.weight", at_v + n_v, more=True)
+        k, v = whole.rows(at_k, at_k + n_k), whole.rows(at_v, at_v + n_v)
+        return [whole.rows(0, n_q)], k, v, gate
+    q, k, v = (source.part(f"{b}attn_{x}", h.n_embd) for x in "qkv")
+    source.check_rows(f"{b}attn_k.weight", n_k)
+    source.check_rows(f"{b}attn_v.weight", n_v)
+    if q.n_rows == 2 * n_q:  # each head's query is followed by its gate
+        halves = [q.rows(i * h.head, (i + 1) * h.head) for i in range(2 * h.n_heads[layer])]
+        return halves[::2], k, v, halves[1::2]
+    source.check_rows(f"{b}attn_q.weight", n_q)
+    return [q], k, v, gate
+
+
+def _whole(
+    source: TensorSource, h: Hyperparameters, layer: int, q: Tensor | None, k: Tensor | None
+) -> tuple[NormWeights, NormWeights] | None:
+    """Norms of Q and K as a whole, which have a weight for every value of all heads."""
+    if q is None or k is None or len(q.shape) > 1 or h.n_heads[layer] == 1:
+        return None
+    if q.shape[0] != h.n_heads[layer] * h.head:
+        return None
+    q_bias, k_bias = (source.vector(f"blk.{layer}.attn_{x}_norm.bias") for x in "qk")
+    return (
+        NormWeights(q, h.eps, q_bias, layer=h.arch.layer_norm),
+        NormWeights(k, h.eps, k_bias, layer=h.arch.layer_norm),
+    )
+
+
+def _head_norms(
+    h: Hyperparameters, layer: int, q: Tensor | None, k: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A norm of K alone is not used, as in llama.cpp."""
+    return (None, None) if q is None else (q, k)
+
+
+def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int, kv: LayerKV) -> Rows:
+    """W (softmax(q K) V), times a gate if there is one."""
+    h, n_heads, n_kv = g.h, g.h.n_heads[layer], g.h.n_kv[layer]
+    cache = Cache.of_layer(g.context, layer, kv)
+    qkv = g.linear(x, w.qkv)
+    q, k, v = qkv.split(n_heads * h.head, n_kv * h.head, n_kv * h.head_v)
+    for rows, weights in zip((q, k), w.whole_norms or (), strict=False):
+        g.normalize(rows, weights)
+    g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
+    index(g, x, x, w.indexer, layer, cache.table)
+    y = g.attend(q, n_heads, cache, _mask(g, w, layer))
+    if w.gate:
+        y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
+    return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
+
+
+def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
+    h, (q, k), norm = g.h, w.head_norms, None
+    weightless = h.arch.head_norm_weightless and h.rope[layer] and h.experts.n != 128
+    if q is not None or weightless:
+        norm = HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
+    temperature = None
+    if h.temperature is not None and not (h.arch.window_chunked and h.rope[layer]):
+        temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
+    style = RopeStyle(h.n_rot, h.neox)
+    return Rotation(style, h.attention_scale, norm, h.clamp_qkv, temperature)
+
+
+def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
+    h, c = g.h, g.context
+    slopes = alibi_slopes(h.n_heads[layer], h.alibi_bias) if h.alibi_bias else None
+    return Mask(
+        h.window if h.windowed[layer] else 0, h.attention_softcap,
+        chunked=h.arch.window_chunked, bidirectional=not h.causal, together=c.inputs.together,
+        sinks=w.sinks, selected=None if w.indexer is None else selection(c, layer),
+        by_head=h.sparsity is not None and h.sparsity.by_head,
+        slopes=None if slopes is None else upload(c.device, slopes),
+    )  # fmt: skip
+
+
+def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """ALiBi's slope of each head (https://arxiv.org/abs/2108.12409): a geometric sequence for a
+    power of two of heads; the rest take every second of the sequence of twice as many."""
+    power = 1 << (n_heads.bit_length() - 1)
+    slopes = [2.0 ** (-max_bias * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-max_bias * (2 * i + 1) / (2 * power)) for i in range(n_heads - power)]
+    return np.array(slopes, np.float32)

@@ -1,0 +1,202 @@
+"""Attention over a window and over compressed keys (DeepSeek-V4).
+
+One head of keys, which are their own values, serves all heads of queries. A query sees its window's
+keys and, in layers with a ratio, one more key for every so many tokens (see
+kernels/attention/compress.cl): all of them, or the best that an indexer finds. What comes out is
+rotated back by the query's position and goes through two matrices, of which the first is a group of
+heads' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
+from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
+from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
+from gguf_serve.kernels.attention.compress import Compression, KeyFinish, key_shape
+from gguf_serve.kernels.attention.indexer import Blocks
+from gguf_serve.kernels.attention.joint import Ending, Keys
+from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
+from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.norm import NormWeights
+
+
+@dataclass(frozen=True, slots=True)
+class CompressorWeights:
+    """``inputs`` yields a token's values and logits side by side, ``norm`` is of the keys."""
+
+    inputs: tuple[Linear, ...]
+    compression: Compression
+    norm: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedIndexerWeights:
+    """``q`` reads the query's latent vector, ``proj`` what the layer reads."""
+
+    q: Linear
+    proj: Linear
+    compressor: CompressorWeights
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedWeights:
+    """``output_down`` has a matrix for each of ``n_groups`` groups of heads."""
+
+    q_down: Linear
+    q_norm: NormWeights
+    q_up: Linear
+    kv: Linear
+    kv_norm: Tensor
+    sinks: Tensor
+    compressor: CompressorWeights | None
+    indexer: CompressedIndexerWeights | None
+    output_down: Linear
+    n_groups: int
+    output: Linear
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: compressed(g, x, self, layer, kv))
+
+
+def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> CompressedWeights:
+    """Layer ``layer``'s attention; ModelError for tensors that are missing or do not fit."""
+    b, n = f"blk.{layer}.", h.n_heads[layer]
+    if h.n_kv[layer] != 1 or not h.compress_ratios:
+        raise ModelError(f"{b}attn_kv with {h.n_kv[layer]} KV heads, ratios {h.compress_ratios}")
+    q_up = source.linear(f"{b}attn_q_b")
+    source.check_rows(f"{b}attn_q_b.weight", n * h.head)
+    source.check_rows(f"{b}attn_kv.weight", h.head)
+    ratio = h.compress_ratios[layer]
+    output_down, n_groups = _load_output_down(source, f"{b}attn_output_a", n * h.head)
+    return CompressedWeights(
+        q_down=source.linear(f"{b}attn_q_a", h.n_embd),
+        q_norm=NormWeights(_vector(source, f"{b}attn_q_a_norm", q_up.matrix.n_cols), h.eps),
+        q_up=q_up,
+        kv=source.linear(f"{b}attn_kv", h.n_embd),
+        kv_norm=_vector(source, f"{b}attn_kv_a_norm", h.head),
+        sinks=_vector(source, f"{b}attn_sinks", n),
+        compressor=_load_compressor(source, h, f"{b}attn_compressor", h.head, ratio),
+        indexer=_load_indexer(source, h, layer),
+        output_down=output_down,
+        n_groups=n_groups,
+        output=source.linear(f"{b}attn_output_b", n_groups * output_down.matrix.n_rows),
+    )
+
+
+def _vector(source: TensorSource, name: str, n: int) -> Tensor:
+    source.check_shape(f"{name}.weight", (n,))
+    vector = source.vector(f"{name}.weight")
+    assert vector is not None
+    return vector
+
+
+def _load_output_down(source: TensorSource, name: str, width: int) -> tuple[Linear, int]:
+    """The matrices of groups of heads, and their number; they lie one below the other."""
+    whole = source.part(name)
+    n_groups, n = divmod(width, whole.raw.n_cols)
+    if n or whole.n_rows % n_groups:
+        raise ModelError(f"tensor {name}.weight of {whole.n_rows} rows for heads of {width} values")
+    rows = whole.n_rows // n_groups
+    parts = [whole.rows(i * rows, (i + 1) * rows) for i in range(n_groups)]
+    return source.expert_linear(parts), n_groups
+
+
+def _load_compressor(
+    source: TensorSource, h: Hyperparameters, name: str, width: int, ratio: int
+) -> CompressorWeights | None:
+    if not ratio:
+        return None
+    parts = [source.part(f"{name}_{x}", h.n_embd) for x in ("kv", "gate")]
+    columns = parts[0].n_rows
+    if columns not in (width, 2 * width) or width % 16:
+        raise ModelError(f"tensor {name}_kv.weight has {columns} rows for keys of {width}")
+    source.check_rows(f"{name}_gate.weight", columns)
+    source.check_shape(f"{name}_ape.weight", (columns, ratio))
+    biases = source.table(f"{name}_ape.weight")
+    assert biases is not None
+    return CompressorWeights(
+        source.stacked(parts), Compression(ratio, width, biases),
+        _vector(source, f"{name}_norm", width),
+    )  # fmt: skip
+
+
+def _load_indexer(
+    source: TensorSource, h: Hyperparameters, layer: int
+) -> CompressedIndexerWeights | None:
+    b, s, ratio = f"blk.{layer}.", h.sparsity, h.compress_ratios[layer]
+    if s is None or not s.layers[layer]:
+        return None
+    compressor = _load_compressor(source, h, f"{b}indexer_compressor", s.head, ratio)
+    if compressor is None:
+        return None
+    source.check_rows(f"{b}indexer.attn_q_b.weight", s.n_heads * s.head)
+    source.check_rows(f"{b}indexer.proj.weight", s.n_heads)
+    return CompressedIndexerWeights(
+        source.linear(f"{b}indexer.attn_q_b"), source.linear(f"{b}indexer.proj", h.n_embd),
+        compressor,
+    )  # fmt: skip
+
+
+def compressed_shapes(h: Hyperparameters) -> list[KVShape]:
+    """What each layer keeps of compressed keys; empty if no layer has any."""
+    return [key_shape(h.head, ratio) for ratio in h.compress_ratios]
+
+
+def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int, kv: LayerKV) -> Rows:
+    """Attention to a window's keys and to compressed ones together, through a matrix for each
+    group of heads and one for all."""
+    h, n, c = g.h, g.h.n_heads[layer], g.context
+    slots, window = c.inputs.paging(h.windowed[layer])
+    table = c.rope_tables[h.rope_as_windowed[layer]]
+    style = RopeStyle(h.n_rot, h.neox, h.head - h.n_rot)
+    low = g.norm(g.linear(x, w.q_down), w.q_norm)
+    q, k = g.linear(low, w.q_up), g.linear(x, w.kv)
+    rotation = Rotation(style, h.attention_scale, HeadNorm(h.eps, k=w.kv_norm))
+    g.rope(q, k, k, n, Cache(kv, slots, window, table), rotation)
+    caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
+    if w.compressor is not None:
+        keys = c.compressed_pages[layer]
+        _compress(g, x, w.compressor, keys)
+        caches.insert(0, Keys(
+            keys, c.inputs.attention, w.compressor.compression.ratio,
+            selected=_select(g, x, low, w.indexer, layer),
+        ))  # fmt: skip
+    y = g.attend_jointly(q, n, caches, Ending(w.sinks, table))
+    return g.output(g.per_head(y.by_head(w.n_groups), w.output_down), w.output)
+
+
+def _compress(g: Graph, x: Rows, w: CompressorWeights, keys: LayerKV) -> None:
+    """Write the compressed keys that end in this step."""
+    frequencies, magnitude = g.context.rope_frequencies[False], g.h.rope_scaling.magnitude
+    finish = KeyFinish(w.norm, g.h.eps, frequencies, magnitude)
+    g.compress(g.linear(x, w.inputs), w.compression, finish, keys)
+
+
+def _select(
+    g: Graph, x: Rows, latent: Rows, w: CompressedIndexerWeights | None, layer: int
+) -> Tensor | None:
+    """Which compressed keys the tokens attend to; None: to all."""
+    h, s, c = g.h, g.h.sparsity, g.context
+    pages = c.index_pages[layer]
+    if w is None or s is None or not pages.shape.n_kv:
+        return None
+    inputs, ratio = c.inputs.attention, w.compressor.compression.ratio
+    n_words = -(-inputs.tables.shape[1] * PAGE // ratio // 32)
+    selected = c.workspace.tensor("selected keys", c.workspace.n_tokens, n_words, dtype=np.int32)
+    _compress(g, x, w.compressor, pages)
+    q, weights = g.linear(latent, w.q), g.linear(x, w.proj)
+    queries_only = replace(pages, shape=replace(pages.shape, n_kv=0))
+    cache = Cache(queries_only, c.inputs.slots, inputs, c.rope_tables[False])
+    style = RopeStyle(h.n_rot, h.neox, s.head - h.n_rot)
+    g.rope(q, q, q, s.n_heads, cache, Rotation(style))
+    scores = g.score_keys(q, weights, Keys(pages, inputs, ratio), s.blocks.chosen)
+    g.select(scores, Blocks(ratio, s.blocks.chosen), selected, by_block=True)
+    return selected

@@ -1,0 +1,83 @@
+"""Feed-forward networks: gated (one paired matrix, or two) or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
+from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.attention.kv import LayerKV
+from gguf_serve.kernels.opencl.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FFNWeights:
+    """``first`` is gate and up paired, or gate and up, or up alone where nothing is gated."""
+
+    first: tuple[Linear, ...]
+    down: Linear
+    divisors: Tensor | None = None  # of the activation's output
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: ffn(g, x, self))
+
+
+def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str = "") -> FFNWeights:
+    """The FFN of a layer, or with a suffix a part of one, as ``ffn_up_shexp``."""
+    b = f"blk.{layer}."
+    if h.image_experts:
+        gate_, up_, down_ = (source.by_kind(b, f"ffn_{x}", x) for x in ("gate", "up", "down"))
+        return FFNWeights((gate_, up_), down_)
+    down = source.linear(f"{b}ffn_down{suffix}")
+    n_ff = down.matrix.n_cols
+    up = source.part(f"{b}ffn_up{suffix}")
+    if source.has(f"{b}ffn_gate{suffix}.weight"):
+        gate = source.part(f"{b}ffn_gate{suffix}")
+        source.check_rows(f"{b}ffn_gate{suffix}.weight", n_ff)
+        source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
+        return FFNWeights(_gate_and_up(source, gate, up), down)
+    if up.n_rows == 2 * n_ff:
+        return FFNWeights(_gate_and_up(source, up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)), down)
+    source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
+    return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"))
+
+
+def load_bare_ffn(source: TensorSource, h: Hyperparameters) -> FFNWeights:
+    """An FFN that is its activation alone, between matrices that change nothing."""
+    same = Linear(source.float_matrix(np.eye(h.n_embd, dtype=np.float32)))
+    return FFNWeights((same,), same)
+
+
+def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ...]:
+    """One matrix, unless they differ in type, or adapters change what they yield."""
+    if gate.raw.type == up.raw.type and not gate.updates and not up.updates:
+        return (source.paired(gate, up),)
+    return (*source.stacked([gate]), *source.stacked([up]))
+
+
+def ffn(
+    g: Graph,
+    x: Rows,
+    w: FFNWeights,
+    *,
+    scale: float | None = None,
+    limit: float = 0.0,
+    add_to: Rows | None = None,
+) -> Rows:
+    """W (act(gate x) * up x), or W act(up x). ``scale`` of what it yields, if not the model's
+    residual scale; ``limit`` of gate and up, if it is not 0."""
+    activation = g.h.arch.glu(limit)
+    if w.first[0].matrix.paired:
+        hidden = g.glu(x, w.first[0], activation, limit)
+    elif len(w.first) == 2:
+        gate, up = (g.linear(x, part) for part in w.first)
+        hidden = g.gated(gate, up, activation, limit)
+    else:
+        hidden = g.activate(g.linear(x, w.first), activation, divisors=w.divisors)
+    scale = g.h.residual_scale if scale is None else scale
+    return g.linear(hidden, w.down, scale=scale, add_to=add_to)

@@ -1,0 +1,151 @@
+"""Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434).
+
+K and V are made from a latent vector and one rotated key that all heads share. Where the file
+has the matrices of each head apart (``attn_k_b``, ``attn_v_b``), the query is brought into the
+latent space instead: the cache then holds the latent vector and the rotated key only, as one
+KV head. Where it has them as one (``attn_kv_b``), K and V of every head go to the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.indexer import IndexerWeights, index, load_indexer, selection
+from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
+from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
+from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
+from gguf_serve.kernels.attention.attention import Mask
+from gguf_serve.kernels.attention.kv import LayerKV
+from gguf_serve.kernels.attention.rope import RopeStyle, Temperature
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights
+
+
+@dataclass(frozen=True, slots=True)
+class MLAWeights:
+    """``k_up`` and ``v_up`` have a matrix per head; or ``kv_up`` one for all."""
+
+    q_down: Linear | None
+    q_norm: NormWeights | None
+    q_up: Linear
+    kv_down: Linear
+    kv_norm: NormWeights
+    k_pe_norm: NormWeights | None  # of the rotated key
+    k_up: Linear | None
+    v_up: Linear | None
+    kv_up: Linear | None
+    gate: tuple[Linear, ...]
+    sinks: Tensor | None
+    indexer: IndexerWeights | None
+    output: Linear
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: mla(g, x, self, layer, kv))
+
+
+def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights:
+    """Layer ``layer``'s latent attention; ModelError for tensors that are missing."""
+    b = f"blk.{layer}."
+    compressed = source.has(f"{b}attn_q_a.weight")
+
+    def heads(name: str) -> Linear | None:
+        if not source.has(f"{b}{name}.weight"):
+            return None
+        parts = (
+            source.experts(f"{b}{name}") if h.n_heads[layer] > 1 else [source.part(f"{b}{name}")]
+        )
+        return source.expert_linear(parts)
+
+    def weights(name: str) -> NormWeights | None:
+        vector = source.vector(f"{b}{name}.weight")
+        return None if vector is None else NormWeights(vector, h.eps)
+
+    kv_norm = weights("attn_kv_a_norm")
+    gate = source.optional_linear(f"{b}attn_gate")
+    return MLAWeights(
+        q_down=source.linear(f"{b}attn_q_a") if compressed else None,
+        q_norm=weights("attn_q_a_norm"),
+        q_up=source.linear(f"{b}attn_q_b" if compressed else f"{b}attn_q"),
+        kv_down=source.linear(f"{b}attn_kv_a_mqa"),
+        kv_norm=kv_norm or UNCHANGED,
+        k_pe_norm=weights("attn_k_norm"),
+        k_up=heads("attn_k_b"),
+        v_up=heads("attn_v_b"),
+        kv_up=source.optional_linear(f"{b}attn_kv_b"),
+        gate=() if gate is None else (gate,),
+        sinks=source.vector(f"{b}attn_sinks.weight"),
+        indexer=load_indexer(source, h, layer) if compressed else None,
+        output=source.linear(f"{b}attn_output"),
+    )
+
+
+def mla(g: Graph, x: Rows, w: MLAWeights, layer: int, kv: LayerKV) -> Rows:
+    """W (softmax(q K) V), with K and V made of a latent vector and a rotated key."""
+    h, n = g.h, g.h.n_heads[layer]
+    latent = w.kv_norm.weight.shape[0] if w.kv_norm.weight else 0
+    rot = w.kv_down.matrix.n_rows - latent
+    cache = Cache.of_layer(g.context, layer, kv)
+    low = x if w.q_down is None else g.norm(g.linear(x, w.q_down), w.q_norm or UNCHANGED)
+    q = g.linear(low, w.q_up)
+    head = q.width // n
+    index(g, x, low, w.indexer, layer, cache.table)
+    c, k_pe = g.linear(x, w.kv_down).split(latent, rot)
+    if w.k_pe_norm is not None:
+        g.normalize(k_pe, w.k_pe_norm)
+    if w.kv_up is not None:
+        k, v = _expand(g, c, k_pe, w, w.kv_up, n, head - rot)
+    else:
+        q = _absorb(g, q.by_head(n), c, w, rot)
+        k = v = c.whole()
+    temperature = None
+    if h.temperature is not None:
+        temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
+    style = RopeStyle(rot, h.neox, kv.shape.head - rot)
+    scale = h.rope_scaling.score_scale * head**-0.5
+    g.rope(q, k, v, n, cache, Rotation(style, scale, temperature=temperature))
+    y = g.attend(q, n, cache, _mask(g, w, layer))
+    if w.v_up is not None:
+        y = g.per_head(y.by_head(n), w.v_up)
+    if w.gate:
+        y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
+    return g.output(y, w.output)
+
+
+def _absorb(g: Graph, q: Rows, c: Rows, w: MLAWeights, rot: int) -> Rows:
+    """The query in the latent space: the latent vector is K and V of one head."""
+    assert w.k_up is not None
+    if not w.kv_norm.is_copy:
+        g.normalize(c, w.kv_norm)
+    q_nope, q_pe = q.split(q.width - rot, rot)
+    absorbed = g.rows(q.heads * (c.width + rot))
+    into_latent, into_pe = absorbed.by_head(q.heads).split(c.width, rot)
+    g.per_head(q_nope, w.k_up, into=into_latent)
+    if rot:
+        g.copy(q_pe, into_pe)
+    return absorbed
+
+
+def _expand(
+    g: Graph, c: Rows, k_pe: Rows, w: MLAWeights, kv_up: Linear, n: int, nope: int
+) -> tuple[Rows, Rows]:
+    """K and V of every head."""
+    made = g.linear(g.norm(c, w.kv_norm), kv_up).by_head(n)
+    k_nope, of_v = made.split(nope, made.width - nope)
+    k, v = g.rows(n * (nope + k_pe.width)), g.rows(n * of_v.width)
+    into_nope, into_pe = k.by_head(n).split(nope, k_pe.width)
+    if nope:
+        g.copy(k_nope, into_nope)
+    g.copy(of_v, v.by_head(n))
+    g.repeat(k_pe, into_pe)
+    return k, v
+
+
+def _mask(g: Graph, w: MLAWeights, layer: int) -> Mask:
+    windowed = g.h.windowed[layer]
+    return Mask(
+        g.h.window if windowed else 0, sinks=w.sinks, together=g.context.inputs.together,
+        selected=None if windowed else selection(g.context, layer),
+    )  # fmt: skip

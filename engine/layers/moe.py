@@ -1,0 +1,173 @@
+"""Mixture of experts: a router, experts, and what stands beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.layers.experts import ExpertsWeights, experts, load_experts
+from gguf_serve.engine.layers.ffn import FFNWeights, ffn, load_ffn
+from gguf_serve.engine.recording.expert_verbs import Choice
+from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
+from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
+from gguf_serve.kernels.attention.kv import LayerKV
+from gguf_serve.kernels.matrix.moe import Routing, TokenExperts
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.norm import NormWeights
+
+
+@dataclass(frozen=True, slots=True)
+class LatentWeights:
+    """Ways to the space that experts work in, and back after a norm (Kimi K3)."""
+
+    down: Linear
+    norm: NormWeights
+    up: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class MoEWeights:
+    """``beside`` is an FFN that every token takes, with ``beside_gate`` as far as that says;
+    ``chunks`` are smaller experts, each shared by a few of the others, that read what those
+    yield (GroveMoE). With ``latent`` the experts work in a space of their own. ``table``: int32
+    [vocabulary, used], the experts of each token, where the router does not choose them."""
+
+    router: Linear
+    choice_bias: Tensor | None
+    table: Tensor | None
+    experts: ExpertsWeights
+    chunks: ExpertsWeights | None
+    norm: NormWeights | None  # of what the experts read, if that is not what the layer reads
+    latent: LatentWeights | None
+    beside: FFNWeights | None
+    beside_gate: Linear | None
+
+    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
+        return RecordedSublayer(context, lambda g, x: moe(g, x, self, layer))
+
+
+def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights:
+    """The experts of a layer; ModelError for tensors that are missing or do not fit."""
+    b = f"blk.{layer}."
+    beside = None
+    if source.has(f"{b}ffn_up_shexp.weight"):
+        beside = load_ffn(source, h, layer, "_shexp")
+    elif h.arch.dense_beside and source.has(f"{b}ffn_up.weight"):
+        beside = load_ffn(source, h, layer)
+    own_norm = source.vector(f"{b}ffn_norm_exps.weight")
+    router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
+    source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
+    chunks = source.has(f"{b}ffn_up_chexps.weight")
+    experts = load_experts(source, f"{b}ffn_", "_exps")
+    if h.arch.experts_scaled_before and len(experts.first) > 1:
+        raise ModelError(
+            f"adapters of {b}ffn_gate_exps and {b}ffn_up_exps are not supported, whose input "
+            f"{h.arch.name} multiplies with a token's weight of the expert"
+        )
+    return MoEWeights(
+        router=router,
+        choice_bias=source.vector(f"{b}exp_probs_b.bias", f"{b}exp_probs_b.weight"),
+        table=_load_table(source, h, f"{b}ffn_gate_tid2eid.weight"),
+        experts=experts,
+        chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
+        latent=_load_latent(source, h, b),
+        norm=None if own_norm is None else NormWeights(own_norm, h.eps),
+        beside=beside,
+        beside_gate=source.optional_linear(f"{b}ffn_gate_inp_shexp"),
+    )
+
+
+def _load_table(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None:
+    """Which experts each token has."""
+    array = source.integers(name)
+    if array is None:
+        return None
+    source.check_shape(name, (h.experts.used, h.n_vocab))
+    if array.min() < 0 or array.max() >= h.experts.n:
+        raise ModelError(
+            f"tensor {name} names experts {array.min()} to {array.max()}, of {h.experts.n}"
+        )
+    return source.upload(array)
+
+
+def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeights | None:
+    if not source.has(f"{b}ffn_routed_down.weight"):
+        return None
+    return LatentWeights(
+        source.linear(f"{b}ffn_routed_down", h.n_embd),
+        NormWeights(source.vector(f"{b}ffn_routed_norm.weight"), h.eps),
+        source.linear(f"{b}ffn_routed_up"),
+    )
+
+
+def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
+    """The weighted sum of what a token's experts yield, and what stands beside them."""
+    h, arch, logits = g.h, g.h.arch, None
+    if arch.route_early:
+        with g.early() as stream:
+            logits = g.linear(stream, w.router)
+    if arch.experts_early and w.norm is not None:
+        with g.early() as stream:
+            chosen = _chosen(g, g.norm(stream, w.norm), w, layer, logits)
+    else:
+        chosen = _chosen(g, x, w, layer, logits)
+    limit = h.experts.limits_beside[layer]
+    if w.latent is not None:
+        latent = g.combine(
+            chosen.rows, chosen.choice, weighted=chosen.weighted, scale=h.residual_scale
+        )
+        out = g.linear(g.norm(latent, w.latent.norm), w.latent.up)
+        return out if w.beside is None else ffn(
+            g, x, w.beside, scale=1.0, limit=limit, add_to=out
+        )  # fmt: skip
+    extra = None if w.beside is None else ffn(g, x, w.beside, scale=1.0, limit=limit)
+    gate = None if w.beside_gate is None else g.linear(x, w.beside_gate)
+    out = g.combine(
+        chosen.rows, chosen.choice, weighted=chosen.weighted, extra=extra, gate=gate,
+        scale=h.residual_scale * (1.0 if w.beside is None else arch.ffn_scale),
+    )  # fmt: skip
+    return out if w.chunks is None else _add_chunks(g, out, w, w.chunks, layer, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What the experts of each token yield. ``weighted``: by their weights when they are added
+    up."""
+
+    rows: Rows
+    choice: Choice
+    logits: Rows
+    weighted: bool
+
+
+def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -> _Chosen:
+    before = g.h.arch.experts_scaled_before
+    logits = logits or g.linear(x, w.router)
+    if w.latent is not None:
+        x = g.linear(x, w.latent.down)
+    table = None if w.table is None else TokenExperts(w.table, g.context.inputs.tokens)
+    choice = g.route(
+        logits, _routing(g.h), "experts", bias=w.choice_bias, table=table, weighted_before=before
+    )
+    rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
+    return _Chosen(rows, choice, logits, weighted=not before)
+
+
+def _routing(h: Hyperparameters) -> Routing:
+    e = h.experts
+    return Routing(e.n, e.used, e.gate, e.normalize, e.scale, groups=e.groups)
+
+
+def _add_chunks(
+    g: Graph, out: Rows, w: MoEWeights, chunks: ExpertsWeights, layer: int, chosen: _Chosen
+) -> Rows:
+    """Smaller experts, each shared by a few of the others, read what those yield (GroveMoE)."""
+    e = g.h.experts
+    summed = g.combine(chosen.rows, chosen.choice, weighted=chosen.weighted, scale=1.0)
+    routing = replace(_routing(g.h), divide=e.chunk[0])
+    choice = g.route(chosen.logits, routing, "chunks", bias=w.choice_bias)
+    rows = experts(g, summed, chunks, choice, e.limits[layer])
+    return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)

@@ -1,0 +1,1 @@
+"""From a file and options to an engine's parts."""

@@ -1,0 +1,330 @@
+"""From a GGUF file and options to everything that the engine's thread needs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gguf_serve.kernels.opencl.platforms as devices
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.chat.prompt import Template
+from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
+from gguf_serve.engine.chat.rendering.selection import named_template, select_template
+from gguf_serve.engine.errors import EngineError, ModelError, naming, refusing
+from gguf_serve.engine.forward.profile import profile, typical_steps
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
+from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
+from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.engine.loading.media_loader import Media
+from gguf_serve.engine.loading.packing import Packing
+from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
+from gguf_serve.engine.model.weights import allocate_weights
+from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
+from gguf_serve.engine.recording.adapters import Adapter
+from gguf_serve.engine.scheduling.checkpoints import Checkpoints
+from gguf_serve.engine.scheduling.page_cache import PageCache
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
+from gguf_serve.kernels.attention.kv import PAGE
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
+from gguf_serve.kernels.quantization.weights import PackJob
+
+log = logging.getLogger(__name__)
+PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is ready to serve."""
+
+    runner: Runner
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    chat_template: Template
+    info: ModelInfo
+    media: Media | None
+
+
+def list_devices() -> list[DeviceInfo]:
+    """The OpenCL devices of this machine."""
+    return devices.list_devices()
+
+
+def free_memory(device: DeviceInfo) -> int:
+    """Bytes that can be allocated on a device."""
+    return devices.free_memory(device)
+
+
+def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
+    """Load a model. Raises ModelError for its file, EngineError for device or options."""
+    with refusing(path):
+        try:
+            return _load(path, options, progress)
+        except DeviceError as error:
+            raise EngineError(str(error)) from error
+
+
+def compile_model(
+    path: Path, options: EngineOptions, progress: Callable[[float], None]
+) -> tuple[int, int]:
+    """Compile every program of a model with these options, for later starts; it is not loaded.
+    How many were missing, and how many there are. Raises as load_model does."""
+    with refusing(path):
+        try:
+            prepared = prepare(*read_model(path, options), options)
+            compiling = prepared.compiling
+            if compiling is None:
+                raise EngineError(
+                    f"{prepared.devices[0].info.platform} compiles when a kernel is first run: "
+                    "nothing can be compiled ahead"
+                )
+            with stopping(compiling):
+                compiling.begin(everything=True)
+                while not compiling.wait(PROGRESS_SECONDS):
+                    progress(compiling.progress)
+            progress(1.0)
+            compiling.end()
+            compiling.check_kept()
+        except DeviceError as error:
+            raise EngineError(str(error)) from error
+    return compiling.n_missing, compiling.n_wanted
+
+
+def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
+    began = time.perf_counter()
+    gguf, hparams = read_model(path, options)
+    with ThreadPoolExecutor(1, "tokenizer") as pool:
+        text = pool.submit(_read_text, gguf, hparams, options)
+        prepared = prepare(gguf, hparams, options)
+        chosen = time.perf_counter()
+        hparams, sizes, compiling = prepared.hparams, prepared.sizes, prepared.compiling
+        with stopping(compiling):
+            if compiling is not None:
+                compiling.begin(everything=options.profile)
+            weights, jobs = allocate_weights(
+                gguf, hparams, prepared.devices, prepared.placement, prepared.additions
+            )
+            runner = assemble(
+                hparams, weights, prepared.placed, sizes,
+                CacheTypes(options.cache_type_k, options.cache_type_v),
+                flash=options.flash_attn != "off",
+                media=None if prepared.media is None else prepared.media.shape,
+                watched=options.check_tensors,
+            )  # fmt: skip
+            times = _fill(prepared, runner, jobs, progress)
+            tokenizer, template = text.result()
+    if compiling is not None:
+        compiling.end()
+    if options.profile:
+        _log_profile(path, runner, sizes)
+    placed_at = prepared.placement.mixers if runner.state_bytes else ()
+    settings = _settings(options, placed_at)
+    template.check()
+    adapters = prepared.additions.adapters
+    info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
+    loading = f"{time.perf_counter() - began:.1f} s: read in {chosen - began:.1f} s, {times}"
+    gguf.close()  # everything is on the device; the file's pages need not stay in memory
+    return Model(
+        runner,
+        _scheduler(
+            sizes,
+            _checkpoints(sizes, runner, options, prepared.room),
+            options,
+            keeps_state=runner.state_bytes > 0,
+            whole_prompts=not hparams.causal,
+            shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
+        ),
+        tokenizer,
+        template,
+        replace(info, loading=loading),
+        prepared.media,
+    )
+
+
+@contextmanager
+def stopping(compiling: Compiling | None) -> Iterator[None]:
+    """If loading ends early, compiling does."""
+    try:
+        yield
+    except BaseException:
+        if compiling is not None:
+            compiling.stop()
+        raise
+
+
+def _read_text(
+    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
+) -> tuple[Tokenizer, ConfinedTemplate]:
+    with naming(gguf.path):
+        tokenizer = load_tokenizer(gguf.metadata)
+        _check_vocabulary(gguf, hparams, tokenizer)
+    return tokenizer, _chat_template(gguf.metadata, tokenizer, options)
+
+
+def _scheduler(
+    sizes: Sizes,
+    checkpoints: Checkpoints | None,
+    options: EngineOptions,
+    *,
+    keeps_state: bool,
+    whole_prompts: bool,
+    shift_keep: int | None,
+) -> Scheduler:
+    """``keeps_state``: slots keep something beside pages."""
+    cache = PageCache(sizes.n_pages, PAGE)
+    return Scheduler(
+        cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
+        n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
+        share=not keeps_state or checkpoints is not None, checkpoints=checkpoints,
+        whole_prompts=whole_prompts, shift_keep=shift_keep,
+    )  # fmt: skip
+
+
+def _checkpoints(
+    sizes: Sizes, runner: Runner, options: EngineOptions, room: int | None
+) -> Checkpoints | None:
+    """``room``: bytes that they may take; None: what the options allow."""
+    size = runner.state_bytes
+    n = most_copies(options, sizes.n_slots, size)
+    if not n:
+        return None
+    fitting = n if room is None else min(n, room // size)
+    log.info(
+        "checkpoints: at most %d of %.1f MiB each%s", fitting, size / 2**20,
+        f" instead of {n}, which do not fit into memory" if fitting < n else "",
+    )  # fmt: skip
+    if not fitting:
+        return None
+    return Checkpoints(fitting, options.checkpoint_min_step, size, runner.states.claim)
+
+
+def _driver(device: Device) -> str:
+    """The driver, and what a person should know of how it computes."""
+    rounded = ", activations in int8" * device.byte_codes
+    return f"{device.info.platform}, {device.info.driver}{rounded}"
+
+
+def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:
+    """Every token that can be drawn has a text, and every one of the text an embedding."""
+    if tokenizer.n_vocab != h.n_vocab:
+        raise ModelError(
+            f"{gguf.path}: the tokenizer has {tokenizer.n_vocab} tokens, "
+            f"token_embd.weight {h.n_vocab} rows"
+        )
+
+
+def _fill(
+    prepared: Preparation,
+    runner: Runner,
+    jobs: Sequence[Sequence[PackJob]],
+    progress: Callable[[float], None],
+) -> str:
+    """Pack the weights and record what the first request needs, while it is compiled; what took
+    how long, in words."""
+    compiling = prepared.compiling
+    listed = [(*on, job) for on, some in zip(prepared.placed, jobs, strict=True) for job in some]
+    packing = Packing(prepared.gguf, listed)
+    with ThreadPoolExecutor(2, "loading") as pool, stopping(compiling), packing:
+        packed = pool.submit(packing.run)
+        recorded = pool.submit(runner.warm_up, compiling)
+        while wait([packed, recorded], PROGRESS_SECONDS, FIRST_EXCEPTION).not_done:
+            share = 1.0 if compiling is None else compiling.progress
+            progress((packing.progress + share) / 2)
+            for future in (packed, recorded):
+                if future.done():
+                    future.result()
+        progress(1.0)
+        packed.result()
+        recorded.result()
+    return f"{packing}" + ("" if compiling is None else f", {compiling}")
+
+
+def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
+    steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
+    log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
+
+
+def _chat_template(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, options: EngineOptions
+) -> ConfinedTemplate:
+    """In a process that starts while the model loads."""
+
+    def text(token: int | None) -> str:
+        return "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
+
+    if options.chat_template is not None:
+        source, tool_use = named_template(options.chat_template), None
+    else:
+        source, tool_use = select_template(metadata)
+    return ConfinedTemplate(
+        Templates(source, tool_use, text(tokenizer.bos_id), text(tokenizer.eos_id))
+    )
+
+
+def _info(
+    gguf: GGUFFile,
+    h: Hyperparameters,
+    devices: Sequence[Device],
+    runner: Runner,
+    options: EngineOptions,
+    settings: Mapping[str, Any],
+    adapters: Sequence[Adapter],
+) -> ModelInfo:
+    metadata = gguf.metadata
+    return ModelInfo(
+        path=gguf.path,
+        name=str(metadata.get("general.name") or gguf.path.stem),
+        architecture=gguf.architecture,
+        size_label=str(metadata.get("general.size_label") or ""),
+        n_params=gguf.n_parameters,
+        n_bytes=gguf.n_bytes,
+        file_type=file_type_name(metadata),
+        tensor_types=count_tensor_types(gguf),
+        n_ctx_train=h.n_ctx_train,
+        n_vocab=h.n_vocab,
+        n_embd=h.n_embd,
+        vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4}.get(
+            str(metadata.get("tokenizer.ggml.model")), 0
+        ),
+        device_name=" + ".join(device.info.name for device in devices),
+        driver="; ".join(_driver(device) for device in devices),
+        kv_bytes=sum(pages.n_bytes for pages in runner.pages),
+        pooling=h.pooling,
+        is_encoder=not h.causal,
+        ranks=runner.ranks,
+        labels=h.labels,
+        fingerprint=gguf.fingerprint(),
+        settings=settings,
+        cache_types=(options.cache_type_k, options.cache_type_v),
+        adapters=tuple(
+            AdapterState(i, path, scale, adapter.invocation)
+            for i, ((path, scale), adapter) in enumerate(
+                zip(options.adapters, adapters, strict=True)
+            )
+        ),
+        token_bytes=runner.token_bytes,
+    )
+
+
+def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:
+    """What the KV depends on beside the file, and the order of what slots keep beside pages:
+    ``placed_at``, the devices of the layers."""
+    vectors = []
+    for path, strength in options.control.files:
+        with open_gguf(path) as gguf:
+            vectors.append([gguf.fingerprint(), strength])
+    return {
+        "RoPE options": asdict(options.rope),
+        "overridden metadata": [list(pair) for pair in options.override_kv],
+        "control vectors": vectors,
+        "control vectors for layers": list(options.control.layers or ()),
+        "layers on devices": list(placed_at),
+    }

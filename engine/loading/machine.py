@@ -1,0 +1,78 @@
+"""The devices that the options name, opened when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.engine.loading.fit import Machine
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.device import Device, open_device
+from gguf_serve.kernels.opencl.platforms import (
+    DeviceInfo,
+    choose,
+    choose_all,
+    choose_cpu,
+    free_memory,
+    list_devices,
+)
+
+BYTE_CODES = {"auto": None, "int8": True, "int16": False}  # see open_device()
+
+
+def find_machine(
+    options: EngineOptions, free: Callable[[DeviceInfo], int] = free_memory
+) -> Machine:
+    """Raises EngineError for options that do not go together, DeviceError for a device that is
+    not there."""
+    known = list_devices(options.n_threads)
+    infos = _with_layers(known, options)
+    n_offload = len(infos)
+    if options.tensor_split and len(options.tensor_split) != n_offload:
+        raise EngineError(
+            f"--tensor-split has {len(options.tensor_split)} shares for {n_offload} devices: "
+            + ", ".join(info.name for info in infos)
+        )
+    cpu = choose_cpu(known) if any(info.kind == "cpu" for info in known) else None
+    overrides = [_override(text, known) for text in options.override_tensor]
+    for info in [*([cpu] if cpu else []), *(info for _, info in overrides)]:
+        if info not in infos:
+            infos.append(info)
+
+    @cache
+    def open_one(at: int) -> Device:
+        return open_device(
+            str(infos[at].index), family=options.kernel_family, n_threads=options.n_threads,
+            byte_codes=BYTE_CODES[options.activation_type],
+        )  # fmt: skip
+
+    return Machine(
+        infos, n_offload, None if cpu is None else infos.index(cpu),
+        [(pattern, infos.index(info)) for pattern, info in overrides], open_one, free,
+    )  # fmt: skip
+
+
+def _with_layers(known: list[DeviceInfo], options: EngineOptions) -> list[DeviceInfo]:
+    if options.split_mode not in ("layer", "none"):
+        raise EngineError(
+            f"--split-mode {options.split_mode} is not supported: a layer is computed on one "
+            "device (layer), or all of them are (none)"
+        )
+    infos = choose_all(known, options.device, use_gpu=str(options.n_gpu_layers) != "0")
+    if options.split_mode == "layer":
+        if options.main_gpu:
+            raise EngineError("--main-gpu needs --split-mode none: layers go to all devices")
+        return infos
+    if not 0 <= options.main_gpu < len(infos):
+        names = ", ".join(f"{i}: {info.name}" for i, info in enumerate(infos))
+        raise EngineError(f"--main-gpu {options.main_gpu}: there is no such device among {names}")
+    return [infos[options.main_gpu]]
+
+
+def _override(text: str, known: list[DeviceInfo]) -> tuple[str, DeviceInfo]:
+    """``PATTERN=DEVICE``, where "CPU" is the processor."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern or not name:
+        raise EngineError(f"--override-tensor: {text!r} is not a pattern, '=' and a device")
+    return pattern, choose_cpu(known) if name.upper() == "CPU" else choose(known, name)

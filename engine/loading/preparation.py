@@ -1,0 +1,103 @@
+"""From a file and options to what will be loaded where, before any of its memory is allocated.
+
+What its programs are is known then, too, so that compiling begins first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters, with_rope
+from gguf_serve.engine.architecture.table import find_architecture
+from gguf_serve.engine.errors import EngineError, naming
+from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
+from gguf_serve.engine.gguf.tensor_values import check_tensor_values
+from gguf_serve.engine.loading.assembly import Sizes
+from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.engine.loading.control import read_directions
+from gguf_serve.engine.loading.fit import Fitting, outline
+from gguf_serve.engine.loading.machine import find_machine
+from gguf_serve.engine.loading.media_loader import Media, load_media, open_media
+from gguf_serve.engine.model.placement import Placement
+from gguf_serve.engine.model.weights import Additions
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.recording.adapters import read_adapters
+from gguf_serve.kernels.attention.kv import KV_TYPES
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+
+IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """``room``: see Fitting.room_for_checkpoints(). ``compiling``: None where the drivers of all
+    devices compile when a kernel is launched."""
+
+    gguf: GGUFFile
+    hparams: Hyperparameters
+    media: Media | None
+    additions: Additions
+    placed: Sequence[tuple[Device, Programs]]
+    placement: Placement
+    sizes: Sizes
+    room: int | None
+    compiling: Compiling | None
+
+    @property
+    def devices(self) -> list[Device]:
+        return [device for device, _ in self.placed]
+
+
+def read_model(path: Path, options: EngineOptions) -> tuple[GGUFFile, Hyperparameters]:
+    """The file's header, checked. Raises ModelError."""
+    gguf = open_gguf(path)
+    with naming(path):
+        gguf.override(dict(options.override_kv))
+        if options.check_tensors:
+            check_tensor_values(gguf)
+        hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+    return gguf, with_rope(hparams, options.rope)
+
+
+def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) -> Preparation:
+    """Choose devices and sizes. Raises ModelError, EngineError or DeviceError."""
+    _check_cache_types(options)
+    projector = open_media(options, hparams)
+    if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
+        hparams = replace(hparams, image_experts=True)
+    machine = find_machine(options)
+    first = machine.open(0)
+    media = None if projector is None else load_media(projector, options, hparams, first)
+    shape = None if media is None else media.shape
+    machine = machine.without(first.info, first.usage.n_bytes)
+    if media is not None and media.device is not first:
+        machine = machine.without(media.device.info, media.device.usage.n_bytes)
+    additions = Additions(
+        read_adapters([path for path, _ in options.adapters], gguf),
+        read_directions(options.control, hparams.n_layers, hparams.n_embd),
+    )
+    model = outline(gguf, hparams, first, additions)
+    if additions.directions and model.weights.residuals is not None:
+        raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
+    fitting = Fitting(model, options, machine, shape)
+    chosen = fitting.choose()
+    placed = [(device, Programs(device)) for device in map(machine.open, chosen.devices)]
+    compiling = None
+    if not all(programs.are_kept_by_driver for _, programs in placed):
+        compiling = Compiling(
+            fitting.rehearse(chosen), [programs for _, programs in placed], fitting.packed(chosen)
+        )
+    return Preparation(
+        gguf, hparams, media, additions, placed, chosen.placement, chosen.sizes,
+        fitting.room_for_checkpoints(chosen), compiling,
+    )  # fmt: skip
+
+
+def _check_cache_types(options: EngineOptions) -> None:
+    for name in (options.cache_type_k, options.cache_type_v):
+        if name not in KV_TYPES:
+            raise EngineError(f"KV cache type {name!r} is not supported: {', '.join(KV_TYPES)}")

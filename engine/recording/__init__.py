@@ -1,0 +1,1 @@
+"""What layers are written in: weights of a file, rows, verbs, and the launches that they record."""

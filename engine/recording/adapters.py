@@ -1,0 +1,183 @@
+"""LoRA adapters (https://arxiv.org/abs/2106.09685) from GGUF files: low-rank updates of matrices.
+
+A matrix W becomes W + scale * alpha / rank * B A. The scales are each request's own, so nothing
+is merged: what the updates yield is added to what W yields (recording/linear.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_serve.engine.errors import ModelError, RequestError, naming
+from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
+from gguf_serve.engine.options import AdapterState
+
+Floats = npt.NDArray[np.float32]
+ENDS = (".lora_a", ".lora_b")
+INVOCATION = "adapter.alora.invocation_tokens"
+EMBEDDING = "token_embd.weight"
+ADAPTABLE = re.compile(
+    r"(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
+    r"|ffn_(gate|up|down)(_shexp)?|ffn_(gate|up|down|gate_up)_(ch)?exps"
+    r"|ssm_(in|out)|shortconv\.(in|out)_proj))\.weight"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``.
+
+    Of experts, a matrix for each. Of the embedding, whose rows are tokens, it is a @ b^T.
+    """
+
+    index: int
+    a: Floats  # [rank, n_cols], [experts, rank, n_cols] or [n_vocab, rank]
+    b: Floats  # [n_rows, rank] or [experts, n_rows, rank], with alpha / rank in it
+
+    def expert(self, expert: int, begin: int, end: int) -> LowRank:
+        """Of some rows of one expert's matrix."""
+        return LowRank(self.index, self.a[expert], self.b[expert, begin:end])
+
+    def rows(self, begin: int, end: int) -> LowRank:
+        return LowRank(self.index, self.a, self.b[begin:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A file's updates by the name of the tensor that they change. ``invocation``: tokens that a
+    prompt must have for them to count, from there on (aLoRA, https://arxiv.org/abs/2504.12397)."""
+
+    path: Path
+    updates: dict[str, tuple[Floats, Floats]]
+    invocation: tuple[int, ...] = ()
+
+
+def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
+    """The adapters of a model; ModelError for a file that is not one, or is another model's."""
+    return [_read(path, model) for path in paths]
+
+
+def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
+    """Where these tokens are in a prompt for the last time; None: nowhere."""
+    n, wanted = len(invocation), tuple(invocation)
+    places = range(len(prompt) - n, -1, -1)
+    return next((i for i in places if tuple(prompt[i : i + n]) == wanted), None)
+
+
+def scales_of(
+    adapters: Sequence[AdapterState], scales: Iterable[tuple[int, float]] | None
+) -> tuple[float, ...]:
+    """A scale for each adapter: those named by id, else 0; None: what they have. RequestError for
+    an id that no adapter has."""
+    if scales is None:
+        return tuple(adapter.scale for adapter in adapters)
+    found = [0.0] * len(adapters)
+    for id, scale in scales:
+        if not 0 <= id < len(found):
+            raise RequestError(f"there is no LoRA adapter {id}, of {len(found)}")
+        found[id] = scale
+    return tuple(found)
+
+
+def invoked(
+    adapters: Sequence[AdapterState], prompt: Sequence[int], scales: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The scales for a prompt, and from which token on each counts, if not all do at once: 0
+    for an adapter whose invocation the prompt lacks."""
+    if not any(adapter.invocation for adapter in adapters):
+        return scales, ()
+    places = [
+        invoked_at(prompt, adapter.invocation) if adapter.invocation else 0 for adapter in adapters
+    ]
+    found = tuple(
+        0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
+    )
+    starts = tuple(place or 0 if scale else 0 for place, scale in zip(places, found, strict=True))
+    return found, starts if any(starts) else ()
+
+
+def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:
+    """ModelError for an update that would be without effect; ``used``: the tensors that have
+    been loaded with theirs."""
+    for adapter in adapters:
+        for name in adapter.updates:
+            if name not in used or not ADAPTABLE.fullmatch(name):
+                raise ModelError(
+                    f"{adapter.path}: tensor {name}.lora_a: adapters of {name} are not supported"
+                )
+
+
+def _read(path: Path, model: GGUFFile) -> Adapter:
+    with open_gguf(path) as gguf, naming(path):
+        kind = (gguf.metadata.get("general.type"), gguf.metadata.get("adapter.type"))
+        if kind != ("adapter", "lora"):
+            raise ModelError(f"{path}: not a LoRA adapter (general.type, adapter.type: {kind})")
+        if gguf.architecture != model.architecture:
+            raise ModelError(
+                f"{path}: an adapter of {gguf.architecture}, the model is {model.architecture}"
+            )
+        alpha = gguf.get_float("adapter.lora.alpha", 0.0)
+        names = {name[: -len(ENDS[0])] for name in gguf.tensors if name.endswith(ENDS)}
+        stray = next((name for name in gguf.tensors if not name.endswith(ENDS)), None)
+        if stray is not None:
+            raise ModelError(f"{path}: tensor {stray} is not a low-rank update")
+        updates = {name: _update(gguf, model, name, alpha) for name in sorted(names)}
+        return Adapter(path, updates, _invocation(gguf))
+
+
+def _invocation(gguf: GGUFFile) -> tuple[int, ...]:
+    tokens = gguf.metadata.get(INVOCATION)
+    if tokens is None:
+        return ()
+    if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ModelError(f"{gguf.path}: {INVOCATION} is no list of tokens: {tokens}")
+    return tuple(tokens.tolist())
+
+
+def _update(gguf: GGUFFile, model: GGUFFile, name: str, alpha: float) -> tuple[Floats, Floats]:
+    """A and B of a tensor of the model, as LowRank has them."""
+    a, b = (_floats(gguf, name + end) for end in ENDS)
+    base = model.tensors.get(name)
+    if base is None:
+        raise ModelError(f"{gguf.path}: tensor {name}.lora_a is for {name}, which the model lacks")
+    first = a.T if name == EMBEDDING else a  # [.., rank, n_cols], or that of its transpose
+    rank = first.shape[-2]
+    shape = base.shape[1::-1] if name == EMBEDDING else base.shape
+    fits = first.shape[:-2] == b.shape[:-2] == shape[:1:-1] and b.shape[-1] == rank
+    if not fits or (first.shape[-1], b.shape[-2]) != shape[:2]:
+        found = " and ".join(str(gguf.tensors[name + end].shape) for end in ENDS)
+        raise ModelError(
+            f"{gguf.path}: tensors {name}.lora_a and .lora_b of shapes {found} do not fit {name} "
+            f"of shape {base.shape}"
+        )
+    return a, b * np.float32(alpha / rank if alpha else 1.0)
+
+
+def _floats(gguf: GGUFFile, name: str) -> Floats:
+    """A matrix in rows, or one for each expert; of the types that adapters are converted to."""
+    info = gguf.tensors.get(name)
+    if info is None:
+        raise ModelError(f"{gguf.path}: tensor {name} is missing")
+    if len(info.shape) not in (2, 3):
+        raise ModelError(f"{gguf.path}: tensor {name} of shape {info.shape} is no matrix")
+    data, kind = gguf.data(name), info.type.name
+    if kind == "F32":
+        flat = data.view(np.float32)
+    elif kind == "F16":
+        flat = data.view(np.float16).astype(np.float32)
+    elif kind == "BF16":
+        flat = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif kind == "Q8_0":
+        blocks = data.reshape(-1, info.type.block_bytes)
+        scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        flat = blocks[:, 2:].copy().view(np.int8) * scales
+    else:
+        raise ModelError(f"{gguf.path}: tensor {name} is of type {kind}, not F32, F16, BF16, Q8_0")
+    return np.array(flat, np.float32).reshape(info.shape[::-1])

@@ -1,0 +1,131 @@
+"""Verbs of mixtures: which experts a token goes to, their matrices, the sum of what they yield."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gguf_serve.engine.recording.recorder import Emission, Rows
+from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.engine.recording.verbs import Verbs
+from gguf_serve.kernels.matrix.lowrank import scale_columns
+from gguf_serve.kernels.matrix.matmul import ExpertRows, glu, matmul
+from gguf_serve.kernels.matrix.moe import Routing, RoutingBuffers, TokenExperts, combine, route
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.activations import Activations
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Choice:
+    """The experts of each token, found on the device; ``into`` and ``out_of`` are the rows of
+    their first and of their last matrices, by the tokens that share a pass over the weights."""
+
+    routing: Routing
+    buffers: RoutingBuffers
+    into: dict[int, ExpertRows]
+    out_of: dict[int, ExpertRows]
+
+
+class ExpertVerbs(Verbs):
+    """Rows of experts are those of tokens' slots: as many for each token as it has experts."""
+
+    def route(
+        self,
+        logits: Rows,
+        routing: Routing,
+        name: str,
+        *,
+        bias: Tensor | None = None,
+        table: TokenExperts | None = None,
+        weighted_before: bool = False,
+    ) -> Choice:
+        """Choose by the router's logits, or a table of tokens (kernels/matrix/moe.py). ``name`` of
+        the memory for it, that of experts which are used in turn; ``weighted_before``: the weights
+        multiply what the experts read."""
+        buffers = self.context.workspace.routing(name, routing.n_experts, routing.used)
+        choice = Choice(routing, buffers, {}, {})
+
+        def run(e: Emission) -> None:
+            tile = e.step.tile
+            into, choice.out_of[tile] = route(
+                e.tape, e.floats(logits), routing, buffers, self.context.inputs.counts, tile=tile,
+                bias=bias, table=table,
+            )  # fmt: skip
+            choice.into[tile] = into.weighted(buffers.weights) if weighted_before else into
+
+        self.launch(run, reads=[logits], writes=[])
+        return choice
+
+    def expert_glu(
+        self, x: Rows, pair: Linear, choice: Choice, activation: str, limit: float
+    ) -> Rows:
+        """activation(gate x) * (up x) of each expert."""
+        out = self._glu_rows(pair, choice.routing.used)
+
+        def run(e: Emission) -> None:
+            glu(
+                e.tape, pair.matrix, e.operand(x), e.operand(out), self.context.inputs.counts,
+                activation=activation, tile=e.step.tile, bias=pair.bias, limit=limit,
+                experts=choice.into[e.step.tile],
+            )  # fmt: skip
+
+        self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
+        return out
+
+    def expert_linear(
+        self, x: Rows, layer: Linear, choice: Choice, *, of_tokens: bool = False
+    ) -> Rows:
+        """What each expert's matrix yields, with what adapters add to it. x has the rows of slots,
+        or those of tokens where this is an expert's first matrix."""
+        used = choice.routing.used
+        out = self.rows(layer.matrix.n_rows, used)
+        low, scales = layer.low_rank, self.context.inputs.adapter_scales
+
+        def run(e: Emission) -> None:
+            tile, counts = e.step.tile, self.context.inputs.counts
+            rows = (choice.into if of_tokens else choice.out_of)[tile]
+            matmul(
+                e.tape, layer.matrix, e.operand(x), e.floats(out), counts, tile=tile,
+                bias=layer.bias, experts=rows,
+            )  # fmt: skip
+            if low is None or scales is None:
+                return
+            narrow = self.context.workspace.rows("experts low rank", low.a.n_rows, used)
+            matmul(e.tape, low.a, e.operand(x), narrow, counts, tile=tile, experts=rows)
+            scale_columns(e.tape, narrow, scales, low.owner, times=used)
+            matmul(
+                e.tape, low.b, Activations(low.a.n_rows, narrow), e.floats(out), counts,
+                tile=tile, add=True, experts=choice.out_of[tile],
+            )  # fmt: skip
+
+        self.launch(run, operands=[(x, layer)], writes=[out])
+        return out
+
+    def combine(
+        self,
+        y: Rows,
+        choice: Choice,
+        *,
+        scale: float,
+        weighted: bool = True,
+        extra: Rows | None = None,
+        gate: Rows | None = None,
+        add_to: Rows | None = None,
+    ) -> Rows:
+        """The sum of what a token's experts yield, by their weights unless these counted before;
+        see kernels.matrix.moe.combine."""
+        out = add_to or self.rows(y.width)
+
+        def run(e: Emission) -> None:
+            target, add = e.target(out, add=add_to is not None)
+            combine(
+                e.tape, e.floats(y), target, used=choice.routing.used, add=add, scale=scale,
+                weights=choice.buffers.weights if weighted else None,
+                extra=None if extra is None else e.floats(extra),
+                gate=None if gate is None else e.floats(gate),
+            )  # fmt: skip
+
+        optional: Sequence[Rows | None] = (extra, gate)
+        reads = [y, *(rows for rows in optional if rows is not None)]
+        self.launch(run, reads=reads, writes=[out])
+        return out

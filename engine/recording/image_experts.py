@@ -1,0 +1,21 @@
+"""Models with other weights for images than for text (CogVLM): two experts, chosen by kind."""
+
+from __future__ import annotations
+
+from gguf_serve.engine.recording.step import Context, Step
+from gguf_serve.kernels.matrix.matmul import ExpertRows
+from gguf_serve.kernels.matrix.moe import Routing, kinds, route
+
+KINDS = Routing(n_experts=2, used=1)
+
+
+def rows_by_kind(step: Step, context: Context) -> ExpertRows:
+    """Which of the step's tokens are text and which are not, found once on each tape."""
+    found, key = context.workspace.kinds, (step.tape, step.tape.tokens)
+    if key not in found:
+        logits = context.workspace.rows("kinds", KINDS.n_experts)
+        buffers = context.workspace.routing("kinds", KINDS.n_experts, KINDS.used)
+        kinds(step.tape, context.inputs.tokens, logits)
+        counts, tile = context.inputs.counts, step.tile
+        found[key], _ = route(step.tape, logits, KINDS, buffers, counts, tile=tile)
+    return found[key]

@@ -1,0 +1,155 @@
+"""The verbs of the language that mixers and FFNs are written in: rows in, rows out.
+
+A verb notes a launch (recorder.py) and yields the rows that it will write. Nothing here decides on
+memory, on forms of activations or on where a result goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gguf_serve.engine.recording.linear import linear
+from gguf_serve.engine.recording.recorder import Emission, Recorder, Rows
+from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.kernels.matrix.activate import activate, activate_glu
+from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.activations import Activations
+from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
+
+
+class Verbs(Recorder):
+    """What every kind of layer does."""
+
+    def linear(
+        self,
+        x: Rows,
+        layers: Linear | Sequence[Linear],
+        *,
+        scale: float = 1.0,
+        add_to: Rows | None = None,
+        into: Rows | None = None,
+    ) -> Rows:
+        """(W x + b) * scale; of several matrices that read x the outputs side by side. Added to
+        other rows, or written to columns of others, if these are given."""
+        parts = (layers,) if isinstance(layers, Linear) else layers
+        x = self._whole(x)
+        out = add_to or into or self.rows(sum(part.matrix.n_rows for part in parts))
+        for part in parts:
+            self._matrix(x, part, out, scale, add=add_to is not None)
+        return out
+
+    def output(self, x: Rows, layer: Linear) -> Rows:
+        """What the sublayer adds to the residual stream."""
+        return self.linear(x, layer, scale=self.h.residual_scale)
+
+    def through(self, x: Rows, layers: Sequence[Linear]) -> Rows:
+        """One matrix after the other."""
+        for layer in layers:
+            x = self.linear(x, layer)
+        return x
+
+    def _matrix(self, x: Rows, part: Linear, out: Rows, scale: float, *, add: bool) -> None:
+        def run(e: Emission) -> None:
+            target, adds = e.target(out, add=add)
+            linear(
+                e.step, self.context, part, e.operand(x), target, add=adds, scale=scale,
+                offset=out.at + part.offset,
+            )  # fmt: skip
+
+        self.launch(run, operands=[(x, part)], writes=[out])
+
+    def glu(self, x: Rows, pair: Linear, activation: str, limit: float = 0.0) -> Rows:
+        """activation(gate x) * (up x) for a matrix of both; ``limit`` bounds the factors."""
+        out = self._glu_rows(pair)
+
+        def run(e: Emission) -> None:
+            glu(
+                e.tape, pair.matrix, e.operand(x), e.operand(out), self.context.inputs.counts,
+                activation=activation, tile=e.step.tile, bias=pair.bias, limit=limit,
+            )  # fmt: skip
+
+        self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
+        return out
+
+    def _glu_rows(self, pair: Linear, times: int = 1) -> Rows:
+        out = self.rows(pair.matrix.n_rows // 2, times)
+        if not fuses_quantization(self.context.device, pair.matrix):
+            out.value.reads_floats = True  # to be made integers of
+        return out
+
+    def gated(self, gate: Rows, up: Rows, activation: str, limit: float = 0.0) -> Rows:
+        """activation(gate) * up."""
+        times = gate.value.times
+        out = self.rows(gate.width, times)
+
+        def run(e: Emission) -> None:
+            activate_glu(
+                e.tape, e.floats(gate), e.floats(up), e.operand(out), activation=activation,
+                gate_at=gate.at, up_at=up.at, limit=limit, times=times,
+            )  # fmt: skip
+
+        self.launch(run, reads=[gate, up], writes=[out], writes_forms=True, over=gate)
+        return out
+
+    def _whole(self, x: Rows) -> Rows:
+        """Rows that a matrix can read: columns of others are copied."""
+        return x if x.width == x.value.width else self.norm(x, UNCHANGED)
+
+    def norm(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> Rows:
+        """Each row normalized, or each of ``groups`` equal parts of it by itself."""
+        n = x.heads
+        out = self.rows(x.width * n, x.value.times)
+
+        def run(e: Emission) -> None:
+            made = e.operand(out)
+            if n > 1:
+                rows = e.floats(out.by_head(n))
+                made = Activations(rows.shape[1], rows)
+            norm(
+                e.tape, e.floats(x), weights, made, offset=x.at, groups=groups,
+                times=n * x.value.times,
+            )  # fmt: skip
+
+        whole = x.width == x.value.width or n > 1
+        self.launch(
+            run, reads=[x], writes=[out], writes_forms=n == 1, normed=True,
+            over=x if whole else None,
+        )  # fmt: skip
+        return out
+
+    def normalize(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> None:
+        """Normalize columns of rows in place."""
+
+        def run(e: Emission) -> None:
+            rows = e.floats(x)
+            norm(
+                e.tape, rows, weights, Activations(x.width, rows), offset=x.at, out_offset=x.at,
+                groups=groups,
+            )  # fmt: skip
+
+        self.launch(run, reads=[x], writes=[x])
+
+    def activate(
+        self,
+        x: Rows,
+        activation: str,
+        *,
+        times: Rows | None = None,
+        divisors: Tensor | None = None,
+    ) -> Rows:
+        """activation(x), times other rows: those may have several values for each of x. Divided
+        by a number for each column."""
+        wide, n = times or x, x.value.times
+        out = self.rows(wide.width, n)
+
+        def run(e: Emission) -> None:
+            activate(
+                e.tape, e.floats(x), e.operand(out), activation=activation, x_at=x.at,
+                repeat=wide.width // x.width, y=None if times is None else e.floats(times),
+                y_at=0 if times is None else times.at, divisors=divisors, times=n,
+            )  # fmt: skip
+
+        reads = [x] if times is None else [x, times]
+        self.launch(run, reads=reads, writes=[out], writes_forms=True, over=wide)
+        return out

@@ -1,0 +1,131 @@
+"""A request on its way through the scheduler, and its share in a forward.
+
+Integers and lists only, as in scheduler.py; embeddings of media are carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.engine.request import Request
+from gguf_serve.engine.scheduling.checkpoints import StateCopy
+from gguf_serve.engine.scheduling.page_cache import PageCopy, PagedTokens
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence(PagedTokens):
+    """A request on its way: ``tokens`` are the prompt's and the generated ones."""
+
+    id: int
+    request: Request
+    n_prompt: int
+    arrival: int = -1  # place in the order of arrival; set by the scheduler
+    slot: int = -1
+    n_cached: int = 0  # prompt tokens that were computed when it first got a slot
+    n_reused: int = 0  # leading tokens that it has taken from the cache, at most
+    recomputed: bool = False  # without what it has taken from the cache
+    n_dropped: int = 0  # tokens that a full context has dropped
+    n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
+    adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros
+    adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
+    marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
+    embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
+    awaited: int = -1  # the last sequence that was seen computing this one's prefix
+    state: Literal["new", "waiting", "running", "finished"] = "new"
+
+    @classmethod
+    def from_request(cls, id: int, request: Request, salt: Hashable = None) -> Sequence:
+        """A prompt that is scored or embedded shares nothing: what comes out of the model for
+        cached tokens is not cached."""
+        return cls(
+            list(request.prompt),
+            salt,
+            request.cache_prompt and request.prompt_logprobs is None and request.pooling is None,
+            id=id,
+            request=request,
+            n_prompt=len(request.prompt),
+        )
+
+    def media_between(self, start: int, end: int) -> Iterator[tuple[MediaSpan, Any]]:
+        """The images and sounds with places from ``start`` to before ``end``, and their
+        embeddings."""
+        for i, span in enumerate(self.request.media):
+            if span.start < end and span.end > start:
+                yield span, self.embeddings[i]
+
+    @property
+    def missing_media(self) -> int | None:
+        """The number of the first image or sound that has to be encoded before what follows."""
+        media = self.request.media
+        missing = (
+            i for i, s in enumerate(media) if s.end > self.n_computed and i not in self.embeddings
+        )
+        return next(missing, None)
+
+    def before_media(self, n_agreed: int) -> int:
+        """So many computed tokens, or where they end inside an image whose tokens see each other,
+        those before it."""
+        spans = (span for span in self.request.media if span.together)
+        return next((span.start for span in spans if span.start < n_agreed < span.end), n_agreed)
+
+    def whole_media(self, start: int, count: int, most: int) -> int:
+        """``count``, less what needs embeddings that are not there or would cut an image whose
+        tokens see each other; such an image may take ``most`` tokens."""
+        missing = self.missing_media
+        if missing is not None:
+            count = min(count, max(self.request.media[missing].start - start, 0))
+        for span in self.request.media:
+            if not span.together or not span.start < start + count < span.end:
+                continue
+            if span.start > start:
+                return span.start - start
+            return span.count if span.count <= most else 0
+        return count
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) + self.n_dropped - self.n_prompt
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are not computed; one: it is decoding, none: it waits for its end."""
+        return len(self.tokens) - self.n_computed
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``count`` tokens of a sequence from position ``start``, and where logits are wanted.
+
+    ``outputs`` "hidden": no logits, but the hidden states of the tokens.
+    """
+
+    seq: Sequence
+    start: int
+    count: int
+    outputs: Literal["none", "last", "all", "hidden"]
+
+    @property
+    def n_outputs(self) -> int:
+        return {"none": 0, "last": 1, "all": self.count, "hidden": 0}[self.outputs]
+
+    @property
+    def is_final(self) -> bool:
+        """The chunk ends with the sequence: a token is to be sampled, or max_tokens is 0.
+
+        Holds until a token is appended.
+        """
+        return self.start + self.count == len(self.seq.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One forward. It must be carried out, all its copies first; the cache counts on it."""
+
+    chunks: list[Chunk]
+    copies: list[PageCopy] = field(default_factory=list)
+    saves: list[StateCopy] = field(default_factory=list)
+    restores: list[StateCopy] = field(default_factory=list)  # after the saves
+    started: list[Sequence] = field(default_factory=list)  # got their slot just now

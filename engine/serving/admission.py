@@ -1,0 +1,89 @@
+"""From a request to the stream that the engine serves, or to the reason why it cannot be."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from gguf_serve.engine.completion.output import output_of
+from gguf_serve.engine.completion.stream import Outbox, Stream
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.compile import Grammars
+from gguf_serve.engine.grammar.guide import Guide
+from gguf_serve.engine.options import AdapterState, ModelInfo
+from gguf_serve.engine.recording.adapters import invoked, scales_of
+from gguf_serve.engine.request import Event, Request
+from gguf_serve.engine.sampling.infill import infill_step
+from gguf_serve.engine.sampling.sampler import Sampler
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Sequence
+from gguf_serve.engine.text.tokenizer import Tokenizer
+
+
+class Admission:
+    """Checks requests and makes streams of them, in the threads of those who submit."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        grammars: Grammars,
+        outbox: Outbox,
+    ) -> None:
+        self._scheduler, self._tokenizer, self._info = scheduler, tokenizer, info
+        self._grammars, self._outbox = grammars, outbox
+        self._ids = itertools.count()
+        self._piece = tokenizer.piece  # one bound method: what samplers derive is cached by it
+        self.encode_plain = functools.partial(
+            tokenizer.encode, add_special=False, parse_special=False
+        )
+        self.adapters: tuple[AdapterState, ...] = info.adapters  # with their present scales
+
+    def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
+        """New scales by id, others become 0. RequestError for an id that no adapter has."""
+        found = scales_of(self.adapters, scales)
+        self.adapters = tuple(
+            replace(adapter, scale=scale)
+            for adapter, scale in zip(self.adapters, found, strict=True)
+        )
+
+    def admit(self, request: Request, on_event: Callable[[Event], None]) -> Stream:
+        """Raises ContextOverflowError or RequestError for one that cannot be served."""
+        self._check(request)
+        scales = scales_of(self.adapters, request.adapters)
+        scales, starts = invoked(self.adapters, request.prompt, scales)
+        salt = (scales, starts) if any(scales) else None
+        seq = Sequence.from_request(next(self._ids), request, salt)
+        seq.adapter_scales, seq.adapter_starts = scales, starts
+        constraint = request.constraint
+        guide = None if constraint is None else Guide(constraint, self._grammars)
+        return Stream(
+            seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
+            on_event, self._outbox, guide,
+        )  # fmt: skip
+
+    def _check(self, request: Request) -> None:
+        self._scheduler.check(request)
+        if request.pooling is None and self._info.is_encoder:
+            raise RequestError("this model is an encoder: it has embeddings, not completions")
+        if request.pooling == "rank" and not self._info.ranks:
+            raise RequestError("this model has no head for ranking: it cannot rerank")
+        if request.constraint is not None and request.sampling.ignore_eos:
+            raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
+        if request.media and (request.pooling or request.prompt_logprobs is not None):
+            raise RequestError("images and sounds have no embeddings and no log-probabilities")
+        n_vocab, tokens = self._info.n_vocab, request.text_tokens
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token < n_vocab:
+                raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
+
+    def _sampler(self, request: Request) -> Sampler:
+        return Sampler(
+            request.sampling, n_vocab=self._info.n_vocab, eog_ids=self._tokenizer.eog_ids,
+            n_ctx=self._scheduler.n_ctx, prompt=request.text_tokens,
+            encode=self.encode_plain, pieces=self._piece,
+            infill=infill_step(request, self._tokenizer),
+        )  # fmt: skip

@@ -1,0 +1,109 @@
+"""What a step has computed, to the requests that asked for it: tokens, scores, hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_serve.engine.completion.finite import check_finite, not_finite
+from gguf_serve.engine.completion.stream import Stream
+from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.forward.runner import RowLogits, Runner
+from gguf_serve.engine.options import ModelInfo
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.engine.serving.streams import Streams
+from gguf_serve.engine.stats import Counters
+
+Floats = npt.NDArray[np.float32]
+
+
+class Delivery:
+    """Says which rows a step is to compute, and takes what came of them to their streams."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        scheduler: Scheduler,
+        runner: Runner,
+        counters: Counters,
+        info: ModelInfo,
+    ) -> None:
+        self._streams, self._scheduler, self._runner = streams, scheduler, runner
+        self._counters, self._info = counters, info
+
+    def embed(self, chunks: Iterable[Chunk]) -> None:
+        """Hand out the hidden states of a step to those who asked for them."""
+        at = 0  # of the chunk's first token in the step
+        for chunk in chunks:
+            stream = self._streams.get(chunk.seq.id)
+            if stream and chunk.outputs == "hidden":
+                wanted = stream.pool.wants(chunk.start, chunk.count)
+                first = at - chunk.start
+                states = self._runner.hidden(range(wanted.start + first, wanted.stop + first))
+                self._streams.attempt(
+                    stream, self._take_states, stream, chunk, wanted.start, states
+                )
+            at += chunk.count
+
+    def _take_states(self, stream: Stream, chunk: Chunk, start: int, states: Floats) -> None:
+        check_finite(states, "the hidden states", stream.seq, self._runner)
+        stream.pool.add(start, states)
+        if chunk.is_final:
+            stream.embed(stream.pool.vectors)
+
+    def rows(self, chunk: Chunk) -> list[OutputRow]:
+        """The rows of logits that a chunk asks for."""
+        seq, end = chunk.seq, chunk.start + chunk.count
+        stream = self._streams[seq.id]
+        n_vocab = self._info.n_vocab
+        if chunk.outputs in ("none", "hidden"):
+            return []
+        if stream.request.pooling == "rank":  # an encoder's first token stands for the text
+            return [OutputRow(chunk, chunk.start if self._info.is_encoder else end - 1, 1)]
+        if chunk.outputs == "last":
+            k = min(stream.k, n_vocab)
+            return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
+        k = max(stream.k, seq.request.prompt_logprobs or 0)
+        picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
+        masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
+        return [
+            OutputRow(chunk, chunk.start + i, min(k, n_vocab), pick, mask, scored=True)
+            for i, (pick, mask) in enumerate(zip(picks, masks, strict=False))
+        ]
+
+    def deliver(self, row: OutputRow, logits: RowLogits) -> None:
+        """Hand a row to its request, if that still runs."""
+        stream = self._streams.get(row.chunk.seq.id)  # None: an earlier row has ended it
+        if stream is not None and stream.seq.state == "running":
+            self._streams.attempt(stream, self._deliver, stream, row, logits)
+
+    def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
+        """Score the prompt's next token, or sample the sequence's next one."""
+        seq = stream.seq
+        if seq.request.pooling == "rank":
+            scores = logits.scores()
+            check_finite(scores, "the scores", seq, self._runner)
+            stream.embed(scores[None])
+            return
+        if logits.broken:
+            raise not_finite("the logits", seq, self._runner)
+        if row.chunk.outputs == "all":
+            stream.score_prompt(row.position, logits)
+        if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
+            return
+        self._scheduler.append(seq, stream.sample(logits))
+        if seq.n_generated == 1:
+            self._counters.note_prompt(stream.timings())
+        if stream.deaf:
+            self._streams.end(stream, "cancelled")
+        elif stream.reason is not None:
+            self._streams.end(stream, stream.reason)
+        elif self._scheduler.is_full(seq) and not self._scheduler.shifts(seq):
+            self._streams.end(stream, "limit", truncated=True)
+        elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
+            self._streams.end(stream, "limit")
+        elif self._scheduler.is_full(seq):
+            self._scheduler.shift(seq)

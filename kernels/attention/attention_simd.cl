@@ -1,0 +1,383 @@
+// Fused attention over KV pages on a CPU: one work-item, QB queries of one KV head.
+//
+// Grid: (KV heads, tiles of up to QB queries), or with SPLIT (parts, KV heads, tiles): then each
+// work-item leaves (acc, m, l) of its part in `partial` for attention_combine.cl.
+// G query heads of one item share a KV head (SHARE items have the same one); QB * G rows go through
+// a page together, so that each K and V is loaded and converted once for all of them.
+// QUANTIZE_OUT writes the next matrix's integer activations (HDV a multiple of 32), else floats.
+
+#include "attention/attention.cl"
+
+#define RB (QB * G)
+#ifndef SHARE
+#define SHARE 1
+#endif
+#define N_HEADS (n_kv * SHARE * G)
+#define HALVES (PAGE / 16)
+#define VECTORS (HDV_PADDED / 16)
+// Vectors of keys, and of values, whose sums for all rows fit the 32 registers. Two pages of keys
+// at a time save loads of q, but small ones from main memory are fetched better one by one.
+#if RB <= 6 && (IS_FLOAT(K_TYPE) || RB <= 3) && !(defined(SPLIT) && HD <= 64)
+#define SIDE 4
+#elif RB <= 12
+#define SIDE 2
+#else
+#define SIDE 1
+#endif
+#define KEY_PAGES (SIDE > HALVES ? SIDE / HALVES : 1)
+#if VECTORS % 4 == 0 && RB <= 6
+#define CHUNK 4
+#elif VECTORS % 2 == 0
+#define CHUNK 2
+#else
+#define CHUNK 1
+#endif
+#define BLOCKS ((CHUNK + 1) / 2)
+#define AHEAD 2  // pages from what is read to what is fetched: one is too late
+#if defined(SOFTCAP) || defined(ALIBI) || defined(SELECTED)
+#define ALWAYS_MASKED 1
+#else
+#define ALWAYS_MASKED 0
+#endif
+
+typedef global const uchar* Bytes;
+
+// Scores of the keys of KEY_PAGES pages for all rows: s[r][i] for key i. q: [HD][RB], then
+// with minima the sums of each 32 of them. Codes of 32 values are summed before their scales
+// count. Meanwhile other pages are fetched, which no hardware prefetcher can guess.
+INLINE void page_scores(const float* q, const Bytes* pages, const Bytes* next,
+                        float s[RB][PART]) {
+    for (int at = 0; at < KEY_PAGES * HALVES; at += SIDE) {
+        float16 total[RB][SIDE];
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < SIDE; i++) total[r][i] = 0;
+        for (int b = 0; b < K_BLOCKS; b++) {
+            float16 x[RB][SIDE];
+            #pragma unroll
+            for (int r = 0; r < RB; r++)
+                for (int i = 0; i < SIDE; i++) x[r][i] = IS_FLOAT(K_TYPE) ? total[r][i] : 0;
+            for (int j = 0; j < 16; j++) {
+                #pragma unroll
+                for (int half_block = 0; half_block < 2; half_block++) {
+                    const int d = 32 * b + 16 * half_block + j;
+                    if (HD % 32 != 0 && d >= HD) break;
+                    #pragma unroll
+                    for (int i = 0; i < KEY_PAGES; i++)
+                        if (at == 0) PREFETCH(next[i] + d * (PAGE * K_BYTES / HD));
+                    #pragma unroll
+                    for (int i = 0; i < SIDE; i++) {
+                        const int v = at + i;
+                        const float16 codes = k_codes16(pages[v / HALVES], d, v % HALVES * 16);
+                        #pragma unroll
+                        for (int r = 0; r < RB; r++)
+                            x[r][i] = fma(codes, (float16)(q[d * RB + r]), x[r][i]);
+                    }
+                }
+            }
+            #pragma unroll
+            for (int i = 0; i < SIDE; i++) {
+                const Bytes k = pages[(at + i) / HALVES];
+                const int t = (at + i) % HALVES * 16;
+                float16 scale = 1, minimum = 0;
+                if (!IS_FLOAT(K_TYPE)) scale = k_scales16(k, b, t);
+                if (HAS_MINIMUM(K_TYPE)) minimum = k_minima16(k, b, t, scale);
+                #pragma unroll
+                for (int r = 0; r < RB; r++) {
+                    total[r][i] = IS_FLOAT(K_TYPE) ? x[r][i] : fma(x[r][i], scale, total[r][i]);
+                    if (HAS_MINIMUM(K_TYPE))
+                        total[r][i] = fma(minimum, (float16)(q[(HD + b) * RB + r]), total[r][i]);
+                }
+            }
+        }
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < SIDE; i++) vstore16(total[r][i], at + i, s[r]);
+    }
+}
+
+#define ZERO_TO_15 (float16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+
+// What the mask, and whatever else there is, makes of the scores of keys key to key + PAGE.
+// words: the bits of its keys that each query has selected.
+INLINE void mask_scores(float s[RB][PART], const uint* words, bool whole, int key, int pos,
+                        int window, int n_keys, float softcap, int first_head SLOPES_ARG) {
+    for (int r = 0; r < RB; r++) {
+        const int at = pos + r / G;
+        for (int i = 0; i < HALVES; i++) {
+            const int16 keys = key + 16 * i + as_int16(FROM_ZERO16);
+            float16 x = CAPPED(vload16(i, s[r]));
+#ifdef ALIBI
+            x += slopes[first_head + r % G] * NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - at));
+#endif
+            if (!whole) {
+                const int16 seen =
+                    (keys < end_key(at, window, n_keys)) & (keys >= first_key(at, window));
+                x = select((float16)(S_MASKED), x, seen);
+            }
+#ifdef SELECTED
+            const uint16 bits = (uint16)(words[r / G] >> (16 * i)) >> FROM_ZERO16 & 1;
+            x = select((float16)(S_MASKED), x, as_int16(bits) != 0);
+#endif
+            vstore16(x, i, s[r]);
+        }
+    }
+}
+
+// Scores of n vectors of keys become weights: e^(score - m), the largest 1. Returns (m, sum).
+INLINE float2 softmax_row(float* s, int n) {
+    float16 top = M_NONE, sum = 0;
+    for (int i = 0; i < n; i++) top = max(top, vload16(i, s));
+    const float m = max16(top);
+    for (int i = 0; i < n; i++) {
+        const float16 e = exp_negative16(vload16(i, s) - m);
+        vstore16(e, i, s);
+        sum += e;
+    }
+    return (float2)(m, sum16(sum));
+}
+
+// The weights of a page's first n keys times the scales of block b of V: w. Returns what the
+// minima add to each value.
+INLINE float scaled_weights(const float* p, global const uchar* v, int b, int n, float* w) {
+    float16 sum = 0;
+    for (int i = 0; i < HALVES; i++) {
+        const float16 weights = vload16(i, p), scale = v_scales16(v, b, 16 * i);
+        vstore16(weights * scale, i, w);
+        if (HAS_MINIMUM(V_TYPE)) {
+            const int16 written = 16 * i + as_int16(FROM_ZERO16) < n;
+            const float16 minimum = v_minima16(v, b, 16 * i, scale);
+            sum = fma(weights, select((float16)(0), minimum, written), sum);
+        }
+    }
+    return HAS_MINIMUM(V_TYPE) ? sum16(sum) : 0;
+}
+
+// a[r] += sum over n keys of p[r][key] * V[key], of CHUNK vectors of V from c on.
+INLINE void add_values(float16 a[RB][CHUNK], float p[RB][PART], global const uchar* v,
+                       global const uchar* next, int c, int n) {
+    float scaled[BLOCKS][RB][PAGE];
+    if (!IS_FLOAT(V_TYPE)) {
+        #pragma unroll
+        for (int r = 0; r < RB; r++) {
+            for (int b = 0; b < BLOCKS; b++) {
+                const float low = scaled_weights(p[r], v, c / 2 + b, n, scaled[b][r]);
+                for (int i = 2 * b; i < min(2 * b + 2, CHUNK); i++)
+                    if (HAS_MINIMUM(V_TYPE)) a[r][i] += low;
+            }
+        }
+    }
+    for (int t = 0; t < n; t++) {
+        #pragma unroll
+        for (int i = 0; i < CHUNK; i += 2)
+            PREFETCH(next + t * V_BYTES + (c + i) * (V_BYTES / VECTORS));
+        #pragma unroll
+        for (int i = 0; i < CHUNK; i++) {
+            const float16 codes = v_codes16(v, t, 16 * (c + i));
+            #pragma unroll
+            for (int r = 0; r < RB; r++) {
+                const float w = IS_FLOAT(V_TYPE) ? p[r][t] : scaled[i / 2][r][t];
+                a[r][i] = fma(codes, (float16)(w), a[r][i]);
+            }
+        }
+    }
+}
+
+typedef struct {
+    float16 acc[RB][VECTORS];
+    float m[RB], l[RB];
+} State;
+
+// A sequence's pages of one KV head; those from `end` on are not there.
+typedef struct {
+    Bytes PAGES(k), PAGES(v);
+    global const int* table;
+    int n_kv, h, end;
+} Cache;
+
+INLINE Bytes k_page(const Cache* c, int i) {
+    const int page = c->table[min(i, c->end - 1)];
+    return K_PAGE(c->k, page, c->n_kv, c->h);
+}
+
+INLINE Bytes v_page(const Cache* c, int i) {
+    const int page = c->table[min(i, c->end - 1)];
+    return V_PAGE(c->v, page, c->n_kv, c->h);
+}
+
+// A bit for each of n pages from `page` on of which no query has selected a key.
+INLINE uint unselected(int page, int n, int nq SELECTED_ARG) {
+    uint bits = 0;
+#ifdef SELECTED
+    for (int i = 0; i < n; i++) {
+        uint any = 0;
+        for (int j = 0; j < nq; j++) any |= selected[(size_t)j * n_words + page + i];
+        if (!any) bits |= 1u << i;
+    }
+#endif
+    return bits;
+}
+
+// s: the scores of the keys of n pages from `page` on, before they are masked; any for those that
+// are skipped. An odd page's company does not matter.
+INLINE void part_scores(float s[RB][PART], const float* q, const Cache* cache, int page, int n,
+                        uint skipped) {
+    const uint all = (1u << KEY_PAGES) - 1;
+    for (int i = 0; i < n; i += KEY_PAGES) {
+        if ((skipped >> i & all) == all) continue;
+        Bytes here[KEY_PAGES], next[KEY_PAGES];
+        #pragma unroll
+        for (int j = 0; j < KEY_PAGES; j++) {
+            const int ahead = i + j + AHEAD;
+            here[j] = k_page(cache, page + i + j);
+            next[j] = ahead < n ? k_page(cache, page + ahead) : v_page(cache, page + ahead - n);
+        }
+        page_scores(q, here, next, (float(*)[PART])(s[0] + i * PAGE));
+    }
+}
+
+INLINE void mask_part(float s[RB][PART], int page, int n, int pos, int nq, int n_keys, int window,
+                      float softcap, int first_head SLOPES_ARG SELECTED_ARG) {
+    for (int i = 0; i < n; i++) {
+        const int key = (page + i) * PAGE;
+        uint words[QB];
+#ifdef SELECTED
+        for (int j = 0; j < QB; j++)
+            words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
+#endif
+        const bool whole = key + PAGE <= end_key(pos, window, n_keys) &&
+                           (window <= 0 || key >= first_key(pos + QB - 1, window));
+        if (ALWAYS_MASKED || !whole)
+            mask_scores((float(*)[PART])(s[0] + i * PAGE), words, whole, key, pos, window, n_keys,
+                        softcap, first_head SLOPES);
+    }
+}
+
+// acc: the values of n pages from `page` on, `p` times each.
+INLINE void part_values(float16 acc[RB][VECTORS], float p[RB][PART], const Cache* cache, int page,
+                        int n, uint skipped, int kv_end) {
+    for (int c = 0; c < VECTORS; c += CHUNK) {
+        float16 a[RB][CHUNK];
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) a[r][i] = 0;
+        for (int i = 0; i < n; i++) {
+            if (skipped >> i & 1) continue;
+            const int ahead = page + i + AHEAD;
+            add_values(a, (float(*)[PART])(p[0] + i * PAGE), v_page(cache, page + i),
+                       i + AHEAD < n ? v_page(cache, ahead) : k_page(cache, ahead), c,
+                       min(PAGE, kv_end - (page + i) * PAGE));
+        }
+        #pragma unroll
+        for (int r = 0; r < RB; r++)
+            for (int i = 0; i < CHUNK; i++) acc[r][c + i] = a[r][i];
+    }
+}
+
+// One part: keys of pages [page, end) for queries from position pos on. First the scores of all
+// its keys, then their weights, then the values, so that a row has one maximum and the sums of
+// values stay in registers.
+INLINE void attend_part(State* state, const float* q, const Cache* cache, int page, int end,
+                        int pos, int nq, int kv_end, int n_keys, int window, float softcap,
+                        int first_head SLOPES_ARG SELECTED_ARG) {
+    float s[RB][PART];
+    const int n = max(end - page, 0);
+    const uint skipped = unselected(page, n, nq SELECTED_PASS(0, 0));
+    part_scores(s, q, cache, page, n, skipped);
+    mask_part(s, page, n, pos, nq, n_keys, window, softcap, first_head SLOPES SELECTED_PASS(0, 0));
+    for (int r = 0; r < RB; r++) {
+        const float2 found = softmax_row(s[r], n * HALVES);
+        state->m[r] = found.x;
+        state->l[r] = found.y;
+    }
+    part_values(state->acc, s, cache, page, n, skipped, kv_end);
+}
+
+INLINE void merge(State* total, const State* part) {
+    for (int r = 0; r < RB; r++) {
+        const float m = fmax(total->m[r], part->m[r]);
+        const float a = exp_negative(total->m[r] - m), b = exp_negative(part->m[r] - m);
+        total->l[r] = fma(total->l[r], a, part->l[r] * b);
+        for (int c = 0; c < VECTORS; c++)
+            total->acc[r][c] = fma(total->acc[r][c], (float16)(a), part->acc[r][c] * b);
+        total->m[r] = m;
+    }
+}
+
+VECTOR_ITEMS
+kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
+                      global const int* positions, global const int* tables, int table_stride,
+                      PAGES_ARG(global const uchar*, k_cache),
+                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap
+                          SLOPES_ARG SINKS_ARG SELECTED_ARG,
+#if defined(SPLIT)
+                      global float* partial, int max_parts
+#elif defined(QUANTIZE_OUT)
+                      global code_t* out_q, global scale_t* out_d
+#else
+                      global float* out
+#endif
+) {
+#ifdef SPLIT
+    const int part = get_global_id(0), item = get_global_id(1), tile_index = get_global_id(2);
+#else
+    const int item = get_global_id(0), tile_index = get_global_id(1);
+#endif
+    const int h = item / SHARE, first_head = item * G;
+    const int4 tile = tiles[tile_index];
+    const int t0 = tile.x, nq = tile.y, pos = positions[t0];
+    const int kv_end = end_key(pos + nq - 1, window, tile.w);
+    const int first_page = first_key(pos, window) / PAGE;
+    const int last_page = (kv_end + PAGE - 1) / PAGE;
+    const Cache cache = {PAGES(k_cache), PAGES(v_cache), tables + (size_t)tile.z * table_stride,
+                         n_kv, h, last_page};
+    float q[(HD + K_BLOCKS) * RB];
+    for (int r = 0; r < RB; r++) {
+        // Rows beyond the tile's queries repeat the last one; their result is not stored.
+        global const float* x =
+            qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
+        for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
+        for (int b = 0; HAS_MINIMUM(K_TYPE) && b < K_BLOCKS; b++) {
+            float sum = 0;
+            for (int d = 32 * b; d < min(32 * b + 32, HD); d++) sum += x[d];
+            q[(HD + b) * RB + r] = sum;
+        }
+    }
+#define ATTEND(state, begin)                                                                  \
+    attend_part(state, q, &cache, max(first_page, begin), min(last_page, (begin) + PART_PAGES), \
+                pos, nq, kv_end, tile.w, window, softcap, first_head SLOPES SELECTED_PASS(t0, h))
+    State total;
+#ifdef SPLIT
+    if (part * PART_PAGES >= last_page) return;
+    ATTEND(&total, part * PART_PAGES);
+    for (int r = 0; r < G; r++) {
+        const int head = first_head + r;
+        global float* o =
+            partial + (((size_t)tile_index * N_HEADS + head) * max_parts + part) * (HDV_PADDED + 2);
+        for (int c = 0; c < VECTORS; c++) vstore16(total.acc[r][c], c, o);
+        o[HDV_PADDED] = total.m[r];
+        o[HDV_PADDED + 1] = total.l[r];
+    }
+#else
+    const int begin = first_page / PART_PAGES * PART_PAGES;
+    ATTEND(&total, begin);
+    for (int page = begin + PART_PAGES; page < last_page; page += PART_PAGES) {
+        State state;
+        ATTEND(&state, page);
+        merge(&total, &state);
+    }
+    for (int r = 0; r < nq * G; r++) {
+        const int head = first_head + r % G;
+        const size_t at = (size_t)(t0 + r / G) * N_HEADS + head;
+        const float inverse = OUTPUT_FACTOR(total.m[r], total.l[r], head);
+#ifdef QUANTIZE_OUT
+        for (int c = 0; c < VECTORS; c += 2)
+            out_d[at * (HDV / 32) + c / 2] =
+                quantize32(total.acc[r][c] * inverse, total.acc[r][c + 1] * inverse,
+                           out_q + at * HDV + c * 16);
+#else
+        for (int i = 0; i < HDV; i++) out[at * HDV + i] = ((float*)total.acc[r])[i] * inverse;
+#endif
+    }
+#endif
+}

@@ -1,0 +1,197 @@
+"""Rotary embedding, Q/K norms and the write of K and V into their pages (rope.cl)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.opencl.tuning import power_of_two
+
+SIMT_GROUP = 32  # work-items of a head; none idle, for which PoCL makes wrong code
+
+
+@dataclass(frozen=True, slots=True)
+class RopeStyle:
+    """n_rot: rotated values of a head, from ``begin`` on; neox: pairs (i, i + n_rot/2), else
+    (2i, 2i + 1)."""
+
+    n_rot: int
+    neox: bool
+    begin: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """The norm of each head of Q and K: a weight of [head], of [heads, head] for heads that
+    have their own, of [heads, 1] for heads with one factor, or none."""
+
+    eps: float
+    q: Tensor | None = None
+    k: Tensor | None = None
+    layer: bool = False  # layer norm instead of RMS norm
+    after: bool = False  # after the rotation
+
+    def defines(self, head: int) -> list[str]:
+        weight = self.q or self.k
+        shape = (head,) if weight is None else weight.shape
+        strides = (0, 1) if len(shape) == 1 else (shape[1], int(shape[1] > 1))
+        flags = {
+            "NORM_LAYER": self.layer, "NORM_AFTER": self.after, "Q_WEIGHT": self.q is not None,
+            "K_WEIGHT": self.k is not None,
+        }  # fmt: skip
+        names = [name for name, on in flags.items() if on]
+        return ["QK_NORM", f"W_HEAD={strides[0]}", f"W_ITEM={strides[1]}", *names]
+
+    def args(self) -> list[object]:
+        return [np.float32(self.eps), *(w.buffer for w in (self.q, self.k) if w is not None)]
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Q of position p is multiplied with 1 + growth * log(1 + floor((p + shift) / step))."""
+
+    positions: Tensor
+    growth: float
+    step: int
+    shift: float
+
+
+def rope_table(
+    tape: Tape,
+    positions: Tensor,
+    frequencies: Tensor,
+    table: Tensor,
+    attention_factor: float = 1.0,
+    components: Tensor | None = None,
+) -> None:
+    """table[t] = cos, then sin of positions[t] * frequencies, float32 [n, 2, n_rot / 2].
+
+    With ``components``, int32 [n_rot / 2], positions are int32 [n, 4]: it says which of the four
+    turns a pair.
+    """
+    n = frequencies.shape[0]
+    args: list[object] = [
+        positions.buffer, frequencies.buffer, np.float32(attention_factor), table.buffer,
+    ]  # fmt: skip
+    defines = []
+    if components is not None:
+        if components.shape != (n,) or positions.shape[1:] != (4,):
+            raise ValueError(f"components {components.shape} for {n} pairs, {positions.shape}")
+        defines.append("COMPONENTS")
+        args.append(components.buffer)
+    tape.add("attention/rope.cl", "rope_table", defines, args, (n, Per(TOKENS)))
+
+
+@dataclass(frozen=True, slots=True)
+class QKVRows:
+    """Where a token's Q, K and V are: in rows of float32, heads side by side, from an offset."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_at: int = 0
+    v_at: int = 0
+
+    def args(self) -> list[object]:
+        return [
+            self.q.buffer, np.int32(self.q.shape[-1]), self.k.buffer, np.int32(self.k.shape[-1]),
+            np.int32(self.k_at), self.v.buffer, np.int32(self.v.shape[-1]), np.int32(self.v_at),
+        ]  # fmt: skip
+
+
+def qkv_rows(qkv: Tensor, n_heads: int, shape: KVShape) -> QKVRows:
+    """Q, K and V side by side: float32 [n, (n_heads + n_kv) * head + n_kv * head_v]."""
+    k_at, v_at = n_heads * shape.head, (n_heads + shape.n_kv) * shape.head
+    width = v_at + shape.n_kv * shape.head_v
+    if qkv.shape[-1] != width:
+        raise ValueError(f"rows of qkv have {qkv.shape[-1]} values, not {width}")
+    return QKVRows(qkv, qkv, qkv, k_at, v_at)
+
+
+def rope_kv(
+    tape: Tape,
+    rows: QKVRows,
+    n_heads: int,
+    layer: LayerKV,
+    table: Tensor | None,
+    slots: Tensor,
+    *,
+    style: RopeStyle,
+    scale: float,
+    norm: HeadNorm | None = None,
+    clamp: float = 0.0,
+    temperature: Temperature | None = None,
+) -> None:
+    """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
+
+    All are first bounded by +-``clamp`` if that is not 0. Where K and V are the same
+    (``KVShape.joint``), K as it is then is both, and rows.v is not read.
+    """
+    shape = layer.shape
+    defines = [
+        f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
+        f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
+        *(["NO_ROPE"] if table is None else []), *["JOINT"] * shape.joint, *layer.defines,
+    ]  # fmt: skip
+    rotation = table or slots  # an argument that NO_ROPE does not read
+    args: list[object] = [
+        *rows.args(), np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
+        *layer.k.args, *layer.v.args, np.float32(scale),
+    ]  # fmt: skip
+    if clamp:
+        defines.append("CLAMP")
+        args.append(np.float32(clamp))
+    if norm is not None:
+        defines += norm.defines(shape.head)
+        args += norm.args()
+    if temperature is not None:
+        defines.append("TEMPERATURE")
+        args += [
+            temperature.positions.buffer, np.float32(temperature.growth),
+            np.float32(temperature.step), np.float32(temperature.shift),
+        ]  # fmt: skip
+    n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
+    group = 1 if tape.device.is_simd else power_of_two(min(SIMT_GROUP, shape.head))
+    defines.append(f"WG={group}")
+    grid = ((n_heads + n_written) * group, Per(TOKENS))
+    tape.add("attention/rope.cl", "rope_kv", defines, args, grid, (group, 1))
+
+
+def pool_keys(
+    tape: Tape,
+    layer: LayerKV,
+    table: Tensor | None,
+    slots: Tensor,
+    *,
+    style: RopeStyle,
+    norm: HeadNorm | None,
+    gates: Tensor | None,
+) -> None:
+    """The keys of blocks that end with a token of the step, of what their tokens have as values.
+
+    A token has head values, whose mean is taken; with ``gates``, float32 [block, head], as many
+    gates too: a value's weights are the softmax over the block of its gates and these. The key
+    is normalized (``norm.k``) and rotated: table[t] is of the first token of the block of t.
+    """
+    shape = layer.shape
+    if shape.n_kv != 1 or shape.head_v != shape.head * (1 + (gates is not None)):
+        raise ValueError(f"keys of blocks of {shape}")
+    defines = [
+        f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
+        f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
+        *(["NO_ROPE"] if table is None else []), *(["GATED"] if gates is not None else []),
+        *layer.defines,
+    ]  # fmt: skip
+    rotation = table or slots  # an argument that NO_ROPE does not read
+    args: list[object] = [rotation.buffer, slots.buffer, *layer.k.args, *layer.v.args]
+    if gates is not None:
+        args.append(gates.buffer)
+    if norm is not None:
+        of_keys = replace(norm, q=None)
+        defines += of_keys.defines(shape.head)
+        args += of_keys.args()
+    tape.add("attention/rope.cl", "pool_keys", defines, args, (Per(TOKENS),))

@@ -1,0 +1,1 @@
+"""Products with weight matrices, and what belongs to them."""

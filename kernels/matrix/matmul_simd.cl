@@ -1,0 +1,346 @@
+// out[t, r] (+)= sum_k W[r, k] x[t, k] on a CPU: one work-item, 16 rows of W at a time.
+//
+// Global size (row ranges, token tiles), local size 1. A work-item takes a contiguous share of
+// the groups of 16 rows and up to NT tokens; a block's 32 columns are unpacked once for all of
+// them. For one token the order of operations is the same whatever NT is and whoever shares the
+// batch, so a sequence's numbers do not depend on its company.
+//
+// TYPE_x      the weights' type (unpack.cl)           NT       most tokens of a tile
+// PREFETCH_BYTES   how far ahead of the codes in use memory is asked for
+// ACT_INT      activations are integers in pairs of shorts with (d, d * sum) per 32 columns;
+//             otherwise, and for float weights, they are float
+// X_BYTES     they have 8 bits (bytes.cl)
+// X_SPAN      so many blocks of them share d (unpack.cl makes SPAN of it)
+// BIAS        add bias[r] (with GLU in the order of the packed rows, padding included)
+// SCALE       multiply with a factor after that     ADD    add to out instead of storing
+// GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
+//             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
+//             the next matrix's integer activations.
+// NORM_NEXT   of one token: the work-item that ends last normalizes the whole row (norm_row.cl),
+//             so that a launch less comes before the next matrix; with POST what it normalizes
+//             is a stream, to which the row's own norm is added first
+
+#include "include/lanes.cl"
+#if NT == 1 && defined(ACT_INT) && !defined(X_BYTES)
+#define IN_PLACE  // unpacking is what takes the time
+#endif
+#include "quantization/unpack.cl"
+#include "include/activation.cl"
+#include "matrix/rows.cl"
+#ifdef NORM_NEXT
+#include "include/group.cl"
+#include "rows/norm_row.cl"
+#endif
+
+#if defined(X_BYTES)
+#define X_ARGS global const int* x, global const float4* xd
+#define X x, xd
+#elif defined(ACT_INT)
+#define X_ARGS global const int* x, global const float2* xd
+#define X x, xd
+#else
+#define X_ARGS global const float* x
+#define X x
+#endif
+
+#if defined(X_BYTES)
+#include "matrix/bytes.cl"
+#elif defined(LOW_BITS)
+
+// Sums of products side by side. Where it believes that a chain of them is what takes the time,
+// LLVM makes a multiplication and an addition of each vpdpwssd, a quarter slower for many tokens;
+// with these numbers it does not.
+#if defined(SUM_SCALES)
+#define CHAINS 8
+#define CHAIN(p) ((p) / 8 * 4 + (p) % 4)
+#elif defined(IN_PLACE)
+#define CHAINS 4
+#define CHAIN(p) ((p) % 4)
+#else
+#if PARTS == 2 || defined(WITH_M)
+#define CHAINS 2
+#else
+#define CHAINS 4
+#endif
+#define CHAIN(p) ((p) * CHAINS / 16)
+#endif
+
+// The sum of 8 pairs of activations, made of whole words so that it leaves the vector units
+// to the products: 32768 more each, they are positive, and the sums of even and of odd ones do
+// not meet.
+INLINE float sum_pairs(global const int* x) {
+    global const ulong* v = (global const ulong*)x;
+    const ulong sign = 0x8000800080008000, even = 0x0000FFFF0000FFFF;
+    ulong sum = 0;
+    #pragma unroll
+    for (int i = 0; i < 4; i++) sum += ((v[i] ^ sign) & even) + (((v[i] ^ sign) >> 16) & even);
+    return (float)((int)sum + (int)(sum >> 32) - 16 * 32768);
+}
+
+// factor times the sum of the first 8 of 16 pairs of activations in lanes 0..7, of the others in
+// lanes 8..15. With whole words instead the compiler would read the activations once for both,
+// and products of registers take twice as long as those of memory.
+INLINE int16 sum_halves(global const int* x, short factor) {
+    int16 v = madd(as_vpair(vload16(0, x)), (vpair)(factor), (int16)(0));
+    v += v.s1032547698badcfe;
+    v += v.s23016745ab89efcd;
+    return v + v.s45670123cdef89ab;
+}
+
+// Adds to acc the products of SUPER blocks, from block first on, with nt tokens.
+INLINE void dot_blocks(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
+                       int n_blocks, int first, float16* acc) {
+#if SPAN > 1
+    int16 total[NT];
+#endif
+    for (int sub = 0; sub < SUPER; sub++, q += QBYTES) {
+        const int b = first + sub;
+        vpair w[16];
+        float16 d[PARTS], m[PARTS];
+        #pragma unroll
+        for (int i = 0; i < QBYTES; i += 64) PREFETCH(q + PREFETCH_BYTES + i);
+        unpack_scales(s, sub, d, m);
+        unpack_codes(q, s, sub, w);
+#ifdef ACT_INT
+        for (int t = 0; t < nt; t++) {
+            const size_t at = (size_t)ROW_IN(t) * n_blocks + b;
+            global const int* xb = x + at * 16;
+            int16 sum[CHAINS];
+            for (int i = 0; i < CHAINS; i++) sum[i] = 0;
+#ifdef SUM_SCALES
+            const int16 offsets = sum_halves(xb, -OFFSET_CODE);
+            sum[0] = offsets.s0000000000000000;
+            sum[4] = offsets.s8888888888888888;
+#endif
+            #pragma unroll
+            for (int p = 0; p < 16; p++)
+                sum[CHAIN(p)] = madd(w[p], as_vpair((int16)(xb[p])), sum[CHAIN(p)]);
+#if defined(SUM_SCALES)
+            for (int i = 0; i < 2; i++)
+                sum[i] = (sum[4 * i] + (sum[4 * i + 1] >> 4) + (sum[4 * i + 2] >> 8) +
+                          sum[4 * i + 3]) * sum_scale(s, sub, i);
+#elif defined(IN_PLACE)
+            sum[0] += sum[1] >> 4;
+            sum[1] = (sum[2] >> 8) + sum[3];
+#elif CHAINS == 4
+            sum[0] += sum[1];
+            sum[1] = sum[2] + sum[3];
+#endif
+#if PARTS == 1
+            sum[0] += sum[1];
+#endif
+#if SPAN > 1
+            acc[t] = fma(m[0], (float16)(xd[at].y), acc[t]);
+            total[t] = sum[0] * sum_scale(s, sub) + (b % SPAN ? total[t] : 0);
+            if (b % SPAN == SPAN - 1)
+                acc[t] = fma(convert_float16(total[t]) * xd[at].x, d[0], acc[t]);
+#else
+            const float2 xs = xd[at];
+#if PARTS == 2
+            const float16 first = convert_float16(sum[0]) * d[0];
+            acc[t] = fma(fma(convert_float16(sum[1]), d[1], first), (float16)(xs.x), acc[t]);
+#else
+            acc[t] = fma(convert_float16(sum[0]) * xs.x, d[0], acc[t]);
+#endif
+#ifdef WITH_M
+            acc[t] = fma(m[0], (float16)(xs.y), acc[t]);
+#if PARTS == 2
+            acc[t] = fma(m[1] - m[0], (float16)(sum_pairs(xb + 8) * xs.x), acc[t]);
+#endif
+#endif
+#endif
+        }
+#else
+        #pragma unroll
+        for (int p = 0; p < 16; p++) {
+            const int part = p * PARTS / 16;
+            const float16 w0 = fma(EVEN(w[p]), d[part], m[part]);
+            const float16 w1 = fma(ODD(w[p]), d[part], m[part]);
+            for (int t = 0; t < nt; t++) {
+                global const float* xb = x + ((size_t)ROW_IN(t) * n_blocks + b) * 32 + 2 * p;
+                acc[t] = fma(w1, (float16)(xb[1]), fma(w0, (float16)(xb[0]), acc[t]));
+            }
+        }
+#endif
+    }
+}
+
+// Adds to acc the products of one group with nt tokens.
+INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
+                      int n_blocks, float16* acc) {
+    for (int b = 0; b < n_blocks; b += SUPER, q += SUPER * QBYTES, s += SBYTES)
+        dot_blocks(q, s, X, IN, nt, n_blocks, b, acc);
+}
+#endif
+#ifdef LOW_BITS
+#define GROUP_BYTES ((size_t)n_blocks * QBYTES)
+#define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
+#define CODES_AT(g) (w + (first_group + (g)) * GROUP_BYTES)
+#define SCALES_AT(g) (w + scales_at + (first_group + (g)) * GROUP_SCALES)
+#if SPAN > 1 && NT >= 32
+#include "matrix/dot_tiles.cl"
+#define CALL_DOT(g, both, acc) \
+    dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)
+#else
+#define CALL_DOT(g, both, acc) \
+    dot_group(CODES_AT(g), SCALES_AT(g), X, IN, nt, n_blocks, (acc)[0])
+#endif
+
+#else
+
+// So many tokens at a time have their sums in registers, which a number that is not known to the
+// compiler would put into memory.
+#define DEFINE_DOT_TOKENS(n)                                                                     \
+    INLINE void dot_tokens_##n(global const uchar* w, X_ARGS, IN_ARG, int t0_, int n_cols,       \
+                               float16* acc) {                                                   \
+        float16 a[n];                                                                            \
+        global const float* row[n];                                                              \
+        for (int t = 0; t < n; t++) {                                                            \
+            a[t] = acc[t0_ + t];                                                                 \
+            row[t] = x + (size_t)ROW_IN(t0_ + t) * n_cols;                                       \
+        }                                                                                        \
+        for (int k = 0; k < n_cols; k++) {                                                       \
+            const float16 wk = LOAD_WEIGHT(w, k);                                                \
+            _Pragma("unroll") for (int t = 0; t < n; t++)                                        \
+                a[t] = fma(wk, (float16)(row[t][k]), a[t]);                                      \
+        }                                                                                        \
+        for (int t = 0; t < n; t++) acc[t0_ + t] = a[t];                                         \
+    }
+#if NT >= 8
+DEFINE_DOT_TOKENS(8)
+#endif
+DEFINE_DOT_TOKENS(1)
+
+INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols, float16* acc) {
+    int t = 0;
+#if NT >= 8
+    for (; t + 8 <= nt; t += 8) dot_tokens_8(w, X, IN, t, n_cols, acc);
+#endif
+    for (; t < nt; t++) dot_tokens_1(w, X, IN, t, n_cols, acc);
+}
+#define CALL_DOT(g, both, acc) \
+    dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, (acc)[0])
+
+#endif
+#ifndef GROUPS  // that are computed together
+#define GROUPS 1
+#endif
+
+INLINE void store_rows(float16 v, global float* out, int n) {
+    if (n >= ROWS) {
+        vstore16(v, 0, out);
+    } else {
+        float tail[16];
+        vstore16(v, 0, tail);
+        for (int i = 0; i < n; i++) out[i] = tail[i];
+    }
+}
+
+// n_blocks: K / 32 (float weights: K). counts[count_at]: the number of tokens.
+VECTOR_ITEMS
+kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
+                   global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
+#ifdef BIAS
+                   global const float* bias,
+#endif
+#ifdef SCALE
+                   float scale,
+#endif
+#ifdef QUANTIZE_OUT
+                   global code_t* out_q, global scale_t* out_d
+#else
+                   global float* out, int out_stride, int out_offset
+#endif
+#ifdef NORM_NEXT
+                   , volatile global int* arrived, float eps, global const float* weight,
+#ifdef POST
+                   global float* stream, global const float* post_weight, float post_eps,
+#endif
+#ifdef QUANTIZE
+                   global code_t* normed_q, global scale_t* normed_d
+#else
+                   global float* normed
+#endif
+#endif
+) {
+#ifdef GLU
+    const int unit = 4;  // groups: two pairs of gate and up, 32 columns of output
+#else
+    const int unit = GROUPS;
+#endif
+    const int n_units = (n_rows + ROWS * unit - 1) / (ROWS * unit);
+    const int first = (int)((long)n_units * get_global_id(0) / get_global_size(0));
+    const int last = (int)((long)n_units * (get_global_id(0) + 1) / get_global_size(0));
+    BEGIN_TILE(get_global_id(1), n_rows / ROWS);
+    for (int u = first; u < last; u++) {
+#ifdef GLU
+        float16 h[2][NT];
+        for (int i = 0; i < 2; i++) {
+            float16 acc[2][NT];  // gate and up
+            const int g = 4 * u + 2 * i;
+            for (int t = 0; t < nt; t++) {
+#ifdef BIAS
+                acc[0][t] = vload16(first_group + g, bias);
+                acc[1][t] = vload16(first_group + g + 1, bias);
+#else
+                acc[0][t] = acc[1][t] = 0;
+#endif
+            }
+            for (int k = 0; k < 2; k += GROUPS) CALL_DOT(g + k, true, acc + k);
+            for (int t = 0; t < nt; t++)
+                h[i][t] = GLU(acc[0][t] * WEIGHT_OF(t), acc[1][t] * WEIGHT_OF(t));
+        }
+        for (int t = 0; t < nt; t++) {
+#ifdef QUANTIZE_OUT
+            const size_t at = (size_t)ROW_OUT(t) * n_units + u;
+            out_d[at] = quantize32(h[0][t], h[1][t], out_q + at * 32);
+#else
+            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * 32;
+            store_rows(h[0][t], o, n_rows / 2 - u * 32);
+            store_rows(h[1][t], o + 16, n_rows / 2 - u * 32 - 16);
+#endif
+        }
+#else
+        float16 acc[GROUPS][NT];
+        for (int i = 0; i < GROUPS; i++)
+            for (int t = 0; t < nt; t++) acc[i][t] = 0;
+        CALL_DOT(u * GROUPS, (u * GROUPS + 1) * ROWS < n_rows, acc);
+        for (int i = 0; i < GROUPS * nt; i++) {
+            const int t = i % nt, g = u * GROUPS + i / nt, n = n_rows - g * ROWS;
+            if (n <= 0) break;
+            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + g * ROWS;
+            float16 v = acc[i / nt][t];
+#ifdef BIAS
+            if (n >= ROWS) v += vload16(first_group + g, bias);
+            else for (int k = 0; k < n; k++) ((float*)&v)[k] += bias[g * ROWS + k];
+#endif
+#ifdef SCALE
+            v *= scale;
+#endif
+#ifdef ADD
+            if (n >= ROWS) v += vload16(0, o);
+            else for (int k = 0; k < n; k++) ((float*)&v)[k] += o[k];
+#endif
+            store_rows(v, o, n);
+        }
+#endif
+    }
+#ifdef NORM_NEXT
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (atomic_inc(arrived) == (int)get_global_size(0) - 1) {
+        mem_fence(CLK_GLOBAL_MEM_FENCE);
+        *arrived = 0;  // for the next launch
+#ifdef POST
+        add_normed(stream, out, n_rows, post_weight, post_eps, 0);
+#else
+        global const float* stream = out;
+#endif
+        const float2 s = statistics(stream, n_rows, eps, 0);
+#ifdef QUANTIZE
+        write_normed(stream, n_rows, s, weight, normed_q, normed_d);
+#else
+        write_normed(stream, n_rows, s, weight, normed);
+#endif
+    }
+#endif
+}

@@ -1,0 +1,159 @@
+"""Mixture of experts (moe.cl): the choice of experts, their tiles, the sum of their outputs.
+
+All of it is found out on the device, so that a recording holds for any routing: grids are
+as large as the worst case, and tiles that are not needed return at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gguf_serve.kernels.matrix.matmul import ExpertRows
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.opencl.tuning import power_of_two
+
+SORT_GROUP = 256
+ROUTE_GROUP = 64
+Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How the router's logits become a choice of experts and their weights."""
+
+    n_experts: int
+    used: int
+    gate: Gate = "softmax"
+    normalize: bool = False  # the weights of a token's experts add up to 1
+    scale: float = 1.0  # of the weights
+    divide: int = 1  # so many neighbours are one expert, though they are chosen one by one
+    groups: tuple[int, int] = (1, 1)  # groups of experts, and how many of them take part
+
+    @property
+    def defines(self) -> list[str]:
+        chosen = self.gate == "softmax_chosen"
+        names = [f"N_EXPERTS={self.n_experts}", f"USED={self.used}"]
+        names.append("SOFTMAX_CHOSEN" if chosen else f"GATE_{self.gate.upper()}")
+        names += ["NORMALIZE"] * self.normalize
+        names += [f"DIVIDE={self.divide}"] if self.divide > 1 else []
+        if self.groups[0] > 1:
+            names += [f"N_GROUPS={self.groups[0]}", f"USED_GROUPS={self.groups[1]}"]
+        return names
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingBuffers:
+    """experts: int32 [n * used]; weights: float32 of the same; and what ExpertRows has."""
+
+    experts: Tensor
+    weights: Tensor
+    tiles: Tensor
+    rows: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExperts:
+    """experts: int32 [vocabulary, used]; ids: int32 [n], the tokens of a step."""
+
+    experts: Tensor
+    ids: Tensor
+
+
+def routing_buffers(device: Device, n_tokens: int, n_experts: int, used: int) -> RoutingBuffers:
+    """Room for up to ``n_tokens`` tokens."""
+    n = n_tokens * used
+    return RoutingBuffers(
+        experts=empty(device, (n,), np.int32),
+        weights=empty(device, (n,)),
+        tiles=empty(device, (n + n_experts, 4), np.int32),
+        rows=empty(device, (n,), np.int32),
+        slots=empty(device, (n,), np.int32),
+    )
+
+
+def route(
+    tape: Tape,
+    logits: Tensor,
+    routing: Routing,
+    buffers: RoutingBuffers,
+    counts: Tensor,
+    *,
+    tile: int,
+    bias: Tensor | None = None,
+    table: TokenExperts | None = None,
+) -> tuple[ExpertRows, ExpertRows]:
+    """Choose each token's experts from logits, float32 [n, n_experts], or take those that the
+    token has in ``table``; their weights come from the logits in any case.
+
+    Returns the rows for the first matrices of the experts (tokens to slots) and for the last
+    ones (slots to slots).
+    """
+    single = tile == 1
+    defines = [*routing.defines, *(["BIASED"] if bias is not None else []), *["SINGLE"] * single]
+    defines += ["TABLE"] * (table is not None)
+    lists = [buffers.tiles.buffer, buffers.rows.buffer, buffers.slots.buffer]
+    args: list[object] = [logits.buffer, *([bias.buffer] if bias is not None else [])]
+    args += [] if table is None else [table.experts.buffer, table.ids.buffer]
+    args += [np.float32(routing.scale), buffers.experts.buffer, buffers.weights.buffer]
+    args += lists if single else []
+    group = 1 if tape.device.is_simd else power_of_two(min(ROUTE_GROUP, routing.n_experts))
+    defines.append(f"WG={group}")
+    tape.add("matrix/moe.cl", "route", defines, args, (Per(TOKENS, 1, group),), (group,))
+    if not single:
+        _sort(tape, routing, buffers, counts, tile)
+    grid = Per(TOKENS, 1, routing.used) if single else _most_tiles(routing, tile)
+    first = ExpertRows(buffers.tiles, buffers.rows, buffers.slots, grid, routing.used)
+    return first, ExpertRows(buffers.tiles, buffers.slots, buffers.slots, grid, routing.used)
+
+
+def kinds(tape: Tape, ids: Tensor, logits: Tensor) -> None:
+    """logits[t] = (1, 0) for a token, (0, 1) for an encoder's embedding, whose id is negative."""
+    defines = [*Routing(2, 1).defines, "WG=1"]
+    tape.add("matrix/moe.cl", "kinds", defines, [ids.buffer, logits.buffer], (Per(TOKENS),))
+
+
+def _most_tiles(routing: Routing, tile: int) -> Per:
+    """Enough tiles for any routing: whole ones, and one that is not full per expert."""
+    return Per(TOKENS, tile, routing.used, routing.n_experts)
+
+
+def _sort(tape: Tape, routing: Routing, buffers: RoutingBuffers, counts: Tensor, tile: int) -> None:
+    group = 1 if tape.device.is_simd else min(SORT_GROUP, tape.device.max_work_group)
+    defines = [*routing.defines, f"WG={group}", f"TILE={tile}"]
+    args = [
+        counts.buffer, np.int32(TOKENS), buffers.experts.buffer, buffers.tiles.buffer,
+        np.int32(buffers.tiles.shape[0]), buffers.rows.buffer, buffers.slots.buffer,
+    ]  # fmt: skip
+    tape.add("matrix/moe.cl", "sort", defines, args, (group,), (group,))
+
+
+def combine(
+    tape: Tape,
+    y: Tensor,
+    out: Tensor,
+    *,
+    weights: Tensor | None = None,
+    extra: Tensor | None = None,
+    gate: Tensor | None = None,
+    used: int = 1,
+    scale: float = 1.0,
+    add: bool = False,
+) -> None:
+    """out[t] (+)= scale * (sum_k weights[t, k] y[t, k] + extra[t] * sigmoid(gate[t])).
+
+    y: float32 [n * used, n_cols]; weights: [n * used]; extra: [n, n_cols], a branch that every
+    token takes; gate: [n, 1].
+    """
+    n_cols = out.shape[-1]
+    optional = {"WEIGHTS": weights, "EXTRA": extra, "GATED": gate}
+    defines = [name for name, tensor in optional.items() if tensor is not None]
+    args: list[object] = [y.buffer, *(t.buffer for t in optional.values() if t is not None)]
+    args += [np.int32(used), np.int32(n_cols), np.float32(scale), out.buffer]
+    defines += ["ADD"] * add
+    tape.add("matrix/moe.cl", "combine", defines, args, (-(-n_cols // 16), Per(TOKENS)))

@@ -1,0 +1,1 @@
+"""OpenCL: devices, programs, memory, and launches recorded on a tape."""

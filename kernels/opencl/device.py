@@ -1,0 +1,116 @@
+"""An opened OpenCL device: its context and queue, and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from gguf_serve.kernels.opencl.features import dot_defines
+from gguf_serve.kernels.opencl.memory import HugePages
+from gguf_serve.kernels.opencl.platforms import (
+    DeviceError,
+    DeviceInfo,
+    choose,
+    list_devices,
+    platform_devices,
+)
+from gguf_serve.kernels.opencl.tuning import Tuning, find_tuning
+
+if TYPE_CHECKING:
+    import pyopencl as cl
+
+CommandQueue = Any  # pyopencl has no type hints
+
+
+@dataclass(slots=True)
+class Usage:
+    """How much has been allocated on a device (kernels/opencl/tensor.py)."""
+
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with its context and its one in-order queue.
+
+    On a dry one allocations are counted but not made, and nothing may be run.
+    """
+
+    info: DeviceInfo
+    context: cl.Context
+    queue: cl.CommandQueue
+    family: str  # "simd" or "simt": the variant of matmul and attention
+    unified_memory: bool
+    max_work_group: int
+    max_allocation: int
+    defines: tuple[str, ...] = field(default=())
+    huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
+    is_dry: bool = False
+    usage: Usage = field(default_factory=Usage, compare=False)
+    vendor: str = ""
+    byte_codes: bool = False  # activations have 8 bits where all weights that read them allow it
+    tuning: Tuning = field(default=Tuning())
+
+    @property
+    def is_simd(self) -> bool:
+        return self.family == "simd"
+
+    def dry(self) -> Device:
+        """A dry device like this one, with nothing allocated."""
+        return replace(self, is_dry=True, usage=Usage())
+
+    def finish(self) -> None:
+        self.queue.finish()
+
+
+def multiplies_pairs(defines: Sequence[str]) -> bool:
+    """Whether a device with these defines has instructions for sums of products of shorts."""
+    return any(d.startswith(("DOT_PAIRS", "DOT_INTS")) for d in defines)
+
+
+def multiplies_bytes(defines: Sequence[str]) -> bool:
+    """Whether instructions for bytes are what a device with these defines should use."""
+    bytes = any(d.startswith(("DOT_BYTE", "MADD_BYTES")) for d in defines)
+    return bytes and not multiplies_pairs(defines)
+
+
+def open_device(
+    wanted: str | None = None,
+    *,
+    family: str | None = None,
+    n_threads: int = -1,
+    use_gpu: bool = True,
+    byte_codes: bool | None = None,
+) -> Device:
+    """Open a device (see ``choose``); ``family`` forces simd or simt, for tests.
+
+    ``byte_codes``: see Device; None for what the device computes fastest without a larger
+    error than it must, that is 16 bits if it has instructions for sums of products of them.
+    """
+    import pyopencl as cl
+
+    info = choose(list_devices(n_threads), wanted, use_gpu)
+    raw = platform_devices(n_threads)[info.index]
+    context = cl.Context([raw])
+    if family is None:
+        family = "simd" if info.kind == "cpu" else "simt"
+    if family not in ("simd", "simt"):
+        raise DeviceError(f"unknown kernel family {family!r}: simd or simt")
+    defines = ("SIMT",) if family == "simt" else dot_defines(info)
+    if byte_codes is None:
+        byte_codes = multiplies_bytes(defines)
+    return Device(
+        info=info,
+        context=context,
+        queue=cl.CommandQueue(context),
+        family=family,
+        unified_memory=bool(raw.host_unified_memory),
+        max_work_group=int(raw.max_work_group_size),
+        max_allocation=int(raw.max_mem_alloc_size),
+        defines=defines,
+        huge_pages=HugePages() if info.kind == "cpu" else None,
+        vendor=raw.vendor.strip(),
+        byte_codes=byte_codes and family == "simd",
+        tuning=find_tuning(info.name, raw.vendor.strip()).within(int(raw.max_work_group_size)),
+    )

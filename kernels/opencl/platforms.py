@@ -1,0 +1,204 @@
+"""The machine's OpenCL platforms and devices: finding the drivers, choosing a device.
+
+Drivers that pip installed (Intel's CPU runtime, extra ``cpu``) come without a usable ``.icd``
+file. The loader inside pyopencl's wheel honours ``OPENCL_VENDOR_PATH``, a folder of ``.icd``
+files, and reads it once; so it is pointed to a folder with the system's files and ours while
+the platforms are first asked for. A value that the user has set is left alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf_serve.kernels.opencl.memory import available_memory
+
+if TYPE_CHECKING:
+    import pyopencl as cl
+
+log = logging.getLogger(__name__)
+SHARED_MEMORY = "/dev/shm"  # writable even where the root is not
+SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
+LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
+NO_DRIVER = (
+    "no OpenCL driver found. For the CPU: pip install 'gguf-serve[cpu]' (x86-64, in a checkout "
+    "pip install '.[cpu]'), or apt-get install pocl-opencl-icd; for a GPU: its vendor's driver "
+    "with OpenCL"
+)
+
+
+class DeviceError(Exception):
+    """The device cannot do what was asked of it; the message says what and, if known, why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a person wants to know of a device."""
+
+    index: int
+    name: str
+    platform: str
+    driver: str
+    kind: str  # "cpu", "gpu" or "accelerator"
+    memory_bytes: int
+    compute_units: int
+
+
+def bundled_drivers() -> list[Path]:
+    """Driver libraries that pip put into this environment."""
+    roots = dict.fromkeys((sys.prefix, sys.base_prefix, os.path.expanduser("~/.local")))
+    found = [Path(root) / "lib" / "libintelocl.so" for root in roots]
+    return [path for path in found if path.exists()][:1]
+
+
+def _vendor_folder(drivers: list[Path]) -> str | None:
+    """None where nothing can be written to, not even shared memory."""
+    for place in (None, SHARED_MEMORY):
+        try:
+            folder = tempfile.mkdtemp(prefix="gguf-serve-icd-", dir=place)
+            break
+        except OSError as error:
+            reason = error
+    else:
+        log.warning("%s is not found without a folder for temporary files: %s", drivers[0], reason)
+        return None
+    if SYSTEM_VENDORS.is_dir():
+        for icd in SYSTEM_VENDORS.glob("*.icd"):
+            shutil.copy(icd, folder)
+    for driver in drivers:
+        (Path(folder) / f"{driver.stem}.icd").write_text(f"{driver}\n", encoding="utf-8")
+    return folder
+
+
+def _limit_threads(n_threads: int) -> None:
+    if n_threads > 0:
+        os.environ.setdefault("CL_CONFIG_CPU_TBB_NUM_WORKERS", str(n_threads))
+        os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", str(n_threads))
+
+
+@functools.cache
+def platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
+    """Every OpenCL device of the machine; the driver list is read by the first call only."""
+    _limit_threads(n_threads)
+    drivers = bundled_drivers()
+    folder = None
+    if drivers and not any(name in os.environ for name in LOADER_VARIABLES):
+        folder = _vendor_folder(drivers)
+    if folder:
+        os.environ["OPENCL_VENDOR_PATH"] = folder
+    try:
+        import pyopencl as cl
+
+        try:
+            platforms = cl.get_platforms()
+        except cl.LogicError:
+            return ()
+        return tuple(d for p in platforms for d in _devices_of(p))
+    finally:
+        if folder:
+            del os.environ["OPENCL_VENDOR_PATH"]
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _devices_of(platform: cl.Platform) -> list[cl.Device]:
+    import pyopencl as cl
+
+    try:
+        return list(platform.get_devices())
+    except cl.Error:  # a platform without a device says so by an error
+        return []
+
+
+def _kind(device: cl.Device) -> str:
+    import pyopencl as cl
+
+    kinds = {cl.device_type.CPU: "cpu", cl.device_type.GPU: "gpu"}
+    return next((name for bit, name in kinds.items() if device.type & bit), "accelerator")
+
+
+def list_devices(n_threads: int = -1) -> list[DeviceInfo]:
+    """The machine's OpenCL devices, in the drivers' order."""
+    return [_info(i, device) for i, device in enumerate(platform_devices(n_threads))]
+
+
+def _info(index: int, device: Any) -> DeviceInfo:
+    return DeviceInfo(
+        index=index,
+        name=" ".join(device.name.split()),
+        platform=device.platform.name,
+        driver=" ".join(f"{device.version} driver {device.driver_version}".split()),
+        kind=_kind(device),
+        memory_bytes=int(device.global_mem_size),
+        compute_units=int(device.max_compute_units),
+    )
+
+
+def _preference(info: DeviceInfo) -> tuple[int, int]:
+    """Lower is better: a GPU, Intel's CPU runtime, any other."""
+    if info.kind == "gpu":
+        return (0, -info.memory_bytes)
+    return (1 if "intel" in info.platform.lower() else 2, 0)
+
+
+def choose(infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True) -> DeviceInfo:
+    """The device called ``wanted`` (index, or part of its name or platform), or the best one.
+
+    Raises DeviceError if there is none, or none of that name.
+    """
+    if not infos:
+        raise DeviceError(NO_DRIVER)
+    if wanted is None:
+        usable = [i for i in infos if use_gpu or i.kind != "gpu"] or infos
+        return min(usable, key=_preference)
+    for info in infos:
+        if wanted == str(info.index):
+            return info
+    for field_name in ("platform", "name"):  # PoCL puts the processor's brand into its names
+        for info in infos:
+            if wanted.lower() in getattr(info, field_name).lower():
+                return info
+    names = ", ".join(f"{i.index}: {i.name} ({i.platform})" for i in infos)
+    raise DeviceError(f"no OpenCL device {wanted!r}; there are {names}")
+
+
+def choose_all(
+    infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True
+) -> list[DeviceInfo]:
+    """The devices that have layers: those of ``wanted`` with commas between (see ``choose``), or
+    every GPU of the best one's driver, the best first, or else the one that is best.
+
+    "none" is the processor. Raises DeviceError for a name that no device has, or one twice.
+    """
+    if wanted is None:
+        best = choose(infos, None, use_gpu)
+        if best.kind != "gpu":
+            return [best]
+        gpus = [i for i in infos if i.kind == "gpu" and i.platform == best.platform]
+        return sorted(gpus, key=_preference)
+    if wanted == "none":
+        return [choose_cpu(infos)]
+    chosen = [choose(infos, name.strip()) for name in wanted.split(",")]
+    if len(set(chosen)) < len(chosen):
+        raise DeviceError(f"{wanted!r} names a device twice")
+    return chosen
+
+
+def choose_cpu(infos: list[DeviceInfo]) -> DeviceInfo:
+    """The device that is the processor; DeviceError if it has no driver."""
+    cpus = [info for info in infos if info.kind == "cpu"]
+    if not cpus:
+        raise DeviceError(f"no OpenCL device for what is to be on the CPU; {NO_DRIVER}")
+    return min(cpus, key=_preference)
+
+
+def free_memory(info: DeviceInfo) -> int:
+    """Bytes that can be allocated on a device: the host's available ones on a CPU."""
+    available = available_memory() if info.kind == "cpu" else None
+    return info.memory_bytes if available is None else available

@@ -1,0 +1,183 @@
+// Blocks of GGUF tensor types, read where they lie: for pack.cl only.
+//
+// For each type: BLOCK_BYTES, and code4(p, k), the codes to pack of columns k to k + 3 of a block
+// as four bytes, k a multiple of 4. On a CPU those of 16 rows at once (``words``): all but loads
+// are vector instructions then. ONE_BY_ONE types have code(p, k) for a column of one row.
+// The layouts are those of ggml's block_* structures. Types whose values come from a table or a
+// codebook get codes of their own here, in the order that unpack.cl says.
+
+INLINE ushort u16(global const uchar* p) { return (ushort)(p[0] | (p[1] << 8)); }
+INLINE uint u32(global const uchar* p) { return as_uint(vload4(0, p)); }
+
+// Where a block of each of 16 rows begins: n rows, `stride` bytes apart. On a GPU one row.
+typedef struct {
+    global const uchar* first;
+    ulong stride;
+    int n;
+} rows;
+
+#ifdef SIMT
+typedef uint words;
+INLINE words word(rows p, int i) { return u32(p.first + i); }
+#define OF_ROWS(f) f(p.first)
+#else
+typedef uint16 words;
+// The others than n are as the last.
+INLINE global const uchar* row_of(rows p, int r) { return p.first + min(r, p.n - 1) * p.stride; }
+#define OF_ROWS(f)                                                                              \
+    (words)(f(row_of(p, 0)), f(row_of(p, 1)), f(row_of(p, 2)), f(row_of(p, 3)),                 \
+            f(row_of(p, 4)), f(row_of(p, 5)), f(row_of(p, 6)), f(row_of(p, 7)),                 \
+            f(row_of(p, 8)), f(row_of(p, 9)), f(row_of(p, 10)), f(row_of(p, 11)),               \
+            f(row_of(p, 12)), f(row_of(p, 13)), f(row_of(p, 14)), f(row_of(p, 15)))
+#define WORD_AT(row) u32(row + i)
+INLINE words word(rows p, int i) { return OF_ROWS(WORD_AT); }
+#endif
+
+// Nibbles: the first half of n columns, from byte `at` on, has the low ones.
+INLINE words nibbles(rows p, int at, int k, int n) {
+    return (word(p, at + k % (n / 2)) >> (k < n / 2 ? 0 : 4)) & 0x0f0f0f0f;
+}
+// Two bits: of 128 columns, the k-th group of 32 has the k-th pair of each of 32 bytes.
+INLINE words crumbs(rows p, int at, int k) {
+    return (word(p, at + k / 128 * 32 + k % 32) >> (2 * (k % 128 / 32))) & 0x03030303;
+}
+// One bit: of 256 columns, the k-th group of 32 has the k-th of each of 32 bytes.
+INLINE words bits(rows p, int at, int k) { return (word(p, at + k % 32) >> (k / 32)) & 0x01010101; }
+// One bit: of 32 columns, in their order.
+INLINE words bits_of_32(rows p, int at, int k) {
+    return (((word(p, at) >> k) & 15) * 0x00204081) & 0x01010101;
+}
+
+#if defined(TYPE_Q1_0)
+#define BLOCK_BYTES 18
+INLINE words code4(rows p, int k) { return bits_of_32(p, 2 + k / 32 * 4, k % 32); }
+#elif defined(TYPE_Q2_0)
+#define BLOCK_BYTES 18
+#define ONE_BY_ONE
+INLINE int code(global const uchar* p, int k) { return (p[2 + k / 4] >> (2 * (k % 4))) & 3; }
+#elif defined(TYPE_Q4_0) || defined(TYPE_IQ4_NL)
+#define BLOCK_BYTES 18
+INLINE words code4(rows p, int k) { return nibbles(p, 2, k, 32); }
+#elif defined(TYPE_Q4_1)
+#define BLOCK_BYTES 20
+INLINE words code4(rows p, int k) { return nibbles(p, 4, k, 32); }
+#elif defined(TYPE_Q5_0)
+#define BLOCK_BYTES 22
+INLINE words code4(rows p, int k) { return nibbles(p, 6, k, 32) | bits_of_32(p, 2, k) << 4; }
+#elif defined(TYPE_Q5_1)
+#define BLOCK_BYTES 24
+INLINE words code4(rows p, int k) { return nibbles(p, 8, k, 32) | bits_of_32(p, 4, k) << 4; }
+#elif defined(TYPE_Q8_0)
+#define BLOCK_BYTES 34
+INLINE words code4(rows p, int k) { return word(p, 2 + k); }
+#elif defined(TYPE_INT13)  // no type of ggml's: kernels/quantization/quants.py
+#define BLOCK_BYTES 68
+INLINE words code2(rows p, int k) { return word(p, 4 + 2 * k); }
+#elif defined(TYPE_Q2_K)
+#define BLOCK_BYTES 84
+INLINE words code4(rows p, int k) { return crumbs(p, 16, k); }
+#elif defined(TYPE_Q3_K)
+#define BLOCK_BYTES 110
+INLINE words code4(rows p, int k) { return (crumbs(p, 32, k) | bits(p, 0, k) << 2) ^ 0x04040404; }
+#elif defined(TYPE_Q4_K)
+#define BLOCK_BYTES 144
+INLINE words code4(rows p, int k) { return nibbles(p, 16 + k / 64 * 32, k % 64, 64); }
+#elif defined(TYPE_Q5_K)
+#define BLOCK_BYTES 176
+INLINE words code4(rows p, int k) {
+    return nibbles(p, 48 + k / 64 * 32, k % 64, 64) | bits(p, 16, k) << 4;
+}
+#elif defined(TYPE_Q6_K)
+#define BLOCK_BYTES 210
+INLINE words code4(rows p, int k) {
+    return (nibbles(p, k / 128 * 64, k % 128, 128) | crumbs(p, 128, k) << 4) ^ 0x20202020;
+}
+#elif defined(TYPE_TQ1_0)
+#define BLOCK_BYTES 54
+#define ONE_BY_ONE
+// Five base-3 digits to a byte, as a fraction of 256: the n-th is that of byte * 3^n mod 256.
+INLINE int code(global const uchar* p, int k) {
+    const int width = k < 160 ? 32 : k < 240 ? 16 : 4;  // bytes side by side
+    const int byte = k < 160 ? 0 : k < 240 ? 32 : 48, first = 5 * byte;
+    uint v = p[byte + (k - first) % width];
+    for (int n = (k - first) / width; n > 0; n--) v *= 3;
+    return ((v & 255) * 3) >> 8;
+}
+#elif defined(TYPE_TQ2_0)
+#define BLOCK_BYTES 66
+INLINE words code4(rows p, int k) { return crumbs(p, 0, k); }
+#elif defined(TYPE_IQ4_XS)
+#define BLOCK_BYTES 136
+INLINE words code4(rows p, int k) { return nibbles(p, 8 + k / 32 * 16, k % 32, 32); }
+#elif defined(TYPE_MXFP4)
+#define BLOCK_BYTES 17
+INLINE words code4(rows p, int k) { return nibbles(p, 1, k, 32); }
+#elif defined(TYPE_NVFP4)
+#define BLOCK_BYTES 36
+INLINE words code4(rows p, int k) { return nibbles(p, 4 + k / 16 * 8, k % 16, 16); }
+#elif defined(TYPE_IQ1_S) || defined(TYPE_IQ1_M) || defined(TYPE_IQ2_XXS) || \
+    defined(TYPE_IQ2_XS) || defined(TYPE_IQ2_S) || defined(TYPE_IQ3_XXS) || defined(TYPE_IQ3_S)
+#include "quantization/grids.cl"
+#define ONE_BY_ONE
+// A magnitude's index from a codebook entry; a seven-bit sign index, whose eighth bit is parity.
+INLINE int of_8(int entry, int k) { return (GRID[entry] >> (2 * (k % 8))) & 3; }
+INLINE int of_4(int entry, int k) { return (GRID[entry] >> (3 * (k % 4))) & 7; }
+INLINE bool sign_of(uint bits, int k) {
+    return k % 8 < 7 ? (bits >> (k % 8)) & 1 : popcount(bits & 127) & 1;
+}
+// Codes in the order of the signed values: n magnitudes, negative ones first.
+INLINE int with_sign(int magnitude, bool negative, int n) {
+    return negative ? n - 1 - magnitude : n + magnitude;
+}
+#if defined(TYPE_IQ1_S)
+#define BLOCK_BYTES 50
+INLINE int code(global const uchar* p, int k) {
+    const int high = (u16(p + 34 + k / 32 * 2) >> (k % 32 / 8 * 3)) & 7;
+    return of_8(p[2 + k / 8] | high << 8, k);
+}
+#elif defined(TYPE_IQ1_M)
+#define BLOCK_BYTES 56
+INLINE int high_bits(global const uchar* p, int k) { return p[32 + k / 16] >> (k % 16 / 8 * 4); }
+INLINE int code(global const uchar* p, int k) {
+    return of_8(p[k / 8] | (high_bits(p, k) & 7) << 8, k);
+}
+#elif defined(TYPE_IQ2_XXS)
+#define BLOCK_BYTES 66
+INLINE int code(global const uchar* p, int k) {
+    const uint signs = u32(p + 6 + k / 32 * 8) >> (k % 32 / 8 * 7);
+    return with_sign(of_8(p[2 + k / 32 * 8 + k % 32 / 8], k), sign_of(signs, k), 3);
+}
+#elif defined(TYPE_IQ2_XS)
+#define BLOCK_BYTES 74
+INLINE int code(global const uchar* p, int k) {
+    const ushort v = u16(p + 2 + k / 8 * 2);
+    return 1 + with_sign(of_8(v & 511, k), sign_of(v >> 9, k), 3);
+}
+#elif defined(TYPE_IQ2_S)
+#define BLOCK_BYTES 82
+INLINE int code(global const uchar* p, int k) {
+    const int high = (p[66 + k / 32] >> (k % 32 / 8 * 2)) & 3;
+    return 1 + with_sign(of_8(p[2 + k / 8] | high << 8, k), (p[34 + k / 8] >> (k % 8)) & 1, 3);
+}
+#elif defined(TYPE_IQ3_XXS)
+#define BLOCK_BYTES 98
+INLINE int code(global const uchar* p, int k) {
+    const uint signs = u32(p + 66 + k / 32 * 4) >> (k % 32 / 8 * 7);
+    return with_sign(of_4(p[2 + k / 4], k), sign_of(signs, k), 8);
+}
+#elif defined(TYPE_IQ3_S)
+#define BLOCK_BYTES 110
+INLINE int code(global const uchar* p, int k) {
+    const int high = (p[66 + k / 32] >> (k % 32 / 4)) & 1;
+    return with_sign(of_4(p[2 + k / 4] | high << 8, k), (p[74 + k / 8] >> (k % 8)) & 1, 8);
+}
+#endif
+#endif
+
+#ifdef ONE_BY_ONE
+INLINE uint code4_of(global const uchar* p, int k) {
+    return code(p, k) | code(p, k + 1) << 8 | code(p, k + 2) << 16 | (uint)code(p, k + 3) << 24;
+}
+#define CODES_OF(row) code4_of(row, k)
+INLINE words code4(rows p, int k) { return OF_ROWS(CODES_OF); }
+#endif

@@ -1,0 +1,351 @@
+"""Weight matrices in the layout that the kernels want, packed on the device from GGUF blocks.
+
+``unpack.cl`` describes the layout. The same memory serves both kernel families.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyopencl as cl
+
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.memory import ALIGNMENT
+from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.tensor import allocate, fill_zero, works_in_place
+from gguf_serve.kernels.quantization.quants import TensorType, by_name
+
+ROWS = 16  # rows side by side (lanes.cl)
+BLOCK = 32  # columns per block
+SLAB_ROWS = 256  # whole groups, and biases that begin where a sub-buffer may
+SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
+
+# Per 32 columns of 16 rows: bytes of codes; bytes of scales and how many blocks share them
+# (QBYTES, SBYTES and SUPER of unpack.cl).
+LAYOUTS: dict[str, tuple[int, int, int]] = {
+    "Q1_0": (64, 32, 4),
+    "Q2_0": (128, 32, 2),
+    "Q4_0": (256, 32, 1),
+    "Q4_1": (256, 64, 1),
+    "Q5_0": (320, 32, 1),
+    "Q5_1": (320, 64, 1),
+    "Q8_0": (512, 32, 1),
+    "INT13": (1024, 64, 1),
+    "Q2_K": (128, 320, 8),
+    "Q3_K": (192, 288, 8),
+    "Q4_K": (256, 320, 8),
+    "Q5_K": (320, 320, 8),
+    "Q6_K": (384, 288, 8),
+    "IQ1_S": (128, 160, 8),
+    "IQ1_M": (128, 288, 8),
+    "IQ2_XXS": (192, 160, 8),
+    "IQ2_XS": (192, 160, 8),
+    "IQ2_S": (192, 160, 8),
+    "IQ3_XXS": (256, 160, 8),
+    "IQ3_S": (256, 160, 8),
+    "IQ4_NL": (256, 32, 1),
+    "IQ4_XS": (256, 160, 8),
+    "TQ1_0": (128, 32, 8),
+    "TQ2_0": (128, 32, 8),
+    "MXFP4": (256, 16, 1),
+    "NVFP4": (256, 80, 2),
+}
+# Types that are multiplied faster if SPAN blocks of the activations share a scale.
+SPAN = 8
+SPANNED_TYPES = ("Q4_K", "Q5_K")
+FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
+OWN_TYPES = ("INT13",)  # that no file has
+# Types that can be multiplied with activations of 8 bits (bytes.cl).
+BYTE_TYPES = tuple(name for name in LAYOUTS if name not in (*OWN_TYPES, "IQ1_M", "NVFP4"))
+SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))
+SCALED_TYPES = ("NVFP4",)  # that keep a scale of the whole matrix beside those of blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A packed weight matrix of ``n_rows`` x ``n_cols``.
+
+    With ``paired``, rows of two matrices (gate and up) alternate in groups of 16 and n_rows
+    counts both. With ``n_experts`` there are so many matrices of n_rows, one after another.
+    Where that is more than one buffer can hold, ``slabs`` have some of the rows each (of every
+    expert), and ``buffer`` is None.
+    """
+
+    buffer: Any
+    type: TensorType
+    n_rows: int
+    n_cols: int
+    scales_at: int
+    n_bytes: int
+    paired: bool = False
+    n_experts: int = 1
+    slabs: tuple[Matrix, ...] = ()
+
+    @property
+    def parts(self) -> Iterator[tuple[int, Matrix]]:
+        """The matrices that have a buffer, each with its first row here."""
+        row = 0
+        for slab in self.slabs or (self,):
+            yield row, slab
+            row += slab.n_rows
+
+    @property
+    def is_float(self) -> bool:
+        return self.type.name in FLOATS
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks per row; for float weights, columns (what the kernels call n_blocks)."""
+        return self.n_cols if self.is_float else self.n_cols // BLOCK
+
+    @property
+    def n_groups(self) -> int:
+        return -(-self.n_rows // ROWS)
+
+    @property
+    def define(self) -> str:
+        return f"TYPE_{self.type.name}"
+
+
+def packed_size(type_name: str, n_groups: int, n_cols: int) -> tuple[int, int]:
+    """Bytes of the codes (where the scales begin) and of the whole packed matrix."""
+    if type_name in FLOATS:
+        size = n_groups * ROWS * n_cols * FLOATS[type_name]
+        return size, size
+    codes, scales, blocks = LAYOUTS[type_name]
+    n_blocks = n_cols // BLOCK
+    scales_at = n_groups * n_blocks * codes
+    return scales_at, scales_at + n_groups * (n_blocks // blocks) * scales
+
+
+@dataclass(frozen=True, slots=True)
+class RawMatrix:
+    """A matrix as it lies in the file: ``data`` is its bytes, rows one after another.
+
+    ``scale`` multiplies all of it (``SCALED_TYPES`` only).
+    """
+
+    data: npt.NDArray[np.uint8]
+    type: TensorType
+    n_rows: int
+    n_cols: int
+    scale: float = 1.0
+
+    def rows(self, begin: int, end: int) -> RawMatrix:
+        """A view of some of the rows."""
+        row_bytes = self.data.nbytes // self.n_rows
+        data = self.data[begin * row_bytes : end * row_bytes]
+        return replace(self, data=data, n_rows=end - begin)
+
+
+@dataclass(frozen=True, slots=True)
+class PackJob:
+    """One part of a matrix that still has to be packed into its buffer."""
+
+    matrix: Matrix
+    part: RawMatrix
+    row: int  # where its rows begin
+    stride: int  # every so many groups of 16 rows ...
+    offset: int  # ... from this one on
+
+
+def place(
+    device: Device, parts: Sequence[RawMatrix], *, paired: bool = False
+) -> tuple[Matrix, list[PackJob]]:
+    """Allocate one matrix for several of one type and width, below each other or paired.
+
+    Its contents come with the jobs. Stacked parts but the last need a multiple of 16 rows.
+    Raises ValueError otherwise. What does not fit into one buffer of the device is split.
+    """
+    first = parts[0]
+    if any((p.type, p.n_cols) != (first.type, first.n_cols) for p in parts):
+        raise ValueError("matrices of different types or widths cannot be packed together")
+    _check_kernels(parts)
+    if not paired and any(p.n_rows % ROWS for p in parts[:-1]):
+        raise ValueError("a stacked matrix needs a multiple of 16 rows")
+    n_rows = sum(p.n_rows for p in parts)
+    n_groups = sum(-(-p.n_rows // ROWS) for p in parts)
+    n_packed = n_groups
+    if paired:
+        n_groups = -(-n_groups // 4) * 4  # a unit of the kernels is two pairs
+    if ranges := _slab_rows(device, first, n_groups, parts[0].n_rows if paired else n_rows):
+        return _join(
+            place(device, [part.rows(begin, end) for part in parts], paired=True)
+            if paired
+            else place(device, _stacked_rows(parts, begin, end))
+            for begin, end in ranges
+        )
+    scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
+    buffer = allocate(device, n_bytes)
+    if n_groups > n_packed and not works_in_place(device):  # memory of the host comes with zeros
+        fill_zero(device, buffer, n_bytes)
+    matrix = Matrix(buffer, first.type, n_rows, first.n_cols, scales_at, n_bytes, paired)
+    jobs, row = [], 0
+    for i, part in enumerate(parts):
+        stride, offset = (2, i) if paired else (1, 0)
+        jobs += [PackJob(matrix, s, row + at, stride, offset) for at, s in _slices(part)]
+        row += 0 if paired else part.n_rows
+    return matrix, jobs
+
+
+def _check_kernels(parts: Sequence[RawMatrix]) -> None:
+    for part in parts:
+        if part.type.name not in (*SUPPORTED_TYPES, *OWN_TYPES):
+            raise ValueError(f"no kernel for tensor type {part.type.name}")
+        if part.scale != 1 and part.type.name not in SCALED_TYPES:
+            raise ValueError(f"{part.type.name} matrices with a scale of {part.scale:g}")
+
+
+def place_experts(
+    device: Device, first: Sequence[RawMatrix], second: Sequence[RawMatrix] = ()
+) -> tuple[Matrix, list[PackJob]]:
+    """Allocate one matrix of many equal ones, each a multiple of 16 rows (32 if paired).
+
+    ``second`` has the matrices that are paired with those of ``first``. Raises ValueError.
+    """
+    example = first[0]
+    if any(
+        (p.type, p.n_rows, p.n_cols) != (example.type, example.n_rows, example.n_cols)
+        for p in (*first, *second)
+    ):
+        raise ValueError("experts of different types or shapes")
+    _check_kernels((*first, *second))
+    paired = bool(second)
+    if example.n_rows % (2 * ROWS if paired else ROWS):
+        raise ValueError(f"experts of {example.n_rows} rows")
+    n_rows = example.n_rows * (2 if paired else 1)
+    n_groups = n_rows // ROWS * len(first)
+    if ranges := _slab_rows(device, example, n_groups, example.n_rows):
+        return _join(
+            place_experts(
+                device, [raw.rows(begin, end) for raw in first],
+                [raw.rows(begin, end) for raw in second],
+            )
+            for begin, end in ranges
+        )  # fmt: skip
+    scales_at, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    matrix = Matrix(
+        allocate(device, n_bytes), example.type, n_rows, example.n_cols, scales_at, n_bytes,
+        paired, len(first),
+    )  # fmt: skip
+    jobs = [
+        PackJob(matrix, piece, e * example.n_rows + at, 2 if paired else 1, i)
+        for i, parts in enumerate((first, second))
+        for e, part in enumerate(parts)
+        for at, piece in _slices(part)
+    ]
+    return matrix, jobs
+
+
+def _slab_rows(
+    device: Device, example: RawMatrix, n_groups: int, n_rows: int
+) -> list[tuple[int, int]]:
+    """Ranges of the ``n_rows`` rows of each of some matrices, which have ``n_groups`` groups
+    together, such that a range of all fits into a buffer; empty if all of it does."""
+    _, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    if n_bytes <= device.max_allocation:
+        return []
+    per_row = n_bytes / n_rows
+    step = max(int(device.max_allocation / per_row) // SLAB_ROWS, 1) * SLAB_ROWS
+    if step >= n_rows:
+        return []  # allocating says what the matter is
+    return [(begin, min(begin + step, n_rows)) for begin in range(0, n_rows, step)]
+
+
+def _stacked_rows(parts: Sequence[RawMatrix], begin: int, end: int) -> list[RawMatrix]:
+    """Rows from ``begin`` to ``end`` of matrices that lie below each other."""
+    found, row = list[RawMatrix](), 0
+    for part in parts:
+        first, last = max(begin - row, 0), min(end - row, part.n_rows)
+        if first < last:
+            found.append(part.rows(first, last))
+        row += part.n_rows
+    return found
+
+
+def _join(placed: Iterable[tuple[Matrix, list[PackJob]]]) -> tuple[Matrix, list[PackJob]]:
+    slabs, jobs = zip(*placed, strict=True)
+    n_rows, n_bytes = (sum(getattr(slab, name) for slab in slabs) for name in ("n_rows", "n_bytes"))
+    whole = replace(
+        slabs[0], buffer=None, n_rows=n_rows, n_bytes=n_bytes, scales_at=0, slabs=tuple(slabs)
+    )
+    return whole, [job for some in jobs for job in some]
+
+
+def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
+    """A matrix in pieces of whole groups of rows, with the row that each begins with."""
+    row_bytes = part.data.nbytes // part.n_rows
+    step = max(SLICE_BYTES // row_bytes // ROWS, 1) * ROWS
+    return [
+        (
+            at,
+            replace(part, data=part.data[at * row_bytes : end * row_bytes], n_rows=end - at),
+        )
+        for at in range(0, part.n_rows, step)
+        for end in (min(at + step, part.n_rows),)
+    ]
+
+
+def pack_program(type_name: str) -> tuple[str, tuple[str, ...]]:
+    """The source and defines of the program that packs matrices of a type."""
+    return "quantization/pack.cl", (f"TYPE_{type_name}",)
+
+
+def enqueue_job(device: Device, programs: Programs, job: PackJob) -> Any:
+    """Begin to pack a part. What is returned, and the part's bytes, must stay until the queue has
+    passed this point: where the device works in the host's memory it reads them where they lie."""
+    matrix, part = job.matrix, job.part
+    source, defines = pack_program(matrix.type.name)
+    kernel = programs.kernel(source, "pack", defines)
+    raw, begin = _raw_buffer(device, part.data)
+    kernel.set_args(
+        raw, np.uint64(begin), matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
+        np.int32(matrix.n_blocks), np.int32(job.row), np.int32(job.stride), np.int32(job.offset),
+        np.float32(part.scale),
+    )  # fmt: skip
+    n_blocks, n_groups = -(-matrix.n_cols // BLOCK), -(-part.n_rows // ROWS)
+    grid, local = ((n_blocks, n_groups), (1, 1)) if device.is_simd else (
+        (n_blocks, n_groups * ROWS), None
+    )  # fmt: skip
+    cl.enqueue_nd_range_kernel(device.queue, kernel, grid, local)
+    return raw
+
+
+def _raw_buffer(device: Device, data: npt.NDArray[np.uint8]) -> tuple[Any, int]:
+    """A buffer with a part's bytes, and where in it they begin."""
+    flags = cl.mem_flags.READ_ONLY
+    if not works_in_place(device):
+        return cl.Buffer(device.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=data), 0
+    # Drivers use in place what begins at a page. The rest of the pages belongs to somebody else,
+    # but it is there and nobody reads it.
+    begin = data.ctypes.data % ALIGNMENT
+    size = -(-(begin + data.nbytes) // ALIGNMENT) * ALIGNMENT
+    pages = (ctypes.c_ubyte * size).from_address(data.ctypes.data - begin)
+    return cl.Buffer(device.context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=pages), begin
+
+
+def run_job(device: Device, programs: Programs, job: PackJob) -> None:
+    """Pack a part, and wait."""
+    raw = enqueue_job(device, programs, job)
+    device.finish()
+    raw.release()
+
+
+def pack(
+    device: Device, programs: Programs, parts: Sequence[RawMatrix], *, paired: bool = False
+) -> Matrix:
+    """``place`` and its jobs at once."""
+    matrix, jobs = place(device, parts, paired=paired)
+    for job in jobs:
+        run_job(device, programs, job)
+    return matrix
+
+
+def raw_matrix(data: npt.NDArray[np.uint8], type_name: str, n_rows: int, n_cols: int) -> RawMatrix:
+    """A RawMatrix of a type given by name."""
+    return RawMatrix(data, by_name(type_name), n_rows, n_cols)

@@ -1,0 +1,1 @@
+"""Mixers with a state: convolutions, scans and delta rules."""

@@ -1,0 +1,26 @@
+"""Linear attention with a constant decay per head (lightning.cl)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor
+
+
+def lightning(
+    tape: Tape, qkv: Tensor, decay: Tensor, head: int, sequences: Tensor, state: Tensor, out: Tensor
+) -> None:
+    """Over each sequence's tokens: qkv float32 [n, n_heads * 3 * head] before SiLU, decay
+    [n_heads], sequences int32 [n, 4] (conv.cl), state [slots, n_heads, head, head], out
+    [n, n_heads * head]."""
+    n_heads = decay.shape[0]
+    if head % 16 or qkv.shape[1] != 3 * n_heads * head:
+        raise ValueError(f"rows of {qkv.shape[1]} for {n_heads} heads of {head}")
+    args = [
+        qkv.buffer, np.int32(qkv.shape[1]), decay.buffer, sequences.buffer, state.buffer,
+        out.buffer,
+    ]  # fmt: skip
+    tape.add(
+        "recurrent/lightning.cl", "lightning", [f"HD={head}"], args, (head, n_heads, Per(SEQUENCES))
+    )

@@ -1,0 +1,67 @@
+"""State space models: the selective scans of Mamba and Mamba 2 (scan.cl)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A part of the rows of a tensor, from column ``at`` on."""
+
+    rows: Tensor
+    at: int = 0
+
+    def args(self) -> list[object]:
+        return [self.rows.buffer, np.int32(self.rows.shape[-1]), np.int32(self.at)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanWeights:
+    """a: float32 [heads], or [channels, n_state] (then a channel is a head); d: [heads];
+    dt_bias: [heads]."""
+
+    a: Tensor
+    d: Tensor
+    dt_bias: Tensor | None
+    n_channels: int
+    n_heads: int
+    n_groups: int
+    n_state: int
+
+
+def scan(
+    tape: Tape,
+    w: ScanWeights,
+    x: Columns,
+    dt: Columns,
+    bc: Tensor,
+    b_at: int,
+    c_at: int,
+    z: Columns,
+    sequences: Tensor,
+    state: Tensor,
+    out: Tensor,
+) -> None:
+    """out[t] = silu(z) * (C state + D x) over each sequence's tokens; see scan.cl.
+
+    state: float32 [slots, n_channels, n_state], a multiple of 16; out: [n, n_channels].
+    """
+    if w.n_state % 16:
+        raise ValueError(f"a state of {w.n_state} values, not a multiple of 16")
+    defines = [
+        f"N={w.n_state}", f"HEAD_SIZE={w.n_channels // w.n_heads}",
+        f"HEADS={w.n_heads // w.n_groups}", *(["A_PER_STATE"] if len(w.a.shape) == 2 else []),
+        *(["DT_BIAS"] if w.dt_bias is not None else []),
+    ]  # fmt: skip
+    args: list[object] = [
+        *x.args(), *dt.args(), *([w.dt_bias.buffer] if w.dt_bias is not None else []), bc.buffer,
+        np.int32(bc.shape[-1]), np.int32(b_at), np.int32(c_at), *z.args(), w.a.buffer, w.d.buffer,
+        sequences.buffer, state.buffer, out.buffer,
+    ]  # fmt: skip
+    tape.add("recurrent/scan.cl", "scan", defines, args, (w.n_channels, Per(SEQUENCES)))

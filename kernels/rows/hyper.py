@@ -1,0 +1,86 @@
+"""Hyper-connections: several residual streams, mixed by each token's coefficients (hyper.cl)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor
+
+LANES = 16  # columns per work-item
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """How logits become coefficients: factors before (``pre``) and after a sublayer, and a
+    matrix between streams if there are logits for it.
+
+    base: float32 [logits]; scale: float32, one for each of the three that there is.
+    """
+
+    base: Tensor
+    scale: Tensor
+    eps: float
+    magnitude: float
+    post_eps: float
+    iterations: int  # of Sinkhorn's normalization
+
+
+def n_coefficients(count: int) -> int:
+    """Of a token with so many streams."""
+    return count * (2 + count)
+
+
+def coefficients(tape: Tape, logits: Tensor, mixing: Mixing, count: int, out: Tensor) -> None:
+    """out: float32 [n, n_coefficients(count)] from logits: float32 [n, count * (1, 2, or 2 +
+    count)]."""
+    n = logits.shape[1]
+    if n not in (count, 2 * count, n_coefficients(count)) or mixing.base.shape != (n,):
+        raise ValueError(f"{n} logits and {mixing.base.shape} bases for {count} streams")
+    args = [
+        logits.buffer, mixing.base.buffer, mixing.scale.buffer, np.float32(mixing.eps),
+        np.float32(mixing.magnitude), np.float32(mixing.post_eps), out.buffer,
+    ]  # fmt: skip
+    defines = [f"HC={count}", f"LOGITS={n}", f"ITERATIONS={mixing.iterations}"]
+    tape.add("rows/hyper.cl", "coefficients", defines, args, (Per(TOKENS),))
+
+
+def injection(tape: Tape, logits: Tensor, count: int, out: Tensor) -> None:
+    """The factors after a sublayer, alone: 2 sigmoid(logits / count)."""
+    args = [logits.buffer, out.buffer]
+    tape.add("rows/hyper.cl", "injection", [f"HC={count}"], args, (Per(TOKENS),))
+
+
+def spread(tape: Tape, x: Tensor, count: int, streams: Tensor) -> None:
+    """streams[t, h] = x[t], float32 [n, count * n_cols]."""
+    args = [x.buffer, np.int32(x.shape[1]), streams.buffer]
+    tape.add("rows/hyper.cl", "spread", [f"HC={count}"], args, _grid(x))
+
+
+def reduce(tape: Tape, streams: Tensor, factors: Tensor | None, count: int, out: Tensor) -> None:
+    """out[t] = sum_h pre[h] streams[t, h], or without coefficients the mean."""
+    args = [streams.buffer, (factors or streams).buffer, np.int32(out.shape[1]), out.buffer]
+    defines = [f"HC={count}", *["MEAN"] * (factors is None)]
+    tape.add("rows/hyper.cl", "reduce", defines, args, _grid(out))
+
+
+def distribute(
+    tape: Tape, x: Tensor, factors: Tensor, count: int, streams: Tensor, *, mix: bool
+) -> None:
+    """streams[t, d] = post[d] x[t] + what was there, mixed or as it was."""
+    args = [x.buffer, factors.buffer, np.int32(x.shape[1]), streams.buffer]
+    tape.add("rows/hyper.cl", "distribute", [f"HC={count}", *["MIX"] * mix], args, _grid(x))
+
+
+def gated_mean(tape: Tape, streams: Tensor, gate: Tensor, count: int, out: Tensor) -> None:
+    """out[t] = mean_h streams[t, h] * sigmoid(gate[t, h])."""
+    args = [streams.buffer, gate.buffer, np.int32(out.shape[1]), out.buffer]
+    tape.add("rows/hyper.cl", "gated_mean", [f"HC={count}"], args, _grid(out))
+
+
+def _grid(x: Tensor) -> tuple[int, Per]:
+    if x.shape[1] % LANES:
+        raise ValueError(f"streams of {x.shape[1]} values, not a multiple of {LANES}")
+    return x.shape[1] // LANES, Per(TOKENS)

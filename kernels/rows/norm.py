@@ -1,0 +1,133 @@
+"""Normalization of rows and quantization of activations (norm.cl)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.activations import Activations
+from gguf_serve.kernels.quantization.weights import BLOCK, SPAN
+
+SIMT_GROUP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NormWeights:
+    """What a norm layer has: the formula, its weight and, for some, a bias."""
+
+    weight: Tensor | None
+    eps: float
+    bias: Tensor | None = None
+    layer: bool = False  # layer norm instead of RMS norm
+    weightless: bool = False  # a norm without weight; else one without weight does nothing
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether nothing is normalized."""
+        return self.weight is None and not self.weightless
+
+    @property
+    def defines(self) -> list[str]:
+        if self.is_copy:
+            return ["NORM_NONE"]
+        parts = {"NORM_WEIGHT": self.weight, "NORM_BIAS": self.bias}
+        names = [name for name, tensor in parts.items() if tensor is not None]
+        return ["NORM_LAYER" if self.layer else "NORM_RMS", *names]
+
+
+UNCHANGED = NormWeights(None, 0.0)  # copies, or only quantizes
+
+
+@dataclass(frozen=True, slots=True)
+class PostNorm:
+    """x += rms_norm(y) * weight, before anything else; y: float32 [n, n_cols]."""
+
+    y: Tensor
+    weight: Tensor
+    eps: float
+
+
+def norm(
+    tape: Tape,
+    x: Tensor,
+    weights: NormWeights,
+    out: Activations,
+    *,
+    count: int = TOKENS,
+    times: int = 1,
+    post: PostNorm | None = None,
+    rows: Tensor | None = None,
+    offset: int = 0,
+    out_offset: int = 0,
+    groups: int = 1,
+) -> None:
+    """out[t] = norm(x[t]) (or x[rows[t]]), as floats, quantized, or both: what ``out`` has.
+
+    Of a row of x the out.n_cols values from ``offset`` on are normalized, in ``groups`` of
+    equal size each by itself; floats go to ``out_offset`` of a row of out.values, which may be
+    x. There are ``times`` rows for each of counts[count].
+    """
+    whole = rows is None and (times, groups, offset, out_offset) == (1, 1, 0, 0)
+    if whole and count == TOKENS and _ends_product(tape, x, weights, out, post):
+        return
+    group = 1 if tape.device.is_simd else SIMT_GROUP
+    defines = [*weights.defines, f"WG={group}"]
+    n_cols = out.n_cols // groups
+    if out.spans and n_cols % (BLOCK * SPAN):
+        raise ValueError(f"groups of {n_cols} columns in spans of {BLOCK * SPAN}")
+    args: list[object] = [
+        x.buffer, np.int32(n_cols), np.int32(x.shape[-1]), np.int32(offset),
+        np.float32(weights.eps),
+    ]  # fmt: skip
+    args += [t.buffer for t in (weights.weight, weights.bias) if t is not None]
+    if post is not None:
+        defines.append("POST")
+        args += [post.y.buffer, post.weight.buffer, np.float32(post.eps)]
+    if rows is not None:
+        defines.append("GATHER")
+        args.append(rows.buffer)
+    if out.values is not None:
+        args += [out.values.buffer, np.int32(out.values.shape[-1]), np.int32(out_offset)]
+    elif out.codes is not None and out.scales is not None:
+        defines += ["QUANTIZE", *out.code_defines]
+        args += [out.codes.buffer, out.scales.buffer]
+    grid = (Per(count, 1, group * times), groups)
+    tape.add("rows/norm.cl", "norm", defines, args, grid, (group, 1))
+    if out.values is not None and out.quantized:
+        quantize(tape, out, count=count, times=times)
+
+
+def _ends_product(
+    tape: Tape, x: Tensor, weights: NormWeights, out: Activations, post: PostNorm | None
+) -> bool:
+    """Have the product that has just written the rows normalize them, if it can."""
+    written, made = tape.row_written, x if post is None else post.y
+    if written is None or written.buffer is not made.buffer or written.shape != made.shape:
+        return False
+    if weights.defines != ["NORM_RMS", "NORM_WEIGHT"] or weights.weight is None:
+        return False
+    if (out.values is None) is not out.quantized or out.n_cols != x.shape[-1]:
+        return False
+    args: list[object] = [tape.arrivals, np.float32(weights.eps), weights.weight.buffer]
+    defines = ["NORM_NEXT", *weights.defines]
+    if post is not None:
+        defines.append("POST")
+        args += [x.buffer, post.weight.buffer, np.float32(post.eps)]
+    if out.values is not None:
+        args.append(out.values.buffer)
+    elif out.codes is not None and out.scales is not None:
+        defines += ["QUANTIZE", *out.code_defines]
+        args += [out.codes.buffer, out.scales.buffer]
+    tape.extend(defines, args)
+    return True
+
+
+def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1) -> None:
+    """Fill the codes and scales of ``x`` from its values."""
+    if x.values is None or not x.quantized:
+        raise ValueError("quantize needs both values and codes")
+    codes = replace(x, values=None)
+    norm(tape, x.values, UNCHANGED, codes, count=count, times=times)

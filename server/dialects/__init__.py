@@ -1,0 +1,1 @@
+"""The APIs that are spoken: routes, bodies and answers of each."""

@@ -1,0 +1,212 @@
+"""llama-server's own completions: /completion, /completions and /infill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.routing import BaseRoute, Route
+
+from gguf_serve.engine.request import Event, Finished, Progress, Request
+from gguf_serve.server.errors import ApiError
+from gguf_serve.server.http.framing import SSE
+from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
+from gguf_serve.server.requests.constraints import compiled, read_constraint
+from gguf_serve.server.requests.fields import (
+    UNSUPPORTED,
+    CompletionFields,
+    GenerationFields,
+    convert,
+    refuse,
+)
+from gguf_serve.server.requests.generate import Job, Options, engine_requests, make_options, submit
+from gguf_serve.server.requests.infill import ExtraFile, infill_prompt
+from gguf_serve.server.requests.logprobs import content_logprobs
+from gguf_serve.server.requests.parameters import generation_settings
+from gguf_serve.server.requests.prompt_objects import read_prompts
+from gguf_serve.server.requests.prompts import Prompt, prompt_text
+from gguf_serve.server.requests.service import Service
+
+NATIVE_UNSUPPORTED = {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"}
+NATIVE_UNSUPPORTED |= {"echo": (False,), "suffix": ("",)}
+STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
+
+
+class NativeFields(CompletionFields, kw_only=True):
+    response_fields: list[str] | None = None
+
+
+class InfillFields(GenerationFields, kw_only=True):
+    input_prefix: str
+    input_suffix: str
+    input_extra: list[ExtraFile] | None = None
+    prompt: str = ""
+    response_fields: list[str] | None = None
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        Route("/completion", partial(completion, service), methods=["POST"]),
+        Route("/completions", partial(completion, service), methods=["POST"]),
+        Route("/infill", partial(infill, service), methods=["POST"]),
+    ]
+
+
+async def completion(service: Service, http: HttpRequest) -> Reply:
+    fields = read(await service.read_object(http), NativeFields)
+    if fields.n_probs is None:
+        fields.n_probs = fields.logprobs  # its name in /v1/completions
+    tokenizer = service.engine.tokenizer
+    asked = read_constraint(fields, service.defaults.constraint, tokenizer)
+    prompts = await read_prompts(fields.prompt, service)
+    job = Job(prompts, await compiled(service.engine, asked))
+    return await answer(service, fields, job, fields.response_fields or [])
+
+
+async def infill(service: Service, http: HttpRequest) -> Reply:
+    fields = read(await service.read_object(http), InfillFields)
+    extra = fields.input_extra or []
+    texts = [fields.input_prefix, fields.input_suffix, fields.prompt]
+    texts += [file.text for file in extra]
+    prompt = await service.read_text(sum(map(len, texts)), infill_for, service, fields, extra)
+    asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
+    job = Job([prompt], await compiled(service.engine, asked))
+    return await answer(service, fields, job, fields.response_fields or [])
+
+
+def infill_for(service: Service, fields: InfillFields, extra: Sequence[ExtraFile]) -> Prompt:
+    engine = service.engine
+    return infill_prompt(
+        engine.tokenizer, fields.input_prefix, fields.input_suffix, extra, fields.prompt,
+        n_ctx=engine.n_ctx, suffix_first=service.defaults.spm_infill,
+    )  # fmt: skip
+
+
+def read(data: dict[str, Any], kind: Any) -> Any:
+    refuse(data, NATIVE_UNSUPPORTED)
+    return convert(data, kind)
+
+
+async def answer(
+    service: Service, fields: GenerationFields, job: Job, shown: Sequence[str]
+) -> Reply:
+    options = make_options(fields, fields.n_probs or None, service)
+    requests = await engine_requests(service, fields, job, options)
+    dialect = NativeCompletions(service, job.choices(options.n), requests, options, shown)
+    return await submit(service, fields, requests, dialect)
+
+
+class NativeCompletions:
+    """The dialect: one object, or a list of them if there are several prompts or choices."""
+
+    framing = SSE
+
+    def __init__(
+        self,
+        service: Service,
+        choices: Sequence[Choice],
+        requests: Sequence[Request],
+        options: Options,
+        shown: Sequence[str],
+    ) -> None:
+        self.choices = choices
+        self.requests = requests
+        self.options = options
+        self.shown = shown
+        self.model = service.model_name
+        self.engine = service.engine
+        self._parts: list[list[Piece]] = [[] for _ in choices]  # of a whole answer
+        self._has_new_line = [False] * len(choices)
+
+    def chunks(self, index: int, event: Event) -> Iterable[object]:
+        choice = self.choices[index]
+        chunks = [self._partial(index, piece) for piece in choice.take(event) if piece.shows]
+        if type(event) is Progress:
+            progress = {"prompt_progress": prompt_progress(event)}
+            chunks.append(self._partial(index, Piece()) | progress)
+        if type(event) is Finished:
+            chunks.append(self._final(index, Piece()))
+        return chunks
+
+    def last_chunks(self) -> Iterable[object]:
+        return ()
+
+    def failed(self, error: ApiError) -> Iterable[object]:
+        return (error.body(),)
+
+    def take(self, index: int, event: Event) -> None:
+        pieces = self.choices[index].take(event)
+        self._has_new_line[index] |= any("\n" in piece.text for piece in pieces)
+        self._parts[index].extend(pieces)
+
+    def whole(self) -> object:
+        answers = [
+            self._final(index, join(self._parts[index])) for index in range(len(self.choices))
+        ]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _partial(self, index: int, piece: Piece) -> dict[str, Any]:
+        choice = self.choices[index]
+        self._has_new_line[index] |= "\n" in piece.text
+        chunk = {
+            "index": index,
+            "content": piece.text,
+            "tokens": piece.tokens,
+            "stop": False,
+            "id_slot": choice.started.id_slot,
+            "tokens_predicted": choice.timings.predicted_n,
+            "tokens_evaluated": choice.started.n_prompt,
+        }
+        if self.options.timings_per_token:
+            chunk["timings"] = timings([choice])
+        return chunk | self._probabilities(piece)
+
+    def _final(self, index: int, piece: Piece) -> dict[str, Any]:
+        choice, finished = self.choices[index], self.choices[index].finished
+        assert finished is not None
+        started, n_generated = choice.started, finished.timings.predicted_n
+        whole = {
+            "index": index,
+            "content": piece.text,
+            "tokens": piece.tokens if self.options.return_tokens else [],
+            "id_slot": started.id_slot,
+            "stop": True,
+            "model": self.model,
+            "tokens_predicted": n_generated,
+            "tokens_evaluated": started.n_prompt,
+            "generation_settings": {
+                **generation_settings(self.requests[index], self.engine),
+                "stream": self.options.stream,
+                "timings_per_token": self.options.timings_per_token,
+            },
+            "prompt": prompt_text(choice.prompt, self.engine.tokenizer),
+            "has_new_line": self._has_new_line[index],
+            "truncated": finished.truncated,
+            "stop_type": STOP_TYPES[finished.reason],
+            "stopping_word": finished.stopping_word,
+            "tokens_cached": started.n_prompt + max(n_generated - 1, 0),
+            "timings": timings([choice]),
+        }
+        whole |= self._probabilities(piece)
+        return chosen(whole, self.shown) if self.shown else whole
+
+    def _probabilities(self, piece: Piece) -> dict[str, Any]:
+        if self.options.n_top is None or not piece.scores:
+            return {}
+        content = content_logprobs(piece.scores, self.options.n_top, self.options.post_sampling)
+        return {"completion_probabilities": content}
+
+
+def chosen(whole: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """``response_fields``: a path such as timings/predicted_n gives the field predicted_n."""
+    found = {}
+    for path in paths:
+        value: Any = whole
+        for name in path.split("/"):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[path.rpartition("/")[2]] = value
+    return found

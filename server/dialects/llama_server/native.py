@@ -1,0 +1,179 @@
+"""llama-server's own endpoints: health, tokens, templates, properties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gguf_serve.engine.errors import TooManyTokensError
+from gguf_serve.engine.request import Request
+from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabled
+from gguf_serve.server.interface import Tokenizer
+from gguf_serve.server.requests.chat import rendered, template_caps
+from gguf_serve.server.requests.conversation import read_chat
+from gguf_serve.server.requests.fields import Defaults, convert
+from gguf_serve.server.requests.media import SHOWN_MARKER, with_markers
+from gguf_serve.server.requests.parameters import generation_settings
+from gguf_serve.server.requests.prompt_objects import n_characters
+from gguf_serve.server.requests.prompts import MAX_TOKENS, checked_token, encode_mixed
+from gguf_serve.server.requests.service import Service
+from gguf_serve.server.version import BUILD_INFO, NAME, VERSION
+
+MAX_TEXT = 2**24  # bytes of the text of given tokens
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [
+        Route("/", index),
+        Route("/health", partial(health, service)),
+        Route("/v1/health", partial(health, service)),
+        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
+        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
+        Route("/apply-template", partial(apply_template, service), methods=["POST"]),
+        Route("/props", partial(props, service)),
+        Route("/props", partial(change_props, service), methods=["POST"]),
+    ]
+
+
+async def index(http: HttpRequest) -> Response:
+    return json_response({"name": NAME, "version": VERSION, "api": "/v1", "health": "/health"})
+
+
+async def health(service: Service, http: HttpRequest) -> Response:
+    """Green only while requests are answered, and with numbers; the gate answers while the model
+    loads."""
+    if not (service.engine.healthy or service.is_sleeping):
+        raise ApiError("unavailable_error", service.engine.fault or "The engine has stopped")
+    return json_response({"status": "ok"})
+
+
+class TokenizeFields(msgspec.Struct):
+    content: str | list[str | int]
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeFields(msgspec.Struct):
+    tokens: list[int]
+
+
+async def tokenize(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), TokenizeFields)
+    n = n_characters([fields.content])
+    return await service.read_text(n, tokens, fields, service.engine.tokenizer)
+
+
+def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Response:
+    """The ids of a text, or objects with their pieces: written once for all places of a token."""
+    given = "content", fields.content, tokenizer, fields.add_special, fields.parse_special
+    try:
+        ids = encode_mixed(*given, most=MAX_TOKENS)
+    except TooManyTokensError as error:
+        raise invalid(f"Field 'content': {error}") from None
+    if len(ids) > MAX_TOKENS:
+        raise invalid(f"Field 'content': the text has {len(ids)} tokens, more than {MAX_TOKENS}")
+    if not fields.with_pieces:
+        return json_response({"tokens": ids})
+    shown = {
+        id: msgspec.Raw(
+            msgspec.json.encode({"id": id, "piece": piece_value(tokenizer.piece(id, special=True))})
+        )
+        for id in set(ids)
+    }
+    return json_response({"tokens": [shown[id] for id in ids]})
+
+
+def piece_value(piece: bytes) -> str | list[int]:
+    """The text of a piece, or its bytes where it cuts through a character."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+async def detokenize(service: Service, http: HttpRequest) -> Response:
+    data = await service.read_object(http)
+    given = data.get("tokens")
+    if isinstance(given, list) and len(given) > MAX_TOKENS:
+        raise invalid(f"Field 'tokens': at most {MAX_TOKENS}, got {len(given)}")
+    fields = convert(data, DetokenizeFields)
+    tokenizer = service.engine.tokenizer
+    return await service.read_text(len(fields.tokens), token_text, fields.tokens, tokenizer)
+
+
+def token_text(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
+    n_bytes = 0
+    for id in ids:
+        n_bytes += len(tokenizer.piece(checked_token("tokens", id, tokenizer), special=True))
+        if n_bytes > MAX_TEXT:
+            raise invalid(f"Field 'tokens': their text is longer than {MAX_TEXT} bytes")
+    return json_response({"content": tokenizer.decode(ids, special=True)})
+
+
+async def apply_template(service: Service, http: HttpRequest) -> Response:
+    chat = read_chat(await service.read_object(http))
+    chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages, SHOWN_MARKER))
+    form = await rendered(service, chat)
+    return json_response({"prompt": form.prompt})
+
+
+async def props(service: Service, http: HttpRequest) -> Response:
+    engine = service.engine
+    tokenizer = engine.tokenizer
+    return json_response(
+        {
+            "default_generation_settings": {
+                "params": {
+                    **generation_settings(default_request(service.defaults), engine),
+                    "stream": False,
+                    "timings_per_token": False,
+                },
+                "n_ctx": engine.n_ctx,
+            },
+            "total_slots": engine.n_slots,
+            "model_alias": service.model_name,
+            "model_ftype": engine.info.file_type,
+            "model_path": str(engine.info.path),
+            "modalities": service.modalities,
+            "media_marker": SHOWN_MARKER,
+            "endpoint_slots": service.endpoints.slots,
+            "endpoint_props": service.endpoints.props,
+            "endpoint_metrics": service.endpoints.metrics,
+            "chat_template": engine.chat_template.source,
+            "chat_template_caps": await template_caps(service),
+            "bos_token": special_text(tokenizer.bos_id, tokenizer),
+            "eos_token": special_text(tokenizer.eos_id, tokenizer),
+            "build_info": BUILD_INFO,
+            "is_sleeping": service.is_sleeping,
+        }
+    )
+
+
+def default_request(defaults: Defaults) -> Request:
+    return Request(
+        (),
+        defaults.sampling,
+        max_tokens=defaults.max_tokens,
+        stop=defaults.stop,
+        n_keep=defaults.n_keep,
+    )
+
+
+async def change_props(service: Service, http: HttpRequest) -> Response:
+    """llama-server has the endpoint, and no property that can be changed yet."""
+    if not service.endpoints.props:
+        raise not_enabled("POST /props", "--props")
+    await service.read_object(http)
+    return json_response({"success": True})
+
+
+def special_text(id: int | None, tokenizer: Tokenizer) -> str:
+    if id is None or id < 0:
+        return ""
+    return tokenizer.piece(id, special=True).decode("utf-8", "replace")

@@ -1,0 +1,188 @@
+"""OpenAI's endpoints: chat completions, completions, models."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gguf_serve.server.dialects.openai.chunks import Completions
+from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
+from gguf_serve.server.errors import invalid, json_response
+from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.requests.chat import prepare
+from gguf_serve.server.requests.constraints import compiled, read_constraint
+from gguf_serve.server.requests.conversation import Chat, read_chat
+from gguf_serve.server.requests.fields import UNSUPPORTED, CompletionFields, convert, refuse
+from gguf_serve.server.requests.generate import Job, make_options, start
+from gguf_serve.server.requests.infill import suffixed
+from gguf_serve.server.requests.prompt_objects import read_prompts
+from gguf_serve.server.requests.prompts import Prompt
+from gguf_serve.server.requests.service import Service, timestamp
+
+CHAT_N_TOP = 20  # of "logprobs": true without top_logprobs
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    chat = partial(chat_completions, service)
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/chat/completions", chat, methods=["POST"]),
+        *(
+            Route(f"{start}/chat/completions/{name}", partial(endpoint, service), methods=["POST"])
+            for start in ("/v1", "")
+            for name, endpoint in (("input_tokens", input_tokens), ("control", control))
+        ),
+        Route("/v1/completions", partial(completions, service), methods=["POST"]),
+        Route("/v1/models", partial(models, service)),
+        Route("/models", partial(models, service)),
+        Route("/v1/models/{name:path}", partial(model, service)),
+    ]
+
+
+async def chat_completions(service: Service, http: HttpRequest) -> Reply:
+    chat = read_chat(await service.read_object(http))
+    options = make_options(chat, chat_n_top(chat), service)
+    job = await prepare(service, chat)
+    dialect = Completions(ChatShape(options), options, job.choices(options.n), service.model_name)
+    reply = await start(service, chat, job, options, dialect)
+    if chat.reasoning_control:
+        service.controlled[dialect.id] = reply.stream
+    return reply
+
+
+async def input_tokens(service: Service, http: HttpRequest) -> Response:
+    job = await prepare(service, read_chat(await service.read_object(http)), counts=True)
+    n_tokens = len(job.prompts[0].ids)
+    return json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+
+class ControlFields(msgspec.Struct):
+    id: str
+    action: Literal["reasoning_end"]
+
+
+async def control(service: Service, http: HttpRequest) -> Response:
+    """End the reasoning of a running completion that has asked for ``reasoning_control``."""
+    fields = convert(await service.read_object(http), ControlFields)
+    stream = service.controlled.get(fields.id)
+    if stream is None:
+        message = f"no completion {fields.id} with reasoning_control is running"
+        return json_response({"success": False, "message": message})
+    stream.end_reasoning()
+    return json_response({"success": True, "message": "the reasoning is being ended"})
+
+
+async def completions(service: Service, http: HttpRequest) -> Reply:
+    data = await service.read_object(http)
+    refuse(data, UNSUPPORTED)
+    fields = convert(data, CompletionFields)
+    n_top = fields.logprobs if fields.n_probs is None else fields.n_probs or None
+    options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
+    tokenizer = service.engine.tokenizer
+    asked = read_constraint(fields, service.defaults.constraint, tokenizer)
+    prompts = await prompts_of(fields, service)
+    job = Job(prompts, await compiled(service.engine, asked))
+    shape = TextShape(options, tokenizer, echo=bool(fields.echo))
+    dialect = Completions(shape, options, job.choices(options.n), service.model_name)
+    return await start(service, fields, job, options, dialect)
+
+
+async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]:
+    """With a suffix, the text between it and the prompt is asked for."""
+    if not fields.suffix:
+        prompts = await read_prompts(fields.prompt, service)
+        if fields.echo and any(prompt.media for prompt in prompts):
+            raise invalid("Field 'echo': cannot go with images and sounds")
+        return prompts
+    if not isinstance(fields.prompt, str):
+        raise invalid("Field 'suffix': needs a prompt that is one string")
+    n_characters = len(fields.prompt) + len(fields.suffix)
+    return [await service.read_text(n_characters, suffixed, fields.prompt, fields.suffix, service)]
+
+
+def chat_n_top(chat: Chat) -> int | None:
+    """How many likeliest tokens to show; None: no log-probabilities at all."""
+    if chat.top_logprobs is not None and not chat.logprobs:
+        raise invalid("Field 'top_logprobs': requires logprobs to be true")
+    if chat.logprobs and chat.tools and chat.stream:
+        raise invalid("Field 'logprobs': is not supported with tools and stream")
+    if chat.logprobs:
+        return CHAT_N_TOP if chat.top_logprobs is None else chat.top_logprobs
+    return chat.n_probs or None
+
+
+async def models(service: Service, http: HttpRequest) -> Response:
+    return json_response(
+        {
+            "models": [ollama_model(service)],
+            "object": "list",
+            "data": [openai_model(service)],
+            # Anthropic's list, which has the same path
+            "has_more": False,
+            "first_id": service.model_name,
+            "last_id": service.model_name,
+        }
+    )
+
+
+async def model(service: Service, http: HttpRequest) -> Response:
+    """One server, one model: whatever it is called, as completions do not look either."""
+    return json_response(openai_model(service))
+
+
+def openai_model(service: Service) -> dict[str, object]:
+    info = service.engine.info
+    return {
+        "id": service.model_name,
+        "aliases": service.aliases,
+        "tags": service.tags,
+        "object": "model",
+        "type": "model",
+        "display_name": info.name,
+        "created": service.created,
+        "created_at": timestamp(service.created),
+        "owned_by": "llamacpp",  # clients take it as the sign of this dialect
+        "meta": {
+            "vocab_type": info.vocab_type,
+            "n_vocab": info.n_vocab,
+            "n_ctx": service.engine.n_ctx,
+            "n_ctx_train": info.n_ctx_train,
+            "n_embd": info.n_embd,
+            "n_params": info.n_params,
+            "size": info.n_bytes,
+            "ftype": info.file_type,
+        },
+    }
+
+
+def ollama_model(service: Service) -> dict[str, object]:
+    """The entry of Ollama's list that clients of both look for."""
+    info = service.engine.info
+    return {
+        "name": service.model_name,
+        "model": service.model_name,
+        "modified_at": "",
+        "size": "",
+        "digest": "",
+        "type": "model",
+        "description": "",
+        "tags": service.tags,
+        "capabilities": [
+            "embedding" if info.is_encoder else "completion",
+            *["multimodal"] * any(service.modalities.values()),
+        ],
+        "parameters": "",
+        "details": {
+            "parent_model": "",
+            "format": "gguf",
+            "family": info.architecture,
+            "families": [info.architecture],
+            "parameter_size": info.size_label,
+            "quantization_level": info.file_type,
+        },
+    }

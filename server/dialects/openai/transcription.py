@@ -1,0 +1,189 @@
+"""OpenAI's audio transcriptions: a form with a sound becomes a chat that asks for its words.
+
+The model is any that takes sounds, and it is asked in words, so there are no times: what would
+need them (``srt``, ``vtt``, ``timestamp_granularities``) is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+from starlette.datastructures import UploadFile
+from starlette.requests import Request as HttpRequest
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import Message
+
+from gguf_serve.engine.request import Event, Finished
+from gguf_serve.server.errors import ApiError, invalid, shown
+from gguf_serve.server.http.framing import SSE_DONE
+from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.interface import Engine
+from gguf_serve.server.requests.answer import Choice, Piece
+from gguf_serve.server.requests.chat import prepare
+from gguf_serve.server.requests.conversation import read_chat
+from gguf_serve.server.requests.fields import SamplingFields, convert, refuse
+from gguf_serve.server.requests.generate import Options, start
+from gguf_serve.server.requests.media import MARKER, Source, decode, unsupported
+from gguf_serve.server.requests.service import Service
+
+INSTRUCTION = "Transcribe audio to text"  # llama-server's words
+MAX_FIELDS = 100
+FORM_PIECE = 2**20  # bytes that are parsed at once
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "include[]": (),
+    "known_speaker_names[]": (),
+    "known_speaker_references[]": (),
+    "timestamp_granularities[]": (),
+}
+BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+class TranscriptionFields(SamplingFields, kw_only=True):
+    file: Annotated[Any, msgspec.Meta(extra_json_schema=BINARY)]
+    prompt: str | None = None
+    language: str | None = None
+    response_format: Literal["json", "text", "verbose_json"] = "json"
+    stream: bool | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    endpoint = partial(transcriptions, service)
+    paths = ("/v1/audio/transcriptions", "/audio/transcriptions")
+    return [Route(path, endpoint, methods=["POST"]) for path in paths]
+
+
+async def transcriptions(service: Service, http: HttpRequest) -> Reply:
+    """The words of a sound, sent as multipart/form-data."""
+    data = await read_form(service, http)
+    refuse(data, UNSUPPORTED)
+    fields = convert(data, TranscriptionFields, strict=False)
+    check_numbers(fields)
+    sound = await read_sound(fields.file, service.engine)
+    chat = read_chat(chat_body(fields))
+    job = await prepare(service, chat, [sound])
+    dialect = Transcription(job.choices()[0], fields, sound.seconds)
+    return await start(service, chat, job, Options(), dialect)
+
+
+async def read_form(service: Service, http: HttpRequest) -> dict[str, Any]:
+    """The fields of a form as texts, and ``file`` as bytes; those left empty are absent."""
+    kind = http.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise invalid(f"The request body must be multipart/form-data, got {shown(kind)}")
+    body = await service.read_body(http)
+
+    pieces = iter(range(0, len(body), FORM_PIECE))
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)  # the loop has its turn between two pieces
+        at = next(pieces, len(body))
+        end = at + FORM_PIECE
+        return {"type": "http.request", "body": body[at:end], "more_body": end < len(body)}
+
+    data: dict[str, Any] = {}
+    whole = HttpRequest(http.scope, receive)
+    async with whole.form(max_files=1, max_fields=MAX_FIELDS) as form:
+        for name, value in form.items():
+            if isinstance(value, UploadFile) != (name == "file"):
+                expected = "a file" if name == "file" else "a text"
+                raise invalid(f"Field '{name:.80}': expected {expected}")
+            if isinstance(value, UploadFile):
+                data[name] = await value.read()
+            elif value:
+                data[name] = value
+    return data
+
+
+def check_numbers(fields: TranscriptionFields) -> None:
+    """A form can write what JSON cannot."""
+    for name in fields.__struct_fields__:
+        value = getattr(fields, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise invalid(f"Field '{name}': expected a finite number, got {value}")
+
+
+async def read_sound(data: bytes, engine: Engine) -> Any:
+    source = Source("file", "input_audio", "")
+    if engine.media is None:
+        raise unsupported(source, "audio")
+    return await decode(source, data, engine.media)
+
+
+def chat_body(fields: TranscriptionFields) -> dict[str, Any]:
+    """The chat that asks for the words; the likeliest unless a temperature is given."""
+    language = f" (language: {fields.language})" if fields.language else ""
+    hint = f"\n{fields.prompt}" if fields.prompt else ""
+    text = f"{INSTRUCTION}{language}{hint}"
+    parts = [{"type": "text", "text": part} for part in (text, MARKER)]
+    given = {
+        name: value
+        for name in (*SamplingFields.__struct_fields__, "max_tokens", "seed", "stream")
+        if (value := getattr(fields, name)) is not None
+    }
+    return {"temperature": 0} | given | {"messages": [{"role": "user", "content": parts}]}
+
+
+class Transcription:
+    """The dialect: the answer's text, whole or in events."""
+
+    framing = SSE_DONE
+
+    def __init__(self, choice: Choice, fields: TranscriptionFields, seconds: float) -> None:
+        self.choice = choice
+        self._format = fields.response_format
+        self._language = fields.language or ""
+        self._seconds = seconds
+        self._texts: list[str] = []
+
+    def chunks(self, index: int, event: Event) -> Iterable[object]:
+        pieces = self._take(event)
+        deltas = [{"type": "transcript.text.delta", "delta": text} for text in pieces]
+        return [*deltas, self._done()] if type(event) is Finished else deltas
+
+    def last_chunks(self) -> Iterable[object]:
+        return ()
+
+    def failed(self, error: ApiError) -> Iterable[object]:
+        return (error.body(),)
+
+    def take(self, index: int, event: Event) -> None:
+        self._take(event)
+
+    def whole(self) -> object:
+        done = self._done()
+        if self._format == "text":
+            return PlainTextResponse(f"{done['text']}\n")
+        if self._format == "json":
+            return done
+        usage = {"type": "duration", "seconds": math.ceil(self._seconds)}
+        head = {"task": "transcribe", "language": self._language, "duration": self._seconds}
+        return head | {"text": done["text"], "usage": usage}
+
+    def _take(self, event: Event) -> list[str]:
+        pieces: Iterable[Piece] = self.choice.take(event)
+        texts = [piece.text for piece in pieces if piece.text]
+        self._texts += texts
+        return texts
+
+    def _done(self) -> dict[str, Any]:
+        text = "".join(self._texts).strip()
+        return {"type": "transcript.text.done", "text": text, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        n_input, n_output = self.choice.started.n_prompt, self.choice.timings.predicted_n
+        n_audio = sum(span.count for span in self.choice.prompt.media)
+        return {
+            "type": "tokens",
+            "input_tokens": n_input,
+            "input_token_details": {"text_tokens": n_input - n_audio, "audio_tokens": n_audio},
+            "output_tokens": n_output,
+            "total_tokens": n_input + n_output,
+        }

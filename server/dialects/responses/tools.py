@@ -1,0 +1,102 @@
+"""The tools of a response: functions, also those in namespaces, as a chat completion's tools.
+
+Templates and models know no namespaces, so that the name of one goes in front of its functions'
+names, and in the answer both are apart again. Codex sends its MCP servers' tools so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from gguf_serve.server.errors import invalid, shown
+
+
+class Function(NamedTuple):
+    """A function tool, where it is in the request, and the namespace it is in, if any."""
+
+    field: str
+    namespace: str | None
+    tool: Mapping[str, Any]
+
+    @property
+    def chat_name(self) -> Any:
+        """What the model calls it. Any: what is no string is refused where tools are checked."""
+        return chat_name(self.namespace, self.tool.get("name"))
+
+
+def chat_name(namespace: Any, name: Any) -> Any:
+    if not (isinstance(namespace, str) and isinstance(name, str)):
+        return name
+    return namespace + name if namespace.endswith("__") else f"{namespace}__{name}"
+
+
+def functions(data: Mapping[str, Any]) -> list[Function]:
+    """Function tools; those of other kinds are OpenAI's own services and are left out."""
+    found = list(_functions("tools", data.get("tools", [])))
+    given = data["input"]
+    for place, item in enumerate(given if isinstance(given, list) else []):
+        if item.get("type") == "additional_tools":
+            found += _functions(f"input[{place}].tools", item.get("tools") or [])
+    first: dict[str, Function] = {}
+    for function in found:
+        other = first.setdefault(str(function.chat_name), function)
+        if other.namespace != function.namespace:
+            names = f"{shown(function.chat_name)} as is that of {other.field}"
+            raise invalid(f"Field '{function.field}': its name is {names}")
+    return found
+
+
+def _functions(field: str, tools: Any, namespace: str | None = None) -> Iterator[Function]:
+    if not isinstance(tools, list):
+        raise invalid(f"Field '{field}': expected an array, got {shown(tools)}")
+    for place, tool in enumerate(tools):
+        name = f"{field}[{place}]"
+        if is_function(tool):
+            yield Function(name, namespace, tool)
+        elif isinstance(tool, dict) and tool.get("type") == "namespace" and namespace is None:
+            if not isinstance(tool.get("name"), str):
+                raise invalid(f"Field '{name}.name': expected a string")
+            yield from _functions(f"{name}.tools", tool.get("tools") or [], tool["name"])
+
+
+def is_function(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "function"
+
+
+def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a chat completion that are about tools."""
+    found = functions(data)
+    if not found:
+        return {}
+    body: dict[str, Any] = {"tools": [chat_tool(function) for function in found]}
+    choice = data.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("tools")
+        names = [chosen(t) for t in allowed if is_function(t)] if isinstance(allowed, list) else []
+        body["tool_choice"] = choice | {"tools": names}
+    elif isinstance(choice, str):
+        body["tool_choice"] = choice
+    elif is_function(choice):
+        body["tool_choice"] = chosen(choice)
+    return body
+
+
+def chosen(choice: Any) -> dict[str, Any]:
+    return {**choice, "name": chat_name(choice.get("namespace"), choice.get("name"))}
+
+
+def chat_tool(function: Function) -> dict[str, Any]:
+    names = ("description", "parameters", "strict")
+    tool = function.tool
+    described = {name: tool[name] for name in names if tool.get(name) is not None}
+    return {"type": "function", "function": {"name": function.chat_name, **described}}
+
+
+def namespaced(data: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The namespace and the name of each function that has one, by what the model calls it."""
+    return {
+        function.chat_name: {"name": function.tool["name"], "namespace": function.namespace}
+        for function in functions(data)
+        if function.namespace is not None
+    }

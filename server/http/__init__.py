@@ -1,0 +1,1 @@
+"""HTTP below the dialects: keys, bodies, downloads, streams."""

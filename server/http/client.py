@@ -1,0 +1,36 @@
+"""Who asks: the key of a request, or the address that it comes from, as clients take turns."""
+
+from __future__ import annotations
+
+import hashlib
+from contextvars import ContextVar
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gguf_serve.server.http.auth import given_key
+from gguf_serve.server.http.connections import address_key
+
+# Of the request that is being answered. It is made known here, and not handed through all that
+# reads a request, since only the engine's queue wants it.
+client: ContextVar[str] = ContextVar("client", default="")
+
+
+class Client:
+    """Middleware, behind the check of keys: says who asks while a request is answered."""
+
+    def __init__(self, app: ASGIApp, has_keys: bool) -> None:
+        self.app = app
+        self.has_keys = has_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            client.set(self._name(scope))
+        await self.app(scope, receive, send)
+
+    def _name(self, scope: Scope) -> str:
+        """Without keys, a header says nothing: whoever wants many turns could write any."""
+        key = given_key(Headers(scope=scope)) if self.has_keys else None
+        if key is not None:
+            return hashlib.sha256(key).hexdigest()[:16]  # a key is a secret
+        return address_key(scope["client"][0] if scope.get("client") else None)

@@ -1,0 +1,90 @@
+"""Options of the listener, of keys and pages, of which endpoints there are. A part of Settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from gguf_serve.server.options.limit_settings import SERVER, LimitSettings
+from gguf_serve.server.options.option import COUNT, FILE, NUMBER, OR_ALL, option
+
+
+# fmt: off
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings(LimitSettings):
+    host: tuple[str, ...] = option(
+        "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
+        default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",
+    )
+    port: int = option(
+        "--port", group=SERVER, env="PORT", type=click.IntRange(0, 65535), default=8080,
+        help="0: any free one",
+    )
+    api_key: str | None = option(
+        "--api-key", group=SERVER, env="LLAMA_API_KEY", type=click.STRING, default=None,
+        help="key that requests must give; several with commas between",
+    )
+    api_key_file: str | None = option(
+        "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
+        help="file with a key on each line",
+    )
+    api_prefix: str = option(
+        "--api-prefix", group=SERVER, env="API_PREFIX", type=click.STRING, default="",
+        help="what all paths begin with, such as /llm",
+    )
+    ssl_key_file: str | None = option(
+        "--ssl-key-file", group=SERVER, env="SSL_KEY_FILE", type=FILE, default=None,
+        help="private key, in PEM form, to serve HTTPS with",
+    )
+    ssl_cert_file: str | None = option(
+        "--ssl-cert-file", group=SERVER, env="SSL_CERT_FILE", type=FILE, default=None,
+        help="certificate, in PEM form",
+    )
+    cors_origins: tuple[str, ...] = option(
+        "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=click.STRING, multiple=True,
+        default=("*",), help="origins of pages that may use the server; commas between",
+    )
+    cors_methods: tuple[str, ...] = option(
+        "--cors-methods", group=SERVER, env="CORS_METHODS", type=click.STRING, multiple=True,
+        default=("*",), help="methods that such pages may use",
+    )
+    cors_headers: tuple[str, ...] = option(
+        "--cors-headers", group=SERVER, env="CORS_HEADERS", type=click.STRING, multiple=True,
+        default=("*",), help="headers that such pages may send",
+    )
+    cors_credentials: bool = option(
+        "--cors-credentials/--no-cors-credentials", group=SERVER, env="CORS_CREDENTIALS",
+        default=False, help="let such pages send cookies and keys of the browser",
+    )
+    timeout: int = option(
+        "-to", "--timeout", group=SERVER, env="TIMEOUT", type=COUNT, default=3600,
+        help="seconds for a whole body, or until a piece of a stream is taken; --body-timeout and "
+        "--send-timeout end sooner what stands still",
+    )
+    metrics: bool = option(
+        "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
+        help="numbers for Prometheus at /metrics",
+    )
+    props: bool = option(
+        "--props/--no-props", group=SERVER, env="ENDPOINT_PROPS", default=False,
+        help="POST /props",
+    )
+    slots: bool = option(
+        "--slots/--no-slots", group=SERVER, env="ENDPOINT_SLOTS", default=True,
+        help="the state of slots, with their requests' parameters, at /slots",
+    )
+    slot_save_path: str | None = option(
+        "--slot-save-path", group=SERVER, env="SLOT_SAVE_PATH", default=None,
+        type=click.Path(exists=True, file_okay=False, path_type=str), metavar="FOLDER",
+        help="folder for what slots have cached, to be saved to and restored from",
+    )
+    sleep_idle_seconds: int = option(
+        "--sleep-idle-seconds", group=SERVER, env="SLEEP_IDLE_SECONDS", type=OR_ALL, default=-1,
+        help="free the model when nobody asks for so long, and load it for the next; -1: never",
+    )
+    sse_ping_interval: float = option(
+        "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=NUMBER,
+        default=30.0, help="seconds of silence before a comment in a stream; -1: never",
+    )
+# fmt: on

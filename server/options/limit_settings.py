@@ -1,0 +1,74 @@
+"""Options that say how much of the server one client may take. A part of Settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from gguf_serve.server.options.model_settings import ModelSettings
+from gguf_serve.server.options.option import COUNT, option
+
+SERVER = "Server"
+LIMITS = "Limits of clients"
+
+
+# fmt: off
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings(ModelSettings):
+    max_connections: int = option(
+        "--max-connections", group=LIMITS, type=COUNT, default=1024,
+        help="open connections; for one more the longest idle one is closed. Fewer if the process "
+        "may not open so many files",
+    )
+    max_connections_per_address: int = option(
+        "--max-connections-per-address", group=LIMITS, type=COUNT, default=512,
+        help="the same of one address (of IPv6: of one /64), Unix sockets and "
+        "--forwarded-allow-ips aside",
+    )
+    max_request_line: int = option(
+        "--max-request-line", group=LIMITS, type=COUNT, metavar="KIB", default=16,
+        help="longest path with its query",
+    )
+    max_header: int = option(
+        "--max-header", group=LIMITS, type=COUNT, metavar="KIB", default=64,
+        help="request line and headers together",
+    )
+    max_header_count: int = option(
+        "--max-header-count", group=LIMITS, type=COUNT, default=100, help="headers of a request",
+    )
+    header_timeout: int = option(
+        "--header-timeout", group=LIMITS, type=COUNT, default=15,
+        help="seconds until a request's headers are there, of a new connection or a new request",
+    )
+    idle_timeout: int = option(
+        "--idle-timeout", group=LIMITS, type=COUNT, default=60,
+        help="seconds that a connection stays open for a next request",
+    )
+    max_body: int = option(
+        "--max-body", group=LIMITS, type=COUNT, metavar="MIB", default=64,
+        help="longest request body that is read",
+    )
+    max_bodies: int = option(
+        "--max-bodies", group=LIMITS, type=COUNT, metavar="MIB", default=128,
+        help="bodies that are read at the same time, together; others wait",
+    )
+    body_timeout: int = option(
+        "--body-timeout", group=LIMITS, type=COUNT, default=60,
+        help="seconds in which 256 KiB of a body, or its end, must arrive",
+    )
+    send_timeout: int = option(
+        "--send-timeout", group=LIMITS, type=COUNT, default=60,
+        help="seconds for which a client may take nothing of what waits for it",
+    )
+    max_unread: int = option(
+        "--max-unread", group=LIMITS, type=COUNT, metavar="MIB", default=8,
+        help="most of a stream that waits for its client; the request is cancelled then",
+    )
+    forwarded_allow_ips: tuple[str, ...] = option(
+        "--forwarded-allow-ips", group=LIMITS, type=click.STRING, metavar="ADDRESSES",
+        multiple=True, default=(),
+        help="proxies (addresses or networks, commas between) whose X-Forwarded-For and "
+        "X-Forwarded-Proto are believed",
+    )
+# fmt: on

@@ -1,0 +1,1 @@
+"""A request of any dialect: what it asks for, and how it is answered."""

@@ -1,0 +1,349 @@
+"""Request bodies: their fields, types and limits, and the engine's parameters made of them.
+
+Names, limits and precedences are llama-server's: null means absent, some fields clamp,
+others are refused with the limits in the message. A field that would change the answer
+but cannot be honoured is refused by name, never dropped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.request import SamplingParams
+from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.server.errors import ApiError, invalid, shown
+from gguf_serve.server.interface import Tokenizer
+
+T = TypeVar("T")
+INT32_MAX = 2**31 - 1
+MAX_TOP = 1024  # likeliest tokens of each: they are looked up and written one by one
+MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
+MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
+MAX_BIASED_TEXT = 2**12  # characters
+MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
+
+CLAMPED: dict[str, tuple[float, float]] = {
+    "top_k": (0, INT32_MAX),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "temperature": (0.0, float("inf")),
+    "mirostat": (0, 2),
+}
+LIMITED: dict[str, tuple[int, int]] = {
+    "n_predict": (-1, INT32_MAX),
+    "num_predict": (-INT32_MAX, INT32_MAX),
+    "num_keep": (-INT32_MAX, INT32_MAX),
+    "max_completion_tokens": (-1, INT32_MAX),
+    "max_output_tokens": (-1, INT32_MAX),
+    "max_tokens": (-1, INT32_MAX),
+    "n_keep": (-1, INT32_MAX),
+    "n_discard": (0, INT32_MAX),
+    "repeat_last_n": (-1, INT32_MAX),
+    "dry_allowed_length": (0, INT32_MAX),
+    "dry_penalty_last_n": (-1, INT32_MAX),
+    "min_keep": (0, INT32_MAX),
+    "n_probs": (0, MAX_TOP),
+    "logprobs": (0, MAX_TOP),
+    "top_logprobs": (0, MAX_TOP),
+    "t_max_predict_ms": (-1, INT32_MAX),
+    "n_indent": (0, INT32_MAX),
+    "reasoning_budget_tokens": (-1, INT32_MAX),
+    "thinking_budget_tokens": (-1, INT32_MAX),
+    "id_slot": (-1, INT32_MAX),
+    "embd_normalize": (-1, INT32_MAX),
+}
+
+# Fields that cannot be honoured, with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "backend_sampling": (False,),
+    "ebnf": (),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "image_data": ([],),
+    "modalities": (["text"],),
+    "n_cache_reuse": (0,),
+    "response_fields": ([],),
+    "structured_outputs": (),
+    "verbose": (False,),
+    "web_search_options": (),
+}
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class AdapterScale(msgspec.Struct):
+    id: int
+    scale: float
+
+
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """Fields that pass into SamplingParams under their own name."""
+
+    temperature: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    min_keep: int | None = None
+    ignore_eos: bool | None = None
+
+
+class GenerationFields(SamplingFields, kw_only=True):
+    """What both completion endpoints take."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    timings_per_token: bool | None = None
+    return_tokens: bool | None = None
+    n_predict: int | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n_cmpl: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    n_keep: int | None = None  # these two act when a context shifts
+    n_discard: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    samplers: str | list[str] | None = None
+    dry_base: float | None = None
+    dry_sequence_breakers: list[str] | None = None
+    logit_bias: list[Any] | dict[str, Any] | None = None
+    n_probs: int | None = None
+    post_sampling_probs: bool | None = None
+    cache_prompt: bool | None = None
+    id_slot: int | None = None
+    lora: list[AdapterScale] | None = None
+    sse_ping_interval: float | None = None
+    return_progress: bool | None = None
+    t_max_predict_ms: int | None = None
+    n_indent: int | None = None
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    grammar: str | None = None
+    grammar_lazy: bool | None = None
+    grammar_triggers: list[dict[str, Any]] | None = None
+    preserved_tokens: list[str] | None = None
+    regex: str | None = None
+    guided_regex: str | None = None
+
+
+class CompletionFields(GenerationFields, kw_only=True):
+    prompt: Any
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request that does not say otherwise gets; from the command line."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int = -1
+    stop: tuple[str, ...] = ()
+    special: bool = False
+    cache_prompt: bool = True
+    n_keep: int = 0
+    prefill_assistant: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    skip_chat_parsing: bool = False
+    spm_infill: bool = False
+    thinks: bool | None = None  # None: as the template does it
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = "auto"
+    reasoning_effort: str | None = None
+    reasoning_budget: int = -1  # tokens; -1: no limit
+    reasoning_budget_message: str = ""
+
+
+def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]]) -> None:
+    """ApiError for a field that cannot be honoured, unless its value asks for nothing."""
+    for name, neutral in unsupported.items():
+        if name in data and data[name] not in neutral:
+            shown = msgspec.json.encode(data[name]).decode()
+            raise invalid(f"Field '{name}': {shown:.80} is not supported by this server")
+
+
+def convert(data: Any, kind: type[T], *, strict: bool = True) -> T:
+    """The fields of a struct, or a list of structs; others are left out. ApiError names what is
+    wrong.
+
+    Not ``strict``: numbers and booleans may be written as text, as in a form.
+    """
+    try:
+        fields = msgspec.convert(data, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise invalid(describe(str(error))) from None
+    check_limits(fields)
+    return fields
+
+
+def describe(error: str) -> str:
+    """msgspec's message with the path in front: Expected `int`, got `str` - at `$.n`."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", error)
+    if missing:
+        return f"Field '{missing[1]}' is required"
+    what, _, path = error.partition(" - at `$")
+    what = what.replace(" | null", "")
+    return f"Field '{path[:-1].removeprefix('.')}': {what}" if path else what
+
+
+def check_limits(fields: object) -> None:
+    for name, (low, high) in LIMITED.items():
+        value = getattr(fields, name, None)
+        if value is not None and not low <= value <= high:
+            raise out_of_limits(name, value, low, high)
+
+
+def out_of_limits(name: str, value: int, low: int, high: int) -> ApiError:
+    return invalid(f"Field '{name}': Value must be between {low} and {high}, got {value}")
+
+
+def max_tokens(fields: GenerationFields, default: int) -> int:
+    given = (fields.n_predict, fields.max_completion_tokens, fields.max_tokens)
+    return next((value for value in given if value is not None), default)
+
+
+def n_choices(fields: GenerationFields, n_slots: int) -> int:
+    name = "n" if fields.n_cmpl is None else "n_cmpl"
+    n: int | None = getattr(fields, name)
+    if n is not None and not 1 <= n <= n_slots:
+        raise out_of_limits(name, n, 1, n_slots)
+    if fields.best_of not in (None, 1, n):
+        raise invalid(
+            f"Field 'best_of': all answers are given: {fields.best_of} is not 'n', {n or 1}"
+        )
+    return n or 1
+
+
+def stop_strings(fields: GenerationFields, default: tuple[str, ...]) -> tuple[str, ...]:
+    given = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
+    check_stops("stop", given)
+    return tuple(word for word in given if word) or default
+
+
+def check_stops(name: str, words: Sequence[str]) -> None:
+    if len(words) > MAX_STOP_STRINGS:
+        raise invalid(f"Field '{name}': at most {MAX_STOP_STRINGS} strings, got {len(words)}")
+
+
+def sampling_params(
+    fields: GenerationFields, default: SamplingParams, tokenizer: Tokenizer
+) -> SamplingParams:
+    changes: dict[str, Any] = {}
+    for name in SamplingFields.__struct_fields__:
+        value = getattr(fields, name)
+        if value is not None:
+            low, high = CLAMPED.get(name, (value, value))
+            changes[name] = min(max(value, low), high)
+    if fields.seed is not None:
+        changes["seed"] = seed(fields.seed)
+    if fields.dry_base is not None and fields.dry_base >= 1.0:
+        changes["dry_base"] = fields.dry_base
+    if fields.dry_sequence_breakers is not None:
+        if not fields.dry_sequence_breakers:
+            raise invalid("Field 'dry_sequence_breakers': must be a non-empty array of strings")
+        if len(fields.dry_sequence_breakers) > MAX_DRY_BREAKERS:
+            n = len(fields.dry_sequence_breakers)
+            raise invalid(f"Field 'dry_sequence_breakers': at most {MAX_DRY_BREAKERS}, got {n}")
+        changes["dry_sequence_breakers"] = tuple(fields.dry_sequence_breakers)
+    if fields.samplers is not None:
+        changes["samplers"] = samplers(fields.samplers)
+    if fields.logit_bias is not None:
+        changes["logit_bias"] = logit_bias(fields.logit_bias, tokenizer)
+    return replace(default, **changes)
+
+
+def seed(value: int) -> int:
+    """32 bits count; all of them set, or -1, means a random one."""
+    value &= 0xFFFFFFFF
+    return -1 if value == 0xFFFFFFFF else value
+
+
+def adapter_scales(scales: Iterable[AdapterScale]) -> tuple[tuple[int, float], ...]:
+    for adapter in scales:
+        if not math.isfinite(adapter.scale):
+            raise invalid(f"Field 'lora': the scale of adapter {adapter.id} is {adapter.scale}")
+    return tuple((adapter.id, adapter.scale) for adapter in scales)
+
+
+def samplers(value: str | list[str]) -> tuple[str, ...]:
+    """Names in their order, or a string with a letter for each, or with names and ';' between."""
+    try:
+        return parse_samplers(value)
+    except RequestError as error:
+        raise invalid(f"Field 'samplers': {error}") from None
+
+
+def logit_bias(
+    value: list[Any] | dict[str, Any], tokenizer: Tokenizer
+) -> tuple[tuple[int, float], ...]:
+    """Pairs (token or text, bias), or an object of them; false bans, a text means its tokens."""
+    if isinstance(value, dict):
+        # 20 digits: enough to be outside of any vocabulary, and few enough for int().
+        pairs = [[int(key[:20]) if key.isdecimal() else key, bias] for key, bias in value.items()]
+    else:
+        pairs = value
+    biases: list[tuple[int, float]] = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, str)):
+            raise invalid(f"Field 'logit_bias': expected [token or text, bias], got {shown(pair)}")
+        bias = bias_value(pair[1])
+        biases += [(id, bias) for id in biased_tokens(pair[0], tokenizer)]
+        if len(biases) > MAX_BIASES:
+            raise invalid(f"Field 'logit_bias': more than {MAX_BIASES} tokens")
+    return tuple(biases)
+
+
+def bias_value(value: Any) -> float:
+    if value is False:
+        return float("-inf")
+    if type(value) is float or (type(value) is int and abs(value) < 2**64):
+        return float(value)
+    raise invalid(f"Field 'logit_bias': a bias is a number or false, got {shown(value)}")
+
+
+def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(token, str):
+        if len(token) > MAX_BIASED_TEXT:
+            raise invalid(
+                f"Field 'logit_bias': a text has at most {MAX_BIASED_TEXT} characters, "
+                f"got {len(token)}"
+            )
+        return tokenizer.encode(token, add_special=False, parse_special=True)
+    if not 0 <= token < tokenizer.n_vocab:
+        last = tokenizer.n_vocab - 1
+        raise invalid(f"Field 'logit_bias': token {token} is outside the vocabulary (0 to {last})")
+    return [token]

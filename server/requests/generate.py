@@ -1,0 +1,156 @@
+"""From a request that has been read to the engine: what every generating endpoint shares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gguf_serve.engine.chat.format import ChatFormat, ChatParser
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.request import ReasoningBudget, Request
+from gguf_serve.server.errors import invalid
+from gguf_serve.server.http.stream import MAX_SCORES, Dialect, Reply
+from gguf_serve.server.requests.answer import Choice
+from gguf_serve.server.requests.fields import (
+    GenerationFields,
+    adapter_scales,
+    max_tokens,
+    n_choices,
+    sampling_params,
+    stop_strings,
+)
+from gguf_serve.server.requests.prompts import Prompt
+
+if TYPE_CHECKING:
+    from gguf_serve.server.requests.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the client wants to see beside the text."""
+
+    n: int = 1  # choices of each prompt
+    n_top: int | None = None  # not None: log-probabilities, with so many likeliest tokens
+    post_sampling: bool = False
+    stream: bool = False
+    return_tokens: bool = False
+    timings_per_token: bool = False
+    include_usage: bool = False
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts, and how what is generated for them is read."""
+
+    prompts: Sequence[Prompt]
+    constraint: Constraint | None = None
+    format: ChatFormat | None = None  # None: the text is the answer
+    stop: tuple[str, ...] = ()  # beside the client's
+    shown: frozenset[int] = frozenset()  # special tokens that are text here
+    reasoning: ReasoningBudget | None = None
+
+    def choices(self, n: int = 1) -> list[Choice]:
+        """n for each prompt, in the order of their engine requests."""
+        return [Choice(prompt, self._parser()) for prompt in self.prompts for _ in range(n)]
+
+    def _parser(self) -> ChatParser | None:
+        if self.format is None:
+            return None
+        parser = self.format.parser()
+        parser.push("")  # a message that is continued comes first: the client has it
+        return parser
+
+
+def make_options(
+    fields: GenerationFields, n_top: int | None, service: Service, prompt_logprobs: bool = False
+) -> Options:
+    stream_options = fields.stream_options
+    return Options(
+        n=n_choices(fields, service.engine.n_slots),
+        n_top=n_top,
+        post_sampling=bool(fields.post_sampling_probs),
+        stream=bool(fields.stream),
+        return_tokens=bool(fields.return_tokens),
+        timings_per_token=bool(fields.timings_per_token),
+        include_usage=bool(stream_options and stream_options.include_usage),
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+async def start(
+    service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Dialect
+) -> Reply:
+    """Submit a request for every choice; refusals of the engine are raised here."""
+    requests = await engine_requests(service, fields, job, options)
+    return await submit(service, fields, requests, dialect)
+
+
+async def submit(
+    service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Dialect
+) -> Reply:
+    interval = fields.sse_ping_interval
+    stream = service.event_stream(
+        (service.ping_interval if interval is None else interval) if fields.stream else 0.0
+    )
+    await stream.submit(requests)
+    return Reply(stream, dialect, bool(fields.stream), service.timeout)
+
+
+async def engine_requests(
+    service: Service, fields: GenerationFields, job: Job, options: Options
+) -> list[Request]:
+    """n for each prompt, in the order of the choices; a given seed counts up over the n."""
+    defaults = service.defaults
+    given = fields, defaults.sampling, service.engine.tokenizer
+    if fields.logit_bias:  # may have texts, which are tokenized
+        sampling = await asyncio.to_thread(sampling_params, *given)
+    else:
+        sampling = sampling_params(*given)
+    request = Request(
+        prompt=(),
+        sampling=sampling,
+        max_tokens=max_tokens(fields, defaults.max_tokens),
+        stop=stop_strings(fields, defaults.stop) + job.stop,
+        n_probs=0 if options.n_top is None else max(options.n_top, 1),
+        post_sampling_probs=options.post_sampling,
+        prompt_logprobs=options.n_top if options.prompt_logprobs else None,
+        cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
+        constraint=job.constraint,
+        special=defaults.special,
+        shown=job.shown,
+        reasoning=job.reasoning,
+        progress=bool(fields.stream and fields.return_progress),
+        max_ms=fields.t_max_predict_ms or 0,
+        min_indent=fields.n_indent or 0,
+        n_keep=defaults.n_keep if fields.n_keep is None else fields.n_keep,
+        n_discard=fields.n_discard or 0,
+        adapters=None if fields.lora is None else adapter_scales(fields.lora),
+        id_slot=-1 if fields.id_slot is None else fields.id_slot,
+    )
+    seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
+    check_scores(job.prompts, request.prompt_logprobs, options.n)
+    return [
+        replace(
+            request,
+            prompt=prompt.ids,
+            media=prompt.media,
+            sampling=replace(sampling, seed=seed),
+        )
+        for prompt in job.prompts
+        for seed in seeds
+    ]
+
+
+def check_scores(prompts: Sequence[Prompt], n_top: int | None, n: int) -> None:
+    """ApiError if an answer would have too many scores of its prompts; ``n_top`` None: none."""
+    if n_top is None:
+        return
+    n_scores = n * (1 + n_top) * sum(len(prompt.ids) for prompt in prompts)
+    if n_scores > MAX_SCORES:
+        raise invalid(
+            f"Field 'logprobs': {n_scores} log-probabilities of the prompts (one, and {n_top} of "
+            f"likeliest tokens, for each token of each choice), at most {MAX_SCORES} in an answer"
+        )

@@ -1,0 +1,65 @@
+"""From options to devices, and what is said of devices that are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.engine.loading import machine
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
+
+CPU = DeviceInfo(0, "Xeon", "Intel(R) OpenCL", "", "cpu", 8 << 30, 8)
+BIG = DeviceInfo(1, "H200", "NVIDIA CUDA", "", "gpu", 140 << 30, 132)
+SMALL = DeviceInfo(2, "A2", "NVIDIA CUDA", "", "gpu", 16 << 30, 10)
+OTHER = DeviceInfo(3, "Radeon", "rusticl", "", "gpu", 4 << 30, 12)
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "list_devices", lambda n_threads: [CPU, SMALL, BIG, OTHER])
+
+
+@pytest.mark.parametrize(
+    ("given", "with_layers"),
+    [
+        ({}, [BIG, SMALL]),
+        ({"n_gpu_layers": 0}, [CPU]),
+        ({"device": "none"}, [CPU]),
+        ({"device": "radeon,0"}, [OTHER, CPU]),
+        ({"split_mode": "none"}, [BIG]),
+        ({"split_mode": "none", "main_gpu": 1}, [SMALL]),
+        ({"tensor_split": (1.0, 3.0)}, [BIG, SMALL]),
+    ],
+)
+def test_devices_that_have_layers(given: dict[str, Any], with_layers: list[DeviceInfo]) -> None:
+    found = machine.find_machine(EngineOptions(**given))
+    assert list(found.infos[: found.n_offload]) == with_layers
+    assert found.cpu is not None
+    assert found.infos[found.cpu] is CPU
+
+
+def test_overrides_may_name_further_devices() -> None:
+    given = EngineOptions(device="h200", override_tensor=("exps=CPU", "a=b=radeon"))
+    found = machine.find_machine(given)
+    assert [(p, found.infos[at]) for p, at in found.overrides] == [("exps", CPU), ("a=b", OTHER)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "0,vega"}, "no OpenCL device 'vega'; there are 0: Xeon"),
+        ({"device": "1,h200"}, "'1,h200' names a device twice"),
+        ({"tensor_split": (1.0,)}, "1 shares for 2 devices: H200, A2"),
+        ({"split_mode": "row"}, "--split-mode row is not supported"),
+        ({"main_gpu": 1}, "--main-gpu needs --split-mode none"),
+        ({"main_gpu": 2, "split_mode": "none"}, "--main-gpu 2: .* among 0: H200, 1: A2"),
+        ({"override_tensor": ("exps",)}, "'exps' is not a pattern, '=' and a device"),
+        ({"override_tensor": ("exps=vega",)}, "no OpenCL device 'vega'"),
+    ],
+)
+def test_devices_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((EngineError, DeviceError), match=message):
+        machine.find_machine(EngineOptions(**given))

@@ -1,0 +1,120 @@
+"""Every architecture's small random model against the logits of llama.cpp, four ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance_data import DATA, names, read_spec, reference
+from stepping import Floats, Stepper, nmse, sequence
+
+from gguf_serve.engine.architecture.table import ARCHITECTURES
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+
+NAMES = names()
+# llama.cpp's GELU is a table of halves; all others are below 1e-11.
+FLOAT_NMSE = 1e-7
+# One of each kind of layer.
+FAST = [
+    "deepseek2-moe", "deepseek4-moe", "falcon-dense", "glm5-next-moe", "gpt-oss-moe", "grok-moe",
+    "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe", "refact-moe",
+]  # fmt: skip
+# Norms after sublayers, experts of all kinds, two parts side by side, other weights for images.
+ENDINGS = [
+    "cogvlm-dense", "deepseek2-moe", "falcon-dense", "gemma3-dense", "gpt-oss-moe", "grovemoe-moe",
+    "lfm2-dense", "llama4-moe", "olmo2-dense", "qwen3next-moe",
+]  # fmt: skip
+TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
+
+Load = Callable[[str], Stepper]
+
+
+@pytest.fixture(scope="session")
+def load(device: Device, programs: Programs, conformance_model: Callable[[str], Path]) -> Load:
+    """Loads a model of the conformance data once per device."""
+    return cache(lambda name: Stepper(conformance_model(name), device, programs))
+
+
+def beside_others(model: Stepper, tokens: list[int]) -> Floats:
+    """The logits of a sequence that shares its steps with two of other lengths."""
+    rng = np.random.default_rng(1)
+    me = sequence(tokens, 1, [4, 6])
+    others = [
+        sequence(rng.integers(model.n_vocab, size=90), slot, pages)
+        for slot, pages in ((0, [3, 7, 5]), (2, [9, 2, 11]))
+    ]
+    model.step((others[0], 35))
+    rows = [
+        model.step((others[0], 1), (me, 30), (others[1], 5))[1],
+        model.step((others[0], 20), (me, 1), (others[1], 1))[1],
+        *(model.step((me, 1), (others[1], 1), (others[0], 1))[0] for _ in range(3)),
+        model.step((others[1], 40), (me, 30))[1],
+    ]
+    return np.concatenate(rows)
+
+
+def test_every_architecture_is_in_the_table() -> None:
+    for name in NAMES:
+        assert read_spec(name)["arch"] in ARCHITECTURES, name
+
+
+@pytest.mark.parametrize("name", sorted({*FAST, *ENDINGS}))
+def test_a_clone_has_the_daily_models(name: str) -> None:
+    assert (DATA / "specs" / f"{name}.json").is_file()
+    assert (DATA / "logits" / f"{name}.npz").is_file()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_prompt_and_single_tokens(load: Load, name: str) -> None:
+    tokens, logits = reference(name)
+    result = load(name).run(sequence(tokens, 1, TABLE), [59, 1, 1, 1, 1, 1])
+    assert nmse(result, logits) <= FLOAT_NMSE
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
+    """On CPUs the bits are those of a sequence alone."""
+    model, (tokens, logits) = load(name), reference(name)
+    result = beside_others(model, tokens)
+    assert nmse(result, logits) <= FLOAT_NMSE
+    if device.is_simd:
+        assert np.array_equal(result, model.run(sequence(tokens, 1, TABLE), [64]))
+
+
+def some_rows(model: Stepper, tokens: list[int], positions: list[int]) -> Floats:
+    """The logits of some positions, of a prompt in chunks beside another one."""
+    rng = np.random.default_rng(1)
+    me = sequence(tokens, 1, [4, 6])
+    other = sequence(rng.integers(model.n_vocab, size=64), 0, [3, 7])
+    rows = [
+        model.step((other, 10), (me, count), wants=positions.__contains__)[1]
+        for count in (20, 12, 32)
+    ]
+    return np.concatenate([row for row in rows if len(row)])
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, name: str) -> None:
+    """A chunk without such rows, one with one, one with many."""
+    model, (tokens, logits) = load(name), reference(name)
+    positions = [25, *range(40, 64, 2)]
+    result = some_rows(model, tokens, positions)
+    assert nmse(result, logits[positions]) <= FLOAT_NMSE
+    if device.is_simd:
+        whole = model.run(sequence(tokens, 1, TABLE), [64])
+        assert np.array_equal(result, whole[positions])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_four_ways(load: Load, name: str) -> None:
+    """One prompt, a prompt and single tokens, uneven chunks, in company."""
+    model, (tokens, logits) = load(name), reference(name)
+    for counts in ([64], [40] + [1] * 24, [7, 20, 37]):
+        assert nmse(model.run(sequence(tokens, 1, TABLE), counts), logits) <= FLOAT_NMSE
+    assert nmse(beside_others(model, tokens), logits) <= FLOAT_NMSE
+    assert nmse(some_rows(model, tokens, [25, 50]), logits[[25, 50]]) <= FLOAT_NMSE

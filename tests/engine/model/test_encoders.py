@@ -1,0 +1,113 @@
+"""Encoders: small random ones against NumPy, and a real one against its published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from queue import Queue
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from bert_reference import (
+    ENCODERS,
+    N_EMBD,
+    N_VOCAB,
+    hidden_states,
+    linear,
+    random_tensors,
+    write_model,
+)
+from stepping import Stepper, nmse, sequence
+
+from gguf_serve.engine.engine import load_engine
+from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Embedded, Event, Request, Started
+from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+
+Load = Callable[[str], Stepper]
+FLOAT_NMSE = 1e-11
+
+
+@pytest.fixture(scope="session")
+def load(device: Device, programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Load:
+    folder = tmp_path_factory.mktemp("encoders")
+
+    @cache
+    def loaded(name: str) -> Stepper:
+        e = ENCODERS[name]
+        return Stepper(write_model(folder / name, e, random_tensors(e)), device, programs)
+
+    return loaded
+
+
+def ranker_tensors() -> dict[str, npt.NDArray[np.float32]]:
+    """A BERT with a head of two matrices, for two scores."""
+    rng = np.random.default_rng(8)
+    tensors = random_tensors(ENCODERS["bert"])
+    for name, n in (("cls", N_EMBD), ("cls.output", 2)):
+        matrix = rng.standard_normal((n, N_EMBD), dtype=np.float32)
+        tensors[f"{name}.weight"] = matrix * np.float32(N_EMBD**-0.5)
+        tensors[f"{name}.bias"] = rng.standard_normal(n, dtype=np.float32)
+    return tensors
+
+
+def random_tokens(seed: int, n: int) -> list[int]:
+    return np.random.default_rng(seed).integers(N_VOCAB, size=n).tolist()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_hidden_states(load: Load, name: str) -> None:
+    """Prompts of several lengths in one step, over page ends, and one of a single token."""
+    e, model = ENCODERS[name], load(name)
+    tensors = random_tensors(e)
+    prompts = [random_tokens(i, n) for i, n in enumerate((33, 1, 62))]
+    tables = [[3, 7], [5], [9, 2]]
+    seqs = [
+        sequence(tokens, slot, table)
+        for slot, (tokens, table) in enumerate(zip(prompts, tables, strict=True))
+    ]
+    found = model.states(*seqs)
+    for tokens, states in zip(prompts, found, strict=True):
+        assert nmse(states, hidden_states(e, tensors, tokens)) <= FLOAT_NMSE
+    alone = model.states(sequence(prompts[1], 2, [1]))[0]
+    assert nmse(alone, found[1].astype(np.float64)) <= FLOAT_NMSE
+
+
+def test_scores(device: Device, programs: Programs, tmp_path: Path) -> None:
+    e, tensors, tokens = ENCODERS["bert"], ranker_tensors(), random_tokens(5, 21)
+    model = Stepper(write_model(tmp_path / "ranker", e, tensors), device, programs)
+    seq = sequence(tokens, 0, [4])
+    chunk = Chunk(seq, 0, len(tokens), "last")
+    found = model.runner.forward([chunk], (), [OutputRow(chunk, 0, 1)])[0].scores()
+    first = hidden_states(e, tensors, tokens)[0]
+    expected = linear(np.tanh(linear(first, tensors, "cls")), tensors, "cls.output")
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_minilm(shared: Path) -> None:
+    """Mean-pooled vectors of a real model, at float16, against NumPy on its own tensors."""
+    path = shared / "models" / "all-MiniLM-L6-v2-F16.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not there")
+    tensors = {t.name: t.data.astype(np.float32) for t in gguf.GGUFReader(path).tensors}
+    engine = load_engine(path, EngineOptions())
+    try:
+        for text in ("hello", "The capital of France is Paris."):
+            tokens = engine.tokenizer.encode(text, add_special=True, parse_special=False)
+            events: Queue[Event] = Queue()
+            engine.submit(Request(tuple(tokens), pooling=engine.info.pooling), events.put)
+            while not isinstance(event := events.get(timeout=60), Embedded):
+                assert isinstance(event, Started)
+            (vector,) = np.array(event.vectors)
+            expected = hidden_states(ENCODERS["bert"], tensors, tokens, 12).mean(0)
+            lengths = np.linalg.norm(vector) * np.linalg.norm(expected)
+            assert vector @ expected / lengths >= 0.99999
+    finally:
+        engine.close()

@@ -1,0 +1,85 @@
+"""Which forms of a CPU's products are tried, and what is made of the answers."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pyopencl as cl
+import pytest
+
+from gguf_serve.kernels.opencl import features
+from gguf_serve.kernels.opencl.device import Device, multiplies_bytes, open_device
+from gguf_serve.kernels.opencl.features import BYTE_PROBE, dot_defines
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
+from gguf_serve.kernels.opencl.sources import SOURCES
+
+CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The forms that are tried; those of 512 bits do not work."""
+    found: list[str] = []
+
+    def works(index: int, form: str) -> bool:
+        found.append(form)
+        return not form.endswith("_512")
+
+    monkeypatch.setattr(features, "_works", works)
+    monkeypatch.setattr(features, "_cache_path", lambda: tmp_path / "features.json")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "defines"),
+    [
+        ({"avx2", "avx512_vnni"}, ("DOT_PAIRS_256", "DOT_BYTES_256")),
+        ({"avx2", "avx_vnni"}, ("DOT_PAIRS_256", "DOT_BYTES_256")),
+        ({"avx2"}, ("MADD_BYTES_256",)),
+        ({"sse2"}, ()),
+    ],
+)
+def test_the_best_that_works(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], flags: set[str], defines: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset(flags))
+    assert dot_defines(CPU) == defines
+    before = list(tried)
+    assert dot_defines(CPU) == defines
+    assert tried == before  # known from the file
+
+
+@pytest.mark.filterwarnings("ignore::pyopencl.CompilerWarning")
+def test_the_probe_builds_every_intrinsic(device: Device) -> None:
+    """That of the signs too: a compiler that does not know it would end the server."""
+    if not device.is_simd:
+        pytest.skip("for CPUs only")
+    source = f"{BYTE_PROBE}\n#ifndef SIGNED_CODES\n#error\n#endif\n"
+    cl.Program(device.context, source).build([f"-I{SOURCES}"])
+
+
+def test_a_probe_without_an_answer_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str]
+) -> None:
+    def hangs(index: int, form: str) -> bool:
+        raise subprocess.TimeoutExpired(form, 60)
+
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx2"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_works", hangs)
+        assert dot_defines(CPU) == ()
+    assert dot_defines(CPU) == ("MADD_BYTES_256",)
+
+
+def test_which_processors_multiply_bytes() -> None:
+    assert multiplies_bytes(("MADD_BYTES_256",))
+    assert not multiplies_bytes(("DOT_PAIRS_512", "DOT_BYTES_512"))  # shorts do as well
+    assert not multiplies_bytes(())
+
+
+def test_a_device_has_what_is_asked_for(device: Device) -> None:
+    index = str(device.info.index)
+    asked = open_device(index, family=device.family, byte_codes=True)
+    assert asked.byte_codes == device.is_simd
+    assert not open_device(index, family=device.family, byte_codes=False).byte_codes

@@ -1,0 +1,137 @@
+"""Requests to the engine of a small random model, whose 128 tokens are the ASCII characters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.loader import Model
+from gguf_serve.engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    SamplingParams,
+    Started,
+    TokenScore,
+)
+
+SECONDS = 60  # until a test gives up on the engine
+GREEDY = SamplingParams(temperature=0)
+
+
+class CharacterDecoder:
+    """Every token is a whole character."""
+
+    def push(self, token: int) -> str:
+        return chr(token)
+
+    def flush(self) -> str:
+        return ""
+
+
+class CharacterTokenizer:
+    """Token i is the character i."""
+
+    n_vocab = 128
+
+    def __init__(self, eog_ids: Iterable[int] = ()) -> None:
+        self.eog_ids = frozenset(eog_ids)
+        self.eos_id = min(self.eog_ids, default=None)
+        self.eot_id = None
+
+    def is_special(self, token_id: int) -> bool:
+        return False
+
+    def piece(self, token_id: int, special: bool = True) -> bytes:
+        return bytes([token_id])
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        return list(text.encode("ascii"))
+
+    def decoder(self, special: bool = False, shown: Collection[int] = ()) -> CharacterDecoder:
+        return CharacterDecoder()
+
+
+class Reply:
+    """The events of one request."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._ended = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Finished | Failed):
+            self._ended.set()
+
+    def wait(self) -> Reply:
+        assert self._ended.wait(SECONDS), f"no end after {self.events}"
+        return self
+
+    def all(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def end(self) -> Finished:
+        """The last event; there is no other end."""
+        assert len(self.all(Finished)) == 1
+        assert isinstance(self.events[-1], Finished)
+        return self.events[-1]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.all(Delta))
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for delta in self.all(Delta) for token in delta.tokens]
+
+    @property
+    def scores(self) -> list[TokenScore]:
+        return [score for delta in self.all(Delta) for score in delta.scores]
+
+    @property
+    def n_cached(self) -> int:
+        return self.all(Started)[0].n_cached
+
+
+def submit(
+    engine: Engine,
+    prompt: Iterable[int],
+    max_tokens: int = 12,
+    sampling: SamplingParams = GREEDY,
+    **fields: object,
+) -> Reply:
+    reply = Reply()
+    engine.submit(Request(tuple(prompt), sampling, max_tokens, **fields), reply)
+    return reply
+
+
+def ask(engine: Engine, prompt: Iterable[int], *arguments: object, **fields: object) -> Reply:
+    """The whole answer to a request."""
+    return submit(engine, prompt, *arguments, **fields).wait()
+
+
+def engine_of(model: Model, eog_ids: Iterable[int] = ()) -> Engine:
+    tokenizer = CharacterTokenizer(eog_ids)
+    return Engine(model.runner, model.scheduler, tokenizer, model.chat_template, model.info)
+
+
+def assert_same_logits(shared: Reply, alone: Reply) -> None:
+    """Log-probabilities of all tokens, at every step."""
+    assert shared.tokens == alone.tokens
+    for a, b in zip(shared.scores, alone.scores, strict=True):
+        left, right = (np.array([p for _, _, p in sorted(s.top)]) for s in (a, b))
+        assert len(left) == 128
+        assert np.abs(left - right).max() < 1e-3
+
+
+def random_prompt(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng([n, seed]).integers(0, 128, n).tolist()

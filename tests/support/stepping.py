@@ -1,0 +1,129 @@
+"""A model driven step by step through its Runner, without scheduler or engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
+from gguf_serve.engine.architecture.table import find_architecture
+from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, ring_pages
+from gguf_serve.engine.loading.control import read_directions
+from gguf_serve.engine.loading.packing import Packing
+from gguf_serve.engine.model.placement import Placement, on_one_device
+from gguf_serve.engine.model.weights import Additions, allocate_weights
+from gguf_serve.engine.options import ControlVectors
+from gguf_serve.engine.recording.adapters import read_adapters
+from gguf_serve.engine.request import Request
+from gguf_serve.engine.scheduling.page_cache import PageCopy
+from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+
+Floats = npt.NDArray[np.float32]
+SIZES = Sizes(n_pages=32, n_slots=3, n_ctx_slot=256, n_tokens=96, n_batch=96, n_outputs=96)
+
+NO_CONTROL = ControlVectors()
+
+
+class Stepper:
+    """A loaded model with room for three sequences of 256 tokens."""
+
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        programs: Programs,
+        *,
+        flash: bool = True,
+        others: Sequence[tuple[Device, Programs]] = (),
+        place: Callable[[int], Placement] | None = None,
+        cache_types: tuple[str, str] = ("f32", "f32"),
+        adapters: Sequence[Path] = (),
+        control: ControlVectors = NO_CONTROL,
+    ) -> None:
+        """``place``: from the number of layers to which device has what; all on the first."""
+        with open_gguf(path) as gguf:
+            hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+            devices = [(device, programs), *others]
+            placement = (place or on_one_device)(hparams.n_layers)
+            additions = Additions(
+                read_adapters(adapters, gguf),
+                read_directions(control, hparams.n_layers, hparams.n_embd),
+            )
+            weights, jobs = allocate_weights(
+                gguf, hparams, [d for d, _ in devices], placement, additions
+            )
+            listed = zip(devices, jobs, strict=True)
+            Packing(gguf, [(*on, job) for on, some in listed for job in some]).run()
+        self.n_vocab = hparams.n_vocab
+        types = CacheTypes(*cache_types)
+        sizes = replace(SIZES, n_ring_pages=ring_pages(hparams, 3, 96, 32))
+        self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash)
+
+    def step(
+        self,
+        *shares: tuple[RunningSequence, int],
+        copies: Sequence[PageCopy] = (),
+        wants: Callable[[int], bool] = lambda position: True,
+    ) -> list[Floats]:
+        """The logits of the next so many tokens of each sequence: float32 [count, n_vocab].
+
+        ``wants``: of which positions; the others have no row.
+        """
+        chunks = [Chunk(seq, seq.n_computed, count, "all") for seq, count in shares]
+        wanted = [
+            OutputRow(chunk, chunk.start + i, 4, i, scored=True)
+            for chunk in chunks
+            for i in range(chunk.count)
+            if wants(chunk.start + i)
+        ]
+        found = self.runner.forward(chunks, copies, wanted)
+        rows = []
+        for i, logits in enumerate(found):
+            row = logits.row()
+            best = np.lexsort((np.arange(len(row)), -row))[:4]
+            assert np.array_equal(logits.best(4).ids, best)
+            assert logits.picked == row[wanted[i].pick]
+            sum_exp = np.exp(row.astype(np.float64) - row.max()).sum()
+            assert abs(logits.log_sum_exp - row.max() - np.log(sum_exp)) < 1e-5
+            rows.append(row)
+        for seq, count in shares:
+            seq.n_computed += count
+        ends = np.cumsum([sum(row.chunk is chunk for row in wanted) for chunk in chunks])[:-1]
+        return np.split(np.array(rows), ends)
+
+    def states(self, *seqs: RunningSequence) -> list[Floats]:
+        """The hidden states of whole prompts, in one step: float32 [tokens, n_embd] each."""
+        chunks = [Chunk(seq, 0, len(seq.tokens), "hidden") for seq in seqs]
+        self.runner.forward(chunks, (), ())
+        ends = np.cumsum([chunk.count for chunk in chunks])
+        states = self.runner.hidden(range(int(ends[-1])))
+        return np.split(states, ends[:-1])
+
+    def run(self, seq: RunningSequence, counts: Iterable[int]) -> Floats:
+        """The logits of one sequence, in steps of so many tokens."""
+        return np.concatenate([self.step((seq, count))[0] for count in counts])
+
+
+def sequence(tokens: Iterable[int], slot: int, table: list[int]) -> RunningSequence:
+    """A sequence in a slot with its pages."""
+    request = Request(tuple(int(token) for token in tokens))
+    seq = RunningSequence.from_request(slot, request)
+    seq.slot, seq.table = slot, table
+    return seq
+
+
+def nmse(result: Floats, reference: npt.NDArray[np.floating[Any]]) -> float:
+    """Squared error, relative to the reference's squares."""
+    assert result.shape == reference.shape
+    difference = result.astype(np.float64) - reference
+    return float((difference**2).sum() / (reference.astype(np.float64) ** 2).sum())
