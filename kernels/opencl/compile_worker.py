@@ -1,6 +1,6 @@
 """A process that compiles programs for another one, and ends with it.
 
-    python -m kernels.opencl.compile_worker DEVICE_INDEX [background]
+    python -m gguf_serve.kernels.opencl.compile_worker PLATFORM DEVICE [background]
 
 It takes a line of JSON per program ({"source", "options"}) and answers with one ({"size"} or
 {"error"}), then the binary's bytes. A compiler's memory, and its crashes, stay here.
@@ -57,14 +57,14 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # drivers print
     jobs = _jobs()
-    if "background" in sys.argv[2:]:
+    if "background" in sys.argv[3:]:
         yield_to_others()
     warnings.simplefilter("ignore")
     import pyopencl as cl
 
-    from gguf_serve.kernels.opencl.platforms import platform_devices
+    from gguf_serve.kernels.opencl.platforms import find_device
 
-    context = cl.Context([platform_devices()[int(sys.argv[1])]])
+    context = cl.Context([find_device(*sys.argv[1:3])])
     _answer(out, {"ready": True})
     while True:
         job = jobs.get()

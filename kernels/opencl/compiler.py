@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf_serve
-from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo, only_driver
 from gguf_serve.kernels.opencl.program_cache import ProgramCache
 
 FOREGROUND, BACKGROUND = 0, 1
@@ -58,16 +58,13 @@ class Worker:
     def __init__(self, info: DeviceInfo, *, background: bool) -> None:
         if not sys.executable:
             raise NoWorkerError("this Python does not know its own program")
-        command = [
-            sys.executable,
-            "-m",
-            "gguf_serve.kernels.opencl.compile_worker",
-            str(info.index),
-        ]
+        module = "gguf_serve.kernels.opencl.compile_worker"
+        command = [sys.executable, "-m", module, info.platform, info.name]
         root = str(Path(gguf_serve.__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         # NumPy's BLAS would start its threads, which takes a third of the child's start.
-        environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+        own = {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **only_driver(info)}
+        environment = {**os.environ, **own}
         try:
             self._process = subprocess.Popen(
                 command + ["background"] * background, env=environment,

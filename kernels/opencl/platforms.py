@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"  # writable even where the root is not
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
+BUNDLED_PLATFORM = "Intel(R) OpenCL"
 NO_DRIVER = (
     "no OpenCL driver found. For the CPU: pip install 'gguf-serve[cpu]' (x86-64, in a checkout "
     "pip install '.[cpu]'), or apt-get install pocl-opencl-icd; for a GPU: its vendor's driver "
@@ -56,6 +57,25 @@ def bundled_drivers() -> list[Path]:
     roots = dict.fromkeys((sys.prefix, sys.base_prefix, os.path.expanduser("~/.local")))
     found = [Path(root) / "lib" / "libintelocl.so" for root in roots]
     return [path for path in found if path.exists()][:1]
+
+
+def only_driver(info: DeviceInfo) -> dict[str, str]:
+    """Environment variables with which a process loads a device's driver alone, and so has the
+    memory of no other; empty where that driver is not one of pip's, or the user has said which."""
+    drivers = bundled_drivers()
+    told = any(name in os.environ for name in LOADER_VARIABLES)
+    if told or not drivers or info.platform != BUNDLED_PLATFORM or info.kind != "cpu":
+        return {}
+    return {"OCL_ICD_VENDORS": str(drivers[0])}
+
+
+def find_device(platform: str, name: str) -> cl.Device:
+    """The device of this name; DeviceError if it is not there."""
+    infos = list_devices()
+    found = [info for info in infos if (info.platform, info.name) == (platform, name)]
+    if not found:
+        raise DeviceError(f"no device {name!r} of {platform!r}, only {infos}")
+    return platform_devices()[found[0].index]
 
 
 def _vendor_folder(drivers: list[Path]) -> str | None:

@@ -177,10 +177,10 @@ def test_a_user_whose_cache_cannot_be_written(compiling: Device, tmp_path: Path)
         "from gguf_serve.kernels.opencl.device import open_device\n"
         "from gguf_serve.kernels.opencl.program import Programs\n"
         "programs = Programs(open_device(sys.argv[1], family=sys.argv[2]))\n"
-        "for t in ('F32', 'F16'): programs.kernel('embed.cl', 'embed', [f'TYPE_{t}'])\n"
+        "for t in ('F32', 'F16'): programs.kernel('matrix/embed.cl', 'embed', [f'TYPE_{t}'])\n"
         "print(programs.n_compiled)\n"
     )
-    root = str(Path(compiler.__file__).parents[1])
+    root = str(Path(compiler.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "XDG_CACHE_HOME": str(tmp_path / "file")}
     result = subprocess.run(
         [sys.executable, "-c", program, compiling.info.platform, compiling.family],
@@ -198,11 +198,12 @@ def test_two_processes_share_the_work(compiling: Device, tmp_path: Path) -> None
         "from gguf_serve.kernels.opencl.program_cache import ProgramCache\n"
         "device = open_device(sys.argv[1], family=sys.argv[2])\n"
         "programs = Programs(device, ProgramCache(Path(sys.argv[3])))\n"
-        "programs.request([programs.spec('embed.cl', [f'TYPE_{t}']) for t in ('F16', 'F32')])\n"
-        "for t in ('F32', 'F16'): programs.build('embed.cl', [f'TYPE_{t}'])\n"
+        "specs = [programs.spec('matrix/embed.cl', [f'TYPE_{t}']) for t in ('F16', 'F32')]\n"
+        "programs.request(specs)\n"
+        "for t in ('F32', 'F16'): programs.build('matrix/embed.cl', [f'TYPE_{t}'])\n"
         "print(programs.n_compiled)\n"
     )
-    root = str(Path(compiler.__file__).parents[1])
+    root = str(Path(compiler.__file__).parents[2])
     command = [sys.executable, "-c", program, str(compiling.info.index), compiling.family]
     both = [
         subprocess.Popen(
