@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.rehearsal import Rehearsal
@@ -135,7 +136,6 @@ def longest_first(specs: Sequence[Spec]) -> list[Spec]:
 
 def _length(spec: Spec) -> float:
     """How long a program takes to compile, roughly."""
-    tiles = (define[3:] for define in spec.defines if define.startswith("NT="))
-    return (10 if spec.source.startswith("mat") else 5 if "attention" in spec.source else 1) + int(
-        next(tiles, "0")
-    )
+    name, tiles = Path(spec.source).stem, (d[3:] for d in spec.defines if d.startswith("NT="))
+    kind = 10 if name.startswith("mat") else 5 if name.startswith("attention") else 1
+    return kind + int(next(tiles, "0"))
