@@ -96,9 +96,7 @@ def test_a_map_gives_its_rules() -> None:
 def test_the_longest_rule_applies_at_each_position(text: str) -> None:
     normalize = whole(normalizer(CharsMap(blob(RULES)), []))
     assert normalize(text) == by_definition(RULES, text)
-    with patch.object(
-        gguf_serve.engine.textengine.text.charsmap, "PART", 3
-    ):  # as where a long text is cut
+    with patch.object(gguf_serve.engine.text.charsmap, "PART", 3):  # a long text is cut
         assert normalize(text) == by_definition(RULES, text)
 
 

@@ -335,7 +335,8 @@ def test_what_nobody_takes_is_dropped(serve: Any, fakes: Any, limits: Limits) ->
     url = serve(fakes.engine(), limits=limits)
     with connected(url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(post("/tokenize", {"content": "x" * 3_000_000}))
+        body = {"content": "x " * 250_000, "with_pieces": True}  # 10 MB
+        connection.sendall(post("/tokenize", body))
         wait_for_reset(connection)
 
 
@@ -434,7 +435,7 @@ def test_more_idle_connections_than_files(tmp_path: Path) -> None:
     model.write_bytes(b"GGUF")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    script = Path(__file__).with_name("scripted_serve.py")
+    script = Path(__file__).resolve().parents[2] / "support" / "scripted_serve.py"
     command = [sys.executable, str(script), "-m", str(model), "--port", str(port)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=few_files, env=os.environ
