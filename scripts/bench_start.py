@@ -63,13 +63,12 @@ class Start:
 def descendants(pid: int) -> Iterator[int]:
     """A process and all that it has started, directly or not."""
     yield pid
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = path.read_text().split()
-        except OSError:  # it has ended
-            continue
-        for child in children:
-            yield from descendants(int(child))
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it, or a thread of it, has ended
+        return
+    for child in " ".join(lists).split():
+        yield from descendants(int(child))
 
 
 def memory(pid: int) -> int:
@@ -105,7 +104,8 @@ def start(model: Path, options: Sequence[str], cache: str | None = None) -> Star
     """Start the server and end it. RuntimeError with its log if it does not become ready."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "server", "-m", str(model), "--port", str(port), *options]
+    serve = [sys.executable, "-m", "gguf_serve.server"]
+    command = [*serve, "-m", str(model), "--port", str(port), *options]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path}
     environment |= {"XDG_CACHE_HOME": cache} if cache else {}

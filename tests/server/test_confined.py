@@ -102,7 +102,7 @@ def start(can_confine: None, model: Path, tmp_path: Path) -> Iterator[Start]:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         command = [
-            *confined(small), sys.executable, "-m", "server", "-m", str(model),
+            *confined(small), sys.executable, "-m", "gguf_serve.server", "-m", str(model),
             "--port", str(port), "-c", "512", "-np", "2",
         ]  # fmt: skip
         if group is not None:

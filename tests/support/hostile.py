@@ -96,7 +96,8 @@ class Server:
         self.log = log
         self._watch: subprocess.Popen[str] | None = None
         command = [
-            *(sys.executable, "-m", "server", "-m", str(model), "--port", str(self.port)),
+            *(sys.executable, "-m", "gguf_serve.server"),
+            *("-m", str(model), "--port", str(self.port)),
             *("-c", "4096", "--api-key", ",".join(KEYS.values()), "--metrics", *args),
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
