@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), *(str(ROOT / folder) for folder in ("tests", "tests/engine"))]
+sys.path[:0] = [str(ROOT), *(str(ROOT / folder) for folder in ("tests", "tests/support"))]
 NAMES = ("model", "projector", "tokenizer", "chat", "grammar", "slot")
 
 
@@ -36,7 +36,7 @@ def main(
     """Fuzz TARGET for so many seconds."""
     import atheris
 
-    with atheris.instrument_imports(include=["engine"]):
+    with atheris.instrument_imports(include=["gguf_serve.engine"]):
         import fuzz_targets
 
     fuzzed = fuzz_targets.TARGETS[target]
