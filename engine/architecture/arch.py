@@ -6,9 +6,11 @@ parallel sublayers) is read from the file, never declared here.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gguf_serve.engine.architecture.needs import Needs
 from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.architecture.rope import RopeScaling
 from gguf_serve.engine.architecture.sparse import Sparsity
@@ -21,77 +23,94 @@ Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
+# What few have: each of these is said in the rows that have it, and looked for where it counts.
+Quirk = Literal[
+    # Positions and windows
+    "positions_by_depth",  # RoPE in models of 32 layers, ALiBi in those of 40, else nothing
+    "rope_if_finetuned",  # none where the file says rope.scaling.finetuned = false
+    "yarn_one_multiplier",  # YaRN's two multipliers are one, see RopeScaling
+    "yarn_without_magnitude",  # YaRN leaves the size of rotated values, unless the file says it
+    "window_after_first",  # the first of n layers sees all keys, not the last
+    "windows_from_64_layers",  # models with fewer layers have no windows
+    "chunked_windows",  # a window is a token's own stretch, not the last ones
+    # Norms
+    "weightless_norms",  # where the file has none, before sublayers and at the end
+    "normed_embedding",  # RMS norm without weight after the embedding
+    "tiny_post_norm_eps",  # norms after sublayers have an epsilon of 1e-8
+    "weightless_head_norms",  # where there is RoPE, and not in models of 128 experts
+    # Mixers
+    "qkv_in_thirds",  # attn_qkv has Q, K, V each as wide as Q
+    "scores_by_head_size",  # attention scores are divided by the head size, not by its root
+    "softplus_attention_gate",  # instead of a sigmoid
+    "lightning_attention",  # where the file has attn_norm_2
+    "negated_decay",  # ssm_a of Kimi's delta attention is negative, where the decay has a bound too
+    "sigmoid_delta_gate",  # of what a delta net yields, instead of SiLU
+    "interleaved_indexer_rope",  # over pairs (2i, 2i + 1) of an indexer's head
+    "indexer_rope_last",  # over the last values of an indexer's head, not the first
+    # FFN and experts
+    "experts_unused",  # an FFN of experts is its activation alone, as in llama.cpp
+    "experts_scaled_before",  # a token's expert weight multiplies the expert's input
+    "early_router",  # it reads the stream before the layer's attention
+    "early_experts",  # so do the experts, with their own norm, beside a dense FFN
+    "dense_beside_experts",  # a dense FFN beside the experts counts
+    "glu_limit_first",  # swiglu_clamp_exp bounds the gate before its activation, not after
+    "glu_limit_of_shared",  # it bounds the shared expert, too
+    # Residuals and the head
+    "residuals_by_depth",  # 1.4 / sqrt(layers), where the file has no residual_scale
+    "normed_residuals",  # sublayers add to the normalized stream, times a scale
+    "gelu_rank_head",  # in the head of a reranker, instead of tanh
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """One row of the table of architectures."""
 
     name: str
+    needs: Needs  # tensors that files must have
+    mixed: bool = False  # not every layer has attention and an FFN or experts
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
     positions: Positions = "interleaved"
-    positions_at_depth: tuple[tuple[int, Positions], ...] = ()  # in models of so many layers
     rope_layers: Literal["all", "windowed", "step", "step_first", "windowed_or_dense"] = "all"
-    rope_step: int = 4  # every so many layers one has no RoPE ("step": the last, else the first)
-    rope_unless_finetuned: bool = False  # rope.scaling.finetuned = false: no RoPE at all
+    sections_interleaved: bool = False  # M-RoPE: pairs take turns in time, row and column
     yarn_multiplier: float = 0.0  # of the file's yarn_log_multiplier; 0: that does not count
-    yarn_one_multiplier: bool = False
     yarn_scores: bool = False  # see RopeScaling
     # Sliding windows
     window_pattern: int = 0  # every n-th layer sees all keys, the others a window; 0: all see all
     window_all: bool = False  # all layers have the window that the file names
-    window_first: bool = False  # the first of n layers sees all keys, not the last
     window_default: int = 0  # where the file names no window
-    window_min_layers: int = 0  # models with fewer layers have no windows
-    window_chunked: bool = False  # the window is a token's own stretch, not the last ones
     window_rope_base: float = 0.0  # RoPE base of the windowed layers; 0: the model's
     window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
-    yarn_magnitude: bool = True  # YaRN makes rotated values larger, where the file does not say
-    sections_interleaved: bool = False  # M-RoPE: pairs take turns in time, row and column
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
-    weightless_norms: bool = False  # norms where the file has none, before sublayers and at the end
-    norm_embedding: bool = False  # RMS norm without weight after the embedding
-    post_norm_eps: float = 0.0  # of norms after sublayers; 0: as the others
     norms_after: bool = False  # of the stream itself, after each sublayer (BERT)
-    # Attention
     head_norm_after_rope: bool = False
-    head_norm_weightless: bool = False  # where there is RoPE, and not in models of 128 experts
-    lightning: bool = False  # linear attention where the file has attn_norm_2
-    kda_negated: bool = False  # ssm_a is negative, where the decay has a bound too
-    delta_gate: Literal["silu", "sigmoid"] = "silu"  # of what a delta net yields
-    index_neox: bool = True  # the indexer's RoPE, over the first values of a head
-    index_rope_last: bool = False
-    attention_gate: Literal["sigmoid", "softplus"] = "sigmoid"  # where the file has the gate
-    attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
-    attention_scale_power: float = -0.5  # of the head size
+    # Attention
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
+    attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
     attention_softcap: float = 0.0  # where the file names none
-    fused_thirds: bool = False  # attn_qkv has Q, K, V each as wide as Q
     # FFN and experts
     activation: str = "silu"
     gate: Gate = "softmax"
     normalize_experts: bool = False
-    experts_unused: bool = False  # an FFN of experts is its activation alone, as in llama.cpp
-    experts_scaled_before: bool = False  # a token's expert weight multiplies the expert's input
-    route_early: bool = False  # the router reads the stream before the layer's attention
-    experts_early: bool = False  # so do the experts, with their own norm, beside a dense FFN
-    dense_beside: bool = False  # a dense FFN beside the experts counts
     ffn_scale: float = 1.0  # of the sum of experts and what is beside them
-    glu_limit_late: bool = True  # swiglu_clamp_exp bounds the gate after its activation
-    glu_limit_beside: bool = False  # it bounds the expert beside the others, too
     # Scales
     scale_embedding: bool = False  # by the square root of the embedding length
     embedding_scale: float = 1.0  # where the file names none
     logit_softcap: float = 0.0  # where the file names none
     divide_logits: bool = False  # by the logit scale, instead of multiplying
     logit_scale: float = 1.0  # where the file names none
-    scaled_residuals: bool = False  # the file's residual scale, else 1.4 / sqrt(layers)
-    normed_residuals: bool = False  # sublayers add to the normalized stream, times a scale
-    rank_activation: Literal["tanh", "gelu"] = "tanh"  # in the head of a reranker
+    quirks: Set[Quirk] = frozenset()
+
+    @property
+    def attention_gate(self) -> str:
+        """The activation of attention's gate, where the file has one."""
+        return "softplus" if "softplus_attention_gate" in self.quirks else "sigmoid"
 
     def glu(self, limit: float) -> str:
         """The name of a gated activation whose factors are bounded by a limit, if it is not 0."""
-        late = limit and self.activation == "silu" and self.glu_limit_late
+        late = limit and self.activation == "silu" and "glu_limit_first" not in self.quirks
         return "silu_late" if late else self.activation
 
 
@@ -164,7 +183,7 @@ class Hyperparameters:
     @property
     def post_eps(self) -> float:
         """The epsilon of norms after sublayers."""
-        return self.arch.post_norm_eps or self.eps
+        return 1e-8 if "tiny_post_norm_eps" in self.arch.quirks else self.eps
 
     @property
     def rope_as_windowed(self) -> tuple[bool, ...]:

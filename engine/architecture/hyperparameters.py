@@ -26,6 +26,8 @@ from gguf_serve.engine.options import RopeOptions
 from gguf_serve.kernels.attention.kv import PAGE
 
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
+POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
+ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 MOST_LAYERS = 4096
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -43,10 +45,10 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     base = gguf.get_float(key("rope.freq_base"), 10000.0)
     base_window = arch.window_rope_base or base
     scaling = read_rope_scaling(
-        gguf, arch.yarn_multiplier, one_multiplier=arch.yarn_one_multiplier,
+        gguf, arch.yarn_multiplier, one_multiplier="yarn_one_multiplier" in arch.quirks,
         scores=arch.yarn_scores,
     )  # fmt: skip
-    if not arch.yarn_magnitude:
+    if "yarn_without_magnitude" in arch.quirks:
         scaling = replace(scaling, log_multiplier=1.0)
     hparams = Hyperparameters(
         arch=arch,
@@ -284,20 +286,22 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
     window = gguf.get_int(gguf.arch_key("attention.sliding_window"), arch.window_default)
     if arch.window_all:
         return window, (window > 0,) * n_layers
-    if not arch.window_pattern or window < 1 or n_layers < arch.window_min_layers:
+    shallow = "windows_from_64_layers" in arch.quirks and n_layers < 64
+    if not arch.window_pattern or window < 1 or shallow:
         return 0, (False,) * n_layers
     if isinstance(value, Iterable) and not isinstance(value, str):
         return window, tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
     n = gguf.get_int(key, arch.window_pattern)
-    shift = 0 if arch.window_first else 1
+    shift = 0 if "window_after_first" in arch.quirks else 1
     return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
 
 
 def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
-    found = dict(arch.positions_at_depth).get(n_layers, arch.positions)
-    if found == "interleaved" and _rope_sections(gguf):
+    if "positions_by_depth" in arch.quirks:
+        return POSITIONS_BY_DEPTH.get(n_layers, arch.positions)
+    if arch.positions == "interleaved" and _rope_sections(gguf):
         return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
-    return found
+    return arch.positions
 
 
 def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
@@ -316,7 +320,9 @@ def _rope_layers(
     layers = range(len(windowed))
     pattern = gguf.metadata.get(gguf.arch_key("attention.rope_pattern"))
     finetuned = bool(gguf.metadata.get(gguf.arch_key("rope.scaling.finetuned"), True))
-    if positions not in ("interleaved", "neox") or (arch.rope_unless_finetuned and not finetuned):
+    if positions not in ("interleaved", "neox") or (
+        "rope_if_finetuned" in arch.quirks and not finetuned
+    ):
         return (False,) * len(windowed)
     if isinstance(pattern, Iterable) and not isinstance(pattern, str):
         return tuple(bool(v) for v in pattern)[: len(windowed)]
@@ -326,9 +332,9 @@ def _rope_layers(
         dense = gguf.get_int(gguf.arch_key("leading_dense_block_count"), 0)
         return tuple(windowed[i] or i < dense for i in layers)
     if arch.rope_layers == "step":
-        return tuple((i + 1) % arch.rope_step != 0 for i in layers)
+        return tuple((i + 1) % ROPE_STEP != 0 for i in layers)
     if arch.rope_layers == "step_first" and any(windowed):
-        return tuple(i % arch.rope_step != 0 for i in layers)
+        return tuple(i % ROPE_STEP != 0 for i in layers)
     return (True,) * len(windowed)
 
 
@@ -336,9 +342,8 @@ def _attention_scale(
     gguf: GGUFFile, arch: Architecture, n_layers: int, head: int, head_default: int
 ) -> float:
     wide = arch.wide_scale_layers == n_layers
-    default = arch.attention_scale or float(head_default if wide else head) ** (
-        arch.attention_scale_power
-    )
+    power = -1.0 if "scores_by_head_size" in arch.quirks else -0.5
+    default = arch.attention_scale or float(head_default if wide else head) ** power
     names = ("attention.scale", "attention.output_scale")
     values = (gguf.get_float(gguf.arch_key(name), 0.0) for name in names)
     return next((value for value in values if value), default)
@@ -370,7 +375,7 @@ def _alibi_bias(gguf: GGUFFile, positions: Positions) -> float:
 
 def _temperature(gguf: GGUFFile, arch: Architecture) -> tuple[float, int, float] | None:
     """How Q grows with its position: llama4 in layers without RoPE, mistral3 in all."""
-    if arch.window_chunked:
+    if "chunked_windows" in arch.quirks:
         return 0.1, 8192, 1.0
     growth = gguf.get_float(gguf.arch_key("attention.temperature_scale"), 0.0)
     n_ctx = gguf.get_int(gguf.arch_key("context_length"))
@@ -385,10 +390,10 @@ def _embedding_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
 
 
 def _residual_scale(gguf: GGUFFile, arch: Architecture, n_layers: int) -> float:
-    if arch.normed_residuals:  # it is of what outputs are added to
+    if "normed_residuals" in arch.quirks:  # it is of what outputs are added to
         return 1.0
     value = gguf.get_float(gguf.arch_key("residual_scale"), 0.0)
-    return value or (1.4 / n_layers**0.5 if arch.scaled_residuals else 1.0)
+    return value or (1.4 / n_layers**0.5 if "residuals_by_depth" in arch.quirks else 1.0)
 
 
 def _logit_scale(gguf: GGUFFile, arch: Architecture) -> float:
@@ -412,7 +417,10 @@ def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperpa
         normalize=bool(gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)),
         limits=limits,
         limits_beside=per_layer_floats(
-            gguf, "swiglu_clamp_shexp", n_layers, limits if arch.glu_limit_beside else 0.0
+            gguf,
+            "swiglu_clamp_shexp",
+            n_layers,
+            limits if "glu_limit_of_shared" in arch.quirks else 0.0,
         ),
         chunk=(
             gguf.get_int(key("experts_per_group"), 1),

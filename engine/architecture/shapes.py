@@ -2,17 +2,17 @@
 
 The loaders believe the file: what it has decides what a layer is. So this looks at what no
 variant of a layer changes: widths that the metadata fixes, biases as long as their matrix
-has rows, and the tensors that files of an architecture must have (engine/architecture/needs.py).
+has rows, and the tensors that files of the architecture must have, as its row says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import zip_longest
 from math import prod
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.architecture.needs import Need, group_of, needs_of
+from gguf_serve.engine.architecture.needs import Part
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
@@ -58,31 +58,30 @@ def check_tensors(gguf: GGUFFile, h: Hyperparameters) -> None:
 
 
 def _check_needs(gguf: GGUFFile, h: Hyperparameters) -> None:
-    needs, names = needs_of(h.arch.name), gguf.tensors.keys()
-    for need in needs.ends:
-        _check_need(gguf, need, "", names)
     by_layer: dict[str, set[str]] = {}
-    for layer, _, rest in (name.removeprefix("blk.").partition(".") for name in names):
-        by_layer.setdefault(layer, set()).add(rest)
-    n_layers = h.n_layers if h.cycles is None else 2 * h.cycles[0]
-    for i in range(n_layers):
+    for layer, _, rest in (name.removeprefix("blk.").partition(".") for name in gguf.tensors):
+        by_layer.setdefault(layer, set()).add(rest.removesuffix(".weight"))
+    _check_parts(gguf, h, {"model"}, "", {name.removesuffix(".weight") for name in gguf.tensors})
+    for i in range(h.n_layers if h.cycles is None else 2 * h.cycles[0]):
         here = by_layer.get(str(i), set())
-        groups = {group_of(name) for name in here} | {""}
-        if needs.ordinary:
-            groups |= {"attention"} | ({"ffn"} if "experts" not in groups else set())
-        for need in needs.layers:
-            if need.group in groups:
-                _check_need(gguf, need, f"blk.{i}.", here)
+        parts = {need.part for need in h.arch.needs if not here.isdisjoint(need.names)}
+        parts = parts - {"model"} | {"layer"}
+        if not h.arch.mixed:
+            parts |= {"attention"} if "experts" in parts else {"attention", "ffn"}
+        _check_parts(gguf, h, parts, f"blk.{i}.", here)
 
 
-def _check_need(gguf: GGUFFile, need: Need, b: str, here: Collection[str]) -> None:
+def _check_parts(
+    gguf: GGUFFile, h: Hyperparameters, parts: Set[Part], b: str, here: Set[str]
+) -> None:
     """``here``: the names of tensors of the same layer, ``b`` what comes before them."""
-    if not any(name in here or f"{name}.weight" in here for name in need.names + need.excuses):
-        full = [
-            name if name in BARE or name.endswith(".bias") else f"{name}.weight"
-            for name in need.names
-        ]
-        raise ModelError(f"{gguf.path}: tensor {' or '.join(b + n for n in full)} is missing")
+    for need in h.arch.needs:
+        if need.part in parts and here.isdisjoint(need.names) and need.unless not in here:
+            full = [
+                b + (name if name in BARE or name.endswith(".bias") else f"{name}.weight")
+                for name in need.names
+            ]
+            raise ModelError(f"{gguf.path}: tensor {' or '.join(full)} is missing")
 
 
 def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelError:

@@ -68,7 +68,7 @@ def _qkv_parts(
     gate = [source.part(f"{b}attn_gate", h.n_embd)] if source.has(f"{b}attn_gate.weight") else []
     if source.has(f"{b}attn_qkv.weight"):
         whole = source.part(f"{b}attn_qkv", h.n_embd)
-        at_k, at_v = (n_q, 2 * n_q) if h.arch.fused_thirds else (n_q, n_q + n_k)
+        at_k, at_v = (n_q, 2 * n_q) if "qkv_in_thirds" in h.arch.quirks else (n_q, n_q + n_k)
         source.check_rows(f"{b}attn_qkv.weight", at_v + n_v, more=True)
         k, v = whole.rows(at_k, at_k + n_k), whole.rows(at_v, at_v + n_v)
         return [whole.rows(0, n_q)], k, v, gate
@@ -122,11 +122,12 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int, kv: LayerKV) -
 
 def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
     h, (q, k), norm = g.h, w.head_norms, None
-    weightless = h.arch.head_norm_weightless and h.rope[layer] and h.experts.n != 128
+    quirk = "weightless_head_norms" in h.arch.quirks
+    weightless = quirk and h.rope[layer] and h.experts.n != 128
     if q is not None or weightless:
         norm = HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
     temperature = None
-    if h.temperature is not None and not (h.arch.window_chunked and h.rope[layer]):
+    if h.temperature is not None and not ("chunked_windows" in h.arch.quirks and h.rope[layer]):
         temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
     style = RopeStyle(h.n_rot, h.neox)
     return Rotation(style, h.attention_scale, norm, h.clamp_qkv, temperature)
@@ -137,7 +138,8 @@ def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
     slopes = alibi_slopes(h.n_heads[layer], h.alibi_bias) if h.alibi_bias else None
     return Mask(
         h.window if h.windowed[layer] else 0, h.attention_softcap,
-        chunked=h.arch.window_chunked, bidirectional=not h.causal, together=c.inputs.together,
+        chunked="chunked_windows" in h.arch.quirks, bidirectional=not h.causal,
+        together=c.inputs.together,
         sinks=w.sinks, selected=None if w.indexer is None else selection(c, layer),
         by_head=h.sparsity is not None and h.sparsity.by_head,
         slopes=None if slopes is None else upload(c.device, slopes),

@@ -90,7 +90,8 @@ def delta_net(g: Graph, x: Rows, w: DeltaNetWeights) -> Rows:
     normalize_keys(g, q, k, rule.key)
     y = g.delta_rule(rule, q, k, v, beta, decay)
     y = g.norm(y.by_head(rule.n_heads), w.norm)
-    return g.output(g.activate(z, g.h.arch.delta_gate, times=y), w.output)
+    gate = "sigmoid" if "sigmoid_delta_gate" in g.h.arch.quirks else "silu"
+    return g.output(g.activate(z, gate, times=y), w.output)
 
 
 def normalize_keys(g: Graph, q: Rows, k: Rows, key: int) -> None:

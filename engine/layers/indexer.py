@@ -134,7 +134,10 @@ def index(
         g.linear(x, w.gate, into=gates)
     if w.k_norm is not None:
         g.normalize(k, w.k_norm)
-    style = RopeStyle(h.n_rot, h.arch.index_neox, s.head - h.n_rot if h.arch.index_rope_last else 0)
+    style = RopeStyle(
+        h.n_rot, "interleaved_indexer_rope" not in h.arch.quirks,
+        s.head - h.n_rot if "indexer_rope_last" in h.arch.quirks else 0,
+    )  # fmt: skip
     g.rope(q, all_of_k, all_of_k, s.n_heads, cache, Rotation(style, norm=w.head_norm))
     if s.pooled:
         g.pool_keys(cache, style, w.head_norm, w.offsets)

@@ -69,7 +69,8 @@ def _decay(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None
     a = source.floats(name)
     if a is None:
         return None
-    return source.upload(-a if h.kda_lower and h.arch.kda_negated else a)
+    negated = h.kda_lower and "negated_decay" in h.arch.quirks
+    return source.upload(-a if negated else a)
 
 
 def _one_or_two(source: TensorSource, name: str) -> tuple[Linear, ...]:

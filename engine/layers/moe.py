@@ -55,14 +55,14 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     beside = None
     if source.has(f"{b}ffn_up_shexp.weight"):
         beside = load_ffn(source, h, layer, "_shexp")
-    elif h.arch.dense_beside and source.has(f"{b}ffn_up.weight"):
+    elif "dense_beside_experts" in h.arch.quirks and source.has(f"{b}ffn_up.weight"):
         beside = load_ffn(source, h, layer)
     own_norm = source.vector(f"{b}ffn_norm_exps.weight")
     router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
     source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
     chunks = source.has(f"{b}ffn_up_chexps.weight")
     experts = load_experts(source, f"{b}ffn_", "_exps")
-    if h.arch.experts_scaled_before and len(experts.first) > 1:
+    if "experts_scaled_before" in h.arch.quirks and len(experts.first) > 1:
         raise ModelError(
             f"adapters of {b}ffn_gate_exps and {b}ffn_up_exps are not supported, whose input "
             f"{h.arch.name} multiplies with a token's weight of the expert"
@@ -106,10 +106,10 @@ def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeig
 def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
     """The weighted sum of what a token's experts yield, and what stands beside them."""
     h, arch, logits = g.h, g.h.arch, None
-    if arch.route_early:
+    if "early_router" in arch.quirks:
         with g.early() as stream:
             logits = g.linear(stream, w.router)
-    if arch.experts_early and w.norm is not None:
+    if "early_experts" in arch.quirks and w.norm is not None:
         with g.early() as stream:
             chosen = _chosen(g, g.norm(stream, w.norm), w, layer, logits)
     else:
@@ -144,7 +144,7 @@ class _Chosen:
 
 
 def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -> _Chosen:
-    before = g.h.arch.experts_scaled_before
+    before = "experts_scaled_before" in g.h.arch.quirks
     logits = logits or g.linear(x, w.router)
     if w.latent is not None:
         x = g.linear(x, w.latent.down)

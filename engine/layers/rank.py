@@ -50,7 +50,8 @@ class RankHead:
     def __init__(
         self, weights: RankWeights, h: Hyperparameters, workspace: Workspace, n_outputs: int
     ) -> None:
-        self._w, self._activation = weights, h.arch.rank_activation
+        self._w = weights
+        self._activation = "gelu" if "gelu_rank_head" in h.arch.quirks else "tanh"
         last = weights.output or weights.dense
         n_scores = last.matrix.n_rows if last else 0
         self.scores = workspace.tensor("scores", n_outputs, n_scores)

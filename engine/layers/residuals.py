@@ -58,7 +58,7 @@ def load_residuals(
         return _load_depth(source, gguf, h)
     if h.cycles is not None:
         return CyclesWeights(source.matrix("hrm.z_l_init"), *h.cycles)
-    if h.arch.normed_residuals:
+    if "normed_residuals" in h.arch.quirks:
         return _load_normed(source, gguf, h)
     return None
 

@@ -116,7 +116,7 @@ class Decoder:
         last, layer = len(weights.layers) - 1, weights.layers[-1]
         plan = layer.sublayers[-1]
         alone = plan.norm is not None and not layer.parallel and not layer.skip
-        early = h.arch.route_early or h.arch.experts_early
+        early = {"early_router", "early_experts"} & h.arch.quirks
         later = layer.direction is not None or self._media_for(last, self._places[at]) is not None
         if self._residuals is not None or self._last is None or early or later or not alone:
             return None
@@ -268,7 +268,7 @@ class Decoder:
 
     def _layer(self, recording: Recording, layer: list[_Placed], parallel: bool) -> None:
         """One layer. Where a norm follows its last sublayer, the next norm carries it out."""
-        if self._h.arch.route_early or self._h.arch.experts_early:
+        if {"early_router", "early_experts"} & self._h.arch.quirks:
             for part in layer:
                 part.sublayer.prepare(recording.reading(part.at), part.place.stream)
         if parallel:

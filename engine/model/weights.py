@@ -188,7 +188,7 @@ def _norm(source: TensorSource, h: Hyperparameters, *names: str) -> NormWeights:
     instead: one without weight, or none."""
     name = next((name for name in names if source.has(f"{name}.weight")), None)
     if name is None:
-        weightless = h.arch.weightless_norms
+        weightless = "weightless_norms" in h.arch.quirks
         return NormWeights(None, h.eps, layer=h.arch.layer_norm, weightless=weightless)
     source.check_shape(f"{name}.weight", (h.n_embd,))
     return NormWeights(
@@ -200,7 +200,9 @@ def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | N
     own = h.arch.norms_after or source.has("output_norm.weight")
     if source.has("token_embd_norm.weight") and own:
         return _norm(source, h, "token_embd_norm")
-    return NormWeights(None, h.eps, weightless=True) if h.arch.norm_embedding else None
+    return (
+        NormWeights(None, h.eps, weightless=True) if "normed_embedding" in h.arch.quirks else None
+    )
 
 
 def _layers(
@@ -237,14 +239,15 @@ def _layer(
     if source.has(f"{before}.weight") and not source.has(f"{own}.weight"):
         own, after = next((name for name in after if source.has(f"{name}.weight")), own), []
     has_own = source.has(f"{own}.weight") or not source.has(f"{before}.weight")
+    lightning = "lightning_attention" in h.arch.quirks
     plans = []
     for i, mixer in enumerate(mixers):  # the second reads what the first read
-        first = [before] if h.arch.lightning else [f"{b}attn_norm_2", before]
+        first = [before] if lightning else [f"{b}attn_norm_2", before]
         norm = _norm(source, h, *first) if i == 0 else None
         post = source.vector(*(f"{name}.weight" for name in after))
         plans.append(SublayerPlan(norm, mixer, post, mixer_at))
     if ffn is not None:
-        second = source.has(f"{b}attn_norm_2.weight") and not h.arch.lightning
+        second = source.has(f"{b}attn_norm_2.weight") and not lightning
         second = second or not mixers or ffn_at != mixer_at
         norms = [own] if has_own else [before] if second else []
         names = f"{b}post_ffw_norm", f"{b}layer_output_norm"
@@ -283,7 +286,7 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
         latent, joint = (source.has(f"{b}{x}.weight") for x in ("attn_kv_a_mqa", "attn_kv"))
         load = load_mla if latent else load_compressed if joint else load_attention
         found.append(load(source, h, layer))
-    if h.arch.lightning and source.has(f"{b}attn_norm_2.weight"):
+    if "lightning_attention" in h.arch.quirks and source.has(f"{b}attn_norm_2.weight"):
         found.append(load_lightning(source, h, layer))
     if source.has(f"{b}ssm_a") and source.has(f"{b}ssm_d"):
         found.append(load_mamba(source, h, layer))
@@ -298,7 +301,8 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
 
 def _ffn(source: TensorSource, h: Hyperparameters, layer: int) -> SublayerWeights | None:
     if source.has(f"blk.{layer}.ffn_gate_inp.weight"):
-        return load_bare_ffn(source, h) if h.arch.experts_unused else load_moe(source, h, layer)
+        bare = "experts_unused" in h.arch.quirks
+        return load_bare_ffn(source, h) if bare else load_moe(source, h, layer)
     if source.has(f"blk.{layer}.ffn_up.weight"):
         return load_ffn(source, h, layer)
     return None

@@ -20,7 +20,6 @@ from conformance_data import Spec, names, read_spec
 from random_model import start
 
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
-from gguf_serve.engine.architecture.needs import needs_of
 from gguf_serve.engine.architecture.shapes import ENDS, LAYER, check_tensors
 from gguf_serve.engine.architecture.table import ARCHITECTURES, find_architecture
 from gguf_serve.engine.errors import ModelError
@@ -91,9 +90,9 @@ def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_needs_are_known(arch: str) -> None:
-    needs = needs_of(arch)
-    assert needs.ends
-    assert needs.layers
+    parts = {need.part for need in ARCHITECTURES[arch].needs}
+    assert "model" in parts
+    assert len(parts) > 1
 
 
 def test_a_gate_of_more_rows_than_one(tmp_path: Path) -> None:

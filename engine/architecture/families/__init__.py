@@ -1,0 +1,1 @@
+"""The rows of the table of architectures, by the kind of their layers."""

@@ -1,0 +1,68 @@
+"""Models with several residual streams, or residuals other than a sum."""
+
+from __future__ import annotations
+
+from gguf_serve.engine.architecture.arch import Architecture
+from gguf_serve.engine.architecture.needs import (
+    ATTENTION_GATE,
+    BLOCK_INDEXER,
+    CHOICE_BIAS,
+    DECODER,
+    DELTA_NET,
+    DELTA_RATES,
+    EMBEDDING,
+    ENDS,
+    EXPERTS,
+    GLU,
+    GLU_EXPERTS,
+    GLU_SHARED,
+    HYPER,
+    INDEXER,
+    INDEXER_NORM,
+    KIMI_LAYERS,
+    KIMI_Q,
+    LATENT,
+    NGRAMS,
+    NORMS,
+    OUTPUT,
+    OUTPUT_HYPER,
+    OUTPUT_STREAMS,
+    QKV,
+    QKV_BIASES,
+    SHARED_GATE,
+    SINKS,
+    STREAMS,
+    needs,
+)
+
+KIND = "several residual streams, or others than a sum"
+ROWS = (
+    Architecture("glm5-next", ENDS + NORMS + KIMI_LAYERS + KIMI_Q +
+                 needs("state", "ssm_f_b", "ssm_g_a", "ssm_g_b") + INDEXER + INDEXER_NORM +
+                 needs("indexer", "indexer_compressor_gate", "indexer_compressor_ape") + HYPER +
+                 GLU + GLU_EXPERTS + GLU_SHARED + CHOICE_BIAS + OUTPUT,
+                 mixed=True, unused=QKV_BIASES, positions="none", gate="sigmoid",
+                 quirks={"negated_decay"}),
+    Architecture("hrm_text", EMBEDDING + QKV + ATTENTION_GATE + GLU +
+                 needs("model", "hrm.z_l_init"),
+                 mixed=True, positions="neox", quirks={"weightless_norms"}),
+    Architecture("hy_v4", LATENT + ATTENTION_GATE + SINKS + INDEXER + INDEXER_NORM + HYPER + GLU +
+                 GLU_EXPERTS + GLU_SHARED + OUTPUT + OUTPUT_HYPER,
+                 gate="sigmoid", quirks={"interleaved_indexer_rope", "indexer_rope_last",
+                 "glu_limit_first"}),
+    Architecture("kimi-k3", ENDS + NORMS + KIMI_LAYERS + KIMI_Q +
+                 needs("state", "ssm_f_b", "ssm_g") +
+                 needs("layer", "attn_res_score", "ffn_res_score") +
+                 needs("model", "output_res_score") + GLU + GLU_EXPERTS + GLU_SHARED +
+                 needs("experts", "ffn_routed_down", "ffn_routed_up") + CHOICE_BIAS + OUTPUT,
+                 mixed=True, unused=QKV_BIASES, positions="none", activation="situ",
+                 quirks={"negated_decay"}),
+    Architecture("minimax-01", DECODER + needs("layer", "attn_norm_2", unless="attn_q") +
+                 needs("attention", "attn_gate", unless="attn_q") + EXPERTS,
+                 mixed=True, positions="neox", normalize_experts=True,
+                 quirks={"lightning_attention", "normed_residuals"}),
+    Architecture("qwen4exp", EMBEDDING + OUTPUT_STREAMS + DELTA_NET + DELTA_RATES + BLOCK_INDEXER +
+                 STREAMS + NGRAMS + GLU_EXPERTS + GLU_SHARED + SHARED_GATE,
+                 mixed=True, unused=QKV_BIASES, positions="neox", sections_interleaved=True,
+                 normalize_experts=True, quirks={"sigmoid_delta_gate"}),
+)  # fmt: skip
