@@ -1,30 +1,84 @@
-"""What a person may choose when a model is loaded, and what is known of it afterwards."""
+"""What a person may choose when a model is loaded, and what is known of it afterwards.
+
+An option of the engine is stated here, at its field, and nowhere else: name, default, range, flags
+and help. Names and meanings are llama-server's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.limits import MEDIA, MediaLimits
+from gguf_serve.engine.option import (
+    COUNT,
+    INTEGER,
+    NATURAL,
+    NUMBER,
+    OR_ALL,
+    SWITCH,
+    TEXT,
+    Choice,
+    Parsed,
+    Real,
+    option,
+)
+from gguf_serve.engine.option_values import (
+    commas,
+    key_values,
+    layer_count,
+    shares,
+    slot_count,
+)
 from gguf_serve.engine.request import Pooling
 
+DEVICE, CONTEXT, MODEL_FILE, ROPE = "Device", "Context", "The model's file", "RoPE and YaRN"
+ADAPTERS, LOGGING = "Adapters", "Logging"
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
+NOT_NEGATIVE = Real(0.0)
+CACHE_TYPE = Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 
 
+# fmt: off
 @dataclass(frozen=True, slots=True)
 class RopeOptions:
     """What a person sets in place of the file's; 0, a negative number or None leaves it."""
 
-    kind: Literal["none", "linear", "yarn"] | None = None
-    base: float = 0.0
-    factor: float = 0.0  # of the context
-    original_context: int = 0
-    extrapolation: float = -1.0  # negative: 1 for YaRN, else 0
-    attention_factor: float = -1.0
-    beta_slow: float = -1.0
-    beta_fast: float = -1.0
+    kind: str | None = option(
+        "--rope-scaling", group=ROPE, env="ROPE_SCALING_TYPE",
+        type=Choice(("none", "linear", "yarn")), default=None,
+        help="how RoPE is stretched to longer contexts; the model's otherwise",
+    )
+    base: float = option(
+        "--rope-freq-base", group=ROPE, env="ROPE_FREQ_BASE", type=NOT_NEGATIVE, default=0.0,
+        help="base of the frequencies; 0: the model's",
+    )
+    factor: float = option(
+        "--rope-scale", group=ROPE, env="ROPE_SCALE", type=NOT_NEGATIVE, default=0.0,
+        help="how many times longer contexts may be; 0: as the model says",
+    )
+    original_context: int = option(
+        "--yarn-orig-ctx", group=ROPE, env="YARN_ORIG_CTX", type=NATURAL, default=0,
+        help="context that the model was trained with; 0: as the model says",
+    )
+    extrapolation: float = option(
+        "--yarn-ext-factor", group=ROPE, env="YARN_EXT_FACTOR", type=NUMBER, default=-1.0,
+        help="share of extrapolation; 0: frequencies are interpolated only, -1: 1 for YaRN, else 0",
+    )
+    attention_factor: float = option(
+        "--yarn-attn-factor", group=ROPE, env="YARN_ATTN_FACTOR", type=NUMBER, default=-1.0,
+        help="what Q and K are multiplied with; -1: as the model says",
+    )
+    beta_slow: float = option(
+        "--yarn-beta-slow", group=ROPE, env="YARN_BETA_SLOW", type=NUMBER, default=-1.0,
+        help="turns below which a frequency is interpolated; -1: as the model says",
+    )
+    beta_fast: float = option(
+        "--yarn-beta-fast", group=ROPE, env="YARN_BETA_FAST", type=NUMBER, default=-1.0,
+        help="turns above which a frequency is kept; -1: as the model says",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,57 +94,171 @@ class AdapterState:
 
 @dataclass(frozen=True, slots=True)
 class ControlVectors:
-    """Files with their strengths; ``layers``: the first and the last, counted from 0, that the
-    vectors are added to, None for all. The first layer never has one."""
+    """Files with their strengths, and the layers that the vectors are added to, counted from 0,
+    None for all. The first layer never has one."""
 
     files: tuple[tuple[Path, float], ...] = ()
-    layers: tuple[int, int] | None = None
+    layers: tuple[int, int] | None = option(
+        "--control-vector-layer-range", group=ADAPTERS, type=NATURAL, pair=True,
+        metavar="START END", default=None,
+        help="layers that control vectors are added to, both included; all",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The engine's options; names and meanings are llama-server's."""
+    """The engine's options."""
 
-    n_ctx: int = 0  # tokens of KV cache, for all slots together; 0: the model's context
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    n_parallel: int = -1  # slots; -1: four, each of which may use the whole cache
-    kv_unified: bool | None = None  # any slot may use the whole cache; None: as n_parallel says
-    n_gpu_layers: str | int = "auto"  # the last so many layers on the devices, the rest on the CPU
-    flash_attn: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    context_shift: bool = False  # a full context drops tokens instead of ending generation
-    swa_full: bool = False  # layers with a window keep all keys, not those of the window only
-    override_kv: tuple[tuple[str, bool | int | float | str], ...] = ()  # in the file's metadata
-    check_tensors: bool = False  # all values, before loading
-    rope: RopeOptions = RopeOptions()
+    device: str | None = option(
+        "-dev", "--device", group=DEVICE, env="DEVICE", type=TEXT, default=None,
+        help="OpenCL devices for layers: numbers or parts of names of --list-devices, commas "
+        "between; none: the CPU",
+    )
+    n_gpu_layers: str | int = option(
+        "-ngl", "--gpu-layers", "--n-gpu-layers", group=DEVICE, env="N_GPU_LAYERS",
+        type=Parsed("N|auto|all", layer_count), default="auto",
+        help="the last so many layers go to the devices, the others to the CPU",
+    )
+    split_mode: str = option(
+        "-sm", "--split-mode", group=DEVICE, env="SPLIT_MODE",
+        type=Choice(("none", "layer", "row", "tensor")), default="layer",
+        help="layer: layers are shared out to all devices; none: one has all; the others are not "
+        "supported",
+    )
+    tensor_split: tuple[float, ...] = option(
+        "-ts", "--tensor-split", group=DEVICE, env="TENSOR_SPLIT", type=Parsed("N,N,...", shares),
+        default=(), help="shares of the devices; by their memory otherwise",
+    )
+    main_gpu: int = option(
+        "-mg", "--main-gpu", group=DEVICE, env="MAIN_GPU", type=NATURAL, default=0,
+        help="which of the devices has the model with --split-mode none",
+    )
+    override_tensor: tuple[str, ...] = option(
+        "-ot", "--override-tensor", group=DEVICE, env="OVERRIDE_TENSOR",
+        type=Parsed("PATTERN=DEVICE,...", commas), multiple=True, default=(),
+        help="what computes with the tensors whose names match goes to this device, or to CPU",
+    )
+    cpu_moe: bool = option(
+        "-cmoe", "--cpu-moe", group=DEVICE, env="CPU_MOE", default=False,
+        help="experts on the CPU",
+    )
+    n_cpu_moe: int = option(
+        "-ncmoe", "--n-cpu-moe", group=DEVICE, env="N_CPU_MOE", type=NATURAL, default=0,
+        help="experts of the first so many layers on the CPU",
+    )
+    kv_offload: bool = option(
+        "-kvo/-nkvo", "--kv-offload/--no-kv-offload", group=DEVICE, env="KV_OFFLOAD", default=True,
+        help="the KV cache, and so attention, where the layers are, or on the CPU",
+    )
+    fit: bool = option(
+        "-fit", "--fit", group=DEVICE, env="FIT", type=SWITCH, default=True,
+        help="shrink what is not set (context, layers on the devices) to fit into memory",
+    )
+    fit_target: int = option(
+        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET", type=NATURAL, metavar="MiB",
+        default=1024, help="memory to leave free on each device",
+    )
+    fit_ctx: int = option(
+        "-fitc", "--fit-ctx", group=DEVICE, env="FIT_CTX", type=COUNT, default=4096,
+        help="the smallest context that fitting may choose",
+    )
+    n_threads: int = option(
+        "-t", "--threads", group=DEVICE, env="THREADS", type=INTEGER, default=-1,
+        help="CPU threads; -1: all",
+    )
+    kernel_family: str | None = option(
+        "--kernel-family", group=DEVICE, type=Choice(("simd", "simt")), default=None,
+        help="kernels for CPUs (simd) or GPUs instead of the device's own; for tests",
+    )
+    activation_type: str = option(
+        "--activation-type", group=DEVICE, env="GGUF_SERVE_ACTIVATION_TYPE",
+        type=Choice(("auto", "int8", "int16")), default="auto",
+        help="what CPUs multiply quantized weights with: int8 is faster, int16 more exact; auto: "
+        "int8 if the processor has AVX2 but no VNNI",
+    )
+    n_ctx: int = option(
+        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=NATURAL, default=0,
+        help="tokens of context; 0: the model's",
+    )
+    n_batch: int = option(
+        "-b", "--batch-size", group=CONTEXT, env="BATCH", type=COUNT, default=2048,
+        help="tokens of prompts in one step at most",
+    )
+    n_ubatch: int = option(
+        "-ub", "--ubatch-size", group=CONTEXT, env="UBATCH", type=COUNT, default=512,
+        help="tokens computed at once at most",
+    )
+    n_parallel: int = option(
+        "-np", "--parallel", group=CONTEXT, env="N_PARALLEL", type=Parsed("N", slot_count),
+        default=-1, help="requests served at the same time (slots); -1: four, each of which may "
+        "use the whole context",
+    )
+    kv_unified: bool | None = option(
+        "-kvu/-no-kvu", "--kv-unified/--no-kv-unified", group=CONTEXT, env="KV_UNIFIED",
+        default=None, help="any slot may use the whole context; so without -np",
+    )
+    flash_attn: str = option(
+        "-fa", "--flash-attn", group=CONTEXT, env="FLASH_ATTN", type=Choice(("on", "off", "auto")),
+        default="auto", bare="on", help="fused attention",
+    )
+    cache_type_k: str = option(
+        "-ctk", "--cache-type-k", group=CONTEXT, env="CACHE_TYPE_K", type=CACHE_TYPE,
+        default="f16", help="type of the keys in the KV cache",
+    )
+    cache_type_v: str = option(
+        "-ctv", "--cache-type-v", group=CONTEXT, env="CACHE_TYPE_V", type=CACHE_TYPE,
+        default="f16", help="type of the values in the KV cache",
+    )
+    context_shift: bool = option(
+        "--context-shift/--no-context-shift", group=CONTEXT, env="CONTEXT_SHIFT", default=False,
+        help="drop tokens when the context is full, instead of ending generation",
+    )
+    swa_full: bool = option(
+        "--swa-full", group=CONTEXT, env="SWA_FULL", default=False,
+        help="layers with a sliding window keep all keys",
+    )
+    cache_ram_mib: int = option(
+        "-cram", "--cache-ram", group=CONTEXT, env="CACHE_RAM", metavar="MIB", type=OR_ALL,
+        default=8192, help="memory for checkpoints at most; -1: no limit, 0: none",
+    )
+    ctx_checkpoints: int = option(
+        "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", group=CONTEXT, env="CTX_CHECKPOINTS",
+        type=NATURAL, default=32,
+        help="checkpoints per slot at most, for models with a state or a window",
+    )
+    checkpoint_min_step: int = option(
+        "-cms", "--checkpoint-min-step", group=CONTEXT, env="CHECKPOINT_MIN_SPACING_NT",
+        type=COUNT, default=8192, help="tokens from checkpoint to checkpoint in long prompts",
+    )
+    override_kv: tuple[tuple[str, bool | int | float | str], ...] = option(
+        "--override-kv", group=MODEL_FILE, type=Parsed("KEY=TYPE:VALUE,...", key_values),
+        multiple=True, default=(),
+        help="in place of the file's metadata; types: int, float, bool, str; repeatable",
+    )
+    check_tensors: bool = option(
+        "--check-tensors", group=MODEL_FILE, default=False,
+        help="look for values that are not numbers before loading, and after each layer",
+    )
+    rope: RopeOptions = field(default_factory=RopeOptions)
     adapters: tuple[tuple[Path, float], ...] = ()  # LoRA files and their scales at first
-    control: ControlVectors = ControlVectors()
-    ctx_checkpoints: int = 32  # copies of states kept per slot
-    checkpoint_min_step: int = 8192  # tokens from one to the next in a long prompt
-    cache_ram_mib: int = 8192  # of the host's memory for them; -1: no limit
-    device: str | None = None  # indices, or parts of names, of list_devices(); commas between
-    split_mode: str = "layer"
-    tensor_split: tuple[float, ...] = ()  # shares of the devices; none: by their memory
-    main_gpu: int = 0  # which of the devices, if split_mode is none
-    override_tensor: tuple[str, ...] = ()  # PATTERN=DEVICE
-    cpu_moe: bool = False  # FFNs with experts on the CPU
-    n_cpu_moe: int = 0  # those of the first so many layers
-    kv_offload: bool = True  # False: attention and its KV cache on the CPU
-    fit: bool = True  # shrink what is not set until it fits into memory
-    fit_target: int = 1024  # MiB that fitting leaves free on each device
-    fit_ctx: int = 4096  # tokens of context that fitting does not go below
-    n_threads: int = -1
+    control: ControlVectors = field(default_factory=ControlVectors)
     mmproj: Path | None = None  # the projector file of images or sounds
     mmproj_device: str | None = None  # of the encoder; "none": a CPU, None: the text model's
-    image_min_tokens: int | None = None  # of an image of free size; None: its type's own limits
-    image_max_tokens: int | None = None
+    image_min_tokens: int | None = option(
+        "--image-min-tokens", group=MEDIA, env="IMAGE_MIN_TOKENS", type=COUNT, default=None,
+        help="least tokens of an image, for models that take any size; the model's own otherwise",
+    )
+    image_max_tokens: int | None = option(
+        "--image-max-tokens", group=MEDIA, env="IMAGE_MAX_TOKENS", type=COUNT, default=None,
+        help="most tokens of an image",
+    )
     media_limits: MediaLimits = field(default_factory=MediaLimits)
     chat_template: str | None = None  # Jinja source or the name of a built-in one
-    kernel_family: str | None = None  # simd or simt instead of the device's own; for tests
-    activation_type: str = "auto"  # or int8, int16: of the integers on CPUs
-    profile: bool = False  # measure the kernels after loading and log the times
+    profile: bool = option(
+        "--profile", group=LOGGING, env="GGUF_SERVE_PROFILE", default=False,
+        help="measure the kernels at start and log their times",
+    )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,93 +7,14 @@ thread, to the ``on_event`` callable given to ``Engine.submit``; the last one is
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.engine.sampling_params import SamplingParams
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
-
-DEFAULT_SAMPLERS = (
-    "penalties",
-    "dry",
-    "top_n_sigma",
-    "top_k",
-    "typ_p",
-    "top_p",
-    "min_p",
-    "xtc",
-    "temperature",
-)
-
-
-LARGEST = 1e9  # of what is added to a logit, or multiplies or divides it
-RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (-LARGEST, LARGEST),
-    "dynatemp_range": (-LARGEST, LARGEST),
-    "dynatemp_exponent": (0.0, LARGEST),
-    "top_p": (-LARGEST, LARGEST),
-    "min_p": (-LARGEST, LARGEST),
-    "typical_p": (-LARGEST, LARGEST),
-    "top_n_sigma": (-LARGEST, LARGEST),
-    "xtc_probability": (-LARGEST, LARGEST),
-    "xtc_threshold": (-LARGEST, LARGEST),
-    "dry_multiplier": (-LARGEST, LARGEST),
-    "dry_base": (-LARGEST, LARGEST),
-    "dry_penalty_last_n": (-1, math.inf),
-    "repeat_penalty": (1 / LARGEST, LARGEST),
-    "repeat_last_n": (-1, math.inf),
-    "presence_penalty": (-LARGEST, LARGEST),
-    "frequency_penalty": (-LARGEST, LARGEST),
-    "mirostat_tau": (-LARGEST, LARGEST),
-    "mirostat_eta": (-LARGEST, LARGEST),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen; names, defaults and meanings are llama.cpp's."""
-
-    seed: int = -1  # negative: a random one
-    temperature: float = 0.8  # 0 or less: greedy
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    top_k: int = 40  # 0 or less: off
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    top_n_sigma: float = -1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = 64  # -1: the whole context
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64  # -1: the whole context
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    mirostat: Literal[0, 1, 2] = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    min_keep: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf bans
-    ignore_eos: bool = False
-    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
-
-    def check(self) -> None:
-        """RequestError for a value with which logits would not stay finite, or that means
-        nothing."""
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise RequestError(f"{name} must be between {low:g} and {high:g}, not {value}")
-        if self.mirostat not in (0, 1, 2):
-            raise RequestError(f"mirostat must be 0, 1 or 2, not {self.mirostat}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Any
 from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.forward import runner
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import open_device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import Counts, Tape

@@ -22,7 +22,8 @@ from bench_engine import Run
 from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Request, SamplingParams
+from gguf_serve.engine.request import Request
+from gguf_serve.engine.sampling_params import SamplingParams
 
 PERSON = {
     "type": "object",

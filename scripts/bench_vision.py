@@ -30,7 +30,8 @@ from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.media.prepare import Tile, prepare
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Request, SamplingParams
+from gguf_serve.engine.request import Delta, Event, Failed, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import open_device
 from gguf_serve.kernels.opencl.program import Programs
 

@@ -7,14 +7,14 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import click
 
+from gguf_serve.server.options.click_options import click_option
 from gguf_serve.server.options.llama_options import refused_variables, without_foreign
-from gguf_serve.server.options.option import Option, Toggle
 from gguf_serve.server.options.settings import GROUPS, Settings
+from gguf_serve.server.options.stated import Stated, default_text, made, placeholder, stated
 
 EXAMPLES = """\b
 Examples:
@@ -23,8 +23,9 @@ Examples:
   serve --demo
 """
 
+OPTIONS = tuple(stated(Settings))
 # Options with a value that may be left out; the others take the next word in any case.
-WITHOUT_VALUE = {field.name for field in fields(Settings) if field.metadata["option"].bare}
+WITHOUT_VALUE = {name for name, _, option in OPTIONS if option.bare}
 
 
 class ServeCommand(click.Command):
@@ -45,26 +46,23 @@ class ServeCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
-        for field in fields(Settings):
-            option = field.metadata["option"]
-            groups[option.group].append(help_record(option, field.default))
-        own = [
-            param.get_help_record(ctx) for param in self.get_params(ctx)[len(fields(Settings)) :]
-        ]
+        for one in OPTIONS:
+            groups[one.option.group].append(help_record(one))
+        own = [param.get_help_record(ctx) for param in self.get_params(ctx)[len(OPTIONS) :]]
         groups[GROUPS[-1]] += [record for record in own if record is not None]
         for name, records in groups.items():
             with formatter.section(name):
                 formatter.write_dl(records, col_max=36)
 
 
-def help_record(option: Option, default: Any) -> tuple[str, str]:
+def help_record(one: Stated) -> tuple[str, str]:
     """The option's two columns: flags and value, then words, default and variable."""
+    option = one.option
     flags = ", ".join(option.flags).replace("/", ", ")
-    shown = " ".join(default) if isinstance(default, tuple) else default
-    notes = [f"default {shown}"] if option.type is not None and shown not in (None, "") else []
-    notes += [option.env] if option.env else []
+    shown = default_text(one.default, option)
+    notes = [*([f"default {shown}"] if shown else []), *([option.env] if option.env else [])]
     help = f"{option.help} ({'; '.join(notes)})" if notes else option.help
-    return f"{flags} {option.placeholder}".rstrip(), help
+    return f"{flags} {placeholder(option)}".rstrip(), help
 
 
 def unexpected(word: str) -> str:
@@ -109,32 +107,9 @@ def similar(name: str, options: dict[str, click.Option]) -> list[str]:
     return get_close_matches(name, options)
 
 
-def click_option(name: str, default: Any, option: Option) -> click.Option:
-    value: dict[str, Any] = {"type": option.type, "metavar": option.placeholder or None}
-    if option.type is None:
-        value = {"is_flag": True, "type": Toggle()}
-    elif option.bare is not None:
-        value |= {"is_flag": False, "flag_value": option.bare}
-    return click.Option(
-        [name, *option.flags],
-        default=default,
-        envvar=option.env,
-        help=option.help,
-        multiple=option.multiple,
-        **value,
-    )
-
-
-def click_options() -> list[click.Parameter]:
-    return [
-        click_option(field.name, field.default, field.metadata["option"])
-        for field in fields(Settings)
-    ]
-
-
 def run(**values: Any) -> None:
     """Serve a GGUF model with OpenAI's API."""
-    settings = Settings(**values)
+    settings = made(Settings, values)
     if settings.list_devices:
         return list_devices()
     if settings.arch_list:
@@ -217,7 +192,7 @@ main = ServeCommand(
     callback=run,
     help=f"{run.__doc__}\n\n{EXAMPLES}",
     params=[
-        *click_options(),
+        *(click_option(one.name, one.option) for one in OPTIONS),
         click.Option(
             ["--version"],
             is_flag=True,

@@ -6,21 +6,20 @@ import ipaddress
 import json
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Kind
-from gguf_serve.engine.media.limits import MediaLimits
-from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
-from gguf_serve.engine.request import SamplingParams
-from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.engine.option_values import commas
+from gguf_serve.engine.options import EngineOptions, RopeOptions
+from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, parse_samplers
 from gguf_serve.server.app import Cors
 from gguf_serve.server.http.connections import Limits, Network, room_for_connections
 from gguf_serve.server.http.fetch import Fetcher
-from gguf_serve.server.options.option_types import split_commas
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.options.settings import Settings
-from gguf_serve.server.requests.fields import Defaults
 
 
 class SettingsError(Exception):
@@ -28,63 +27,33 @@ class SettingsError(Exception):
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    return EngineOptions(
-        n_ctx=settings.ctx_size,
-        n_batch=settings.batch_size,
-        n_ubatch=settings.ubatch_size,
-        n_parallel=settings.parallel,
-        kv_unified=settings.kv_unified,
-        n_gpu_layers=settings.n_gpu_layers,
-        flash_attn=settings.flash_attn,
-        cache_type_k=settings.cache_type_k,
-        cache_type_v=settings.cache_type_v,
-        context_shift=settings.context_shift,
-        swa_full=settings.swa_full,
-        override_kv=sum(settings.override_kv, ()),
-        check_tensors=settings.check_tensors,
+    """The engine's own options, and what several of the server's say together."""
+    given = settings.engine
+    return replace(
+        given,
         rope=rope_options(settings),
         adapters=adapters(settings),
-        control=ControlVectors(
-            scaled_files(settings.control_vector, settings.control_vector_scaled),
-            settings.control_vector_layer_range,
+        control=replace(
+            given.control,
+            files=scaled_files(settings.control_vector, settings.control_vector_scaled),
         ),
-        ctx_checkpoints=settings.ctx_checkpoints,
-        checkpoint_min_step=settings.checkpoint_min_step,
-        cache_ram_mib=settings.cache_ram,
-        device=settings.device,
-        split_mode=settings.split_mode,
-        tensor_split=settings.tensor_split,
-        main_gpu=settings.main_gpu,
-        override_tensor=tuple(split_commas(settings.override_tensor)),
-        cpu_moe=settings.cpu_moe,
-        n_cpu_moe=settings.n_cpu_moe,
-        kv_offload=settings.kv_offload,
-        fit=settings.fit == "on",
-        fit_target=settings.fit_target,
-        fit_ctx=settings.fit_ctx,
-        n_threads=settings.threads,
         mmproj=projector(settings),
         mmproj_device=settings.mmproj_device if settings.mmproj_offload else "none",
-        image_min_tokens=settings.image_min_tokens,
-        image_max_tokens=settings.image_max_tokens,
-        media_limits=MediaLimits(settings.media_max_pixels, float(settings.media_max_seconds)),
         chat_template=chat_template(settings),
-        kernel_family=settings.kernel_family,
         activation_type=activation_type(settings),
-        profile=settings.profile,
     )
 
 
 def activation_type(settings: Settings) -> str:
     """The demonstration model is so small that rounding to 8 bits shows, and fast without it."""
-    wanted = settings.activation_type
+    wanted = settings.engine.activation_type
     return "int16" if settings.demo and wanted == "auto" else wanted
 
 
 def projector(settings: Settings) -> Path | None:
     """The projector file; limits of images that could not act are refused."""
     given = settings.mmproj if settings.use_mmproj else None
-    least, most = settings.image_min_tokens, settings.image_max_tokens
+    least, most = settings.engine.image_min_tokens, settings.engine.image_max_tokens
     if given is None and settings.use_mmproj and (least or most):
         raise SettingsError("--image-min-tokens and --image-max-tokens need --mmproj")
     if least and most and least > most:
@@ -107,26 +76,18 @@ def adapters(settings: Settings) -> tuple[tuple[Path, float], ...]:
 
 
 def scaled_files(
-    plain: Sequence[str], scaled: Sequence[tuple[tuple[str, float], ...]]
+    plain: Sequence[str], scaled: Sequence[tuple[str, float]]
 ) -> tuple[tuple[Path, float], ...]:
     """Files with their factors; those without one first."""
-    ones = [(path, 1.0) for path in split_commas(plain)]
-    return tuple((Path(path), scale) for path, scale in [*ones, *sum(scaled, ())])
+    ones = [(path, 1.0) for path in plain]
+    return tuple((Path(path), scale) for path, scale in [*ones, *scaled])
 
 
 def rope_options(settings: Settings) -> RopeOptions:
-    if settings.rope_scale and settings.rope_freq_scale:
+    given, reciprocal = settings.engine.rope, settings.rope_freq_scale
+    if given.factor and reciprocal:
         raise SettingsError("--rope-scale and --rope-freq-scale cannot both be given")
-    return RopeOptions(
-        kind=settings.rope_scaling,
-        base=settings.rope_freq_base,
-        factor=1 / settings.rope_freq_scale if settings.rope_freq_scale else settings.rope_scale,
-        original_context=settings.yarn_orig_ctx,
-        extrapolation=settings.yarn_ext_factor,
-        attention_factor=settings.yarn_attn_factor,
-        beta_slow=settings.yarn_beta_slow,
-        beta_fast=settings.yarn_beta_fast,
-    )
+    return replace(given, factor=1 / reciprocal) if reciprocal else given
 
 
 def chat_template(settings: Settings) -> str | None:
@@ -138,26 +99,14 @@ def chat_template(settings: Settings) -> str | None:
 
 
 def request_defaults(settings: Settings) -> Defaults:
-    return Defaults(
+    return replace(
+        settings.defaults,
         sampling=sampling_defaults(settings),
-        max_tokens=settings.n_predict,
-        stop=settings.reverse_prompt,
-        special=settings.special,
-        cache_prompt=settings.cache_prompt,
-        n_keep=settings.keep,
-        prefill_assistant=settings.prefill_assistant,
         template_kwargs={
             "preserve_reasoning": settings.reasoning_preserve,
             **template_kwargs(settings.chat_template_kwargs),
         },
         constraint=default_constraint(settings),
-        skip_chat_parsing=settings.skip_chat_parsing,
-        spm_infill=settings.spm_infill,
-        thinks={"on": True, "off": False}.get(settings.reasoning),
-        reasoning_format=settings.reasoning_format,
-        reasoning_effort=settings.reasoning_effort,
-        reasoning_budget=settings.reasoning_budget,
-        reasoning_budget_message=settings.reasoning_budget_message,
     )
 
 
@@ -178,54 +127,13 @@ def default_constraint(settings: Settings) -> Constraint | None:
 
 
 def sampling_defaults(settings: Settings) -> SamplingParams:
-    optional: dict[str, Any] = {}
-    if settings.dry_sequence_breaker:
-        breakers = settings.dry_sequence_breaker
-        optional["dry_sequence_breakers"] = () if breakers == ("none",) else breakers
-    if settings.sampler_seq is not None or settings.samplers is not None:
-        optional["samplers"] = sampler_order(settings)
-    params = SamplingParams(
-        seed=settings.seed,
-        temperature=settings.temp,
-        dynatemp_range=settings.dynatemp_range,
-        dynatemp_exponent=settings.dynatemp_exp,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        typical_p=settings.typical_p,
-        top_n_sigma=settings.top_n_sigma,
-        xtc_probability=settings.xtc_probability,
-        xtc_threshold=settings.xtc_threshold,
-        dry_multiplier=settings.dry_multiplier,
-        dry_base=settings.dry_base,
-        dry_allowed_length=settings.dry_allowed_length,
-        dry_penalty_last_n=settings.dry_penalty_last_n,
-        repeat_penalty=settings.repeat_penalty,
-        repeat_last_n=settings.repeat_last_n,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        mirostat=settings.mirostat,
-        mirostat_tau=settings.mirostat_ent,
-        mirostat_eta=settings.mirostat_lr,
-        logit_bias=settings.logit_bias,
-        ignore_eos=settings.ignore_eos,
-        **optional,
-    )
+    given = settings.defaults.sampling
+    if settings.sampler_seq is None or given.samplers != DEFAULT_SAMPLERS:
+        return given
     try:
-        params.check()
+        return replace(given, samplers=parse_samplers(settings.sampler_seq))
     except RequestError as error:
-        raise SettingsError(str(error)) from None
-    return params
-
-
-def sampler_order(settings: Settings) -> tuple[str, ...]:
-    flag, given = "--sampler-seq", settings.sampler_seq or ""  # type: str, str | list[str]
-    if settings.samplers is not None:
-        flag, given = "--samplers", [name for name in settings.samplers.split(";") if name]
-    try:
-        return parse_samplers(given)
-    except RequestError as error:
-        raise SettingsError(f"{flag}: {error}") from None
+        raise SettingsError(f"--sampler-seq: {error}") from None
 
 
 def template_kwargs(text: str | None) -> dict[str, Any]:
@@ -240,7 +148,7 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
 
 def api_keys(settings: Settings) -> list[str]:
     """Those of both options. A server that was meant to be closed must not be open."""
-    keys = split_commas([settings.api_key or ""])
+    keys = list(commas(settings.api_key or ""))
     if settings.api_key is not None and not keys:
         raise SettingsError(f"--api-key: there is no key in {settings.api_key!r}")
     if settings.api_key_file is not None:
@@ -271,7 +179,7 @@ def client_limits(settings: Settings, n_files: int) -> Limits:
         header_timeout=settings.header_timeout,
         idle_timeout=settings.idle_timeout,
         send_timeout=settings.send_timeout,
-        proxies=tuple(map(proxy, split_commas(settings.forwarded_allow_ips))),
+        proxies=tuple(map(proxy, settings.forwarded_allow_ips)),
     )
 
 
@@ -285,9 +193,9 @@ def proxy(given: str) -> Network:
 
 def cors(settings: Settings) -> Cors:
     return Cors(
-        origins=split_commas(settings.cors_origins),
-        methods=split_commas(settings.cors_methods),
-        headers=split_commas(settings.cors_headers),
+        origins=settings.cors_origins,
+        methods=settings.cors_methods,
+        headers=settings.cors_headers,
         credentials=settings.cors_credentials,
     )
 

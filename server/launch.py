@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from gguf_serve.engine.child import end_all
 from gguf_serve.engine.errors import EngineError
+from gguf_serve.engine.option_values import commas
 from gguf_serve.server import sockets as listeners
 from gguf_serve.server.app import create_app
 from gguf_serve.server.configure import (
@@ -41,7 +42,6 @@ from gguf_serve.server.http.connections import Limits, raise_file_limit
 from gguf_serve.server.idle import Idle
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.logs import set_up_logging
-from gguf_serve.server.options.option_types import split_commas
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.requests.service import Endpoints, Service
 from gguf_serve.server.summary import progress_bar, show, summary
@@ -159,12 +159,12 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     set_up_logging(settings)
-    hosts = split_commas(settings.host)
+    hosts = settings.host
     keys = api_keys(settings)
     service = Service(
         defaults=request_defaults(settings),
-        aliases=split_commas([settings.alias or ""]),
-        tags=split_commas([settings.tags or ""]),
+        aliases=commas(settings.alias or ""),
+        tags=commas(settings.tags or ""),
         ping_interval=settings.sse_ping_interval,
         max_body=settings.max_body << 20,
         max_bodies=settings.max_bodies << 20,

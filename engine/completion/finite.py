@@ -18,7 +18,8 @@ import numpy.typing as npt
 from gguf_serve.engine.errors import NotFiniteError, RequestError
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.options import ModelInfo
-from gguf_serve.engine.request import Event, Failed, Finished, Pooling, Request, SamplingParams
+from gguf_serve.engine.request import Event, Failed, Finished, Pooling, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 

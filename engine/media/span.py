@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
+if TYPE_CHECKING:  # serve --help imports this, and no numpy
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.request import SamplingParams
 from gguf_serve.engine.sampling import candidates as filters
 from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Mirostat, Step
-from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.engine.sampling_params import SamplingParams, parse_samplers
 
 
 class Stage(NamedTuple):

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_serve.engine.errors import EngineError, RequestError
-from gguf_serve.engine.request import LARGEST, SamplingParams
+from gguf_serve.engine.option import LARGEST
 from gguf_serve.engine.sampling import chain
 from gguf_serve.engine.sampling.candidates import (
     LEAST_TEMPERATURE,
@@ -38,6 +38,7 @@ from gguf_serve.engine.sampling.candidates import (
 )
 from gguf_serve.engine.sampling.dry_breakers import breaker_heads
 from gguf_serve.engine.sampling.penalties import Dry, Repetition
+from gguf_serve.engine.sampling_params import SamplingParams
 
 # Above this many candidates, the whole row costs less than selecting from it.
 _MAX_CANDIDATES = 1024

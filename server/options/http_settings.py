@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import click
-
+from gguf_serve.engine.option import (
+    COUNT,
+    FILE,
+    FOLDER,
+    NUMBER,
+    OR_ALL,
+    TEXT,
+    Parsed,
+    Whole,
+    option,
+)
+from gguf_serve.engine.option_values import commas
 from gguf_serve.server.options.limit_settings import SERVER, LimitSettings
-from gguf_serve.server.options.option import COUNT, FILE, NUMBER, OR_ALL, option
+
+LIST = Parsed("TEXT,...", commas)
 
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings(LimitSettings):
     host: tuple[str, ...] = option(
-        "--host", group=SERVER, env="HOST", type=click.STRING, multiple=True,
+        "--host", group=SERVER, env="HOST", type=LIST, multiple=True,
         default=("127.0.0.1",), help="address, or path of a Unix socket (*.sock); repeatable",
     )
     port: int = option(
-        "--port", group=SERVER, env="PORT", type=click.IntRange(0, 65535), default=8080,
+        "--port", group=SERVER, env="PORT", type=Whole(0, 65535), default=8080,
         help="0: any free one",
     )
     api_key: str | None = option(
-        "--api-key", group=SERVER, env="LLAMA_API_KEY", type=click.STRING, default=None,
+        "--api-key", group=SERVER, env="LLAMA_API_KEY", type=TEXT, default=None,
         help="key that requests must give; several with commas between",
     )
     api_key_file: str | None = option(
@@ -30,7 +41,7 @@ class HttpSettings(LimitSettings):
         help="file with a key on each line",
     )
     api_prefix: str = option(
-        "--api-prefix", group=SERVER, env="API_PREFIX", type=click.STRING, default="",
+        "--api-prefix", group=SERVER, env="API_PREFIX", type=TEXT, default="",
         help="what all paths begin with, such as /llm",
     )
     ssl_key_file: str | None = option(
@@ -42,15 +53,15 @@ class HttpSettings(LimitSettings):
         help="certificate, in PEM form",
     )
     cors_origins: tuple[str, ...] = option(
-        "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=click.STRING, multiple=True,
+        "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=LIST, multiple=True,
         default=("*",), help="origins of pages that may use the server; commas between",
     )
     cors_methods: tuple[str, ...] = option(
-        "--cors-methods", group=SERVER, env="CORS_METHODS", type=click.STRING, multiple=True,
+        "--cors-methods", group=SERVER, env="CORS_METHODS", type=LIST, multiple=True,
         default=("*",), help="methods that such pages may use",
     )
     cors_headers: tuple[str, ...] = option(
-        "--cors-headers", group=SERVER, env="CORS_HEADERS", type=click.STRING, multiple=True,
+        "--cors-headers", group=SERVER, env="CORS_HEADERS", type=LIST, multiple=True,
         default=("*",), help="headers that such pages may send",
     )
     cors_credentials: bool = option(
@@ -75,12 +86,12 @@ class HttpSettings(LimitSettings):
         help="the state of slots, with their requests' parameters, at /slots",
     )
     slot_save_path: str | None = option(
-        "--slot-save-path", group=SERVER, env="SLOT_SAVE_PATH", default=None,
-        type=click.Path(exists=True, file_okay=False, path_type=str), metavar="FOLDER",
-        help="folder for what slots have cached, to be saved to and restored from",
+        "--slot-save-path", group=SERVER, env="GGUF_SERVE_SLOT_SAVE_PATH", type=FOLDER,
+        default=None, help="folder for what slots have cached, to be saved to and restored from",
     )
     sleep_idle_seconds: int = option(
-        "--sleep-idle-seconds", group=SERVER, env="SLEEP_IDLE_SECONDS", type=OR_ALL, default=-1,
+        "--sleep-idle-seconds", group=SERVER, env="GGUF_SERVE_SLEEP_IDLE_SECONDS", type=OR_ALL,
+        default=-1,
         help="free the model when nobody asks for so long, and load it for the next; -1: never",
     )
     sse_ping_interval: float = option(

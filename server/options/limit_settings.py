@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import click
-
-from gguf_serve.server.options.model_settings import ModelSettings
-from gguf_serve.server.options.option import COUNT, option
+from gguf_serve.engine.option import COUNT, Parsed, option
+from gguf_serve.engine.option_values import commas
 
 SERVER = "Server"
 LIMITS = "Limits of clients"
@@ -15,7 +13,7 @@ LIMITS = "Limits of clients"
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSettings(ModelSettings):
+class LimitSettings:
     max_connections: int = option(
         "--max-connections", group=LIMITS, type=COUNT, default=1024,
         help="open connections; for one more the longest idle one is closed. Fewer if the process "
@@ -66,7 +64,7 @@ class LimitSettings(ModelSettings):
         help="most of a stream that waits for its client; the request is cancelled then",
     )
     forwarded_allow_ips: tuple[str, ...] = option(
-        "--forwarded-allow-ips", group=LIMITS, type=click.STRING, metavar="ADDRESSES",
+        "--forwarded-allow-ips", group=LIMITS, type=Parsed("ADDRESSES", commas),
         multiple=True, default=(),
         help="proxies (addresses or networks, commas between) whose X-Forwarded-For and "
         "X-Forwarded-Proto are believed",

@@ -17,9 +17,9 @@ from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import ReasoningBudget
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.interface import Engine, Tokenizer
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import Chat, continued_field, tool_choice
-from gguf_serve.server.requests.fields import Defaults
 from gguf_serve.server.requests.generate import Job
 from gguf_serve.server.requests.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from gguf_serve.server.requests.prompts import MAX_TOKENS, Prompt, within_context

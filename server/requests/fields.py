@@ -10,36 +10,35 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
 from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.grammar.constraint import Constraint
-from gguf_serve.engine.request import SamplingParams
-from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.engine.option import INT32_MAX, Real, Whole
+from gguf_serve.engine.sampling_params import PARAMETERS, SamplingParams, parse_samplers
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.interface import Tokenizer
 
 T = TypeVar("T")
-INT32_MAX = 2**31 - 1
 MAX_TOP = 1024  # likeliest tokens of each: they are looked up and written one by one
 MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two steps of all
 MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
 MAX_BIASED_TEXT = 2**12  # characters
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
 
-CLAMPED: dict[str, tuple[float, float]] = {
-    "top_k": (0, INT32_MAX),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "xtc_probability": (0.0, 1.0),
-    "xtc_threshold": (0.0, 1.0),
-    "temperature": (0.0, float("inf")),
-    "mirostat": (0, 2),
+CLAMPED = {
+    name: stated.type.clamp
+    for name, stated in PARAMETERS.items()
+    if isinstance(stated.type, Whole | Real) and stated.type.clamp is not None
 }
 LIMITED: dict[str, tuple[int, int]] = {
+    # Of a seed 32 bits count, whatever it is.
+    name: (stated.type.low, stated.type.high)
+    for name, stated in PARAMETERS.items()
+    if isinstance(stated.type, Whole) and name not in CLAMPED and name != "seed"
+} | {
     "n_predict": (-1, INT32_MAX),
     "num_predict": (-INT32_MAX, INT32_MAX),
     "num_keep": (-INT32_MAX, INT32_MAX),
@@ -48,10 +47,6 @@ LIMITED: dict[str, tuple[int, int]] = {
     "max_tokens": (-1, INT32_MAX),
     "n_keep": (-1, INT32_MAX),
     "n_discard": (0, INT32_MAX),
-    "repeat_last_n": (-1, INT32_MAX),
-    "dry_allowed_length": (0, INT32_MAX),
-    "dry_penalty_last_n": (-1, INT32_MAX),
-    "min_keep": (0, INT32_MAX),
     "n_probs": (0, MAX_TOP),
     "logprobs": (0, MAX_TOP),
     "top_logprobs": (0, MAX_TOP),
@@ -92,31 +87,25 @@ class AdapterScale(msgspec.Struct):
     scale: float
 
 
-class SamplingFields(msgspec.Struct, kw_only=True):
-    """Fields that pass into SamplingParams under their own name."""
+def sampling_fields() -> list[tuple[str, Any, Any]]:
+    """The numbers and switches of SamplingParams as fields of a struct, which may be absent."""
+    kinds: dict[Any, Any] = {Whole: int, Real: float, type(None): bool}
+    found = []
+    for name, stated in PARAMETERS.items():
+        if not stated.multiple and type(stated.type) in kinds:
+            meta = msgspec.Meta(description=stated.help)
+            found.append((name, Annotated[kinds[type(stated.type)] | None, meta], None))
+    return found
 
-    temperature: float | None = None
-    dynatemp_range: float | None = None
-    dynatemp_exponent: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    top_n_sigma: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    dry_multiplier: float | None = None
-    dry_allowed_length: int | None = None
-    dry_penalty_last_n: int | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
-    min_keep: int | None = None
-    ignore_eos: bool | None = None
+
+if TYPE_CHECKING:
+
+    class SamplingFields(msgspec.Struct, kw_only=True):
+        """Fields that pass into SamplingParams under their own name."""
+else:
+    SamplingFields = msgspec.defstruct(
+        "SamplingFields", sampling_fields(), kw_only=True, module=__name__
+    )
 
 
 class GenerationFields(SamplingFields, kw_only=True):
@@ -135,9 +124,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     n_keep: int | None = None  # these two act when a context shifts
     n_discard: int | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
     samplers: str | list[str] | None = None
-    dry_base: float | None = None
     dry_sequence_breakers: list[str] | None = None
     logit_bias: list[Any] | dict[str, Any] | None = None
     n_probs: int | None = None
@@ -164,28 +151,6 @@ class CompletionFields(GenerationFields, kw_only=True):
     suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a request that does not say otherwise gets; from the command line."""
-
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int = -1
-    stop: tuple[str, ...] = ()
-    special: bool = False
-    cache_prompt: bool = True
-    n_keep: int = 0
-    prefill_assistant: bool = True
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    constraint: Constraint | None = None
-    skip_chat_parsing: bool = False
-    spm_infill: bool = False
-    thinks: bool | None = None  # None: as the template does it
-    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = "auto"
-    reasoning_effort: str | None = None
-    reasoning_budget: int = -1  # tokens; -1: no limit
-    reasoning_budget_message: str = ""
 
 
 def refuse(data: Mapping[str, Any], unsupported: Mapping[str, tuple[object, ...]]) -> None:
@@ -268,10 +233,10 @@ def sampling_params(
         if value is not None:
             low, high = CLAMPED.get(name, (value, value))
             changes[name] = min(max(value, low), high)
-    if fields.seed is not None:
-        changes["seed"] = seed(fields.seed)
-    if fields.dry_base is not None and fields.dry_base >= 1.0:
-        changes["dry_base"] = fields.dry_base
+    if "seed" in changes:
+        changes["seed"] = seed(changes["seed"])
+    if changes.get("dry_base", 1.0) < 1.0:
+        del changes["dry_base"]
     if fields.dry_sequence_breakers is not None:
         if not fields.dry_sequence_breakers:
             raise invalid("Field 'dry_sequence_breakers': must be a non-empty array of strings")

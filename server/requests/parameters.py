@@ -6,7 +6,8 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from gguf_serve.engine.request import Request, SamplingParams
+from gguf_serve.engine.request import Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.server.interface import Engine
 
 SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))

@@ -22,7 +22,7 @@ from gguf_serve.server.http.fetch import Fetcher
 from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.interface import Engine
-from gguf_serve.server.requests.fields import Defaults
+from gguf_serve.server.options.request_defaults import Defaults
 
 T = TypeVar("T")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes

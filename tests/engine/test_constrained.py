@@ -18,7 +18,8 @@ from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Trigger
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Failed, Finished, PromptScored, Request, SamplingParams
+from gguf_serve.engine.request import Failed, Finished, PromptScored, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 EOS = 0

@@ -26,9 +26,9 @@ from gguf_serve.engine.request import (
     PromptScored,
     ReasoningBudget,
     Request,
-    SamplingParams,
     Started,
 )
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Chunk

@@ -24,10 +24,10 @@ from gguf_serve.engine.request import (
     Finished,
     PromptScored,
     Request,
-    SamplingParams,
     Started,
     TokenScore,
 )
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import open_device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs

@@ -24,7 +24,8 @@ from gguf_serve.engine.errors import MediaError, ModelError, RequestError
 from gguf_serve.engine.loading import media_loader
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 

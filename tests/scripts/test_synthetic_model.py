@@ -12,7 +12,8 @@ import synthetic_model as synthetic
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, SamplingParams
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 
 SMALL = synthetic.Shape(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128)
 

@@ -40,7 +40,7 @@ from gguf_serve.server.app import Cors, create_app
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits
 from gguf_serve.server.idle import Idle
-from gguf_serve.server.requests.fields import Defaults
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.service import Service
 
 BOS, EOS, N_VOCAB = 256, 257, 258

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from gguf_serve.engine.option import Real
 from gguf_serve.engine.options import ControlVectors, RopeOptions
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.server import cli
 from gguf_serve.server.configure import (
     SettingsError,
@@ -62,50 +65,54 @@ def test_the_defaults_are_those_of_the_engine(settings_of: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "name", "value"),
     [
-        (["-ngl", "99"], "n_gpu_layers", 99),
-        (["-ngl", "all"], "n_gpu_layers", "all"),
-        (["-np", "4"], "parallel", 4),
-        (["-np", "-1"], "parallel", -1),
-        (["-n", "5"], "n_predict", 5),
-        (["-fa", "off"], "flash_attn", "off"),
-        (["-fa"], "flash_attn", "on"),
-        (["-fa", "-c", "9"], "flash_attn", "on"),
-        (["-fa", "-c", "9"], "ctx_size", 9),
-        (["-ctk", "f32", "-ctv", "f16"], "cache_type_k", "f32"),
-        (["-b", "64", "-ub", "32"], "ubatch_size", 32),
-        (["--ctx-size=77"], "ctx_size", 77),
-        (["-s", "-1", "--temp", "0"], "temp", 0.0),
-        (["-l", "5+1.5", "-l", "6-inf"], "logit_bias", ((5, 1.5), (6, -float("inf")))),
-        (["-r", "a", "-r", "-b"], "reverse_prompt", ("a", "-b")),
-        (["-sp"], "special", True),
-        (["--no-cache-prompt"], "cache_prompt", False),
+        (["-ngl", "99"], "engine.n_gpu_layers", 99),
+        (["-ngl", "all"], "engine.n_gpu_layers", "all"),
+        (["-np", "4"], "engine.n_parallel", 4),
+        (["-np", "-1"], "engine.n_parallel", -1),
+        (["-n", "5"], "defaults.max_tokens", 5),
+        (["-fa", "off"], "engine.flash_attn", "off"),
+        (["-fa"], "engine.flash_attn", "on"),
+        (["-fa", "-c", "9"], "engine.flash_attn", "on"),
+        (["-fa", "-c", "9"], "engine.n_ctx", 9),
+        (["-ctk", "f32", "-ctv", "f16"], "engine.cache_type_k", "f32"),
+        (["-b", "64", "-ub", "32"], "engine.n_ubatch", 32),
+        (["--ctx-size=77"], "engine.n_ctx", 77),
+        (["-s", "-1", "--temp", "0"], "defaults.sampling.temperature", 0.0),
+        (
+            ["-l", "5+1.5", "-l", "6-inf"],
+            "defaults.sampling.logit_bias",
+            ((5, 1.5), (6, -float("inf"))),
+        ),
+        (["-r", "a", "-r", "-b"], "defaults.stop", ("a", "-b")),
+        (["-sp"], "defaults.special", True),
+        (["--no-cache-prompt"], "defaults.cache_prompt", False),
         (["--host", "::1", "--host", "x.sock"], "host", ("::1", "x.sock")),
-        (["-dev", "1"], "device", "1"),
-        (["-ts", "3,1.5"], "tensor_split", (3.0, 1.5)),
-        (["-ot", "a=CPU", "-ot", "b=0"], "override_tensor", ("a=CPU", "b=0")),
-        (["-sm", "none", "-mg", "1"], "main_gpu", 1),
-        (["-ncmoe", "4"], "n_cpu_moe", 4),
-        (["-nkvo"], "kv_offload", False),
-        (["-fit", "off"], "fit", "off"),
-        (["--rope-scaling", "yarn"], "rope_scaling", "yarn"),
-        (["--yarn-ext-factor", "0"], "yarn_ext_factor", 0.0),
-        (["--kernel-family", "simt"], "kernel_family", "simt"),
-        (["--activation-type", "int8"], "activation_type", "int8"),
-        (["--profile"], "profile", True),
+        (["-dev", "1"], "engine.device", "1"),
+        (["-ts", "3,1.5"], "engine.tensor_split", (3.0, 1.5)),
+        (["-ot", "a=CPU", "-ot", "b=0"], "engine.override_tensor", ("a=CPU", "b=0")),
+        (["-sm", "none", "-mg", "1"], "engine.main_gpu", 1),
+        (["-ncmoe", "4"], "engine.n_cpu_moe", 4),
+        (["-nkvo"], "engine.kv_offload", False),
+        (["-fit", "off"], "engine.fit", False),
+        (["--rope-scaling", "yarn"], "engine.rope.kind", "yarn"),
+        (["--yarn-ext-factor", "0"], "engine.rope.extrapolation", 0.0),
+        (["--kernel-family", "simt"], "engine.kernel_family", "simt"),
+        (["--activation-type", "int8"], "engine.activation_type", "int8"),
+        (["--profile"], "engine.profile", True),
         (["--tags", "a,b"], "tags", "a,b"),
-        (["--spm-infill"], "spm_infill", True),
+        (["--spm-infill"], "defaults.spm_infill", True),
         (["--no-reasoning-preserve"], "reasoning_preserve", False),
         (["-mmdev", "1"], "mmproj_device", "1"),
     ],
 )
 def test_options(settings_of: Any, args: list[str], name: str, value: Any) -> None:
-    assert getattr(settings_of(*args), name) == value
+    assert attrgetter(name)(settings_of(*args)) == value
 
 
 def test_variables_lose_against_flags(settings_of: Any) -> None:
     variables = {"LLAMA_ARG_CTX_SIZE": "5", "LLAMA_ARG_N_PARALLEL": "3"}
     settings = settings_of("-c", "9", **variables)
-    assert (settings.ctx_size, settings.parallel) == (9, 3)
+    assert (settings.engine.n_ctx, settings.engine.n_parallel) == (9, 3)
 
 
 def test_adapters(settings_of: Any) -> None:
@@ -154,12 +161,12 @@ def test_rope_options(settings_of: Any) -> None:
     ],
 )
 def test_words_of_boolean_variables(settings_of: Any, word: str, value: bool) -> None:
-    assert settings_of(LLAMA_ARG_CACHE_PROMPT=word).cache_prompt is value
+    assert settings_of(LLAMA_ARG_CACHE_PROMPT=word).defaults.cache_prompt is value
 
 
 def test_the_profile_has_a_variable_of_its_own(settings_of: Any) -> None:
     settings = settings_of(GGUF_SERVE_PROFILE="1")
-    assert settings.profile
+    assert settings.engine.profile
     assert engine_options(settings).profile
 
 
@@ -286,20 +293,19 @@ def test_runs_as_a_module(module: str) -> None:
     assert done.stdout.startswith("gguf-serve ")
 
 
-def test_samplers() -> None:
-    both = [Settings(samplers="top_k;temp"), Settings(sampler_seq="kt")]
-    for settings in both:
-        assert request_defaults(settings).sampling.samplers == ("top_k", "temperature")
-    with pytest.raises(SettingsError, match="repeat_penalty must be between 1e-09 and"):
-        request_defaults(Settings(repeat_penalty=5e-324))
-    with pytest.raises(SettingsError, match="--samplers: unknown sampler 'magic'"):
-        request_defaults(Settings(samplers="top_k;magic"))
+def test_samplers(settings_of: Any) -> None:
+    for given in (["--samplers", "top_k;temp"], ["--sampler-seq", "kt"]):
+        assert request_defaults(settings_of(*given)).sampling.samplers == ("top_k", "temperature")
+    assert settings_of("--samplers", "temp").defaults.sampling.samplers == ("temperature",)
+    assert "5e-324 is not in the range 1e-09" in invoke("--repeat-penalty", "5e-324").output
+    assert "'--samplers': unknown sampler 'magic'" in invoke("--samplers", "top_k;magic").output
 
 
-def test_dry_breakers() -> None:
+def test_dry_breakers(settings_of: Any) -> None:
     def breakers(*given: str) -> tuple[str, ...]:
-        settings = Settings(dry_sequence_breaker=given)
-        return request_defaults(settings).sampling.dry_sequence_breakers
+        args = [arg for breaker in given for arg in ("--dry-sequence-breaker", breaker)]
+        sampling: SamplingParams = settings_of(*args).defaults.sampling
+        return sampling.dry_sequence_breakers
 
     assert breakers() == ("\n", ":", '"', "*")
     assert breakers("a", "b") == ("a", "b")
@@ -364,7 +370,7 @@ def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> N
     line += " --no-host --no-perf --perf --no-op-offload"
     variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_UI": "off", "LLAMA_ARG_LOAD_MODE": "none"}
     assert settings_of(*line.split(), "-c", "512", **variables) == settings_of("-c", "512")
-    assert settings_of("-r", "--jinja", "-r", "--mlock").reverse_prompt == ("--jinja", "--mlock")
+    assert settings_of("-r", "--jinja", "-r", "--mlock").defaults.stop == ("--jinja", "--mlock")
 
 
 @pytest.mark.parametrize(
@@ -384,11 +390,7 @@ def test_variables_that_nothing_would_act_on_are_refused(
     assert invoke("--version").exit_code == invoke("--help").exit_code == 0
 
 
-FLOATS = [
-    field.metadata["option"].flags[-1]
-    for field in fields(Settings)
-    if isinstance(field.metadata["option"].type, click.types.FloatParamType)
-]
+FLOATS = [one.option.flags[-1] for one in cli.OPTIONS if isinstance(one.option.type, Real)]
 
 
 @pytest.mark.parametrize("flag", FLOATS)
@@ -431,15 +433,16 @@ def test_https_needs_both_files(tmp_path: Path) -> None:
         uses_https(Settings(ssl_key_file=str(bad), ssl_cert_file=str(bad)))
 
 
-def test_prefix_and_cors() -> None:
+def test_prefix_and_cors(settings_of: Any) -> None:
     assert [api_prefix(given) for given in ("", "/llm", "/llm/", "/")] == ["", "/llm", "/llm", ""]
     with pytest.raises(SettingsError, match="does not begin with /"):
         api_prefix("llm")
-    made = cors(Settings(cors_origins=("http://a, http://b",), cors_credentials=True))
-    assert (made.origins, made.credentials) == (["http://a", "http://b"], True)
+    made = cors(settings_of("--cors-origins", "http://a, http://b", "--cors-credentials"))
+    assert (made.origins, made.credentials) == (("http://a", "http://b"), True)
 
 
-def test_reasoning_defaults() -> None:
-    made = request_defaults(Settings(reasoning="off", reasoning_budget=9, reasoning_effort="low"))
+def test_reasoning_defaults(settings_of: Any) -> None:
+    args = ["--reasoning", "off", "--reasoning-budget", "9", "--reasoning-effort", "low"]
+    made = request_defaults(settings_of(*args))
     assert (made.thinks, made.reasoning_budget, made.reasoning_effort) == (False, 9, "low")
     assert request_defaults(Settings()).thinks is None

@@ -9,16 +9,8 @@ import numpy as np
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model
-from gguf_serve.engine.request import (
-    Delta,
-    Event,
-    Failed,
-    Finished,
-    Request,
-    SamplingParams,
-    Started,
-    TokenScore,
-)
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, TokenScore
+from gguf_serve.engine.sampling_params import SamplingParams
 
 SECONDS = 60  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_serve.engine.request import SamplingParams
 from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampler
+from gguf_serve.engine.sampling_params import SamplingParams
 
 
 def answer(needs: Needs, row: NDArray[np.float32]) -> Candidates:

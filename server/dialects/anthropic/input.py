@@ -15,7 +15,7 @@ DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
 # Claude Code puts a line into the system prompt that changes with every request; read as a
 # part of the prompt, it would make every prefix new.
 BILLING_STAMP = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
-PASSED = (*SamplingFields.__struct_fields__, "seed", "stream", "cache_prompt", "id_slot")
+PASSED = (*SamplingFields.__struct_fields__, "stream", "cache_prompt", "id_slot")
 EFFORTS = {"xhigh": "high", "max": "high"}  # templates know low, medium and high
 
 

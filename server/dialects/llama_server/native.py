@@ -14,9 +14,10 @@ from gguf_serve.engine.errors import TooManyTokensError
 from gguf_serve.engine.request import Request
 from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabled
 from gguf_serve.server.interface import Tokenizer
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.chat import rendered, template_caps
 from gguf_serve.server.requests.conversation import read_chat
-from gguf_serve.server.requests.fields import Defaults, convert
+from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.media import SHOWN_MARKER, with_markers
 from gguf_serve.server.requests.parameters import generation_settings
 from gguf_serve.server.requests.prompt_objects import n_characters

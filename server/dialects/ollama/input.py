@@ -8,24 +8,14 @@ from typing import Any
 import msgspec
 
 from gguf_serve.server.errors import invalid, shown
-from gguf_serve.server.requests.fields import check_limits, check_stops, refuse
+from gguf_serve.server.requests.fields import SamplingFields, check_limits, check_stops, refuse
 
 
-class Options(msgspec.Struct):
+class Options(SamplingFields, kw_only=True):
     """What of ``options`` a request decides; the rest is decided when the server starts."""
 
     num_predict: int | None = None
     num_keep: int | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     stop: str | list[str] | None = None
 
 

@@ -51,7 +51,6 @@ class TranscriptionFields(SamplingFields, kw_only=True):
     response_format: Literal["json", "text", "verbose_json"] = "json"
     stream: bool | None = None
     max_tokens: int | None = None
-    seed: int | None = None
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -125,7 +124,7 @@ def chat_body(fields: TranscriptionFields) -> dict[str, Any]:
     parts = [{"type": "text", "text": part} for part in (text, MARKER)]
     given = {
         name: value
-        for name in (*SamplingFields.__struct_fields__, "max_tokens", "seed", "stream")
+        for name in (*SamplingFields.__struct_fields__, "max_tokens", "stream")
         if (value := getattr(fields, name)) is not None
     }
     return {"temperature": 0} | given | {"messages": [{"role": "user", "content": parts}]}

@@ -17,7 +17,8 @@ from vision_data import Reference, nmse
 
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Finished, Request, SamplingParams
+from gguf_serve.engine.request import Delta, Event, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 HEADS, SIZE, EPS = 4, 16, 1e-5

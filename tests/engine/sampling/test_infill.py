@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gguf_serve.engine.request import SamplingParams
 from gguf_serve.engine.sampling.candidates import Pool, Ranking, ranked
 from gguf_serve.engine.sampling.infill import infill
 from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampler
+from gguf_serve.engine.sampling_params import SamplingParams
 
 ROUNDING = 1e-9  # sums in another order may lie on the other side of a limit that is nearer
 END, EOT = 100, 101

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gguf_serve.engine.errors import EngineError, RequestError
-from gguf_serve.engine.request import SamplingParams
 from gguf_serve.engine.sampling.penalties import Dry, Repetition, suffix_lengths
 from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampled, Sampler, logprob
+from gguf_serve.engine.sampling_params import SamplingParams
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "sampling.json").read_text())
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -338,17 +338,26 @@ def test_logits_that_are_no_numbers_are_an_error(params: SamplingParams) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"repeat_penalty": 0.0}, r"repeat_penalty must be between 1e-09 and 1e\+09, not 0.0"),
+        ({"repeat_penalty": 0.0}, r"repeat_penalty must be between 1e-09 and 1000000000, not 0.0"),
         (
             {"repeat_penalty": 5e-324},
-            r"repeat_penalty must be between 1e-09 and 1e\+09, not 5e-324",
+            r"repeat_penalty must be between 1e-09 and 1000000000, not 5e-324",
         ),
-        ({"frequency_penalty": -1e308}, r"must be between -1e\+09 and 1e\+09, not -1e\+308"),
-        ({"repeat_last_n": -2}, "repeat_last_n must be between -1 and inf, not -2"),
-        ({"dry_penalty_last_n": -3}, "dry_penalty_last_n must be between -1 and inf, not -3"),
+        (
+            {"frequency_penalty": -1e308},
+            r"between -1000000000 and 1000000000, not -1e\+308",
+        ),
+        ({"repeat_last_n": -2}, "repeat_last_n must be between -1 and .*, not -2"),
+        (
+            {"dry_penalty_last_n": -3},
+            r"dry_penalty_last_n must be .* 2147483647, not -3",
+        ),
         ({"temperature": math.nan}, "temperature must be between .*, not nan"),
-        ({"dynatemp_exponent": -1.0}, r"dynatemp_exponent must be between 0 and 1e\+09, not -1.0"),
-        ({"mirostat": 3}, "mirostat must be 0, 1 or 2, not 3"),
+        (
+            {"dynatemp_exponent": -1.0},
+            r"dynatemp_exponent must be between 0 and .*, not -1\.0",
+        ),
+        ({"mirostat": 3}, "mirostat must be between 0 and 2, not 3"),
         ({"logit_bias": ((32, 1.0),)}, "logit_bias: token 32 is not in 0..31"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias: token -1 is not in 0..31"),
         ({"logit_bias": ((1, math.nan),)}, "logit_bias: token 1 has the bias nan"),

@@ -346,7 +346,7 @@ def test_settings_of_limits() -> None:
     few = client_limits(Settings(), 256)
     assert (few.connections, few.per_address) == (160, 120)
     assert room_for_connections(1000, 40) == 10
-    given = Settings(max_header=1, header_timeout=2, forwarded_allow_ips=("10.0.0.0/8,::1",))
+    given = Settings(max_header=1, header_timeout=2, forwarded_allow_ips=("10.0.0.0/8", "::1"))
     limits = client_limits(given, 1000)
     assert (limits.header, limits.header_timeout) == (1024, 2)
     assert [str(network) for network in limits.proxies] == ["10.0.0.0/8", "::1/128"]

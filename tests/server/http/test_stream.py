@@ -14,16 +14,8 @@ import httpx
 import pytest
 
 from gguf_serve.engine.errors import ContextOverflowError
-from gguf_serve.engine.request import (
-    Delta,
-    Event,
-    Failed,
-    Finished,
-    Request,
-    SamplingParams,
-    Started,
-    Timings,
-)
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, Timings
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.server.http.stream import EventStream, Inbox
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from gguf_serve.engine.grammar.constraint import Constraint, Trigger
 from gguf_serve.server.configure import SettingsError, request_defaults
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.options.settings import Settings
-from gguf_serve.server.requests.fields import Defaults
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
 GRAMMAR = 'root ::= "yes" | "no"'

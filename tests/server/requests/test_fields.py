@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gguf_serve.engine.request import DEFAULT_SAMPLERS, SamplingParams
+from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.body import read_object
 from gguf_serve.server.requests.conversation import Chat

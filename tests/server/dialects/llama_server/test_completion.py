@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gguf_serve.engine.request import Delta, Event, Finished, Progress, Request, Started, Timings
-from gguf_serve.server.requests.fields import Defaults
+from gguf_serve.server.options.request_defaults import Defaults
 
 TEXT = "Hello wörld"
 

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from gguf_serve.engine.request import SamplingParams
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.server.dialects.llama_server import native
+from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests import prompts
-from gguf_serve.server.requests.fields import Defaults
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.request import DEFAULT_SAMPLERS
-from gguf_serve.engine.sampling.names import parse_samplers
+from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, parse_samplers
 
 
 @pytest.mark.parametrize(
