@@ -25,8 +25,8 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
 from gguf_serve.kernels.opencl.tensor import empty, upload
 from gguf_serve.kernels.quantization.activations import Activations, activations, takes_bytes
-from gguf_serve.kernels.quantization.quants import by_name
-from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES, Matrix, pack, raw_matrix
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
+from gguf_serve.kernels.quantization.weights import Matrix, pack, raw_matrix
 from gguf_serve.kernels.rows.norm import quantize
 
 VECTOR = (16384, 4096)

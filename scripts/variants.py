@@ -44,8 +44,8 @@ from gguf_serve.kernels.quantization.activations import (
     takes_bytes,
     wants_spans,
 )
-from gguf_serve.kernels.quantization.quants import by_name
-from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES, Matrix
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
+from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import NormWeights, norm
 from gguf_serve.kernels.rows.topk import topk, topk_buffers
 

@@ -17,8 +17,9 @@ from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.packing import BLOCK
 from gguf_serve.kernels.quantization.quants import INT13, by_name
-from gguf_serve.kernels.quantization.weights import BLOCK, RawMatrix, run_job
+from gguf_serve.kernels.quantization.weights import RawMatrix, run_job
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

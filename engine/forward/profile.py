@@ -14,6 +14,7 @@ from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.tape import Counts, Launch
 from gguf_serve.kernels.opencl.work import Spans
 from gguf_serve.kernels.profile import Limits, StepTimes, measure_limits, time_step, touch_pages
+from gguf_serve.kernels.quantization.quants import by_name
 
 SHORT_CONTEXT, LONG_CONTEXT = 64, 4096
 STREAMS = 8
@@ -142,10 +143,12 @@ def short_name(label: str) -> str:
     """``matmul(ACT_INT TYPE_Q4_1 NT=1)`` as ``matmul int Q4_1 NT1``."""
     name, _, defines = label.rstrip(")").partition("(")
     words = [name, *defines.split()]
+    types = [by_name(word[5:]) for word in words if word.startswith("TYPE_")]
+    known = {define for kind in types for define in kind.defines[1:]}
     return " ".join(
         word.replace("TYPE_", "").replace("ACT_", "").replace("INT", "int").replace("=", "")
         for word in words
-        if not word.startswith(("PAGE=", "CAPACITY=", "PREFETCH_BYTES="))
+        if word not in known and not word.startswith(("PAGE=", "CAPACITY=", "PREFETCH_BYTES="))
     )
 
 

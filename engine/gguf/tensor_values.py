@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.kernels.quantization.quants import HALF_OFFSETS
+from gguf_serve.kernels.quantization import packing
+from gguf_serve.kernels.quantization.quants import TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -27,7 +28,7 @@ def check_tensor_values(gguf: GGUFFile) -> None:
         kind = info.type
         blocks = gguf.data(name).reshape(-1, kind.block_bytes)
         for at in range(0, len(blocks), BLOCKS_AT_ONCE):
-            wrong = ~_valid(blocks[at : at + BLOCKS_AT_ONCE], kind.name)
+            wrong = ~_valid(blocks[at : at + BLOCKS_AT_ONCE], kind)
             if wrong.any():
                 first = (at + int(np.argmax(wrong))) * kind.block_elements
                 raise ModelError(
@@ -36,22 +37,23 @@ def check_tensor_values(gguf: GGUFFile) -> None:
         gguf.drop_pages()
 
 
-def _valid(blocks: Bytes, kind: str) -> Flags:
+def _valid(blocks: Bytes, kind: TensorType) -> Flags:
     """For each block, or single value, whether it is finite."""
-    if kind in FLOATS:
-        values: npt.NDArray[np.floating[Any]] = blocks.view(FLOATS[kind])[:, 0]
+    if kind.name in FLOATS:
+        values: npt.NDArray[np.floating[Any]] = blocks.view(FLOATS[kind.name])[:, 0]
         finite: Flags = np.isfinite(values)
         return finite
     valid = np.ones(len(blocks), np.bool_)
-    if kind == "BF16":
+    scales = kind.scales
+    if kind.name == "BF16":
         valid &= (blocks.view(np.uint16)[:, 0] & 0x7F80) != 0x7F80
-    elif kind == "MXFP4":  # an exponent, of which 255 is NaN
+    elif scales == packing.E8M0:  # an exponent, of which 255 is NaN
         valid &= blocks[:, 0] != 0xFF
-    elif kind == "NVFP4":  # four scales of 8 bits without infinities, of which 127 is NaN
+    elif scales == packing.UE4M3:  # four scales of 8 bits without infinities, of which 127 is NaN
         valid &= ((blocks[:, :4] & 0x7F) != 0x7F).all(axis=1)
-    elif kind == "IQ1_M":  # the exponent of a half whose digits top the last four words
+    elif scales == packing.IQ1M:  # the exponent of a half whose digits top the last four words
         words = blocks[:, -8:].copy().view(np.uint16) >> 12
         valid &= (words[:, 3] << 12 | words[:, 2] << 8) & 0x7C00 != 0x7C00
-    for at in HALF_OFFSETS.get(kind, ()):
+    for at in kind.half_offsets:
         valid &= np.isfinite(blocks[:, at : at + 2].copy().view(np.float16)[:, 0])
     return valid

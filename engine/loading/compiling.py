@@ -13,6 +13,7 @@ from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.recording.step import Mode, first_modes, later_modes
 from gguf_serve.kernels.opencl.program import Programs, Spec
+from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import pack_program
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Compiling:
         """``placed``: the programs of each device; ``packed``: the tensor types of its weights."""
         self._rehearsal, self._placed = rehearsal, placed
         self._packing = [
-            [programs.spec(*pack_program(name)) for name in sorted(types)]
+            [programs.spec(*pack_program(by_name(name))) for name in sorted(types)]
             for programs, types in zip(placed, packed, strict=True)
         ]
         self._waiting: list[Future[bytes]] = []

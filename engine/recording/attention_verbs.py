@@ -18,7 +18,7 @@ from gguf_serve.kernels.matrix.matmul import ExpertRows, matmul
 from gguf_serve.kernels.opencl.tape import TOKENS, Per
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.quantization.activations import Activations
-from gguf_serve.kernels.quantization.weights import BLOCK
+from gguf_serve.kernels.quantization.packing import BLOCK
 from gguf_serve.kernels.rows.norm import UNCHANGED, norm
 
 TILES = (1, 8, 32)  # tokens of one head that go through its matrix together

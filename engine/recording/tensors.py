@@ -14,11 +14,9 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.recording.adapters import Adapter, LowRank
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
-from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 from gguf_serve.kernels.quantization.weights import (
-    BLOCK,
-    ROWS,
-    SUPPORTED_TYPES,
     Matrix,
     PackJob,
     RawMatrix,

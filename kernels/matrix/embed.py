@@ -6,7 +6,8 @@ import numpy as np
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.quantization.weights import BLOCK, Matrix
+from gguf_serve.kernels.quantization.packing import BLOCK
+from gguf_serve.kernels.quantization.weights import Matrix
 
 
 def embed(
@@ -28,7 +29,7 @@ def embed(
     """
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
-    defines = [w.define, *["ADD"] * add, *["SLAB"] * bool(w.slabs)]
+    defines = [*w.defines, *["ADD"] * add, *["SLAB"] * bool(w.slabs)]
     defines += ["MEDIA"] * (media is not None) + ["TOKENS_ONLY"] * tokens_only
     for row, part in w.parts:
         args = [
@@ -46,7 +47,7 @@ def deepstack(tape: Tape, w: Matrix, ids: Tensor, media: Tensor, at: int, out: T
     if at + n_cols > media.shape[-1]:
         raise ValueError(f"values {at} to {at + n_cols} of rows of {media.shape[-1]}")
     args = [ids.buffer, *_media_args(media), np.int32(at), np.int32(n_cols), out.buffer]
-    tape.add("matrix/embed.cl", "deepstack", [w.define, "MEDIA"], args, (n_cols, Per(TOKENS)))
+    tape.add("matrix/embed.cl", "deepstack", [*w.defines, "MEDIA"], args, (n_cols, Per(TOKENS)))
 
 
 def _media_args(media: Tensor | None) -> list[object]:

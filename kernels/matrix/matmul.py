@@ -16,7 +16,8 @@ from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, from_element
 from gguf_serve.kernels.opencl.work import Work
 from gguf_serve.kernels.quantization.activations import Activations
-from gguf_serve.kernels.quantization.weights import BYTE_TYPES, ROWS, SPAN, SPANNED_TYPES, Matrix
+from gguf_serve.kernels.quantization.packing import ROWS, SPAN
+from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import quantize
 
 SIMT_TILE_TOKENS = 32
@@ -59,10 +60,10 @@ def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[list[object], li
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
         if x.bytes:
-            if not device.is_simd or w.type.name not in BYTE_TYPES:
+            if not device.is_simd or not w.type.takes_bytes:
                 raise ValueError(f"{w.type.name} weights need activations of more than 8 bits")
             return [x.codes.buffer, x.scales.buffer], ["ACT_INT", "X_BYTES"]
-        spans = x.spans and device.is_simd and w.type.name in SPANNED_TYPES
+        spans = x.spans and device.is_simd and w.type.takes_spans
         return [x.codes.buffer, x.scales.buffer], ["ACT_INT", *[f"X_SPAN={SPAN}"] * spans]
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
@@ -93,7 +94,7 @@ def matmul(
     if w.paired:
         raise ValueError("a paired matrix is for glu()")
     inputs, defines = _inputs(tape.device, w, x)
-    defines += [w.define] + ["ADD"] * add + ["BIAS"] * (bias is not None)
+    defines += [*w.defines] + ["ADD"] * add + ["BIAS"] * (bias is not None)
     defines += ["SCALE"] * (scale != 1.0) + (experts.defines if experts else [])
     for row, part in w.parts:
         args = [
@@ -151,7 +152,7 @@ def glu(
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
     inputs, defines = _inputs(tape.device, w, x)
-    defines += [w.define, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
+    defines += [*w.defines, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
     defines += experts.defines if experts else []
     fused = fuses_quantization(tape.device, w) and out.values is None
     if fused:

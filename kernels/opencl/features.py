@@ -24,8 +24,9 @@ from gguf_serve.kernels.opencl.cache_folder import cache_folder
 from gguf_serve.kernels.opencl.platforms import DeviceInfo, list_devices, platform_devices
 from gguf_serve.kernels.opencl.sources import SOURCES
 
-# Defines of lanes.cl for products of shorts, and of bytes.cl for those of bytes; best first, those
-# after the first that works are not tried. With each, the processor's flags that allow it.
+# Defines of lanes.cl for products of shorts, and of byte_products.cl for those of bytes; best
+# first, those after the first that works are not tried. With each, the processor's flags that
+# allow it.
 _VNNI_512, _VNNI_256 = ("avx512_vnni",), ("avx_vnni", "avx512_vnni")
 PAIR_FORMS = {
     "DOT_PAIRS_512": _VNNI_512, "DOT_INTS_512": _VNNI_512,
@@ -38,8 +39,8 @@ BYTE_FORMS = {
 FORMS = (*PAIR_FORMS, *BYTE_FORMS)
 PROBE_SECONDS = 60
 
-# 16 rows of two products of shorts, or of four of bytes of which a's are not negative; of a type
-# with SIGNED_CODES, for which bytes.cl uses every intrinsic that it declares.
+# 16 rows of two products of shorts, or of four of bytes of which a's are not negative; with
+# SIGNED_CODES, for which every intrinsic that is declared is used.
 PAIR_PROBE = """
 #include "include/lanes.cl"
 kernel void probe(global const short* a, global const short* b, global int* c) {
@@ -49,11 +50,9 @@ kernel void probe(global const short* a, global const short* b, global int* c) {
 }
 """
 BYTE_PROBE = """
-#define X_BYTES
-#define TYPE_Q8_0
-#define NT 1
-#define PREFETCH_BYTES 0
-#include "matrix/matmul_simd.cl"
+#define SIGNED_CODES
+#include "include/lanes.cl"
+#include "include/byte_products.cl"
 kernel void probe(global const int* a, global const int* b, global int* c) {
     const int16 w = vload16(0, a), x = vload16(0, b), sum = vload16(0, c);
 #ifdef MADD_BYTES_256

@@ -9,7 +9,8 @@ import numpy as np
 
 from gguf_serve.kernels.opencl.device import Device, multiplies_pairs
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
-from gguf_serve.kernels.quantization.weights import BLOCK, BYTE_TYPES, SPAN, SPANNED_TYPES, Matrix
+from gguf_serve.kernels.quantization.packing import BLOCK, SPAN
+from gguf_serve.kernels.quantization.weights import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,10 @@ def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
     Not without instructions for sums of products: with PoCL prompts take 1.7 x as long with them.
     """
     whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
-    spanned = any(w.type.name in SPANNED_TYPES for w in readers)
+    spanned = any(w.type.takes_spans for w in readers)
     return multiplies_pairs(device.defines) and whole and spanned
 
 
 def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:
     """Whether activations that these matrices read have codes of 8 bits on this device."""
-    return device.byte_codes and all(w.type.name in BYTE_TYPES for w in readers)
+    return device.byte_codes and all(w.type.takes_bytes for w in readers)

@@ -1,10 +1,13 @@
 // Blocks of GGUF tensor types, read where they lie: for pack.cl only.
 //
-// For each type: BLOCK_BYTES, and code4(p, k), the codes to pack of columns k to k + 3 of a block
-// as four bytes, k a multiple of 4. On a CPU those of 16 rows at once (``words``): all but loads
-// are vector instructions then. ONE_BY_ONE types have code(p, k) for a column of one row.
+// For each type code4(p, k): the codes to pack of columns k to k + 3 of a block as four bytes, k a
+// multiple of 4. On a CPU those of 16 rows at once (``words``): all but loads are vector
+// instructions then. ONE_BY_ONE types have code(p, k) instead, for a column of one row.
+// sub_scale(p, sub), where scales are integers but for SCALES_K: that of 32 columns of one row or,
+// where scales cover fewer, the sub-th one. scale_of(p): the block's half-precision scale, where
+// its row in quants.py does not say where that is.
 // The layouts are those of ggml's block_* structures. Types whose values come from a table or a
-// codebook get codes of their own here, in the order that unpack.cl says.
+// codebook get codes of their own here, in the order of the values in their row.
 
 INLINE ushort u16(global const uchar* p) { return (ushort)(p[0] | (p[1] << 8)); }
 INLINE uint u32(global const uchar* p) { return as_uint(vload4(0, p)); }
@@ -49,51 +52,43 @@ INLINE words bits_of_32(rows p, int at, int k) {
 }
 
 #if defined(TYPE_Q1_0)
-#define BLOCK_BYTES 18
 INLINE words code4(rows p, int k) { return bits_of_32(p, 2 + k / 32 * 4, k % 32); }
 #elif defined(TYPE_Q2_0)
-#define BLOCK_BYTES 18
 #define ONE_BY_ONE
 INLINE int code(global const uchar* p, int k) { return (p[2 + k / 4] >> (2 * (k % 4))) & 3; }
 #elif defined(TYPE_Q4_0) || defined(TYPE_IQ4_NL)
-#define BLOCK_BYTES 18
 INLINE words code4(rows p, int k) { return nibbles(p, 2, k, 32); }
 #elif defined(TYPE_Q4_1)
-#define BLOCK_BYTES 20
 INLINE words code4(rows p, int k) { return nibbles(p, 4, k, 32); }
 #elif defined(TYPE_Q5_0)
-#define BLOCK_BYTES 22
 INLINE words code4(rows p, int k) { return nibbles(p, 6, k, 32) | bits_of_32(p, 2, k) << 4; }
 #elif defined(TYPE_Q5_1)
-#define BLOCK_BYTES 24
 INLINE words code4(rows p, int k) { return nibbles(p, 8, k, 32) | bits_of_32(p, 4, k) << 4; }
 #elif defined(TYPE_Q8_0)
-#define BLOCK_BYTES 34
 INLINE words code4(rows p, int k) { return word(p, 2 + k); }
 #elif defined(TYPE_INT13)  // no type of ggml's: kernels/quantization/quants.py
-#define BLOCK_BYTES 68
 INLINE words code2(rows p, int k) { return word(p, 4 + 2 * k); }
 #elif defined(TYPE_Q2_K)
-#define BLOCK_BYTES 84
 INLINE words code4(rows p, int k) { return crumbs(p, 16, k); }
+INLINE int sub_scale(global const uchar* p, int sub) { return p[sub]; }
 #elif defined(TYPE_Q3_K)
-#define BLOCK_BYTES 110
 INLINE words code4(rows p, int k) { return (crumbs(p, 32, k) | bits(p, 0, k) << 2) ^ 0x04040404; }
+INLINE int sub_scale(global const uchar* p, int sub) {
+    const int low = p[96 + sub % 8] >> (sub / 8 * 4), high = p[104 + sub % 4] >> (sub / 4 * 2);
+    return ((low & 15) | (high & 3) << 4) - 32;
+}
 #elif defined(TYPE_Q4_K)
-#define BLOCK_BYTES 144
 INLINE words code4(rows p, int k) { return nibbles(p, 16 + k / 64 * 32, k % 64, 64); }
 #elif defined(TYPE_Q5_K)
-#define BLOCK_BYTES 176
 INLINE words code4(rows p, int k) {
     return nibbles(p, 48 + k / 64 * 32, k % 64, 64) | bits(p, 16, k) << 4;
 }
 #elif defined(TYPE_Q6_K)
-#define BLOCK_BYTES 210
 INLINE words code4(rows p, int k) {
     return (nibbles(p, k / 128 * 64, k % 128, 128) | crumbs(p, 128, k) << 4) ^ 0x20202020;
 }
+INLINE int sub_scale(global const uchar* p, int sub) { return p[192 + sub]; }
 #elif defined(TYPE_TQ1_0)
-#define BLOCK_BYTES 54
 #define ONE_BY_ONE
 // Five base-3 digits to a byte, as a fraction of 256: the n-th is that of byte * 3^n mod 256.
 INLINE int code(global const uchar* p, int k) {
@@ -104,17 +99,18 @@ INLINE int code(global const uchar* p, int k) {
     return ((v & 255) * 3) >> 8;
 }
 #elif defined(TYPE_TQ2_0)
-#define BLOCK_BYTES 66
 INLINE words code4(rows p, int k) { return crumbs(p, 0, k); }
 #elif defined(TYPE_IQ4_XS)
-#define BLOCK_BYTES 136
 INLINE words code4(rows p, int k) { return nibbles(p, 8 + k / 32 * 16, k % 32, 32); }
+INLINE int sub_scale(global const uchar* p, int sub) {
+    const int low = p[4 + sub / 2] >> (sub % 2 * 4), high = u16(p + 2) >> (2 * sub);
+    return ((low & 15) | (high & 3) << 4) - 32;
+}
 #elif defined(TYPE_MXFP4)
-#define BLOCK_BYTES 17
 INLINE words code4(rows p, int k) { return nibbles(p, 1, k, 32); }
 #elif defined(TYPE_NVFP4)
-#define BLOCK_BYTES 36
 INLINE words code4(rows p, int k) { return nibbles(p, 4 + k / 16 * 8, k % 16, 16); }
+INLINE int sub_scale(global const uchar* p, int sub) { return p[sub] == 127 ? 0 : p[sub] & 127; }
 #elif defined(TYPE_IQ1_S) || defined(TYPE_IQ1_M) || defined(TYPE_IQ2_XXS) || \
     defined(TYPE_IQ2_XS) || defined(TYPE_IQ2_S) || defined(TYPE_IQ3_XXS) || defined(TYPE_IQ3_S)
 #include "quantization/grids.cl"
@@ -130,46 +126,60 @@ INLINE int with_sign(int magnitude, bool negative, int n) {
     return negative ? n - 1 - magnitude : n + magnitude;
 }
 #if defined(TYPE_IQ1_S)
-#define BLOCK_BYTES 50
 INLINE int code(global const uchar* p, int k) {
     const int high = (u16(p + 34 + k / 32 * 2) >> (k % 32 / 8 * 3)) & 7;
     return of_8(p[2 + k / 8] | high << 8, k);
 }
+INLINE int sub_scale(global const uchar* p, int sub) {
+    const int v = u16(p + 34 + 2 * sub);
+    return (2 * ((v >> 12) & 7) + 1) | (v >> 15) << 4;
+}
 #elif defined(TYPE_IQ1_M)
-#define BLOCK_BYTES 56
 INLINE int high_bits(global const uchar* p, int k) { return p[32 + k / 16] >> (k % 16 / 8 * 4); }
 INLINE int code(global const uchar* p, int k) {
     return of_8(p[k / 8] | (high_bits(p, k) & 7) << 8, k);
 }
+INLINE int sub_scale(global const uchar* p, int sub) {
+    const int v = (u16(p + 48 + sub / 2 * 2) >> (sub % 2 * 6)) & 63;
+    const int h = p[32 + 2 * sub], i = p[33 + 2 * sub];
+    return v | ((h >> 3 & 1) | (h >> 7) << 1 | (i >> 3 & 1) << 2 | (i >> 7) << 3) << 6;
+}
+// Four bits at the top of each of the four words of scales.
+INLINE ushort scale_of(global const uchar* p) {
+    return u16(p + 48) >> 12 | (u16(p + 50) >> 12) << 4 | (u16(p + 52) >> 12) << 8 |
+           (u16(p + 54) >> 12) << 12;
+}
 #elif defined(TYPE_IQ2_XXS)
-#define BLOCK_BYTES 66
 INLINE int code(global const uchar* p, int k) {
     const uint signs = u32(p + 6 + k / 32 * 8) >> (k % 32 / 8 * 7);
     return with_sign(of_8(p[2 + k / 32 * 8 + k % 32 / 8], k), sign_of(signs, k), 3);
 }
+INLINE int sub_scale(global const uchar* p, int sub) { return 2 * (p[9 + 8 * sub] >> 4) + 1; }
 #elif defined(TYPE_IQ2_XS)
-#define BLOCK_BYTES 74
 INLINE int code(global const uchar* p, int k) {
     const ushort v = u16(p + 2 + k / 8 * 2);
     return 1 + with_sign(of_8(v & 511, k), sign_of(v >> 9, k), 3);
 }
+INLINE int sub_scale(global const uchar* p, int sub) { return p[66 + sub]; }
 #elif defined(TYPE_IQ2_S)
-#define BLOCK_BYTES 82
 INLINE int code(global const uchar* p, int k) {
     const int high = (p[66 + k / 32] >> (k % 32 / 8 * 2)) & 3;
     return 1 + with_sign(of_8(p[2 + k / 8] | high << 8, k), (p[34 + k / 8] >> (k % 8)) & 1, 3);
 }
+INLINE int sub_scale(global const uchar* p, int sub) { return p[74 + sub]; }
 #elif defined(TYPE_IQ3_XXS)
-#define BLOCK_BYTES 98
 INLINE int code(global const uchar* p, int k) {
     const uint signs = u32(p + 66 + k / 32 * 4) >> (k % 32 / 8 * 7);
     return with_sign(of_4(p[2 + k / 4], k), sign_of(signs, k), 8);
 }
+INLINE int sub_scale(global const uchar* p, int sub) { return 2 * (p[69 + 4 * sub] >> 4) + 1; }
 #elif defined(TYPE_IQ3_S)
-#define BLOCK_BYTES 110
 INLINE int code(global const uchar* p, int k) {
     const int high = (p[66 + k / 32] >> (k % 32 / 4)) & 1;
     return with_sign(of_4(p[2 + k / 4] | high << 8, k), (p[74 + k / 8] >> (k % 8)) & 1, 8);
+}
+INLINE int sub_scale(global const uchar* p, int sub) {
+    return 2 * ((p[106 + sub / 2] >> (sub % 2 * 4)) & 15) + 1;
 }
 #endif
 #endif

@@ -28,61 +28,9 @@ INLINE uchar k_min(global const uchar* s, int j) {
 }
 #endif
 
-// The half-precision scale of a block.
-INLINE ushort scale_of(global const uchar* p) {
-#if defined(TYPE_Q2_K)
-    return u16(p + 80);
-#elif defined(TYPE_Q3_K)
-    return u16(p + 108);
-#elif defined(TYPE_Q6_K)
-    return u16(p + 208);
-#elif defined(TYPE_TQ1_0)
-    return u16(p + 52);
-#elif defined(TYPE_TQ2_0)
-    return u16(p + 64);
-#elif defined(TYPE_IQ1_M)  // four bits at the top of each of the four words of scales
-    return u16(p + 48) >> 12 | (u16(p + 50) >> 12) << 4 | (u16(p + 52) >> 12) << 8 |
-           (u16(p + 54) >> 12) << 12;
-#else
-    return u16(p);
+#ifdef D_AT
+INLINE ushort scale_of(global const uchar* p) { return u16(p + D_AT); }
 #endif
-}
-
-// The integer scale of 32 columns or, for types whose scales cover fewer, of the sub-th ones.
-INLINE int sub_scale(global const uchar* p, int sub) {
-#if defined(TYPE_Q2_K)
-    return p[sub];
-#elif defined(TYPE_Q3_K)
-    const int low = p[96 + sub % 8] >> (sub / 8 * 4), high = p[104 + sub % 4] >> (sub / 4 * 2);
-    return ((low & 15) | (high & 3) << 4) - 32;
-#elif defined(TYPE_Q6_K)
-    return p[192 + sub];
-#elif defined(TYPE_IQ1_S)
-    const int v = u16(p + 34 + 2 * sub);
-    return (2 * ((v >> 12) & 7) + 1) | (v >> 15) << 4;
-#elif defined(TYPE_IQ1_M)
-    const int v = (u16(p + 48 + sub / 2 * 2) >> (sub % 2 * 6)) & 63;
-    const int h = p[32 + 2 * sub], i = p[33 + 2 * sub];
-    return v | ((h >> 3 & 1) | (h >> 7) << 1 | (i >> 3 & 1) << 2 | (i >> 7) << 3) << 6;
-#elif defined(TYPE_IQ2_XXS)
-    return 2 * (p[9 + 8 * sub] >> 4) + 1;
-#elif defined(TYPE_IQ2_XS)
-    return p[66 + sub];
-#elif defined(TYPE_IQ2_S)
-    return p[74 + sub];
-#elif defined(TYPE_IQ3_XXS)
-    return 2 * (p[69 + 4 * sub] >> 4) + 1;
-#elif defined(TYPE_IQ3_S)
-    return 2 * ((p[106 + sub / 2] >> (sub % 2 * 4)) & 15) + 1;
-#elif defined(TYPE_IQ4_XS)
-    const int low = p[4 + sub / 2] >> (sub % 2 * 4), high = u16(p + 2) >> (2 * sub);
-    return ((low & 15) | (high & 3) << 4) - 32;
-#elif defined(TYPE_NVFP4)
-    return p[sub] == 127 ? 0 : p[sub] & 127;
-#else
-    return 0;
-#endif
-}
 
 INLINE void pack_scales(global const uchar* p, int sub, bool real, float scale, global uchar* s,
                         int row) {
@@ -97,13 +45,13 @@ INLINE void pack_scales(global const uchar* p, int sub, bool real, float scale, 
 #else
     if (sub == 0) h[row] = real ? scale_of(p) : 0;
 #if defined(SCALES_HALVES)
-    h[ROWS + row] = real ? u16(p + 2) : 0;
+    h[ROWS + row] = real ? u16(p + M_AT) : 0;
 #elif defined(SCALES_K)
-    if (sub == 0) h[ROWS + row] = real ? u16(p + 2) : 0;
+    if (sub == 0) h[ROWS + row] = real ? u16(p + M_AT) : 0;
     s[64 + sub * ROWS + row] = real ? k_scale(p + 4, sub) : 0;
     s[192 + sub * ROWS + row] = real ? k_min(p + 4, sub) : 0;
 #elif defined(SCALES_2K)
-    if (sub == 0) h[ROWS + row] = real ? u16(p + 82) : 0;
+    if (sub == 0) h[ROWS + row] = real ? u16(p + M_AT) : 0;
     for (int i = 2 * sub; i < 2 * sub + 2; i++)
         s[64 + i * ROWS + row] = real ? sub_scale(p, i) : 0;
 #elif defined(SCALES_CHARS)
@@ -194,7 +142,7 @@ kernel void pack(global const uchar* raw, ulong begin, global uchar* packed, ulo
 
 #else
 
-#ifdef TYPE_F32
+#if WEIGHT_BYTES == 4
 typedef uint word;
 #else
 typedef ushort word;

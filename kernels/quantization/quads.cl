@@ -14,41 +14,6 @@
 
 #define QUADS 8
 
-#if defined(TYPE_Q8_0)
-#define SIGNED_CODES
-#define DEPTH 1
-#elif defined(TYPE_IQ4_NL) || defined(TYPE_IQ4_XS)
-#define SIGNED_CODES
-#define BYTE_TABLE 0xF6EADDCFBFAD9881, 0x7159453526190D01  // -127 -104 -83 .. 69 89 113
-#define DEPTH 1
-#elif defined(TYPE_IQ3_XXS)
-#define SIGNED_CODES
-#define BYTE_TABLE 0xFCF4ECE4DCD4CCC2, 0x3E342C241C140C04  // -62 -52 -44 .. 44 52 62
-#define DEPTH 2
-#elif defined(TYPE_IQ2_XXS)
-#define SIGNED_CODES
-#define BYTE_TABLE 0x00002B1908F8E7D5, 0  // -43 -25 -8 8 25 43
-#define DEPTH 2
-#elif defined(TYPE_IQ2_XS) || defined(TYPE_IQ2_S)
-#define SIGNED_CODES
-#define BYTE_TABLE TABLE
-#define DEPTH 2
-#elif defined(TYPE_MXFP4)
-#define SIGNED_CODES
-#define BYTE_TABLE TABLE
-#define DEPTH 8
-#define UNSHIFTED 0x1p8f  // CODE_AT is for shorts
-#elif HIGH_BITS == 2
-#define DEPTH 2
-#elif HIGH_BITS == 1 || defined(SCALES_CHARS) || defined(SCALES_2K)
-#define DEPTH 4
-#else
-#define DEPTH 8
-#endif
-#ifndef UNSHIFTED
-#define UNSHIFTED 1.0f
-#endif
-
 #if defined(SCALES_CHARS)
 #define HALF_SCALES
 #define HALF_OFFSETS
@@ -98,7 +63,7 @@ INLINE void unpack_quads(global const uchar* q, vint* codes) {
     vint planes[LOW_BITS + HIGH_BITS];
     #pragma unroll
     for (int i = 0; i < LOW_BITS + HIGH_BITS; i++) planes[i] = LOAD_INT(q, i);
-#if HIGH_BITS == 2  // not signed any more
+#if defined(SCALES_CHARS) && HIGH_BITS == 2  // not signed any more
     planes[LOW_BITS] ^= (vint)(0xAAAAAAAA);
     planes[LOW_BITS + 1] ^= (vint)(0xAAAAAAAA);
 #endif
@@ -111,11 +76,12 @@ INLINE void unpack_quads(global const uchar* q, vint* codes) {
 #elif HIGH_BITS == 2
         const vint high = planes[LOW_BITS + p / 8];
         v |= BITS(high, HIGH_AT(p), 4, 3) | BITS(high, HIGH_AT(p + 2), 12, 3);
-#elif defined(TYPE_Q3_K)
-        v ^= (vint)(0x04040404);
 #endif
-#ifdef BYTE_TABLE
-        v = __builtin_astype(lookup(as_vpair(v), 0, BYTE_TABLE), vint);
+#if defined(SCALES_CHARS) && HIGH_BITS != 2
+        v ^= (vint)(OFFSET_CODE * 0x01010101);
+#endif
+#ifdef BYTE_TABLE_LOW
+        v = __builtin_astype(lookup(as_vpair(v), 0, BYTE_TABLE_LOW, BYTE_TABLE_HIGH), vint);
 #endif
         codes[i] = v;
     }
@@ -123,7 +89,6 @@ INLINE void unpack_quads(global const uchar* q, vint* codes) {
 }
 
 #if defined(SCALES_CHARS)
-#define OFFSET_CODE (HIGH_BITS == 2 ? 32 : 4)
 INLINE vint half_scale(global const uchar* s, int sub, int i) {
     return LOAD_CHAR(s + 32, 2 * sub + i);
 }
@@ -152,7 +117,9 @@ INLINE void unpack_block(global const uchar* q, global const uchar* s, int b, Un
 #else
     vfloat m;
     unpack_scales(s, b, &w->d, &m);
-    w->d *= UNSHIFTED;
+#ifdef SCALES_E8M0
+    w->d *= (float)(1 << CODE_AT);  // which is for shorts
+#endif
 #ifdef ADD_M
     w->m = m;
 #endif

@@ -18,52 +18,11 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.memory import ALIGNMENT
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import allocate, fill_zero, works_in_place
+from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
 from gguf_serve.kernels.quantization.quants import TensorType, by_name
 
-ROWS = 16  # rows side by side (lanes.cl)
-BLOCK = 32  # columns per block
 SLAB_ROWS = 256  # whole groups, and biases that begin where a sub-buffer may
 SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
-
-# Per 32 columns of 16 rows: bytes of codes; bytes of scales and how many blocks share them
-# (QBYTES, SBYTES and SUPER of unpack.cl).
-LAYOUTS: dict[str, tuple[int, int, int]] = {
-    "Q1_0": (64, 32, 4),
-    "Q2_0": (128, 32, 2),
-    "Q4_0": (256, 32, 1),
-    "Q4_1": (256, 64, 1),
-    "Q5_0": (320, 32, 1),
-    "Q5_1": (320, 64, 1),
-    "Q8_0": (512, 32, 1),
-    "INT13": (1024, 64, 1),
-    "Q2_K": (128, 320, 8),
-    "Q3_K": (192, 288, 8),
-    "Q4_K": (256, 320, 8),
-    "Q5_K": (320, 320, 8),
-    "Q6_K": (384, 288, 8),
-    "IQ1_S": (128, 160, 8),
-    "IQ1_M": (128, 288, 8),
-    "IQ2_XXS": (192, 160, 8),
-    "IQ2_XS": (192, 160, 8),
-    "IQ2_S": (192, 160, 8),
-    "IQ3_XXS": (256, 160, 8),
-    "IQ3_S": (256, 160, 8),
-    "IQ4_NL": (256, 32, 1),
-    "IQ4_XS": (256, 160, 8),
-    "TQ1_0": (128, 32, 8),
-    "TQ2_0": (128, 32, 8),
-    "MXFP4": (256, 16, 1),
-    "NVFP4": (256, 80, 2),
-}
-# Types that are multiplied faster if SPAN blocks of the activations share a scale.
-SPAN = 8
-SPANNED_TYPES = ("Q4_K", "Q5_K")
-FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-OWN_TYPES = ("INT13",)  # that no file has
-# Types that can be multiplied with activations of 8 bits (bytes.cl).
-BYTE_TYPES = tuple(name for name in LAYOUTS if name not in (*OWN_TYPES, "IQ1_M", "NVFP4"))
-SUPPORTED_TYPES = (*FLOATS, *(name for name in LAYOUTS if name not in OWN_TYPES))
-SCALED_TYPES = ("NVFP4",)  # that keep a scale of the whole matrix beside those of blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +55,7 @@ class Matrix:
 
     @property
     def is_float(self) -> bool:
-        return self.type.name in FLOATS
+        return self.type.is_float
 
     @property
     def n_blocks(self) -> int:
@@ -108,26 +67,16 @@ class Matrix:
         return -(-self.n_rows // ROWS)
 
     @property
-    def define(self) -> str:
-        return f"TYPE_{self.type.name}"
-
-
-def packed_size(type_name: str, n_groups: int, n_cols: int) -> tuple[int, int]:
-    """Bytes of the codes (where the scales begin) and of the whole packed matrix."""
-    if type_name in FLOATS:
-        size = n_groups * ROWS * n_cols * FLOATS[type_name]
-        return size, size
-    codes, scales, blocks = LAYOUTS[type_name]
-    n_blocks = n_cols // BLOCK
-    scales_at = n_groups * n_blocks * codes
-    return scales_at, scales_at + n_groups * (n_blocks // blocks) * scales
+    def defines(self) -> tuple[str, ...]:
+        """What kernels that read it are compiled with."""
+        return self.type.defines
 
 
 @dataclass(frozen=True, slots=True)
 class RawMatrix:
     """A matrix as it lies in the file: ``data`` is its bytes, rows one after another.
 
-    ``scale`` multiplies all of it (``SCALED_TYPES`` only).
+    ``scale`` multiplies all of it, of types that have one (``has_matrix_scale``).
     """
 
     data: npt.NDArray[np.uint8]
@@ -180,7 +129,7 @@ def place(
             else place(device, _stacked_rows(parts, begin, end))
             for begin, end in ranges
         )
-    scales_at, n_bytes = packed_size(first.type.name, n_groups, first.n_cols)
+    scales_at, n_bytes = first.type.packed_size(n_groups, first.n_cols)
     buffer = allocate(device, n_bytes)
     if n_groups > n_packed and not works_in_place(device):  # memory of the host comes with zeros
         fill_zero(device, buffer, n_bytes)
@@ -195,9 +144,9 @@ def place(
 
 def _check_kernels(parts: Sequence[RawMatrix]) -> None:
     for part in parts:
-        if part.type.name not in (*SUPPORTED_TYPES, *OWN_TYPES):
+        if part.type.packing is None:
             raise ValueError(f"no kernel for tensor type {part.type.name}")
-        if part.scale != 1 and part.type.name not in SCALED_TYPES:
+        if part.scale != 1 and not part.type.has_matrix_scale:
             raise ValueError(f"{part.type.name} matrices with a scale of {part.scale:g}")
 
 
@@ -228,7 +177,7 @@ def place_experts(
             )
             for begin, end in ranges
         )  # fmt: skip
-    scales_at, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    scales_at, n_bytes = example.type.packed_size(n_groups, example.n_cols)
     matrix = Matrix(
         allocate(device, n_bytes), example.type, n_rows, example.n_cols, scales_at, n_bytes,
         paired, len(first),
@@ -247,7 +196,7 @@ def _slab_rows(
 ) -> list[tuple[int, int]]:
     """Ranges of the ``n_rows`` rows of each of some matrices, which have ``n_groups`` groups
     together, such that a range of all fits into a buffer; empty if all of it does."""
-    _, n_bytes = packed_size(example.type.name, n_groups, example.n_cols)
+    _, n_bytes = example.type.packed_size(n_groups, example.n_cols)
     if n_bytes <= device.max_allocation:
         return []
     per_row = n_bytes / n_rows
@@ -291,16 +240,16 @@ def _slices(part: RawMatrix) -> list[tuple[int, RawMatrix]]:
     ]
 
 
-def pack_program(type_name: str) -> tuple[str, tuple[str, ...]]:
+def pack_program(kind: TensorType) -> tuple[str, tuple[str, ...]]:
     """The source and defines of the program that packs matrices of a type."""
-    return "quantization/pack.cl", (f"TYPE_{type_name}",)
+    return "quantization/pack.cl", kind.defines
 
 
 def enqueue_job(device: Device, programs: Programs, job: PackJob) -> Any:
     """Begin to pack a part. What is returned, and the part's bytes, must stay until the queue has
     passed this point: where the device works in the host's memory it reads them where they lie."""
     matrix, part = job.matrix, job.part
-    source, defines = pack_program(matrix.type.name)
+    source, defines = pack_program(matrix.type)
     kernel = programs.kernel(source, "pack", defines)
     raw, begin = _raw_buffer(device, part.data)
     kernel.set_args(

@@ -9,7 +9,7 @@ import numpy as np
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
-from gguf_serve.kernels.quantization.weights import BLOCK, SPAN
+from gguf_serve.kernels.quantization.packing import BLOCK, SPAN
 
 SIMT_GROUP = 64
 

@@ -7,6 +7,7 @@ from check_compile import LIMIT, PROCESSORS, Job, compile_all, jobs
 from variants import Variant
 
 from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.kernels.quantization.quants import by_name
 
 EVERY = 150  # of the programs that are compiled daily
 DRIVERS = [info.platform for info in list_devices() if info.kind == "cpu"]
@@ -18,8 +19,8 @@ def unrolled(driver: str) -> list[Job]:
     """Programs that took LLVM 18 to 163 s where vectors of work-items were made of them."""
     if "Intel" not in driver:
         return []
-    spans = ("ACT_INT", "X_SPAN=8", "GLU_SILU", "QUANTIZE_OUT", "NT=128", "TYPE_Q4_K")
-    bytes = ("ACT_INT", "X_BYTES", "NT=64", "TYPE_Q8_0")
+    spans = ("ACT_INT", "X_SPAN=8", "GLU_SILU", "QUANTIZE_OUT", "NT=128", *by_name("Q4_K").defines)
+    bytes = ("ACT_INT", "X_BYTES", "NT=64", *by_name("Q8_0").defines)
     return [
         Job(
             driver, name,

@@ -10,7 +10,7 @@ from variants import Variant, gpu, launcher_variants
 
 from gguf_serve.kernels.attention.kv import KV_TYPES
 from gguf_serve.kernels.opencl.sources import SOURCES
-from gguf_serve.kernels.quantization.weights import SUPPORTED_TYPES
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES
 
 AMD = """
 	s_endpgm

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.kernels.quantization.quants import HALF_OFFSETS, by_name
+from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import RawMatrix, raw_matrix
 
 
@@ -17,7 +17,7 @@ def random_blocks(
     n_bytes = by_name(type_name).block_bytes
     blocks = rng.integers(0, 256, (*shape, n_bytes), dtype=np.uint8)
     halves = rng.uniform(-0.02, 0.02, (*shape, 4)).astype(np.float16)
-    for i, at in enumerate(HALF_OFFSETS[type_name]):
+    for i, at in enumerate(by_name(type_name).half_offsets):
         blocks[..., at : at + 2] = halves[..., i : i + 1].view(np.uint8)
     if type_name == "IQ1_M":  # four bits of the half at the top of each word of scales
         digits = halves[..., :1].view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
@@ -49,7 +49,7 @@ def random_matrix(
     """A matrix of random bytes with finite scales, and its values."""
     if type_name == "INT13":
         return _random_integers(n_rows, n_cols, rng)
-    if type_name in HALF_OFFSETS:
+    if not by_name(type_name).is_float:
         shape = (n_rows, n_cols // by_name(type_name).block_elements)
         data = random_blocks(type_name, shape, rng).reshape(n_rows, -1)
     else:
@@ -72,7 +72,7 @@ def _random_integers(
 
 def columns(type_name: str) -> int:
     """A telling number of columns: odd for floats, else an odd number of blocks if it can be."""
-    if type_name in ("F32", "F16", "BF16"):
+    if by_name(type_name).is_float:
         return 77
     n = by_name(type_name).block_elements
     return 512 if n == 256 else 3 * n

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.gguf.tensor_values import check_tensor_values
-from gguf_serve.kernels.quantization.quants import HALF_OFFSETS, by_name
+from gguf_serve.kernels.quantization.quants import TENSOR_TYPES, by_name
 
 NAN, INFINITE = 0x7E00, 0xFC00
 BAD_BYTES: dict[str, list[tuple[int, bytes]]] = {  # what makes a block invalid, and where
@@ -22,9 +22,9 @@ BAD_BYTES: dict[str, list[tuple[int, bytes]]] = {  # what makes a block invalid,
     "NVFP4": [(2, b"\x7f"), (3, b"\xff")],
     "IQ1_M": [(48, b"\x00\x00\x00\x00\x00\xc0\x00\x70")],
 }
-for name, places in HALF_OFFSETS.items():
-    for place in places:
-        BAD_BYTES.setdefault(name, []).extend(
+for kind in TENSOR_TYPES.values():
+    for place in kind.half_offsets:
+        BAD_BYTES.setdefault(kind.name, []).extend(
             (place, int(bits).to_bytes(2, "little")) for bits in (NAN, INFINITE)
         )
 

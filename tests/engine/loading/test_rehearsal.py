@@ -16,6 +16,7 @@ from gguf_serve.engine.recording.step import AttentionMode, Mode, first_modes, l
 from gguf_serve.kernels.opencl.compiler import BuildError
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs, Spec
+from gguf_serve.kernels.quantization.quants import by_name
 
 # Mixers of all kinds, experts, encoders, streams beside layers, adapters of the embedding.
 MODELS = [
@@ -74,7 +75,7 @@ def test_programs(conformance_model: Callable[[str], Path], model: str, family: 
     assert set(specs) == found.specs
     packed = {job.matrix.type.name for some in jobs for job in some}
     assert {spec.defines for spec in prepared.compiling._packing[0]} == {
-        found.spec("quantization/pack.cl", [f"TYPE_{name}"]).defines for name in packed
+        found.spec("quantization/pack.cl", by_name(name).defines).defines for name in packed
     }
 
 

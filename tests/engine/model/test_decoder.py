@@ -16,8 +16,7 @@ from stepping import Floats, Stepper, nmse, sequence
 from gguf_serve.engine.scheduling.page_cache import PageCopy
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.quantization.quants import by_name
-from gguf_serve.kernels.quantization.weights import BYTE_TYPES, SUPPORTED_TYPES
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 
 FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
 QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
@@ -157,7 +156,8 @@ def test_tensor_types(device: Device, programs: Programs, shared: Path, type_nam
     "type_name",
     [
         name if name in OF_EACH_FORM else pytest.param(name, marks=pytest.mark.slow)
-        for name in BYTE_TYPES
+        for name in SUPPORTED_TYPES
+        if by_name(name).takes_bytes
     ],
 )
 def test_activations_of_8_bits(

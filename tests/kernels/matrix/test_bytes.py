@@ -18,9 +18,8 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
 from gguf_serve.kernels.opencl.tensor import empty, read, upload
 from gguf_serve.kernels.quantization.activations import activations, takes_bytes
-from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 from gguf_serve.kernels.quantization.weights import (
-    BYTE_TYPES,
     Matrix,
     pack,
     place_experts,
@@ -54,7 +53,9 @@ def product(
     return result
 
 
-@pytest.mark.parametrize("type_name", BYTE_TYPES)
+@pytest.mark.parametrize(
+    "type_name", [name for name in SUPPORTED_TYPES if by_name(name).takes_bytes]
+)
 def test_products(device: Device, programs: Programs, type_name: str) -> None:
     check_products(device, programs, type_name)
 
@@ -118,7 +119,7 @@ def test_what_writes_them(device: Device, programs: Programs, type_name: str) ->
     pair = [random_matrix(type_name, 96, 256, rng)[0] for _ in range(2)]
     w = pack(device, programs, pair, paired=True)
     values = exact_activations(9, 256, rng, BYTE_MAX)
-    x = quantized(device, programs, values, bytes=type_name in BYTE_TYPES)
+    x = quantized(device, programs, values, bytes=w.type.takes_bytes)
     counts = upload(device, np.full(N_COUNTS, 9, np.int32))
     codes, fine = (activations(device, 9, 96, quantized=True, bytes=b) for b in (True, False))
     for out in (codes, fine):

@@ -26,11 +26,8 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import OUTPUTS
 from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload
 from gguf_serve.kernels.quantization.activations import Activations, activations
-from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 from gguf_serve.kernels.quantization.weights import (
-    FLOATS,
-    OWN_TYPES,
-    SUPPORTED_TYPES,
     Matrix,
     pack,
     raw_matrix,
@@ -102,12 +99,12 @@ def assert_close(result: npt.NDArray[np.float32], expected: Doubles, bound: Doub
 
 
 def values_of(type_name: str, n: int, n_cols: int, rng: np.random.Generator) -> npt.NDArray:
-    if type_name in FLOATS:
+    if by_name(type_name).is_float:
         return rng.standard_normal((n, n_cols), dtype=np.float32)
     return exact_activations(n, n_cols, rng)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
 def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_name: str):
     """The remainder of the memory is left alone, and company does not change a CPU's bits."""
     rng = np.random.default_rng(1)
@@ -129,7 +126,7 @@ def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_
         assert np.array_equal(result, before)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
 def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_name: str):
     if not setting.device.is_simd:
         pytest.skip("promised for CPUs only")

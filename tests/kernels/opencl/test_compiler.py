@@ -18,6 +18,7 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.program_cache import ProgramCache
+from gguf_serve.kernels.quantization.quants import by_name
 
 INFO = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 SECONDS = 60
@@ -121,7 +122,7 @@ def test_a_compiler_that_takes_forever(tmp_path: Path, monkeypatch: pytest.Monke
 
 # With a device
 
-SOURCE, DEFINES = "matrix/embed.cl", ("TYPE_F32",)
+SOURCE, DEFINES = "matrix/embed.cl", by_name("F32").defines
 
 
 @pytest.fixture
@@ -176,8 +177,9 @@ def test_a_user_whose_cache_cannot_be_written(compiling: Device, tmp_path: Path)
         "import sys, logging; logging.basicConfig()\n"
         "from gguf_serve.kernels.opencl.device import open_device\n"
         "from gguf_serve.kernels.opencl.program import Programs\n"
+        "from gguf_serve.kernels.quantization.quants import by_name\n"
         "programs = Programs(open_device(sys.argv[1], family=sys.argv[2]))\n"
-        "for t in ('F32', 'F16'): programs.kernel('matrix/embed.cl', 'embed', [f'TYPE_{t}'])\n"
+        "for t in ('F32', 'F16'): programs.kernel('matrix/embed.cl', 'embed', by_name(t).defines)\n"
         "print(programs.n_compiled)\n"
     )
     root = str(Path(compiler.__file__).parents[2])
@@ -195,12 +197,13 @@ def test_two_processes_share_the_work(compiling: Device, tmp_path: Path) -> None
         "import sys; from pathlib import Path\n"
         "from gguf_serve.kernels.opencl.device import open_device\n"
         "from gguf_serve.kernels.opencl.program import Programs\n"
+        "from gguf_serve.kernels.quantization.quants import by_name\n"
         "from gguf_serve.kernels.opencl.program_cache import ProgramCache\n"
         "device = open_device(sys.argv[1], family=sys.argv[2])\n"
         "programs = Programs(device, ProgramCache(Path(sys.argv[3])))\n"
-        "specs = [programs.spec('matrix/embed.cl', [f'TYPE_{t}']) for t in ('F16', 'F32')]\n"
+        "specs = [programs.spec('matrix/embed.cl', by_name(t).defines) for t in ('F16', 'F32')]\n"
         "programs.request(specs)\n"
-        "for t in ('F32', 'F16'): programs.build('matrix/embed.cl', [f'TYPE_{t}'])\n"
+        "for t in ('F32', 'F16'): programs.build('matrix/embed.cl', by_name(t).defines)\n"
         "print(programs.n_compiled)\n"
     )
     root = str(Path(compiler.__file__).parents[2])

@@ -10,6 +10,7 @@ import pytest
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import BuildError, Programs
+from gguf_serve.kernels.quantization.quants import by_name
 
 
 def test_a_kernel_that_does_not_compile(programs: Programs) -> None:
@@ -25,7 +26,9 @@ def test_programs_are_built_once_per_set_of_defines(programs: Programs) -> None:
 
 def test_every_kernel_object_is_new(programs: Programs) -> None:
     """Each launch has arguments of its own."""
-    kernels = [programs.kernel("matrix/embed.cl", "embed", ["TYPE_F32"]) for _ in range(2)]
+    kernels = [
+        programs.kernel("matrix/embed.cl", "embed", by_name("F32").defines) for _ in range(2)
+    ]
     assert kernels[0] is not kernels[1]
 
 

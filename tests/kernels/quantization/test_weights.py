@@ -13,13 +13,8 @@ from gguf_serve.kernels.matrix.embed import embed
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import empty, read, upload
-from gguf_serve.kernels.quantization.weights import (
-    OWN_TYPES,
-    SUPPORTED_TYPES,
-    Matrix,
-    pack,
-    raw_matrix,
-)
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES
+from gguf_serve.kernels.quantization.weights import Matrix, pack, raw_matrix
 
 
 def rows_of(device: Device, programs: Programs, w: Matrix, ids: list[int], scale: float = 1.0):
@@ -29,7 +24,7 @@ def rows_of(device: Device, programs: Programs, w: Matrix, ids: list[int], scale
     return read(out, None, device.queue)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, *OWN_TYPES])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
 def test_every_packed_weight_is_the_file_s(device: Device, programs: Programs, type_name: str):
     raw, values = random_matrix(type_name, 50, columns(type_name), np.random.default_rng(1))
     w = pack(device, programs, [raw])
