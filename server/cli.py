@@ -122,6 +122,10 @@ def run(**values: Any) -> None:
 
 
 def start(settings: Settings) -> int:
+    from gguf_serve.engine.ahead import begin_ahead
+
+    if settings.demo or os.path.exists(settings.model or ""):
+        begin_ahead(settings.engine.n_threads)
     from gguf_serve.server.configure import SettingsError
 
     gc.disable()  # until the model is there: modules and vocabularies leave nothing to find

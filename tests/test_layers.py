@@ -22,9 +22,9 @@ FORBIDDEN = {
 # Folders, and modules beside them; each imports of its package itself and those before it.
 ROOMS = {
     "kernels": "opencl quantization rows matrix attention recurrent profile",
-    "engine": "errors option option_values child held gguf text media grammar sampling_params "
-    "request options chat architecture recording layers encoders model scheduling forward "
-    "sampling loading completion stats serving engine",
+    "engine": "errors ahead option option_values child held gguf text media grammar "
+    "sampling_params request options chat architecture recording layers encoders model scheduling "
+    "forward sampling loading completion stats serving engine",
     "server": "version options errors interface http requests dialects openapi idle app demo "
     "summary configure sockets logs launch compile_only cli __main__",
 }

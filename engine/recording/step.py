@@ -91,10 +91,10 @@ class Mode:
 
 
 def first_modes(*, generates: bool) -> list[Mode]:
-    """Of the steps of the first request: one token, and prompts."""
+    """Of the steps of a short first request: one token, and prompts."""
     if not generates:
         return [mode_of(PROMPT_TILE, 0, "tiles", hidden=True)]
-    return [mode_of(1, 1, "single"), mode_of(1, 1, "split"), mode_of(PROMPT_TILE, 1, "tiles")]
+    return [mode_of(1, 1, "single"), mode_of(PROMPT_TILE, 1, "tiles")]
 
 
 def later_modes(*, generates: bool) -> list[Mode]:

@@ -14,3 +14,10 @@ def cache_folder() -> Path | None:
     except RuntimeError:  # since platformdirs 4.6; before, the folder began with "~"
         return None
     return folder if folder.is_absolute() else None
+
+
+def features_path() -> Path | None:
+    """Where it is kept what the CPU's compiler can do (features.py), once a start has found out;
+    None as above."""
+    folder = cache_folder()
+    return None if folder is None else folder / "features.json"

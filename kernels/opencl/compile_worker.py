@@ -1,9 +1,11 @@
 """A process that compiles programs for another one, and ends with it.
 
-    python -m gguf_serve.kernels.opencl.compile_worker PLATFORM DEVICE [background]
+    python -m gguf_serve.kernels.opencl.compile_worker [background]
 
-It takes a line of JSON per program ({"source", "options"}) and answers with one ({"size"} or
-{"error"}), then the binary's bytes. A compiler's memory, and its crashes, stay here.
+It takes lines of JSON. The first names its device ({"platform", "device", "environment"}), every
+other one a program ({"source", "options"}) or a form of products to be tried ({"probe", "pairs"}).
+It answers with a line ({"ready"}, {"size"} and then the binary's bytes, {"works"}, or {"error"}).
+A compiler's memory, and its crashes, stay here.
 """
 
 from __future__ import annotations
@@ -35,46 +37,56 @@ def compile_program(context: Any, source: str, options: list[str]) -> Any:
     return cl.Program(context, source).build(options=options)
 
 
-def _jobs() -> queue.SimpleQueue[dict[str, Any]]:
+def _messages() -> queue.SimpleQueue[dict[str, Any]]:
     """What the parent asks for. Its end ends this process, in the middle of a program too."""
-    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin.buffer:
-            jobs.put(json.loads(line))
+            messages.put(json.loads(line))
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    return jobs
+    return messages
 
 
-def _answer(out: BinaryIO, head: dict[str, Any], data: bytes = b"") -> None:
+def _say(out: BinaryIO, head: dict[str, Any], data: bytes = b"") -> None:
     out.write(json.dumps(head).encode() + b"\n" + data)
     out.flush()
+
+
+def _answer(context: Any, wanted: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    import pyopencl as cl
+
+    from gguf_serve.kernels.opencl.probe import works
+
+    try:
+        if "probe" in wanted:
+            return {"works": works(context, wanted["probe"], pairs=wanted["pairs"])}, b""
+        program = compile_program(context, wanted["source"], wanted["options"])
+        binary = bytes(program.get_info(cl.program_info.BINARIES)[0])
+    except cl.Error as error:
+        return {"error": str(error)}, b""
+    return {"size": len(binary)}, binary
 
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # drivers print
-    jobs = _jobs()
-    if "background" in sys.argv[3:]:
+    messages = _messages()
+    if "background" in sys.argv[1:]:
         yield_to_others()
     warnings.simplefilter("ignore")
     import pyopencl as cl
 
     from gguf_serve.kernels.opencl.platforms import find_device
 
-    context = cl.Context([find_device(*sys.argv[1:3])])
-    _answer(out, {"ready": True})
+    device = messages.get()
+    os.environ.update(device["environment"])  # before the drivers are looked for
+    context = cl.Context([find_device(device["platform"], device["device"])])
+    _say(out, {"ready": True})
     while True:
-        job = jobs.get()
-        try:
-            program = compile_program(context, job["source"], job["options"])
-            binary = bytes(program.get_info(cl.program_info.BINARIES)[0])
-        except cl.Error as error:
-            _answer(out, {"error": str(error)})
-        else:
-            _answer(out, {"size": len(binary)}, binary)
+        _say(out, *_answer(context, messages.get()))
 
 
 if __name__ == "__main__":

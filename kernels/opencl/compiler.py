@@ -7,25 +7,26 @@ server. Threads here only wait: for a child, or for another process that compile
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import gguf_serve
-from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo, only_driver
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 from gguf_serve.kernels.opencl.program_cache import ProgramCache
+from gguf_serve.kernels.opencl.worker import (
+    N_WORKERS,
+    Worker,
+    WorkerEndedError,
+    end_spare_workers,
+    take_worker,
+)
 
 FOREGROUND, BACKGROUND = 0, 1
-N_WORKERS = (2, 1)
+N_THREADS = (N_WORKERS, 1)
 IDLE_SECONDS = 5.0  # that a child waits for the next program
 COMPILE_SECONDS = 600.0  # of one program; then the child is ended
 LOCK_SECONDS = 600.0  # to wait for another process that compiles the same
@@ -34,10 +35,6 @@ POLL_SECONDS = 0.05
 
 class BuildError(DeviceError):
     """A kernel does not compile on this device; the message carries the compiler's log."""
-
-
-class NoWorkerError(Exception):
-    """No child process can be started here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,93 +47,6 @@ class Job:
     options: Sequence[str]
     binary: Future[bytes] = field(default_factory=Future)
     waited_since: float | None = None  # for a lock that another process holds
-
-
-class Worker:
-    """A child process (kernels/opencl/compile_worker.py) and the pipe to it."""
-
-    def __init__(self, info: DeviceInfo, *, background: bool) -> None:
-        if not sys.executable:
-            raise NoWorkerError("this Python does not know its own program")
-        module = "gguf_serve.kernels.opencl.compile_worker"
-        command = [sys.executable, "-m", module, info.platform, info.name]
-        root = str(Path(gguf_serve.__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        # NumPy's BLAS would start its threads, which takes a third of the child's start.
-        own = {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **only_driver(info)}
-        environment = {**os.environ, **own}
-        try:
-            self._process = subprocess.Popen(
-                command + ["background"] * background, env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-        except OSError as error:
-            raise NoWorkerError(str(error)) from error
-        self._ready = False
-
-    def compile(self, job: Job) -> bytes:
-        """Raises BuildError, after which the worker may have ended; NoWorkerError if it never
-        came up."""
-        timer = threading.Timer(COMPILE_SECONDS, self._process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            answer = self._ask(job)
-            if "error" in answer:
-                raise BuildError(f"{job.name}: {answer['error']}")
-            binary: bytes = self._stdout.read(answer["size"])
-            if len(binary) < answer["size"]:
-                raise EOFError
-            return binary
-        except (OSError, EOFError, ValueError) as error:
-            status = self.close()
-            if not self._ready:
-                raise NoWorkerError(f"it ended with status {status}") from error
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise BuildError(f"{job.name}: the compiler has ended with {how}") from error
-        finally:
-            timer.cancel()
-
-    def close(self) -> int:
-        """End the process; its exit status."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        try:
-            return self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def _stdout(self) -> Any:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    def _ask(self, job: Job) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        line = json.dumps({"source": job.source, "options": list(job.options)})
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
-        if not self._ready:
-            self._read()
-            self._ready = True
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        line = self._stdout.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 class Compiler:
@@ -164,6 +74,7 @@ class Compiler:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        end_spare_workers()
 
     def stop(self) -> None:
         """End all children; jobs that are not done fail."""
@@ -180,6 +91,7 @@ class Compiler:
             job.binary.set_exception(BuildError(f"{job.name}: compiling has been stopped"))
         for worker in workers:
             worker.kill()
+        end_spare_workers()
 
     def _enqueue(self, job: Job, priority: int) -> Future[bytes]:
         known = self._jobs.get(job.key)
@@ -192,7 +104,7 @@ class Compiler:
         else:
             return known.binary
         wanted = self._n_threads[priority] + len(self._queues[priority]) - self._n_idle[priority]
-        if self._n_threads[priority] < min(wanted, N_WORKERS[priority], os.cpu_count() or 1):
+        if self._n_threads[priority] < min(wanted, N_THREADS[priority], os.cpu_count() or 1):
             self._n_threads[priority] += 1
             threading.Thread(
                 target=self._work, args=[priority], name="compiler", daemon=True
@@ -254,7 +166,7 @@ class Compiler:
             binary = self._cache.load(job.key)
             if binary is None:
                 worker = worker or self._start(background=background)
-                binary = worker.compile(job)
+                binary = self._compile(job, worker)
                 self.n_compiled += 1
                 self._cache.store(job.key, binary)
             job.binary.set_result(binary)
@@ -264,8 +176,17 @@ class Compiler:
             self._jobs.pop(job.key, None)
         return worker
 
+    def _compile(self, job: Job, worker: Worker) -> bytes:
+        """Raises BuildError, after which the worker may have ended; NoWorkerError."""
+        try:
+            return worker.compile(job.source, job.options, COMPILE_SECONDS)
+        except WorkerEndedError as error:
+            raise BuildError(f"{job.name}: the compiler has ended with {error}") from error
+        except ValueError as error:
+            raise BuildError(f"{job.name}: {error}") from error
+
     def _start(self, *, background: bool) -> Worker:
-        worker = Worker(self._info, background=background)
+        worker = take_worker(self._info, background=background)
         with self._changed:
             self._workers.add(worker)
         return worker

@@ -12,12 +12,12 @@ import functools
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf_serve.kernels.opencl.drivers import are_named, bundled_drivers, limit_threads
 from gguf_serve.kernels.opencl.memory import available_memory
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"  # writable even where the root is not
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
-LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
-BUNDLED_PLATFORM = "Intel(R) OpenCL"
 NO_DRIVER = (
     "no OpenCL driver found. For the CPU: pip install 'gguf-serve[cpu]' (x86-64, in a checkout "
     "pip install '.[cpu]'), or apt-get install pocl-opencl-icd; for a GPU: its vendor's driver "
@@ -50,23 +48,6 @@ class DeviceInfo:
     kind: str  # "cpu", "gpu" or "accelerator"
     memory_bytes: int
     compute_units: int
-
-
-def bundled_drivers() -> list[Path]:
-    """Driver libraries that pip put into this environment."""
-    roots = dict.fromkeys((sys.prefix, sys.base_prefix, os.path.expanduser("~/.local")))
-    found = [Path(root) / "lib" / "libintelocl.so" for root in roots]
-    return [path for path in found if path.exists()][:1]
-
-
-def only_driver(info: DeviceInfo) -> dict[str, str]:
-    """Environment variables with which a process loads a device's driver alone, and so has the
-    memory of no other; empty where that driver is not one of pip's, or the user has said which."""
-    drivers = bundled_drivers()
-    told = any(name in os.environ for name in LOADER_VARIABLES)
-    if told or not drivers or info.platform != BUNDLED_PLATFORM or info.kind != "cpu":
-        return {}
-    return {"OCL_ICD_VENDORS": str(drivers[0])}
 
 
 def find_device(platform: str, name: str) -> cl.Device:
@@ -97,19 +78,13 @@ def _vendor_folder(drivers: list[Path]) -> str | None:
     return folder
 
 
-def _limit_threads(n_threads: int) -> None:
-    if n_threads > 0:
-        os.environ.setdefault("CL_CONFIG_CPU_TBB_NUM_WORKERS", str(n_threads))
-        os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", str(n_threads))
-
-
 @functools.cache
 def platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
     """Every OpenCL device of the machine; the driver list is read by the first call only."""
-    _limit_threads(n_threads)
+    limit_threads(n_threads)
     drivers = bundled_drivers()
     folder = None
-    if drivers and not any(name in os.environ for name in LOADER_VARIABLES):
+    if drivers and not are_named():
         folder = _vendor_folder(drivers)
     if folder:
         os.environ["OPENCL_VENDOR_PATH"] = folder

@@ -25,7 +25,6 @@ from gguf_serve.kernels.opencl.compiler import (
     BuildError,
     Compiler,
     Job,
-    NoWorkerError,
 )
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program_cache import (
@@ -35,6 +34,7 @@ from gguf_serve.kernels.opencl.program_cache import (
     program_key,
 )
 from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.worker import NoWorkerError
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 

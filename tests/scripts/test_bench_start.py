@@ -10,7 +10,7 @@ import pytest
 from bench_start import Start, start
 from synthetic_model import Shape, write_model
 
-from gguf_serve.kernels.opencl.platforms import bundled_drivers
+from gguf_serve.kernels.opencl.drivers import bundled_drivers
 
 SPARE = 60  # MiB, for a driver of which nobody knows
 

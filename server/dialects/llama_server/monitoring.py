@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
-from collections.abc import Iterable
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gguf_serve.engine.stats import WAITS, EngineStats, SlotState
+from gguf_serve.engine.stats import SlotState
 from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabled, shown
 from gguf_serve.server.interface import Engine
-from gguf_serve.server.requests.answer import ratio
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.parameters import generation_settings
 from gguf_serve.server.requests.service import Service
 
 FILE_NAME = re.compile(r"(?!\.)[\w .+-]{1,200}")
 MOST_NAME_BYTES = 255  # what file systems take
-PREFIX = "llamacpp:"
 STARTED = int(time.time())  # of the process
 
 
@@ -125,63 +112,9 @@ async def slot_action(service: Service, http: HttpRequest) -> Response:
 async def metrics(service: Service, http: HttpRequest) -> Response:
     if not service.endpoints.metrics:
         raise not_enabled("metrics endpoint", "--metrics")
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatsCollector(service.engine.stats()))
+    # Its library takes 20 ms to import, which a start need not wait for.
+    from gguf_serve.server.dialects.llama_server.metrics import exposition
+
     headers = {"Process-Start-Time-Unix": str(STARTED)}
-    return Response(generate_latest(registry), 200, headers, media_type="text/plain; version=0.0.4")
-
-
-class StatsCollector(Collector):
-    """One scrape: the engine's numbers at one moment."""
-
-    def __init__(self, stats: EngineStats) -> None:
-        self.stats = stats
-
-    def collect(self) -> Iterable[Metric]:
-        for name, value, help in counters(self.stats):
-            yield CounterMetricFamily(PREFIX + name, help, value=value)
-        for name, value, help in gauges(self.stats):
-            yield GaugeMetricFamily(PREFIX + name, help, value=value)
-        yield waits(self.stats)
-        yield states(self.stats)
-
-
-def waits(stats: EngineStats) -> Metric:
-    """How long requests waited for a slot."""
-    help = "Time that requests waited for a slot."
-    totals = [f"{most:g}" if most < math.inf else "+Inf" for most in WAITS]
-    buckets = list(zip(totals, accumulate(stats.waits), strict=True))
-    name = PREFIX + "request_queue_seconds"
-    return HistogramMetricFamily(name, help, buckets=buckets, sum_value=stats.wait_seconds)
-
-
-def states(stats: EngineStats) -> Metric:
-    family = GaugeMetricFamily(PREFIX + "requests", "Requests, by state.", labels=["state"])
-    family.add_metric(["waiting"], stats.n_deferred - stats.n_paused)
-    family.add_metric(["paused"], stats.n_paused)
-    family.add_metric(["running"], stats.n_processing)
-    return family
-
-
-def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
-    yield "prompt_tokens_total", stats.n_prompt_tokens, "Prompt tokens computed."
-    yield "prompt_seconds_total", stats.prompt_seconds, "Time that prompts took."
-    yield "tokens_predicted_total", stats.n_generated_tokens, "Tokens generated."
-    yield "tokens_predicted_seconds_total", stats.generation_seconds, "Time of generating."
-    yield "n_decode_total", stats.n_decodes, "Forwards of the model."
-    yield "prompt_tokens_cached_total", stats.n_cached_tokens, "Prompt tokens found in the cache."
-    yield "preemptions_total", stats.n_preempted, "Pauses of requests for want of room."
-
-
-def gauges(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
-    prompt = ratio(stats.n_prompt_tokens, stats.prompt_seconds)
-    predicted = ratio(stats.n_generated_tokens, stats.generation_seconds)
-    yield "prompt_tokens_seconds", prompt, "Prompt tokens per second, on average."
-    yield "predicted_tokens_seconds", predicted, "Generated tokens per second, on average."
-    yield "requests_processing", stats.n_processing, "Requests being served."
-    yield "requests_deferred", stats.n_deferred, "Requests that wait for a slot."
-    yield "n_tokens_max", stats.n_tokens_max, "The longest sequence so far, in tokens."
-    busy = ratio(stats.n_busy_slots, stats.n_decodes)
-    yield "n_busy_slots_per_decode", busy, "Busy slots in a forward, on average."
-    yield "kv_cache_usage_ratio", stats.kv_cache_usage_ratio, "Share of the KV cache in use."
-    yield "kv_cache_tokens", stats.kv_cache_tokens, "Tokens that the KV cache in use has room for."
+    text = exposition(service.engine.stats())
+    return Response(text, 200, headers, media_type="text/plain; version=0.0.4")

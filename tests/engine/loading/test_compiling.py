@@ -115,7 +115,7 @@ def test_compiling_ahead_into_a_folder_that_cannot_be_written(
     (tmp_path / "file").touch()
     monkeypatch.setattr(program_cache.ProgramCache, "load", lambda self, key: None)
     monkeypatch.setattr(program, "default_folder", lambda: tmp_path / "file" / "programs")
-    monkeypatch.setattr(compiler.Worker, "compile", lambda self, job: b"binary")
+    monkeypatch.setattr(compiler.Worker, "compile", lambda self, *job: b"binary")
     with pytest.raises(EngineError, match=f"cannot be kept in {tmp_path}"):
         compile_model(conformance_model("llama-dense"), options, lambda share: None)
 

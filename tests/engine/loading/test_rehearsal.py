@@ -93,6 +93,21 @@ def test_every_mode_of_a_step_is_known() -> None:
     assert possible <= known
 
 
+def test_what_a_first_start_waits_for(conformance_model: Callable[[str], Path]) -> None:
+    """Not for the programs of long contexts, which a short first request does not need."""
+    if not devices():
+        pytest.skip("no device that children compile for")
+    (index,) = devices()
+    options = EngineOptions(n_ctx=1024, device=index, kernel_family="simd", fit=False)
+    prepared = prepare(*read_model(conformance_model("llama-dense"), options), options)
+    assert prepared.compiling is not None
+    (specs,) = prepared.compiling._rehearsal.of_modes(first_modes(generates=True))
+    assert not [spec for spec in specs if "SPLIT" in spec.defines]
+    assert len(specs) <= 22
+    first = prepared.compiling.later[0]
+    assert (first.tile, first.attention) == (1, "split")  # what is compiled next
+
+
 def test_what_cannot_be_compiled(conformance_model: Callable[[str], Path]) -> None:
     """The error is a word on the program, and every process that compiles ends."""
     if not devices():

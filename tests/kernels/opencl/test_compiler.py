@@ -7,17 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from gguf_serve.kernels.opencl import compiler
-from gguf_serve.kernels.opencl.compiler import BACKGROUND, BuildError, Compiler, Job, NoWorkerError
+from gguf_serve.kernels.opencl.compiler import BACKGROUND, BuildError, Compiler, Job
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.program_cache import ProgramCache
+from gguf_serve.kernels.opencl.worker import NoWorkerError
 from gguf_serve.kernels.quantization.quants import by_name
 
 INFO = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
@@ -33,11 +34,11 @@ class FakeWorker:
     def __init__(self, info: DeviceInfo, *, background: bool) -> None:
         self.alive = True
 
-    def compile(self, job: Job) -> bytes:
-        if job.name == "a":
+    def compile(self, source: str, options: Sequence[str], seconds: float) -> bytes:
+        if source == "a":
             self.gate.wait(SECONDS)
-        self.compiled.append(job.name)
-        return job.name.encode()
+        self.compiled.append(source)
+        return source.encode()
 
     def close(self) -> None:
         self.alive = False
@@ -48,14 +49,14 @@ class FakeWorker:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     FakeWorker.compiled, FakeWorker.gate = [], threading.Event()
-    monkeypatch.setattr(compiler, "Worker", FakeWorker)
-    monkeypatch.setattr(compiler, "N_WORKERS", (1, 1))
+    monkeypatch.setattr(compiler, "take_worker", FakeWorker)
+    monkeypatch.setattr(compiler, "N_THREADS", (1, 1))
     yield FakeWorker
     FakeWorker.gate.set()
 
 
 def job(name: str) -> Job:
-    return Job(f"key of {name}", name, "", [])
+    return Job(f"key of {name}", name, name, [])
 
 
 def test_two_at_once_compile_once(worker: type[FakeWorker], tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def child(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Compiler:
 
 
 def test_a_compiler_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "echo '{\"ready\": true}'; read line; kill -SEGV $$"
+    text = "echo '{\"ready\": true}'; read device; read job; kill -SEGV $$"
     one = child(tmp_path, monkeypatch, text)
     futures = one.submit([job("a"), job("b")])
     for name, future in zip("ab", futures, strict=True):

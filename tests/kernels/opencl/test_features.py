@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pyopencl as cl
 import pytest
 
 from gguf_serve.kernels.opencl import features
 from gguf_serve.kernels.opencl.device import Device, multiplies_bytes, open_device
-from gguf_serve.kernels.opencl.features import BYTE_PROBE, dot_defines
+from gguf_serve.kernels.opencl.features import PAIR_FORMS, dot_defines
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
+from gguf_serve.kernels.opencl.probe import BYTE_PROBE
 from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.worker import WorkerEndedError
 
 CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 
@@ -22,12 +24,15 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The forms that are tried; those of 512 bits do not work."""
     found: list[str] = []
 
-    def works(index: int, form: str) -> bool:
-        found.append(form)
-        return not form.endswith("_512")
+    class FakeWorker:
+        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+            assert pairs == (form in PAIR_FORMS)
+            found.append(form)
+            return not form.endswith("_512")
 
-    monkeypatch.setattr(features, "_works", works)
-    monkeypatch.setattr(features, "_cache_path", lambda: tmp_path / "features.json")
+    monkeypatch.setattr(features, "take_worker", lambda info: FakeWorker())
+    monkeypatch.setattr(features, "keep_worker", lambda worker: None)
+    monkeypatch.setattr(features, "features_path", lambda: tmp_path / "features.json")
     return found
 
 
@@ -62,14 +67,32 @@ def test_the_probe_builds_every_intrinsic(device: Device) -> None:
 def test_a_probe_without_an_answer_is_not_remembered(
     monkeypatch: pytest.MonkeyPatch, tried: list[str]
 ) -> None:
-    def hangs(index: int, form: str) -> bool:
-        raise subprocess.TimeoutExpired(form, 60)
+    class Hanging:
+        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+            raise WorkerEndedError("signal 9", late=True)
 
     monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx2"}))
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_works", hangs)
+        patch.setattr(features, "take_worker", lambda info: Hanging())
         assert dot_defines(CPU) == ()
     assert dot_defines(CPU) == ("MADD_BYTES_256",)
+
+
+def test_a_form_that_ends_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], tmp_path: Path
+) -> None:
+    """The next one is tried in another process."""
+
+    class Crashing:
+        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+            raise WorkerEndedError("signal 11", late=False)
+
+    workers: list[Any] = [Crashing()]
+    other = features.take_worker(CPU)
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx_vnni"}))
+    monkeypatch.setattr(features, "PAIR_FORMS", {})
+    monkeypatch.setattr(features, "take_worker", lambda info: workers.pop() if workers else other)
+    assert dot_defines(CPU) == ("DOT_BYTE_INTS_256",)
 
 
 def test_which_processors_multiply_bytes() -> None:

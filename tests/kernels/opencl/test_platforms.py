@@ -14,13 +14,8 @@ import pytest
 
 import gguf_serve
 from gguf_serve.kernels.opencl import platforms
-from gguf_serve.kernels.opencl.platforms import (
-    LOADER_VARIABLES,
-    DeviceError,
-    DeviceInfo,
-    bundled_drivers,
-    choose,
-)
+from gguf_serve.kernels.opencl.drivers import LOADER_VARIABLES, bundled_drivers
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo, choose
 
 INTEL = DeviceInfo(0, "Intel(R) Xeon(R)", "Intel(R) OpenCL", "OpenCL 3.0", "cpu", 8 << 30, 8)
 POCL = replace(
@@ -71,21 +66,6 @@ def test_no_driver_names_what_to_install(wanted: str | None) -> None:
         choose([], wanted)
 
 
-def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("prefix", "base_prefix"):
-        monkeypatch.setattr(platforms.sys, name, str(tmp_path / name))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert bundled_drivers() == []
-    library = tmp_path / "base_prefix" / "lib" / "libintelocl.so"
-    library.parent.mkdir(parents=True)
-    library.touch()
-    assert bundled_drivers() == [library]
-    nearer = tmp_path / "prefix" / "lib" / "libintelocl.so"
-    nearer.parent.mkdir(parents=True)
-    nearer.touch()
-    assert bundled_drivers() == [nearer]
-
-
 def test_no_folder_for_temporary_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,7 +84,8 @@ def test_no_folder_for_temporary_files(
 
 PRINT_DEVICES = """
 import json, os
-from gguf_serve.kernels.opencl.platforms import LOADER_VARIABLES, list_devices
+from gguf_serve.kernels.opencl.drivers import LOADER_VARIABLES
+from gguf_serve.kernels.opencl.platforms import list_devices
 found = list_devices()
 print(json.dumps([{name: os.environ.get(name) for name in LOADER_VARIABLES}, len(found)]))
 """

@@ -1,0 +1,24 @@
+"""What a start begins before it imports the rest: it takes no part of the interpreter's time."""
+
+from __future__ import annotations
+
+import os
+
+from gguf_serve.kernels.opencl.cache_folder import features_path
+from gguf_serve.kernels.opencl.drivers import load_ahead
+from gguf_serve.kernels.opencl.worker import N_WORKERS, begin_workers
+
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def begin_ahead(n_threads: int) -> None:
+    """Load the CPU's driver aside; on a user's first start begin the processes that compile.
+
+    ``n_threads`` of the driver, below 1 as it likes.
+    """
+    # NumPy starts these when it is imported, half of what that takes; nothing here uses them.
+    os.environ.setdefault(BLAS_THREADS, "1")
+    load_ahead(n_threads)
+    path = features_path()
+    if path is not None and not path.exists():
+        begin_workers(min(N_WORKERS, os.cpu_count() or 1))

@@ -1,0 +1,57 @@
+"""The drivers that pip installs, found and loaded without importing NumPy or pyopencl."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from pathlib import Path
+
+LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
+BUNDLED_PLATFORM = "Intel(R) OpenCL"
+
+
+def bundled_drivers() -> list[Path]:
+    """Driver libraries that pip put into this environment."""
+    roots = dict.fromkeys((sys.prefix, sys.base_prefix, os.path.expanduser("~/.local")))
+    found = [Path(root) / "lib" / "libintelocl.so" for root in roots]
+    return [path for path in found if path.exists()][:1]
+
+
+def are_named() -> bool:
+    """Whether the user has said which drivers there are."""
+    return any(name in os.environ for name in LOADER_VARIABLES)
+
+
+def only_driver(platform: str, kind: str) -> dict[str, str]:
+    """Environment variables with which a process loads the driver of a device's platform alone,
+    and so has the memory of no other; empty where that driver is not one of pip's, or the user
+    has said which."""
+    drivers = bundled_drivers()
+    if are_named() or not drivers or platform != BUNDLED_PLATFORM or kind != "cpu":
+        return {}
+    return {"OCL_ICD_VENDORS": str(drivers[0])}
+
+
+def limit_threads(n_threads: int) -> None:
+    """Have CPU drivers, once they are loaded, use so many threads; below 1: as they like."""
+    if n_threads > 0:
+        os.environ.setdefault("CL_CONFIG_CPU_TBB_NUM_WORKERS", str(n_threads))
+        os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", str(n_threads))
+
+
+def load_ahead(n_threads: int) -> None:
+    """Load pip's driver beside whatever else is done: 0.05 to 0.1 s in which the interpreter is
+    not held, as it is when the OpenCL loader does the same later, which then finds it loaded."""
+    limit_threads(n_threads)
+    for driver in [] if are_named() else bundled_drivers():
+        threading.Thread(target=_load, args=[driver], name="driver", daemon=True).start()
+
+
+def _load(driver: Path) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # the OpenCL loader will say why
+        dlopen = ctypes.CDLL(None).dlopen
+        dlopen.restype = ctypes.c_void_p
+        dlopen(os.fsencode(driver), os.RTLD_LAZY)

@@ -1,0 +1,84 @@
+"""The engine's numbers as Prometheus reads them, under llama-server's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from gguf_serve.engine.stats import WAITS, EngineStats
+from gguf_serve.server.requests.answer import ratio
+
+PREFIX = "llamacpp:"
+
+
+def exposition(stats: EngineStats) -> bytes:
+    """One scrape's text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatsCollector(stats))
+    return generate_latest(registry)
+
+
+class StatsCollector(Collector):
+    """One scrape: the engine's numbers at one moment."""
+
+    def __init__(self, stats: EngineStats) -> None:
+        self.stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value, help in counters(self.stats):
+            yield CounterMetricFamily(PREFIX + name, help, value=value)
+        for name, value, help in gauges(self.stats):
+            yield GaugeMetricFamily(PREFIX + name, help, value=value)
+        yield waits(self.stats)
+        yield states(self.stats)
+
+
+def waits(stats: EngineStats) -> Metric:
+    """How long requests waited for a slot."""
+    help = "Time that requests waited for a slot."
+    totals = [f"{most:g}" if most < math.inf else "+Inf" for most in WAITS]
+    buckets = list(zip(totals, accumulate(stats.waits), strict=True))
+    name = PREFIX + "request_queue_seconds"
+    return HistogramMetricFamily(name, help, buckets=buckets, sum_value=stats.wait_seconds)
+
+
+def states(stats: EngineStats) -> Metric:
+    family = GaugeMetricFamily(PREFIX + "requests", "Requests, by state.", labels=["state"])
+    family.add_metric(["waiting"], stats.n_deferred - stats.n_paused)
+    family.add_metric(["paused"], stats.n_paused)
+    family.add_metric(["running"], stats.n_processing)
+    return family
+
+
+def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
+    yield "prompt_tokens_total", stats.n_prompt_tokens, "Prompt tokens computed."
+    yield "prompt_seconds_total", stats.prompt_seconds, "Time that prompts took."
+    yield "tokens_predicted_total", stats.n_generated_tokens, "Tokens generated."
+    yield "tokens_predicted_seconds_total", stats.generation_seconds, "Time of generating."
+    yield "n_decode_total", stats.n_decodes, "Forwards of the model."
+    yield "prompt_tokens_cached_total", stats.n_cached_tokens, "Prompt tokens found in the cache."
+    yield "preemptions_total", stats.n_preempted, "Pauses of requests for want of room."
+
+
+def gauges(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
+    prompt = ratio(stats.n_prompt_tokens, stats.prompt_seconds)
+    predicted = ratio(stats.n_generated_tokens, stats.generation_seconds)
+    yield "prompt_tokens_seconds", prompt, "Prompt tokens per second, on average."
+    yield "predicted_tokens_seconds", predicted, "Generated tokens per second, on average."
+    yield "requests_processing", stats.n_processing, "Requests being served."
+    yield "requests_deferred", stats.n_deferred, "Requests that wait for a slot."
+    yield "n_tokens_max", stats.n_tokens_max, "The longest sequence so far, in tokens."
+    busy = ratio(stats.n_busy_slots, stats.n_decodes)
+    yield "n_busy_slots_per_decode", busy, "Busy slots in a forward, on average."
+    yield "kv_cache_usage_ratio", stats.kv_cache_usage_ratio, "Share of the KV cache in use."
+    yield "kv_cache_tokens", stats.kv_cache_tokens, "Tokens that the KV cache in use has room for."

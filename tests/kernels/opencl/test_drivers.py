@@ -1,0 +1,51 @@
+"""Drivers that pip installs: where they lie, and loading one aside."""
+
+from __future__ import annotations
+
+import ctypes.util
+import threading
+from pathlib import Path
+
+import pytest
+
+from gguf_serve.kernels.opencl import drivers
+from gguf_serve.kernels.opencl.drivers import LOADER_VARIABLES, bundled_drivers, load_ahead
+
+
+def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("prefix", "base_prefix"):
+        monkeypatch.setattr(drivers.sys, name, str(tmp_path / name))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert bundled_drivers() == []
+    library = tmp_path / "base_prefix" / "lib" / "libintelocl.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert bundled_drivers() == [library]
+    nearer = tmp_path / "prefix" / "lib" / "libintelocl.so"
+    nearer.parent.mkdir(parents=True)
+    nearer.touch()
+    assert bundled_drivers() == [nearer]
+
+
+def test_a_driver_that_is_loaded_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Unless the user has named the drivers; one that cannot be loaded is the loader's matter."""
+    library = Path(ctypes.util.find_library("c") or "libc.so.6")
+    loaded: list[Path] = []
+    monkeypatch.setattr(drivers, "_load", loaded.append)
+    for name in LOADER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(drivers, "bundled_drivers", lambda: [library])
+    load_ahead(-1)
+    for thread in threading.enumerate():
+        if thread.name == "driver":
+            thread.join()
+    assert loaded == [library]
+    monkeypatch.setenv(LOADER_VARIABLES[0], str(tmp_path))
+    load_ahead(-1)
+    assert loaded == [library]
+
+
+def test_a_driver_that_is_damaged(tmp_path: Path) -> None:
+    damaged = tmp_path / "libdamaged.so"
+    damaged.write_bytes(b"no library")
+    drivers._load(damaged)
