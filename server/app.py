@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,6 +25,7 @@ from gguf_serve.server.http.auth import KeyCheck
 from gguf_serve.server.http.client import Client
 from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
+from gguf_serve.server.page import endpoints as page
 from gguf_serve.server.requests.service import Service
 
 DIALECTS = (
@@ -44,7 +46,7 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope["method"] == "OPTIONS":
             return await Response(status_code=204)(scope, receive, send)
-        if self.service.loaded_engine is None and scope["path"] != "/":
+        if self.service.loaded_engine is None and not page.is_file(self.service, scope["path"]):
             error = ApiError("unavailable_error", "Loading model")
             return await error.response(scope["path"])(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -112,13 +114,13 @@ def create_app(
     keys = tuple(api_keys)
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
-        routes=[*routes, *openapi.routes(routes)],
+        routes=[*routes, *openapi.routes(routes), *page.routes(service)],
         middleware=[
             (cors or Cors()).middleware(),
             Middleware(Slashes),
             *prefixed,
             Middleware(Gate, service=service),
-            Middleware(KeyCheck, keys=keys),
+            Middleware(KeyCheck, keys=keys, is_file=partial(page.is_file, service)),
             Middleware(Client, has_keys=bool(keys)),
             *([Middleware(Wake, idle=idle)] if idle is not None else []),
             Middleware(Leases, room=service.bodies),

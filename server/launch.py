@@ -177,6 +177,7 @@ def serve(settings: Settings) -> int:
         pooling=settings.pooling,
         embd_normalize=settings.embd_normalize,
         fetcher=media_fetcher(settings),
+        page=settings.ui if settings.path is None else Path(settings.path),
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)

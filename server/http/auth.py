@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from starlette.datastructures import Headers
@@ -11,18 +11,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server.errors import ApiError
 
-PUBLIC_PATHS = frozenset({"/", "/health", "/v1/health"})
+PUBLIC_PATHS = frozenset({"/health", "/v1/health"})
 
 
 class KeyCheck:
-    """Middleware; without keys every request passes."""
+    """Middleware; without keys every request passes, and those for files always do."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Iterable[str], is_file: Callable[[str], bool]) -> None:
         self.app = app
+        self.is_file = is_file
         self.keys = tuple(form for key in keys for form in forms(key))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self.keys or scope["path"] in PUBLIC_PATHS:
+            return await self.app(scope, receive, send)
+        if self.is_file(scope["path"]):
             return await self.app(scope, receive, send)
         if self.accepts(given_key(Headers(scope=scope))):
             return await self.app(scope, receive, send)

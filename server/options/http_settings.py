@@ -73,6 +73,14 @@ class HttpSettings(LimitSettings):
         help="seconds for a whole body, or until a piece of a stream is taken; --body-timeout and "
         "--send-timeout end sooner what stands still",
     )
+    ui: bool = option(
+        "--ui/--no-ui", "--webui/--no-webui", group=SERVER, env="UI", default=True,
+        help="a page to talk to the model, at /",
+    )
+    path: str | None = option(
+        "--path", group=SERVER, env="STATIC_PATH", type=FOLDER, default=None,
+        help="a folder to serve at / in place of that page",
+    )
     metrics: bool = option(
         "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
         help="numbers for Prometheus at /metrics",

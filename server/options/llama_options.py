@@ -64,10 +64,6 @@ FOREIGN = (
         ),
     ),
     Foreign(
-        "there is no web page here", ("--ui", "--webui", "--path"), ("--no-ui", "--no-webui"),
-        FALSE, ("UI", "WEBUI", "STATIC_PATH"),
-    ),
-    Foreign(
         LOADING,
         ("-lm", "--load-mode"), ("--no-mmap",), ("auto", "none", *FALSE), ("LOAD_MODE", "MMAP"),
     ),

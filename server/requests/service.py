@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -65,7 +66,9 @@ class Service:
         pooling: Pooling | None = None,
         embd_normalize: int = 2,
         fetcher: Fetcher | None = None,
+        page: bool | Path = True,
     ) -> None:
+        """``page``: whether there is a chat page at ``/``, or the folder that is there instead."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
@@ -81,6 +84,7 @@ class Service:
         self._pooling = pooling  # None: the model's
         self.endpoints = endpoints or Endpoints()
         self.fetcher = fetcher or Fetcher()
+        self.page = page
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()

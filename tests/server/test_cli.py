@@ -353,7 +353,7 @@ def test_arch_list() -> None:
     "args",
     [
         ["--mlock"], ["--mmap"], ["--numa", "isolate"], ["-lm", "mlock"], ["--load-mode=dio"],
-        ["--no-jinja"], ["-hf", "a/b:Q4_K_M"], ["-md", "x.gguf"], ["-tb", "4"], ["--webui"],
+        ["--no-jinja"], ["-hf", "a/b:Q4_K_M"], ["-md", "x.gguf"], ["-tb", "4"],
         ["--cache-reuse", "256"], ["-lv", "4"], ["--no-jinja", "1"],
         ["--op-offload"],
     ],
@@ -366,9 +366,9 @@ def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: lis
 
 
 def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> None:
-    line = "--jinja -cb --no-webui --no-mmap --no-warmup --offline -lm auto --cache-reuse=0"
+    line = "--jinja -cb --no-mmap --no-warmup --offline -lm auto --cache-reuse=0"
     line += " --no-host --no-perf --perf --no-op-offload"
-    variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_UI": "off", "LLAMA_ARG_LOAD_MODE": "none"}
+    variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_LOAD_MODE": "none"}
     assert settings_of(*line.split(), "-c", "512", **variables) == settings_of("-c", "512")
     assert settings_of("-r", "--jinja", "-r", "--mlock").defaults.stop == ("--jinja", "--mlock")
 
@@ -376,7 +376,7 @@ def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("JINJA", "0"), ("UI", "1"), ("HF_REPO", "a/b"), ("MLOCK", "on"), ("CACHE_REUSE", "256")),
+        *(("JINJA", "0"), ("HF_REPO", "a/b"), ("MLOCK", "on"), ("CACHE_REUSE", "256")),
         *(("MMAP", "1"), ("DRAFT_MAX", "16"), ("N_GPU_LAYERS_DRAFT", "9")),
     ],
 )
@@ -446,3 +446,10 @@ def test_reasoning_defaults(settings_of: Any) -> None:
     made = request_defaults(settings_of(*args))
     assert (made.thinks, made.reasoning_budget, made.reasoning_effort) == (False, 9, "low")
     assert request_defaults(Settings()).thinks is None
+
+
+def test_the_page_and_what_is_in_its_place(settings_of: Any, tmp_path: Path) -> None:
+    assert settings_of().ui
+    assert not settings_of("--no-webui").ui
+    assert not settings_of(LLAMA_ARG_UI="off").ui
+    assert settings_of("--path", str(tmp_path)).path == str(tmp_path)

@@ -23,14 +23,13 @@ from gguf_serve.server.requests.parameters import generation_settings
 from gguf_serve.server.requests.prompt_objects import n_characters
 from gguf_serve.server.requests.prompts import MAX_TOKENS, checked_token, encode_mixed
 from gguf_serve.server.requests.service import Service
-from gguf_serve.server.version import BUILD_INFO, NAME, VERSION
+from gguf_serve.server.version import BUILD_INFO
 
 MAX_TEXT = 2**24  # bytes of the text of given tokens
 
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Route("/", index),
         Route("/health", partial(health, service)),
         Route("/v1/health", partial(health, service)),
         Route("/tokenize", partial(tokenize, service), methods=["POST"]),
@@ -39,10 +38,6 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/props", partial(props, service)),
         Route("/props", partial(change_props, service), methods=["POST"]),
     ]
-
-
-async def index(http: HttpRequest) -> Response:
-    return json_response({"name": NAME, "version": VERSION, "api": "/v1", "health": "/health"})
 
 
 async def health(service: Service, http: HttpRequest) -> Response:
