@@ -51,7 +51,7 @@ def measure_limits(device: Device, programs: Programs) -> Limits:
 def read_bandwidth(device: Device, programs: Programs) -> float:
     """Bytes per second of reading a buffer once, the best of a few times."""
     cpu = device.info.kind == "cpu"
-    width, local = (64, 1) if cpu else (16, min(256, device.max_work_group))
+    width, local = (64, 1) if cpu else (16, min(256, device.capabilities.work_group))
     n_items = device.info.compute_units * (16 if cpu else 2048)
     room = min(READ_BYTES, device.max_allocation, device.info.memory_bytes // 8)
     n_each = max(room // (n_items * width * 4), 1) * 4
@@ -74,7 +74,7 @@ def _multiply_rate(device: Device, programs: Programs) -> float:
         n_items, local = device.info.compute_units * 4, 1
     else:
         lanes, n = 1, 4096
-        n_items, local = device.info.compute_units * 2048, min(256, device.max_work_group)
+        n_items, local = device.info.compute_units * 2048, min(256, device.capabilities.work_group)
     kernel = programs.kernel("limits.cl", "multiply_add", _defines(device))
     out = empty(device, (n_items, 16))
     kernel.set_args(np.int32(n), np.float32(0.5), np.float32(0.25), out.buffer)

@@ -121,7 +121,7 @@ def search(device: Device) -> Tuning:
         for name, choices in CHOICES[device.family].items():
             for choice in choices:
                 tried = dataclasses.replace(best, **{name: choice})
-                if tried == best or tried != tried.within(device.max_work_group):
+                if tried == best or tried != tried.within(device.capabilities.work_group):
                     continue
                 ratios = [gain(device, programs, works, best, tried) for _ in range(TURNS)]
                 print(f"  {name} {choice}: {' '.join(f'{r:.3f}' for r in ratios)} x", flush=True)

@@ -34,6 +34,7 @@ from gguf_serve.kernels.matrix.matmul import (
     matmul,
 )
 from gguf_serve.kernels.matrix.moe import Routing, route, routing_buffers
+from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
@@ -79,21 +80,21 @@ class Recorder:
 
 def gpu() -> Device:
     """A dry device of no driver, whose kernels are those for GPUs."""
-    return _device("gpu", "simt", ("SIMT",))
+    return _device("gpu", "simt")
 
 
-def processor(defines: Sequence[str], *, byte_codes: bool = False) -> Device:
-    """The same with the kernels for CPUs; ``defines``: see kernels/opencl/features.py."""
-    return _device("cpu", "simd", tuple(defines), byte_codes=byte_codes)
+def processor(forms: Sequence[str], *, byte_codes: bool = False) -> Device:
+    """The same with the kernels for CPUs; ``forms``: see kernels/opencl/features.py."""
+    return _device("cpu", "simd", tuple(forms), byte_codes=byte_codes)
 
 
 def _device(
-    kind: str, family: str, defines: tuple[str, ...], *, byte_codes: bool = False
+    kind: str, family: str, forms: tuple[str, ...] = (), *, byte_codes: bool = False
 ) -> Device:
     info = DeviceInfo(0, "none", "none", "none", kind, 8 << 30, 64)
     context = SimpleNamespace(devices=[None])
     return Device(
-        info, context, None, family, False, 1024, 2 << 30, defines, is_dry=True,
+        info, context, None, family, False, 2 << 30, Capabilities(forms=forms), is_dry=True,
         byte_codes=byte_codes,
     )  # fmt: skip
 

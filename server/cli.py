@@ -172,6 +172,7 @@ def list_devices() -> None:
         units = f"{device.compute_units} compute units"
         click.echo(f"{device.index}: {device.name} ({device.kind}, {memory}, {units})")
         click.echo(f"   {device.platform}, {device.driver}")
+        click.echo(f"   {device.capabilities}")
     if not devices:
         click.echo("no OpenCL device found", err=True)
 

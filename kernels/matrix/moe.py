@@ -124,7 +124,7 @@ def _most_tiles(routing: Routing, tile: int) -> Per:
 
 
 def _sort(tape: Tape, routing: Routing, buffers: RoutingBuffers, counts: Tensor, tile: int) -> None:
-    group = 1 if tape.device.is_simd else min(SORT_GROUP, tape.device.max_work_group)
+    group = 1 if tape.device.is_simd else min(SORT_GROUP, tape.device.capabilities.work_group)
     defines = [*routing.defines, f"WG={group}", f"TILE={tile}"]
     args = [
         counts.buffer, np.int32(TOKENS), buffers.experts.buffer, buffers.tiles.buffer,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.features import dot_defines
 from gguf_serve.kernels.opencl.memory import HugePages
 from gguf_serve.kernels.opencl.platforms import (
@@ -15,7 +15,7 @@ from gguf_serve.kernels.opencl.platforms import (
     list_devices,
     platform_devices,
 )
-from gguf_serve.kernels.opencl.tuning import Tuning, find_tuning
+from gguf_serve.kernels.opencl.tuning import Tuning, find_tuning, power_of_two
 
 if TYPE_CHECKING:
     import pyopencl as cl
@@ -42,9 +42,8 @@ class Device:
     queue: cl.CommandQueue
     family: str  # "simd" or "simt": the variant of matmul and attention
     unified_memory: bool
-    max_work_group: int
     max_allocation: int
-    defines: tuple[str, ...] = field(default=())
+    capabilities: Capabilities = field(default=Capabilities())
     huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
     is_dry: bool = False
     usage: Usage = field(default_factory=Usage, compare=False)
@@ -60,19 +59,17 @@ class Device:
         """A dry device like this one, with nothing allocated."""
         return replace(self, is_dry=True, usage=Usage())
 
+    @property
+    def defines(self) -> tuple[str, ...]:
+        """What all its programs are compiled with."""
+        return self.capabilities.forms if self.is_simd else ("SIMT",)
+
+    def group(self, most: int) -> int:
+        """Work-items that compute one row together: in the simd family one, else a power of two."""
+        return 1 if self.is_simd else power_of_two(min(most, self.capabilities.work_group))
+
     def finish(self) -> None:
         self.queue.finish()
-
-
-def multiplies_pairs(defines: Sequence[str]) -> bool:
-    """Whether a device with these defines has instructions for sums of products of shorts."""
-    return any(d.startswith(("DOT_PAIRS", "DOT_INTS")) for d in defines)
-
-
-def multiplies_bytes(defines: Sequence[str]) -> bool:
-    """Whether instructions for bytes are what a device with these defines should use."""
-    bytes = any(d.startswith(("DOT_BYTE", "MADD_BYTES")) for d in defines)
-    return bytes and not multiplies_pairs(defines)
 
 
 def open_device(
@@ -97,20 +94,21 @@ def open_device(
         family = "simd" if info.kind == "cpu" else "simt"
     if family not in ("simd", "simt"):
         raise DeviceError(f"unknown kernel family {family!r}: simd or simt")
-    defines = ("SIMT",) if family == "simt" else dot_defines(info)
+    capabilities = info.capabilities
+    if family == "simd":
+        capabilities = replace(capabilities, forms=dot_defines(info))
     if byte_codes is None:
-        byte_codes = multiplies_bytes(defines)
+        byte_codes = capabilities.multiplies_bytes
     return Device(
         info=info,
         context=context,
         queue=cl.CommandQueue(context),
         family=family,
         unified_memory=bool(raw.host_unified_memory),
-        max_work_group=int(raw.max_work_group_size),
         max_allocation=int(raw.max_mem_alloc_size),
-        defines=defines,
+        capabilities=capabilities,
         huge_pages=HugePages() if info.kind == "cpu" else None,
         vendor=raw.vendor.strip(),
         byte_codes=byte_codes and family == "simd",
-        tuning=find_tuning(info.name, raw.vendor.strip()).within(int(raw.max_work_group_size)),
+        tuning=find_tuning(info.name, raw.vendor.strip()).within(capabilities.work_group),
     )

@@ -16,9 +16,9 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from gguf_serve.kernels.opencl.cache_folder import features_path
+from gguf_serve.kernels.opencl.capabilities import cpu_flags
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.worker import (
     NoWorkerError,
@@ -43,16 +43,6 @@ BYTE_FORMS = {
 }  # fmt: skip
 FORMS = (*PAIR_FORMS, *BYTE_FORMS)
 PROBE_SECONDS = 60
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature flags as Linux names them; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    lines = (line for line in text.splitlines() if line.startswith("flags"))
-    return frozenset(next(lines, "").partition(":")[2].split())
 
 
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf_serve.kernels.opencl.capabilities import Capabilities, read_capabilities
 from gguf_serve.kernels.opencl.drivers import are_named, bundled_drivers, limit_threads
 from gguf_serve.kernels.opencl.memory import available_memory
 
@@ -48,6 +49,7 @@ class DeviceInfo:
     kind: str  # "cpu", "gpu" or "accelerator"
     memory_bytes: int
     compute_units: int
+    capabilities: Capabilities = field(default=Capabilities(), repr=False)
 
 
 def find_device(platform: str, name: str) -> cl.Device:
@@ -124,12 +126,14 @@ def list_devices(n_threads: int = -1) -> list[DeviceInfo]:
 
 
 def _info(index: int, device: Any) -> DeviceInfo:
+    kind = _kind(device)
     return DeviceInfo(
         index=index,
+        capabilities=read_capabilities(device, is_cpu=kind == "cpu"),
         name=" ".join(device.name.split()),
         platform=device.platform.name,
         driver=" ".join(f"{device.version} driver {device.driver_version}".split()),
-        kind=_kind(device),
+        kind=kind,
         memory_bytes=int(device.global_mem_size),
         compute_units=int(device.max_compute_units),
     )

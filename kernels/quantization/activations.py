@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_serve.kernels.opencl.device import Device, multiplies_pairs
+from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
 from gguf_serve.kernels.quantization.packing import BLOCK, SPAN
 from gguf_serve.kernels.quantization.weights import Matrix
@@ -78,7 +78,7 @@ def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
     """
     whole = all(w.n_cols % (BLOCK * SPAN) == 0 for w in readers)
     spanned = any(w.type.takes_spans for w in readers)
-    return multiplies_pairs(device.defines) and whole and spanned
+    return device.capabilities.multiplies_pairs and whole and spanned
 
 
 def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:

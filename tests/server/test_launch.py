@@ -262,7 +262,8 @@ def test_list_devices() -> None:
     command = [sys.executable, str(SCRIPT), "--list-devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "0: Fake device (cpu, 4.0 GiB free, 2 compute units)\n   Nobody, fake 1.0\n"
+        "0: Fake device (cpu, 4.0 GiB free, 2 compute units)\n"
+        "   Nobody, fake 1.0\n   work-groups of 64\n"
     )
 
 

@@ -89,6 +89,7 @@ module.list_devices = lambda: [  # type: ignore[attr-defined]
         kind="cpu",
         memory_bytes=2**33,
         compute_units=2,
+        capabilities="work-groups of 64",
     )
 ]
 module.free_memory = lambda device: device.memory_bytes // 2  # type: ignore[attr-defined]

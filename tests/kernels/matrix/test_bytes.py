@@ -63,7 +63,7 @@ def test_products(device: Device, programs: Programs, type_name: str) -> None:
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q6_K", "Q8_0", "Q2_K", "IQ2_XS"])
 def test_products_without_instructions_for_them(device: Device, type_name: str) -> None:
     """The way of processors with VNNI, but for what multiplies four bytes."""
-    plain = replace(device, defines=())
+    plain = replace(device, capabilities=replace(device.capabilities, forms=()))
     check_products(plain, Programs(plain), type_name)
 
 

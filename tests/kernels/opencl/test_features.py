@@ -9,7 +9,8 @@ import pyopencl as cl
 import pytest
 
 from gguf_serve.kernels.opencl import features
-from gguf_serve.kernels.opencl.device import Device, multiplies_bytes, open_device
+from gguf_serve.kernels.opencl.capabilities import Capabilities
+from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.features import PAIR_FORMS, dot_defines
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.probe import BYTE_PROBE
@@ -96,9 +97,11 @@ def test_a_form_that_ends_the_compiler(
 
 
 def test_which_processors_multiply_bytes() -> None:
-    assert multiplies_bytes(("MADD_BYTES_256",))
-    assert not multiplies_bytes(("DOT_PAIRS_512", "DOT_BYTES_512"))  # shorts do as well
-    assert not multiplies_bytes(())
+    assert Capabilities(forms=("MADD_BYTES_256",)).multiplies_bytes
+    both = Capabilities(forms=("DOT_PAIRS_512", "DOT_BYTES_512"))
+    assert both.multiplies_pairs
+    assert not both.multiplies_bytes  # shorts do as well
+    assert not Capabilities().multiplies_bytes
 
 
 def test_a_device_has_what_is_asked_for(device: Device) -> None:

@@ -37,7 +37,7 @@ def test_the_packaged_table_has_good_sizes_for_every_entry(device: Device) -> No
     for name in table["devices"]:
         assert find_tuning(name, "")
     assert device.tuning == find_tuning(device.info.name, device.vendor).within(
-        device.max_work_group
+        device.capabilities.work_group
     )
 
 

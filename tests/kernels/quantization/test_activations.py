@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from random_blocks import random_matrix
 
+from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.quantization.activations import activations, wants_spans
@@ -15,7 +16,8 @@ from gguf_serve.kernels.quantization.weights import pack
 
 
 def test_where_blocks_share_scales(device: Device, programs: Programs) -> None:
-    rng, paired = np.random.default_rng(9), replace(device, defines=("DOT_PAIRS_512",))
+    rng = np.random.default_rng(9)
+    paired = replace(device, capabilities=Capabilities(forms=("DOT_PAIRS_512",)))
     made = {
         (name, n): pack(device, programs, [random_matrix(name, 16, n, rng)[0]])
         for name, n in (("Q4_K", 256), ("Q8_0", 256), ("Q8_0", 288))
@@ -24,7 +26,7 @@ def test_where_blocks_share_scales(device: Device, programs: Programs) -> None:
     assert wants_spans(paired, [other, k])
     assert not wants_spans(paired, [other])
     assert not wants_spans(paired, [narrow])
-    assert not wants_spans(replace(paired, defines=()), [k])
+    assert not wants_spans(replace(paired, capabilities=Capabilities()), [k])
 
 
 def test_columns_that_are_not_whole_blocks(device: Device) -> None:

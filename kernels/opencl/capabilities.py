@@ -1,0 +1,106 @@
+"""What a device can do, by which kernel variants are chosen and sized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Extensions, and flags of processors, with which tiles of matrices are multiplied at once.
+MATRIX_EXTENSIONS = (
+    "cl_khr_cooperative_matrix",
+    "cl_intel_subgroup_matrix_multiply_accumulate",
+    "cl_arm_matrix_multiply",
+    "cl_qcom_ml_ops",
+)
+MATRIX_FLAGS = ("amx_int8", "amx_bf16")
+# NVIDIA's compute capabilities from which PTX has dp4a, and mma on halves.
+DP4A_FROM, MMA_FROM = (6, 1), (7, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Of a device, as its driver says; ``forms`` are found by trying (features.py)."""
+
+    work_group: int = 1024  # most work-items of a group
+    local_bytes: int = 32 << 10  # memory that a group shares
+    subgroup: int = 0  # work-items that run in lockstep, 1 on a CPU; 0 if the driver does not say
+    halves: bool = False  # arithmetic in half precision (cl_khr_fp16)
+    byte_dots: bool = False  # sums of four products of bytes (cl_khr_integer_dot_product, dp4a)
+    matrix: tuple[str, ...] = ()  # MATRIX_EXTENSIONS and MATRIX_FLAGS that it has, "mma"
+    architecture: str = ""  # of a GPU, as "sm_90" or "gfx1100", where its name or driver says it
+    forms: tuple[str, ...] = ()  # defines for a CPU's sums of products, of pairs and of bytes
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        """Whether there are instructions for sums of products of shorts."""
+        return any(form.startswith(("DOT_PAIRS", "DOT_INTS")) for form in self.forms)
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether a CPU's instructions for bytes are the ones to use."""
+        has = any(form.startswith(("DOT_BYTE", "MADD_BYTES")) for form in self.forms)
+        return has and not self.multiplies_pairs
+
+    def __str__(self) -> str:
+        words = [f"work-groups of {self.work_group}", f"{self.local_bytes >> 10} KiB local"]
+        if self.subgroup > 1:
+            words.append(f"subgroups of {self.subgroup}")
+        words += ["halves"] * self.halves + ["byte dot products"] * self.byte_dots
+        return ", ".join(filter(None, [self.architecture, *words, *self.matrix]))
+
+
+def read_capabilities(raw: Any, *, is_cpu: bool) -> Capabilities:
+    """Of a pyopencl device, without ``forms``."""
+    flags = cpu_flags() if is_cpu else ()
+    extensions = set(raw.extensions.split())
+    compute = _compute_capability(raw)
+    dots = "cl_khr_integer_dot_product" in extensions or compute >= DP4A_FROM
+    matrix = [name for name in MATRIX_EXTENSIONS if name in extensions]
+    matrix += [name for name in MATRIX_FLAGS if name in flags] + ["mma"] * (compute >= MMA_FROM)
+    return Capabilities(
+        work_group=int(raw.max_work_group_size),
+        local_bytes=int(raw.local_mem_size),
+        subgroup=1 if is_cpu else _subgroup(raw),
+        halves="cl_khr_fp16" in extensions,
+        byte_dots=dots,
+        matrix=tuple(matrix),
+        architecture=_architecture(raw.name, compute),
+    )
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, "").partition(":")[2].split())
+
+
+def _compute_capability(raw: Any) -> tuple[int, int]:
+    """Of NVIDIA's GPUs; (0, 0) of others."""
+    major, minor = (_asked(raw, f"compute_capability_{part}_nv") for part in ("major", "minor"))
+    return major, minor
+
+
+def _subgroup(raw: Any) -> int:
+    return _asked(raw, "warp_size_nv") or _asked(raw, "wavefront_width_amd")
+
+
+def _asked(raw: Any, name: str) -> int:
+    """A number that only some drivers, and versions of pyopencl, know; else 0."""
+    import pyopencl as cl
+
+    try:
+        return int(getattr(raw, name))
+    except (AttributeError, cl.Error):
+        return 0
+
+
+def _architecture(name: str, compute: tuple[int, int]) -> str:
+    if any(compute):
+        return f"sm_{compute[0]}{compute[1]}"
+    first = name.split(":")[0].strip()
+    return first if first.startswith("gfx") else ""
