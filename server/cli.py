@@ -23,6 +23,7 @@ Examples:
   serve --demo
 """
 
+MAGIC = b"GGUF"
 OPTIONS = tuple(stated(Settings))
 # Options with a value that may be left out; the others take the next word in any case.
 WITHOUT_VALUE = {name for name, _, option in OPTIONS if option.bare}
@@ -124,8 +125,10 @@ def run(**values: Any) -> None:
 def start(settings: Settings) -> int:
     from gguf_serve.engine.ahead import begin_ahead
 
-    if settings.demo or os.path.exists(settings.model or ""):
-        begin_ahead(settings.engine.n_threads)
+    if settings.demo or (settings.model is not None and is_model(settings.model)):
+        engine = settings.engine
+        named = engine.device or engine.override_tensor or settings.mmproj_device
+        begin_ahead(engine.n_threads, names_device=bool(named))
     from gguf_serve.server.configure import SettingsError
 
     gc.disable()  # until the model is there: modules and vocabularies leave nothing to find
@@ -145,6 +148,18 @@ def start(settings: Settings) -> int:
         gc.enable()
 
 
+def is_model(path: str) -> bool:
+    try:
+        return magic(path) == MAGIC
+    except OSError:  # check_model_file() says what is wrong
+        return False
+
+
+def magic(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC))
+
+
 def check_model_file(path: str | None) -> None:
     """What can be known before anything is imported or bound."""
     from gguf_serve.server.configure import SettingsError, reason
@@ -152,12 +167,11 @@ def check_model_file(path: str | None) -> None:
     if path is None:
         return
     try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
+        found = magic(path)
     except OSError as error:
         raise SettingsError(f"cannot read the model {path}: {reason(error)}") from None
-    if magic != b"GGUF":
-        raise SettingsError(f"{path} is not a GGUF file: it begins with {magic!r}")
+    if found != MAGIC:
+        raise SettingsError(f"{path} is not a GGUF file: it begins with {found!r}")
 
 
 def list_devices() -> None:

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities, read_capabilities
-from gguf_serve.kernels.opencl.drivers import are_named, bundled_drivers, limit_threads
+from gguf_serve.kernels.opencl.drivers import (
+    are_named,
+    bundled_drivers,
+    is_left_out,
+    limit_threads,
+)
 from gguf_serve.kernels.opencl.memory import available_memory
 
 if TYPE_CHECKING:
@@ -74,7 +79,8 @@ def _vendor_folder(drivers: list[Path]) -> str | None:
         return None
     if SYSTEM_VENDORS.is_dir():
         for icd in SYSTEM_VENDORS.glob("*.icd"):
-            shutil.copy(icd, folder)
+            if not is_left_out(icd):
+                shutil.copy(icd, folder)
     for driver in drivers:
         (Path(folder) / f"{driver.stem}.icd").write_text(f"{driver}\n", encoding="utf-8")
     return folder

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from gguf_serve.engine import ahead
+from gguf_serve.server.cli import main
 
 # What a server that has been asked for nothing yet, or for text alone, can do without.
 LATER = [
@@ -47,8 +49,35 @@ def test_children_are_begun_on_the_first_start(
     monkeypatch.setattr(ahead, "begin_workers", begun.append)
     monkeypatch.setattr(ahead, "features_path", lambda: tmp_path / "features.json")
     monkeypatch.setenv(ahead.BLAS_THREADS, "1")
-    ahead.begin_ahead(-1)
+    ahead.begin_ahead(-1, names_device=True)
     assert len(begun) == 1
     (tmp_path / "features.json").touch()
-    ahead.begin_ahead(-1)
+    ahead.begin_ahead(-1, names_device=True)
     assert len(begun) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], False),
+        (["--device", "portable"], True),
+        (["--override-tensor", "ffn=CPU"], True),
+        (["--mmproj-device", "0"], True),
+    ],
+)
+def test_drivers_that_nobody_would_choose(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], named: bool
+) -> None:
+    """Whoever names a device finds all of them, by the numbers that --list-devices gives."""
+    (model := tmp_path / "model.gguf").write_bytes(b"GGUF")
+    asked = list[bool]()
+
+    def begin(n_threads: int, *, names_device: bool) -> None:
+        asked.append(names_device)
+        raise SystemExit
+
+    monkeypatch.setattr(ahead, "begin_ahead", begin)
+    CliRunner().invoke(main, ["-m", str(model), *arguments])
+    model.write_bytes(b"none")
+    CliRunner().invoke(main, ["-m", str(model), *arguments])
+    assert asked == [named]

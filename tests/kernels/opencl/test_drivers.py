@@ -49,3 +49,18 @@ def test_a_driver_that_is_damaged(tmp_path: Path) -> None:
     damaged = tmp_path / "libdamaged.so"
     damaged.write_bytes(b"no library")
     drivers._load(damaged)
+
+
+def test_a_driver_that_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(drivers, "_left_out", set())
+    monkeypatch.delenv("POCL_DEVICES", raising=False)
+    pocl, other = tmp_path / "pocl.icd", tmp_path / "nvidia.icd"
+    pocl.write_text("/usr/lib/libpocl.so.2.10.0\n")
+    other.write_text("libnvidia-opencl.so.1\n")
+    assert not drivers.is_left_out(pocl)
+    drivers.leave_out_unused()
+    assert drivers.is_left_out(pocl)
+    assert not drivers.is_left_out(other)
+    assert not drivers.is_left_out(tmp_path / "missing.icd")
+    monkeypatch.setenv("POCL_DEVICES", "cuda")
+    assert not drivers.is_left_out(pocl)
