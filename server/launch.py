@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from gguf_serve.engine.child import end_all
@@ -97,12 +98,14 @@ class Server(uvicorn.Server):
             )
             self.servers.append(server)
         self.started = True
+        AppStatus.should_exit = False
         if self.idle is not None:
             self.idle.arm()
         self._spawn(self._load_model)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine's streams first: uvicorn waits for the answers that are open."""
+        AppStatus.should_exit = True  # streams say so themselves where it is in a long step
         engine = self.service.loaded_engine
         if engine is not None:
             self._spawn(engine.close)

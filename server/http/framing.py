@@ -34,13 +34,6 @@ class Framing:
     ping: bytes = b""
     done: bytes = b""
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"content-type", self.media_type.encode()),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold the chunks back
-        ]
-
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 SSE_DONE = Framing(EVENT_STREAM, sse, b":\n\n", b"data: [DONE]\n\n")

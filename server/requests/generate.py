@@ -11,7 +11,7 @@ from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import ReasoningBudget, Request
 from gguf_serve.server.errors import invalid
-from gguf_serve.server.http.stream import MAX_SCORES, Dialect, Reply
+from gguf_serve.server.http.reply import MAX_SCORES, Dialect, Reply
 from gguf_serve.server.requests.answer import Choice
 from gguf_serve.server.requests.fields import (
     GenerationFields,
@@ -91,12 +91,11 @@ async def start(
 async def submit(
     service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Dialect
 ) -> Reply:
-    interval = fields.sse_ping_interval
-    stream = service.event_stream(
-        (service.ping_interval if interval is None else interval) if fields.stream else 0.0
-    )
+    asked = fields.sse_ping_interval
+    stream = service.event_stream()
     await stream.submit(requests)
-    return Reply(stream, dialect, bool(fields.stream), service.timeout)
+    interval = service.ping_interval if asked is None else asked
+    return Reply(stream, dialect, bool(fields.stream), service.timeout, interval)
 
 
 async def engine_requests(

@@ -116,11 +116,11 @@ class Service:
     def pooling(self) -> Pooling:
         return self._pooling or self.engine.info.pooling
 
-    def event_stream(self, ping_interval: float = 0.0) -> EventStream:
+    def event_stream(self) -> EventStream:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(self.engine, self._inbox, ping_interval, self.max_unread, client.get())
+        return EventStream(self.engine, self._inbox, self.max_unread, client.get())
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that

@@ -107,10 +107,16 @@ def test_listens_while_it_loads(start: Start, model: str) -> None:
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_streams_and_the_process(start: Start, model: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "env"),
+    [(signal.SIGTERM, {}), (signal.SIGINT, {}), (signal.SIGTERM, {"STUCK": "1"})],
+)
+def test_a_signal_ends_streams_and_the_process(
+    start: Start, model: str, number: int, env: dict[str, str]
+) -> None:
+    """Though the engine be stuck in a step."""
     port = free_port()
-    process = start("-m", model, "--port", str(port))
+    process = start("-m", model, "--port", str(port), **env)
     url = f"http://127.0.0.1:{port}"
     wait_until_ready(url, process)
     with httpx.stream("POST", f"{url}/v1/completions", json=BODY, timeout=20) as response:

@@ -1,6 +1,7 @@
 """Not a test: ``serve`` with a slow engine that needs no device, for test_launch.py.
 
-It takes LOAD_SECONDS to load, fails to with FAIL, and counts until it is cancelled.
+It takes LOAD_SECONDS to load, fails to with FAIL, and counts until it is cancelled; with STUCK it
+takes no notice of that.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Engine:
         on_event(Started(1, 0, 0))
         while not self.stops[ticket].wait(0.02):
             on_event(Delta("x", (120,)))
+        while "STUCK" in os.environ:
+            time.sleep(1)
         on_event(Finished("cancelled", Timings()))
 
     def cancel(self, ticket: int) -> None:

@@ -21,7 +21,7 @@ from gguf_serve.engine.request import Event, Finished, Started
 from gguf_serve.server.dialects.anthropic.input import MessagesFields, chat_body
 from gguf_serve.server.errors import ApiError, anthropic_body, json_response
 from gguf_serve.server.http.framing import EVENT_STREAM, Framing, named_sse
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, join, random_id
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import read_chat

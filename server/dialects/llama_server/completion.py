@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from gguf_serve.engine.request import Event, Finished, Progress, Request
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.framing import SSE
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.fields import (

@@ -27,7 +27,7 @@ from gguf_serve.server.dialects.ollama.input import (
 from gguf_serve.server.dialects.ollama.models import MODEL_ROUTES
 from gguf_serve.server.errors import ApiError, json_response, ollama_body
 from gguf_serve.server.http.framing import NDJSON
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, join, joined_calls
 from gguf_serve.server.requests.chat import prepare

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from gguf_serve.server.dialects.openai.chunks import Completions
 from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
 from gguf_serve.server.errors import invalid, json_response
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import Chat, read_chat

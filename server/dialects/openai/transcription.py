@@ -22,7 +22,7 @@ from starlette.types import Message
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.http.framing import SSE_DONE
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.answer import Choice, Piece
 from gguf_serve.server.requests.chat import prepare

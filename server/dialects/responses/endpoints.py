@@ -28,7 +28,7 @@ from gguf_serve.server.dialects.responses.input import (
 from gguf_serve.server.dialects.responses.tools import namespaced
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NAMED_SSE
-from gguf_serve.server.http.stream import Reply
+from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, join, random_id, timings
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import Chat, read_chat

@@ -1,4 +1,4 @@
-"""The bridge between the engine's thread and the loop, pings, and clients that go away."""
+"""The bridge between the engine's thread and the loop, and clients that go away."""
 
 from __future__ import annotations
 
@@ -90,28 +90,6 @@ def test_nothing_is_cancelled_after_the_end(serve: Any, fakes: Any) -> None:
     for stream in (False, True):
         httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": stream})
     assert engine.cancelled == []
-
-
-def pauses(request: Request, cancelled: threading.Event) -> Iterator[Event]:
-    yield Started(3, 0, 0)
-    yield Delta("a", (97,))
-    time.sleep(0.35)
-    yield Delta("b", (98,))
-    yield Finished("eos", Timings(predicted_n=2))
-
-
-@pytest.mark.parametrize(("interval", "n_pings"), [(0.1, 3), (30, 0), (-1, 0)])
-def test_pings_fill_silence(serve: Any, fakes: Any, interval: float, n_pings: int) -> None:
-    url = serve(fakes.engine(pauses), ping_interval=interval)
-    text = httpx.post(url + "/v1/chat/completions", json=BODY | {"stream": True}).text
-    assert text.count(":\n\n") == n_pings
-    assert text.replace(":\n\n", "").count("data: ") == 5
-
-
-def test_ping_interval_of_a_request(serve: Any, fakes: Any) -> None:
-    body = BODY | {"stream": True, "sse_ping_interval": 0.1}
-    text = httpx.post(serve(fakes.engine(pauses)) + "/v1/chat/completions", json=body).text
-    assert text.count(":\n\n") == 3
 
 
 def test_a_stopping_engine_ends_streams_with_an_error(serve: Any, fakes: Any) -> None:
