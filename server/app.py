@@ -9,29 +9,19 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server import openapi
-from gguf_serve.server.dialects import embeddings
-from gguf_serve.server.dialects.anthropic import endpoints as anthropic
-from gguf_serve.server.dialects.llama_server import adapters, completion, monitoring, native
-from gguf_serve.server.dialects.ollama import endpoints as ollama
-from gguf_serve.server.dialects.openai import endpoints as openai
-from gguf_serve.server.dialects.openai import transcription
-from gguf_serve.server.dialects.responses import endpoints as responses
-from gguf_serve.server.errors import EXCEPTION_HANDLERS, ApiError
+from gguf_serve.server.dialects.table import DIALECTS, error_response
+from gguf_serve.server.errors import ApiError, exception_handlers, json_response, plain_error
 from gguf_serve.server.http.auth import KeyCheck
 from gguf_serve.server.http.client import Client
 from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
 from gguf_serve.server.page import endpoints as page
 from gguf_serve.server.requests.service import Service
-
-DIALECTS = (
-    openai, responses, anthropic, ollama, completion, embeddings, native, monitoring, adapters,
-    transcription,
-)  # fmt: skip
 
 
 class Gate:
@@ -47,8 +37,7 @@ class Gate:
         if scope["method"] == "OPTIONS":
             return await Response(status_code=204)(scope, receive, send)
         if self.service.loaded_engine is None and not page.is_file(self.service, scope["path"]):
-            error = ApiError("unavailable_error", "Loading model")
-            return await error.response(scope["path"])(scope, receive, send)
+            raise ApiError("unavailable_error", "Loading model")
         return await self.app(scope, receive, send)
 
 
@@ -63,8 +52,9 @@ class Prefix:
         if scope["type"] == "http":
             path: str = scope["path"]
             if not (path + "/").startswith(self.prefix + "/"):
-                error = ApiError("not_found_error", "File Not Found")
-                return await error.response(path)(scope, receive, send)
+                missing = ApiError("not_found_error", "File Not Found")
+                answer = json_response(plain_error(missing), missing.status)
+                return await answer(scope, receive, send)
             scope = {**scope, "path": path.removeprefix(self.prefix) or "/"}
         return await self.app(scope, receive, send)
 
@@ -110,7 +100,8 @@ def create_app(
     prefix: str = "",
     idle: Idle | None = None,
 ) -> Starlette:
-    routes = [route for dialect in DIALECTS for route in dialect.routes(service)]
+    routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
+    handlers = exception_handlers(error_response)
     keys = tuple(api_keys)
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
@@ -119,11 +110,12 @@ def create_app(
             (cors or Cors()).middleware(),
             Middleware(Slashes),
             *prefixed,
+            Middleware(ExceptionMiddleware, handlers=handlers),  # of those below
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=keys, is_file=partial(page.is_file, service)),
             Middleware(Client, has_keys=bool(keys)),
             *([Middleware(Wake, idle=idle)] if idle is not None else []),
             Middleware(Leases, room=service.bodies),
         ],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=handlers,
     )

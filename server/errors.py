@@ -1,4 +1,4 @@
-"""The error shape of every dialect; most have ``{"error": {"code", "message", "type", ...}}``.
+"""Errors as clients see them; most dialects have ``{"error": {"code", "message", "type", ...}}``.
 
 The types and their status codes are llama-server's; ``code`` repeats the HTTP status.
 Paths tell which dialect a client speaks: an error can come before anything has read its body.
@@ -7,8 +7,9 @@ Paths tell which dialect a client speaks: an error can come before anything has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -63,46 +64,26 @@ class ApiError(Exception):
         self.details = dict(details or {})
         self.headers = headers
 
-    def body(self) -> dict[str, object]:
-        error = {"code": self.status, "message": self.message, "type": self.type}
-        return {"error": error | self.details}
 
-    def response(self, path: str) -> Response:
-        """The answer to a request of `path`, in the shape of its dialect."""
-        shape = next((shape for start, shape in SHAPES if path.startswith(start)), ApiError.body)
-        return json_response(shape(self), self.status, self.headers)
+ErrorShape = Callable[[ApiError], dict[str, object]]  # the JSON that a dialect makes of an error
+ErrorResponse = Callable[[ApiError, str], Response]  # what a client of a path is sent
 
 
-ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "request_too_large",
-    414: "request_too_large",
-    415: "invalid_request_error",
-    431: "request_too_large",
-    503: "overloaded_error",
-}
+def plain_error(error: ApiError) -> dict[str, object]:
+    """llama-server's shape, and OpenAI's."""
+    shown = {"code": error.status, "message": error.message, "type": error.type}
+    return {"error": shown | error.details}
 
 
-def anthropic_body(error: ApiError) -> dict[str, object]:
-    kind, message = ANTHROPIC_TYPES.get(error.status, "api_error"), error.message
-    if error.type == "exceed_context_size_error":  # in the words at which agents compact
-        n_tokens, n_ctx = error.details["n_prompt_tokens"], error.details["n_ctx"]
-        message = f"prompt is too long: {n_tokens} tokens > {n_ctx} maximum; {message}"
-    return {"type": "error", "error": {"type": kind, "message": message}}
+def shaped_by(shapes: Iterable[tuple[str, ErrorShape]]) -> ErrorResponse:
+    """Responses in the first shape whose path a request's begins with, else the plain one."""
+    known = tuple(shapes)
 
+    def respond(error: ApiError, path: str) -> Response:
+        shape = next((shape for start, shape in known if path.startswith(start)), plain_error)
+        return json_response(shape(error), error.status, error.headers)
 
-def ollama_body(error: ApiError) -> dict[str, object]:
-    return {"error": error.message}
-
-
-# The beginnings of paths whose dialect has an error shape of its own.
-SHAPES: tuple[tuple[str, Callable[[ApiError], dict[str, object]]], ...] = (
-    ("/v1/messages", anthropic_body),
-    ("/api/", ollama_body),
-)
+    return respond
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -153,42 +134,41 @@ def json_response(
     return Response(body, status, headers, media_type="application/json; charset=utf-8")
 
 
-def on_api_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response(request.url.path)
+def exception_handlers(respond: ErrorResponse) -> dict[Any, Callable[..., Response]]:
+    """What becomes of exceptions, by their classes."""
+
+    def on_api_error(request: HttpRequest, error: ApiError) -> Response:
+        return respond(error, request.url.path)
+
+    def on_engine_error(request: HttpRequest, error: EngineError) -> Response:
+        return respond(from_engine(error), request.url.path)
+
+    def on_http_exception(request: HttpRequest, error: HTTPException) -> Response:
+        return respond(from_http(request, error), request.url.path)
+
+    def on_client_gone(request: HttpRequest, error: ClientDisconnect) -> Response:
+        """The client left while it was sending its body; nobody reads this."""
+        return Response(status_code=400)
+
+    def on_exception(request: HttpRequest, error: Exception) -> Response:
+        """A fault of the server's own; the framework raises it again, which logs it."""
+        kind, path = type(error).__name__, request.url.path
+        return respond(ApiError("server_error", f"{path}: {kind}: {error}"), path)
+
+    return {
+        ApiError: on_api_error,
+        EngineError: on_engine_error,
+        HTTPException: on_http_exception,
+        ClientDisconnect: on_client_gone,
+        Exception: on_exception,
+    }
 
 
-def on_engine_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, EngineError)
-    return from_engine(error).response(request.url.path)
-
-
-def on_http_exception(request: HttpRequest, error: Exception) -> Response:
-    """Unknown paths and wrong methods, in the shape of every other error."""
-    assert isinstance(error, HTTPException)
+def from_http(request: HttpRequest, error: HTTPException) -> ApiError:
+    """Unknown paths and wrong methods, which the framework finds."""
     message = {
         404: "File Not Found",  # llama-server's words
         405: f"Method {request.method} is not allowed on {request.url.path}",
     }.get(error.status_code, error.detail)
     kind = TYPE_OF_STATUS.get(error.status_code, "server_error")
-    return ApiError(kind, message, headers=error.headers).response(request.url.path)
-
-
-def on_client_gone(_: HttpRequest, error: Exception) -> Response:
-    """The client left while it was sending its body; nobody reads this."""
-    return Response(status_code=400)
-
-
-def on_exception(request: HttpRequest, error: Exception) -> Response:
-    """A fault of the server's own; the framework raises it again, which logs it."""
-    kind, path = type(error).__name__, request.url.path
-    return ApiError("server_error", f"{path}: {kind}: {error}").response(path)
-
-
-EXCEPTION_HANDLERS = {
-    ApiError: on_api_error,
-    EngineError: on_engine_error,
-    ClientDisconnect: on_client_gone,
-    HTTPException: on_http_exception,
-    Exception: on_exception,
-}
+    return ApiError(kind, message, headers=error.headers)

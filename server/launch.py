@@ -38,6 +38,7 @@ from gguf_serve.server.configure import (
     request_defaults,
     uses_https,
 )
+from gguf_serve.server.dialects.table import error_response
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
 from gguf_serve.server.idle import Idle
@@ -206,7 +207,7 @@ def serve(settings: Settings) -> int:
 def http_config(app: ASGIApp, settings: Settings, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=protocol(limits),
+        http=protocol(error_response, limits),
         log_config=None,
         access_log=settings.verbose,
         lifespan="off",

@@ -14,47 +14,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from gguf_serve.server.dialects.anthropic.input import MessagesFields
-from gguf_serve.server.dialects.embeddings import EmbeddingFields, OllamaPrompt, RerankFields
-from gguf_serve.server.dialects.llama_server.completion import InfillFields, NativeFields
-from gguf_serve.server.dialects.llama_server.native import DetokenizeFields, TokenizeFields
-from gguf_serve.server.dialects.ollama import input as ollama_input
-from gguf_serve.server.dialects.openai.endpoints import ControlFields
-from gguf_serve.server.dialects.openai.transcription import TranscriptionFields
-from gguf_serve.server.dialects.responses.input import ResponsesFields
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import json_response
-from gguf_serve.server.requests.conversation import Chat
-from gguf_serve.server.requests.fields import CompletionFields
 from gguf_serve.server.version import NAME, VERSION
 
-# The struct of a body, by the end of its path; the longest end that fits counts.
-BODIES: dict[str, type[msgspec.Struct]] = {
-    "/chat/completions": Chat,
-    "/chat/completions/control": ControlFields,
-    "/chat/completions/input_tokens": Chat,
-    "/apply-template": Chat,
-    "/v1/completions": CompletionFields,
-    "/completion": NativeFields,
-    "/completions": NativeFields,
-    "/infill": InfillFields,
-    "/responses": ResponsesFields,
-    "/responses/input_tokens": ResponsesFields,
-    "/v1/messages": MessagesFields,
-    "/v1/messages/count_tokens": MessagesFields,
-    "/api/chat": ollama_input.ChatFields,
-    "/api/generate": ollama_input.GenerateFields,
-    "/v1/embeddings": EmbeddingFields,
-    "/embeddings": EmbeddingFields,
-    "/embedding": EmbeddingFields,
-    "/api/embed": EmbeddingFields,
-    "/api/embeddings": OllamaPrompt,
-    "/rerank": RerankFields,
-    "/reranking": RerankFields,
-    "/tokenize": TokenizeFields,
-    "/detokenize": DetokenizeFields,
-    "/audio/transcriptions": TranscriptionFields,
-}
-FORMS = (TranscriptionFields,)  # others are JSON
 ERROR = {"description": "an error, in the shape of the endpoint's dialect"}
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
@@ -79,17 +42,18 @@ async def docs(made: Callable[[], dict[str, Any]], http: HttpRequest) -> Respons
 
 
 def document(described: Sequence[BaseRoute]) -> dict[str, Any]:
-    structs = sorted(set(BODIES.values()), key=lambda struct: struct.__qualname__)
+    posts = [route for route in described if isinstance(route, Post)]
     schemas, components = msgspec.json.schema_components(
-        structs, ref_template="#/components/schemas/{name}"
+        [post.body for post in posts], ref_template="#/components/schemas/{name}"
     )
-    bodies = dict(zip(structs, schemas, strict=True))
+    bodies = {id(post): schema for post, schema in zip(posts, schemas, strict=True)}
     paths: dict[str, Any] = {}
     for route in described:
         assert isinstance(route, Route)
         path = re.sub(r":\w+}", "}", route.path)
+        body = bodies.get(id(route), {"type": "object"})
         for method in sorted((route.methods or set()) - {"HEAD"}):
-            paths.setdefault(path, {})[method.lower()] = operation(route, path, bodies)
+            paths.setdefault(path, {})[method.lower()] = operation(route, path, body)
     return {
         "openapi": "3.1.0",
         "info": {"title": NAME, "version": VERSION},
@@ -102,7 +66,7 @@ def document(described: Sequence[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def operation(route: Route, path: str, bodies: dict[Any, Any]) -> dict[str, Any]:
+def operation(route: Route, path: str, body: dict[str, Any]) -> dict[str, Any]:
     endpoint = route.endpoint
     function = endpoint.func if isinstance(endpoint, partial) else endpoint
     first_line = (inspect.getdoc(function) or function.__name__.replace("_", " ")).split("\n")[0]
@@ -117,16 +81,10 @@ def operation(route: Route, path: str, bodies: dict[Any, Any]) -> dict[str, Any]
             for name in names
         ]
     if route.methods is not None and "POST" in route.methods:
-        struct = body_of(path)
-        kind = "multipart/form-data" if struct in FORMS else "application/json"
-        content = {kind: {"schema": bodies.get(struct, {"type": "object"})}}
+        is_form = isinstance(route, Post) and route.is_form
+        content = {"multipart/form-data" if is_form else "application/json": {"schema": body}}
         found["requestBody"] = {"required": True, "content": content}
     return found
-
-
-def body_of(path: str) -> type[msgspec.Struct] | None:
-    ends = [end for end in BODIES if path.endswith(end)]
-    return BODIES[max(ends, key=len)] if ends else None
 
 
 def page(described: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gguf_serve.server.errors import ApiError, invalid
+from gguf_serve.server.errors import ApiError, ErrorResponse, invalid
 from gguf_serve.server.http.connections import ABORT, Connections, Limits
 from gguf_serve.server.http.peer import STATUS_START, UntilClose, is_gone, probe
 
@@ -29,9 +30,10 @@ class RefusedError(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    def __init__(self, connections: Connections, **given: Any) -> None:
+    def __init__(self, connections: Connections, respond: ErrorResponse, **given: Any) -> None:
         super().__init__(**given)
         self.registry = connections
+        self.respond = respond
         self.limits = connections.limits
         self.host: str | None = None
         self._since = self.loop.time()  # when it became idle, or its request's header began
@@ -152,7 +154,9 @@ class Connection(HttpToolsProtocol):
         if self._no_room is not None:
             cycle.keep_alive = False
             if not cycle.scope["path"].endswith("/health"):  # else it would look dead
-                app = Refusal(ApiError("unavailable_error", f"No room: {self._no_room}"))
+                app = Refusal(
+                    ApiError("unavailable_error", f"No room: {self._no_room}"), self.respond
+                )
         if cycle.scope["http_version"] < "1.1":
             app = UntilClose(app, cycle)
         super()._start_asgi_task(cycle, app)
@@ -197,7 +201,7 @@ class Connection(HttpToolsProtocol):
     def _say_and_close(self, error: ApiError | None) -> None:
         if error is not None:
             path = getattr(self, "url", b"").decode("latin-1")
-            self.transport.write(written(error, path))
+            self.transport.write(written(self.respond(error, path)))
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._closes_at = self.loop.time() + LINGER
@@ -252,25 +256,25 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
 
-def protocol(limits: Limits | None = None) -> type[asyncio.Protocol]:
+def protocol(respond: ErrorResponse, limits: Limits | None = None) -> type[asyncio.Protocol]:
     """What uvicorn is to make connections of; those of one call are counted together."""
-    made = partial(Connection, Connections(limits))
+    made = partial(Connection, Connections(limits), respond)
     return cast("type[asyncio.Protocol]", made)
 
 
 class Refusal:
     """The application that gives every request the same error."""
 
-    def __init__(self, error: ApiError) -> None:
+    def __init__(self, error: ApiError, respond: ErrorResponse) -> None:
         self.error = error
+        self.respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.error.response(scope["path"])(scope, receive, send)
+        await self.respond(self.error, scope["path"])(scope, receive, send)
 
 
-def written(error: ApiError, path: str) -> bytes:
+def written(response: Response) -> bytes:
     """An answer as it goes over the wire, after which the connection is closed."""
-    response = error.response(path)
     status = f"{response.status_code} {HTTPStatus(response.status_code).phrase}"
     headers = [*response.raw_headers, (b"connection", b"close")]
     lines = [STATUS_START + status.encode(), *(name + b": " + value for name, value in headers)]

@@ -1,12 +1,34 @@
-"""What a client has given, shown in messages: its beginning, at the price of its beginning."""
+"""The shapes of errors, and what a client has given as messages show it: its beginning."""
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 import pytest
 
-from gguf_serve.server.errors import shown
+from gguf_serve.server.dialects.table import error_response
+from gguf_serve.server.errors import ApiError, shown
+
+PAYLOAD = "payload_too_large_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/chat/completions", {"error": {"code": 413, "message": "m", "type": PAYLOAD}}),
+        ("/v1/nothing", {"error": {"code": 413, "message": "m", "type": PAYLOAD}}),
+        (
+            "/v1/messages/nothing",
+            {"type": "error", "error": {"type": "request_too_large", "message": "m"}},
+        ),
+        ("/api/nothing", {"error": "m"}),
+    ],
+)
+def test_the_path_tells_the_shape(path: str, expected: object) -> None:
+    response = error_response(ApiError(PAYLOAD, "m"), path)
+    assert response.status_code == 413
+    assert json.loads(bytes(response.body)) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-import gguf_serve.server.dialects.embeddings
-import gguf_serve.server.http.stream
+import gguf_serve.server.http.reply
+import gguf_serve.server.requests.embeddings
 import gguf_serve.server.requests.media
 import gguf_serve.server.requests.service
 from gguf_serve.engine.encoders.audio_file import AudioFile
@@ -71,12 +71,12 @@ def user(part: Any) -> dict[str, Any]:
         ("tokenizer", "encode", "/completion", BIAS),
         (gguf_serve.server.requests.media, "from_base64", "/v1/chat/completions", user(SOUND)),
         (gguf_serve.server.requests.media, "from_data_url", "/v1/chat/completions", user(IMAGE)),
-        (gguf_serve.server.dialects.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
+        (gguf_serve.server.requests.embeddings, "shaped", "/v1/embeddings", {"input": "x"}),
         (gguf_serve.server.requests.service, "read_object", "/tokenize", {"content": "x" * 2**20}),
         ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "dry_multiplier": 1}),
         ("engine", "submit", "/completion", {"prompt": [104], "n_predict": 1, "grammar": "x"}),
         (
-            gguf_serve.server.http.stream,
+            gguf_serve.server.http.reply,
             "json_response",
             "/completion",
             {"prompt": "x", "n_predict": 1},

@@ -14,12 +14,14 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
+from gguf_serve.server.dialects.anthropic.errors import error_body
 from gguf_serve.server.dialects.anthropic.input import MessagesFields, chat_body
-from gguf_serve.server.errors import ApiError, anthropic_body, json_response
+from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import EVENT_STREAM, Framing, named_sse
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, join, random_id
@@ -34,8 +36,8 @@ ANTHROPIC_SSE = Framing(EVENT_STREAM, named_sse, named_sse({"type": "ping"}))
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Route("/v1/messages", partial(messages, service), methods=["POST"]),
-        Route("/v1/messages/count_tokens", partial(count_tokens, service), methods=["POST"]),
+        Post("/v1/messages", partial(messages, service), MessagesFields),
+        Post("/v1/messages/count_tokens", partial(count_tokens, service), MessagesFields),
     ]
 
 
@@ -86,7 +88,7 @@ class Messages:
         return ({"type": "message_stop"},)
 
     def failed(self, error: ApiError) -> Iterable[object]:
-        return (anthropic_body(error),)
+        return (error_body(error),)
 
     def take(self, index: int, event: Event) -> None:
         self._parts.extend(self.choice.take(event))

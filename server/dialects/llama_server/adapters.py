@@ -8,6 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import json_response
 from gguf_serve.server.requests.fields import AdapterScale, adapter_scales, convert
 from gguf_serve.server.requests.service import Service
@@ -16,7 +17,7 @@ from gguf_serve.server.requests.service import Service
 def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/lora-adapters", partial(adapters, service)),
-        Route("/lora-adapters", partial(set_adapters, service), methods=["POST"]),
+        Post("/lora-adapters", partial(set_adapters, service), list[AdapterScale]),
     ]
 
 

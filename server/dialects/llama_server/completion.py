@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from gguf_serve.engine.request import Event, Finished, Progress, Request
-from gguf_serve.server.errors import ApiError
+from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
@@ -49,9 +50,9 @@ class InfillFields(GenerationFields, kw_only=True):
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Route("/completion", partial(completion, service), methods=["POST"]),
-        Route("/completions", partial(completion, service), methods=["POST"]),
-        Route("/infill", partial(infill, service), methods=["POST"]),
+        Post("/completion", partial(completion, service), NativeFields),
+        Post("/completions", partial(completion, service), NativeFields),
+        Post("/infill", partial(infill, service), InfillFields),
     ]
 
 
@@ -135,7 +136,7 @@ class NativeCompletions:
         return ()
 
     def failed(self, error: ApiError) -> Iterable[object]:
-        return (error.body(),)
+        return (plain_error(error),)
 
     def take(self, index: int, event: Event) -> None:
         pieces = self.choices[index].take(event)

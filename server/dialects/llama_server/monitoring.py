@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gguf_serve.engine.stats import SlotState
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabled, shown
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.fields import convert
@@ -29,7 +30,7 @@ STARTED = int(time.time())  # of the process
 def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/slots", partial(slots, service)),
-        Route("/slots/{id}", partial(slot_action, service), methods=["POST"]),
+        Post("/slots/{id}", partial(slot_action, service)),
         Route("/metrics", partial(metrics, service)),
     ]
 

@@ -12,11 +12,12 @@ from starlette.routing import BaseRoute, Route
 
 from gguf_serve.engine.errors import TooManyTokensError
 from gguf_serve.engine.request import Request
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabled
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.chat import rendered, template_caps
-from gguf_serve.server.requests.conversation import read_chat
+from gguf_serve.server.requests.conversation import Chat, read_chat
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.media import SHOWN_MARKER, with_markers
 from gguf_serve.server.requests.parameters import generation_settings
@@ -32,11 +33,11 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/health", partial(health, service)),
         Route("/v1/health", partial(health, service)),
-        Route("/tokenize", partial(tokenize, service), methods=["POST"]),
-        Route("/detokenize", partial(detokenize, service), methods=["POST"]),
-        Route("/apply-template", partial(apply_template, service), methods=["POST"]),
+        Post("/tokenize", partial(tokenize, service), TokenizeFields),
+        Post("/detokenize", partial(detokenize, service), DetokenizeFields),
+        Post("/apply-template", partial(apply_template, service), Chat),
         Route("/props", partial(props, service)),
-        Route("/props", partial(change_props, service), methods=["POST"]),
+        Post("/props", partial(change_props, service)),
     ]
 
 

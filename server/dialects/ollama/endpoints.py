@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.ollama.input import (
     ChatFields,
     GenerateFields,
@@ -24,8 +25,7 @@ from gguf_serve.server.dialects.ollama.input import (
     generate_body,
     plain_body,
 )
-from gguf_serve.server.dialects.ollama.models import MODEL_ROUTES
-from gguf_serve.server.errors import ApiError, json_response, ollama_body
+from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NDJSON
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Tokenizer
@@ -45,13 +45,13 @@ Field = Literal["message", "response"]
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Route("/api/chat", partial(chat, service), methods=["POST"]),
-        Route("/api/generate", partial(generate, service), methods=["POST"]),
-        *(
-            Route(path, partial(endpoint, service), methods=methods)
-            for path, endpoint, methods in MODEL_ROUTES
-        ),
+        Post("/api/chat", partial(chat, service), ChatFields),
+        Post("/api/generate", partial(generate, service), GenerateFields),
     ]
+
+
+def error_body(error: ApiError) -> dict[str, object]:
+    return {"error": error.message}
 
 
 async def chat(service: Service, http: HttpRequest) -> Reply | Response:
@@ -162,7 +162,7 @@ class Lines:
         return ()
 
     def failed(self, error: ApiError) -> Iterable[object]:
-        return (ollama_body(error),)
+        return (error_body(error),)
 
     def take(self, index: int, event: Event) -> None:
         self._parts.extend(self.choice.take(event))

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.requests.chat import template_caps
 from gguf_serve.server.requests.service import Service, timestamp
 
 API_VERSION = "0.12.6"  # of the API that is spoken here: clients look whether it is too old
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    refuse = partial(refused, service)
+    return [
+        Route("/api/version", partial(version, service), methods=["GET"]),
+        Route("/api/tags", partial(tags, service), methods=["GET"]),
+        Route("/api/ps", partial(ps, service), methods=["GET"]),
+        Post("/api/show", partial(show, service)),
+        *(Post(f"/api/{verb}", refuse) for verb in ("pull", "push", "create", "copy")),
+        Route("/api/delete", refuse, methods=["DELETE"]),
+        Route("/api/blobs/{digest}", refuse, methods=["HEAD", "POST"]),
+    ]
 
 
 async def version(service: Service, http: HttpRequest) -> Response:
@@ -116,18 +131,3 @@ async def capabilities(service: Service) -> list[str]:
     if caps.get("supports_preserve_reasoning") or caps.get("supports_reasoning_effort"):
         found.append("thinking")
     return found + [name for name in ("vision", "audio") if service.modalities[name]]
-
-
-Endpoint = Callable[[Service, HttpRequest], Awaitable[Response]]
-MODEL_ROUTES: tuple[tuple[str, Endpoint, list[str]], ...] = (
-    ("/api/version", version, ["GET"]),
-    ("/api/tags", tags, ["GET"]),
-    ("/api/ps", ps, ["GET"]),
-    ("/api/show", show, ["POST"]),
-    ("/api/pull", refused, ["POST"]),
-    ("/api/push", refused, ["POST"]),
-    ("/api/create", refused, ["POST"]),
-    ("/api/copy", refused, ["POST"]),
-    ("/api/delete", refused, ["DELETE"]),
-    ("/api/blobs/{digest}", refused, ["HEAD", "POST"]),
-)

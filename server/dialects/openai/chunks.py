@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from gguf_serve.engine.request import Event, Finished, Progress
-from gguf_serve.server.errors import ApiError
+from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE_DONE
 from gguf_serve.server.requests.answer import (
     Choice,
@@ -81,7 +81,7 @@ class Completions:
         return (self._chunk_head | {"choices": []} | self._totals(),)
 
     def failed(self, error: ApiError) -> Iterable[object]:
-        return (error.body(),)
+        return (plain_error(error),)
 
     def take(self, index: int, event: Event) -> None:
         self._parts[index].extend(self.choices[index].take(event))

@@ -10,6 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.openai.chunks import Completions
 from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
 from gguf_serve.server.errors import invalid, json_response
@@ -28,16 +29,13 @@ CHAT_N_TOP = 20  # of "logprobs": true without top_logprobs
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    chat = partial(chat_completions, service)
+    chat, count = partial(chat_completions, service), partial(input_tokens, service)
+    end = partial(control, service)
     return [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/chat/completions", chat, methods=["POST"]),
-        *(
-            Route(f"{start}/chat/completions/{name}", partial(endpoint, service), methods=["POST"])
-            for start in ("/v1", "")
-            for name, endpoint in (("input_tokens", input_tokens), ("control", control))
-        ),
-        Route("/v1/completions", partial(completions, service), methods=["POST"]),
+        *(Post(f"{start}/chat/completions", chat, Chat) for start in ("/v1", "")),
+        *(Post(f"{start}/chat/completions/input_tokens", count, Chat) for start in ("/v1", "")),
+        *(Post(f"{start}/chat/completions/control", end, ControlFields) for start in ("/v1", "")),
+        Post("/v1/completions", partial(completions, service), CompletionFields),
         Route("/v1/models", partial(models, service)),
         Route("/models", partial(models, service)),
         Route("/v1/models/{name:path}", partial(model, service)),

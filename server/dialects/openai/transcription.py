@@ -16,11 +16,12 @@ import msgspec
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import Message
 
 from gguf_serve.engine.request import Event, Finished
-from gguf_serve.server.errors import ApiError, invalid, shown
+from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.errors import ApiError, invalid, plain_error, shown
 from gguf_serve.server.http.framing import SSE_DONE
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Engine
@@ -56,7 +57,7 @@ class TranscriptionFields(SamplingFields, kw_only=True):
 def routes(service: Service) -> list[BaseRoute]:
     endpoint = partial(transcriptions, service)
     paths = ("/v1/audio/transcriptions", "/audio/transcriptions")
-    return [Route(path, endpoint, methods=["POST"]) for path in paths]
+    return [Post(path, endpoint, TranscriptionFields, is_form=True) for path in paths]
 
 
 async def transcriptions(service: Service, http: HttpRequest) -> Reply:
@@ -151,7 +152,7 @@ class Transcription:
         return ()
 
     def failed(self, error: ApiError) -> Iterable[object]:
-        return (error.body(),)
+        return (plain_error(error),)
 
     def take(self, index: int, event: Event) -> None:
         self._take(event)

@@ -13,10 +13,11 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
+from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.input import (
     ONE_ANSWER,
     STATEFUL,
@@ -41,10 +42,8 @@ from gguf_serve.server.requests.service import Service
 def routes(service: Service) -> list[BaseRoute]:
     answer, count = partial(responses, service), partial(input_tokens, service)
     return [
-        Route("/v1/responses", answer, methods=["POST"]),
-        Route("/responses", answer, methods=["POST"]),
-        Route("/v1/responses/input_tokens", count, methods=["POST"]),
-        Route("/responses/input_tokens", count, methods=["POST"]),
+        *(Post(f"{start}/responses", answer, ResponsesFields) for start in ("/v1", "")),
+        *(Post(f"{start}/responses/input_tokens", count, ResponsesFields) for start in ("/v1", "")),
     ]
 
 

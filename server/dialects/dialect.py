@@ -1,0 +1,40 @@
+"""What a dialect exports: its routes, with the bodies they take, and the shape of its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from gguf_serve.server.errors import ErrorShape, plain_error
+from gguf_serve.server.requests.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """An API. ``paths`` are the beginnings of paths whose errors have the shape ``error``: one can
+    come before a route is found, as for a header that is too long."""
+
+    routes: tuple[Callable[[Service], list[BaseRoute]], ...]
+    paths: tuple[str, ...] = ()
+    error: ErrorShape = plain_error
+
+
+class Post(Route):
+    """A route of POST; ``body`` is the type of what it is sent, as JSON or as a form."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[HttpRequest], Awaitable[ASGIApp]],
+        body: Any = dict[str, Any],
+        *,
+        is_form: bool = False,
+    ) -> None:
+        super().__init__(path, endpoint, methods=["POST"])
+        self.body = body
+        self.is_form = is_form

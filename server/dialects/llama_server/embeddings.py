@@ -1,0 +1,105 @@
+"""llama-server's embeddings, and reranking in the shapes of Jina and TEI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.errors import ApiError, invalid, json_response, shown
+from gguf_serve.server.interface import Engine
+from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, run
+from gguf_serve.server.requests.fields import convert
+from gguf_serve.server.requests.prompts import Prompt, check_number, check_total, within_context
+from gguf_serve.server.requests.service import Service
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    vectors, scores = partial(embeddings, service), partial(rerank, service)
+    rerankings = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
+    return [
+        *(Post(path, vectors, EmbeddingFields) for path in ("/embeddings", "/embedding")),
+        *(Post(path, scores, RerankFields) for path in rerankings),
+    ]
+
+
+async def embeddings(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), EmbeddingFields)
+    results = await embed(service, http, fields, service.pooling)
+    return json_response(
+        [{"index": index, "embedding": result.vectors} for index, result in enumerate(results)]
+    )
+
+
+class RerankFields(msgspec.Struct, kw_only=True):
+    query: str
+    documents: list[str | dict[str, Any]] | None = None  # Jina, Cohere
+    texts: list[str] | None = None  # TEI
+    top_n: int | None = None
+    return_text: bool = False
+    return_documents: bool = False
+
+
+async def rerank(service: Service, http: HttpRequest) -> Response:
+    """Relevance of each document to the query; ``texts`` are answered in TEI's shape."""
+    if not service.engine.info.ranks:
+        raise ApiError(
+            "not_supported_error", "This model has no head for ranking: it cannot rerank"
+        )
+    fields = convert(await service.read_object(http), RerankFields)
+    if fields.top_n is not None and fields.top_n < 0:
+        raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
+    texts = document_texts(fields)
+    n_characters = len(fields.query) + sum(map(len, texts))
+    prompts = await service.read_text(n_characters, pairs, fields.query, texts, service.engine)
+    results = await run(service, http, prompts, "rank")
+    scores = [result.vectors[0][0] for result in results]
+    order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
+    name = "relevance_score" if fields.texts is None else "score"
+    ranked: list[dict[str, Any]] = [{"index": place, name: scores[place]} for place in order]
+    for entry in ranked:
+        if fields.texts is not None and fields.return_text:
+            entry["text"] = texts[entry["index"]]
+        elif fields.texts is None and fields.return_documents:
+            entry["document"] = {"text": texts[entry["index"]]}
+    if fields.texts is not None:
+        return json_response(ranked)
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": service.model_name,
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "results": ranked,
+        }
+    )
+
+
+def pairs(query: str, texts: Sequence[str], engine: Engine) -> list[Prompt]:
+    with within_context(engine.n_ctx):
+        found = engine.tokenizer.encode_pairs(query, texts, engine.n_ctx)
+    check_total(sum(map(len, found)), engine.n_ctx, "documents")
+    return [Prompt(tuple(ids)) for ids in found]
+
+
+def document_texts(fields: RerankFields) -> list[str]:
+    given: Sequence[str | dict[str, Any]] | None = fields.documents
+    if given is None:
+        given = fields.texts
+    if not given:
+        raise invalid("Field 'documents' is required, and must not be empty")
+    check_number(given, "texts" if fields.documents is None else "documents")
+    return [document_text(place, document) for place, document in enumerate(given)]
+
+
+def document_text(place: int, document: str | dict[str, Any]) -> str:
+    text = document.get("text") if isinstance(document, dict) else document
+    if not isinstance(text, str):
+        raise invalid(f"Field 'documents[{place}]': expected a text, got {shown(document)}")
+    return text

@@ -1,0 +1,49 @@
+"""OpenAI's embeddings."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from functools import partial
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.errors import json_response
+from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, one_vector
+from gguf_serve.server.requests.fields import convert
+from gguf_serve.server.requests.service import Service
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    return [Post("/v1/embeddings", partial(embeddings, service), EmbeddingFields)]
+
+
+async def embeddings(service: Service, http: HttpRequest) -> Response:
+    fields = convert(await service.read_object(http), EmbeddingFields)
+    results = await embed(service, http, fields, one_vector(service))
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": service.model_name,
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "data": [
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": encoded(result.vectors[0], fields.encoding_format),
+                }
+                for index, result in enumerate(results)
+            ],
+        }
+    )
+
+
+def encoded(vector: list[float], form: str) -> list[float] | str:
+    """Numbers, or the base64 of little-endian float32."""
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
