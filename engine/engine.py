@@ -15,17 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
-from gguf_serve.engine.errors import EngineStoppedError, RequestError
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.forward.slot_cache import SlotCache, SlotFile, SlotTask
+from gguf_serve.engine.forward.slot_cache import SlotCache
 from gguf_serve.engine.forward.waiting_rows import WaitingRows
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -38,9 +34,23 @@ from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.delivery import Delivery
+from gguf_serve.engine.serving.mailbox import (
+    Cancelled,
+    Mailbox,
+    ReasoningEnded,
+    SlotTask,
+    Submitted,
+)
 from gguf_serve.engine.serving.media_turns import MediaTurns
+from gguf_serve.engine.serving.slots import Slots
 from gguf_serve.engine.serving.streams import Streams
-from gguf_serve.engine.stats import Counters, EngineStats, SlotState, engine_stats, slot_states
+from gguf_serve.engine.stats import (
+    Counters,
+    EngineStats,
+    SlotFile,
+    SlotState,
+    engine_stats,
+)
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,8 +59,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine"]
 
 log = logging.getLogger(__name__)
-Floats = npt.NDArray[np.float32]
-T = TypeVar("T")
 FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time
 
 
@@ -59,30 +67,6 @@ class Ticket:
     """A submitted request, for ``cancel``."""
 
     stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A new stream for the engine's thread."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Nobody wants the stream any more."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningEnded:
-    """The stream's reasoning is to be closed."""
-
-    stream: Stream
-
-
-Message = Submitted | Cancelled | ReasoningEnded
 
 
 class Engine:
@@ -103,15 +87,11 @@ class Engine:
         self._runner, self._scheduler = runner, scheduler
         self._pace = Pace(scheduler.max_tokens)
         self._counters = Counters()
-        self._slot_cache = SlotCache(scheduler, runner, info)
-        self._slot_tasks: list[SlotTask] = []
-        self._latest: list[Stream | None] = [None] * self.n_slots  # by slot
-        self._inbox: deque[Message] = deque()
+        self._mailbox = Mailbox()
         self._outbox: Outbox = deque()
-        self._wake = threading.Condition()
-        self._stopping, self._fault = False, ""
+        self._slots = Slots(SlotCache(scheduler, runner, info), scheduler, self._mailbox)
         self._grammars = Grammars(tokenizer, info.n_vocab)
-        self._waiting = WaitingRows(self._wake)
+        self._waiting = WaitingRows(self._mailbox.wake)
         self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
         encode = self._admission.encode_plain
         self._soundness = Soundness(scheduler, info, encode, self.submit)
@@ -125,12 +105,13 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        return self._thread.is_alive() and not self._stopping and not self._soundness.fault
+        is_serving = self._thread.is_alive() and not self._mailbox.stopping
+        return is_serving and not self._soundness.fault
 
     @property
     def fault(self) -> str:
         """What has ended the engine, or is wrong with whatever the model computes; "": nothing."""
-        return self._fault or self._soundness.fault
+        return self._mailbox.fault or self._soundness.fault
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Take a request; its events go to ``on_event``.
@@ -139,7 +120,7 @@ class Engine:
         EngineStoppedError if the engine has ended.
         """
         stream = self._admission.admit(request, on_event)
-        self._post(Submitted(stream))
+        self._mailbox.post(Submitted(stream))
         return Ticket(stream)
 
     def adapters(self) -> tuple[AdapterState, ...]:
@@ -161,21 +142,19 @@ class Engine:
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request early; a ``Finished("cancelled")`` follows unless it has ended."""
-        self._post(Cancelled(ticket.stream), refuse=False)
+        self._mailbox.post(Cancelled(ticket.stream), refuse=False)
 
     def end_reasoning(self, ticket: Ticket) -> None:
         """Close the reasoning of a request that has a budget, if it is open then."""
-        self._post(ReasoningEnded(ticket.stream), refuse=False)
+        self._mailbox.post(ReasoningEnded(ticket.stream), refuse=False)
 
     def stats(self) -> EngineStats:
         """What has been counted so far; from any thread, at no cost to the engine's."""
-        with self._wake:
-            n_posted = sum(isinstance(message, Submitted) for message in self._inbox)
-        return engine_stats(self._counters, self._scheduler, n_posted)
+        return engine_stats(self._counters, self._scheduler, self._mailbox.n_submitted)
 
     def slots(self) -> list[SlotState]:
         """What each slot does or did last; from any thread."""
-        return slot_states(self._scheduler, self._latest)
+        return self._slots.states()
 
     def save_slot(self, id_slot: int, path: Path) -> Future[SlotFile]:
         """Write what is cached of a slot's last tokens to a file.
@@ -183,21 +162,19 @@ class Engine:
         This and the two below wait for the slot to be idle. RequestError, raised or in the
         future, names what is wrong with the slot or the file; EngineStoppedError: too late.
         """
-        return self._when_idle(id_slot, lambda: self._slot_cache.save(id_slot, path))
+        return self._slots.save(id_slot, path)
 
     def restore_slot(self, id_slot: int, path: Path) -> Future[SlotFile]:
         """Bring a file's tokens into the cache, where every slot finds them."""
-        return self._when_idle(id_slot, lambda: self._slot_cache.restore(id_slot, path))
+        return self._slots.restore(id_slot, path)
 
     def erase_slot(self, id_slot: int) -> Future[int]:
         """Free what is cached of a slot's last tokens; the result is their number."""
-        return self._when_idle(id_slot, lambda: self._slot_cache.erase(id_slot))
+        return self._slots.erase(id_slot)
 
     def close(self) -> None:
         """End every stream and the thread; waits for the step that is running."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._mailbox.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -205,28 +182,8 @@ class Engine:
         """Close, and let the memory of the device go. ``info``, ``tokenizer``, ``chat_template``
         and what ``slots`` and ``stats`` have counted stay."""
         self.close()
-        del self._runner, self._slot_cache, self._streams, self._delivery, self._media_turns
-
-    def _post(self, message: Message, *, refuse: bool = True) -> None:
-        with self._wake:
-            if refuse:
-                self._check_running()
-            self._inbox.append(message)
-            self._wake.notify()
-
-    def _when_idle(self, id_slot: int, action: Callable[[], T]) -> Future[T]:
-        if not 0 <= id_slot < self.n_slots:
-            raise RequestError(f"there is no slot {id_slot}, only 0 to {self.n_slots - 1}")
-        future: Future[T] = Future()
-        with self._wake:
-            self._check_running()
-            self._slot_tasks.append(SlotTask(id_slot, action, future))
-            self._wake.notify()
-        return future
-
-    def _check_running(self) -> None:
-        if self._stopping or self._fault:
-            raise EngineStoppedError(self._fault or "the server is shutting down")
+        self._slots.release()
+        del self._runner, self._streams, self._delivery, self._media_turns
 
     # The engine's thread
 
@@ -243,19 +200,25 @@ class Engine:
                     self._step(plan)
                 else:
                     self._flush()
-                    self._waiting.wait(lambda: bool(self._inbox) or self._stopping)
-                self._run_slot_tasks()
+                    self._waiting.wait(lambda: bool(self._mailbox))
+                self._slots.run_tasks()
         except Exception as error:
             log.exception("the engine has failed")
-            self._fault = f"the engine has failed: {error}"
-        with self._wake:
-            self._stopping = True
-            left = [*self._streams, *(message.stream for message in self._inbox)]
-        for task in self._slot_tasks:
-            task.fail(EngineStoppedError(self._fault or "the server has stopped"))
+            self._mailbox.stop(f"the engine has failed: {error}")
+        self._end()
+
+    def _end(self) -> None:
+        """Leave nobody waiting: neither who is served, nor who has come meanwhile."""
+        left = list(self._streams)
+        for message in self._mailbox.take():
+            if isinstance(message, Submitted):
+                left.append(message.stream)
+            elif isinstance(message, SlotTask):
+                self._slots.add(message)
+        self._slots.end(self._mailbox.end)
         for stream in left:
-            if self._fault:
-                stream.fail(self._fault)
+            if self._mailbox.fault:
+                stream.fail(self._mailbox.fault)
             else:
                 stream.finish("cancelled", truncated=False)
         self._flush()
@@ -272,44 +235,36 @@ class Engine:
         if not self._streams:
             self._flush()
         self._await_work()
-        with self._wake:
-            posted, stopping = list(self._inbox), self._stopping
-            self._inbox.clear()
-        for message in posted:
-            stream = message.stream
-            if isinstance(message, Submitted):
-                self._streams.add(stream)
-            elif self._streams.get(stream.seq.id) is None:
-                continue
-            elif isinstance(message, Cancelled):
-                self._streams.end(stream, "cancelled")
-            else:
-                stream.end_reasoning()
-        return not stopping
+        self._take_messages()
+        return not self._mailbox.stopping
+
+    def _take_messages(self) -> None:
+        for message in self._mailbox.take():
+            match message:
+                case Submitted(stream):
+                    self._streams.add(stream)
+                case Cancelled(stream) if stream in self._streams:
+                    self._streams.end(stream, "cancelled")
+                case ReasoningEnded(stream) if stream in self._streams:
+                    stream.end_reasoning()
+                case SlotTask():
+                    self._slots.add(message)
 
     def _await_work(self) -> None:
         """Wait for something to do; the runner may use the time, a little at once."""
         pause: float | None = FIRST_PAUSE
         while True:
-            with self._wake:
-                if self._wake.wait_for(self._has_work, pause):
+            with self._mailbox.wake:
+                if self._mailbox.wake.wait_for(self._has_work, pause):
                     return
             pause = self._runner.use_pause()
 
     def _has_work(self) -> bool:
-        return bool(self._inbox or self._streams or self._slot_tasks or self._stopping)
-
-    def _run_slot_tasks(self) -> None:
-        with self._wake:
-            idle = [task for task in self._slot_tasks if self._scheduler.slots[task.slot] is None]
-            self._slot_tasks = [task for task in self._slot_tasks if task not in idle]
-        for task in idle:
-            task.run()
+        return bool(self._mailbox or self._streams or self._slots.has_tasks)
 
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
-            self._latest[seq.slot] = self._streams[seq.id]
-            self._slot_cache.note(seq.slot, seq.tokens, seq.salt)
+            self._slots.begin(self._streams[seq.id])
             self._counters.note_wait(self._streams[seq.id].start())
         rows = [row for chunk in plan.chunks for row in self._delivery.rows(chunk)]
         began = time.perf_counter()
@@ -332,11 +287,7 @@ class Engine:
             else:
                 self._delivery.deliver(row, values)
         self._delivery.embed(plan.chunks)
-        for chunk in plan.chunks:
-            stream = self._streams.get(chunk.seq.id)
-            if stream and chunk.is_final and stream.ends_with_prompt:
-                self._counters.note_prompt(stream.timings())
-                self._streams.end(stream, "limit")
+        self._delivery.end_prompts(plan.chunks)
 
 
 def load_engine(

@@ -172,3 +172,12 @@ def _slot_state(id: int, n_ctx: int, is_processing: bool, stream: Stream) -> Slo
         n_decoded=n_decoded, n_remain=max(0, most - n_decoded) if most >= 0 else -1,
         has_next_token=is_processing, has_new_line=stream.has_new_line,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFile:
+    """A slot's content that went to a file or came from one."""
+
+    n_tokens: int
+    n_bytes: int  # of the file
+    seconds: float

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from gguf_serve.engine.chat.prompt import Template
-from gguf_serve.engine.forward.slot_cache import SlotFile
-from gguf_serve.engine.grammar.constraint import Constraint
-from gguf_serve.engine.options import AdapterState
-from gguf_serve.engine.request import Event, Pooling, Request
-from gguf_serve.engine.stats import EngineStats, SlotState
+if TYPE_CHECKING:  # at run time these would bring half of the engine
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from gguf_serve.engine.chat.prompt import Template
+    from gguf_serve.engine.grammar.constraint import Constraint
+    from gguf_serve.engine.options import AdapterState
+    from gguf_serve.engine.request import Event, Pooling, Request
+    from gguf_serve.engine.stats import EngineStats, SlotFile, SlotState
 
 
 class FimTokens(Protocol):

@@ -1,4 +1,4 @@
-"""What slots have left in the cache: saved to files, put back, erased. In the engine's thread.
+"""What slots have left in the cache: read for files, put back, erased. In the engine's thread.
 
 A slot holds nothing while it is idle; its last sequence's pages are in the prefix tree like all
 others. They are found by that sequence's tokens.
@@ -6,52 +6,18 @@ others. They are found by that sequence's tokens.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.forward.slot_file import Bytes, SlotContent, read_slot_file, write_slot_file
+from gguf_serve.engine.forward.slot_file import Bytes, SlotContent
 from gguf_serve.engine.options import ModelInfo
 from gguf_serve.engine.scheduling.page_cache import PagedTokens
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.kernels.attention.kv import KVPages
-
-
-@dataclass(frozen=True, slots=True)
-class SlotFile:
-    """A slot's content that went to a file or came from one."""
-
-    n_tokens: int
-    n_bytes: int  # of the file
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SlotTask:
-    """Something to be done about a slot when it serves nobody."""
-
-    slot: int
-    action: Callable[[], Any]
-    future: Future[Any]
-
-    def run(self) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
-        try:
-            self.future.set_result(self.action())
-        except Exception as error:  # the caller's to handle
-            self.future.set_exception(error)
-
-    def fail(self, error: Exception) -> None:
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
 
 
 class SlotCache:
@@ -62,54 +28,33 @@ class SlotCache:
         self._left: list[tuple[Sequence[int], Hashable]] = [((), None)] * len(scheduler.slots)
 
     @property
-    def _made_with(self) -> dict[str, Any]:
+    def made_with(self) -> dict[str, Any]:
         """What a file and this engine must have in common."""
         return {
             "model": self._info.fingerprint,
             **self._info.settings,
             "cache types": list(self._info.cache_types),
             "page size": self._scheduler.cache.page_size,
-            "page bytes": self._page_bytes,
+            "page bytes": self.page_bytes,
             "state bytes": self._runner.state_bytes,
         }
 
     @property
-    def _page_bytes(self) -> int:
+    def page_bytes(self) -> int:
         return sum(pages.page_bytes for pages in self._runner.pages)
 
     def note(self, slot: int, tokens: Sequence[int], salt: Hashable) -> None:
         """From now on the slot's content is that of these tokens, which may grow."""
         self._left[slot] = tokens, salt
 
-    def save(self, slot: int, path: Path) -> SlotFile:
-        """Write what is cached of the slot's tokens. RequestError if it cannot be."""
-        began = time.perf_counter()
+    def content(self, slot: int) -> SlotContent:
+        """A copy of what is cached of the slot's tokens: the longest cached beginning, of models
+        with a state up to its last checkpoint. RequestError if no file can have it."""
         tokens, salt = self._left[slot]
         if salt is not None:
             raise RequestError(f"slot {slot} was computed with adapters, which no file names")
         if min(tokens, default=0) < 0:
             raise RequestError(f"slot {slot} has images or sounds, which no file names")
-        content = self._content(tokens)
-        n_bytes = write_slot_file(path, self._made_with, content)
-        return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
-
-    def restore(self, slot: int, path: Path) -> SlotFile:
-        """Bring a file's pages into the cache. RequestError if it cannot be."""
-        began = time.perf_counter()
-        content, n_bytes = read_slot_file(path, self._made_with, self._page_bytes)
-        self._insert(content, path.name)
-        self._left[slot] = content.tokens, None
-        return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
-
-    def erase(self, slot: int) -> int:
-        """Forget the slot's tokens and free what nobody else uses of them; returns how many."""
-        tokens, salt = self._left[slot]
-        n_cached = self._scheduler.cache.forget(tokens, salt) if tokens else 0
-        self._left[slot] = (), None
-        return n_cached
-
-    def _content(self, tokens: Sequence[int]) -> SlotContent:
-        """The longest cached beginning; of models with a state, up to its last checkpoint."""
         scheduler, runner, state = self._scheduler, self._runner, np.empty(0, np.uint8)
         table, n = scheduler.cache.find_pages(tokens)
         if runner.state_bytes:
@@ -123,6 +68,19 @@ class SlotCache:
             _read_page(runner.pages, page) for page in table[: -(-n // scheduler.cache.page_size)]
         ]
         return SlotContent(tokens[:n], pages, state)
+
+    def put(self, slot: int, content: SlotContent, name: str) -> None:
+        """Bring the content of a file of that name into the cache, as the slot's. RequestError if
+        it cannot be."""
+        self._insert(content, name)
+        self._left[slot] = content.tokens, None
+
+    def erase(self, slot: int) -> int:
+        """Forget the slot's tokens and free what nobody else uses of them; returns how many."""
+        tokens, salt = self._left[slot]
+        n_cached = self._scheduler.cache.forget(tokens, salt) if tokens else 0
+        self._left[slot] = (), None
+        return n_cached
 
     def _insert(self, content: SlotContent, name: str) -> None:
         cache, runner, n = self._scheduler.cache, self._runner, len(content.tokens)

@@ -54,6 +54,14 @@ class Delivery:
         if chunk.is_final:
             stream.embed(stream.pool.vectors)
 
+    def end_prompts(self, chunks: Iterable[Chunk]) -> None:
+        """End the requests that want nothing beyond their prompts, where these are computed."""
+        for chunk in chunks:
+            stream = self._streams.get(chunk.seq.id)
+            if stream and chunk.is_final and stream.ends_with_prompt:
+                self._counters.note_prompt(stream.timings())
+                self._streams.end(stream, "limit")
+
     def rows(self, chunk: Chunk) -> list[OutputRow]:
         """The rows of logits that a chunk asks for."""
         seq, end = chunk.seq, chunk.start + chunk.count

@@ -31,6 +31,10 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._by_id.values())
 
+    def __contains__(self, stream: object) -> bool:
+        """False for one that has ended."""
+        return isinstance(stream, Stream) and self._by_id.get(stream.seq.id) is stream
+
     def __getitem__(self, id: int) -> Stream:
         return self._by_id[id]
 

@@ -30,8 +30,8 @@ Batch = list[tuple[int, Event]]
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-class Dialect(Protocol):
-    """Translates the events of a stream into the objects of one API."""
+class Translator(Protocol):
+    """Makes the objects of one API of the events of a stream."""
 
     framing: Framing
 
@@ -62,7 +62,7 @@ class Reply:
     def __init__(
         self,
         stream: EventStream,
-        dialect: Dialect,
+        dialect: Translator,
         streaming: bool,
         timeout: float,
         ping_interval: float,

@@ -11,7 +11,7 @@ from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import ReasoningBudget, Request
 from gguf_serve.server.errors import invalid
-from gguf_serve.server.http.reply import MAX_SCORES, Dialect, Reply
+from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.requests.answer import Choice
 from gguf_serve.server.requests.fields import (
     GenerationFields,
@@ -81,7 +81,7 @@ def make_options(
 
 
 async def start(
-    service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Dialect
+    service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Translator
 ) -> Reply:
     """Submit a request for every choice; refusals of the engine are raised here."""
     requests = await engine_requests(service, fields, job, options)
@@ -89,7 +89,7 @@ async def start(
 
 
 async def submit(
-    service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Dialect
+    service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Translator
 ) -> Reply:
     asked = fields.sse_ping_interval
     stream = service.event_stream()

@@ -124,7 +124,7 @@ def test_a_slot_of_several_devices_and_quantized_kv(
     saved = first.save_slot(1, tmp_path / "slot").result(SECONDS)
     assert saved.n_tokens > 64
     other.restore_slot(0, tmp_path / "slot").result(SECONDS)
-    kept, slot = first._slot_cache._left[1][0][: saved.n_tokens], [7, 8, 9]
+    kept, slot = first._slots._cache._left[1][0][: saved.n_tokens], [7, 8, 9]
     reply = ask(other, [*kept, *slot], 6, n_probs=128)
     assert reply.n_cached == saved.n_tokens
     assert_same_logits(reply, ask(first, [*kept, *slot], 6, n_probs=128))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from asking import SECONDS, ask, assert_same_logits, random_prompt, submit
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import EngineStoppedError, RequestError
 from gguf_serve.engine.options import EngineOptions, RopeOptions
+from gguf_serve.engine.serving import slots
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd"
@@ -84,7 +86,7 @@ def test_a_file_made_with_other_options(start: Start, tmp_path: Path) -> None:
 def test_images_are_in_no_file(start: Start, tmp_path: Path) -> None:
     """Their places have ids that mean something to the process that gave them only."""
     engine = start("llama-dense")
-    engine._slot_cache.note(0, [1, 2, -1, -2, 3], None)
+    engine._slots._cache.note(0, [1, 2, -1, -2, 3], None)
     with pytest.raises(RequestError, match="slot 0 has images or sounds"):
         engine.save_slot(0, tmp_path / "slot").result(SECONDS)
 
@@ -100,6 +102,33 @@ def test_a_file_with_tokens_that_do_not_exist(start: Start, tmp_path: Path) -> N
     with pytest.raises(RequestError, match="not in the vocabulary"):
         engine.restore_slot(0, tmp_path / "slot").result(SECONDS)
     assert engine.healthy
+
+
+@pytest.mark.parametrize("name", ["write_slot_file", "read_slot_file"])
+def test_a_slow_disk_holds_nobody_up(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not other requests, in the same slot neither; nor does another slot wait to be erased."""
+    engine = start("llama-dense")
+    ask(engine, PROMPT, 5, id_slot=0)
+    engine.save_slot(0, tmp_path / "slot").result(SECONDS)
+    reached, spins = threading.Event(), threading.Event()
+    original = getattr(slots, name)
+
+    def slow(*arguments: object) -> object:
+        reached.set()
+        assert spins.wait(SECONDS)
+        return original(*arguments)
+
+    monkeypatch.setattr(slots, name, slow)
+    operation = engine.save_slot if name == "write_slot_file" else engine.restore_slot
+    future = operation(0, tmp_path / "slot")
+    assert reached.wait(SECONDS)
+    assert len(ask(engine, PROMPT, 20, id_slot=0).tokens) == 20
+    assert engine.erase_slot(1).result(SECONDS) == 0
+    assert not future.done()
+    spins.set()
+    assert future.result(SECONDS).n_tokens == 104
 
 
 def test_erase(start: Start) -> None:

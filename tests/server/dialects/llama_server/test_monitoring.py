@@ -11,9 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gguf_serve.engine.forward.slot_cache import SlotFile
 from gguf_serve.engine.request import Request
-from gguf_serve.engine.stats import EngineStats, SlotState
+from gguf_serve.engine.stats import EngineStats, SlotFile, SlotState
 from gguf_serve.server.requests.service import Endpoints
 
 FRESH = SlotState(id=0, n_ctx=100, is_processing=False)
