@@ -8,8 +8,8 @@ it runs on (native). Which programs: the products of every tensor type with ever
 activations and everything that is done with their sums, attention (scripts/variants.py), in both
 kernel families, and with --model all that the steps of these models need. Prints the ten that took
 longest, in seconds of processor time: that does not depend on what else a machine does. Ends with
-1 where one takes more than the limit or does not compile; a compiler that takes KILL_SECONDS is
-ended. --every 100 takes a hundredth of them, for a quick look.
+1 where one takes more than the limit or does not compile; a compiler that takes MOST_SECONDS of
+processor time is ended. --every 100 takes a hundredth of them, for a quick look.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -35,7 +36,8 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 LIMIT = 2.0  # seconds of processor time
-KILL_SECONDS = 20.0
+MOST_SECONDS = 20  # of processor time, for one program
+HANG_SECONDS = 1200.0  # on the clock, of which a busy machine gives a compiler little
 NO_CACHES = {"PYOPENCL_NO_CACHE": "1", "POCL_KERNEL_CACHE": "0"}
 TARGET = "CL_CONFIG_CPU_TARGET_ARCH"
 MODES = (Mode(1, "single", 1), Mode(1, "split", 1), Mode(8, "single", 8), Mode(32, "tiles", 8))
@@ -92,7 +94,7 @@ class Compiler:
         """(seconds of processor time, the error or "")."""
         process = self._process or self._start()
         self._process = process
-        timer = threading.Timer(KILL_SECONDS, process.kill)
+        timer = threading.Timer(HANG_SECONDS, process.kill)
         timer.start()
         try:
             _writes(process).write(json.dumps([variant.source, *variant.defines]) + "\n")
@@ -105,7 +107,7 @@ class Compiler:
         if line:
             seconds, error = json.loads(line)
             return seconds, error
-        return KILL_SECONDS, f"the compiler ended with {self.close()}"
+        return MOST_SECONDS, f"the compiler ended with {self.close()}"
 
     def close(self) -> int | None:
         """The process' exit status, None if there is none."""
@@ -188,9 +190,11 @@ def serve(driver: str) -> None:
     info = next(info for info in list_devices() if driver in info.platform)
     context = cl.Context([platform_devices()[info.index]])
     build(context, "kernel void nothing() {}", [])  # loads the compiler
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     for line in sys.stdin:
         source, *defines = json.loads(line)
         began, error = time.process_time(), ""
+        resource.setrlimit(resource.RLIMIT_CPU, (int(began) + MOST_SECONDS, hard))  # it is a signal
         try:
             build(context, (SOURCES / source).read_text(encoding="utf-8"), defines)
         except cl.Error as failure:
