@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.indexer import IndexerWeights, index, load_indexer, selection
+from gguf_serve.engine.layers.indexer import SELECTION, IndexerWeights, index, load_indexer
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -32,8 +30,8 @@ class AttentionWeights:
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: attention(g, x, self, layer, kv))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return attention(g, x, self, layer)
 
 
 def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> AttentionWeights:
@@ -104,17 +102,18 @@ def _head_norms(
     return (None, None) if q is None else (q, k)
 
 
-def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int, kv: LayerKV) -> Rows:
+def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     """W (softmax(q K) V), times a gate if there is one."""
     h, n_heads, n_kv = g.h, g.h.n_heads[layer], g.h.n_kv[layer]
-    cache = Cache.of_layer(g.context, layer, kv)
+    cache = Cache.of_layer(g.context, layer)
     qkv = g.linear(x, w.qkv)
     q, k, v = qkv.split(n_heads * h.head, n_kv * h.head, n_kv * h.head_v)
     for rows, weights in zip((q, k), w.whole_norms or (), strict=False):
         g.normalize(rows, weights)
     g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
     index(g, x, x, w.indexer, layer, cache.table)
-    y = g.attend(q, n_heads, cache, _mask(g, w, layer))
+    selected = None if w.indexer is None else g.kept.get(SELECTION)
+    y = g.attend(q, n_heads, cache, _mask(g, w, layer), selected=selected)
     if w.gate:
         y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
     return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
@@ -139,8 +138,7 @@ def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
     return Mask(
         h.window if h.windowed[layer] else 0, h.attention_softcap,
         chunked="chunked_windows" in h.arch.quirks, bidirectional=not h.causal,
-        together=c.inputs.together,
-        sinks=w.sinks, selected=None if w.indexer is None else selection(c, layer),
+        together=c.inputs.together, sinks=w.sinks,
         by_head=h.sparsity is not None and h.sparsity.by_head,
         slopes=None if slopes is None else upload(c.device, slopes),
     )  # fmt: skip

@@ -15,9 +15,8 @@ import numpy as np
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.compress import Compression, KeyFinish, key_shape
 from gguf_serve.kernels.attention.indexer import Blocks
@@ -62,8 +61,8 @@ class CompressedWeights:
     n_groups: int
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: compressed(g, x, self, layer, kv))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return compressed(g, x, self, layer)
 
 
 def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> CompressedWeights:
@@ -150,10 +149,11 @@ def compressed_shapes(h: Hyperparameters) -> list[KVShape]:
     return [key_shape(h.head, ratio) for ratio in h.compress_ratios]
 
 
-def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int, kv: LayerKV) -> Rows:
+def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int) -> Rows:
     """Attention to a window's keys and to compressed ones together, through a matrix for each
     group of heads and one for all."""
     h, n, c = g.h, g.h.n_heads[layer], g.context
+    kv, selected = c.kv[layer], None
     slots, window = c.inputs.paging(h.windowed[layer])
     table = c.rope_tables[h.rope_as_windowed[layer]]
     style = RopeStyle(h.n_rot, h.neox, h.head - h.n_rot)
@@ -166,10 +166,10 @@ def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int, kv: LayerKV)
         keys = c.compressed_pages[layer]
         _compress(g, x, w.compressor, keys)
         caches.insert(0, Keys(
-            keys, c.inputs.attention, w.compressor.compression.ratio,
-            selected=_select(g, x, low, w.indexer, layer),
+            keys, c.inputs.attention, w.compressor.compression.ratio
         ))  # fmt: skip
-    y = g.attend_jointly(q, n, caches, Ending(w.sinks, table))
+        selected = _select(g, x, low, w.indexer, layer)
+    y = g.attend_jointly(q, n, caches, Ending(w.sinks, table), selected)
     return g.output(g.per_head(y.by_head(w.n_groups), w.output_down), w.output)
 
 
@@ -182,7 +182,7 @@ def _compress(g: Graph, x: Rows, w: CompressorWeights, keys: LayerKV) -> None:
 
 def _select(
     g: Graph, x: Rows, latent: Rows, w: CompressedIndexerWeights | None, layer: int
-) -> Tensor | None:
+) -> Rows | None:
     """Which compressed keys the tokens attend to; None: to all."""
     h, s, c = g.h, g.h.sparsity, g.context
     pages = c.index_pages[layer]
@@ -190,7 +190,7 @@ def _select(
         return None
     inputs, ratio = c.inputs.attention, w.compressor.compression.ratio
     n_words = -(-inputs.tables.shape[1] * PAGE // ratio // 32)
-    selected = c.workspace.tensor("selected keys", c.workspace.n_tokens, n_words, dtype=np.int32)
+    selected = g.rows(n_words, dtype=np.int32)
     _compress(g, x, w.compressor, pages)
     q, weights = g.linear(latent, w.q), g.linear(x, w.proj)
     queries_only = replace(pages, shape=replace(pages.shape, n_kv=0))

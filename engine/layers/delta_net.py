@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.short_conv import load_convs
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.recurrent.conv import ConvWeights
 from gguf_serve.kernels.recurrent.delta import DeltaRule
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -30,8 +28,8 @@ class DeltaNetWeights:
     norm: NormWeights
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: delta_net(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return delta_net(g, x, self)
 
 
 def load_delta_net(source: TensorSource, h: Hyperparameters, layer: int) -> DeltaNetWeights:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gguf_serve.engine.recording.expert_verbs import Choice
 from gguf_serve.engine.recording.graph import Graph
-from gguf_serve.engine.recording.recorder import Rows
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 
 

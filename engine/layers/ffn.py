@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 
@@ -23,8 +21,8 @@ class FFNWeights:
     down: Linear
     divisors: Tensor | None = None  # of the activation's output
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: ffn(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return ffn(g, x, self)
 
 
 def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str = "") -> FFNWeights:

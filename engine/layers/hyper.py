@@ -13,27 +13,16 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.ngram_embedding import (
-    NGramEmbedding,
     NGramWeights,
     load_ngram_embedding,
+    ngram_embedding,
 )
-from gguf_serve.engine.recording.step import Context, Step
+from gguf_serve.engine.layers.sublayer import Sublayer
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.matrix.activate import activate
-from gguf_serve.kernels.matrix.matmul import matmul
-from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.quantization.activations import Activations
-from gguf_serve.kernels.rows.hyper import (
-    Mixing,
-    coefficients,
-    distribute,
-    gated_mean,
-    injection,
-    n_coefficients,
-    reduce,
-    spread,
-)
-from gguf_serve.kernels.rows.norm import NormWeights, norm
+from gguf_serve.kernels.rows.hyper import Mixing, n_coefficients
+from gguf_serve.kernels.rows.norm import NormWeights
 
 SUBLAYERS = ("attn", "ffn")
 
@@ -50,16 +39,27 @@ class Mixer:
 class HyperWeights:
     """``mixers``: of each layer's two sublayers; ``end`` None: the mean of the streams."""
 
+    home: int  # the part of the model whose device has the streams
     count: int
     eps: float  # of the norm of all streams together
     mixers: tuple[tuple[Mixer, ...], ...]
     end: Mixer | None
 
-    def build(self, context: Context, stream: Tensor) -> Hyper:
-        return Hyper(self, context, stream)
+    def begin(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            return g.spread(x, self.count)
+
+    def tied(self, n: int, sublayer: Sublayer) -> HyperSublayer:
+        return HyperSublayer(self, self.mixers[sublayer.layer][n], sublayer)
+
+    def finish(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            if self.end is None:
+                return g.reduce(x, self.count)
+            return _mixture(g, x, self, self.end)[0]
 
 
-def load_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters) -> HyperWeights:
+def load_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters, home: int) -> HyperWeights:
     """The hyper-connections of a model; ModelError for what is missing or does not fit."""
     count = stream_count(gguf)
     eps = gguf.get_float(gguf.arch_key("hyper_connection.epsilon"))
@@ -79,6 +79,7 @@ def load_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters) -> Hype
 
     sizes = 2 * count, n_coefficients(count)
     return HyperWeights(
+        home=home,
         count=count,
         eps=h.eps,
         mixers=tuple(
@@ -97,45 +98,29 @@ def stream_count(gguf: GGUFFile) -> int:
     return count
 
 
-class Hyper:
-    """The streams, and the ways from and to the one that sublayers know."""
+@dataclass(frozen=True, slots=True)
+class HyperSublayer:
+    """A sublayer between the streams' mixture and their update."""
 
-    def __init__(self, weights: HyperWeights, context: Context, stream: Tensor):
-        workspace, n = context.workspace, weights.count
-        self._w, self._c, self._stream = weights, context, stream
-        self._streams = workspace.rows("streams", n * stream.shape[1])
-        mixers = [m for pair in weights.mixers for m in pair]
-        mixers += [] if weights.end is None else [weights.end]
-        self._normed = workspace.activations("streams normed", [m.fn for m in mixers])
-        self._factors = workspace.rows("stream factors", n_coefficients(n))
+    streams: HyperWeights
+    mixer: Mixer
+    sublayer: Sublayer
 
-    def start(self, step: Step) -> None:
-        spread(step.tape, self._stream, self._w.count, self._streams)
+    def __call__(self, g: Graph, streams: Rows) -> Rows:
+        w, n_logits = self.streams, self.mixer.fn.matrix.n_rows
+        with g.on(w.home):
+            x, factors = _mixture(g, streams, w, self.mixer)
+        y = self.sublayer.yields(g, self.sublayer.reads(g, x))
+        with g.on(w.home):
+            mix = n_logits == n_coefficients(w.count)
+            return g.distribute(streams, y, factors, w.count, mix=mix)
 
-    def enter(self, step: Step, layer: int, sublayer: int) -> None:
-        self._gather(step, self._w.mixers[layer][sublayer])
 
-    def leave(self, step: Step, layer: int, sublayer: int) -> None:
-        rows = self._w.mixers[layer][sublayer].fn.matrix.n_rows
-        distribute(
-            step.tape, self._stream, self._factors, self._w.count, self._streams,
-            mix=rows == n_coefficients(self._w.count),
-        )  # fmt: skip
-
-    def finish(self, step: Step) -> None:
-        if self._w.end is None:
-            reduce(step.tape, self._streams, None, self._w.count, self._stream)
-        else:
-            self._gather(step, self._w.end)
-
-    def _gather(self, step: Step, mixer: Mixer) -> None:
-        """The factors of this place, and by them one stream of the several."""
-        tape, n, fn = step.tape, self._w.count, mixer.fn.matrix
-        logits = self._c.workspace.rows("stream logits", fn.n_rows)
-        norm(tape, self._streams, NormWeights(None, self._w.eps, weightless=True), self._normed)
-        matmul(tape, fn, self._normed, logits, self._c.inputs.counts, tile=step.tile)
-        coefficients(tape, logits, mixer.mixing, n, self._factors)
-        reduce(tape, self._streams, self._factors, n, self._stream)
+def _mixture(g: Graph, streams: Rows, w: HyperWeights, mixer: Mixer) -> tuple[Rows, Rows]:
+    """One stream of the several, and the factors of this place, which it is made by."""
+    normed = g.norm(streams, NormWeights(None, w.eps, weightless=True))
+    factors = g.coefficients(g.linear(normed, mixer.fn), mixer.mixing, w.count)
+    return g.reduce(streams, w.count, factors), factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +137,27 @@ class GatedMixer:
 class GatedHyperWeights:
     """Qwen4's hyper-connections: their norms are those before sublayers and at the end."""
 
+    home: int
     count: int
     ngrams: NGramWeights | None
     mixers: tuple[tuple[GatedMixer, ...], ...]
     end: GatedMixer
 
-    def build(self, context: Context, stream: Tensor) -> GatedHyper:
-        return GatedHyper(self, context, stream)
+    def begin(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            return g.spread(x, self.count)
+
+    def tied(self, n: int, sublayer: Sublayer) -> GatedHyperSublayer:
+        return GatedHyperSublayer(self, self.mixers[sublayer.layer][n], sublayer, n == 0)
+
+    def finish(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            return _gated_mixture(g, x, self.end, self.count)[0]
 
 
-def load_gated_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters) -> GatedHyperWeights:
+def load_gated_hyper(
+    source: TensorSource, gguf: GGUFFile, h: Hyperparameters, home: int
+) -> GatedHyperWeights:
     """Hyper-connections with gates; ModelError for what is missing or does not fit."""
     count = stream_count(gguf)
     width = count * h.n_embd
@@ -177,6 +173,7 @@ def load_gated_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters) -
         )
 
     return GatedHyperWeights(
+        home,
         count,
         load_ngram_embedding(source, gguf, h, count),
         tuple(tuple(mixer(f"blk.{i}.hc_{name}") for name in SUBLAYERS) for i in range(h.n_layers)),
@@ -184,56 +181,31 @@ def load_gated_hyper(source: TensorSource, gguf: GGUFFile, h: Hyperparameters) -
     )
 
 
-class GatedHyper:
-    """The streams of such a model."""
+@dataclass(frozen=True, slots=True)
+class GatedHyperSublayer:
+    """A sublayer between the streams' mixture and their update, which has no mixing."""
 
-    def __init__(self, weights: GatedHyperWeights, context: Context, stream: Tensor):
-        workspace, n, first = context.workspace, weights.count, weights.end
-        self._w, self._c, self._stream = weights, context, stream
-        self._ngrams = None if weights.ngrams is None else NGramEmbedding(
-            weights.ngrams, context, n
-        )  # fmt: skip
-        self._streams = workspace.rows("streams", n * stream.shape[1])
-        mixers = [m for pair in (*weights.mixers, (first,)) for m in pair]
-        readers = [m.down for m in mixers] + [m.inject for m in mixers if m.inject is not None]
-        self._normed = workspace.activations("streams normed", readers, floats=True)
-        self._low = workspace.rows("stream gate low", first.down.matrix.n_rows)
-        self._low_out = workspace.activations("stream gate low read", [m.up for m in mixers])
-        self._gate = workspace.rows("stream gate", n * stream.shape[1])
-        self._logits = workspace.rows("stream logits", n)
-        self._factors = workspace.rows("stream factors", n_coefficients(n))
+    streams: GatedHyperWeights
+    mixer: GatedMixer
+    sublayer: Sublayer
+    begins_layer: bool
 
-    def start(self, step: Step) -> None:
-        spread(step.tape, self._stream, self._w.count, self._streams)
+    def __call__(self, g: Graph, streams: Rows) -> Rows:
+        w, mixer = self.streams, self.mixer
+        with g.on(w.home):
+            ngrams = w.ngrams if self.begins_layer else None
+            if ngrams is not None and ngrams.layer == self.sublayer.layer:
+                streams = ngram_embedding(g, streams, ngrams, w.count)
+            x, normed = _gated_mixture(g, streams, mixer, w.count)
+            assert mixer.inject is not None
+            factors = g.injection(g.linear(normed, mixer.inject), w.count)
+        y = self.sublayer.yields(g, self.sublayer.reads(g, x))
+        with g.on(w.home):
+            return g.distribute(streams, y, factors, w.count, mix=False)
 
-    def enter(self, step: Step, layer: int, sublayer: int) -> None:
-        if self._ngrams is not None and sublayer == 0:
-            self._ngrams.record(step, layer, self._streams)
-        self._gather(step, self._w.mixers[layer][sublayer])
 
-    def leave(self, step: Step, layer: int, sublayer: int) -> None:
-        n = self._w.count
-        distribute(step.tape, self._stream, self._factors, n, self._streams, mix=False)
-
-    def finish(self, step: Step) -> None:
-        self._gather(step, self._w.end)
-
-    def _gather(self, step: Step, mixer: GatedMixer) -> None:
-        tape, n, normed = step.tape, self._w.count, self._normed
-        norm(tape, self._streams, mixer.norm, normed, groups=n)
-        self._matmul(step, mixer.down, normed, self._low, 1.0 / n)
-        activate(tape, self._low, self._low_out, activation="silu")
-        self._matmul(step, mixer.up, self._low_out, self._gate)
-        assert normed.values is not None
-        gated_mean(tape, normed.values, self._gate, n, self._stream)
-        if mixer.inject is not None:
-            self._matmul(step, mixer.inject, normed, self._logits)
-            injection(tape, self._logits, n, self._factors)
-
-    def _matmul(
-        self, step: Step, linear: Linear, x: Activations, out: Tensor, scale: float = 1.0
-    ) -> None:
-        matmul(
-            step.tape, linear.matrix, x, out, self._c.inputs.counts, tile=step.tile,
-            scale=scale,
-        )  # fmt: skip
+def _gated_mixture(g: Graph, streams: Rows, mixer: GatedMixer, n: int) -> tuple[Rows, Rows]:
+    """One stream of the several, and all of them normalized."""
+    normed = g.norm(streams, mixer.norm, groups=n)
+    gate = g.activate(g.linear(normed, mixer.down, scale=1.0 / n), "silu")
+    return g.gated_mean(normed, g.linear(gate, mixer.up), n), normed

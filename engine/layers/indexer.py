@@ -5,19 +5,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.sparse import QUERIES
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.compress import key_shape
 from gguf_serve.kernels.attention.kv import PAGE, KVShape
 from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
+
+SELECTION = "selection"  # the name of the chosen keys among what a layer keeps for later ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +102,14 @@ def index_shapes(h: Hyperparameters, n_ctx: int) -> list[KVShape]:
     return [KVShape(int(needed and has), s.head, width, block=size) for has in s.layers]
 
 
-def selection(context: Context, layer: int) -> Tensor | None:
-    """The chosen keys of a step's tokens, which a layer with an indexer and those after it without
-    one read: bits, int32 [tokens, words], or those of every KV head. None where all keys are
-    used."""
-    n_keys = context.inputs.attention.tables.shape[1] * PAGE
-    s = context.h.sparsity
-    if s is None or not s.chooses(n_keys) or not any(s.layers[: layer + 1]):
-        return None
-    rows = s.n_heads if s.by_head else 1
-    return context.workspace.tensor(
-        "selected keys", context.workspace.n_tokens, rows * n_keys // 32, dtype="int32"
-    )
-
-
 def index(
     g: Graph, x: Rows, latent: Rows, w: IndexerWeights | None, layer: int, table: Tensor | None
 ) -> None:
-    """Write the tokens' index keys, and which keys they attend to. Nothing where a layer has no
-    indexer, or never has to choose. ``table``: of the positions' cos and sin."""
-    s, selected, h = g.h.sparsity, selection(g.context, layer), g.h
-    if w is None or s is None or selected is None:
+    """Write the tokens' index keys, and keep which keys they attend to, bits of all heads or of
+    each KV head: this layer and those after it without an indexer read them. Nothing where a layer
+    has no indexer, or never has to choose. ``table``: of the positions' cos and sin."""
+    s, h, n_keys = g.h.sparsity, g.h, g.context.inputs.attention.tables.shape[1] * PAGE
+    if w is None or s is None or not s.chooses(n_keys):
         return
     cache = Cache(
         g.context.index_pages[layer], g.context.inputs.slots, g.context.inputs.attention, table
@@ -143,4 +133,5 @@ def index(
         g.pool_keys(cache, style, w.head_norm, w.offsets)
     by_head = s.n_heads if s.by_head else 0
     scores = g.index_scores(q, weights, cache.pages, s.blocks, by_head=by_head)
+    selected = g.kept[SELECTION] = g.rows((by_head or 1) * n_keys // 32, dtype=np.int32)
     g.select(scores, s.blocks, selected, n_rows=by_head or 1)

@@ -9,11 +9,9 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.delta_net import normalize_keys
 from gguf_serve.engine.layers.short_conv import load_convs
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.recurrent.conv import ConvWeights
 from gguf_serve.kernels.recurrent.delta import DeltaRule
@@ -33,8 +31,8 @@ class KimiDeltaWeights:
     norm: NormWeights
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: kimi_delta(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return kimi_delta(g, x, self)
 
 
 def load_kimi_delta(source: TensorSource, h: Hyperparameters, layer: int) -> KimiDeltaWeights:

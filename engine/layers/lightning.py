@@ -10,11 +10,9 @@ import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -30,8 +28,8 @@ class LightningWeights:
     output: Linear
     head: int
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: lightning(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return lightning(g, x, self)
 
 
 def load_lightning(source: TensorSource, h: Hyperparameters, layer: int) -> LightningWeights:

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.short_conv import load_convs
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.recurrent.conv import ConvWeights
 from gguf_serve.kernels.recurrent.scan import ScanWeights
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -43,8 +41,8 @@ class MambaWeights:
     norm: NormWeights | None
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: mamba(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return mamba(g, x, self)
 
 
 def load_mamba(source: TensorSource, h: Hyperparameters, layer: int) -> MambaWeights:

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.indexer import IndexerWeights, index, load_indexer, selection
+from gguf_serve.engine.layers.indexer import SELECTION, IndexerWeights, index, load_indexer
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.attention.rope import RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights
@@ -42,8 +40,8 @@ class MLAWeights:
     indexer: IndexerWeights | None
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: mla(g, x, self, layer, kv))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return mla(g, x, self, layer)
 
 
 def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights:
@@ -82,12 +80,12 @@ def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights
     )
 
 
-def mla(g: Graph, x: Rows, w: MLAWeights, layer: int, kv: LayerKV) -> Rows:
+def mla(g: Graph, x: Rows, w: MLAWeights, layer: int) -> Rows:
     """W (softmax(q K) V), with K and V made of a latent vector and a rotated key."""
     h, n = g.h, g.h.n_heads[layer]
     latent = w.kv_norm.weight.shape[0] if w.kv_norm.weight else 0
     rot = w.kv_down.matrix.n_rows - latent
-    cache = Cache.of_layer(g.context, layer, kv)
+    cache = Cache.of_layer(g.context, layer)
     low = x if w.q_down is None else g.norm(g.linear(x, w.q_down), w.q_norm or UNCHANGED)
     q = g.linear(low, w.q_up)
     head = q.width // n
@@ -103,10 +101,13 @@ def mla(g: Graph, x: Rows, w: MLAWeights, layer: int, kv: LayerKV) -> Rows:
     temperature = None
     if h.temperature is not None:
         temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
-    style = RopeStyle(rot, h.neox, kv.shape.head - rot)
+    style = RopeStyle(rot, h.neox, cache.pages.shape.head - rot)
     scale = h.rope_scaling.score_scale * head**-0.5
     g.rope(q, k, v, n, cache, Rotation(style, scale, temperature=temperature))
-    y = g.attend(q, n, cache, _mask(g, w, layer))
+    selected = None if h.windowed[layer] else g.kept.get(SELECTION)
+    window, together = h.window if h.windowed[layer] else 0, g.context.inputs.together
+    mask = Mask(window, sinks=w.sinks, together=together)
+    y = g.attend(q, n, cache, mask, selected=selected)
     if w.v_up is not None:
         y = g.per_head(y.by_head(n), w.v_up)
     if w.gate:
@@ -141,11 +142,3 @@ def _expand(
     g.copy(of_v, v.by_head(n))
     g.repeat(k_pe, into_pe)
     return k, v
-
-
-def _mask(g: Graph, w: MLAWeights, layer: int) -> Mask:
-    windowed = g.h.windowed[layer]
-    return Mask(
-        g.h.window if windowed else 0, sinks=w.sinks, together=g.context.inputs.together,
-        selected=None if windowed else selection(g.context, layer),
-    )  # fmt: skip

@@ -9,12 +9,10 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.experts import ExpertsWeights, experts, load_experts
 from gguf_serve.engine.layers.ffn import FFNWeights, ffn, load_ffn
 from gguf_serve.engine.recording.expert_verbs import Choice
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
-from gguf_serve.kernels.matrix.moe import Routing, TokenExperts
+from gguf_serve.kernels.matrix.moe import Routing
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -45,8 +43,8 @@ class MoEWeights:
     beside: FFNWeights | None
     beside_gate: Linear | None
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: moe(g, x, self, layer))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return moe(g, x, self, layer)
 
 
 def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights:
@@ -148,9 +146,8 @@ def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -
     logits = logits or g.linear(x, w.router)
     if w.latent is not None:
         x = g.linear(x, w.latent.down)
-    table = None if w.table is None else TokenExperts(w.table, g.context.inputs.tokens)
     choice = g.route(
-        logits, _routing(g.h), "experts", bias=w.choice_bias, table=table, weighted_before=before
+        logits, _routing(g.h), "experts", bias=w.choice_bias, table=w.table, weighted_before=before
     )
     rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
     return _Chosen(rows, choice, logits, weighted=not before)

@@ -11,17 +11,12 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.recording.step import Context, Step
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.matrix.embed import embed
-from gguf_serve.kernels.matrix.matmul import matmul
-from gguf_serve.kernels.matrix.moe import combine
-from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.weights import Matrix
-from gguf_serve.kernels.recurrent.conv import ConvWeights, conv
-from gguf_serve.kernels.rows.ngram import gate_ngrams
-from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
+from gguf_serve.kernels.recurrent.conv import ConvWeights
+from gguf_serve.kernels.rows.norm import NormWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +72,14 @@ def _dilated(source: TensorSource, name: str, dilation: int) -> ConvWeights:
     return ConvWeights(source.upload(weights))
 
 
-class NGramEmbedding:
-    """The embeddings with the memory that they need."""
-
-    def __init__(self, weights: NGramWeights, context: Context, n_streams: int) -> None:
-        workspace, w, n_embd = context.workspace, weights, context.h.n_embd
-        self._w, self._c, self._n = weights, context, n_streams
-        heads, width = w.ngrams.n_heads, n_streams * n_embd
-        self._embedded = workspace.rows("ngrams", w.table.n_cols, heads)
-        self._read = workspace.activations("ngrams read", [w.key, w.value])
-        self._key, self._query = (workspace.rows(f"ngram {x}", width) for x in ("key", "query"))
-        self._value = workspace.rows("ngram value", n_embd)
-        self._gated = workspace.rows("ngrams gated", width)
-        self._state = context.states.rows(context.device, *w.conv.state_shape)
-
-    def record(self, step: Step, layer: int, streams: Tensor) -> None:
-        """Add to the streams before ``layer``, if this is the layer."""
-        w, tape, c = self._w, step.tape, self._c
-        if layer != w.layer or c.inputs.ngrams is None:
-            return
-        embed(tape, w.table, c.inputs.ngrams, self._embedded, times=w.ngrams.n_heads)
-        shape = (streams.shape[0], w.ngrams.n_heads * w.table.n_cols)
-        side_by_side = Tensor(self._embedded.buffer, shape, self._embedded.dtype)
-        norm(tape, side_by_side, UNCHANGED, self._read)
-        for linear, out in ((w.key, self._key), (w.value, self._value)):
-            matmul(
-                tape, linear.matrix, self._read, out, c.inputs.counts, tile=step.tile,
-                bias=linear.bias,
-            )  # fmt: skip
-        self._norm(step, self._key, w.key_norm, self._key)
-        self._norm(step, streams, w.query_norm, self._query)
-        gate_ngrams(tape, self._key, self._query, self._value, self._n, self._gated)
-        combine(tape, self._gated, streams, add=True)
-        self._norm(step, self._gated, w.conv_norm, self._key)
-        conv(tape, self._key, w.conv, c.inputs.sequences, self._state, self._query, silu=True)
-        combine(tape, self._query, streams, add=True)
-
-    def _norm(self, step: Step, x: Tensor, weights: NormWeights, out: Tensor) -> None:
-        norm(step.tape, x, weights, Activations(x.shape[1], out), groups=self._n)
+def ngram_embedding(g: Graph, streams: Rows, w: NGramWeights, n: int) -> Rows:
+    """``n`` streams plus gated embeddings, and plus a convolution of these."""
+    if g.context.inputs.ngrams is None:
+        return streams
+    x = g.embed(w.table, lambda inputs: inputs.ngrams, times=w.ngrams.n_heads)
+    key, value = g.linear(x, w.key), g.linear(x, w.value)
+    key = g.norm(key, w.key_norm, groups=n)
+    query = g.norm(streams, w.query_norm, groups=n)
+    gated = g.gate_ngrams(key, query, value, n)
+    streams = g.add(streams, gated)
+    return g.add(streams, g.conv(g.norm(gated, w.conv_norm, groups=n), w.conv, silu=True))

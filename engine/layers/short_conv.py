@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.recurrent.conv import ConvWeights
 
 
@@ -38,8 +36,8 @@ class ShortConvWeights:
     conv: ConvWeights
     output: Linear
 
-    def build(self, context: Context, layer: int, kv: LayerKV) -> RecordedSublayer:
-        return RecordedSublayer(context, lambda g, x: short_conv(g, x, self))
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        return short_conv(g, x, self)
 
 
 def load_short_conv(source: TensorSource, layer: int) -> ShortConvWeights:

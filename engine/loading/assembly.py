@@ -101,7 +101,9 @@ def assemble(
     memory = allocate_memory(
         h, weights, devices, sizes, cache, flash=flash, media=media, watched=watched
     )
-    return Runner(memory.decoder, memory.batches, memory.pages, memory.states, weights.output_at)
+    return Runner(
+        memory.decoder, memory.batches, memory.pages, memory.states, weights.placement.output
+    )
 
 
 def allocate_memory(
@@ -174,7 +176,7 @@ def _kv_shapes(h: Hyperparameters, weights: ModelWeights, at: int, n_ctx: int) -
     """What each layer keeps on a device, nothing where its mixers are on another: K and V of
     all layers, then their indexers' keys, then compressed ones if any layer has them."""
     return [
-        shape if layer.mixers_at == at else replace(shape, n_kv=0)
+        shape if weights.placement.parts[layer.part] == at else replace(shape, n_kv=0)
         for shapes in (kv_shapes(h), index_shapes(h, n_ctx), compressed_shapes(h))
         for shape, layer in zip(shapes, weights.layers, strict=bool(shapes))
     ]

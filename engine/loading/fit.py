@@ -66,7 +66,7 @@ def outline(
     return Outline(
         h, tuple(gguf.tensors), weights, tuple(d.usage.n_bytes for d in devices),
         tuple(frozenset(job.matrix.type.name for job in some) for some in jobs),
-        weights.output.matrix.n_bytes if tied and weights.output is not None else 0,
+        weights.head.output.matrix.n_bytes if tied and weights.head.output is not None else 0,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def needs(
     if placement.output == placement.embedding:
         weights[placement.output] -= model.tied_bytes
     dry = [(device, Programs(device)) for device in (device.dry() for device in devices)]
-    moved = _relocated(model.weights, placement.parts)
+    moved = replace(model.weights, placement=placement)
     memory = allocate_memory(model.h, moved, dry, sizes, cache, flash=flash, media=media)
     found = [
         Need(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
@@ -123,21 +123,6 @@ def needs(
     if host is not None:
         found[host] = replace(found[host], checkpoints=copies(copy_bytes) * copy_bytes)
     return found
-
-
-def _relocated(weights: ModelWeights, parts: Sequence[int]) -> ModelWeights:
-    """Weights whose devices are part indices, on the devices of these parts."""
-    layers = tuple(
-        replace(
-            layer, mixers_at=parts[layer.mixers_at], ffn_at=parts[layer.ffn_at],
-            sublayers=tuple(replace(plan, at=parts[plan.at]) for plan in layer.sublayers),
-        )
-        for layer in weights.layers
-    )  # fmt: skip
-    return replace(
-        weights, layers=layers, embedding_at=parts[weights.embedding_at],
-        output_at=parts[weights.output_at],
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +272,7 @@ class Fitting:
         options, model = self._options, self._model
         dry = [self._machine.open(at).dry() for at in trial.devices]
         return Rehearsal(
-            model.h, _relocated(model.weights, trial.placement.parts),
+            model.h, replace(model.weights, placement=trial.placement),
             [(device, Programs(device)) for device in dry], trial.sizes,
             CacheTypes(options.cache_type_k, options.cache_type_v),
             flash=options.flash_attn != "off", media=self._media,

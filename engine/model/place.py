@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-
-import numpy as np
-
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.rope import pair_components
 from gguf_serve.engine.model.weights import ModelWeights
@@ -18,7 +13,7 @@ from gguf_serve.kernels.attention.rope import rope_table
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import Tape
-from gguf_serve.kernels.opencl.tensor import Tensor, upload, zeros
+from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.recurrent.state import SlotStates
 
 
@@ -44,11 +39,6 @@ class Place:
         self._h, self._weights = h, weights
         self.pages, self.inputs, self.device, self.programs = pages, inputs, device, programs
         workspace = self.workspace = Workspace(device, n_tokens)
-        self.stream = workspace.rows("stream", h.n_embd)
-        self.sublayer = workspace.rows("sublayer", h.n_embd)
-        self.zeros = zeros(device, (n_tokens,), np.int32)  # as row numbers of matrices of one row
-        skips = any(layer.skip for layer in weights.layers)
-        self.embedding = workspace.rows("embedding", h.n_embd) if skips else None
         self._rope = {
             windowed: self._rope_memory(n_ctx, windowed)
             for windowed in {w for w, rope in zip(h.rope_as_windowed, h.rope, strict=True) if rope}
@@ -62,21 +52,13 @@ class Place:
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
-            h, device, workspace, inputs, states, flash,
+            h, device, workspace, inputs, states, flash, pages.layers[: h.n_layers],
             pages.layers[h.n_layers : 2 * h.n_layers], pages.layers[2 * h.n_layers :],
             {windowed: frequencies for windowed, (frequencies, _) in self._rope.items()},
             {windowed: table for windowed, (_, table) in self._rope.items()}, self._block_table,
             split, plain, self.tile_queries,
         )  # fmt: skip
-
-    def for_rows(self, stream: Tensor) -> Place:
-        """The same for what follows the last mixer, where only the rows whose logits are wanted
-        go on, which ``stream`` has one after another."""
-        place = copy.copy(self)
-        place.inputs = self.inputs.of_rows
-        place.context = replace(self.context, inputs=place.inputs)
-        place.stream = stream
-        return place
+        self.context_of_rows = self.context.of_rows
 
     def record_positions(self, tape: Tape) -> None:
         """Record what depends on the positions of a step's tokens alone."""

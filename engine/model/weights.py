@@ -20,21 +20,30 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.attention import load_attention
 from gguf_serve.engine.layers.compressed import load_compressed
 from gguf_serve.engine.layers.delta_net import load_delta_net
+from gguf_serve.engine.layers.ends import Embedding, Head
 from gguf_serve.engine.layers.ffn import load_bare_ffn, load_ffn
 from gguf_serve.engine.layers.kimi_delta import load_kimi_delta
 from gguf_serve.engine.layers.lightning import load_lightning
 from gguf_serve.engine.layers.mamba import load_mamba
 from gguf_serve.engine.layers.mla import load_mla
 from gguf_serve.engine.layers.moe import load_moe
-from gguf_serve.engine.layers.rank import RankWeights, load_rank
-from gguf_serve.engine.layers.residuals import ResidualsWeights, load_residuals
+from gguf_serve.engine.layers.rank import load_rank
+from gguf_serve.engine.layers.residuals import Residuals, load_residuals
 from gguf_serve.engine.layers.short_conv import load_short_conv
+from gguf_serve.engine.layers.sublayer import (
+    Deepstack,
+    Direction,
+    Entry,
+    NormsAfter,
+    Skip,
+    Sublayer,
+    SublayerWeights,
+    Together,
+)
 from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.recording.adapters import Adapter, check_used
-from gguf_serve.engine.recording.step import SublayerWeights
-from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices, TensorSource
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.opencl.device import Device
-from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.weights import Matrix, PackJob
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -42,56 +51,24 @@ EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class SublayerPlan:
-    """A mixer or FFN with the norm before it and the weight of one after it.
+class Layer:
+    """A layer's entries in their order (engine/layers/sublayer.py). ``part``: of the model, which
+    has its mixers and its share of the KV cache."""
 
-    ``norm`` None: it reads what the sublayer before it read. ``after``: norms of the stream
-    itself, when the sublayer has been added to it; a second one is of the sum of what the first
-    yields and the stream before.
-    ``at``: the device's index.
-    """
-
-    norm: NormWeights | None
-    weights: SublayerWeights
-    post_norm: Tensor | None
-    at: int
-    after: tuple[NormWeights, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """A layer's sublayers in their order; ``parallel``: they all read the layer's input.
-
-    ``skip`` times the embedding is added to the layer's output. ``mixers_at``: the device that
-    has its part of the KV cache.
-    """
-
-    sublayers: tuple[SublayerPlan, ...]
-    mixers_at: int
-    parallel: bool
-    skip: float
-    direction: Matrix | None = None  # one row, added to what the layer yields, where its FFN is
-    ffn_at: int = 0
+    part: int
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """``output`` is the embedding matrix itself where the file ties them and both are on one
-    device, None for encoders; of ``token_types`` the first counts, and is added to every
-    embedding."""
+    """A model as a list: the embedding, what makes more than one stream of it if ``residuals`` do,
+    the layers, what makes one stream again, the head."""
 
-    embedding: Matrix
-    embedding_at: int
-    embedding_updates: LowRankMatrices | None  # not of an output that is tied to it
-    embedding_norm: NormWeights | None
-    positions: Matrix | None  # learned, one row per position
-    token_types: Matrix | None
-    layers: tuple[LayerWeights, ...]
-    output_norm: NormWeights
-    output: Linear | None
-    rank: RankWeights | None
-    residuals: ResidualsWeights | None  # None: the ordinary sum; where the output is
-    output_at: int
+    placement: Placement
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    residuals: Residuals | None  # None: the ordinary sum
+    head: Head
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
@@ -125,43 +102,72 @@ def allocate_weights(
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     check_tensors(gguf, hparams)
-    embedding = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
-    positions, types = "position_embd.weight", "token_types.weight"
+    matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
+    head_at = len(placement.parts) - 1
+    residuals = load_residuals(last, gguf, hparams, head_at)
+    layers = _layers(sources, hparams, placement)
+    if residuals is None:
+        layers = tuple(
+            Layer(layer.part, (*layer.entries, *entries))
+            for i, layer in enumerate(layers)
+            for entries in [_additions(sources, hparams, placement, i, matrix, directions)]
+        )
+    else:
+        layers = tuple(_tied(layer, residuals) for layer in layers)
     weights = ModelWeights(
-        embedding=embedding,
-        embedding_at=placement.embedding,
-        embedding_updates=source.embedding_updates(EMBEDDING),
-        embedding_norm=_embedding_norm(source, hparams),
-        positions=source.matrix(positions) if source.has(positions) else None,
-        token_types=source.matrix(types) if source.has(types) else None,
-        layers=_directed(_layers(sources, hparams, placement), sources, placement, directions),
-        output_norm=_output_norm(last, hparams),
-        output=_output(last, None if last is not source else embedding) if hparams.causal else None,
-        output_at=placement.output,
-        rank=load_rank(last, hparams),
-        residuals=load_residuals(last, gguf, hparams),
+        placement=placement,
+        embedding=_embedding(source, hparams, matrix),
+        layers=layers,
+        residuals=residuals,
+        head=Head(
+            head_at, _output_norm(last, hparams),
+            _output(last, None if last is not source else matrix) if hparams.causal else None,
+            load_rank(last, hparams),
+        ),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
-    )
+    )  # fmt: skip
     check_used(adapters, set().union(*(source.adapted for source in sources)))
     return weights, [source.jobs for source in sources]
 
 
-def _directed(
-    layers: tuple[LayerWeights, ...],
+def _embedding(source: TensorSource, h: Hyperparameters, matrix: Matrix) -> Embedding:
+    positions, types = "position_embd.weight", "token_types.weight"
+    return Embedding(
+        0, matrix, source.embedding_updates(EMBEDDING),
+        positions=source.matrix(positions) if source.has(positions) else None,
+        token_types=source.matrix(types) if source.has(types) else None,
+        norm=_embedding_norm(source, h),
+    )  # fmt: skip
+
+
+def _additions(
     sources: Sequence[TensorSource],
+    h: Hyperparameters,
     placement: Placement,
+    layer: int,
+    embedding: Matrix,
     directions: Mapping[int, npt.NDArray[np.float32]],
-) -> tuple[LayerWeights, ...]:
-    """The layers with control vectors, if there are any."""
-    result = list(layers)
-    for i, vector in directions.items():
-        at = placement.ffns[i]
-        direction = sources[at].float_matrix(vector[None])
-        result[i] = replace(layers[i], direction=direction, ffn_at=at)
-    return tuple(result)
+) -> list[Entry]:
+    """What is added to what a layer yields: a later part of an encoder's embeddings, the tokens' by
+    a factor, a control vector."""
+    part = 2 * layer + 2
+    source = sources[placement.parts[part]]
+    found: list[Entry] = [Deepstack(part, embedding, (layer + 1) * h.n_embd)]
+    scale = source.floats(f"blk.{layer}.layer_output_scale.weight")
+    if scale is not None:
+        found.append(Skip(part, float(scale[0])))
+    if layer in directions:
+        found.append(Direction(part, source.float_matrix(directions[layer][None])))
+    return found
+
+
+def _tied(layer: Layer, residuals: Residuals) -> Layer:
+    """The layer with its mixer and its FFN between the model's streams."""
+    sublayers = [entry for entry in layer.entries if isinstance(entry, Sublayer)]
+    return Layer(layer.part, tuple(residuals.tied(n, each) for n, each in enumerate(sublayers)))
 
 
 def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
@@ -207,7 +213,7 @@ def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | N
 
 def _layers(
     sources: Sequence[TensorSource], h: Hyperparameters, placement: Placement
-) -> tuple[LayerWeights, ...]:
+) -> tuple[Layer, ...]:
     if h.cycles is None:
         return tuple(_layer(sources, h, i, placement) for i in range(h.n_layers))
     per_stack, n_low, _ = h.cycles  # the file has each of the two stacks once
@@ -215,12 +221,19 @@ def _layers(
         [_layer(sources, h, i, placement) for i in range(first, first + per_stack)]
         for first in (0, per_stack)
     )
-    return tuple((low * n_low + high) * (h.n_layers // (per_stack * (n_low + 1))))
+    runs = (low * n_low + high) * (h.n_layers // (per_stack * (n_low + 1)))
+    return tuple(_run(layer, i) for i, layer in enumerate(runs))
+
+
+def _run(layer: Layer, number: int) -> Layer:
+    """One run through a layer of the file, with keys and values of its own."""
+    sublayers = (entry for entry in layer.entries if isinstance(entry, Sublayer))
+    return Layer(layer.part, tuple(replace(entry, layer=number) for entry in sublayers))
 
 
 def _layer(
     sources: Sequence[TensorSource], h: Hyperparameters, layer: int, placement: Placement
-) -> LayerWeights:
+) -> Layer:
     """The layer's sublayers, and its norms in their places.
 
     A norm called "post attention" without one called "ffn_norm" is the FFN's own, unless there
@@ -229,9 +242,10 @@ def _layer(
     """
     b = f"blk.{layer}."
     mixer_at, ffn_at = placement.mixers[layer], placement.ffns[layer]
+    mixer_part, ffn_part = 2 * layer + 1, 2 * layer + 2
     source, elsewhere = sources[mixer_at], sources[ffn_at]
     if h.arch.norms_after:
-        return _layer_with_norms_after(sources, h, layer, placement)
+        return _layer_with_norms_after(source, elsewhere, h, layer)
     mixers = _mixers(source, h, layer)
     ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
@@ -240,44 +254,43 @@ def _layer(
         own, after = next((name for name in after if source.has(f"{name}.weight")), own), []
     has_own = source.has(f"{own}.weight") or not source.has(f"{before}.weight")
     lightning = "lightning_attention" in h.arch.quirks
-    plans = []
+    mixing, found = list[Sublayer](), list[Sublayer]()
     for i, mixer in enumerate(mixers):  # the second reads what the first read
         first = [before] if lightning else [f"{b}attn_norm_2", before]
         norm = _norm(source, h, *first) if i == 0 else None
-        post = source.vector(*(f"{name}.weight" for name in after))
-        plans.append(SublayerPlan(norm, mixer, post, mixer_at))
+        mixing.append(Sublayer(mixer_part, layer, norm, mixer, _post_norm(source, h, after)))
     if ffn is not None:
         second = source.has(f"{b}attn_norm_2.weight") and not lightning
         second = second or not mixers or ffn_at != mixer_at
-        norms = [own] if has_own else [before] if second else []
-        names = f"{b}post_ffw_norm", f"{b}layer_output_norm"
-        post = elsewhere.vector(*(f"{name}.weight" for name in names))
-        plans.append(
-            SublayerPlan(_norm(elsewhere, h, *norms) if norms else None, ffn, post, ffn_at)
-        )
-    skip = source.floats(f"{b}layer_output_scale.weight")
-    return LayerWeights(
-        tuple(plans), mixer_at, parallel=not has_own or h.parallel,
-        skip=0.0 if skip is None else float(skip[0]),
-    )  # fmt: skip
+        names = [own] if has_own else [before] if second else []
+        post = _post_norm(elsewhere, h, [f"{b}post_ffw_norm", f"{b}layer_output_norm"])
+        own_norm = _norm(elsewhere, h, *names) if names else None
+        found.append(Sublayer(ffn_part, layer, own_norm, ffn, post))
+    if not has_own or h.parallel:
+        return Layer(mixer_part, (Together((*mixing, *found)),))
+    return Layer(mixer_part, (*([Together(tuple(mixing))] if len(mixing) > 1 else mixing), *found))
+
+
+def _post_norm(source: TensorSource, h: Hyperparameters, names: list[str]) -> NormWeights | None:
+    weight = source.vector(*(f"{name}.weight" for name in names))
+    return None if weight is None else NormWeights(weight, h.post_eps)
 
 
 def _layer_with_norms_after(
-    sources: Sequence[TensorSource], h: Hyperparameters, layer: int, placement: Placement
-) -> LayerWeights:
-    mixer_at, ffn_at = placement.mixers[layer], placement.ffns[layer]
-    source, elsewhere = sources[mixer_at], sources[ffn_at]
-    b, unchanged = f"blk.{layer}.", NormWeights(None, h.eps)
-    after = [f"{b}attn_output_norm", *[f"{b}attn_norm_2"] * source.has(f"{b}attn_norm_2.weight")]
+    source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
+) -> Layer:
+    b, part = f"blk.{layer}.", 2 * layer + 1
     mixer, ffn = load_attention(source, h, layer), _ffn(elsewhere, h, layer)
-    attention_norms = tuple(_norm(source, h, name) for name in after)
     if ffn is None:
         raise ModelError(f"tensor {b}ffn_up.weight is missing")
-    plans = (
-        SublayerPlan(unchanged, mixer, None, mixer_at, attention_norms),
-        SublayerPlan(unchanged, ffn, None, ffn_at, (_norm(elsewhere, h, f"{b}layer_output_norm"),)),
-    )
-    return LayerWeights(plans, mixer_at, parallel=False, skip=0.0)
+    first, second = _norm(source, h, f"{b}attn_output_norm"), f"{b}attn_norm_2"
+    norms = [first, _norm(source, h, second)] if source.has(f"{second}.weight") else [first]
+    return Layer(part, (
+        NormsAfter(Sublayer(part, layer, None, mixer, None), *norms[::-1]),
+        NormsAfter(
+            Sublayer(part + 1, layer, None, ffn, None), _norm(elsewhere, h, f"{b}layer_output_norm")
+        ),
+    ))  # fmt: skip
 
 
 def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[SublayerWeights]:

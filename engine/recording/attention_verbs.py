@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gguf_serve.engine.recording.recorder import Emission, Rows
+from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.step import Context
 from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.engine.recording.verbs import Verbs
@@ -35,9 +35,9 @@ class Cache:
     table: Tensor | None
 
     @classmethod
-    def of_layer(cls, context: Context, layer: int, pages: LayerKV) -> Cache:
+    def of_layer(cls, context: Context, layer: int) -> Cache:
         """That of a layer, with a window or not."""
-        h = context.h
+        h, pages = context.h, context.kv[layer]
         slots, paging = context.inputs.paging(h.windowed[layer])
         table = context.rope_tables[h.rope_as_windowed[layer]] if h.rope[layer] else None
         return cls(pages, slots, paging, table)
@@ -71,24 +71,29 @@ class AttentionVerbs(Verbs):
             )  # fmt: skip
 
         assert q.at == 0, "Q comes first in its rows"
-        self.launch(run, reads=[q, k, v], writes=[q])
+        self.launch(run, reads=[q, k, v], writes=[q], mixes=True)
 
-    def attend(self, q: Rows, n_heads: int, cache: Cache, mask: Mask) -> Rows:
-        """softmax(q K) V over the keys that the mask allows, heads side by side."""
+    def attend(
+        self, q: Rows, n_heads: int, cache: Cache, mask: Mask, *, selected: Rows | None = None
+    ) -> Rows:
+        """softmax(q K) V over the keys that the mask allows and that are ``selected`` (bits),
+        heads side by side."""
         c, head_v = self.context, cache.pages.shape.head_v
         out = self.rows(n_heads * head_v)
         if not attn.fuses_quantization(c.device, head_v, plain=not c.flash):
-            out.value.reads_floats = True  # to be made integers of
+            out.value.floats = True  # to be made integers of
 
         def run(e: Emission) -> None:
-            mode = e.step.mode.attention
+            mode, bits = e.step.mode.attention, None if selected is None else e.floats(selected)
             attn.attention(
-                e.tape, e.floats(q), n_heads, cache.pages, cache.paging, e.operand(out), mask,
+                e.tape, e.floats(q), n_heads, cache.pages, cache.paging, e.operand(out),
+                replace(mask, selected=bits),
                 queries=1 if mode == "single" else c.tile_queries,
                 split=c.split if mode == "split" else None, plain=c.plain,
             )  # fmt: skip
 
-        self.launch(run, reads=[q], writes=[out], writes_forms=True)
+        reads = [q] if selected is None else [q, selected]
+        self.launch(run, reads=reads, writes=[out], writes_forms=True, mixes=True)
         return out
 
     def per_head(self, x: Rows, layer: Linear, *, into: Rows | None = None) -> Rows:
@@ -101,8 +106,8 @@ class AttentionVerbs(Verbs):
 
         def run(e: Emission) -> None:
             matmul(
-                e.tape, layer.matrix, e.operand(x), e.floats(out), self.context.inputs.counts,
-                tile=e.step.tile, experts=rows[e.step.tile],
+                e.tape, layer.matrix, e.operand(x), e.floats(out), e.counts,
+                tile=e.tile, experts=rows[e.tile],
             )  # fmt: skip
 
         self.launch(run, operands=[(x, layer)], writes=[out])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gguf_serve.engine.recording.recorder import Emission, Rows
+from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.matrix.lowrank import scale_columns
@@ -36,20 +36,21 @@ class ExpertVerbs(Verbs):
         name: str,
         *,
         bias: Tensor | None = None,
-        table: TokenExperts | None = None,
+        table: Tensor | None = None,
         weighted_before: bool = False,
     ) -> Choice:
-        """Choose by the router's logits, or a table of tokens (kernels/matrix/moe.py). ``name`` of
-        the memory for it, that of experts which are used in turn; ``weighted_before``: the weights
+        """Choose by the router's logits, or a table: int32 [vocabulary, used]. ``name`` of the
+        memory for it, that of experts which are used in turn; ``weighted_before``: the weights
         multiply what the experts read."""
         buffers = self.context.workspace.routing(name, routing.n_experts, routing.used)
         choice = Choice(routing, buffers, {}, {})
 
         def run(e: Emission) -> None:
-            tile = e.step.tile
+            tile = e.tile
+            experts = None if table is None else TokenExperts(table, e.inputs.tokens)
             into, choice.out_of[tile] = route(
-                e.tape, e.floats(logits), routing, buffers, self.context.inputs.counts, tile=tile,
-                bias=bias, table=table,
+                e.tape, e.floats(logits), routing, buffers, e.counts, tile=tile,
+                bias=bias, table=experts,
             )  # fmt: skip
             choice.into[tile] = into.weighted(buffers.weights) if weighted_before else into
 
@@ -64,9 +65,9 @@ class ExpertVerbs(Verbs):
 
         def run(e: Emission) -> None:
             glu(
-                e.tape, pair.matrix, e.operand(x), e.operand(out), self.context.inputs.counts,
-                activation=activation, tile=e.step.tile, bias=pair.bias, limit=limit,
-                experts=choice.into[e.step.tile],
+                e.tape, pair.matrix, e.operand(x), e.operand(out), e.counts,
+                activation=activation, tile=e.tile, bias=pair.bias, limit=limit,
+                experts=choice.into[e.tile],
             )  # fmt: skip
 
         self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
@@ -79,10 +80,10 @@ class ExpertVerbs(Verbs):
         or those of tokens where this is an expert's first matrix."""
         used = choice.routing.used
         out = self.rows(layer.matrix.n_rows, used)
-        low, scales = layer.low_rank, self.context.inputs.adapter_scales
+        low = layer.low_rank
 
         def run(e: Emission) -> None:
-            tile, counts = e.step.tile, self.context.inputs.counts
+            tile, counts, scales = e.tile, e.counts, e.inputs.adapter_scales
             rows = (choice.into if of_tokens else choice.out_of)[tile]
             matmul(
                 e.tape, layer.matrix, e.operand(x), e.floats(out), counts, tile=tile,
@@ -90,7 +91,7 @@ class ExpertVerbs(Verbs):
             )  # fmt: skip
             if low is None or scales is None:
                 return
-            narrow = self.context.workspace.rows("experts low rank", low.a.n_rows, used)
+            narrow = e.context.workspace.rows("experts low rank", low.a.n_rows, used)
             matmul(e.tape, low.a, e.operand(x), narrow, counts, tile=tile, experts=rows)
             scale_columns(e.tape, narrow, scales, low.owner, times=used)
             matmul(
@@ -127,5 +128,5 @@ class ExpertVerbs(Verbs):
 
         optional: Sequence[Rows | None] = (extra, gate)
         reads = [y, *(rows for rows in optional if rows is not None)]
-        self.launch(run, reads=reads, writes=[out])
+        self.launch(run, reads=reads, writes=[out], can_add=True)
         return out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gguf_serve.engine.recording.attention_verbs import Cache
-from gguf_serve.engine.recording.recorder import Emission, Rows
+from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.attention.compress import Compression, KeyFinish, compress, store_keys
 from gguf_serve.kernels.attention.indexer import Blocks, block_maxima, index_scores, select_keys
@@ -16,8 +17,8 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 
 
 class SparseVerbs(Verbs):
-    """Where ``selected`` is what was chosen: bits of keys, int32 [tokens, words], which later
-    layers and the attention of this one read."""
+    """Where ``selected`` is what was chosen: bits of keys, int32 [tokens, words], which attention
+    reads, of this layer and of later ones."""
 
     def index_scores(
         self, q: Rows, weights: Rows | None, keys: LayerKV, blocks: Blocks, *, by_head: int = 0
@@ -35,7 +36,8 @@ class SparseVerbs(Verbs):
             factors = None if weights is None else e.floats(weights)
             index_scores(e.tape, e.floats(q), factors, keys, inputs, blocks, e.floats(out))
 
-        self.launch(run, reads=[q] if weights is None else [q, weights], writes=[out])
+        reads = [q] if weights is None else [q, weights]
+        self.launch(run, reads=reads, writes=[out], mixes=True)
         return out
 
     def score_keys(self, q: Rows, weights: Rows, keys: Keys, top_k: int) -> Rows:
@@ -46,14 +48,14 @@ class SparseVerbs(Verbs):
         def run(e: Emission) -> None:
             score_keys(e.tape, e.floats(q), e.floats(weights), keys, top_k, e.floats(out))
 
-        self.launch(run, reads=[q, weights], writes=[out])
+        self.launch(run, reads=[q, weights], writes=[out], mixes=True)
         return out
 
     def select(
         self,
         scores: Rows,
         blocks: Blocks,
-        selected: Tensor,
+        selected: Rows,
         *,
         n_rows: int = 1,
         by_block: bool = False,
@@ -63,10 +65,16 @@ class SparseVerbs(Verbs):
 
         def run(e: Emission) -> None:
             select_keys(
-                e.tape, e.floats(scores), inputs, blocks, selected, n_rows, by_block=by_block
+                e.tape,
+                e.floats(scores),
+                inputs,
+                blocks,
+                e.floats(selected),
+                n_rows,
+                by_block=by_block,
             )
 
-        self.launch(run, reads=[scores], writes=[])
+        self.launch(run, reads=[scores], writes=[selected])
 
     def pool_keys(
         self, cache: Cache, style: RopeStyle, norm: HeadNorm | None, gates: Tensor | None
@@ -77,7 +85,7 @@ class SparseVerbs(Verbs):
         def run(e: Emission) -> None:
             pool_keys(e.tape, cache.pages, table, cache.slots, style=style, norm=norm, gates=gates)
 
-        self.launch(run, reads=[], writes=[])
+        self.launch(run, writes=[], mixes=True)
 
     def compress(self, rows: Rows, c: Compression, finish: KeyFinish, keys: LayerKV) -> None:
         """Write the compressed keys that end in this step."""
@@ -93,18 +101,30 @@ class SparseVerbs(Verbs):
                 inputs.slots, keys,
             )  # fmt: skip
 
-        self.launch(pool, reads=[rows], writes=[pooled])
-        self.launch(store, reads=[pooled], writes=[])
+        self.launch(pool, reads=[rows], writes=[pooled], mixes=True)
+        self.launch(store, reads=[pooled], writes=[], mixes=True)
 
-    def attend_jointly(self, q: Rows, n_heads: int, caches: Sequence[Keys], ending: Ending) -> Rows:
-        """softmax(q K) K over the keys of all caches together, rotated back."""
+    def attend_jointly(
+        self,
+        q: Rows,
+        n_heads: int,
+        caches: Sequence[Keys],
+        ending: Ending,
+        selected: Rows | None = None,
+    ) -> Rows:
+        """softmax(q K) K over the keys of all caches together, rotated back; of the first one over
+        those that are ``selected``."""
         out, so_far = self.rows(q.width), self.rows(2 * n_heads)
 
         def run(e: Emission) -> None:
+            first, *others = caches
+            if selected is not None:
+                first = replace(first, selected=e.floats(selected))
             attend(
-                e.tape, e.floats(q), n_heads, list(caches), ending, e.floats(out),
+                e.tape, e.floats(q), n_heads, [first, *others], ending, e.floats(out),
                 e.floats(so_far),
             )  # fmt: skip
 
-        self.launch(run, reads=[q], writes=[out, so_far])
+        reads = [q] if selected is None else [q, selected]
+        self.launch(run, reads=reads, writes=[out, so_far], mixes=True)
         return out

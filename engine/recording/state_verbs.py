@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguf_serve.engine.recording.recorder import Emission, Rows
+from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.recurrent.conv import ConvWeights, conv
@@ -29,12 +29,12 @@ class StateVerbs(Verbs):
 
         def run(e: Emission) -> None:
             conv(
-                e.tape, e.floats(x), weights, self.context.inputs.sequences, state, e.floats(out),
+                e.tape, e.floats(x), weights, e.inputs.sequences, state, e.floats(out),
                 x_at=x.at, silu=silu, gate_at=None if gate is None else gate.at,
                 out_gate_at=None if out_gate is None else out_gate.at,
             )  # fmt: skip
 
-        self.launch(run, reads=[x], writes=[out])
+        self.launch(run, reads=[x], writes=[out], mixes=True)
         return out
 
     def delta_rule(
@@ -48,10 +48,10 @@ class StateVerbs(Verbs):
             delta_rule(
                 e.tape, rule, _columns(e, q), _columns(e, k), _columns(e, v), _columns(e, beta),
                 _columns(e, gate),
-                self.context.inputs.sequences, state, e.floats(out),
+                e.inputs.sequences, state, e.floats(out),
             )  # fmt: skip
 
-        self.launch(run, reads=[q, k, v, beta, gate], writes=[out])
+        self.launch(run, reads=[q, k, v, beta, gate], writes=[out], mixes=True)
         return out
 
     def lightning(self, qkv: Rows, decay: Tensor, head: int) -> Rows:
@@ -62,11 +62,11 @@ class StateVerbs(Verbs):
 
         def run(e: Emission) -> None:
             lightning(
-                e.tape, e.floats(qkv), decay, head, self.context.inputs.sequences, state,
+                e.tape, e.floats(qkv), decay, head, e.inputs.sequences, state,
                 e.floats(out),
             )  # fmt: skip
 
-        self.launch(run, reads=[qkv], writes=[out])
+        self.launch(run, reads=[qkv], writes=[out], mixes=True)
         return out
 
     def scan(self, weights: ScanWeights, x: Rows, dt: Rows, b: Rows, c: Rows, z: Rows) -> Rows:
@@ -78,10 +78,10 @@ class StateVerbs(Verbs):
         def run(e: Emission) -> None:
             scan(
                 e.tape, weights, _columns(e, x), _columns(e, dt), e.floats(b), b.at, c.at,
-                _columns(e, z), self.context.inputs.sequences, state, e.floats(out),
+                _columns(e, z), e.inputs.sequences, state, e.floats(out),
             )  # fmt: skip
 
-        self.launch(run, reads=[x, dt, b, c, z], writes=[out])
+        self.launch(run, reads=[x, dt, b, c, z], writes=[out], mixes=True)
         return out
 
 

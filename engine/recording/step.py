@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.kernels.attention.attention import AttentionInputs, Scratch
 from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.matrix.matmul import ExpertRows
@@ -19,13 +17,6 @@ from gguf_serve.kernels.matrix.moe import RoutingBuffers, routing_buffers
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
-from gguf_serve.kernels.quantization.activations import (
-    Activations,
-    activations,
-    code_shapes,
-    takes_bytes,
-    wants_spans,
-)
 from gguf_serve.kernels.recurrent.state import SlotStates
 from gguf_serve.kernels.rows.topk import TopKBuffers
 
@@ -136,14 +127,13 @@ class Step:
 
 @dataclass(slots=True)
 class Workspace:
-    """Memory of one step, by name: layers follow each other, so they use the same."""
+    """What a step's launches need beside rows (memory.py): memory by name, and constants."""
 
     device: Device
     n_tokens: int
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
     kinds: dict[tuple[Tape, int], ExpertRows] = field(default_factory=dict)  # image_experts.py
-    _free: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
     _constants: dict[Hashable, Any] = field(default_factory=dict)
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:
@@ -171,100 +161,6 @@ class Workspace:
             self._routing[key] = routing_buffers(self.device, self.n_tokens, n_experts, used)
         return self._routing[key]
 
-    def activations(
-        self,
-        name: str,
-        readers: Sequence[Linear],
-        *,
-        n_rows: int = 0,
-        times: int = 1,
-        floats: bool = False,
-        normed: bool = False,
-    ) -> Activations:
-        """Rows in the forms that the matrices reading them want, floats too if asked for.
-
-        ``normed``: norm() alone writes them, so that blocks may share scales.
-        """
-        forms = wanted_forms(self.device, readers, floats=floats, normed=normed)
-        n_cols, n = readers[0].matrix.n_cols, n_rows or self.n_tokens * times
-        values = self.tensor(name, n, n_cols) if forms.floats else None
-        if not forms.integers:
-            return Activations(n_cols, values)
-        key = (name, "bytes" if forms.bytes else "quantized", n, n_cols)
-        if (*key, 0) not in self._tensors:
-            made = activations(self.device, n, n_cols, quantized=True, bytes=forms.bytes)
-            for i, tensor in enumerate((made.codes, made.scales)):
-                assert tensor is not None
-                self._tensors[(*key, i)] = tensor
-        codes, scales = (self._tensors[(*key, i)] for i in range(2))
-        return Activations(n_cols, values, codes, scales, forms.spans)
-
-    def take(
-        self,
-        n_cols: int,
-        readers: Sequence[Linear],
-        *,
-        times: int = 1,
-        floats: bool = False,
-        normed: bool = False,
-        lasting: bool = False,
-    ) -> tuple[Activations, list[Tensor]]:
-        """The same in memory that is the caller's until its blocks are given back; ``lasting``:
-        apart from that of sublayers which come between."""
-        forms = wanted_forms(self.device, readers, floats=floats, normed=normed)
-        n, blocks = self.n_tokens * times, list[Tensor]()
-
-        def part(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-            kind = np.dtype(dtype)
-            block = self._block(math.prod(shape) * kind.itemsize, self._free[lasting])
-            blocks.append(block)
-            return Tensor(block.buffer, shape, kind)
-
-        values = part((n, n_cols), np.float32) if forms.floats else None
-        if not forms.integers:
-            return Activations(n_cols, values), blocks
-        codes, scales = (part(*like) for like in code_shapes(n, n_cols, bytes=forms.bytes))
-        return Activations(n_cols, values, codes, scales, forms.spans), blocks
-
-    def give(self, blocks: Sequence[Tensor], *, lasting: bool = False) -> None:
-        """Give memory back, for who takes some next."""
-        self._free[lasting].extend(blocks)
-
-    def _block(self, n_bytes: int, free: list[Tensor]) -> Tensor:
-        """The smallest free block of so many bytes, or a new one."""
-        fitting = [block for block in free if block.n_bytes >= n_bytes]
-        if not fitting:
-            return empty(self.device, (n_bytes,), np.uint8)
-        best = min(fitting, key=lambda block: block.n_bytes)
-        del free[next(i for i, block in enumerate(free) if block is best)]
-        return best
-
-
-@dataclass(frozen=True, slots=True)
-class Forms:
-    """How rows are written: as floats, as integers, these of 8 bits or with scales per span."""
-
-    floats: bool
-    integers: bool
-    bytes: bool = False
-    spans: bool = False
-
-
-def wanted_forms(
-    device: Device, readers: Sequence[Linear], *, floats: bool = False, normed: bool = False
-) -> Forms:
-    """What the matrices that read some rows take together, floats too if asked for.
-
-    ``normed``: norm() alone writes them, so that blocks may share scales.
-    """
-    kinds = set[bool]().union(*(linear.reads_floats for linear in readers))
-    if False not in kinds:
-        return Forms(floats or True in kinds, integers=False)
-    matrices = [linear.matrix for linear in readers if False in linear.reads_floats]
-    bytes = takes_bytes(device, matrices)
-    spans = normed and not bytes and wants_spans(device, matrices)
-    return Forms(floats or True in kinds, integers=True, bytes=bytes, spans=spans)
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -276,6 +172,7 @@ class Context:
     inputs: StepInputs
     states: SlotStates
     flash: bool
+    kv: Sequence[LayerKV]  # per layer
     index_pages: Sequence[LayerKV]  # per layer, of its indexer's keys
     compressed_pages: Sequence[LayerKV]  # the same of its compressed keys; empty: no layer has any
     rope_frequencies: dict[bool, Tensor]  # by Hyperparameters.rope_as_windowed
@@ -285,22 +182,7 @@ class Context:
     plain: Scratch | None
     tile_queries: int  # the most tokens of a tile of attention
 
-
-class Sublayer(Protocol):
-    """A mixer or an FFN: reads the normalized stream, yields what is added to the stream."""
-
     @property
-    def readers(self) -> Sequence[Linear]:
-        """The matrices that read the normalized stream."""
-
-    def prepare(self, step: Step, stream: Tensor) -> None:
-        """Record what is to be done before the layer changes the stream."""
-
-    def record(self, step: Step, x: Activations, out: Tensor, *, add: bool) -> None:
-        """Record the sublayer: ``out`` gets the result, or is increased by it."""
-
-
-class SublayerWeights(Protocol):
-    """A sublayer's weights, which know how to make it."""
-
-    def build(self, context: Context, layer: int, kv: LayerKV) -> Sublayer: ...
+    def of_rows(self) -> Context:
+        """For what follows the last mixer, of the tokens alone whose logits are wanted."""
+        return replace(self, inputs=self.inputs.of_rows)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gguf_serve.engine.recording.linear import linear
-from gguf_serve.engine.recording.recorder import Emission, Recorder, Rows
-from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.engine.recording.image_experts import rows_by_kind
+from gguf_serve.engine.recording.recorder import Recorder
+from gguf_serve.engine.recording.rows import Emission, Rows
+from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices
 from gguf_serve.kernels.matrix.activate import activate, activate_glu
-from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu
+from gguf_serve.kernels.matrix.lowrank import scale_columns
+from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu, matmul
+from gguf_serve.kernels.matrix.moe import combine
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
@@ -50,14 +53,45 @@ class Verbs(Recorder):
         return x
 
     def _matrix(self, x: Rows, part: Linear, out: Rows, scale: float, *, add: bool) -> None:
+        by_kind = part.matrix.n_experts > 1  # text's and images'
+
         def run(e: Emission) -> None:
             target, adds = e.target(out, add=add)
-            linear(
-                e.step, self.context, part, e.operand(x), target, add=adds, scale=scale,
-                offset=out.at + part.offset,
+            matmul(
+                e.tape, part.matrix, e.operand(x), target, e.counts, tile=e.tile, add=adds,
+                bias=part.bias, out_offset=out.at + part.offset, scale=scale,
+                experts=rows_by_kind(e.step, e.context) if by_kind else None,
             )  # fmt: skip
 
-        self.launch(run, operands=[(x, part)], writes=[out])
+        self.launch(run, operands=[(x, part)], writes=[out], can_add=True)
+        low = part.low_rank
+        if low is None or self.context.inputs.adapter_scales is None:
+            return
+        narrow = self.rows(low.a.n_rows)
+
+        def down(e: Emission) -> None:
+            matmul(e.tape, low.a, e.operand(x), e.floats(narrow), e.counts, tile=e.tile)
+
+        self.launch(down, operands=[(x, part)], writes=[narrow])
+        self.adapt(narrow, low, out, out.at + part.offset, scale)
+
+    def adapt(
+        self, narrow: Rows, low: LowRankMatrices, out: Rows, offset: int, scale: float
+    ) -> None:
+        """Add the updates of the adapters that are loaded: the second of two narrow products, with
+        each token's scales between them."""
+
+        def run(e: Emission) -> None:
+            scales, x = e.inputs.adapter_scales, e.floats(narrow)
+            assert scales is not None
+            scale_columns(e.tape, x, scales, low.owner)
+            target, _ = e.target(out)
+            matmul(
+                e.tape, low.b, Activations(narrow.width, x), target, e.counts, tile=e.tile,
+                add=True, out_offset=offset, scale=scale,
+            )  # fmt: skip
+
+        self.launch(run, reads=[narrow], writes=[narrow, out], can_add=True)
 
     def glu(self, x: Rows, pair: Linear, activation: str, limit: float = 0.0) -> Rows:
         """activation(gate x) * (up x) for a matrix of both; ``limit`` bounds the factors."""
@@ -65,8 +99,8 @@ class Verbs(Recorder):
 
         def run(e: Emission) -> None:
             glu(
-                e.tape, pair.matrix, e.operand(x), e.operand(out), self.context.inputs.counts,
-                activation=activation, tile=e.step.tile, bias=pair.bias, limit=limit,
+                e.tape, pair.matrix, e.operand(x), e.operand(out), e.counts,
+                activation=activation, tile=e.tile, bias=pair.bias, limit=limit,
             )  # fmt: skip
 
         self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
@@ -75,7 +109,7 @@ class Verbs(Recorder):
     def _glu_rows(self, pair: Linear, times: int = 1) -> Rows:
         out = self.rows(pair.matrix.n_rows // 2, times)
         if not fuses_quantization(self.context.device, pair.matrix):
-            out.value.reads_floats = True  # to be made integers of
+            out.value.floats = True  # to be made integers of
         return out
 
     def gated(self, gate: Rows, up: Rows, activation: str, limit: float = 0.0) -> Rows:
@@ -98,24 +132,35 @@ class Verbs(Recorder):
 
     def norm(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> Rows:
         """Each row normalized, or each of ``groups`` equal parts of it by itself."""
+        if weights.is_copy and x.is_whole:
+            return x
         n = x.heads
         out = self.rows(x.width * n, x.value.times)
 
         def run(e: Emission) -> None:
-            made = e.operand(out)
+            made, (count, rows) = e.operand(out), e.gathered
             if n > 1:
-                rows = e.floats(out.by_head(n))
-                made = Activations(rows.shape[1], rows)
+                made = Activations(x.width, e.floats(out.by_head(n)))
             norm(
                 e.tape, e.floats(x), weights, made, offset=x.at, groups=groups,
-                times=n * x.value.times,
+                times=n * x.value.times, post=e.post, rows=rows, count=count,
             )  # fmt: skip
 
-        whole = x.width == x.value.width or n > 1
+        whole = x.is_whole and groups == x.value.times == 1
         self.launch(
             run, reads=[x], writes=[out], writes_forms=n == 1, normed=True,
-            over=x if whole else None,
+            norm=weights if whole else None, over=x if x.is_whole or n > 1 else None,
         )  # fmt: skip
+        return out
+
+    def copied(self, x: Rows) -> Rows:
+        """The same rows once more."""
+        out = self.rows(x.width)
+
+        def run(e: Emission) -> None:
+            norm(e.tape, e.floats(x), UNCHANGED, e.operand(out), post=e.post)
+
+        self.launch(run, reads=[x], writes=[out], writes_forms=True, norm=UNCHANGED)
         return out
 
     def normalize(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> None:
@@ -153,3 +198,35 @@ class Verbs(Recorder):
         reads = [x] if times is None else [x, times]
         self.launch(run, reads=reads, writes=[out], writes_forms=True, over=wide)
         return out
+
+    def add(self, x: Rows, y: Rows, *, scale: float = 1.0) -> Rows:
+        """x + y * scale."""
+        out = self.rows(x.width, x.value.times)
+
+        def run(e: Emission) -> None:
+            if scale == 1.0 and e.is_over(y, out):
+                combine(e.tape, e.floats(x), e.floats(out), add=True)
+            else:
+                combine(e.tape, e.floats(y), carried(e, x, out), scale=scale, add=True)
+
+        addend = y if scale == 1.0 else None
+        self.launch(run, reads=[x, y], writes=[out], over=x, addend=addend)
+        return out
+
+    def scaled(self, x: Rows, scale: float) -> Rows:
+        """x * scale."""
+        out = self.rows(x.width, x.value.times)
+
+        def run(e: Emission) -> None:
+            combine(e.tape, e.floats(x), e.floats(out), scale=scale)
+
+        self.launch(run, reads=[x], writes=[out], over=x)
+        return out
+
+
+def carried(e: Emission, x: Rows, out: Rows) -> Tensor:
+    """The floats of ``out``, with those of ``x`` in them."""
+    made = e.floats(out)
+    if not e.is_over(x, out):
+        norm(e.tape, e.floats(x), UNCHANGED, Activations(out.width, made))
+    return made

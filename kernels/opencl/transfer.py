@@ -19,17 +19,20 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 
 
 class Transfer:
-    """The first counts[TOKENS] rows of ``x`` on ``source`` to ``y``, its like, on ``target``."""
+    """The first counts[count] rows of ``x`` on ``source`` to ``y``, its like, on ``target``."""
 
-    def __init__(self, source: Device, x: Tensor, target: Device, y: Tensor) -> None:
+    def __init__(
+        self, source: Device, x: Tensor, target: Device, y: Tensor, count: int = TOKENS
+    ) -> None:
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             raise ValueError(f"rows of {x.dtype} {x.shape} cannot go to {y.dtype} {y.shape}")
         self._source, self._x, self._target, self._y = source, x, target, y
+        self._count = count
         self._row_bytes = x.n_bytes // x.shape[0]
 
     def run(self, counts: Counts) -> None:
         """Wait for the source's queue, and copy."""
-        n_bytes = counts[TOKENS] * self._row_bytes
+        n_bytes = counts[self._count] * self._row_bytes
         source, target = self._source.queue, self._target.queue
         if self._source.unified_memory:
             with _mapped(self._source, self._x, cl.map_flags.READ, n_bytes) as rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,19 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gguf_serve.engine.recording.graph import Graph, RecordedSublayer
-from gguf_serve.engine.recording.recorder import Rows
-from gguf_serve.engine.recording.step import Mode, Step, Workspace
+from gguf_serve.engine.model.recording import Recording
+from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.memory import Layout, shared_blocks
+from gguf_serve.engine.recording.planning import plan
+from gguf_serve.engine.recording.rows import Rows
+from gguf_serve.engine.recording.step import Mode, Workspace
 from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.kernels.matrix.moe import combine
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
+from gguf_serve.kernels.opencl.tape import N_COUNTS
 from gguf_serve.kernels.opencl.tensor import read, upload
-from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.weights import pack, raw_matrix
 from gguf_serve.kernels.rows.norm import NormWeights
 
 Floats = npt.NDArray[np.float32]
+Function = Callable[[Graph, Rows], Rows]
 N, WIDTH = 8, 64
 
 
@@ -37,26 +42,64 @@ def linear(device: Device, programs: Programs, weights: Floats, kind: str = "F32
 @pytest.fixture
 def context(device: Device) -> Any:
     counts = upload(device, np.full(N_COUNTS, N, np.int32))
-    return SimpleNamespace(
+    found = SimpleNamespace(
         h=SimpleNamespace(n_embd=WIDTH, residual_scale=1.0),
         device=device,
         workspace=Workspace(device, N),
         inputs=SimpleNamespace(counts=counts, adapter_scales=None),
     )  # fmt: skip
+    found.of_rows = found
+    return found
+
+
+class Written:
+    """What a function says, planned and recorded: it reads ``X``, and what it yields is added to
+    ``OUT``."""
+
+    def __init__(
+        self, programs: Programs, contexts: Any, function: Function, *,
+        few: bool = False, devices: tuple[int, ...] = (0,),
+    ) -> None:  # fmt: skip
+        graph, kinds = Graph(contexts, devices), [c.device for c in contexts]
+        x, stream = (
+            graph.keep(graph.rows(WIDTH), upload(kinds[0], a)) for a in (X, OUT.copy())
+        )  # fmt: skip
+        graph.begin_layer(x)
+        self.out = graph.add(stream, function(graph, x))
+        planned = plan(graph.launches, [self.out.value], wanted_only=few)
+        layout = Layout(planned, kinds, N, N)
+        self.plan = planned
+        self.n_bytes = sum(map(sum, layout.sizes))
+        self.held = layout.bind(shared_blocks([layout], kinds))
+        places: Any = [
+            SimpleNamespace(
+                device=c.device, programs=programs, context=c, context_of_rows=c.of_rows,
+                record_positions=lambda tape: None,
+            )
+            for c in contexts
+        ]  # fmt: skip
+        self.recording = Recording(places, Mode(8, "single", 8), planned, self.held)
+
+    def memory(self, rows: Rows) -> Any:
+        values = self.held[rows.value].values
+        assert values is not None
+        return values.buffer
+
+    def run(self, n_wanted: int = N) -> tuple[Floats, list[str]]:
+        """The result, and the launches' names."""
+        self.recording.run([(N, n_wanted, N, 1, 1)] * 2)
+        values = self.held[self.out.value].values
+        (*_, (_, tape)) = self.recording.tapes
+        found: Floats = read(values, None, tape.device.queue)
+        names = [launch.name for _, tape in self.recording.tapes for launch in tape.launches]
+        return found, [name.partition("(")[0] for name in names]
 
 
 def run(
-    device: Device, programs: Programs, sublayer: RecordedSublayer, x: Floats, out: Floats
+    device: Device, programs: Programs, context: Any, function: Function
 ) -> tuple[Floats, list[str]]:
-    """What becomes of ``out`` to which the sublayer adds, and the launches' names."""
-    tape, result = Tape(device, programs), upload(device, out)
-    step = Step(tape, Mode(8, "single", 8))
-    given = upload(device, x)
-    sublayer.prepare(step, given)
-    sublayer.record(step, Activations(WIDTH, given), result, add=True)
-    tape.run((N, N, N, 1, 1))
-    found: Floats = read(result, None, device.queue)
-    return found, [launch.name.partition("(")[0] for launch in tape.launches]
+    """What becomes of ``OUT`` to which the result is added, and the launches' names."""
+    return Written(programs, [context], function).run()
 
 
 @pytest.fixture
@@ -70,11 +113,6 @@ X = np.random.default_rng(4).standard_normal((N, WIDTH), dtype=np.float32)
 OUT = np.random.default_rng(5).standard_normal((N, WIDTH), dtype=np.float32)
 
 
-def held(rows: Rows) -> Any:
-    assert rows.value.held is not None
-    return rows.value.held.values
-
-
 def test_a_result_is_added_to_the_stream(
     device: Device, programs: Programs, context: Any, matrices: Any
 ) -> None:
@@ -83,7 +121,7 @@ def test_a_result_is_added_to_the_stream(
     def function(g: Graph, x: Rows) -> Rows:
         return g.linear(g.linear(x, a), b, scale=0.5)
 
-    result, launches = run(device, programs, RecordedSublayer(context, function), X, OUT)
+    result, launches = run(device, programs, context, function)
     expected = OUT + 0.5 * X @ arrays[0].T @ arrays[1].T
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     assert launches == ["matmul", "matmul"]
@@ -105,54 +143,148 @@ def test_rows_that_are_read_later_keep_their_memory(
         seen.extend([first, second, third, product])
         return g.linear(product, d)
 
-    sublayer = RecordedSublayer(context, function)
-    first, second, third, product = (held(rows).buffer for rows in seen)
+    written = Written(programs, [context], function)
+    first, second, third, product = map(written.memory, seen)
     assert first is third  # nobody reads the first any more
     assert second is not third  # which is read when it is written
     assert product is third  # what it multiplies
-    result, _ = run(device, programs, sublayer, X, OUT)
+    result, _ = written.run()
     made = X @ arrays[0].T @ arrays[1].T
     expected = OUT + (np.maximum(made, 0) * (made @ arrays[2].T)) @ arrays[3].T
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_sublayers_take_turns_in_the_same_memory(
-    device: Device, context: Any, matrices: Any
+    programs: Programs, context: Any, matrices: Any
 ) -> None:
     _, (a, b, *_) = matrices
-    sizes = []
-    for _ in range(2):
-        RecordedSublayer(context, lambda g, x: g.linear(g.linear(x, a), b))
-        sizes.append(device.usage.n_bytes)
+
+    def repeated(n: int) -> Function:
+        def function(g: Graph, x: Rows) -> Rows:
+            for _ in range(n):
+                x = g.add(x, g.linear(g.linear(x, a), b)) if n > 1 else g.linear(g.linear(x, a), b)
+            return x
+
+        return function
+
+    sizes = [Written(programs, [context], repeated(n)).n_bytes for n in (2, 5)]
     assert sizes[0] == sizes[1]
 
 
-def test_what_comes_before_the_layer_is_apart_from_what_comes_between(
+def test_what_comes_early_reads_what_the_layer_reads(
+    device: Device, programs: Programs, context: Any, matrices: Any
+) -> None:
+    """Though the stream has changed by then."""
+    arrays, (a, b, c, _) = matrices
+
+    def function(g: Graph, x: Rows) -> Rows:
+        x = g.add(x, g.linear(x, c))
+        with g.early() as stream:
+            gate = g.linear(stream, a)
+        return g.linear(g.activate(gate, "relu", times=x), b)
+
+    result, launches = run(device, programs, context, function)
+    changed = X + X @ arrays[2].T
+    expected = OUT + (np.maximum(X @ arrays[0].T, 0) * changed) @ arrays[1].T
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+    assert launches == ["matmul", "matmul", "combine", "activate", "matmul"]
+
+
+def test_a_sum_does_not_change_what_is_read_later(
+    device: Device, programs: Programs, context: Any, matrices: Any
+) -> None:
+    arrays, (a, *_) = matrices
+
+    def function(g: Graph, x: Rows) -> Rows:
+        first = g.linear(x, a)
+        second = g.add(first, g.linear(first, a))
+        return g.add(second, first)
+
+    result, launches = run(device, programs, context, function)
+    first = X @ arrays[0].T
+    np.testing.assert_allclose(
+        result, OUT + 2 * first + first @ arrays[0].T, rtol=1e-3, atol=1e-3
+    )  # fmt: skip
+    assert launches == ["matmul", "matmul", "combine", "combine", "combine"]
+
+
+def normed_like(x: Floats) -> Floats:
+    found: Floats = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5)
+    return found
+
+
+def test_the_next_norm_carries_out_the_one_of_what_is_added(
     device: Device, programs: Programs, context: Any, matrices: Any
 ) -> None:
     arrays, (a, b, *_) = matrices
-    seen: list[Rows] = []
+    ones = NormWeights(upload(device, np.ones(WIDTH, np.float32)), 1e-5)
 
-    def mixer(g: Graph, x: Rows) -> Rows:
-        seen.append(g.linear(x, a))
-        return g.linear(seen[-1], b)
+    def function(g: Graph, x: Rows) -> Rows:
+        first = g.linear(x, a)
+        second = g.add(first, g.norm(g.linear(g.norm(first, ones), b), ones))
+        return g.add(second, g.linear(g.norm(second, ones), a))
 
-    def ffn(g: Graph, x: Rows) -> Rows:
-        with g.early() as stream:
-            gate = g.linear(stream, a)
-        seen.append(gate)
-        return g.linear(g.activate(gate, "relu", times=x_of(g, x)), b)
-
-    def x_of(g: Graph, x: Rows) -> Rows:
-        return g.linear(x, a)
-
-    RecordedSublayer(context, mixer)
-    sublayer = RecordedSublayer(context, ffn)
-    assert held(seen[0]).buffer is not held(seen[1]).buffer
-    result, _ = run(device, programs, sublayer, X, OUT)
-    made = X @ arrays[0].T
-    expected = OUT + (np.maximum(made, 0) * made) @ arrays[1].T
+    result, launches = run(device, programs, context, function)
+    first = X @ arrays[0].T
+    second = first + normed_like(normed_like(first) @ arrays[1].T)
+    expected = OUT + second + normed_like(second) @ arrays[0].T
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+    assert launches == ["matmul", "norm", "matmul", "norm", "matmul", "combine"]
+
+
+def test_only_wanted_rows_go_on_after_the_last_mixer(
+    device: Device, programs: Programs, context: Any, matrices: Any
+) -> None:
+    arrays, (a, b, *_) = matrices
+    ones = NormWeights(upload(device, np.ones(WIDTH, np.float32)), 1e-5)
+
+    def mixed(g: Graph, x: Rows) -> Rows:
+        """Stands for attention."""
+        out = g.rows(WIDTH)
+        g.launch(
+            lambda e: combine(e.tape, e.floats(x), e.floats(out)), reads=[x], writes=[out],
+            mixes=True,
+        )  # fmt: skip
+        return out
+
+    def function(g: Graph, x: Rows) -> Rows:
+        x = mixed(g, x)
+        x = g.add(x, g.linear(g.norm(x, ones), a))
+        return g.linear(g.norm(g.wanted(x), ones), b)
+
+    wanted = [5, 2, 7]
+    context.inputs.rows = upload(device, np.array(wanted, np.int32))
+    results = {}
+    for few in (False, True):
+        written = Written(programs, [context], function, few=few)
+        results[few], launches = written.run(len(wanted))
+        of_rows = [launch.of_rows for launch in written.plan.launches]
+        assert launches == ["combine", *(["norm"] * (1 + few)), "matmul", "norm", "matmul"]
+        assert of_rows.count(True) == (4 if few else 1)
+    stream = X + normed_like(X) @ arrays[0].T
+    expected = OUT[:3] + (normed_like(stream) @ arrays[1].T)[wanted]
+    for result in results.values():
+        np.testing.assert_allclose(result[:3], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_are_carried_to_the_device_that_reads_them(
+    device: Device, programs: Programs, context: Any, matrices: Any
+) -> None:
+    """Once, and again when they have changed."""
+    arrays, (a, b, *_) = matrices
+
+    def function(g: Graph, x: Rows) -> Rows:
+        first = g.linear(x, a)
+        with g.on(1):
+            made = g.add(g.linear(first, b), g.linear(first, a))
+        return g.linear(made, b)
+
+    written = Written(programs, [context] * 2, function, devices=(0, 1))
+    result, _ = written.run()
+    first = X @ arrays[0].T
+    expected = OUT + (first @ arrays[1].T + first @ arrays[0].T) @ arrays[1].T
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+    assert [launch.at for launch in written.plan.launches if launch.source] == [1, 0]
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
@@ -171,9 +303,9 @@ def test_rows_are_copied_where_a_writer_lacks_the_form(
         return g.linear(g.norm(g.linear(x, a), ones), b)
 
     copies = [] if kind == "F32" else ["norm"]
-    _, launches = run(device, programs, RecordedSublayer(context, bare), X, OUT)
+    _, launches = run(device, programs, context, bare)
     assert launches == ["matmul", *copies, "matmul"]
-    result, launches = run(device, programs, RecordedSublayer(context, normed), X, OUT)
+    result, launches = run(device, programs, context, normed)
     assert launches == ["matmul", "norm", "matmul"]
     made = X @ arrays[0].T
     made /= np.sqrt((made**2).mean(1, keepdims=True) + 1e-5)
@@ -190,7 +322,7 @@ def test_columns_that_a_matrix_reads_are_copied(
         _, right = g.linear(x, a).split(32, 32)
         return g.linear(right, narrow)
 
-    result, launches = run(device, programs, RecordedSublayer(context, function), X, OUT)
+    result, launches = run(device, programs, context, function)
     expected = OUT + (X @ arrays[0].T)[:, 32:] @ arrays[1][:, :32].T
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     assert launches == ["matmul", "norm", "matmul"]

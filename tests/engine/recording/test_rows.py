@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stepping import Stepper
 
-from gguf_serve.engine.recording.step import Workspace
-from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.kernels.matrix import matmul
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -35,13 +34,13 @@ def test_every_matrix_that_reads_is_among_the_readers(
 ) -> None:
     if not device.is_simd:
         pytest.skip("the same for every device")
-    made: dict[int, tuple[Activations, list[Any]]] = {}
-    make, inputs = Workspace.activations, matmul._inputs
+    made: dict[int, tuple[Activations, list[Matrix]]] = {}
+    operand, inputs = Emission.operand, matmul._inputs
     n_checked = 0
 
-    def making(self: Workspace, name: str, readers: Sequence[Linear], **form: Any) -> Activations:
-        found = make(self, name, readers, **form)
-        made[id(found)] = found, [linear.matrix for linear in readers]
+    def giving(self: Emission, rows: Rows) -> Activations:
+        found = operand(self, rows)
+        made[id(found)] = found, [linear.matrix for _, linear in self.launch.operands]
         return found
 
     def reading(device: Device, w: Matrix, x: Activations) -> Any:
@@ -51,7 +50,7 @@ def test_every_matrix_that_reads_is_among_the_readers(
             n_checked += 1
         return inputs(device, w, x)
 
-    monkeypatch.setattr(Workspace, "activations", making)
+    monkeypatch.setattr(Emission, "operand", giving)
     monkeypatch.setattr(matmul, "_inputs", reading)
     monkeypatch.setattr(Tape, "add", lambda *args, **kwargs: None)  # builds nothing
     Stepper(conformance_model(model), device, programs).runner.warm_up()

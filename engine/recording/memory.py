@@ -1,0 +1,207 @@
+"""The memory of a step: who has which of a few blocks, from the first to the last launch that
+touches it.
+
+All is known beforehand, so blocks are given away in the order of their sizes: the largest values
+first, and each to the first block that is free for as long. Plans for different kinds of steps
+use the same blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gguf_serve.engine.recording.planning import Plan, forms_read, touched
+from gguf_serve.engine.recording.rows import Launch, Value
+from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.quantization.activations import (
+    Activations,
+    code_shapes,
+    takes_bytes,
+    wants_spans,
+)
+
+PARTS = ("values", "codes", "scales")
+Part = tuple[Value, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Like:
+    """What a part of a value needs: its device, shape and elements."""
+
+    at: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Layout:
+    """Which block each part of the values of a plan has. ``sizes``: bytes of the blocks of each
+    device, the largest first."""
+
+    def __init__(
+        self, plan: Plan, devices: Sequence[Device], n_tokens: int, n_outputs: int
+    ) -> None:
+        self._plan, self._devices = plan, devices
+        self._n_rows = n_tokens, n_outputs
+        self._uses = touched(plan.launches)
+        self._forms = forms_read(plan.launches)
+        self._writers = _writers(plan.launches)
+        self._share()
+        self._made = {value: self._forms_of(value) for value in self._writers}
+        self._parts = self._needed_parts()
+        self.sizes: list[list[int]] = [[] for _ in devices]
+        self._block: dict[Part, int] = {}
+        self._place()
+
+    def _share(self) -> None:
+        """Have launches write over inputs that nobody reads afterwards."""
+        plan = self._plan
+        ends = defaultdict[Value, int](int)
+        for value, uses in self._uses.items():
+            root = plan.root(value)
+            ends[root] = max(ends[root], uses[-1])
+        for i, launch in enumerate(plan.launches):
+            for value in launch.outputs:
+                first = self._uses[value][0] == i and value not in plan.shared
+                if not first or value.memory is not None or False in self._forms[value]:
+                    continue
+                over = self._written_over(value, launch, ends, i)
+                if over is not None:
+                    plan.shared[value] = over
+                    ends[plan.root(over)] = ends[value]
+
+    def _written_over(
+        self, value: Value, launch: Launch, ends: dict[Value, int], i: int
+    ) -> Value | None:
+        """The value whose memory a launch may write its result to."""
+        for rows in (launch.over, launch.addend):
+            if rows is None or not (rows.is_whole or rows.heads > 1):
+                continue
+            over = rows.value
+            alike = (over.width, over.times, over.dtype) == (value.width, value.times, value.dtype)
+            ended = ends[self._plan.root(over)] == i and self._plan.root(over).memory is None
+            if alike and ended and False not in self._forms[over] and over in self._writers:
+                return over
+        return None
+
+    def _forms_of(self, value: Value) -> Forms:
+        """The forms that a value is written in."""
+        writer = self._writers[value]
+        readers, floats = list[Linear](), value.floats or value.memory is not None
+        for i in self._uses[value]:
+            launch = self._plan.launches[i]
+            readers += [linear for rows, linear in launch.operands if rows.value is value]
+            floats |= any(rows.value is value for rows in launch.reads)
+        return wanted_forms(
+            self._devices[writer.at], readers, floats=floats or not readers,
+            normed=writer.normed or writer.norm is not None,
+        )  # fmt: skip
+
+    def _needed_parts(self) -> dict[Part, _Like]:
+        found = dict[Part, _Like]()
+        for value, writer in self._writers.items():
+            of_rows = writer.of_rows or writer.gathers
+            n, forms = self._n_rows[of_rows] * value.times, self._made[value]
+            if forms.floats and self._plan.root(value).memory is None:
+                found[value, "values"] = _Like(writer.at, (n, value.width), value.dtype)
+            if forms.integers:
+                likes = code_shapes(n, value.width, bytes=forms.bytes)
+                for part, (shape, dtype) in zip(PARTS[1:], likes, strict=True):
+                    found[value, part] = _Like(writer.at, shape, np.dtype(dtype))
+        return found
+
+    def _place(self) -> None:
+        """Give parts blocks."""
+        needs = dict[Part, tuple[int, int, int]]()  # device, bytes, launches as bits
+        for (value, part), like in self._parts.items():
+            uses = self._uses[value]
+            span = (2 << uses[-1]) - (1 << uses[0])
+            key = self._plan.root(value) if part == "values" else value, part
+            _, n_bytes, others = needs.get(key, (like.at, 0, 0))
+            needs[key] = like.at, max(n_bytes, like.n_bytes), others | span
+        busy: list[list[int]] = [[] for _ in self._devices]
+        for key, (at, n_bytes, span) in sorted(needs.items(), key=lambda need: -need[1][1]):
+            blocks = busy[at]
+            i = next((i for i, others in enumerate(blocks) if not others & span), len(blocks))
+            if i == len(blocks):
+                blocks.append(0)
+                self.sizes[at].append(n_bytes)
+            blocks[i] |= span
+            self._block[key] = i
+
+    def bind(self, blocks: Sequence[Sequence[Tensor]]) -> dict[Value, Activations]:
+        """The values in these blocks, by device."""
+        given = (value for value in self._uses if value not in self._writers)
+        found = {value: Activations(value.width, value.memory) for value in given}
+        return found | {value: self._bound(value, blocks) for value in self._writers}
+
+    def _bound(self, value: Value, blocks: Sequence[Sequence[Tensor]]) -> Activations:
+        def part(name: str) -> Tensor | None:
+            root = self._plan.root(value) if name == "values" else value
+            if name == "values" and root.memory is not None:
+                return root.memory
+            like = self._parts.get((value, name))
+            if like is None:
+                return None
+            block = blocks[like.at][self._block[root, name]]
+            return Tensor(block.buffer, like.shape, like.dtype)
+
+        values, codes, scales = (part(name) for name in PARTS)
+        return Activations(value.width, values, codes, scales, self._made[value].spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """How rows are written: as floats, as integers, these of 8 bits or with scales per span."""
+
+    floats: bool
+    integers: bool
+    bytes: bool = False
+    spans: bool = False
+
+
+def wanted_forms(
+    device: Device, readers: Sequence[Linear], *, floats: bool = False, normed: bool = False
+) -> Forms:
+    """What the matrices that read some rows take together, floats too if asked for.
+
+    ``normed``: norm() alone writes them, so that blocks may share scales.
+    """
+    kinds = set[bool]().union(*(linear.reads_floats for linear in readers))
+    if False not in kinds:
+        return Forms(floats or True in kinds, integers=False)
+    matrices = [linear.matrix for linear in readers if False in linear.reads_floats]
+    bytes = takes_bytes(device, matrices)
+    spans = normed and not bytes and wants_spans(device, matrices)
+    return Forms(floats or True in kinds, integers=True, bytes=bytes, spans=spans)
+
+
+def _writers(launches: Sequence[Launch]) -> dict[Value, Launch]:
+    """The first launch that writes each value."""
+    found = dict[Value, Launch]()
+    for launch in launches:
+        for value in launch.outputs:
+            found.setdefault(value, launch)
+    return found
+
+
+def shared_blocks(layouts: Sequence[Layout], devices: Sequence[Device]) -> list[list[Tensor]]:
+    """Blocks for all of these, one of them at a time, by device."""
+    found = []
+    for at, device in enumerate(devices):
+        listed = [layout.sizes[at] for layout in layouts]
+        n = max(map(len, listed), default=0)
+        sizes = [max(sizes[i] for sizes in listed if i < len(sizes)) for i in range(n)]
+        found.append([empty(device, (size,), np.uint8) for size in sizes])
+    return found
