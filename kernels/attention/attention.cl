@@ -63,10 +63,8 @@ INLINE int end_key(int pos, int window, int n_keys) {
 #define SLOPES
 #endif
 #ifdef SINKS
-#define SINKS_ARG , global const float* sinks
 #define OUTPUT_FACTOR(m, l, head) output_factor(m, l, sinks[head])
 #else
-#define SINKS_ARG
 #define OUTPUT_FACTOR(m, l, head) (1.0f / (l))
 #endif
 

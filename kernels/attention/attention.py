@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import PARTS, TILES, Grid, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
 from gguf_serve.kernels.opencl.work import Work
@@ -33,6 +32,14 @@ class AttentionInputs:
     positions: Tensor  # int32 [n]
     tables: Tensor  # int32 [sequences, pages]
     counts: Tensor
+
+    @property
+    def paging(self) -> Arguments:
+        """What says which keys a tile of tokens attends to, and where they are."""
+        return {
+            "tiles": self.tiles, "positions": self.positions, "tables": self.tables,
+            "table_stride": self.tables.shape[1],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,18 @@ class Mask:
     @property
     def defines(self) -> list[str]:
         flags = {
-            "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "ALIBI": self.slopes is not None,
-            "SINKS": self.sinks is not None, "BIDIRECTIONAL": self.bidirectional,
-            "TOGETHER": self.together, "SELECTED": self.selected is not None,
+            "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "BIDIRECTIONAL": self.bidirectional,
+            "TOGETHER": self.together,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
+
+    @property
+    def args(self) -> Arguments:
+        words = None if self.selected is None else self.selected.shape[1]
+        return {
+            "window": self.window, "softcap": self.softcap, "slopes": self.slopes,
+            "sinks": self.sinks, "selected": self.selected, "n_words": words,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +144,24 @@ def attention(
         f"SELECTIONS={shape.n_kv if mask.by_head else 1}",
         f"QB={queries}", *layer.defines, *mask.defines,
     ]  # fmt: skip
-    args: list[object] = [
-        qkv.buffer, np.int32(qkv.shape[-1]), np.int32(shape.n_kv), inputs.tiles.buffer,
-        inputs.positions.buffer, inputs.tables.buffer, np.int32(inputs.tables.shape[1]),
-        *layer.k.args, *layer.v.args, np.int32(mask.window), np.float32(mask.softcap),
-        *(t.buffer for t in (mask.slopes, mask.sinks) if t is not None), *_selected(mask),
-    ]  # fmt: skip
+    args = {
+        "qkv": qkv, "q_stride": qkv.shape[-1], "n_kv": shape.n_kv, **inputs.paging,
+        "k_cache": layer.k.arg, "v_cache": layer.v.arg, **mask.args,
+    }  # fmt: skip
     fused = out.quantized and out.values is None
     work = _work(n_heads, layer, mask)
     if split:
         _split(tape, n_heads, share, layer, inputs, out, mask, split, defines, args, fused, work)
     elif plain:
         items = PLAIN_ITEMS[tape.device.family]
-        args += [_values(out), plain.buffer.buffer, np.int32(plain.width)]
-        args += [inputs.counts.buffer, np.int32(TILES)]
+        args |= {
+            "out": _values(out), "scratch": plain.buffer, "scratch_stride": plain.width,
+            "counts": inputs.counts, "count_at": TILES,
+        }  # fmt: skip
         tape.add("attention/attention_plain.cl", "attention", defines, args, (items,), work=work)
     else:
-        defines += ["QUANTIZE_OUT", *out.code_defines] if fused else []
-        args += _outputs(out, fused)
+        defines += out.code_defines if fused else []
+        args |= _outputs(out, fused)
         items = shape.n_kv * share if simd else n_heads
         _launch(tape, defines, args, (items, Per(TILES)), work)
     if out.quantized and not fused:
@@ -178,27 +192,24 @@ def _split(
     mask: Mask,
     scratch: Scratch,
     defines: list[str],
-    args: list[object],
+    args: Arguments,
     fused: bool,
     work: Work,
 ) -> None:
-    args += [scratch.buffer.buffer, np.int32(scratch.width)]
+    partial = {"partial": scratch.buffer, "max_parts": scratch.width}
     heads = layer.shape.n_kv * share if tape.device.is_simd else n_heads
-    _launch(tape, [*defines, "SPLIT"], args, (Per(PARTS), heads, Per(TILES)), work)
-    merge: list[object] = [
-        scratch.buffer.buffer, np.int32(scratch.width), inputs.tiles.buffer,
-        inputs.positions.buffer, np.int32(mask.window),
-        *([mask.sinks.buffer] if mask.sinks is not None else []), *_outputs(out, fused),
-    ]  # fmt: skip
+    _launch(tape, defines, {**args, **partial}, (Per(PARTS), heads, Per(TILES)), work)
+    merge = {
+        **partial, "tiles": inputs.tiles, "positions": inputs.positions, "window": mask.window,
+        "sinks": mask.sinks, **_outputs(out, fused),
+    }  # fmt: skip
     grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
-    names = [
-        d for d in defines if d.startswith(("HD", "PAGE", "SINKS", "CHUNKED", "BIDI", "TOGETHER"))
-    ]
-    names += ["QUANTIZE_OUT", *out.code_defines] if fused else []
+    names = [d for d in defines if d.startswith(("HD", "PAGE", "CHUNKED", "BIDI", "TOGETHER"))]
+    names += out.code_defines if fused else []
     tape.add("attention/attention_combine.cl", "combine", names, merge, grid)
 
 
-def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid, work: Work) -> None:
+def _launch(tape: Tape, defines: list[str], args: Arguments, grid: Grid, work: Work) -> None:
     if tape.device.is_simd:
         tape.add("attention/attention_simd.cl", "attention", defines, args, grid, work=work)
         return
@@ -215,19 +226,11 @@ def _launch(tape: Tape, defines: list[str], args: list[object], grid: Grid, work
     )  # fmt: skip
 
 
-def _selected(mask: Mask) -> list[object]:
-    if mask.selected is None:
-        return []
-    return [mask.selected.buffer, np.int32(mask.selected.shape[1])]
-
-
-def _values(out: Activations) -> object:
+def _values(out: Activations) -> Tensor:
     if out.values is None:
         raise ValueError("attention on this device needs room for float values")
-    return out.values.buffer
+    return out.values
 
 
-def _outputs(out: Activations, fused: bool) -> list[object]:
-    if fused and out.codes is not None and out.scales is not None:
-        return [out.codes.buffer, out.scales.buffer]
-    return [_values(out)]
+def _outputs(out: Activations, fused: bool) -> Arguments:
+    return {"out_q": out.codes, "out_d": out.scales} if fused else {"out": _values(out)}

@@ -7,7 +7,10 @@
 
 VECTOR_ITEMS
 kernel void combine(global const float* partial, int max_parts, global const int4* tiles,
-                    global const int* positions, int window SINKS_ARG,
+                    global const int* positions, int window,
+#ifdef SINKS
+                    global const float* sinks,
+#endif
 #ifdef QUANTIZE_OUT
                     global code_t* out_q, global scale_t* out_d
 #else

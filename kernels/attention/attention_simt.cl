@@ -17,7 +17,16 @@ void attention(global const float* qkv, int q_stride, int n_kv, global const int
                global const int* positions, global const int* tables, int table_stride,
                PAGES_ARG(global const uchar*, k_cache),
                PAGES_ARG(global const uchar*, v_cache), int window,
-               float softcap SLOPES_ARG SINKS_ARG SELECTED_ARG,
+               float softcap,
+#ifdef ALIBI
+               global const float* slopes,
+#endif
+#ifdef SINKS
+               global const float* sinks,
+#endif
+#ifdef SELECTED
+               global const uint* selected, int n_words,
+#endif
 #ifdef SPLIT
                global float* partial, int max_parts
 #else

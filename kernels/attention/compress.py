@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.attention.rope import HeadNorm
-from gguf_serve.kernels.opencl.tape import SEQUENCES, TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tape import SEQUENCES, TOKENS, Grid, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 LANES = 16  # columns per work-item
@@ -73,18 +71,12 @@ def compress(
     if rows.shape[1] != c.row or keys.shape[1] != c.width or state.shape[1:] != c.state_shape:
         raise ValueError(f"rows {rows.shape}, keys {keys.shape} and state {state.shape}")
     shares, group = (1, 1) if tape.device.is_simd else (SIMT_SHARES, c.width // LANES)
-    args = [rows.buffer, c.biases.buffer, sequences.buffer, state.buffer, keys.buffer]
-    grid = (c.width // LANES, shares, Per(SEQUENCES))
-    tape.add("attention/compress.cl", "pool", c.defines, args, grid, (group, 1, 1))
-    args = [rows.buffer, sequences.buffer, state.buffer]
-    tape.add(
-        "attention/compress.cl",
-        "keep",
-        c.defines,
-        args,
-        (c.row // LANES, Per(SEQUENCES)),
-        (group, 1),
-    )
+    args = {"rows": rows, "sequences": sequences, "state": state}
+    grid: Grid = (c.width // LANES, shares, Per(SEQUENCES))
+    means = {**args, "biases": c.biases, "keys": keys}
+    tape.add("attention/compress.cl", "pool", c.defines, means, grid, (group, 1, 1))
+    grid = (c.row // LANES, Per(SEQUENCES))
+    tape.add("attention/compress.cl", "keep", c.defines, args, grid, (group, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +114,12 @@ def store_keys(
     defines = [
         f"RATIO={ratio}", f"HD={shape.head}", f"HDV={shape.head}", f"N_ROT={n_rot}",
         f"ROT_AT={shape.head - n_rot}", f"PAGE={shape.rows}", f"PAGE_TOKENS={PAGE}",
-        *HeadNorm(finish.eps, k=finish.weight).defines(shape.head), *layer.defines,
+        *HeadNorm(finish.eps, k=finish.weight).defines(shape.head), "QK_NORM", "K_WEIGHT",
+        *layer.defines,
     ]  # fmt: skip
-    args = [
-        keys.buffer, finish.weight.buffer, np.float32(finish.eps), finish.frequencies.buffer,
-        np.float32(finish.magnitude), positions.buffer, slots.buffer, *layer.v.args,
-    ]  # fmt: skip
+    args = {
+        "keys": keys, "weight": finish.weight, "eps": finish.eps,
+        "frequencies": finish.frequencies, "magnitude": finish.magnitude, "positions": positions,
+        "slots": slots, "cache": layer.v.arg,
+    }  # fmt: skip
     tape.add("attention/compress.cl", "store", defines, args, (Per(TOKENS),))

@@ -80,7 +80,10 @@ INLINE void products(global const float* query, float16 keys[HD][HALVES], float1
 #endif
 
 VECTOR_ITEMS
-kernel void index_scores(global const float* q, global const float* weights,
+kernel void index_scores(global const float* q,
+#ifdef WEIGHTS
+                         global const float* weights,
+#endif
                          global const int4* tiles, global const int* positions,
                          global const int* tables, int table_stride,
                          PAGES_ARG(global const uchar*, k_cache), global float* scores,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.attention.attention import PART, AttentionInputs
 from gguf_serve.kernels.attention.kv import PAGE, LayerKV
 from gguf_serve.kernels.opencl.tape import PARTS, TILES, TOKENS, Per, Tape
@@ -56,11 +54,11 @@ def index_scores(
         raise ValueError(f"rows of {q.shape[1]}, keys of {keys.shape}, {blocks}")
     if scores.shape[1] % PAGE or (weights is not None and weights.shape[1] != n_heads):
         raise ValueError(f"scores {scores.shape}, weights {weights} of {n_heads} heads")
-    args = [
-        q.buffer, (weights or q).buffer, *_paging(inputs), *keys.k.args, scores.buffer,
-        np.int32(scores.shape[1]),
-    ]  # fmt: skip
-    defines = [*_defines(q, keys, blocks), *(["WEIGHTS"] if weights is not None else [])]
+    args = {
+        "q": q, "weights": weights, **inputs.paging, "k_cache": keys.k.arg,
+        "scores": scores, "stride": scores.shape[1],
+    }  # fmt: skip
+    defines = _defines(q, keys, blocks)
     group = 1 if tape.device.is_simd else PAGE
     grid = (Per(PARTS, blocks.size, PART // PAGE * group), Per(TILES))
     tape.add("attention/indexer.cl", "index_scores", defines, args, grid, (group, 1))
@@ -76,10 +74,10 @@ def block_maxima(
     n_heads, size = q.shape[1] // keys.shape.head, max(blocks.size, PAGE)
     if size % PAGE or size % blocks.size or keys.shape.n_kv != 1 or scores.shape[1] % n_heads:
         raise ValueError(f"scores {scores.shape}, keys of {keys.shape}, {blocks}")
-    args = [
-        q.buffer, *_paging(inputs), *keys.k.args, scores.buffer,
-        np.int32(scores.shape[1] // n_heads),
-    ]  # fmt: skip
+    args = {
+        "q": q, **inputs.paging, "k_cache": keys.k.arg, "scores": scores,
+        "stride": scores.shape[1] // n_heads,
+    }  # fmt: skip
     group = 1 if tape.device.is_simd else PAGE
     grid = (Per(PARTS, 1, -(-PART // size) * group), Per(TILES))
     defines = _defines(q, keys, blocks)
@@ -99,20 +97,13 @@ def select_keys(
     """selected: int32 [n, n_rows * words], a bit for each key, or ``by_block`` for each whole
     block: of the best blocks by each of the n_rows rows of scores that a token has."""
     group = 1 if tape.device.is_simd else SIMT_GROUP
-    args = [
-        scores.buffer, np.int32(scores.shape[1] // n_rows), inputs.positions.buffer,
-        selected.buffer, np.int32(selected.shape[1] // n_rows),
-    ]  # fmt: skip
+    args = {
+        "scores": scores, "stride": scores.shape[1] // n_rows, "positions": inputs.positions,
+        "selected": selected, "n_words": selected.shape[1] // n_rows,
+    }  # fmt: skip
     grid = (Per(TOKENS, 1, group), n_rows)
     defines = [*blocks.defines, f"WG={group}", *["BY_BLOCK"] * by_block]
     tape.add("attention/indexer.cl", "select_keys", defines, args, grid, (group, 1))
-
-
-def _paging(inputs: AttentionInputs) -> list[object]:
-    return [
-        inputs.tiles.buffer, inputs.positions.buffer, inputs.tables.buffer,
-        np.int32(inputs.tables.shape[1]),
-    ]  # fmt: skip
 
 
 def _defines(q: Tensor, keys: LayerKV, blocks: Blocks) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.attention.attention import PART, AttentionInputs
 from gguf_serve.kernels.attention.compress import page_rows
 from gguf_serve.kernels.attention.kv import PAGE, LayerKV
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import PARTS, TILES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.opencl.work import NO_WORK, Work
@@ -42,12 +41,8 @@ class Keys:
         ]  # fmt: skip
 
     @property
-    def args(self) -> list[object]:
-        tables = self.inputs.tables
-        return [
-            self.inputs.tiles.buffer, self.inputs.positions.buffer, tables.buffer,
-            np.int32(tables.shape[1]), *self.layer.v.args,
-        ]  # fmt: skip
+    def args(self) -> Arguments:
+        return {**self.inputs.paging, "cache": self.layer.v.arg}
 
     def work(self, n_heads: int) -> Work:
         if self.ratio > 1:  # they depend on the context in a way that Work cannot say
@@ -85,14 +80,15 @@ def attend(
         if q.shape[1] != n_heads * keys.layer.shape.head or out.shape != q.shape:
             raise ValueError(f"queries {q.shape}, {n_heads} heads, keys of {keys.layer.shape}")
         defines = [*keys.defines, f"G={heads}", f"WG={group}", *["BEGINS"] * (i == 0)]
-        args: list[object] = [q.buffer, np.int32(n_heads), *keys.args, np.int32(keys.window)]
+        args: dict[str, object] = {
+            "queries": q, "n_heads": n_heads, **keys.args, "window": keys.window, "out": out,
+            "partial": partial,
+        }  # fmt: skip
         if keys.selected is not None:
-            defines.append("CHOSEN")
-            args += [keys.selected.buffer, np.int32(keys.selected.shape[1])]
+            args |= {"selected": keys.selected, "n_words": keys.selected.shape[1]}
         if keys is caches[-1]:
-            defines += ["ENDS", f"N_ROT={2 * ending.rotation.shape[-1]}"]
-            args += [ending.sinks.buffer, ending.rotation.buffer]
-        args += [out.buffer, partial.buffer]
+            defines.append(f"N_ROT={2 * ending.rotation.shape[-1]}")
+            args |= {"sinks": ending.sinks, "rotation": ending.rotation}
         grid = (n_heads // heads * group, Per(TILES))
         tape.add(
             "attention/joint.cl", "attend", defines, args, grid, (group, 1), keys.work(n_heads)
@@ -110,9 +106,10 @@ def score_keys(
     if q.shape[1] != n_heads * keys.layer.shape.head:
         raise ValueError(f"queries {q.shape}, {n_heads} heads, keys of {keys.layer.shape}")
     defines = [*keys.defines, f"HEADS={n_heads}", f"TOP_K={top_k}", "WG=1"]
-    args = [
-        q.buffer, weights.buffer, *keys.args, scores.buffer, np.int32(scores.shape[1])
-    ]  # fmt: skip
+    args = {
+        "queries": q, "weights": weights, **keys.args, "scores": scores,
+        "stride": scores.shape[1],
+    }  # fmt: skip
     group = 1 if tape.device.is_simd else SCORE_GROUP
     per_part = -(-PART // keys.ratio // group) * group
     grid = (Per(PARTS, 1, per_part), Per(TILES))

@@ -78,10 +78,10 @@ class Pages:
         return self.slabs[0].shape[1]
 
     @property
-    def args(self) -> list[object]:
+    def arg(self) -> tuple[Tensor, ...]:
         """Of a kernel's PAGES_ARG: the buffer, or SLABS of which the last may repeat the first."""
-        buffers = [slab.buffer for slab in self.slabs]
-        return buffers + buffers[:1] * (SLABS - len(buffers)) if len(buffers) > 1 else buffers
+        slabs = self.slabs
+        return slabs + slabs[:1] * (SLABS - len(slabs)) if len(slabs) > 1 else slabs
 
     def place(self, page: int) -> tuple[Any, int]:
         """The buffer that has a page, and where in it, in bytes."""

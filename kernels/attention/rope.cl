@@ -105,7 +105,10 @@ INLINE void spread_outliers(SHARED float* x) {
 VECTOR_ITEMS
 kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_stride, int k_at,
                     global const float* v, int v_stride, int v_at,
-                    int n_heads, int n_kv, global const float* table,
+                    int n_heads, int n_kv,
+#ifndef NO_ROPE
+                    global const float* table,
+#endif
                     global const int* slots, PAGES_ARG(global uchar*, k_cache),
                     PAGES_ARG(global uchar*, v_cache),
                     float scale
@@ -139,7 +142,11 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #endif
     const int head = get_group_id(0), t = get_group_id(1);
     const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
+#ifdef NO_ROPE
+    global const float* table = 0;
+#else
     table += (size_t)t * N_ROT;
+#endif
     SHARED float x[HD];
 #if HDV > 0
     SHARED float y[HDV];
@@ -180,7 +187,11 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 
 #if K_TOKENS > 1 && WG == 1
 VECTOR_ITEMS
-kernel void pool_keys(global const float* table, global const int* slots,
+kernel void pool_keys(
+#ifndef NO_ROPE
+                      global const float* table,
+#endif
+                      global const int* slots,
                       PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global const uchar*, v_cache)
 #ifdef GATED
                       , global const float* ape
@@ -200,6 +211,11 @@ kernel void pool_keys(global const float* table, global const int* slots,
 #endif
     const int t = get_global_id(0), page = slots[t] / PAGE, row = slots[t] % PAGE;
     if (row % K_TOKENS != K_TOKENS - 1) return;  // blocks do not cross pages
+#ifdef NO_ROPE
+    global const float* table = 0;
+#else
+    table += (size_t)t * N_ROT;
+#endif
     global const uchar* v = V_PAGE(v_cache, page, 1, 0);
     float x[HD];
     for (int d = 0; d < HD; d++) {
@@ -219,7 +235,7 @@ kernel void pool_keys(global const float* table, global const int* slots,
         x[d] = sum / total;
     }
     normalize(x, k_weight, 0, eps, 0);
-    rotate(x, table + (size_t)t * N_ROT);
+    rotate(x, table);
     if (!IS_FLOAT(K_TYPE)) spread_outliers(x);
     store_k(x, K_PAGE(k_cache, page, 1, 0), row / K_TOKENS);
 }

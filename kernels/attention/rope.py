@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.opencl.tuning import power_of_two
@@ -39,15 +38,12 @@ class HeadNorm:
         weight = self.q or self.k
         shape = (head,) if weight is None else weight.shape
         strides = (0, 1) if len(shape) == 1 else (shape[1], int(shape[1] > 1))
-        flags = {
-            "NORM_LAYER": self.layer, "NORM_AFTER": self.after, "Q_WEIGHT": self.q is not None,
-            "K_WEIGHT": self.k is not None,
-        }  # fmt: skip
-        names = [name for name, on in flags.items() if on]
-        return ["QK_NORM", f"W_HEAD={strides[0]}", f"W_ITEM={strides[1]}", *names]
+        names = ["NORM_LAYER"] * self.layer + ["NORM_AFTER"] * self.after
+        return [f"W_HEAD={strides[0]}", f"W_ITEM={strides[1]}", *names]
 
-    def args(self) -> list[object]:
-        return [np.float32(self.eps), *(w.buffer for w in (self.q, self.k) if w is not None)]
+    @property
+    def args(self) -> Arguments:
+        return {"eps": self.eps, "q_weight": self.q, "k_weight": self.k}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +70,13 @@ def rope_table(
     turns a pair.
     """
     n = frequencies.shape[0]
-    args: list[object] = [
-        positions.buffer, frequencies.buffer, np.float32(attention_factor), table.buffer,
-    ]  # fmt: skip
-    defines = []
-    if components is not None:
-        if components.shape != (n,) or positions.shape[1:] != (4,):
-            raise ValueError(f"components {components.shape} for {n} pairs, {positions.shape}")
-        defines.append("COMPONENTS")
-        args.append(components.buffer)
-    tape.add("attention/rope.cl", "rope_table", defines, args, (n, Per(TOKENS)))
+    if components is not None and (components.shape != (n,) or positions.shape[1:] != (4,)):
+        raise ValueError(f"components {components.shape} for {n} pairs, {positions.shape}")
+    args = {
+        "positions": positions, "frequencies": frequencies, "attention_factor": attention_factor,
+        "table": table, "components": components,
+    }  # fmt: skip
+    tape.add("attention/rope.cl", "rope_table", (), args, (n, Per(TOKENS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +89,13 @@ class QKVRows:
     k_at: int = 0
     v_at: int = 0
 
-    def args(self) -> list[object]:
-        return [
-            self.q.buffer, np.int32(self.q.shape[-1]), self.k.buffer, np.int32(self.k.shape[-1]),
-            np.int32(self.k_at), self.v.buffer, np.int32(self.v.shape[-1]), np.int32(self.v_at),
-        ]  # fmt: skip
+    @property
+    def args(self) -> Arguments:
+        return {
+            "q": self.q, "q_stride": self.q.shape[-1],
+            "k": self.k, "k_stride": self.k.shape[-1], "k_at": self.k_at,
+            "v": self.v, "v_stride": self.v.shape[-1], "v_at": self.v_at,
+        }  # fmt: skip
 
 
 def qkv_rows(qkv: Tensor, n_heads: int, shape: KVShape) -> QKVRows:
@@ -137,23 +132,19 @@ def rope_kv(
         f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
         *(["NO_ROPE"] if table is None else []), *["JOINT"] * shape.joint, *layer.defines,
     ]  # fmt: skip
-    rotation = table or slots  # an argument that NO_ROPE does not read
-    args: list[object] = [
-        *rows.args(), np.int32(n_heads), np.int32(shape.n_kv), rotation.buffer, slots.buffer,
-        *layer.k.args, *layer.v.args, np.float32(scale),
-    ]  # fmt: skip
-    if clamp:
-        defines.append("CLAMP")
-        args.append(np.float32(clamp))
+    args: dict[str, object] = {
+        **rows.args, "n_heads": n_heads, "n_kv": shape.n_kv, "table": table,
+        "slots": slots, "k_cache": layer.k.arg, "v_cache": layer.v.arg, "scale": scale,
+        "clamp_to": clamp or None,
+    }  # fmt: skip
     if norm is not None:
         defines += norm.defines(shape.head)
-        args += norm.args()
+        args |= norm.args
     if temperature is not None:
-        defines.append("TEMPERATURE")
-        args += [
-            temperature.positions.buffer, np.float32(temperature.growth),
-            np.float32(temperature.step), np.float32(temperature.shift),
-        ]  # fmt: skip
+        args |= {
+            "positions": temperature.positions, "growth": temperature.growth,
+            "step": temperature.step, "shift": temperature.shift,
+        }  # fmt: skip
     n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
     group = 1 if tape.device.is_simd else power_of_two(min(SIMT_GROUP, shape.head))
     defines.append(f"WG={group}")
@@ -183,15 +174,14 @@ def pool_keys(
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
         f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
-        *(["NO_ROPE"] if table is None else []), *(["GATED"] if gates is not None else []),
-        *layer.defines,
+        *(["NO_ROPE"] if table is None else []), *layer.defines,
     ]  # fmt: skip
-    rotation = table or slots  # an argument that NO_ROPE does not read
-    args: list[object] = [rotation.buffer, slots.buffer, *layer.k.args, *layer.v.args]
-    if gates is not None:
-        args.append(gates.buffer)
+    args: dict[str, object] = {
+        "table": table, "slots": slots, "k_cache": layer.k.arg, "v_cache": layer.v.arg,
+        "ape": gates,
+    }  # fmt: skip
     if norm is not None:
         of_keys = replace(norm, q=None)
         defines += of_keys.defines(shape.head)
-        args += of_keys.args()
+        args |= of_keys.args
     tape.add("attention/rope.cl", "pool_keys", defines, args, (Per(TOKENS),))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gguf_serve.kernels.matrix.matmul import glu_defines
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -71,19 +69,15 @@ def _launch(
     rows: Per,
 ) -> None:
     defines = [*defines, f"REPEAT={repeat}"]
-    args: list[object] = [x.buffer, np.int32(x.shape[-1]), np.int32(x_at)]
+    args: dict[str, object] = {
+        "x": x, "x_stride": x.shape[-1], "x_at": x_at, "divisors": divisors, "n_cols": out.n_cols,
+        "out": out.values,
+    }  # fmt: skip
     if y is not None:
-        defines.append("TIMES")
-        args += [y.buffer, np.int32(y.shape[-1]), np.int32(y_at)]
-    if divisors is not None:
-        defines.append("DIVIDE")
-        args.append(divisors.buffer)
-    args.append(np.int32(out.n_cols))
-    if out.values is not None:
-        args.append(out.values.buffer)
-    elif out.codes is not None and out.scales is not None:
-        defines += ["QUANTIZE", *out.code_defines]
-        args += [out.codes.buffer, out.scales.buffer]
+        args |= {"y": y, "y_stride": y.shape[-1], "y_at": y_at}
+    if out.values is None:
+        args |= {"out_q": out.codes, "out_d": out.scales}
+        defines += out.code_defines
     tape.add("matrix/activate.cl", "activate", defines, args, (-(-out.n_cols // 32), rows))
     if out.values is not None and out.quantized:
         quantize(tape, out, count=rows.index, times=rows.times)

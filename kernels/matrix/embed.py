@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.packing import BLOCK
@@ -29,14 +28,14 @@ def embed(
     """
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
-    defines = [*w.defines, *["ADD"] * add, *["SLAB"] * bool(w.slabs)]
-    defines += ["MEDIA"] * (media is not None) + ["TOKENS_ONLY"] * tokens_only
+    defines = [*w.defines, *["ADD"] * add, *["TOKENS_ONLY"] * tokens_only]
     for row, part in w.parts:
-        args = [
-            part.buffer, np.uint64(part.scales_at), np.int32(w.n_blocks), np.int32(w.n_cols),
-            ids.buffer, np.float32(scale), *_media_args(media), out.buffer,
-            *([np.int32(row), np.int32(part.n_rows)] if w.slabs else []),
-        ]  # fmt: skip
+        args: dict[str, object] = {
+            "w": part, "scales_at": part.scales_at, "n_blocks": w.n_blocks, "n_cols": w.n_cols,
+            "ids": ids, "scale": scale, "out": out, **_media_args(media),
+        }  # fmt: skip
+        if w.slabs:
+            args |= {"first_row": row, "n_rows": part.n_rows}
         grid = (-(-w.n_cols // BLOCK), Per(TOKENS, 1, times))
         tape.add("matrix/embed.cl", "embed", defines, args, grid)
 
@@ -46,9 +45,9 @@ def deepstack(tape: Tape, w: Matrix, ids: Tensor, media: Tensor, at: int, out: T
     n_cols = out.shape[-1]
     if at + n_cols > media.shape[-1]:
         raise ValueError(f"values {at} to {at + n_cols} of rows of {media.shape[-1]}")
-    args = [ids.buffer, *_media_args(media), np.int32(at), np.int32(n_cols), out.buffer]
+    args = {"ids": ids, **_media_args(media), "at": at, "n_cols": n_cols, "out": out}
     tape.add("matrix/embed.cl", "deepstack", [*w.defines, "MEDIA"], args, (n_cols, Per(TOKENS)))
 
 
-def _media_args(media: Tensor | None) -> list[object]:
-    return [] if media is None else [media.buffer, np.int32(media.shape[-1])]
+def _media_args(media: Tensor | None) -> Arguments:
+    return {} if media is None else {"media": media, "media_cols": media.shape[-1]}

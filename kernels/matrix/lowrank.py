@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
@@ -19,13 +21,15 @@ def scale_columns(
 ) -> None:
     """x[t, c] *= scales[t / times, owner[c]], in place: ``times`` rows for each of counts[count].
 
-    x: float32 [n, columns]; scales: float32 in words of 32 bits [n, adapters]; owner: int32
+    x: float32 [n, columns]; scales: float32 in words of int32 [n, adapters]; owner: int32
     [columns], the adapter that a column belongs to.
     """
     if owner.shape != x.shape[1:]:
         raise ValueError(f"{owner.shape} owners for {x.shape[1]} columns")
-    args = [
-        x.buffer, scales.buffer, owner.buffer, np.int32(x.shape[1]), np.int32(scales.shape[1]),
-    ]  # fmt: skip
+    floats = replace(scales, dtype=np.dtype(np.float32))
+    args = {
+        "x": x, "scales": floats, "owner": owner, "n_cols": x.shape[1],
+        "n_adapters": scales.shape[1],
+    }  # fmt: skip
     grid = (x.shape[1], Per(count, 1, times))
     tape.add("matrix/lowrank.cl", "scale_columns", [f"TIMES={times}"], args, grid)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, from_element
 from gguf_serve.kernels.opencl.work import Work
@@ -42,32 +41,31 @@ class ExpertRows:
     used: int
     weights: Tensor | None = None
 
-    def args(self) -> list[object]:
-        lists = (self.tiles, self.in_rows, self.out_rows, self.weights)
-        return [t.buffer for t in lists if t is not None]
+    @property
+    def args(self) -> Arguments:
+        return {
+            "tiles": self.tiles, "in_rows": self.in_rows, "out_rows": self.out_rows,
+            "weights_of": self.weights,
+        }  # fmt: skip
 
     def weighted(self, weights: Tensor) -> ExpertRows:
         """The same rows with weights."""
         return replace(self, weights=weights)
 
-    @property
-    def defines(self) -> list[str]:
-        return ["EXPERTS"] + ["WEIGHTED"] * (self.weights is not None)
 
-
-def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[list[object], list[str]]:
+def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[Arguments, list[str]]:
     if x.n_cols != w.n_cols:
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
         if x.bytes:
             if not device.is_simd or not w.type.takes_bytes:
                 raise ValueError(f"{w.type.name} weights need activations of more than 8 bits")
-            return [x.codes.buffer, x.scales.buffer], ["ACT_INT", "X_BYTES"]
+            return {"x": x.codes, "xd": x.scales}, ["X_BYTES"]
         spans = x.spans and device.is_simd and w.type.takes_spans
-        return [x.codes.buffer, x.scales.buffer], ["ACT_INT", *[f"X_SPAN={SPAN}"] * spans]
+        return {"x": x.codes, "xd": x.scales}, [f"X_SPAN={SPAN}"] * spans
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
-    return [x.values.buffer], []
+    return {"x": x.values}, []
 
 
 def matmul(
@@ -94,14 +92,13 @@ def matmul(
     if w.paired:
         raise ValueError("a paired matrix is for glu()")
     inputs, defines = _inputs(tape.device, w, x)
-    defines += [*w.defines] + ["ADD"] * add + ["BIAS"] * (bias is not None)
-    defines += ["SCALE"] * (scale != 1.0) + (experts.defines if experts else [])
+    defines += [*w.defines, *["ADD"] * add]
     for row, part in w.parts:
-        args = [
-            *_part_args(part, inputs, counts, count, experts, bias, row),
-            *([np.float32(scale)] * (scale != 1.0)),
-            out.buffer, np.int32(out.shape[-1]), np.int32(out_offset + row),
-        ]  # fmt: skip
+        args = {
+            **_part_args(part, inputs, counts, count, experts, bias, row),
+            "scale": None if scale == 1.0 else scale, "out": out, "out_stride": out.shape[-1],
+            "out_offset": out_offset + row,
+        }  # fmt: skip
         whole = out_offset == 0 and part.n_rows == out.shape[-1] and count == TOKENS
         _launch(
             tape, part, [*defines], args, tile, count, unit=1, experts=experts,
@@ -111,20 +108,20 @@ def matmul(
 
 def _part_args(
     part: Matrix,
-    inputs: list[object],
+    inputs: Arguments,
     counts: Tensor,
     count: int,
     experts: ExpertRows | None,
     bias: Tensor | None,
     row: int,
-) -> list[object]:
-    """A launch's first arguments; the biases of a slab's rows lie together, whatever the expert."""
-    return [
-        part.buffer, np.uint64(part.scales_at), *inputs, np.int32(part.n_blocks),
-        np.int32(part.n_rows), counts.buffer, np.int32(count),
-        *(experts.args() if experts else []),
-        *([] if bias is None else [from_element(bias, row * part.n_experts)]),
-    ]  # fmt: skip
+) -> Arguments:
+    """All but the output; the biases of a slab's rows lie together, whatever the expert."""
+    return {
+        "w": part, "scales_at": part.scales_at, **inputs, "n_blocks": part.n_blocks,
+        "n_rows": part.n_rows, "counts": counts, "count_at": count,
+        **(experts.args if experts else {}),
+        "bias": None if bias is None else from_element(bias, row * part.n_experts),
+    }  # fmt: skip
 
 
 def glu(
@@ -152,16 +149,17 @@ def glu(
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
     inputs, defines = _inputs(tape.device, w, x)
-    defines += [*w.defines, *glu_defines(activation, limit)] + ["BIAS"] * (bias is not None)
-    defines += experts.defines if experts else []
+    defines += [*w.defines, *glu_defines(activation, limit)]
     fused = fuses_quantization(tape.device, w) and out.values is None
     if fused:
-        defines += ["QUANTIZE_OUT", *out.code_defines]
+        defines += out.code_defines
     for row, part in w.parts:
-        args = _part_args(part, inputs, counts, count, experts, bias, row)
-        args += _glu_outputs(out, row // 2, fused=fused)
+        args = {
+            **_part_args(part, inputs, counts, count, experts, bias, row),
+            **_glu_outputs(out, row // 2, fused=fused),
+        }
         _launch(tape, part, [*defines], args, tile, count, unit=2, experts=experts)
-    if out.quantized and "QUANTIZE_OUT" not in defines:
+    if out.quantized and not fused:
         quantize(tape, out, count=count, times=experts.used if experts else 1)
 
 
@@ -170,12 +168,12 @@ def fuses_quantization(device: Device, w: Matrix) -> bool:
     return device.is_simd and not w.slabs
 
 
-def _glu_outputs(out: Activations, offset: int, *, fused: bool) -> list[object]:
-    if fused and out.codes is not None and out.scales is not None:
-        return [out.codes.buffer, out.scales.buffer]
+def _glu_outputs(out: Activations, offset: int, *, fused: bool) -> Arguments:
+    if fused:
+        return {"out_q": out.codes, "out_d": out.scales}
     if out.values is None:
         raise ValueError("glu on this device needs room for float values")
-    return [out.values.buffer, np.int32(out.n_cols), np.int32(offset)]
+    return {"out": out.values, "out_stride": out.n_cols, "out_offset": offset}
 
 
 def glu_defines(activation: str, limit: float) -> list[str]:
@@ -189,7 +187,7 @@ def _launch(
     tape: Tape,
     w: Matrix,
     defines: list[str],
-    args: list[object],
+    args: Arguments,
     tile: int,
     count: int,
     unit: int,

@@ -32,11 +32,13 @@
 #include "rows/norm_row.cl"
 #endif
 
-#if defined(X_BYTES)
-#define X_ARGS global const int* x, global const float4* xd
-#define X x, xd
-#elif defined(ACT_INT)
-#define X_ARGS global const int* x, global const float2* xd
+#ifdef X_BYTES
+typedef float4 x_scale_t;
+#else
+typedef float2 x_scale_t;
+#endif
+#ifdef ACT_INT
+#define X_ARGS global const int* x, global const x_scale_t* xd
 #define X x, xd
 #else
 #define X_ARGS global const float* x
@@ -238,8 +240,19 @@ INLINE void store_rows(float16 v, global float* out, int n) {
 
 // n_blocks: K / 32 (float weights: K). counts[count_at]: the number of tokens.
 VECTOR_ITEMS
-kernel void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
-                   global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
+kernel void matmul(global const uchar* w, ulong scales_at,
+#ifdef ACT_INT
+                   global const int* x, global const x_scale_t* xd,
+#else
+                   global const float* x,
+#endif
+                   int n_blocks, int n_rows, global const int* counts, int count_at,
+#ifdef EXPERTS
+                   global const int4* tiles, global const int* in_rows, global const int* out_rows,
+#endif
+#ifdef WEIGHTED
+                   global const float* weights_of,
+#endif
 #ifdef BIAS
                    global const float* bias,
 #endif

@@ -14,15 +14,20 @@
 #define TILE_TOKENS NT
 #define PER_ITEM 8
 
-#if defined(ACT_INT)
-#define X_ARGS global const short* x, global const float2* xd
-#else
-#define X_ARGS global const float* x
-#endif
-
 kernel __attribute__((reqd_work_group_size(64, 1, 1)))
-void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
-            global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
+void matmul(global const uchar* w, ulong scales_at,
+#ifdef ACT_INT
+            global const short* x, global const float2* xd,
+#else
+            global const float* x,
+#endif
+            int n_blocks, int n_rows, global const int* counts, int count_at,
+#ifdef EXPERTS
+            global const int4* tiles, global const int* in_rows, global const int* out_rows,
+#endif
+#ifdef WEIGHTED
+            global const float* weights_of,
+#endif
 #ifdef BIAS
             global const float* bias,
 #endif

@@ -101,8 +101,19 @@ INLINE float sum_slices(local const float* sums, int t, int lane) {
 }
 
 kernel __attribute__((reqd_work_group_size(ROWS * SLICES, 1, 1)))
-void matmul(global const uchar* w, ulong scales_at, X_ARGS, int n_blocks, int n_rows,
-            global const int* counts, int count_at, TILE_ARGS WEIGHTS_ARG
+void matmul(global const uchar* w, ulong scales_at,
+#ifdef ACT_INT
+            global const short2* x, global const float2* xd,
+#else
+            global const float* x,
+#endif
+            int n_blocks, int n_rows, global const int* counts, int count_at,
+#ifdef EXPERTS
+            global const int4* tiles, global const int* in_rows, global const int* out_rows,
+#endif
+#ifdef WEIGHTED
+            global const float* weights_of,
+#endif
 #ifdef BIAS
             global const float* bias,
 #endif

@@ -95,15 +95,16 @@ def route(
     ones (slots to slots).
     """
     single = tile == 1
-    defines = [*routing.defines, *(["BIASED"] if bias is not None else []), *["SINGLE"] * single]
-    defines += ["TABLE"] * (table is not None)
-    lists = [buffers.tiles.buffer, buffers.rows.buffer, buffers.slots.buffer]
-    args: list[object] = [logits.buffer, *([bias.buffer] if bias is not None else [])]
-    args += [] if table is None else [table.experts.buffer, table.ids.buffer]
-    args += [np.float32(routing.scale), buffers.experts.buffer, buffers.weights.buffer]
-    args += lists if single else []
+    args: dict[str, object] = {
+        "logits": logits, "bias": bias, "scale": routing.scale, "experts": buffers.experts,
+        "weights": buffers.weights,
+    }  # fmt: skip
+    if table is not None:
+        args |= {"table": table.experts, "ids": table.ids}
+    if single:
+        args |= {"tiles": buffers.tiles, "rows": buffers.rows, "slots": buffers.slots}
     group = 1 if tape.device.is_simd else power_of_two(min(ROUTE_GROUP, routing.n_experts))
-    defines.append(f"WG={group}")
+    defines = [*routing.defines, f"WG={group}"]
     tape.add("matrix/moe.cl", "route", defines, args, (Per(TOKENS, 1, group),), (group,))
     if not single:
         _sort(tape, routing, buffers, counts, tile)
@@ -115,7 +116,7 @@ def route(
 def kinds(tape: Tape, ids: Tensor, logits: Tensor) -> None:
     """logits[t] = (1, 0) for a token, (0, 1) for an encoder's embedding, whose id is negative."""
     defines = [*Routing(2, 1).defines, "WG=1"]
-    tape.add("matrix/moe.cl", "kinds", defines, [ids.buffer, logits.buffer], (Per(TOKENS),))
+    tape.add("matrix/moe.cl", "kinds", defines, {"ids": ids, "logits": logits}, (Per(TOKENS),))
 
 
 def _most_tiles(routing: Routing, tile: int) -> Per:
@@ -126,10 +127,10 @@ def _most_tiles(routing: Routing, tile: int) -> Per:
 def _sort(tape: Tape, routing: Routing, buffers: RoutingBuffers, counts: Tensor, tile: int) -> None:
     group = 1 if tape.device.is_simd else min(SORT_GROUP, tape.device.capabilities.work_group)
     defines = [*routing.defines, f"WG={group}", f"TILE={tile}"]
-    args = [
-        counts.buffer, np.int32(TOKENS), buffers.experts.buffer, buffers.tiles.buffer,
-        np.int32(buffers.tiles.shape[0]), buffers.rows.buffer, buffers.slots.buffer,
-    ]  # fmt: skip
+    args = {
+        "counts": counts, "count_at": TOKENS, "experts": buffers.experts, "tiles": buffers.tiles,
+        "max_tiles": buffers.tiles.shape[0], "rows": buffers.rows, "slots": buffers.slots,
+    }  # fmt: skip
     tape.add("matrix/moe.cl", "sort", defines, args, (group,), (group,))
 
 
@@ -151,9 +152,9 @@ def combine(
     token takes; gate: [n, 1].
     """
     n_cols = out.shape[-1]
-    optional = {"WEIGHTS": weights, "EXTRA": extra, "GATED": gate}
-    defines = [name for name, tensor in optional.items() if tensor is not None]
-    args: list[object] = [y.buffer, *(t.buffer for t in optional.values() if t is not None)]
-    args += [np.int32(used), np.int32(n_cols), np.float32(scale), out.buffer]
-    defines += ["ADD"] * add
-    tape.add("matrix/moe.cl", "combine", defines, args, (-(-n_cols // 16), Per(TOKENS)))
+    args = {
+        "y": y, "weights": weights, "extra": extra, "gate": gate, "used": used, "n_cols": n_cols,
+        "scale": scale, "out": out,
+    }  # fmt: skip
+    grid = (-(-n_cols // 16), Per(TOKENS))
+    tape.add("matrix/moe.cl", "combine", ["ADD"] * add, args, grid)

@@ -6,13 +6,6 @@
 // WEIGHTED: what the weights yield is multiplied with weights_of[row of the output].
 
 #ifdef EXPERTS
-#define TILE_ARGS                                                                              \
-    global const int4 *tiles, global const int *in_rows, global const int *out_rows,
-#ifdef WEIGHTED
-#define WEIGHTS_ARG global const float *weights_of,
-#else
-#define WEIGHTS_ARG
-#endif
 #define IN_ARG global const int* in_rows
 #define IN in_rows
 #define ROW_IN(t) in_rows[t]
@@ -26,8 +19,6 @@
     out_rows += tile.y;                                                                        \
     if (nt == 0) return
 #else
-#define TILE_ARGS
-#define WEIGHTS_ARG
 #define IN_ARG int t0
 #define IN t0
 #define ROW_IN(t) (t0 + (t))

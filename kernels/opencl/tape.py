@@ -18,6 +18,7 @@ import pyopencl as cl
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError
 from gguf_serve.kernels.opencl.program import Programs
+from gguf_serve.kernels.opencl.signature import Arguments, signature
 from gguf_serve.kernels.opencl.tensor import Tensor, zeros
 from gguf_serve.kernels.opencl.tuning import power_of_two
 from gguf_serve.kernels.opencl.work import NO_WORK, Work
@@ -89,7 +90,7 @@ class Noted:
     source: str
     name: str
     defines: Sequence[str]
-    args: Sequence[Any]
+    args: Arguments
     grid: Grid
     local: tuple[int, ...] | None
     work: Work
@@ -125,27 +126,30 @@ class Tape:
         return None if self._last is None else self._last.writes
 
     @property
-    def arrivals(self) -> Any:
+    def arrivals(self) -> Tensor:
         """A counter of work-items, 0 between launches; those that use it follow each other."""
         if self._arrivals is None:
             self._arrivals = zeros(self.device, (1,), np.int32)
-        return self._arrivals.buffer
+        return self._arrivals
 
     def add(
         self,
         source: str,
         name: str,
         defines: Sequence[str],
-        args: Sequence[Any],
+        args: Arguments,
         grid: Grid,
         local: tuple[int, ...] | None = None,
         work: Work = NO_WORK,
         *,
         writes: Tensor | None = None,
     ) -> None:
-        """Bind ``args`` (buffers and NumPy scalars) to a kernel and record its launch.
+        """Bind ``args``, by the names of the kernel's parameters, and record its launch.
 
-        ``work`` is what profiles compare its time with; ``writes``: see Noted.
+        Those that are None are left out, those that are given bring the define of their
+        ``#ifdef`` (signature.py); ArgumentError, maybe only when the next launch is recorded, if
+        they are not what the kernel takes. ``work`` is what profiles compare its time with;
+        ``writes``: see Noted.
         """
         self.settle()
         if self.tokens != TOKENS:
@@ -155,12 +159,12 @@ class Tape:
         if writes is None:
             self.settle()
 
-    def extend(self, defines: Sequence[str], args: Sequence[Any]) -> None:
+    def extend(self, defines: Sequence[str], args: Arguments) -> None:
         """Have the last launch do more with the rows that it writes."""
         last = self._last
         assert last is not None
         self._last = replace(
-            last, defines=[*last.defines, *defines], args=[*last.args, *args], writes=None
+            last, defines=[*last.defines, *defines], args={**last.args, **args}, writes=None
         )
         self.settle()
 
@@ -169,10 +173,11 @@ class Tape:
         if self._last is None:
             return
         last, self._last = self._last, None
-        kernel = self.programs.kernel(last.source, last.name, last.defines)
-        kernel.set_args(*last.args)
-        self._bound.append(last.args)
-        label = f"{last.name}({' '.join(last.defines)})"
+        defines, values = signature(last.source, last.name).bind(last.args, last.defines)
+        kernel = self.programs.kernel(last.source, last.name, defines)
+        kernel.set_args(*values)
+        self._bound.append(values)
+        label = f"{last.name}({' '.join(defines)})"
         self._launches.append(
             Launch(kernel, last.grid, last.local, label, last.work, self._free(kernel))
         )

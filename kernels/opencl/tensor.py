@@ -58,12 +58,13 @@ def allocate(device: Device, n_bytes: int) -> Any:
         ) from error
 
 
-def from_element(tensor: Tensor, first: int) -> Any:
-    """The tensor's buffer from an element on, which must be where a sub-buffer may begin."""
+def from_element(tensor: Tensor, first: int) -> Tensor:
+    """The elements from one on, which must be where a sub-buffer may begin."""
     if first == 0 or tensor.buffer is None:  # as on a dry device
-        return tensor.buffer
+        return tensor
     at = first * tensor.dtype.itemsize
-    return tensor.buffer.get_sub_region(at, tensor.n_bytes - at)
+    buffer = tensor.buffer.get_sub_region(at, tensor.n_bytes - at)
+    return Tensor(buffer, (math.prod(tensor.shape) - first,), tensor.dtype)
 
 
 def _granted(device: Device, n_bytes: int) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -53,14 +51,12 @@ def conv(
         raise ValueError(f"a convolution of {w.n_channels} channels, not a multiple of {CHANNELS}")
     flags = {
         "SILU_OUT": silu, "GATE_IN": gate_at is not None, "GATE_OUT": out_gate_at is not None,
-        "BIAS": w.bias is not None,
     }  # fmt: skip
     defines = [f"CONV={w.weights.shape[0]}", *(name for name, on in flags.items() if on)]
-    args: list[object] = [
-        x.buffer, np.int32(x.shape[-1]), np.int32(x_at), np.int32(gate_at or 0),
-        np.int32(out_gate_at or 0), w.weights.buffer,
-        *([w.bias.buffer] if w.bias is not None else []), sequences.buffer,
-        np.int32(w.n_channels), state.buffer, out.buffer, np.int32(out.shape[-1]),
-        np.int32(out_at),
-    ]  # fmt: skip
+    args = {
+        "x": x, "x_stride": x.shape[-1], "x_at": x_at, "gate_at": gate_at or 0,
+        "out_gate_at": out_gate_at or 0, "weights": w.weights, "bias": w.bias,
+        "sequences": sequences, "n_channels": w.n_channels, "state": state, "out": out,
+        "out_stride": out.shape[-1], "out_at": out_at,
+    }  # fmt: skip
     tape.add("recurrent/conv.cl", "conv", defines, args, (w.n_channels // CHANNELS, Per(SEQUENCES)))

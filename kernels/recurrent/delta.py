@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.recurrent.scan import Columns
@@ -55,9 +53,10 @@ def delta_rule(
     defines = [
         f"N_KEY={rule.key}", f"REPEAT={rule.repeat}", *(name for name, on in flags.items() if on),
     ]  # fmt: skip
-    args: list[object] = [
-        *q.args(), *k.args(), *v.args(), *beta.args(), *gate.args(), rule.gate_bias.buffer,
-        rule.a.buffer, np.float32(rule.lower), sequences.buffer, state.buffer, out.buffer,
-    ]  # fmt: skip
+    args = {
+        **q.args("q"), **k.args("k"), **v.args("v"), **beta.args("beta"), **gate.args("gate"),
+        "gate_bias": rule.gate_bias, "a": rule.a, "lower": rule.lower, "sequences": sequences,
+        "state": state, "out": out,
+    }  # fmt: skip
     grid = (rule.value, rule.n_heads, Per(SEQUENCES))
     tape.add("recurrent/delta.cl", "delta_rule", defines, args, grid)

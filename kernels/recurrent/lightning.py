@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -17,10 +15,10 @@ def lightning(
     n_heads = decay.shape[0]
     if head % 16 or qkv.shape[1] != 3 * n_heads * head:
         raise ValueError(f"rows of {qkv.shape[1]} for {n_heads} heads of {head}")
-    args = [
-        qkv.buffer, np.int32(qkv.shape[1]), decay.buffer, sequences.buffer, state.buffer,
-        out.buffer,
-    ]  # fmt: skip
+    args = {
+        "qkv": qkv, "stride": qkv.shape[1], "decay": decay, "sequences": sequences, "state": state,
+        "out": out,
+    }  # fmt: skip
     tape.add(
         "recurrent/lightning.cl", "lightning", [f"HD={head}"], args, (head, n_heads, Per(SEQUENCES))
     )

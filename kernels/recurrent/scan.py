@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -17,8 +16,9 @@ class Columns:
     rows: Tensor
     at: int = 0
 
-    def args(self) -> list[object]:
-        return [self.rows.buffer, np.int32(self.rows.shape[-1]), np.int32(self.at)]
+    def args(self, name: str) -> Arguments:
+        """As a kernel's parameters ``name``, name_stride and name_at."""
+        return {name: self.rows, f"{name}_stride": self.rows.shape[-1], f"{name}_at": self.at}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,10 @@ def scan(
     defines = [
         f"N={w.n_state}", f"HEAD_SIZE={w.n_channels // w.n_heads}",
         f"HEADS={w.n_heads // w.n_groups}", *(["A_PER_STATE"] if len(w.a.shape) == 2 else []),
-        *(["DT_BIAS"] if w.dt_bias is not None else []),
     ]  # fmt: skip
-    args: list[object] = [
-        *x.args(), *dt.args(), *([w.dt_bias.buffer] if w.dt_bias is not None else []), bc.buffer,
-        np.int32(bc.shape[-1]), np.int32(b_at), np.int32(c_at), *z.args(), w.a.buffer, w.d.buffer,
-        sequences.buffer, state.buffer, out.buffer,
-    ]  # fmt: skip
+    args = {
+        **x.args("x"), **dt.args("dt"), "dt_bias": w.dt_bias, "bc": bc, "bc_stride": bc.shape[-1],
+        "b_at": b_at, "c_at": c_at, **z.args("z"), "a": w.a, "d": w.d, "sequences": sequences,
+        "state": state, "out": out,
+    }  # fmt: skip
     tape.add("recurrent/scan.cl", "scan", defines, args, (w.n_channels, Per(SEQUENCES)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import SIMT_GROUP
@@ -20,9 +18,9 @@ def mix_depth(
     if n_cols % 16 or weight.shape != (n_cols,) or bank.shape[2] != n_cols:
         raise ValueError(f"{n_cols} columns, with weights of {weight.shape}, bank of {bank.shape}")
     group = 1 if tape.device.is_simd else SIMT_GROUP
-    args = [
-        bank.buffer, np.int32(bank.shape[1]), x.buffer, np.int32(n_cols), weight.buffer,
-        np.float32(eps), out.buffer,
-    ]  # fmt: skip
+    args = {
+        "bank": bank, "n_rows": bank.shape[1], "x": x, "n_cols": n_cols, "weight": weight,
+        "eps": eps, "out": out,
+    }  # fmt: skip
     defines = [f"BANKED={n_banked}", f"WG={group}"]
     tape.add("rows/depth.cl", "mix_depth", defines, args, (Per(TOKENS, 1, group),), (group,))

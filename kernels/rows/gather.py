@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -19,7 +17,7 @@ def gather(tape: Tape, x: Tensor, index: Tensor, out: Tensor, *, by_channel: boo
     n_cols, taps = x.shape[-1], index.shape[1]
     if out.shape[-1] != n_cols * taps:
         raise ValueError(f"{taps} rows of {n_cols} values in rows of {out.shape[-1]}")
-    args = [x.buffer, np.int32(n_cols), index.buffer, out.buffer]
+    args = {"x": x, "n_cols": n_cols, "index": index, "out": out}
     grid = (-(-n_cols // COLUMNS), taps, Per(TOKENS))
     defines = [f"TAPS={taps}", *(["INTERLEAVED"] if by_channel else [])]
     tape.add("rows/gather.cl", "gather", defines, args, grid)
@@ -43,14 +41,13 @@ def mix(
     if out.shape[-1] != n_cols:
         raise ValueError(f"rows of {n_cols} values mixed into rows of {out.shape[-1]}")
     defines = [f"TAPS={taps}", *(["ADD"] if add else [])]
-    args: list[object] = [x.buffer, np.int32(n_cols), index.buffer]
     if weights is not None:
         if weights.shape not in ((taps, n_cols), index.shape):
             raise ValueError(f"weights {weights.shape} for {index.shape} rows of {n_cols} values")
         defines.append("BY_CHANNEL" if weights.shape == (taps, n_cols) else "BY_ROW")
-        args.append(weights.buffer)
-    if bounds is not None:
-        defines.append("BOUNDED")
-        args += map(np.float32, bounds)
-    args.append(out.buffer)
+    low, high = bounds or (None, None)
+    args = {
+        "x": x, "n_cols": n_cols, "index": index, "weights": weights, "low": low, "high": high,
+        "out": out,
+    }  # fmt: skip
     tape.add("rows/gather.cl", "mix_rows", defines, args, (-(-n_cols // COLUMNS), Per(TOKENS)))

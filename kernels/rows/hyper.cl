@@ -76,10 +76,13 @@ kernel void spread(global const float* x, int n_cols, global float* streams) {
     for (int h = 0; h < HC; h++) vstore16(v, 0, streams + COLUMN(TOKEN * HC + h));
 }
 
-// MEAN: all streams count alike, whatever the coefficients.
+// MEAN: all streams count alike.
 VECTOR_ITEMS
-kernel void reduce(global const float* streams, global const float* coefficients, int n_cols,
-                   global float* out) {
+kernel void reduce(global const float* streams,
+#ifndef MEAN
+                   global const float* coefficients,
+#endif
+                   int n_cols, global float* out) {
     float16 sum = 0;
     for (int h = 0; h < HC; h++) {
 #ifdef MEAN

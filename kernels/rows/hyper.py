@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -39,29 +37,29 @@ def coefficients(tape: Tape, logits: Tensor, mixing: Mixing, count: int, out: Te
     n = logits.shape[1]
     if n not in (count, 2 * count, n_coefficients(count)) or mixing.base.shape != (n,):
         raise ValueError(f"{n} logits and {mixing.base.shape} bases for {count} streams")
-    args = [
-        logits.buffer, mixing.base.buffer, mixing.scale.buffer, np.float32(mixing.eps),
-        np.float32(mixing.magnitude), np.float32(mixing.post_eps), out.buffer,
-    ]  # fmt: skip
+    args = {
+        "logits": logits, "base": mixing.base, "scale": mixing.scale, "eps": mixing.eps,
+        "magnitude": mixing.magnitude, "post_eps": mixing.post_eps, "out": out,
+    }  # fmt: skip
     defines = [f"HC={count}", f"LOGITS={n}", f"ITERATIONS={mixing.iterations}"]
     tape.add("rows/hyper.cl", "coefficients", defines, args, (Per(TOKENS),))
 
 
 def injection(tape: Tape, logits: Tensor, count: int, out: Tensor) -> None:
     """The factors after a sublayer, alone: 2 sigmoid(logits / count)."""
-    args = [logits.buffer, out.buffer]
+    args = {"logits": logits, "out": out}
     tape.add("rows/hyper.cl", "injection", [f"HC={count}"], args, (Per(TOKENS),))
 
 
 def spread(tape: Tape, x: Tensor, count: int, streams: Tensor) -> None:
     """streams[t, h] = x[t], float32 [n, count * n_cols]."""
-    args = [x.buffer, np.int32(x.shape[1]), streams.buffer]
+    args = {"x": x, "n_cols": x.shape[1], "streams": streams}
     tape.add("rows/hyper.cl", "spread", [f"HC={count}"], args, _grid(x))
 
 
 def reduce(tape: Tape, streams: Tensor, factors: Tensor | None, count: int, out: Tensor) -> None:
     """out[t] = sum_h pre[h] streams[t, h], or without coefficients the mean."""
-    args = [streams.buffer, (factors or streams).buffer, np.int32(out.shape[1]), out.buffer]
+    args = {"streams": streams, "coefficients": factors, "n_cols": out.shape[1], "out": out}
     defines = [f"HC={count}", *["MEAN"] * (factors is None)]
     tape.add("rows/hyper.cl", "reduce", defines, args, _grid(out))
 
@@ -70,13 +68,13 @@ def distribute(
     tape: Tape, x: Tensor, factors: Tensor, count: int, streams: Tensor, *, mix: bool
 ) -> None:
     """streams[t, d] = post[d] x[t] + what was there, mixed or as it was."""
-    args = [x.buffer, factors.buffer, np.int32(x.shape[1]), streams.buffer]
+    args = {"x": x, "coefficients": factors, "n_cols": x.shape[1], "streams": streams}
     tape.add("rows/hyper.cl", "distribute", [f"HC={count}", *["MIX"] * mix], args, _grid(x))
 
 
 def gated_mean(tape: Tape, streams: Tensor, gate: Tensor, count: int, out: Tensor) -> None:
     """out[t] = mean_h streams[t, h] * sigmoid(gate[t, h])."""
-    args = [streams.buffer, gate.buffer, np.int32(out.shape[1]), out.buffer]
+    args = {"streams": streams, "gate": gate, "n_cols": out.shape[1], "out": out}
     tape.add("rows/hyper.cl", "gated_mean", [f"HC={count}"], args, _grid(out))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import SIMT_GROUP
@@ -20,6 +18,6 @@ def gate_ngrams(
     if n_cols % 16 or key.shape[1] != count * n_cols:
         raise ValueError(f"{count} keys of {n_cols} values in rows of {key.shape[1]}")
     group = 1 if tape.device.is_simd else SIMT_GROUP
-    args = [key.buffer, query.buffer, value.buffer, np.int32(n_cols), out.buffer]
+    args = {"key": key, "query": query, "value": value, "n_cols": n_cols, "out": out}
     grid = (Per(TOKENS, 1, group), count)
     tape.add("rows/ngram.cl", "gate_ngrams", [f"WG={group}"], args, grid, (group, 1))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
@@ -33,8 +31,8 @@ class NormWeights:
     def defines(self) -> list[str]:
         if self.is_copy:
             return ["NORM_NONE"]
-        parts = {"NORM_WEIGHT": self.weight, "NORM_BIAS": self.bias}
-        names = [name for name, tensor in parts.items() if tensor is not None]
+        tensors = {"NORM_WEIGHT": self.weight, "NORM_BIAS": self.bias}
+        names = [name for name, tensor in tensors.items() if tensor is not None]
         return ["NORM_LAYER" if self.layer else "NORM_RMS", *names]
 
 
@@ -78,22 +76,17 @@ def norm(
     n_cols = out.n_cols // groups
     if out.spans and n_cols % (BLOCK * SPAN):
         raise ValueError(f"groups of {n_cols} columns in spans of {BLOCK * SPAN}")
-    args: list[object] = [
-        x.buffer, np.int32(n_cols), np.int32(x.shape[-1]), np.int32(offset),
-        np.float32(weights.eps),
-    ]  # fmt: skip
-    args += [t.buffer for t in (weights.weight, weights.bias) if t is not None]
+    args: dict[str, object] = {
+        "x": x, "n_cols": n_cols, "stride": x.shape[-1], "offset": offset, "eps": weights.eps,
+        "weight": weights.weight, "bias": weights.bias, "rows": rows,
+    }  # fmt: skip
     if post is not None:
-        defines.append("POST")
-        args += [post.y.buffer, post.weight.buffer, np.float32(post.eps)]
-    if rows is not None:
-        defines.append("GATHER")
-        args.append(rows.buffer)
+        args |= {"y": post.y, "post_weight": post.weight, "post_eps": post.eps}
     if out.values is not None:
-        args += [out.values.buffer, np.int32(out.values.shape[-1]), np.int32(out_offset)]
-    elif out.codes is not None and out.scales is not None:
-        defines += ["QUANTIZE", *out.code_defines]
-        args += [out.codes.buffer, out.scales.buffer]
+        args |= {"out": out.values, "out_stride": out.values.shape[-1], "out_offset": out_offset}
+    else:
+        args |= {"out_q": out.codes, "out_d": out.scales}
+        defines += out.code_defines
     grid = (Per(count, 1, group * times), groups)
     tape.add("rows/norm.cl", "norm", defines, args, grid, (group, 1))
     if out.values is not None and out.quantized:
@@ -111,17 +104,15 @@ def _ends_product(
         return False
     if (out.values is None) is not out.quantized or out.n_cols != x.shape[-1]:
         return False
-    args: list[object] = [tape.arrivals, np.float32(weights.eps), weights.weight.buffer]
-    defines = ["NORM_NEXT", *weights.defines]
+    args: dict[str, object] = {  # they bring NORM_NEXT of matmul_simd.cl
+        "arrived": tape.arrivals, "eps": weights.eps, "weight": weights.weight,
+        "normed": out.values,
+    }  # fmt: skip
     if post is not None:
-        defines.append("POST")
-        args += [x.buffer, post.weight.buffer, np.float32(post.eps)]
-    if out.values is not None:
-        args.append(out.values.buffer)
-    elif out.codes is not None and out.scales is not None:
-        defines += ["QUANTIZE", *out.code_defines]
-        args += [out.codes.buffer, out.scales.buffer]
-    tape.extend(defines, args)
+        args |= {"stream": x, "post_weight": post.weight, "post_eps": post.eps}
+    if out.values is None:
+        args |= {"normed_q": out.codes, "normed_d": out.scales}
+    tape.extend([*weights.defines, *([] if out.values else out.code_defines)], args)
     return True
 
 

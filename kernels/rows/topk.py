@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import OUTPUTS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
 
@@ -50,31 +51,32 @@ def topk_buffers(device: Device, n_rows: int, n_vocab: int, n_masks: int) -> Top
 def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
     """logits = cap * tanh(logits / cap)."""
     n_vocab = logits.shape[1]
-    args = [logits.buffer, np.int32(n_vocab), np.float32(cap)]
+    args = {"logits": logits, "n_vocab": n_vocab, "cap": cap}
     grid = (-(-n_vocab // 16), Per(OUTPUTS))
     tape.add("rows/topk.cl", "softcap", _defines(tape.device), args, grid)
 
 
 def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     """Fill ``buffers.found`` from logits, float32 [n, n_vocab], and ``buffers.wanted``."""
-    n_vocab = np.int32(logits.shape[1])
-    n_segments = -(-int(n_vocab) // SEGMENT)
+    n_segments = -(-logits.shape[1] // SEGMENT)
     alone = tape.device.is_simd  # a work-item collects a row's best
     each, group = _shares(tape.device)
     defines = _defines(tape.device)
-    x, maxima, tops = logits.buffer, buffers.maxima.buffer, buffers.tops.buffer
-    wanted, masks, found = buffers.wanted.buffer, buffers.masks.buffer, buffers.found.buffer
-    thresholds = buffers.thresholds.buffer
-    args: list[object] = [x, n_vocab, wanted, masks, maxima, tops]
+    args: Arguments = {
+        "logits": logits, "n_vocab": logits.shape[1], "wanted": buffers.wanted,
+        "masks": buffers.masks, "tops": buffers.tops,
+    }  # fmt: skip
+    maxima = {"maxima": buffers.maxima}
+    chosen = {"found": buffers.found, "thresholds": buffers.thresholds}
     grid = (-(-n_segments // each), Per(OUTPUTS))
-    tape.add("rows/topk.cl", "segments", defines, args, grid)
-    args = [maxima, tops, np.int32(n_segments), n_vocab, wanted, x, masks, found, thresholds]
+    tape.add("rows/topk.cl", "segments", defines, {**args, **maxima}, grid)
     rows = Per(OUTPUTS, 1, group)
-    tape.add("rows/topk.cl", "select_threshold", defines, args, (rows,), (group,))
+    select = {**args, **maxima, **chosen, "n_segments": n_segments}
+    tape.add("rows/topk.cl", "select_threshold", defines, select, (rows,), (group,))
     if alone:
         return
-    args = [x, n_vocab, wanted, masks, tops, thresholds, found]
-    tape.add("rows/topk.cl", "collect", defines, args, (n_segments, Per(OUTPUTS)))
+    grid = (n_segments, Per(OUTPUTS))
+    tape.add("rows/topk.cl", "collect", defines, {**args, **chosen}, grid)
 
 
 def _shares(device: Device) -> tuple[int, int]:

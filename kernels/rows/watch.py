@@ -22,7 +22,7 @@ def watch(tape: Tape, x: Tensor, mark: int, first: Tensor) -> None:
     finite."""
     group = 1 if tape.device.is_simd else SIMT_GROUP
     n_cols = x.shape[1]
-    args = [x.buffer, np.int32(n_cols), np.int32(mark), first.buffer]
+    args = {"x": x, "n_cols": n_cols, "mark": mark, "first": first}
     grid = (Per(TOKENS, 1, group),)
     tape.add("rows/watch.cl", "watch", [f"WG={group}"], args, grid, (group,))
 

@@ -105,7 +105,7 @@ def test_what_exceeds_one_allocation_lies_in_slabs(device: Device) -> None:
     assert [slab.shape[0] for slab in layer.k.slabs] == [3, 3, 2]
     assert [slab.shape[0] for slab in layer.v.slabs] == [3, 3, 2]
     assert "SLAB_PAGES=3" in layer.defines
-    assert len(layer.k.args) == SLABS
+    assert len(layer.k.arg) == SLABS
     assert layer.k.place(7) == (layer.k.slabs[2].buffer, 1 << 12)
     with pytest.raises(DeviceError, match=r"takes 0 MiB, at most 0 MiB .* 4 times .*q8_0"):
         KVPages(small, [KVShape(1, 32, 16)], 13, "f32", "f16")

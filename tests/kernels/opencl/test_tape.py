@@ -66,7 +66,7 @@ def test_items_that_share_nothing_are_grouped(
 def test_groups_are_as_large_as_the_kernel_can_have(device: Device, programs: Programs) -> None:
     tape = Tape(replace(device, info=replace(device.info, kind="gpu")), programs)
     logits = zeros(device, (512, 20))
-    args = [logits.buffer, np.int32(20), np.float32(1)]
+    args = {"logits": logits, "n_vocab": 20, "cap": 1.0}
     softcap = ("rows/topk.cl", "softcap", ["CAPACITY=1", "EACH=1", "WG=1"], args)
     tape.add(*softcap, (2, Per(TOKENS)))
     (launch,) = tape.launches
