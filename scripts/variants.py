@@ -28,7 +28,7 @@ from gguf_serve.kernels.attention.kv import KV_TYPES, KVPages, KVShape
 from gguf_serve.kernels.attention.rope import RopeStyle, qkv_rows, rope_kv
 from gguf_serve.kernels.matrix.matmul import (
     GLU_ACTIVATIONS,
-    ExpertRows,
+    RowGroups,
     fuses_quantization,
     glu,
     matmul,
@@ -79,7 +79,7 @@ class Recorder:
 
 
 def gpu() -> Device:
-    """A dry device of no driver, whose kernels are those for GPUs."""
+    """A meta device of no driver, whose kernels are those for GPUs."""
     return _device("gpu", "simt")
 
 
@@ -94,7 +94,7 @@ def _device(
     info = DeviceInfo(0, "none", "none", "none", kind, 8 << 30, 64)
     context = SimpleNamespace(devices=[None])
     return Device(
-        info, context, None, family, False, 2 << 30, Capabilities(forms=forms), is_dry=True,
+        info, context, None, family, False, 2 << 30, Capabilities(forms=forms), is_meta=True,
         byte_codes=byte_codes,
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _record_experts(tape: Tape, name: str, x: Activations, counts: Tensor, tile:
     w = Matrix(None, kind, N_COLS, N_COLS, 0, 0, n_experts=N_EXPERTS)
     lists = [empty(device, (N_TOKENS, 4), np.int32) for _ in range(3)]
     grid = Per(TOKENS, tile, 2, N_EXPERTS)
-    rows = ExpertRows(lists[0], lists[1], lists[2], grid, used=2)
+    rows = RowGroups(lists[0], lists[1], lists[2], grid, used=2)
     out, bias = empty(device, (2 * N_TOKENS, N_COLS)), empty(device, (N_EXPERTS * N_COLS,))
     weighted = rows.weighted(empty(device, (2 * N_TOKENS,)))
     matmul(tape, w, x, out, counts, tile=tile, experts=rows, bias=bias)
@@ -190,7 +190,7 @@ def _record_glu(
     counts: Tensor,
     activation: str,
     tile: int = 8,
-    experts: ExpertRows | None = None,
+    experts: RowGroups | None = None,
 ) -> None:
     """With every form of the result."""
     device, n = tape.device, N_TOKENS * (experts.used if experts else 1)

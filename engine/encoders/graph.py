@@ -19,7 +19,7 @@ from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.kernels.attention import attention as attn
 from gguf_serve.kernels.attention.attention import AttentionInputs, Mask
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
+from gguf_serve.kernels.attention.rope import QKNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
 from gguf_serve.kernels.matrix.activate import activate
 from gguf_serve.kernels.matrix.matmul import glu, matmul
 from gguf_serve.kernels.opencl.device import Device
@@ -28,7 +28,7 @@ from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload, write
 from gguf_serve.kernels.quantization.activations import Activations, activations
 from gguf_serve.kernels.rows.gather import gather, mix
-from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
+from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
 
 TILE = 32  # rows that share a pass over the weights
 Ints = npt.NDArray[np.int32]
@@ -78,7 +78,7 @@ class Heads:
     n: int
     size: int
     scale: float
-    norm: HeadNorm | None = None
+    norm: QKNorm | None = None
     rope: Tensor | None = None  # cos and sin: float32 [n, 2, size / 2]
     neox: bool = True  # pairs (i, i + size / 2), else (2i, 2i + 1)
 
@@ -179,7 +179,7 @@ class Graph:
         if layer.matrix.is_float:
             return values
         codes = activations(self._device, x.n, x.width, quantized=True)
-        norm(self._tape(x.n), x.tensor, UNCHANGED, codes)
+        norm(self._tape(x.n), x.tensor, COPY, codes)
         return codes
 
     def norm(self, x: Rows, weights: NormWeights, groups: int = 1) -> Rows:
@@ -239,7 +239,7 @@ class Graph:
     def place(self, x: Rows, into: Rows, column: int) -> None:
         """Write x into the columns of wider rows from ``column`` on."""
         target = Activations(x.width, into.tensor)
-        norm(self._tape(x.n), x.tensor, UNCHANGED, target, out_offset=column)
+        norm(self._tape(x.n), x.tensor, COPY, target, out_offset=column)
 
     def _identity(self, n: int) -> Tensor:
         if n not in self._identities:

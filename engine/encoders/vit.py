@@ -15,7 +15,7 @@ import numpy as np
 
 from gguf_serve.engine.encoders.graph import Bounds, Graph, Heads, Rows
 from gguf_serve.engine.encoders.weights import EncoderWeights
-from gguf_serve.kernels.attention.rope import HeadNorm
+from gguf_serve.kernels.attention.rope import QKNorm
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -109,7 +109,7 @@ def attention(
     """Self-attention with the tensors whose names begin with ``b``."""
     w = g.weights
     q_norm, k_norm = (_head_norm(w, f"{b}attn_{x_}_norm.weight", tower) for x_ in "qk")
-    norm = HeadNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
+    norm = QKNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
     scale = tower.scale or 1 / math.sqrt(tower.head)
     heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox)
     rows = _qkv(g, x, tower, b)

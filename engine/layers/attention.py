@@ -13,7 +13,7 @@ from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
-from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle, Temperature
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -24,8 +24,8 @@ class AttentionWeights:
 
     qkv: tuple[Linear, ...]
     output: Linear
-    head_norms: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
-    whole_norms: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
+    qk_norms_by_head: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
+    qk_norms_whole: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
     gate: tuple[Linear, ...]  # per value or per head; empty: none
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
@@ -47,8 +47,10 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     return AttentionWeights(
         qkv=source.stacked([*q, k, v]),
         output=output,
-        head_norms=(None, None) if whole is not None else _head_norms(h, layer, q_norm, k_norm),
-        whole_norms=whole,
+        qk_norms_by_head=(None, None)
+        if whole is not None
+        else _qk_norms_by_head(h, layer, q_norm, k_norm),
+        qk_norms_whole=whole,
         gate=source.stacked(gate),
         sinks=source.vector(f"{b}attn_sinks.weight"),
         indexer=load_indexer(source, h, layer),
@@ -95,7 +97,7 @@ def _whole(
     )
 
 
-def _head_norms(
+def _qk_norms_by_head(
     h: Hyperparameters, layer: int, q: Tensor | None, k: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """A norm of K alone is not used, as in llama.cpp."""
@@ -108,7 +110,7 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     cache = Cache.of_layer(g.context, layer)
     qkv = g.linear(x, w.qkv)
     q, k, v = qkv.split(n_heads * h.head, n_kv * h.head, n_kv * h.head_v)
-    for rows, weights in zip((q, k), w.whole_norms or (), strict=False):
+    for rows, weights in zip((q, k), w.qk_norms_whole or (), strict=False):
         g.normalize(rows, weights)
     g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
     index(g, x, x, w.indexer, layer, cache.table)
@@ -120,11 +122,11 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
 
 
 def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
-    h, (q, k), norm = g.h, w.head_norms, None
+    h, (q, k), norm = g.h, w.qk_norms_by_head, None
     quirk = "weightless_head_norms" in h.arch.quirks
     weightless = quirk and h.rope[layer] and h.experts.n != 128
     if q is not None or weightless:
-        norm = HeadNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
+        norm = QKNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
     temperature = None
     if h.temperature is not None and not ("chunked_windows" in h.arch.quirks and h.rope[layer]):
         temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)

@@ -22,7 +22,7 @@ from gguf_serve.kernels.attention.compress import Compression, KeyFinish, key_sh
 from gguf_serve.kernels.attention.indexer import Blocks
 from gguf_serve.kernels.attention.joint import Ending, Keys
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -159,7 +159,7 @@ def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int) -> Rows:
     style = RopeStyle(h.n_rot, h.neox, h.head - h.n_rot)
     low = g.norm(g.linear(x, w.q_down), w.q_norm)
     q, k = g.linear(low, w.q_up), g.linear(x, w.kv)
-    rotation = Rotation(style, h.attention_scale, HeadNorm(h.eps, k=w.kv_norm))
+    rotation = Rotation(style, h.attention_scale, QKNorm(h.eps, k=w.kv_norm))
     g.rope(q, k, k, n, Cache(kv, slots, window, table), rotation)
     caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
     if w.compressor is not None:

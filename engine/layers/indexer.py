@@ -16,7 +16,7 @@ from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.compress import key_shape
 from gguf_serve.kernels.attention.kv import PAGE, KVShape
-from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -36,7 +36,7 @@ class IndexerWeights:
     latent: bool  # whether q reads the latent vector
     k: Linear
     k_norm: NormWeights | None
-    head_norm: HeadNorm | None
+    head_norm: QKNorm | None
     proj: Linear | None
     gate: Linear | None
     offsets: Tensor | None  # float32 [block, head]
@@ -71,7 +71,7 @@ def load_indexer(source: TensorSource, h: Hyperparameters, layer: int) -> Indexe
         latent=names[0] == latent,
         k=source.linear(k, h.n_embd),
         k_norm=None if by_heads else NormWeights(k_norm, s.eps, k_bias, layer=True),
-        head_norm=HeadNorm(s.eps, q_norm, k_norm) if by_heads else None,
+        head_norm=QKNorm(s.eps, q_norm, k_norm) if by_heads else None,
         proj=source.optional_linear(f"{b}indexer.proj"),
         gate=source.optional_linear(gate),
         offsets=source.table(f"{b}indexer_compressor_ape.weight"),

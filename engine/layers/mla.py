@@ -19,7 +19,7 @@ from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights
+from gguf_serve.kernels.rows.norm import COPY, NormWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights
         q_norm=weights("attn_q_a_norm"),
         q_up=source.linear(f"{b}attn_q_b" if compressed else f"{b}attn_q"),
         kv_down=source.linear(f"{b}attn_kv_a_mqa"),
-        kv_norm=kv_norm or UNCHANGED,
+        kv_norm=kv_norm or COPY,
         k_pe_norm=weights("attn_k_norm"),
         k_up=heads("attn_k_b"),
         v_up=heads("attn_v_b"),
@@ -86,7 +86,7 @@ def mla(g: Graph, x: Rows, w: MLAWeights, layer: int) -> Rows:
     latent = w.kv_norm.weight.shape[0] if w.kv_norm.weight else 0
     rot = w.kv_down.matrix.n_rows - latent
     cache = Cache.of_layer(g.context, layer)
-    low = x if w.q_down is None else g.norm(g.linear(x, w.q_down), w.q_norm or UNCHANGED)
+    low = x if w.q_down is None else g.norm(g.linear(x, w.q_down), w.q_norm or COPY)
     q = g.linear(low, w.q_up)
     head = q.width // n
     index(g, x, low, w.indexer, layer, cache.table)

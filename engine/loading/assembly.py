@@ -117,7 +117,7 @@ def allocate_memory(
     media: MediaShape | None = None,
     watched: bool = False,
 ) -> Memory:
-    """All that a runner needs; on dry devices, to know how much that is."""
+    """All that a runner needs; on meta devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
     for at, (device, programs) in enumerate(devices):
         batch = Batch(

@@ -1,6 +1,6 @@
 """What a model needs on each device, and a choice of context and placement that fits.
 
-Nothing is reckoned by formulas: the model is loaded onto dry devices, which count what is
+Nothing is reckoned by formulas: the model is loaded onto meta devices, which count what is
 allocated, so that what fits here fits when it is loaded.
 """
 
@@ -44,7 +44,7 @@ CONTEXT_STEP = 256  # tokens, of a context that is shrunk
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A model that has been read but not loaded: its weights lie on dry devices, those of every
+    """A model that has been read but not loaded: its weights lie on meta devices, those of every
     part (see Placement.parts) on one of their own."""
 
     h: Hyperparameters
@@ -60,7 +60,7 @@ def outline(
 ) -> Outline:
     """Raises ModelError, as loading would."""
     n_parts = 2 * h.n_layers + 2
-    devices = [device.dry() for _ in range(n_parts)]
+    devices = [device.meta() for _ in range(n_parts)]
     weights, jobs = allocate_weights(gguf, h, devices, placement_of(range(n_parts)), additions)
     tied = not TensorSource(gguf, device, h.arch.unused).has("output.weight")
     return Outline(
@@ -111,15 +111,15 @@ def needs(
         weights[at] += n_bytes
     if placement.output == placement.embedding:
         weights[placement.output] -= model.tied_bytes
-    dry = [(device, Programs(device)) for device in (device.dry() for device in devices)]
+    metas = [(device, Programs(device)) for device in (device.meta() for device in devices)]
     moved = replace(model.weights, placement=placement)
-    memory = allocate_memory(model.h, moved, dry, sizes, cache, flash=flash, media=media)
+    memory = allocate_memory(model.h, moved, metas, sizes, cache, flash=flash, media=media)
     found = [
         Need(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
-        for n_bytes, pages, (device, _) in zip(weights, memory.pages, dry, strict=True)
+        for n_bytes, pages, (device, _) in zip(weights, memory.pages, metas, strict=True)
     ]
     copy_bytes = memory.states.copy_bytes
-    host = next((i for i, (device, _) in enumerate(dry) if device.info.kind == "cpu"), None)
+    host = next((i for i, (device, _) in enumerate(metas) if device.info.kind == "cpu"), None)
     if host is not None:
         found[host] = replace(found[host], checkpoints=copies(copy_bytes) * copy_bytes)
     return found
@@ -268,12 +268,12 @@ class Fitting:
         return short
 
     def rehearse(self, trial: Trial) -> Rehearsal:
-        """The model of a trial on dry devices, to know which programs its steps need."""
+        """The model of a trial on meta devices, to know which programs its steps need."""
         options, model = self._options, self._model
-        dry = [self._machine.open(at).dry() for at in trial.devices]
+        metas = [self._machine.open(at).meta() for at in trial.devices]
         return Rehearsal(
             model.h, replace(model.weights, placement=trial.placement),
-            [(device, Programs(device)) for device in dry], trial.sizes,
+            [(device, Programs(device)) for device in metas], trial.sizes,
             CacheTypes(options.cache_type_k, options.cache_type_v),
             flash=options.flash_attn != "off", media=self._media,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which programs a model's steps need, found out on dry devices before anything is loaded."""
+"""Which programs a model's steps need, found out on meta devices before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gguf_serve.kernels.opencl.program import Programs, Spec
 
 
 class Rehearsal:
-    """A model's recordings on dry devices. Thread-safe."""
+    """A model's recordings on meta devices. Thread-safe."""
 
     def __init__(
         self,

@@ -13,13 +13,13 @@ from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.attention import attention as attn
 from gguf_serve.kernels.attention.attention import AttentionInputs, Mask
 from gguf_serve.kernels.attention.kv import LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm, QKVRows, RopeStyle, Temperature, rope_kv
-from gguf_serve.kernels.matrix.matmul import ExpertRows, matmul
+from gguf_serve.kernels.attention.rope import QKNorm, QKVRows, RopeStyle, Temperature, rope_kv
+from gguf_serve.kernels.matrix.matmul import RowGroups, matmul
 from gguf_serve.kernels.opencl.tape import TOKENS, Per
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.packing import BLOCK
-from gguf_serve.kernels.rows.norm import UNCHANGED, norm
+from gguf_serve.kernels.rows.norm import COPY, norm
 
 TILES = (1, 8, 32)  # tokens of one head that go through its matrix together
 
@@ -49,7 +49,7 @@ class Rotation:
 
     style: RopeStyle
     scale: float = 1.0  # of Q
-    norm: HeadNorm | None = None
+    norm: QKNorm | None = None
     clamp: float = 0.0
     temperature: Temperature | None = field(default=None)
 
@@ -113,7 +113,7 @@ class AttentionVerbs(Verbs):
         self.launch(run, operands=[(x, layer)], writes=[out])
         return out.whole()
 
-    def _rows_of_heads(self, n: int, tile: int) -> ExpertRows:
+    def _rows_of_heads(self, n: int, tile: int) -> RowGroups:
         made = self.context.workspace.constant
         return made(("rows of heads", n, tile), lambda: head_rows(self.context, n, tile))
 
@@ -134,7 +134,7 @@ class AttentionVerbs(Verbs):
             if into.heads > 1 or into.width != into.value.width:
                 held = Activations(x.width, e.floats(into))
             norm(
-                e.tape, e.floats(x), UNCHANGED, held, offset=x.at, out_offset=into.at,
+                e.tape, e.floats(x), COPY, held, offset=x.at, out_offset=into.at,
                 times=x.heads,
             )  # fmt: skip
 
@@ -150,14 +150,14 @@ class AttentionVerbs(Verbs):
 
         def run(e: Emission) -> None:
             norm(
-                e.tape, e.floats(x), UNCHANGED, Activations(x.width, e.floats(into)), offset=x.at,
+                e.tape, e.floats(x), COPY, Activations(x.width, e.floats(into)), offset=x.at,
                 out_offset=into.at, rows=token_of, times=into.heads,
             )  # fmt: skip
 
         self.launch(run, reads=[x], writes=[into])
 
 
-def head_rows(context: Context, n_heads: int, tile: int) -> ExpertRows:
+def head_rows(context: Context, n_heads: int, tile: int) -> RowGroups:
     """For matrices of heads in the place of experts: row t * n_heads + h goes through matrix h.
 
     Rows of tokens that a step does not have are computed too; nobody reads them.
@@ -171,7 +171,7 @@ def head_rows(context: Context, n_heads: int, tile: int) -> ExpertRows:
     tokens = block[:, None] * tile + np.arange(tile)
     rows = np.minimum(tokens, n_tokens - 1) * n_heads + head[:, None]
     listed = upload(context.device, rows.astype(np.int32).reshape(-1))
-    return ExpertRows(
+    return RowGroups(
         upload(context.device, tiles.astype(np.int32)), listed, listed,
         Per(TOKENS, tile, n_heads), n_heads,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.matrix.lowrank import scale_columns
-from gguf_serve.kernels.matrix.matmul import ExpertRows, glu, matmul
+from gguf_serve.kernels.matrix.matmul import RowGroups, glu, matmul
 from gguf_serve.kernels.matrix.moe import Routing, RoutingBuffers, TokenExperts, combine, route
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
@@ -22,8 +22,8 @@ class Choice:
 
     routing: Routing
     buffers: RoutingBuffers
-    into: dict[int, ExpertRows]
-    out_of: dict[int, ExpertRows]
+    into: dict[int, RowGroups]
+    out_of: dict[int, RowGroups]
 
 
 class ExpertVerbs(Verbs):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gguf_serve.engine.recording.step import Context, Step
-from gguf_serve.kernels.matrix.matmul import ExpertRows
+from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.matrix.moe import Routing, kinds, route
 
 KINDS = Routing(n_experts=2, used=1)
 
 
-def rows_by_kind(step: Step, context: Context) -> ExpertRows:
+def rows_by_kind(step: Step, context: Context) -> RowGroups:
     """Which of the step's tokens are text and which are not, found once on each tape."""
     found, key = context.workspace.kinds, (step.tape, step.tape.tokens)
     if key not in found:

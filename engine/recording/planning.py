@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_serve.engine.recording.rows import Emission, Launch, Rows, Value, root_of
-from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
+from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ def gathering(x: Rows, out: Rows, at: int) -> Launch:
 
     def run(e: Emission) -> None:
         count, rows = e.gathered
-        norm(e.tape, e.floats(x), UNCHANGED, e.operand(out), post=e.post, rows=rows, count=count)
+        norm(e.tape, e.floats(x), COPY, e.operand(out), post=e.post, rows=rows, count=count)
 
     return Launch(
-        run, at, (x,), (), (out,), writes_forms=True, norm=UNCHANGED, gathers=True
+        run, at, (x,), (), (out,), writes_forms=True, norm=COPY, gathers=True
     )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def _normalized_sum(x: Value, out: Value, launch: Launch, post: tuple[Rows, Norm
     def run(e: Emission) -> None:
         made = e.operand(out.rows)
         made = replace(made, values=None) if made.quantized else made
-        norm(e.tape, e.floats(out.rows), UNCHANGED, made, post=e.post)
+        norm(e.tape, e.floats(out.rows), COPY, made, post=e.post)
 
     return replace(
         launch, run=run, reads=(x.rows, out.rows, post[0]), over=None, addend=None, post=post,
@@ -297,7 +297,7 @@ def _copy(value: Value, after: Launch) -> Launch:
 
     def run(e: Emission) -> None:
         integers = replace(e.operand(rows), values=None)
-        norm(e.tape, e.floats(rows), UNCHANGED, integers, times=value.times)
+        norm(e.tape, e.floats(rows), COPY, integers, times=value.times)
 
     return Launch(
         run, after.at, (rows,), (), (rows,), of_rows=after.of_rows or after.gathers

@@ -12,7 +12,7 @@ from gguf_serve.kernels.attention.compress import Compression, KeyFinish, compre
 from gguf_serve.kernels.attention.indexer import Blocks, block_maxima, index_scores, select_keys
 from gguf_serve.kernels.attention.joint import Ending, Keys, attend, score_keys
 from gguf_serve.kernels.attention.kv import PAGE, LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle, pool_keys
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle, pool_keys
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 
@@ -77,7 +77,7 @@ class SparseVerbs(Verbs):
         self.launch(run, reads=[scores], writes=[selected])
 
     def pool_keys(
-        self, cache: Cache, style: RopeStyle, norm: HeadNorm | None, gates: Tensor | None
+        self, cache: Cache, style: RopeStyle, norm: QKNorm | None, gates: Tensor | None
     ) -> None:
         """The keys of blocks that end in this step, of what their tokens left in the cache."""
         table = None if cache.table is None else self.context.block_table

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.kernels.attention.attention import AttentionInputs, Scratch
 from gguf_serve.kernels.attention.kv import LayerKV
-from gguf_serve.kernels.matrix.matmul import ExpertRows
+from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.matrix.moe import RoutingBuffers, routing_buffers
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Tape
@@ -133,7 +133,7 @@ class Workspace:
     n_tokens: int
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
-    kinds: dict[tuple[Tape, int], ExpertRows] = field(default_factory=dict)  # image_experts.py
+    kinds: dict[tuple[Tape, int], RowGroups] = field(default_factory=dict)  # image_experts.py
     _constants: dict[Hashable, Any] = field(default_factory=dict)
 
     def tensor(self, name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Tensor:

@@ -26,7 +26,7 @@ from gguf_serve.kernels.rows.hyper import (
     spread,
 )
 from gguf_serve.kernels.rows.ngram import gate_ngrams
-from gguf_serve.kernels.rows.norm import UNCHANGED, norm
+from gguf_serve.kernels.rows.norm import COPY, norm
 from gguf_serve.kernels.rows.topk import softcap
 from gguf_serve.kernels.rows.watch import watch
 
@@ -171,7 +171,7 @@ class StreamVerbs(Verbs):
         def run(e: Emission) -> None:
             rows = e.floats(x)
             at = i * rows.shape[0] * rows.shape[1]
-            norm(e.tape, rows, UNCHANGED, Activations(x.width, e.floats(bank)), out_offset=at)
+            norm(e.tape, rows, COPY, Activations(x.width, e.floats(bank)), out_offset=at)
 
         self.launch(run, reads=[x], writes=[bank])
 

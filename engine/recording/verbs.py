@@ -18,7 +18,7 @@ from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu, matmul
 from gguf_serve.kernels.matrix.moe import combine
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
-from gguf_serve.kernels.rows.norm import UNCHANGED, NormWeights, norm
+from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
 
 
 class Verbs(Recorder):
@@ -128,7 +128,7 @@ class Verbs(Recorder):
 
     def _whole(self, x: Rows) -> Rows:
         """Rows that a matrix can read: columns of others are copied."""
-        return x if x.width == x.value.width else self.norm(x, UNCHANGED)
+        return x if x.width == x.value.width else self.norm(x, COPY)
 
     def norm(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> Rows:
         """Each row normalized, or each of ``groups`` equal parts of it by itself."""
@@ -158,9 +158,9 @@ class Verbs(Recorder):
         out = self.rows(x.width)
 
         def run(e: Emission) -> None:
-            norm(e.tape, e.floats(x), UNCHANGED, e.operand(out), post=e.post)
+            norm(e.tape, e.floats(x), COPY, e.operand(out), post=e.post)
 
-        self.launch(run, reads=[x], writes=[out], writes_forms=True, norm=UNCHANGED)
+        self.launch(run, reads=[x], writes=[out], writes_forms=True, norm=COPY)
         return out
 
     def normalize(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> None:
@@ -228,5 +228,5 @@ def carried(e: Emission, x: Rows, out: Rows) -> Tensor:
     """The floats of ``out``, with those of ``x`` in them."""
     made = e.floats(out)
     if not e.is_over(x, out):
-        norm(e.tape, e.floats(x), UNCHANGED, Activations(out.width, made))
+        norm(e.tape, e.floats(x), COPY, Activations(out.width, made))
     return made

@@ -1,8 +1,9 @@
 """Attention over KV pages: fused (attention_simd.cl, attention_simt.cl), or plain.
 
 The caller cuts the step's tokens into tiles of consecutive tokens of one sequence
-(``tile_queries`` says how many at most). With ``split`` every tile has one query and its keys
-are shared out in parts of 256, for steps that have few queries and long contexts.
+(``tile_queries`` says how many at most). With ``split`` (split-KV, as in flash-decoding) every
+tile has one query and its keys are shared out in parts of 256, for steps that have few queries and
+long contexts.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ class AttentionInputs:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none.
+    """Which keys a query sees, and what is done to their scores.
 
+    window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none.
     chunked: the window is the query's own stretch of so many tokens, not the last ones.
     bidirectional: keys after the query count too; the window is half before it, half after.
     together: a query sees the keys up to tile.w in any case, those after it too.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
-    [heads], the score of one more key without a value; selected: int32 [n, pages], bits of the
-    keys that a token sees (indexer.py), or [n, KV heads * pages] where ``by_head``.
+    [heads], attention sinks, the score of one more key without a value; selected: int32 [n, pages],
+    bits of the keys that a token sees (indexer.py), or [n, KV heads * pages] where ``by_head``.
     """
 
     window: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm
+from gguf_serve.kernels.attention.rope import QKNorm
 from gguf_serve.kernels.opencl.tape import SEQUENCES, TOKENS, Grid, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
@@ -114,7 +114,7 @@ def store_keys(
     defines = [
         f"RATIO={ratio}", f"HD={shape.head}", f"HDV={shape.head}", f"N_ROT={n_rot}",
         f"ROT_AT={shape.head - n_rot}", f"PAGE={shape.rows}", f"PAGE_TOKENS={PAGE}",
-        *HeadNorm(finish.eps, k=finish.weight).defines(shape.head), "QK_NORM", "K_WEIGHT",
+        *QKNorm(finish.eps, k=finish.weight).defines(shape.head), "QK_NORM", "K_WEIGHT",
         *layer.defines,
     ]  # fmt: skip
     args = {

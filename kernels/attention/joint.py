@@ -53,8 +53,11 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """sinks: float32 [heads], the score of one more key without a value; rotation: float32 [n, 2,
-    n_rot / 2], cos and sin of the tokens, by which the output is rotated back."""
+    """What ends attention: the sinks, and the rotation of the output.
+
+    sinks: float32 [heads], attention sinks, the score of one more key without a value; rotation:
+    float32 [n, 2, n_rot / 2], cos and sin of the tokens, by which the output is rotated back.
+    """
 
     sinks: Tensor
     rotation: Tensor

@@ -116,7 +116,8 @@ class LayerKV:
 class KVPages:
     """Pages of all layers; page ``p`` of the engine's page tables is page p of each.
 
-    But for rings: layers whose pages belong to slots, as many to each, for the last tokens.
+    But for sliding-window rings: layers whose pages belong to slots, as many to each, for the last
+    tokens.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class KVPages:
         return [pages for pages in both if pages.n_bytes]
 
     def copy_page(self, source: int, target: int) -> None:
-        """Enqueue the copy of a page in every layer."""
+        """Enqueue the copy of a page in every layer (copy-on-write)."""
         for layer in range(len(self.layers)):
             for pages in self._paged(layer):
                 (source_buffer, begin), (target_buffer, to) = map(pages.place, (source, target))

@@ -24,8 +24,8 @@ class RopeStyle:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadNorm:
-    """The norm of each head of Q and K: a weight of [head], of [heads, head] for heads that
+class QKNorm:
+    """The QK norm, per head: a weight of [head], of [heads, head] for heads that
     have their own, of [heads, 1] for heads with one factor, or none."""
 
     eps: float
@@ -117,7 +117,7 @@ def rope_kv(
     *,
     style: RopeStyle,
     scale: float,
-    norm: HeadNorm | None = None,
+    norm: QKNorm | None = None,
     clamp: float = 0.0,
     temperature: Temperature | None = None,
 ) -> None:
@@ -159,7 +159,7 @@ def pool_keys(
     slots: Tensor,
     *,
     style: RopeStyle,
-    norm: HeadNorm | None,
+    norm: QKNorm | None,
     gates: Tensor | None,
 ) -> None:
     """The keys of blocks that end with a token of the step, of what their tokens have as values.

@@ -26,8 +26,9 @@ GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oa
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertRows:
-    """Which rows go through which expert, found on the device (moe.py).
+class RowGroups:
+    """Row groups of a grouped matmul: which rows go through which expert, found on the device
+    (moe.py).
 
     tiles: int32 [n, 4], (expert, first entry, entries, -) of the lists in_rows and out_rows:
     the rows of the input and the output. ``grid`` counts the tiles, ``used`` says how many
@@ -48,7 +49,7 @@ class ExpertRows:
             "weights_of": self.weights,
         }  # fmt: skip
 
-    def weighted(self, weights: Tensor) -> ExpertRows:
+    def weighted(self, weights: Tensor) -> RowGroups:
         """The same rows with weights."""
         return replace(self, weights=weights)
 
@@ -81,7 +82,7 @@ def matmul(
     bias: Tensor | None = None,
     out_offset: int = 0,
     scale: float = 1.0,
-    experts: ExpertRows | None = None,
+    experts: RowGroups | None = None,
 ) -> None:
     """out[t, out_offset + r] (+)= (sum_k w[r, k] x[t, k] (+ bias[r])) * scale.
 
@@ -111,7 +112,7 @@ def _part_args(
     inputs: Arguments,
     counts: Tensor,
     count: int,
-    experts: ExpertRows | None,
+    experts: RowGroups | None,
     bias: Tensor | None,
     row: int,
 ) -> Arguments:
@@ -136,7 +137,7 @@ def glu(
     count: int = TOKENS,
     bias: Tensor | None = None,
     limit: float = 0.0,
-    experts: ExpertRows | None = None,
+    experts: RowGroups | None = None,
 ) -> None:
     """out = activation(gate x) * (up x) for a paired matrix of gate and up.
 
@@ -191,7 +192,7 @@ def _launch(
     tile: int,
     count: int,
     unit: int,
-    experts: ExpertRows | None,
+    experts: RowGroups | None,
     out: Tensor | None = None,
 ) -> None:
     """``out``: float rows of which this launch writes all columns."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from gguf_serve.kernels.matrix.matmul import ExpertRows
+from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
@@ -48,7 +48,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class RoutingBuffers:
-    """experts: int32 [n * used]; weights: float32 of the same; and what ExpertRows has."""
+    """experts: int32 [n * used]; weights: float32 of the same; and what RowGroups has."""
 
     experts: Tensor
     weights: Tensor
@@ -87,7 +87,7 @@ def route(
     tile: int,
     bias: Tensor | None = None,
     table: TokenExperts | None = None,
-) -> tuple[ExpertRows, ExpertRows]:
+) -> tuple[RowGroups, RowGroups]:
     """Choose each token's experts from logits, float32 [n, n_experts], or take those that the
     token has in ``table``; their weights come from the logits in any case.
 
@@ -109,8 +109,8 @@ def route(
     if not single:
         _sort(tape, routing, buffers, counts, tile)
     grid = Per(TOKENS, 1, routing.used) if single else _most_tiles(routing, tile)
-    first = ExpertRows(buffers.tiles, buffers.rows, buffers.slots, grid, routing.used)
-    return first, ExpertRows(buffers.tiles, buffers.slots, buffers.slots, grid, routing.used)
+    first = RowGroups(buffers.tiles, buffers.rows, buffers.slots, grid, routing.used)
+    return first, RowGroups(buffers.tiles, buffers.slots, buffers.slots, grid, routing.used)
 
 
 def kinds(tape: Tape, ids: Tensor, logits: Tensor) -> None:

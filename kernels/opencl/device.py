@@ -34,7 +34,7 @@ class Usage:
 class Device:
     """A device with its context and its one in-order queue.
 
-    On a dry one allocations are counted but not made, and nothing may be run.
+    On a meta device allocations are counted but not made, and nothing may be run.
     """
 
     info: DeviceInfo
@@ -45,7 +45,7 @@ class Device:
     max_allocation: int
     capabilities: Capabilities = field(default=Capabilities())
     huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
-    is_dry: bool = False
+    is_meta: bool = False
     usage: Usage = field(default_factory=Usage, compare=False)
     vendor: str = ""
     byte_codes: bool = False  # activations have 8 bits where all weights that read them allow it
@@ -55,9 +55,9 @@ class Device:
     def is_simd(self) -> bool:
         return self.family == "simd"
 
-    def dry(self) -> Device:
-        """A dry device like this one, with nothing allocated."""
-        return replace(self, is_dry=True, usage=Usage())
+    def meta(self) -> Device:
+        """A meta device like this one, with nothing allocated."""
+        return replace(self, is_meta=True, usage=Usage())
 
     @property
     def defines(self) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ _quiet = _Quiet()
 
 
 class _NoKernel:
-    """What a dry device has for a kernel."""
+    """What a meta device has for a kernel."""
 
     def set_args(self, *args: object) -> None:
         pass
@@ -98,7 +98,7 @@ class _NoKernel:
 class Programs:
     """The built programs of one device. Thread-safe: loading builds several at a time.
 
-    Those of a dry device are not built: what is recorded on it asks for them (``take_wanted``).
+    Those of a meta device are not built: what is recorded on it asks for them (``take_wanted``).
     """
 
     def __init__(self, device: Device, cache: ProgramCache | None = None) -> None:
@@ -116,7 +116,7 @@ class Programs:
 
     def kernel(self, source: str, name: str, defines: Sequence[str] = ()) -> Any:
         """A new kernel object ``name`` of ``source`` (a .cl file), its arguments unset."""
-        if self._device.is_dry:
+        if self._device.is_meta:
             self._wanted[self.spec(source, defines)] = None
             return _NoKernel()
         return cl.Kernel(self.build(source, defines), name)
@@ -125,7 +125,7 @@ class Programs:
         return Spec(source, tuple(sorted({*defines, *self._device.defines})))
 
     def take_wanted(self) -> list[Spec]:
-        """What has been asked for on a dry device since the last call, in its order."""
+        """What has been asked for on a meta device since the last call, in its order."""
         wanted, self._wanted = list(self._wanted), {}
         return wanted
 

@@ -1,4 +1,4 @@
-"""Recorded launches: kernels with bound arguments, replayed without setting any.
+"""Command lists (recorded graphs): kernels with bound arguments, replayed without setting any.
 
 A launcher (``matmul.matmul`` and its like) checks shapes, binds a kernel's arguments and
 puts it on a tape. All that changes from step to step lies in device buffers, and in the
@@ -98,7 +98,7 @@ class Noted:
 
 
 class Tape:
-    """A sequence of launches on one device.
+    """A command list: launches on one device, in their order.
 
     ``tokens`` may be set to OUTPUTS for what is recorded next: then these rows are all the tokens
     that there are. Its kernels must get a ``counts`` buffer that says the same.
@@ -185,7 +185,7 @@ class Tape:
     def _free(self, kernel: Any) -> tuple[int, int]:
         """The limits of free_groups. A CPU gains nothing by them, and PoCL would compile each size
         for minutes."""
-        if self.device.is_simd or self.device.info.kind == "cpu" or self.device.is_dry:
+        if self.device.is_simd or self.device.info.kind == "cpu" or self.device.is_meta:
             return 1, 1
         info, (raw,) = cl.kernel_work_group_info.WORK_GROUP_SIZE, self.device.context.devices
         most = kernel.get_work_group_info(info, raw)

@@ -44,7 +44,7 @@ def allocate(device: Device, n_bytes: int) -> Any:
             f"{device.info.name}: a buffer of {n_bytes >> 20} MiB is needed, at most "
             f"{limit >> 20} MiB can be allocated at once"
         )
-    if device.is_dry:
+    if device.is_meta:
         return None
     flags = cl.mem_flags.READ_WRITE
     try:
@@ -60,7 +60,7 @@ def allocate(device: Device, n_bytes: int) -> Any:
 
 def from_element(tensor: Tensor, first: int) -> Tensor:
     """The elements from one on, which must be where a sub-buffer may begin."""
-    if first == 0 or tensor.buffer is None:  # as on a dry device
+    if first == 0 or tensor.buffer is None:  # as on a meta device
         return tensor
     at = first * tensor.dtype.itemsize
     buffer = tensor.buffer.get_sub_region(at, tensor.n_bytes - at)
@@ -82,7 +82,7 @@ def zeros(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 def fill_zero(device: Device, buffer: Any, n_bytes: int) -> None:
     """Enqueue zeros for the first bytes of a buffer; wait for them where the memory is the host's,
     which goes back to the system with the buffer, whatever is enqueued."""
-    if not device.is_dry:
+    if not device.is_meta:
         event = cl.enqueue_fill_buffer(device.queue, buffer, np.zeros(1, np.uint8), 0, n_bytes)
         if works_in_place(device):
             event.wait()
@@ -99,7 +99,7 @@ def upload(device: Device, array: npt.NDArray[Any]) -> Tensor:
 def write(device: Device, tensor: Tensor, array: npt.NDArray[Any], *, wait: bool = False) -> None:
     """Copy ``array`` to the start of ``tensor``; without ``wait``, array must stay as it is
     until the queue has passed this point."""
-    if not device.is_dry:
+    if not device.is_meta:
         cl.enqueue_copy(device.queue, tensor.buffer, np.ascontiguousarray(array), is_blocking=wait)
 
 
@@ -132,7 +132,7 @@ def read_rows(tensor: Tensor, rows: range, queue: cl.CommandQueue) -> npt.NDArra
 def works_in_place(device: Device) -> bool:
     """Whether buffers are cut from the host's memory and used there: what is written to it
     while the queue is empty needs no copy."""
-    return device.huge_pages is not None and not device.is_dry
+    return device.huge_pages is not None and not device.is_meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def regions(
     for part, size in zip(parts, sizes, strict=True):
         n = math.prod(part.shape)
         arrays[part.name] = host[offset // 4 : offset // 4 + n].reshape(part.shape)
-        sub = None if device.is_dry else memory.buffer.get_sub_region(offset, size)
+        sub = None if device.is_meta else memory.buffer.get_sub_region(offset, size)
         tensors[part.name] = Tensor(sub, part.shape, np.dtype(np.int32))
         offset += size
     return memory, host, arrays, tensors

@@ -1,8 +1,8 @@
 """What a sequence keeps in its slot beside pages, and copies of it in the host's memory.
 
 Recurrent layers keep a row per slot, layers with a sliding window a ring of pages for its last
-tokens. A copy is what a slot held at a position of its sequence; put into another slot, the
-sequence can go on from there.
+tokens (a sliding-window ring). A copy is what a slot held at a position of its sequence; put into
+another slot, the sequence can go on from there.
 """
 
 from __future__ import annotations

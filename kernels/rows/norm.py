@@ -36,7 +36,7 @@ class NormWeights:
         return ["NORM_LAYER" if self.layer else "NORM_RMS", *names]
 
 
-UNCHANGED = NormWeights(None, 0.0)  # copies, or only quantizes
+COPY = NormWeights(None, 0.0)  # a copy of rows, or only their quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +121,4 @@ def quantize(tape: Tape, x: Activations, *, count: int = TOKENS, times: int = 1)
     if x.values is None or not x.quantized:
         raise ValueError("quantize needs both values and codes")
     codes = replace(x, values=None)
-    norm(tape, x.values, UNCHANGED, codes, count=count, times=times)
+    norm(tape, x.values, COPY, codes, count=count, times=times)

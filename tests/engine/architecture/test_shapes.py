@@ -84,7 +84,7 @@ def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
             if name in OPTIONAL.get(inner, "").split():
                 del gguf.tensors[tensor]
                 h = read_hyperparameters(gguf, find_architecture(gguf.architecture))
-                allocate_weights(gguf, h, [device.dry()], on_one_device(h.n_layers))
+                allocate_weights(gguf, h, [device.meta()], on_one_device(h.n_layers))
                 gguf.tensors[tensor] = whole[tensor]
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal on dry devices asks for exactly the programs that recording asks for."""
+"""A rehearsal on meta devices asks for exactly the programs that recording asks for."""
 
 from __future__ import annotations
 

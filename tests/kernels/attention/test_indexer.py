@@ -22,7 +22,7 @@ from gguf_serve.kernels.attention.attention import (
 from gguf_serve.kernels.attention.indexer import Blocks, block_maxima, index_scores, select_keys
 from gguf_serve.kernels.attention.kv import PAGE, KVShape
 from gguf_serve.kernels.attention.rope import (
-    HeadNorm,
+    QKNorm,
     QKVRows,
     RopeStyle,
     pool_keys,
@@ -145,7 +145,7 @@ def test_the_best_pooled_blocks(device: Device, programs: Programs, pooling: Poo
     positions = rng.integers(0, 5000, sum(LENGTHS)).astype(np.int32)  # of a token's block
     angles = rng.random(pooling.n_rot // 2).astype(np.float32)
     weight = upload(device, norm_weight.astype(np.float32))
-    norm = None if pooling.gated else HeadNorm(1e-6, weight, weight)
+    norm = None if pooling.gated else QKNorm(1e-6, weight, weight)
     q = rng.standard_normal((len(PLACES), HEADS * HEAD)).astype(np.float32)
     places = [slots_of(t, np.arange(n)) for t, n in zip(tables, LENGTHS, strict=True)]
     slots = upload(device, np.concatenate(places).astype(np.int32))

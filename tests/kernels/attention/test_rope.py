@@ -22,7 +22,7 @@ from paged import (
 
 from gguf_serve.kernels.attention.attention import AttentionInputs, Mask, attention, plain_scratch
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import HeadNorm, RopeStyle, qkv_rows, rope_kv, rope_table
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle, qkv_rows, rope_kv, rope_table
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload
@@ -135,7 +135,7 @@ class Case:
         half = variant.style.n_rot // 2
         angles = upload(device, frequencies(variant.style.n_rot))
         table = empty(device, (len(places), 2, half))
-        norm = HeadNorm(EPS, upload(device, self.weights[0]), upload(device, self.weights[1]))
+        norm = QKNorm(EPS, upload(device, self.weights[0]), upload(device, self.weights[1]))
         run(
             device, self.programs, len(places),
             lambda tape: rope_table(tape, positions, angles, table),

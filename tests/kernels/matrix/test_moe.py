@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from launching import quantized, run
 
-from gguf_serve.kernels.matrix.matmul import ExpertRows, glu, matmul
+from gguf_serve.kernels.matrix.matmul import RowGroups, glu, matmul
 from gguf_serve.kernels.matrix.moe import (
     Gate,
     Routing,
@@ -52,12 +52,12 @@ def routed(
     routing: Routing,
     tile: int,
     bias: Floats | None = None,
-) -> tuple[npt.NDArray[np.int32], Floats, tuple[ExpertRows, ExpertRows]]:
+) -> tuple[npt.NDArray[np.int32], Floats, tuple[RowGroups, RowGroups]]:
     """The experts of each token, sorted by id, with their weights; and the rows of both."""
     n = len(logits)
     buffers = routing_buffers(device, n, routing.n_experts, routing.used)
     counts = upload(device, np.full(N_COUNTS, n, np.int32))
-    rows: list[tuple[ExpertRows, ExpertRows]] = []
+    rows: list[tuple[RowGroups, RowGroups]] = []
     scores, added = upload(device, logits), None if bias is None else upload(device, bias)
     run(
         device, programs, n,
