@@ -7,9 +7,10 @@ parallel sublayers) is read from the file, never declared here.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from gguf_serve.engine.architecture.keys import Keys, Value, must
 from gguf_serve.engine.architecture.needs import Needs
 from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.architecture.rope import RopeScaling
@@ -35,6 +36,7 @@ Quirk = Literal[
     "chunked_windows",  # a window is a token's own stretch, not the last ones
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
+    "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
     "normed_embedding",  # RMS norm without weight after the embedding
     "tiny_post_norm_eps",  # norms after sublayers have an epsilon of 1e-8
     "weightless_head_norms",  # where there is RoPE, and not in models of 128 experts
@@ -46,6 +48,7 @@ Quirk = Literal[
     "negated_decay",  # ssm_a of Kimi's delta attention is negative, where the decay has a bound too
     "sigmoid_delta_gate",  # of what a delta net yields, instead of SiLU
     "interleaved_indexer_rope",  # over pairs (2i, 2i + 1) of an indexer's head
+    "indexer_epsilon",  # an indexer's norms have the model's epsilon, not 1e-6
     "indexer_rope_last",  # over the last values of an indexer's head, not the first
     # FFN and experts
     "experts_unused",  # an FFN of experts is its activation alone, as in llama.cpp
@@ -56,7 +59,7 @@ Quirk = Literal[
     "glu_limit_first",  # swiglu_clamp_exp bounds the gate before its activation, not after
     "glu_limit_of_shared",  # it bounds the shared expert, too
     # Residuals and the head
-    "residuals_by_depth",  # 1.4 / sqrt(layers), where the file has no residual_scale
+    "minicpm_scales",  # residuals times 1.4 / sqrt(layers), logits times 256 / width, by default
     "normed_residuals",  # sublayers add to the normalized stream, times a scale
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
@@ -68,6 +71,7 @@ class Architecture:
 
     name: str
     needs: Needs  # tensors that files must have
+    keys: Keys = field(default_factory=dict[str, Value])  # metadata that is read, with defaults
     mixed: bool = False  # not every layer has attention and an FFN or experts
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
@@ -76,11 +80,8 @@ class Architecture:
     sections_interleaved: bool = False  # M-RoPE: pairs take turns in time, row and column
     yarn_multiplier: float = 0.0  # of the file's yarn_log_multiplier; 0: that does not count
     yarn_scores: bool = False  # see RopeScaling
-    # Sliding windows
-    window_pattern: int = 0  # every n-th layer sees all keys, the others a window; 0: all see all
-    window_all: bool = False  # all layers have the window that the file names
-    window_default: int = 0  # where the file names no window
-    window_rope_base: float = 0.0  # RoPE base of the windowed layers; 0: the model's
+    # Sliding windows; ``keys`` says which layers have them
+    window_all: bool = False  # all layers
     window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
@@ -88,8 +89,6 @@ class Architecture:
     head_norm_after_rope: bool = False
     # Attention
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
-    attention_scale: float = 0.0  # of the scores; 0: 1/sqrt(head)
-    attention_softcap: float = 0.0  # where the file names none
     # FFN and experts
     activation: str = "silu"
     gate: Gate = "softmax"
@@ -97,11 +96,18 @@ class Architecture:
     ffn_scale: float = 1.0  # of the sum of experts and what is beside them
     # Scales
     scale_embedding: bool = False  # by the square root of the embedding length
-    embedding_scale: float = 1.0  # where the file names none
-    logit_softcap: float = 0.0  # where the file names none
     divide_logits: bool = False  # by the logit scale, instead of multiplying
-    logit_scale: float = 1.0  # where the file names none
     quirks: Set[Quirk] = frozenset()
+
+    @property
+    def epsilon_key(self) -> str:
+        """The key of the epsilon of its norms."""
+        return f"attention.layer_norm_{'' if self.layer_norm else 'rms_'}epsilon"
+
+    @property
+    def all_keys(self) -> Keys:
+        """What it reads beside the keys that all read."""
+        return {**must(self.epsilon_key), **self.keys}
 
     @property
     def attention_gate(self) -> str:

@@ -17,6 +17,7 @@ from gguf_serve.engine.architecture.arch import (
     Positions,
     pooling_of,
 )
+from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
 from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
 from gguf_serve.engine.architecture.sparse import read_sparsity
@@ -35,6 +36,8 @@ LARGEST = float(np.finfo(np.float32).max)
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
+    gguf = as_read(gguf, arch.all_keys)
+    arch = _with_norm(gguf, arch)
     n_layers = _n_layers(gguf)
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads, n_kv = _heads(gguf, n_layers)
@@ -42,8 +45,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     head = gguf.get_int(key("attention.key_length"), head_default)
     window, windowed = _windows(gguf, arch, n_layers)
     positions = _positions(gguf, arch, n_layers)
-    base = gguf.get_float(key("rope.freq_base"), 10000.0)
-    base_window = arch.window_rope_base or base
+    base = _rope_base(gguf, head)
     scaling = read_rope_scaling(
         gguf, arch.yarn_multiplier, one_multiplier="yarn_one_multiplier" in arch.quirks,
         scores=arch.yarn_scores,
@@ -66,7 +68,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         eps=_epsilon(gguf, arch),
         positions=positions,
         rope_base=gguf.get_float(key("attention.compress_rope_freq_base"), base),
-        rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base_window),
+        rope_base_window=gguf.get_float(key("rope.freq_base_swa"), base),
         rope_scaling=scaling,
         rope_scaling_window=(
             scaling if arch.window_rope_scaled else RopeScaling(attention_factor=scaling.magnitude)
@@ -75,19 +77,21 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         rope=_rope_layers(gguf, arch, positions, windowed),
         window=window,
         windowed=windowed,
-        attention_softcap=gguf.get_float(key("attn_logit_softcapping"), arch.attention_softcap),
-        logit_softcap=gguf.get_float(key("final_logit_softcapping"), arch.logit_softcap),
+        attention_softcap=gguf.get_float(key("attn_logit_softcapping"), 0.0),
+        logit_softcap=gguf.get_float(key("final_logit_softcapping"), 0.0),
         attention_scale=_attention_scale(gguf, arch, n_layers, head, head_default),
         alibi_bias=_alibi_bias(gguf, positions),
         mla_latent=_mla_latent(gguf),
-        sparsity=read_sparsity(gguf, n_layers, _epsilon(gguf, arch)),
+        sparsity=read_sparsity(
+            gguf, n_layers, _epsilon(gguf, arch), own="indexer_epsilon" not in arch.quirks
+        ),
         compress_ratios=_compress_ratios(gguf, n_layers),
         clamp_qkv=gguf.get_float(key("attention.clamp_kqv"), 0.0),
         value_scale=gguf.get_float(key("attention.value_scale"), 0.0) or 1.0,
-        temperature=_temperature(gguf, arch),
+        temperature=_temperature(gguf, arch, windowed),
         embedding_scale=_embedding_scale(gguf, arch, n_embd),
         residual_scale=_residual_scale(gguf, arch, n_layers),
-        logit_scale=_logit_scale(gguf, arch),
+        logit_scale=_logit_scale(gguf, arch, n_embd),
         cycles=_cycles(gguf, n_layers),
         causal=bool(gguf.metadata.get(key("attention.causal"), True)),
         image_experts=False,
@@ -133,23 +137,35 @@ def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
         raise ModelError(
             f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}"
         )
-    betas = [
-        gguf.get_float(gguf.arch_key(f"activation.situ_{name}"), default)
-        for name, default in (("beta", 4.0), ("linear_beta", 25.0))
-    ]
-    if h.arch.activation == "situ" and betas != [4.0, 25.0]:
-        raise ModelError(f"{gguf.path}: an activation with situ_beta, situ_linear_beta {betas}")
     _check_numbers(gguf, h)
+    _check_windowed_sizes(gguf, h)
     experts = h.experts
     if experts.n and not 0 < experts.used <= experts.n <= 1024:
         raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts are used")
 
 
+def _check_windowed_sizes(gguf: GGUFFile, h: Hyperparameters) -> None:
+    """Raises ModelError for windowed layers whose heads have sizes of their own."""
+    sizes = {
+        "attention.key_length": h.head,
+        "attention.value_length": h.head_v,
+        "rope.dimension_count": h.n_rot,
+        "attention.kv_lora_rank": h.mla_latent,
+    }
+    for name in ("attention.key_length_mla", "attention.value_length_mla"):
+        sizes[name] = gguf.get_int(gguf.arch_key(name), 0)
+    for name, size in sizes.items():
+        own = gguf.get_int(gguf.arch_key(f"{name}_swa"), 0) or size
+        if any(h.windowed) and own != size:
+            raise ModelError(
+                f"{gguf.path}: {gguf.arch_key(name)}_swa is {own}, not {size} as elsewhere"
+            )
+
+
 def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
     """Raises ModelError for numbers with which every logit would be NaN."""
-    norm = "layer_norm_epsilon" if h.arch.layer_norm else "layer_norm_rms_epsilon"
     at_least_0 = {
-        f"attention.{norm}": h.eps,
+        h.arch.epsilon_key: h.eps,
         "attn_logit_softcapping": h.attention_softcap,
         "final_logit_softcapping": h.logit_softcap,
         "attention.clamp_kqv": h.clamp_qkv,
@@ -178,6 +194,13 @@ def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
                 f"{gguf.path}: {gguf.arch_key(name)} is {base} and rope.scaling.factor "
                 f"{scaling.factor}: angles would be no numbers"
             )
+
+
+def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
+    """The row with the norm that the file has, where that may be either: of the epsilon given."""
+    either = "norm_by_epsilon" in arch.quirks
+    layer = either and not gguf.get_float(gguf.arch_key(arch.epsilon_key), 0.0)
+    return replace(arch, layer_norm=True) if layer else arch
 
 
 def _n_layers(gguf: GGUFFile) -> int:
@@ -253,7 +276,7 @@ def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
     key = gguf.arch_key("attention.recurrent_layers")
     value = gguf.metadata.get(key)
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(bool(v) for v in value)[:n_layers]
+        return tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
     return tuple(f"blk.{i}.ssm_conv1d_k.weight" in gguf.tensors for i in range(n_layers))
 
 
@@ -271,10 +294,8 @@ def _cycles(gguf: GGUFFile, n_layers: int) -> tuple[int, int, int] | None:
     if min(per_stack, low, high) < 1 or per_stack * (low + 1) * high != n_layers:
         raise ModelError(
             f"{gguf.path}: {high} times {low} low stacks and a high one of {per_stack} layers "
-            f"are not {n_layers} layers"
+            f"are not {n_layers} layers (hrm.h_cycles, hrm.l_cycles, hrm.layers_per_stack)"
         )
-    if gguf.metadata.get(gguf.arch_key("hrm.prefix_lm")):
-        raise ModelError(f"{gguf.path}: prompts that see both ways (hrm.prefix_lm)")
     return per_stack, low, high
 
 
@@ -283,15 +304,15 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
     all"), or the architecture's."""
     key = gguf.arch_key("attention.sliding_window_pattern")
     value = gguf.metadata.get(key)
-    window = gguf.get_int(gguf.arch_key("attention.sliding_window"), arch.window_default)
+    window = gguf.get_int(gguf.arch_key("attention.sliding_window"), 0)
     if arch.window_all:
         return window, (window > 0,) * n_layers
     shallow = "windows_from_64_layers" in arch.quirks and n_layers < 64
-    if not arch.window_pattern or window < 1 or shallow:
+    if value is None or window < 1 or shallow:
         return 0, (False,) * n_layers
     if isinstance(value, Iterable) and not isinstance(value, str):
         return window, tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
-    n = gguf.get_int(key, arch.window_pattern)
+    n = gguf.get_int(key)
     shift = 0 if "window_after_first" in arch.quirks else 1
     return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
 
@@ -302,6 +323,13 @@ def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
     if arch.positions == "interleaved" and _rope_sections(gguf):
         return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
     return arch.positions
+
+
+def _rope_base(gguf: GGUFFile, head: int) -> float:
+    """With ``rope.scaling.alpha`` raised as NTK-aware scaling has it, base * alpha^(d / (d-2))."""
+    base = gguf.get_float(gguf.arch_key("rope.freq_base"), 10000.0)
+    alpha = gguf.get_float(gguf.arch_key("rope.scaling.alpha"), 0.0)
+    return base * alpha ** (head / (head - 2)) if alpha > 0 and head > 2 else base
 
 
 def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
@@ -325,12 +353,15 @@ def _rope_layers(
     ):
         return (False,) * len(windowed)
     if isinstance(pattern, Iterable) and not isinstance(pattern, str):
-        return tuple(bool(v) for v in pattern)[: len(windowed)]
+        key = gguf.arch_key("attention.rope_pattern")
+        return tuple(bool(v) for v in _of_layers(gguf, key, list(pattern), len(windowed)))
     if arch.rope_layers == "windowed" and any(windowed):
         return windowed
     if arch.rope_layers == "windowed_or_dense":
         dense = gguf.get_int(gguf.arch_key("leading_dense_block_count"), 0)
         return tuple(windowed[i] or i < dense for i in layers)
+    if "chunked_windows" in arch.quirks and not any(windowed):
+        return (True,) * len(windowed)
     if arch.rope_layers == "step":
         return tuple((i + 1) % ROPE_STEP != 0 for i in layers)
     if arch.rope_layers == "step_first" and any(windowed):
@@ -343,7 +374,7 @@ def _attention_scale(
 ) -> float:
     wide = arch.wide_scale_layers == n_layers
     power = -1.0 if "scores_by_head_size" in arch.quirks else -0.5
-    default = arch.attention_scale or float(head_default if wide else head) ** power
+    default = float(head_default if wide else head) ** power
     names = ("attention.scale", "attention.output_scale")
     values = (gguf.get_float(gguf.arch_key(name), 0.0) for name in names)
     return next((value for value in values if value), default)
@@ -373,31 +404,36 @@ def _alibi_bias(gguf: GGUFFile, positions: Positions) -> float:
     return gguf.get_float(gguf.arch_key("attention.max_alibi_bias"), default)
 
 
-def _temperature(gguf: GGUFFile, arch: Architecture) -> tuple[float, int, float] | None:
+def _temperature(
+    gguf: GGUFFile, arch: Architecture, windowed: tuple[bool, ...]
+) -> tuple[float, int, float] | None:
     """How Q grows with its position: llama4 in layers without RoPE, mistral3 in all."""
     if "chunked_windows" in arch.quirks:
-        return 0.1, 8192, 1.0
+        return (0.1, 8192, 1.0) if any(windowed) else None
     growth = gguf.get_float(gguf.arch_key("attention.temperature_scale"), 0.0)
     n_ctx = gguf.get_int(gguf.arch_key("context_length"))
-    step = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
+    original = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
+    step = gguf.get_int(gguf.arch_key("attention.temperature_length"), 0) or original
     return (growth, step, 0.0) if growth else None
 
 
 def _embedding_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
     if arch.scale_embedding:
         return float(np.float32(np.sqrt(n_embd)))
-    return gguf.get_float(gguf.arch_key("embedding_scale"), 0.0) or arch.embedding_scale
+    return gguf.get_float(gguf.arch_key("embedding_scale"), 0.0) or 1.0
 
 
 def _residual_scale(gguf: GGUFFile, arch: Architecture, n_layers: int) -> float:
     if "normed_residuals" in arch.quirks:  # it is of what outputs are added to
         return 1.0
     value = gguf.get_float(gguf.arch_key("residual_scale"), 0.0)
-    return value or (1.4 / n_layers**0.5 if "residuals_by_depth" in arch.quirks else 1.0)
+    return value or (1.4 / n_layers**0.5 if "minicpm_scales" in arch.quirks else 1.0)
 
 
-def _logit_scale(gguf: GGUFFile, arch: Architecture) -> float:
-    value = gguf.get_float(gguf.arch_key("logit_scale"), 0.0) or arch.logit_scale
+def _logit_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
+    value = gguf.get_float(gguf.arch_key("logit_scale"), 0.0)
+    if not value:
+        return 256.0 / n_embd if "minicpm_scales" in arch.quirks else 1.0
     return 1.0 / value if arch.divide_logits else value
 
 
@@ -449,5 +485,5 @@ def _n_vocab(gguf: GGUFFile) -> int:
 
 
 def _epsilon(gguf: GGUFFile, arch: Architecture) -> float:
-    name = "layer_norm_epsilon" if arch.layer_norm else "layer_norm_rms_epsilon"
-    return gguf.get_float(gguf.arch_key(f"attention.{name}"), 1e-6)
+    own, other = gguf.arch_key(arch.epsilon_key), gguf.arch_key("attention.layer_norm_epsilon")
+    return gguf.get_float(own if own in gguf.metadata else other)

@@ -150,9 +150,10 @@ def read_rope_scaling(
     factor = number("rope.scaling.factor", 0.0) or number("rope.scale_linear", 0.0) or 1.0
     n_ctx = gguf.get_int(gguf.arch_key("context_length"))
     original = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)
+    extrapolation = number("rope.scaling.yarn_ext_factor", -1.0)
     return RopeScaling(
         factor=1.0 if kind == "none" else factor,
-        extrapolation=float(kind == "yarn"),
+        extrapolation=float(kind == "yarn") if extrapolation < 0 else extrapolation,
         original_context=original,
         longest_short=original,
         beta_fast=number("rope.scaling.yarn_beta_fast", 32.0),

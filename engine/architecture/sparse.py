@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.kernels.attention.indexer import Blocks
@@ -49,8 +51,11 @@ class Sparsity:
         return self.blocks.size > 1 and not self.by_head
 
 
-def read_sparsity(gguf: GGUFFile, n_layers: int, eps: float) -> Sparsity | None:
-    """None where all keys are attended to; ModelError for what cannot be computed."""
+def read_sparsity(
+    gguf: GGUFFile, n_layers: int, eps: float, *, own: bool = True
+) -> Sparsity | None:
+    """None where all keys are attended to; ModelError for what cannot be computed. ``eps``: the
+    model's; ``own``: norms of an indexer of single keys have one of 1e-6."""
     key = gguf.arch_key
     layers = _layers(gguf, n_layers)
     if not any(layers):
@@ -62,7 +67,9 @@ def read_sparsity(gguf: GGUFFile, n_layers: int, eps: float) -> Sparsity | None:
         n_heads=gguf.get_int(key("attention.indexer.head_count")),
         head=gguf.get_int(key("attention.indexer.key_length")),
         blocks=blocks,
-        eps=gguf.get_float(key("attention.layer_norm_epsilon"), 1e-6 if blocks.size == 1 else eps),
+        eps=gguf.get_float(
+            key("attention.layer_norm_epsilon"), 1e-6 if own and blocks.size == 1 else eps
+        ),
         layers=layers,
         gated=any("indexer_compressor_gate" in name for name in gguf.tensors),
     )
@@ -97,8 +104,8 @@ def _blocks(gguf: GGUFFile) -> Blocks | None:
     elif any(name.endswith(f".{QUERIES[0]}.weight") for name in gguf.tensors):
         size = 1
     else:
-        sizes = gguf.metadata.get(key("attention.compress_ratios"), ())
-        listed = {int(n) for n in sizes} - {0} if isinstance(sizes, Iterable) else set()
+        sizes = gguf.metadata.get(key("attention.compress_ratios"))
+        listed = {int(n) for n in sizes} - {0} if isinstance(sizes, np.ndarray) else set()
         if not listed:
             return None
         if len(listed) > 1:
@@ -116,5 +123,3 @@ def _check_blocks(gguf: GGUFFile, found: Sparsity) -> None:
     whole = size > 0 and (PAGE % size == 0 or (found.by_head and size % PAGE == 0))
     if not whole or found.blocks.chosen < 0:
         raise ModelError(f"{gguf.path}: an indexer with blocks of {size} keys")
-    if not gguf.metadata.get(gguf.arch_key("attention.indexer.kpool_select_tail"), True):
-        raise ModelError(f"{gguf.path}: an indexer that leaves out the last keys (select_tail)")

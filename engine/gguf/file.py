@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
@@ -78,6 +79,12 @@ class GGUFFile:
                 )
         self.metadata = MappingProxyType({**self.metadata, **values})
         self.architecture = self.get_str("general.architecture")
+
+    def with_metadata(self, metadata: Mapping[str, Any]) -> GGUFFile:
+        """The same file with other metadata, for as long as this one is open."""
+        view = copy(self)
+        view.metadata = MappingProxyType(dict(metadata))
+        return view
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file, not a copy.

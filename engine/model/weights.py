@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
@@ -104,7 +105,7 @@ def allocate_weights(
     check_tensors(gguf, hparams)
     matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
     head_at = len(placement.parts) - 1
-    residuals = load_residuals(last, gguf, hparams, head_at)
+    residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
     if residuals is None:
         layers = tuple(

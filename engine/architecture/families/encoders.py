@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
+from gguf_serve.engine.architecture.keys import (
+    may,
+    window,
+)
 from gguf_serve.engine.architecture.needs import (
     EMBEDDING,
     EMBEDDING_NORM,
@@ -15,16 +19,17 @@ from gguf_serve.engine.architecture.needs import (
 
 KIND = "encoders, for embeddings and ranking"
 ROWS = (
-    Architecture("bert", ENCODER, positions="none", layer_norm=True, norms_after=True,
-                 activation="gelu"),
-    Architecture("jina-bert-v2", ENCODER, positions="alibi", layer_norm=True, norms_after=True,
-                 activation="gelu"),
-    Architecture("jina-bert-v3", ENCODER, positions="neox", layer_norm=True, norms_after=True,
-                 activation="gelu"),
+    Architecture("bert", ENCODER,
+                 positions="none", layer_norm=True, norms_after=True, activation="gelu"),
+    Architecture("jina-bert-v2", ENCODER,
+                 positions="alibi", layer_norm=True, norms_after=True, activation="gelu"),
+    Architecture("jina-bert-v3", ENCODER,
+                 positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
     Architecture("modern-bert", EMBEDDING + EMBEDDING_NORM + OUTPUT_NORM + FFN_NORM + QKV + FFN,
-                 positions="neox", window_pattern=3, window_rope_base=10000.0, layer_norm=True,
-                 activation="gelu", quirks={"window_after_first", "gelu_rank_head"}),
+                 keys=window(3, base=10000.0) | may("hidden_activation"),
+                 positions="neox", layer_norm=True, activation="gelu", quirks={"window_after_first",
+                 "gelu_rank_head"}),
     Architecture("nomic-bert", ENCODER, positions="neox", layer_norm=True, norms_after=True),
-    Architecture("nomic-bert-moe", ENCODER, positions="neox", layer_norm=True, norms_after=True,
-                 activation="gelu"),
+    Architecture("nomic-bert-moe", ENCODER,
+                 positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
 )  # fmt: skip

@@ -21,11 +21,11 @@ Change = Callable[..., Hyperparameters]
 
 @pytest.fixture
 def change(conformance_model: Callable[[str], Path]) -> Change:
-    """Reads mimo2's model of two layers with other metadata."""
+    """Reads a model of two layers with other metadata."""
 
-    def run(**keys: object) -> Hyperparameters:
-        with open_gguf(conformance_model("mimo2-moe")) as gguf:
-            named = {f"mimo2.{key.replace('__', '.')}": value for key, value in keys.items()}
+    def run(model: str = "mimo2-moe", **keys: object) -> Hyperparameters:
+        with open_gguf(conformance_model(model)) as gguf:
+            named = {gguf.arch_key(key.replace("__", ".")): value for key, value in keys.items()}
             gguf.metadata = MappingProxyType({**gguf.metadata, **named})
             return read_hyperparameters(gguf, find_architecture(gguf.architecture))
 
@@ -66,10 +66,22 @@ NAN_ROPE = "angles would be no numbers"
         ({"attention__layer_norm_rms_epsilon": -1e-5}, "epsilon is -1e-05, not 0 or more"),
         ({"attention__layer_norm_rms_epsilon": float("nan")}, "epsilon is nan, not a finite"),
         ({"attention__layer_norm_rms_epsilon": 1e300}, "epsilon is 1e\\+300, not"),
-        ({"logit_scale": 1e39}, "logit_scale gives the factor 1e\\+39, not a finite float32"),
-        ({"attention__scale": -1e300}, "attention.scale gives the factor"),
-        ({"attn_logit_softcapping": -1.0}, "softcapping is -1.0, not 0 or more"),
-        ({"swiglu_clamp_exp": np.array([1.0, np.nan])}, "swiglu_clamp_exp has nan"),
+        (
+            {"model": "cohere2-dense", "logit_scale": 1e39},
+            "logit_scale gives the factor 1e\\+39, not a finite float32",
+        ),
+        (
+            {"model": "granite-dense", "attention__scale": -1e300},
+            "attention.scale gives the factor",
+        ),
+        (
+            {"model": "gemma2-dense", "attn_logit_softcapping": -1.0},
+            "softcapping is -1.0, not 0 or more",
+        ),
+        (
+            {"model": "maple-moe", "swiglu_clamp_exp": np.array([1.0, np.nan])},
+            "swiglu_clamp_exp has nan",
+        ),
     ],
 )
 def test_numbers_that_make_every_logit_nan(

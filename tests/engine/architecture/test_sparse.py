@@ -74,7 +74,6 @@ def test_where_all_keys_are_seen(read: Read) -> None:
     [
         ("glm5-next-moe", {"indexer.top_k": 30}, "chooses 30 keys in blocks of 4"),
         ("glm5-next-moe", {"indexer.kpool": 3, "indexer.top_k": 30}, "blocks of 3 keys"),
-        ("glm5-next-moe", {"indexer.kpool_select_tail": False}, "leaves out the last keys"),
         ("minimax-m3-moe", {"indexer.block_size": 48}, "blocks of 48 keys"),
         ("deepseek32-moe", {"indexer.head_count": 0}, "0 heads of 128"),
         ("deepseek32-moe", {"indexer.types": np.array([1])}, "types has 1 of 2 values"),
