@@ -81,8 +81,6 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
         read_directions(options.control, hparams.n_layers, hparams.n_embd),
     )
     model = outline(gguf, hparams, first, additions)
-    if additions.directions and model.weights.residuals is not None:
-        raise EngineError(f"control vectors are not supported in {gguf.architecture}'s streams")
     fitting = Fitting(model, options, machine, shape)
     chosen = fitting.choose()
     placed = [(device, Programs(device)) for device in map(machine.open, chosen.devices)]

@@ -83,15 +83,15 @@ class Decoder:
         weights, head = self._weights, self._weights.head
         x = weights.embedding(g)
         self._watch(g, -1, weights.embedding.part, x)
-        if weights.residuals is not None:
-            x = weights.residuals.begin(g, x)
+        for entry in weights.before:
+            x = entry(g, x)
         for i, layer in enumerate(weights.layers):
             g.begin_layer(x)
             for entry in layer.entries:
                 x = entry(g, x)
             self._watch(g, i, layer.part + 1, x)
-        if weights.residuals is not None:
-            x = weights.residuals.finish(g, x)
+        for entry in weights.after:
+            x = entry(g, x)
         hidden, some = g.keep(head.hidden(g, x), self.hidden), list[Value]()
         if head.output is None and head.rank is None:
             return some, hidden.value

@@ -62,13 +62,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """A model as a list: the embedding, what makes more than one stream of it if ``residuals`` do,
-    the layers, what makes one stream again, the head."""
+    """A model as a list: the embedding, what is done with it before the first layer, the layers,
+    what is done after the last one, the head."""
 
     placement: Placement
     embedding: Embedding
+    before: tuple[Entry, ...]
     layers: tuple[Layer, ...]
-    residuals: Residuals | None  # None: the ordinary sum
+    after: tuple[Entry, ...]
     head: Head
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
@@ -107,19 +108,23 @@ def allocate_weights(
     head_at = len(placement.parts) - 1
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
-    if residuals is None:
+    if residuals is not None:
+        layers = tuple(_tied(layer, residuals) for layer in layers)
+        if directions:
+            name = hparams.arch.name
+            raise ModelError(f"control vectors are not supported in the several streams of {name}")
+    else:
         layers = tuple(
             Layer(layer.part, (*layer.entries, *entries))
             for i, layer in enumerate(layers)
             for entries in [_additions(sources, hparams, placement, i, matrix, directions)]
         )
-    else:
-        layers = tuple(_tied(layer, residuals) for layer in layers)
     weights = ModelWeights(
         placement=placement,
         embedding=_embedding(source, hparams, matrix),
+        before=() if residuals is None else (residuals.begin,),
         layers=layers,
-        residuals=residuals,
+        after=() if residuals is None else (residuals.finish,),
         head=Head(
             head_at, _output_norm(last, hparams),
             _output(last, None if last is not source else matrix) if hparams.causal else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Rows:
         return Tensor(tensor.buffer, shape, tensor.dtype)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Launch:
     """One call of a launcher, on the device of ``at``. ``operands``: rows that a matrix reads, in
     whatever form suits it; ``reads``: what is read as floats.
@@ -116,18 +117,18 @@ class Launch:
     source: Value | None = None
     source_at: int = 0
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         """What it reads."""
         rows = (*self.reads, *(x for x, _ in self.operands))
         return list(dict.fromkeys(x.value for x in rows))
 
-    @property
+    @cached_property
     def outputs(self) -> list[Value]:
         """What it writes."""
         return list(dict.fromkeys(rows.value for rows in self.writes))
 
-    @property
+    @cached_property
     def touches(self) -> list[Value]:
         return list(dict.fromkeys([*self.inputs, *self.outputs]))
 
