@@ -17,7 +17,6 @@ from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
 from gguf_serve.engine.chat.rendering.selection import named_template, select_template
 from gguf_serve.engine.errors import EngineError, ModelError, naming, refusing
-from gguf_serve.engine.forward.profile import profile, typical_steps
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
@@ -248,6 +247,8 @@ def _fill(
 
 
 def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
+    from gguf_serve.engine.forward.profile import profile, typical_steps  # for --profile alone
+
     steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
     log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
 

@@ -16,6 +16,7 @@ from gguf_serve.server.cli import main
 LATER = [
     "PIL", "soundfile", "httpx", "jinja2", "openai", "scipy", "yaml", "mako", "prometheus_client",
     "pyopencl.array", "numpy.f2py", "numpy.testing", "multiprocessing.pool", "unittest", "pytest",
+    "statistics", "fractions",
 ]  # fmt: skip
 BEFORE_ALL = ["numpy", "pyopencl", "asyncio", "uvicorn", "starlette", "tokenizers"]
 
