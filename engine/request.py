@@ -54,14 +54,45 @@ class ReasoningBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A prompt of token ids and how to continue it, or with ``pooling`` which vectors it has.
+class Generation:
+    """Text that follows the prompt: ``Delta`` events."""
 
-    ``pooling`` not None: nothing is generated. One ``Embedded`` comes, then ``Finished`` with
-    the reason "limit"; ``max_tokens``, samplers and stop strings do not matter. What it is to
-    be by default is in ``ModelInfo.pooling``. "rank" needs a model with ``ModelInfo.ranks``; a
-    model with ``ModelInfo.is_encoder`` serves no request without pooling. Engine.submit
-    refuses what does not fit.
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Log-probabilities of the prompt's tokens, with the ``n_top`` likeliest in each place, as one
+    ``PromptScored``; then text as well."""
+
+    n_top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The prompt's vectors, as one ``Embedded``: of each token, or one made of them."""
+
+    pooling: Literal["none", "mean", "cls", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Scores of the prompt by the model's head, as one ``Embedded``."""
+
+
+Wanted = Generation | Scoring | Embedding | Ranking
+
+
+def vectors_by(pooling: Pooling) -> Embedding | Ranking:
+    """What is wanted where a file or an option names a pooling."""
+    return Ranking() if pooling == "rank" else Embedding(pooling)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt of token ids and what is wanted of it.
+
+    How text goes on (``max_tokens``, samplers, stop strings) does not matter where none is wanted.
+    Engine.submit refuses what the model cannot do: vectors come from every one, scores of a head
+    from those with ``ModelInfo.ranks``, text from those without ``ModelInfo.is_encoder``.
     """
 
     prompt: tuple[int, ...]
@@ -70,11 +101,9 @@ class Request:
     stop: tuple[str, ...] = ()
     n_probs: int = 0  # > 0: log-probabilities of the chosen and of the n likeliest tokens
     post_sampling_probs: bool = False  # probabilities after the samplers, not of raw logits
-    prompt_logprobs: int | None = None  # not None: score the prompt, with n likeliest each
     cache_prompt: bool = True
     constraint: Constraint | None = None  # what the text must match
     special: bool = False  # render special tokens as text
-    pooling: Pooling | None = None
     shown: frozenset[int] = frozenset()  # special tokens to render as text in any case
     reasoning: ReasoningBudget | None = None
     progress: bool = False  # Progress events while the prompt is computed
@@ -87,7 +116,13 @@ class Request:
     grids: tuple[Grid, ...] = ()  # for M-RoPE; empty: those of the images in ``media``
     client: str = ""  # who asks: clients get slots in turn
     batch: int = 0  # a number for requests of a client that were made together, one turn of it
+    wants: Wanted = field(default_factory=Generation)
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text may follow the prompt."""
+        return isinstance(self.wants, Generation | Scoring)
 
     @property
     def text_tokens(self) -> tuple[int, ...]:

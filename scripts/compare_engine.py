@@ -8,7 +8,7 @@ from bench_engine import GREEDY, Run
 
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Event, PromptScored, Request, TokenScore
+from gguf_serve.engine.request import Event, PromptScored, Request, Scoring, TokenScore
 
 N_CTX = 2048
 
@@ -52,7 +52,7 @@ class CompareEngine:
 
     def _scores(self, tokens: list[int], n_top: int) -> list[TokenScore]:
         scores: list[TokenScore | None] = []
-        run = Run(Request(tuple(tokens), GREEDY, max_tokens=0, prompt_logprobs=n_top))
+        run = Run(Request(tuple(tokens), GREEDY, max_tokens=0, wants=Scoring(n_top)))
 
         def on_event(event: Event) -> None:
             if isinstance(event, PromptScored):

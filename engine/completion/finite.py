@@ -18,7 +18,16 @@ import numpy.typing as npt
 from gguf_serve.engine.errors import NotFiniteError, RequestError
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.options import ModelInfo
-from gguf_serve.engine.request import Event, Failed, Finished, Pooling, Request
+from gguf_serve.engine.request import (
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Request,
+    Wanted,
+    vectors_by,
+)
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
@@ -48,7 +57,7 @@ class Soundness:
         self._scheduler, self._submit = scheduler, submit
         self._request = Request(
             _probe(encode, info.n_vocab), SamplingParams(temperature=0.0), max_tokens=1,
-            cache_prompt=False, pooling=_pooling(info),
+            cache_prompt=False, wants=_wanted(info),
         )  # fmt: skip
         self._is_probing = False
         self.fault = ""  # what is wrong with any output of the model
@@ -128,7 +137,9 @@ def _probe(encode: Callable[[str], Sequence[int]], n_vocab: int) -> tuple[int, .
     return tuple(token for token in tokens if 0 <= token < n_vocab) or (0,)
 
 
-def _pooling(info: ModelInfo) -> Pooling | None:
+def _wanted(info: ModelInfo) -> Wanted:
     if not info.is_encoder:
-        return None
-    return "mean" if info.pooling == "rank" and not info.ranks else info.pooling
+        return Generation()
+    return (
+        Embedding("mean") if info.pooling == "rank" and not info.ranks else vectors_by(info.pooling)
+    )

@@ -18,12 +18,14 @@ from gguf_serve.engine.forward.runner import RowLogits
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import (
     Embedded,
+    Embedding,
     Event,
     Failed,
     Finished,
     Progress,
     PromptScored,
     Request,
+    Scoring,
     Started,
     Timings,
     TokenScore,
@@ -66,7 +68,9 @@ class Stream:
         budget = seq.request.reasoning
         self._budget = None if budget is None else BudgetWatch(budget, tokenizer.piece)
         self._tokenizer, self._on_event = tokenizer, on_event
-        self.pool = Pool(seq.request.pooling or "none", seq.n_prompt)
+        wants = seq.request.wants
+        self.pool = Pool(wants.pooling if isinstance(wants, Embedding) else "none", seq.n_prompt)
+        self._n_top = wants.n_top if isinstance(wants, Scoring) else 0  # of the prompt's scores
         self._scores: list[TokenScore | None] = [None]
         self._made_at = time.perf_counter()
         self._started_at = self._first_at = self._last_at = 0.0
@@ -80,7 +84,7 @@ class Stream:
 
     @property
     def ends_with_prompt(self) -> bool:
-        return self.request.max_tokens == 0 or self.request.pooling is not None
+        return self.request.max_tokens == 0 or not self.request.has_text
 
     @property
     def needs(self) -> Needs:
@@ -90,6 +94,11 @@ class Stream:
     def k(self) -> int:
         """How many of the likeliest tokens the next step is to find."""
         return max(1, self.needs.k, self.request.n_probs if self.scores else 0)
+
+    @property
+    def prompt_k(self) -> int:
+        """How many where the prompt is scored."""
+        return max(self.k, self._n_top)
 
     @property
     def scores(self) -> bool:
@@ -125,10 +134,9 @@ class Stream:
 
     def score_prompt(self, position: int, logits: RowLogits) -> None:
         """Note the score of the prompt's token after ``position``."""
-        top = self.request.prompt_logprobs or 0
         if position + 1 < self.seq.n_prompt:
             token = self.seq.tokens[position + 1]
-            self._scores.append(self._score(token, logits.picked, logits, top))
+            self._scores.append(self._score(token, logits.picked, logits, self._n_top))
         if len(self._scores) == self.seq.n_prompt and position >= self.seq.n_prompt - 2:
             self._emit_scores()
 

@@ -17,7 +17,7 @@ from bisect import insort
 from operator import attrgetter
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
-from gguf_serve.engine.request import Request
+from gguf_serve.engine.request import Embedding, Request, Scoring
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints, StateCopy
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy, n_common
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan, Sequence
@@ -101,7 +101,7 @@ class Scheduler:
         n = len(request.prompt)
         if not n:
             raise RequestError("the prompt has no tokens")
-        if n > self.n_ctx or (n == self.n_ctx and request.pooling is None):
+        if n > self.n_ctx or (n == self.n_ctx and request.has_text):
             raise ContextOverflowError(n, self.n_ctx)
         if self.whole_prompts and n > self.max_tokens:
             raise RequestError(
@@ -386,17 +386,17 @@ class Scheduler:
             count = seq.whole_media(start, count, most)
             if not count:
                 return Chunk(seq, start, 0, "none")
-        if seq.request.prompt_logprobs is not None and seq.n_scored < seq.n_prompt:
+        wants = seq.request.wants
+        if isinstance(wants, Scoring) and seq.n_scored < seq.n_prompt:
             if start < seq.n_scored:  # computed again after a pause
                 return Chunk(seq, start, min(count, seq.n_scored - start), "none")
-            n_scored = max(SCORES_OF_STEP // (1 + seq.request.prompt_logprobs), 1)
+            n_scored = max(SCORES_OF_STEP // (1 + wants.n_top), 1)
             return Chunk(seq, start, min(count, n_outputs, n_scored), "all")
-        pooling = seq.request.pooling
         if self.whole_prompts and count < pending:  # not in this forward
             return Chunk(seq, start, 0, "none")
-        if pooling not in (None, "rank"):
+        if isinstance(wants, Embedding):
             return Chunk(seq, start, count, "hidden")
-        if count < pending or (seq.request.max_tokens == 0 and pooling is None):
+        if count < pending or (seq.request.max_tokens == 0 and seq.request.has_text):
             return Chunk(seq, start, count, "none")
         if n_outputs < 1:
             return Chunk(seq, start, 0 if self.whole_prompts else count - 1, "none")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gguf_serve.engine.media.span import MediaSpan
-from gguf_serve.engine.request import Request
+from gguf_serve.engine.request import Generation, Request
 from gguf_serve.engine.scheduling.checkpoints import StateCopy
 from gguf_serve.engine.scheduling.page_cache import PageCopy, PagedTokens
 
@@ -43,7 +43,7 @@ class Sequence(PagedTokens):
         return cls(
             list(request.prompt),
             salt,
-            request.cache_prompt and request.prompt_logprobs is None and request.pooling is None,
+            request.cache_prompt and isinstance(request.wants, Generation),
             id=id,
             request=request,
             n_prompt=len(request.prompt),

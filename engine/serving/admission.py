@@ -14,7 +14,7 @@ from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.recording.adapters import invoked, scales_of
-from gguf_serve.engine.request import Event, Request
+from gguf_serve.engine.request import Event, Generation, Ranking, Request
 from gguf_serve.engine.sampling.infill import infill_step
 from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
@@ -67,13 +67,13 @@ class Admission:
 
     def _check(self, request: Request) -> None:
         self._scheduler.check(request)
-        if request.pooling is None and self._info.is_encoder:
+        if request.has_text and self._info.is_encoder:
             raise RequestError("this model is an encoder: it has embeddings, not completions")
-        if request.pooling == "rank" and not self._info.ranks:
+        if isinstance(request.wants, Ranking) and not self._info.ranks:
             raise RequestError("this model has no head for ranking: it cannot rerank")
         if request.constraint is not None and request.sampling.ignore_eos:
             raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
-        if request.media and (request.pooling or request.prompt_logprobs is not None):
+        if request.media and not isinstance(request.wants, Generation):
             raise RequestError("images and sounds have no embeddings and no log-probabilities")
         n_vocab, tokens = self._info.n_vocab, request.text_tokens
         for token in (min(tokens, default=0), max(tokens, default=0)):

@@ -12,6 +12,7 @@ from gguf_serve.engine.completion.stream import Stream
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.runner import RowLogits, Runner
 from gguf_serve.engine.options import ModelInfo
+from gguf_serve.engine.request import Ranking
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.engine.serving.streams import Streams
@@ -69,12 +70,12 @@ class Delivery:
         n_vocab = self._info.n_vocab
         if chunk.outputs in ("none", "hidden"):
             return []
-        if stream.request.pooling == "rank":  # an encoder's first token stands for the text
+        if isinstance(seq.request.wants, Ranking):  # an encoder's first token stands for the text
             return [OutputRow(chunk, chunk.start if self._info.is_encoder else end - 1, 1)]
         if chunk.outputs == "last":
             k = min(stream.k, n_vocab)
             return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
-        k = max(stream.k, seq.request.prompt_logprobs or 0)
+        k = stream.prompt_k
         picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
         masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
         return [
@@ -91,7 +92,7 @@ class Delivery:
     def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""
         seq = stream.seq
-        if seq.request.pooling == "rank":
+        if isinstance(seq.request.wants, Ranking):
             scores = logits.scores()
             check_finite(scores, "the scores", seq, self._runner)
             stream.embed(scores[None])

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from gguf_serve.engine.completion.pooling import normalized
-from gguf_serve.engine.request import Embedded, Pooling, Request
+from gguf_serve.engine.request import Embedded, Pooling, Request, vectors_by
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.http.stream import raise_if_ended_early
 from gguf_serve.server.requests.prompt_objects import read_prompts
@@ -37,8 +37,7 @@ async def run(
     vectors: list[Vectors] = [[] for _ in prompts]
     try:
         await stream.submit(
-            Request(prompt.ids, media=prompt.media, pooling=pooling, max_tokens=0)
-            for prompt in prompts
+            Request(prompt.ids, media=prompt.media, wants=vectors_by(pooling)) for prompt in prompts
         )
         async for batch in stream:
             for index, event in batch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
-from gguf_serve.engine.request import ReasoningBudget, Request
+from gguf_serve.engine.request import Generation, ReasoningBudget, Request, Scoring
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.requests.answer import Choice
@@ -108,6 +108,7 @@ async def engine_requests(
         sampling = await asyncio.to_thread(sampling_params, *given)
     else:
         sampling = sampling_params(*given)
+    n_scored = options.n_top if options.prompt_logprobs else None  # likeliest of the prompt's
     request = Request(
         prompt=(),
         sampling=sampling,
@@ -115,7 +116,7 @@ async def engine_requests(
         stop=stop_strings(fields, defaults.stop) + job.stop,
         n_probs=0 if options.n_top is None else max(options.n_top, 1),
         post_sampling_probs=options.post_sampling,
-        prompt_logprobs=options.n_top if options.prompt_logprobs else None,
+        wants=Generation() if n_scored is None else Scoring(n_scored),
         cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
         constraint=job.constraint,
         special=defaults.special,
@@ -130,7 +131,7 @@ async def engine_requests(
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
-    check_scores(job.prompts, request.prompt_logprobs, options.n)
+    check_scores(job.prompts, n_scored, options.n)
     return [
         replace(
             request,

@@ -18,7 +18,13 @@ from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Trigger
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Failed, Finished, PromptScored, Request
+from gguf_serve.engine.request import (
+    Failed,
+    Finished,
+    PromptScored,
+    Request,
+    Scoring,
+)
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.platforms import list_devices
 
@@ -156,8 +162,8 @@ def test_lazily_after_a_word(engine: Engine) -> None:
 
 
 def test_with_the_prompt_scored(engine: Engine) -> None:
-    free = ask(engine, PROMPT, 30, GREEDY, prompt_logprobs=2)
-    bound = ask(engine, PROMPT, 30, GREEDY, prompt_logprobs=2, constraint=LETTERS)
+    free = ask(engine, PROMPT, 30, GREEDY, wants=Scoring(2))
+    bound = ask(engine, PROMPT, 30, GREEDY, wants=Scoring(2), constraint=LETTERS)
     assert valid(bound)
     assert bound.all(PromptScored) == free.all(PromptScored)
 

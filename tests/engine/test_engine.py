@@ -26,6 +26,7 @@ from gguf_serve.engine.request import (
     PromptScored,
     ReasoningBudget,
     Request,
+    Scoring,
     Started,
 )
 from gguf_serve.engine.sampling_params import SamplingParams
@@ -199,7 +200,7 @@ def test_a_full_context_ends_truncated(engine: Engine) -> None:
 
 
 def test_only_the_prompt(engine: Engine) -> None:
-    asked = replace(request("abc", 0), prompt_logprobs=1)
+    asked = replace(request("abc", 0), wants=Scoring(1))
     events = run(engine, asked)
     assert [type(event) for event in events] == [Started, PromptScored, Finished]
     assert isinstance(events[1], PromptScored)

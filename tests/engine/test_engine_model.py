@@ -21,9 +21,12 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import (
     Delta,
     Embedded,
+    Embedding,
     Finished,
     PromptScored,
+    Ranking,
     Request,
+    Scoring,
     Started,
     TokenScore,
 )
@@ -308,7 +311,7 @@ def assert_prompt_scored(reply: Reply, reference: tuple[list[int], Floats], n_to
 def test_scores_of_a_prompt(
     engine: Engine, reference: tuple[list[int], Floats], n_top: int
 ) -> None:
-    reply = ask(engine, reference[0], 0, prompt_logprobs=n_top)
+    reply = ask(engine, reference[0], 0, wants=Scoring(n_top))
     assert [type(event) for event in reply.events] == [Started, PromptScored, Finished]
     assert_prompt_scored(reply, reference, n_top)
     assert (reply.end.reason, reply.end.timings.predicted_n) == ("limit", 0)
@@ -320,14 +323,14 @@ def test_scores_of_a_prompt_in_pieces_before_its_answer(
     engine: Engine,
     reference: tuple[list[int], Floats],
 ) -> None:
-    reply = ask(start(make_model(n_ubatch=10)), reference[0], 5, prompt_logprobs=1)
+    reply = ask(start(make_model(n_ubatch=10)), reference[0], 5, wants=Scoring(1))
     assert [type(event) for event in reply.events[:3]] == [Started, PromptScored, Delta]
     assert_prompt_scored(reply, reference, 1)
     assert reply.tokens == ask(engine, reference[0], 5).tokens
 
 
 def test_a_prompt_of_one_token_has_no_score(engine: Engine) -> None:
-    reply = ask(engine, [5], 0, prompt_logprobs=2)
+    reply = ask(engine, [5], 0, wants=Scoring(2))
     assert reply.all(PromptScored) == [PromptScored((None,))]
 
 
@@ -360,7 +363,7 @@ def test_embeddings_of_a_decoder(
     the logits."""
     prompt = np.random.default_rng(3).integers(128, size=150).tolist()
     beside = submit(engine, range(20), max_tokens=30)
-    reply = ask(engine, prompt, pooling=pooling)
+    reply = ask(engine, prompt, wants=Embedding(pooling))
     assert reply.end.reason == "limit"
     assert reply.n_cached == 0
     (embedded,) = reply.all(Embedded)
@@ -374,7 +377,7 @@ def test_embeddings_of_a_decoder(
 
 def test_what_cannot_be_embedded(engine: Engine) -> None:
     with pytest.raises(RequestError, match="no head for ranking"):
-        ask(engine, [1], pooling="rank")
+        ask(engine, [1], wants=Ranking())
 
 
 @pytest.mark.parametrize(("name", "shown"), [("int8", True), ("int16", False)])

@@ -16,7 +16,7 @@ from asking import SECONDS, Reply, ask, assert_same_logits, random_prompt, submi
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Embedded, PromptScored
+from gguf_serve.engine.request import Embedded, Embedding, PromptScored, Scoring
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
@@ -76,17 +76,18 @@ def test_what_generates_nothing_beside_what_does(start: Start, name: str) -> Non
     prompt = [*COMMON, *random_prompt(40, 3)]
     long = submit(engine, COMMON, 200)
     cached = submit(engine, prompt, 0)
-    scored = submit(engine, prompt, 0, prompt_logprobs=1)
-    embedded = submit(engine, prompt, 0, pooling="mean")
+    scored = submit(engine, prompt, 0, wants=Scoring(1))
+    embedded = submit(engine, prompt, 0, wants=Embedding("mean"))
     for reply in (long, cached, scored, embedded):
         reply.wait()
     assert cached.tokens == scored.tokens == []
-    alone = ask(engine, prompt, 0, prompt_logprobs=1)
+    alone = ask(engine, prompt, 0, wants=Scoring(1))
     scores = [[s.logprob for s in r.all(PromptScored)[0].scores[1:]] for r in (scored, alone)]
     assert len(scores[0]) == len(prompt) - 1
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     vectors = [
-        r.all(Embedded)[0].vectors[0] for r in (embedded, ask(engine, prompt, 0, pooling="mean"))
+        r.all(Embedded)[0].vectors[0]
+        for r in (embedded, ask(engine, prompt, 0, wants=Embedding("mean")))
     ]
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-3)
     again = ask(engine, prompt, 5, n_probs=128)

@@ -30,6 +30,7 @@ from gguf_serve.engine.request import (
     Finished,
     PromptScored,
     Request,
+    Scoring,
     Started,
     Timings,
     TokenScore,
@@ -153,8 +154,8 @@ def say(text: str, reason: str = "eos", pause: float = 0.0) -> Script:
 
     def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
         yield Started(len(request.prompt), 2, 0)
-        if request.prompt_logprobs is not None:
-            scored = [score(id, request.prompt_logprobs) for id in request.prompt[1:]]
+        if isinstance(request.wants, Scoring):
+            scored = [score(id, request.wants.n_top) for id in request.prompt[1:]]
             yield PromptScored((None, *scored))
         data = text.encode()
         limited = 0 <= request.max_tokens < len(data)
@@ -210,7 +211,7 @@ class FakeEngine:
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         if not self.healthy:
             raise EngineStoppedError("the engine has stopped")
-        if len(request.prompt) >= self.n_ctx + (request.pooling is not None):
+        if len(request.prompt) >= self.n_ctx + (not request.has_text):
             raise ContextOverflowError(len(request.prompt), self.n_ctx)
         cancelled = threading.Event()
 

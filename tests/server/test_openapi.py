@@ -21,7 +21,7 @@ from gguf_serve.server.requests.service import Endpoints, Service
 def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
     """An answer, or a vector, whichever is asked for."""
     yield Started(len(request.prompt), 0, 0)
-    yield Delta("ok", (1,)) if request.pooling is None else Embedded(((1.0, 2.0),))
+    yield Delta("ok", (1,)) if request.has_text else Embedded(((1.0, 2.0),))
     yield Finished("eos", Timings(predicted_n=1))
 
 

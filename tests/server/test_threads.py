@@ -46,7 +46,7 @@ def engine(fakes: Any) -> Any:
     said = fakes.say("on and on " * 1000, pause=0.002)
 
     def script(request: Request, cancelled: threading.Event) -> Any:
-        if request.pooling is None:
+        if request.has_text:
             yield from said(request, cancelled)
         else:
             yield Started(len(request.prompt), 0, 0)

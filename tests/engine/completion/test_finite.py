@@ -18,7 +18,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Failed, Finished
+from gguf_serve.engine.request import Delta, Embedding, Failed, Finished, Scoring
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
@@ -94,7 +94,12 @@ def test_a_prompt_that_gives_nan_fails_alone(start: Start, odd_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prompt_logprobs": 2, "max_tokens": 0}, {"pooling": "mean"}, {"pooling": "none"}]
+    "fields",
+    [
+        {"wants": Scoring(2), "max_tokens": 0},
+        {"wants": Embedding("mean")},
+        {"wants": Embedding("none")},
+    ],
 )
 def test_scores_and_embeddings_fail_too(
     start: Start, odd_path: Path, fields: dict[str, object]

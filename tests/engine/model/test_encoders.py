@@ -25,7 +25,7 @@ from stepping import Stepper, nmse, sequence
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Embedded, Event, Request, Started
+from gguf_serve.engine.request import Embedded, Event, Request, Started, vectors_by
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -102,7 +102,7 @@ def test_minilm(shared: Path) -> None:
         for text in ("hello", "The capital of France is Paris."):
             tokens = engine.tokenizer.encode(text, add_special=True, parse_special=False)
             events: Queue[Event] = Queue()
-            engine.submit(Request(tuple(tokens), pooling=engine.info.pooling), events.put)
+            engine.submit(Request(tuple(tokens), wants=vectors_by(engine.info.pooling)), events.put)
             while not isinstance(event := events.get(timeout=60), Embedded):
                 assert isinstance(event, Started)
             (vector,) = np.array(event.vectors)

@@ -6,6 +6,7 @@ import pytest
 from scheduling import add, make, run_prompt, shares, step
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
+from gguf_serve.engine.request import Embedding, Ranking, Scoring
 
 
 def test_prompt_in_chunks_then_one_token_each_step():
@@ -61,7 +62,7 @@ def test_prompt_chunk_holds_only_while_something_decodes():
 
 def test_scored_prompt_wants_all_rows_within_the_bound():
     scheduler = make(max_outputs=6)
-    seq = add(scheduler, range(10), prompt_logprobs=0, max_tokens=0)
+    seq = add(scheduler, range(10), wants=Scoring(0), max_tokens=0)
     assert shares(step(scheduler)) == [(seq.id, 0, 6, "all")]
     plan = step(scheduler)
     assert shares(plan) == [(seq.id, 6, 4, "all")]
@@ -72,7 +73,7 @@ def test_scored_prompt_wants_all_rows_within_the_bound():
 
 def test_rows_of_logits_that_others_took_are_missing_at_the_end_of_a_prompt():
     scheduler = make(max_outputs=4)
-    a = add(scheduler, range(4), prompt_logprobs=0)
+    a = add(scheduler, range(4), wants=Scoring(0))
     b = add(scheduler, range(10, 15))
     assert shares(step(scheduler)) == [(a.id, 0, 4, "all"), (b.id, 0, 4, "none")]
     assert shares(step(scheduler)) == [(a.id, 4, 1, "last"), (b.id, 4, 1, "last")]
@@ -81,7 +82,7 @@ def test_rows_of_logits_that_others_took_are_missing_at_the_end_of_a_prompt():
 def test_scored_prompt_takes_nothing_from_the_cache():
     scheduler = make()
     run_prompt(scheduler, add(scheduler, range(10), max_tokens=0))
-    seq = add(scheduler, range(10), prompt_logprobs=3, max_tokens=0)
+    seq = add(scheduler, range(10), wants=Scoring(3), max_tokens=0)
     assert shares(step(scheduler)) == [(seq.id, 0, 10, "all")]
     assert seq.n_cached == 0
 
@@ -127,7 +128,7 @@ def test_equal_prompts_at_once_are_computed_once():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"salt": 1}, {"cache_prompt": False}, {"prompt_logprobs": 0}], ids=str
+    "fields", [{"salt": 1}, {"cache_prompt": False}, {"wants": Scoring(0)}], ids=str
 )
 def test_nothing_waits_for_a_prefix_that_it_cannot_share(fields):
     scheduler = make(n_ubatch=32)
@@ -195,9 +196,9 @@ def test_prompt_and_completion_fill_the_context(n_prompt, n_pages):
 def test_embedded_prompts_ask_for_states():
     """The pooling "rank" reads the last token only, as sampling does."""
     scheduler = make()
-    embedded = add(scheduler, range(20), pooling="mean")
+    embedded = add(scheduler, range(20), wants=Embedding("mean"))
     assert shares(step(scheduler)) == [(embedded.id, 0, 16, "hidden")]
-    ranked = add(scheduler, range(8), pooling="rank", max_tokens=0)
+    ranked = add(scheduler, range(8), wants=Ranking(), max_tokens=0)
     assert shares(scheduler.plan()) == [
         (embedded.id, 16, 4, "hidden"),
         (ranked.id, 0, 8, "last"),
@@ -208,7 +209,7 @@ def test_embedded_prompts_ask_for_states():
 def test_whole_prompts_wait_for_a_forward_with_room():
     """Neither the pace nor others' tokens cut them; shorter ones fill what is left."""
     scheduler = make(whole_prompts=True, prompt_chunk=2)
-    seqs = [add(scheduler, range(n), pooling="mean") for n in (9, 10, 6, 1)]
+    seqs = [add(scheduler, range(n), wants=Embedding("mean")) for n in (9, 10, 6, 1)]
     plan = scheduler.plan(3)
     assert [(chunk.seq, chunk.count) for chunk in plan.chunks] == [
         (seqs[0], 9),
@@ -223,14 +224,14 @@ def test_whole_prompts_wait_for_a_forward_with_room():
 
 def test_whole_prompts_that_no_forward_can_take():
     scheduler = make(whole_prompts=True)
-    add(scheduler, range(16), pooling="cls")
+    add(scheduler, range(16), wants=Embedding("cls"))
     with pytest.raises(RequestError, match=r"17 tokens.*--ubatch-size.*16"):
-        add(scheduler, range(17), pooling="cls")
+        add(scheduler, range(17), wants=Embedding("cls"))
 
 
 def test_an_embedded_prompt_may_fill_the_context():
     scheduler = make(n_ctx=16)
-    add(scheduler, range(16), pooling="last")
-    for fields in ({"pooling": "last"}, {}):
+    add(scheduler, range(16), wants=Embedding("last"))
+    for fields in ({"wants": Embedding("last")}, {}):
         with pytest.raises(ContextOverflowError):
             add(scheduler, range(17 if fields else 16), **fields)

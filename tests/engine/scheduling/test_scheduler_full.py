@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from scheduling import add, make, shares, step
 
+from gguf_serve.engine.request import Scoring
 from gguf_serve.engine.scheduling.scheduler import SCORES_OF_STEP
 
 
@@ -130,7 +131,7 @@ def test_pages_that_others_hold_stay_when_a_context_shifts():
 
 def test_a_step_scores_fewer_tokens_of_a_prompt_if_each_has_many_scores():
     scheduler = make(n_ctx=64, n_ubatch=16)
-    add(scheduler, range(40), prompt_logprobs=SCORES_OF_STEP // 5 - 1, max_tokens=0)
+    add(scheduler, range(40), wants=Scoring(SCORES_OF_STEP // 5 - 1), max_tokens=0)
     assert [share[2:] for share in shares(step(scheduler))] == [(5, "all")]
-    add(scheduler, range(40), prompt_logprobs=2 * SCORES_OF_STEP, max_tokens=0)
+    add(scheduler, range(40), wants=Scoring(2 * SCORES_OF_STEP), max_tokens=0)
     assert [share[2:] for share in shares(step(scheduler))] == [(5, "all"), (1, "all")]

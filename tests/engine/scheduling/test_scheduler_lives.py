@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scheduling import SIZE, ids, make
 
 from gguf_serve.engine.errors import ContextOverflowError
-from gguf_serve.engine.request import Request
+from gguf_serve.engine.request import Generation, Request, Scoring
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.sequence import Plan, Sequence
 
@@ -56,7 +56,7 @@ class Simulation:
             tuple(prompt),
             max_tokens=rng.choice([0, 1, 5, 30, -1]),
             cache_prompt=rng.random() < 0.85,
-            prompt_logprobs=rng.choice([None, None, None, 0]),
+            wants=rng.choice([Generation()] * 3 + [Scoring()]),
             id_slot=rng.choice([-1, -1, -1, 0, 1, 7]),
             n_keep=rng.choice([0, 3, -1]),
             n_discard=rng.choice([0, 0, 1, 100]),
@@ -151,7 +151,7 @@ class Simulation:
             self.scheduler.shift(seq)
             return
         if seq.n_generated == request.max_tokens or is_full:
-            n_scored = 0 if request.prompt_logprobs is None else seq.n_prompt
+            n_scored = seq.n_prompt if request.wants == Scoring() else 0
             assert self.scored[seq] == list(range(n_scored)), "each position, once, in order"
             assert self.n_started[seq] == 1
             self.scheduler.finish(seq)

@@ -14,16 +14,25 @@ import ollama
 import openai
 import pytest
 
-from gguf_serve.engine.request import Embedded, Event, Finished, Request, Started, Timings
+from gguf_serve.engine.request import (
+    Embedded,
+    Embedding,
+    Event,
+    Finished,
+    Ranking,
+    Request,
+    Started,
+    Timings,
+)
 
 
 def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
     """Vectors (3 n, 4 n, 0) of length 5 n for a prompt of n tokens; the score is n."""
     n = float(len(request.prompt))
     yield Started(len(request.prompt), 0, 0)
-    if request.pooling == "rank":
+    if isinstance(request.wants, Ranking):
         yield Embedded(((n, -n),))
-    elif request.pooling == "none":
+    elif request.wants == Embedding("none"):
         yield Embedded(tuple((3.0 * k, 4.0 * k, 0.0) for k in range(1, len(request.prompt) + 1)))
     else:
         yield Embedded(((3 * n, 4 * n, 0.0),))
@@ -48,7 +57,7 @@ def test_openai(url: str, client: Any, engine: Any) -> None:
     assert [item.index for item in answer.data] == [0, 1]
     assert answer.usage.prompt_tokens == 5
     assert sorted(len(request.prompt) for request in engine.requests) == [2, 3]
-    assert all(request.pooling == "mean" for request in engine.requests)
+    assert all(request.wants == Embedding("mean") for request in engine.requests)
 
 
 def test_the_client_asks_for_base64(url: str, client: Any) -> None:
@@ -80,7 +89,7 @@ def test_native(serve: Any, engine: Any) -> None:
     body = {"input": "a", "embd_normalize": 2}
     answer = httpx.post(url + "/v1/embeddings", json=body).json()
     assert answer["data"][0]["embedding"] == pytest.approx([0.6, 0.8, 0.0])
-    assert engine.requests[-1].pooling == "mean"
+    assert engine.requests[-1].wants == Embedding("mean")
 
 
 def test_ollama(url: str) -> None:

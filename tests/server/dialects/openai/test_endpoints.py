@@ -13,7 +13,17 @@ import httpx
 import openai
 import pytest
 
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, Timings
+from gguf_serve.engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Request,
+    Scoring,
+    Started,
+    Timings,
+)
 
 TEXT = "Hello wörld"
 N_BYTES = len(TEXT.encode())
@@ -381,7 +391,7 @@ def test_echo_scores_the_prompt(url: str, client: Any, engine: Any) -> None:
         model="m", prompt=[*b"Say"], echo=True, logprobs=1, max_tokens=0
     )
     assert engine.requests[0].max_tokens == 0
-    assert engine.requests[0].prompt_logprobs == 1
+    assert engine.requests[0].wants == Scoring(1)
     choice = answer.choices[0]
     assert (choice.text, choice.finish_reason) == ("Say", "length")
     assert choice.logprobs.tokens == ["S", "a", "y"]
@@ -416,7 +426,7 @@ def test_echo_of_several_prompts_streams_them_first(url: str, client: Any) -> No
 def test_echo_without_logprobs(url: str, client: Any, engine: Any) -> None:
     answer = client(url).completions.create(model="m", prompt="ab", echo=True, max_tokens=1)
     assert answer.choices[0].text == "abH"
-    assert engine.requests[0].prompt_logprobs is None
+    assert engine.requests[0].wants == Generation()
 
 
 def test_models(serve: Any, fakes: Any, client: Any) -> None:
