@@ -150,6 +150,15 @@ class SlotState:
     has_new_line: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SlotFile:
+    """A slot's content that went to a file or came from one."""
+
+    n_tokens: int
+    n_bytes: int  # of the file
+    seconds: float
+
+
 def slot_states(scheduler: Scheduler, last: Collection[Stream | None]) -> list[SlotState]:
     """``last``: each slot's latest stream."""
     pairs = zip(scheduler.slots, last, strict=True)
@@ -172,12 +181,3 @@ def _slot_state(id: int, n_ctx: int, is_processing: bool, stream: Stream) -> Slo
         n_decoded=n_decoded, n_remain=max(0, most - n_decoded) if most >= 0 else -1,
         has_next_token=is_processing, has_new_line=stream.has_new_line,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class SlotFile:
-    """A slot's content that went to a file or came from one."""
-
-    n_tokens: int
-    n_bytes: int  # of the file
-    seconds: float
