@@ -7,10 +7,11 @@ from collections.abc import Callable
 from gguf_serve.engine.encoders import whisper
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.geometry import Floats
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.media.mel import qwen3_pieces, whisper_pieces
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
@@ -44,9 +45,11 @@ class AudioEncoder:
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
-        graph, out = self._recordings.of(mel.shape[1])
-        return graph.run([whisper.frames(self.spec, mel)], out)
+        graph, _ = self._recordings.of(mel.shape[1])
+        return graph.run([whisper.frames(self.spec, mel)])
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
         graph = Graph(self._weights, self._device, self._programs)
-        return graph, BUILD[self.spec.kind](graph, self.spec, n_frames)
+        out = BUILD[self.spec.kind](graph, self.spec, n_frames)
+        graph.finish(out)
+        return graph, out

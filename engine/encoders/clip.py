@@ -17,7 +17,7 @@ from gguf_serve.engine.encoders.geometry import (
     rotation,
     squares,
 )
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import (
     Encoding,
     embedded,
@@ -28,6 +28,7 @@ from gguf_serve.engine.encoders.patches import (
 )
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
+from gguf_serve.engine.recording.rows import Rows
 
 PROJECTOR_EPS = 1e-5  # of norms outside the transformer
 
@@ -52,14 +53,15 @@ def _clip(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Rows:
     x = pre_norm(g, x, t)
     named = sorted(set(spec.feature_layers))
     last = named[-1] if named else spec.n_layers - like_llama_cpp
-    features = g.rows(x.n, x.width * max(len(named), 1))
+    features = g.rows(t.width * len(named), n=x.n)
+    places = features.split(*[t.width] * len(named))
 
     def keep(layer: int, x: Rows) -> None:
         if layer + 1 in named:
-            g.place(x, features, named.index(layer + 1) * x.width)
+            g.copy(x, places[named.index(layer + 1)])
 
     keep(-1, x)
-    transformer(g, x, t, lambda i: [x.n], last=last, keep=keep)
+    x = transformer(g, x, t, lambda i: [x.count], last=last, keep=keep)
     if not named:
         features = x
     if has_class and like_llama_cpp:
@@ -95,8 +97,7 @@ def _depthwise(g: Graph, x: Rows, name: str, taps: np.ndarray, add_to: Rows | No
     kernel = g.weights.floats(f"{name}.weight").reshape(x.width, 9).T
     y = g.mixed(x, taps, kernel, add_to=add_to)
     if g.weights.has(f"{name}.bias"):
-        bias = g.constant(g.weights.floats(f"{name}.bias")[None])
-        g.mixed(bias, np.zeros((y.n, 1)), add_to=y)
+        y = g.add(y, g.constant(g.weights.floats(f"{name}.bias")[None]))
     return y
 
 
@@ -105,13 +106,11 @@ def _inverted_residual(g: Graph, x: Rows, name: str, grid: Grid, stride: int) ->
     taps, out = _taps(grid, stride)
     y = normalized(g, _depthwise(g, x, f"{name}.0.0", taps), f"{name}.0.1", PROJECTOR_EPS)
     y = g.activate(y, "hardswish")
-    mean = g.mixed(y, np.arange(y.n)[None], np.full((1, y.n), 1 / y.n, np.float32))
+    mean = g.mixed(y, np.arange(y.count)[None], np.full((1, y.count), 1 / y.count, np.float32))
     gate = mlp(g, mean, f"{name}.1.fc1", f"{name}.1.fc2", "relu")
-    y = g.activate(g.gather(gate, np.zeros((y.n, 1))), "hardsigmoid", times=y)
+    y = g.activate(g.gather(gate, np.zeros((y.count, 1))), "hardsigmoid", times=y)
     y = normalized(g, linear(g, y, f"{name}.2.0"), f"{name}.2.1", PROJECTOR_EPS)
-    if stride == 1:
-        g.add(y, x)
-    return y, out
+    return (g.add(y, x) if stride == 1 else y), out
 
 
 def ldp(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -123,9 +122,9 @@ def ldp(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encodin
 
 def ldpv2(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     x = mlp(g, _clip(g, spec, grid, like_llama_cpp), "mm.model.mlp.0", "mm.model.mlp.2")
-    x = g.mixed(x, squares(grid, 2), np.full((x.n // 4, 4), 0.25, np.float32))
+    x = g.mixed(x, squares(grid, 2), np.full((x.count // 4, 4), 0.25, np.float32))
     taps, _ = _taps((grid[0] // 2, grid[1] // 2), 1)
-    return Encoding(_depthwise(g, x, "mm.model.peg.0", taps, add_to=g.copy(x)))
+    return Encoding(_depthwise(g, x, "mm.model.peg.0", taps, add_to=x))
 
 
 def internvl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:

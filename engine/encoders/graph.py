@@ -1,74 +1,41 @@
-"""Launches of an encoder for one size of input, recorded once and replayed for every input.
+"""The language that encoders are written in: every layer's verbs, and those of what moves between
+rows; and the replay of what was said for one size of input.
 
-Unlike a decoder's step, everything but the input itself is known when the graph is recorded:
+    x = g.add(x, g.linear(g.attention(*rows, heads, lengths), output))
+
+Unlike a decoder's step, everything but the input itself is known when an encoder is recorded:
 numbers of rows, positions, which patches attend to each other. They are constants here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.encoders.weights import EncoderWeights, Floats
-from gguf_serve.engine.recording.tensors import Linear
-from gguf_serve.kernels.attention import attention as attn
-from gguf_serve.kernels.attention.attention import AttentionInputs, Mask
+from gguf_serve.engine.recording.attention_verbs import AttentionVerbs, Cache, Rotation
+from gguf_serve.engine.recording.memory import Layout, shared_blocks
+from gguf_serve.engine.recording.planning import plan
+from gguf_serve.engine.recording.rows import Emission, Launch, Rows, Value
+from gguf_serve.engine.recording.step import PROMPT_TILE, Step, Workspace, mode_of
+from gguf_serve.engine.recording.verbs import carried
+from gguf_serve.kernels.attention.attention import AttentionInputs, Mask, Scratch, tile_queries
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import QKNorm, QKVRows, RopeStyle, qkv_rows, rope_kv
-from gguf_serve.kernels.matrix.activate import activate
-from gguf_serve.kernels.matrix.matmul import glu, matmul
+from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
-from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload, write
-from gguf_serve.kernels.quantization.activations import Activations, activations
+from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
+from gguf_serve.kernels.opencl.tensor import Tensor, read, upload, write
+from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.gather import gather, mix
-from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
+from gguf_serve.kernels.rows.norm import COPY
 
-TILE = 32  # rows that share a pass over the weights
-Ints = npt.NDArray[np.int32]
+ALL = Mask(bidirectional=True)
 Bounds = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """float32 [n, width] on the device."""
-
-    tensor: Tensor
-
-    @property
-    def n(self) -> int:
-        return self.tensor.shape[0]
-
-    @property
-    def width(self) -> int:
-        return self.tensor.shape[1]
-
-    def reshaped(self, n: int) -> Rows:
-        """The same values in ``n`` rows."""
-        return self._view(n, self.n * self.width // n)
-
-    def first(self, n: int) -> Rows:
-        """The first ``n`` rows."""
-        return self._view(n, self.width)
-
-    def _view(self, n: int, width: int) -> Rows:
-        return Rows(Tensor(self.tensor.buffer, (n, width), self.tensor.dtype))
-
-
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """Consecutive rows that attend to each other and to no others, and where K and V lie."""
-
-    slots: Tensor
-    inputs: AttentionInputs
-    n_pages: int
-    n_tiles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,127 +49,89 @@ class Heads:
     rope: Tensor | None = None  # cos and sin: float32 [n, 2, size / 2]
     neox: bool = True  # pairs (i, i + size / 2), else (2i, 2i + 1)
 
+    @property
+    def shape(self) -> KVShape:
+        return KVShape(self.n, self.size, self.size)
 
-class Graph:
-    """Records operations on rows; ``run`` replays them."""
+    @property
+    def rotation(self) -> Rotation:
+        return Rotation(RopeStyle(self.size, self.neox), self.scale, self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRows:
+    """The surroundings (step.py) of launches for ``n`` rows."""
+
+    device: Device
+    workspace: Workspace
+    counts: Tensor
+    split: Scratch | None = None
+    plain: Scratch | None = None
+
+    @classmethod
+    def of(cls, device: Device, workspace: Workspace, n: int) -> CountedRows:
+        counts = workspace.constant(
+            ("counts", n), lambda: upload(device, np.full(N_COUNTS, n, np.int32))
+        )
+        return cls(device, workspace, counts)
+
+    def queries(self, n_heads: int) -> int:
+        return tile_queries(self.device, n_heads, n_heads)
+
+
+class Graph(AttentionVerbs):
+    """What an encoder's function is given to say what is done; ``run`` replays it."""
 
     def __init__(self, weights: EncoderWeights, device: Device, programs: Programs) -> None:
+        self._workspace = Workspace(device, 0)
+        super().__init__([CountedRows.of(device, self._workspace, 0)])
         self.weights = weights
-        self._device, self._programs = device, programs
-        self._segments: list[tuple[Tape, Counts]] = []  # operations of the same number of rows
-        self._counts: dict[int, Tensor] = {}
-        self._pages: dict[tuple[int, KVShape], LayerKV] = {}
-        self._groups: dict[tuple[int, ...], Groups] = {}
-        self._free: dict[tuple[int, ...], list[Tensor]] = {}
-        self._scopes: list[list[Tensor]] = []
-        self._inputs: list[Tensor] = []
-        self._identities: dict[int, Tensor] = {}
+        self._tape = Tape(device, programs)
+        self._inputs: list[Value] = []
+        self._pages: dict[tuple[int, KVShape, str], LayerKV] = {}
+        self._given: list[Tensor] = []
+        self._out: Tensor | None = None
 
-    # --- memory ---
+    # --- what is given ---
 
     def input(self, n: int, width: int) -> Rows:
         """Rows that ``run`` is given, in the order of the calls."""
-        rows = Rows(empty(self._device, (n, width)))
-        self._inputs.append(rows.tensor)
+        rows = self.rows(width, n=n)
+        self._inputs.append(rows.value)
         return rows
 
     def constant(self, values: npt.ArrayLike) -> Rows:
         """float32 [n, width] that never changes."""
-        return Rows(upload(self._device, np.ascontiguousarray(values, np.float32)))
+        tensor = upload(self.device, np.ascontiguousarray(values, np.float32))
+        n, width = tensor.shape
+        return Value(width, n=n, memory=tensor).rows
 
     def constant_rope(self, table: Floats) -> Tensor:
         """cos and sin of a rotation, float32 [n, 2, pairs]."""
-        return upload(self._device, table)
+        return upload(self.device, table)
 
-    def index(self, values: npt.ArrayLike) -> Tensor:
-        return upload(self._device, np.ascontiguousarray(values, np.int32))
+    def _index(self, values: npt.ArrayLike) -> Tensor:
+        """int32 of that shape, the same for the same values."""
+        array = np.ascontiguousarray(values, np.int32)
+        key = ("index", array.shape, array.tobytes())
+        return self._workspace.constant(key, lambda: upload(self.device, array))
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Rows made inside are scratch memory, which later scopes use again."""
-        self._scopes.append([])
-        yield
-        for tensor in self._scopes.pop():
-            self._free.setdefault(tensor.shape, []).append(tensor)
+    def _whole(self, x: Rows) -> Rows:
+        """Constants have no other form than floats."""
+        return super()._whole(x if x.value.memory is None else self.copied(x))
 
-    def rows(self, n: int, width: int) -> Rows:
-        free = self._free.get((n, width)) if self._scopes else None
-        tensor = free.pop() if free else empty(self._device, (n, width))
-        if self._scopes:
-            self._scopes[-1].append(tensor)
-        return Rows(tensor)
-
-    def _tape(self, n: int, n_tiles: int = 0) -> Tape:
-        counts = (n, n, n_tiles, 1, 1)
-        if not self._segments or self._segments[-1][1] != counts:
-            self._segments.append((Tape(self._device, self._programs), counts))
-        return self._segments[-1][0]
-
-    def _count(self, n: int) -> Tensor:
-        if n not in self._counts:
-            self._counts[n] = upload(self._device, np.full(N_COUNTS, n, np.int32))
-        return self._counts[n]
-
-    # --- operations ---
-
-    def linear(
-        self, x: Rows, layer: Linear, *, add_to: Rows | None = None, into: Rows | None = None
-    ) -> Rows:
-        """x W^T + b, added to ``add_to`` or written to columns of ``into`` if given."""
-        out = add_to or into or self.rows(x.n, layer.matrix.n_rows)
-        matmul(
-            self._tape(x.n), layer.matrix, self._operand(x, layer), out.tensor, self._count(x.n),
-            tile=TILE, add=add_to is not None, bias=layer.bias, out_offset=layer.offset,
-        )  # fmt: skip
-        return out
-
-    def side_by_side(self, x: Rows, layers: Sequence[Linear]) -> Rows:
-        """The outputs of several matrices in one row."""
-        out = self.rows(x.n, sum(layer.matrix.n_rows for layer in layers))
-        for layer in layers:
-            self.linear(x, layer, into=out)
-        return out
-
-    def gated(self, x: Rows, pair: Linear, activation: str) -> Rows:
-        """activation(gate x) * (up x) for a matrix of both."""
-        out = self.rows(x.n, pair.matrix.n_rows // 2)
-        glu(
-            self._tape(x.n), pair.matrix, self._operand(x, pair),
-            Activations(out.width, out.tensor), self._count(x.n), activation=activation, tile=TILE,
-            bias=pair.bias,
-        )  # fmt: skip
-        return out
-
-    def _operand(self, x: Rows, layer: Linear) -> Activations:
-        """Rows as the matrix wants them: integers for a quantized one."""
-        values = Activations(x.width, x.tensor)
-        if layer.matrix.is_float:
-            return values
-        codes = activations(self._device, x.n, x.width, quantized=True)
-        norm(self._tape(x.n), x.tensor, COPY, codes)
-        return codes
-
-    def norm(self, x: Rows, weights: NormWeights, groups: int = 1) -> Rows:
-        """Each row normalized, or each of ``groups`` equal parts of it by itself."""
-        out = self.rows(x.n, x.width)
-        norm(self._tape(x.n), x.tensor, weights, Activations(x.width, out.tensor), groups=groups)
-        return out
-
-    def activate(self, x: Rows, activation: str, times: Rows | None = None) -> Rows:
-        """activation(x), times other rows if given."""
-        out = self.rows(x.n, x.width)
-        activate(
-            self._tape(x.n), x.tensor, Activations(x.width, out.tensor), activation=activation,
-            y=None if times is None else times.tensor,
-        )  # fmt: skip
-        return out
+    # --- what moves between rows ---
 
     def gather(self, x: Rows, index: npt.ArrayLike, *, by_channel: bool = False) -> Rows:
         """Rows of x side by side, or interleaved value by value; index [n, taps], negative for
         zeros."""
-        taps = self.index(index)
-        out = self.rows(taps.shape[0], x.width * taps.shape[1])
-        gather(self._tape(out.n), x.tensor, taps, out.tensor, by_channel=by_channel)
+        x, taps = self._alone(x), self._index(index)
+        out = self.rows(x.width * taps.shape[1], n=taps.shape[0])
+
+        def run(e: Emission) -> None:
+            gather(e.tape, e.floats(x), taps, e.floats(out), by_channel=by_channel)
+
+        self.launch(run, reads=[x], writes=[out])
         return out
 
     def mixed(
@@ -213,135 +142,160 @@ class Graph:
         *,
         add_to: Rows | None = None,
     ) -> Rows:
-        """Sums of rows of x; weights [taps, width] or of index's shape [n, taps]."""
-        taps = self.index(index)
-        out = add_to or self.rows(taps.shape[0], x.width)
-        factors = None if weights is None else self.constant(weights).tensor
-        mix(self._tape(out.n), x.tensor, taps, out.tensor, weights=factors, add=add_to is not None)
+        """Sums of rows of x, added to other rows if these are given; weights [taps, width] or of
+        index's shape [n, taps]."""
+        x, taps = self._alone(x), self._index(index)
+        factors = None if weights is None else upload(self.device, weights)
+        if add_to is not None:
+            return self._sum(add_to, x, taps, factors)
+        out = self.rows(x.width, n=taps.shape[0])
+
+        def run(e: Emission) -> None:
+            mix(e.tape, e.floats(x), taps, e.floats(out), weights=factors)
+
+        self.launch(run, reads=[x], writes=[out])
         return out
 
-    def add(self, x: Rows, y: Rows, scale: Tensor | None = None) -> None:
-        """x += y, each column times ``scale`` [1, width] if given."""
-        tape = self._tape(x.n)
-        mix(tape, y.tensor, self._identity(x.n), x.tensor, weights=scale, add=True)
+    def add(self, x: Rows, y: Rows, *, scale: float | Tensor = 1.0) -> Rows:
+        """x + y * scale, which may be one for each column; one row y is added to all."""
+        if not isinstance(scale, Tensor) and x.n == y.n:
+            return super().add(self._alone(x), self._alone(y), scale=scale)
+        index = np.arange(x.count) if x.n == y.n else np.zeros(x.count)
+        factors = None
+        if isinstance(scale, Tensor):
+            factors = Tensor(scale.buffer, (1, x.width), scale.dtype)
+        return self._sum(x, self._alone(y), self._index(index[:, None]), factors)
+
+    def _sum(self, x: Rows, y: Rows, taps: Tensor, factors: Tensor | None) -> Rows:
+        """x plus sums of rows of y, written over x where nobody reads it afterwards."""
+        x = self._alone(x)
+        out = self.rows(x.width, n=x.n)
+
+        def run(e: Emission) -> None:
+            mix(e.tape, e.floats(y), taps, carried(e, x, out), weights=factors, add=True)
+
+        self.launch(run, reads=[x, y], writes=[out], over=x if x.value is not y.value else None)
+        return out
+
+    def side_by_side(self, parts: Sequence[Rows]) -> Rows:
+        """Columns of several rows in one."""
+        out = self.rows(sum(part.width for part in parts), n=parts[0].n)
+        for part, place in zip(parts, out.split(*(part.width for part in parts)), strict=True):
+            self.copy(part, place)
+        return out
 
     def bounded(self, x: Rows, bounds: Bounds) -> Rows:
         """x within bounds."""
-        out = self.rows(x.n, x.width)
-        mix(self._tape(x.n), x.tensor, self._identity(x.n), out.tensor, bounds=bounds)
+        x = self._alone(x)
+        each, out = self._index(np.arange(x.count)[:, None]), self.rows(x.width, n=x.n)
+
+        def run(e: Emission) -> None:
+            mix(e.tape, e.floats(x), each, e.floats(out), bounds=bounds)
+
+        self.launch(run, reads=[x], writes=[out], over=x)
         return out
 
-    def copy(self, x: Rows) -> Rows:
-        out = self.rows(x.n, x.width)
-        self.place(x, out, 0)
-        return out
-
-    def place(self, x: Rows, into: Rows, column: int) -> None:
-        """Write x into the columns of wider rows from ``column`` on."""
-        target = Activations(x.width, into.tensor)
-        norm(self._tape(x.n), x.tensor, COPY, target, out_offset=column)
-
-    def _identity(self, n: int) -> Tensor:
-        if n not in self._identities:
-            self._identities[n] = self.index(np.arange(n)[:, None])
-        return self._identities[n]
+    def _alone(self, x: Rows) -> Rows:
+        """Rows with nothing beside them."""
+        return x if x.width == x.row else self.norm(x, COPY)
 
     # --- attention ---
 
-    def groups(self, lengths: Sequence[int], queries: int) -> Groups:
-        """Groups of so many consecutive rows, in tiles of at most ``queries`` rows."""
-        key = (queries, *lengths)
-        if key not in self._groups:
-            self._groups[key] = self._make_groups(lengths, queries)
-        return self._groups[key]
-
-    def _make_groups(self, lengths: Sequence[int], queries: int) -> Groups:
-        n, n_pages = sum(lengths), [-(-length // PAGE) for length in lengths]
-        first_pages = np.cumsum([0, *n_pages])
-        tables = np.zeros((len(lengths), max(n_pages)), np.int32)
-        slots, tiles, row = [], [], 0
-        for i, length in enumerate(lengths):
-            tables[i, : n_pages[i]] = np.arange(first_pages[i], first_pages[i + 1])
-            slots.append(first_pages[i] * PAGE + np.arange(length))
-            starts = np.arange(0, length, queries)
-            counts = np.minimum(queries, length - starts)
-            same = np.full(len(starts), i), np.full(len(starts), length)
-            tiles.append(np.stack([starts + row, counts, *same], axis=1))
-            row += length
-        all_tiles = np.concatenate(tiles)
-        inputs = AttentionInputs(
-            self.index(all_tiles), self.index(np.zeros(n)), self.index(tables), self._count(n)
-        )
-        slots_ = self.index(np.concatenate(slots))
-        return Groups(slots_, inputs, int(first_pages[-1]), len(all_tiles))
-
-    def attention(
-        self, q: Rows, k: Rows | None, v: Rows | None, heads: Heads, lengths: Sequence[int]
-    ) -> Rows:
-        """Attention inside groups of rows; k and v None: q has them all, side by side."""
-        shape = KVShape(heads.n, heads.size, heads.size)
-        queries = attn.tile_queries(self._device, heads.n, heads.n)
-        groups = self.groups(tuple(lengths), queries)
-        cache = self._cache(groups.n_pages, shape)
-        rows = (
-            qkv_rows(q.tensor, heads.n, shape)
-            if k is None or v is None
-            else QKVRows(q.tensor, k.tensor, v.tensor)
-        )
-        rope_kv(
-            self._tape(q.n, groups.n_tiles), rows, heads.n, cache, heads.rope, groups.slots,
-            style=RopeStyle(heads.size, heads.neox), scale=heads.scale, norm=heads.norm,
-        )  # fmt: skip
-        return self._attend(q, heads, cache, groups.inputs, groups.n_tiles, queries)
+    def attention(self, q: Rows, k: Rows, v: Rows, heads: Heads, lengths: Sequence[int]) -> Rows:
+        """Attention inside groups of so many consecutive rows."""
+        groups = self._groups(tuple(lengths), heads)
+        self.rope(q, k, v, heads.n, groups, heads.rotation)
+        return self.attend(q, heads.n, groups, ALL)
 
     def cross_attention(self, q: Rows, k: Rows, v: Rows, heads: Heads) -> Rows:
         """Every row of q attends to all rows of k and v."""
-        shape = KVShape(heads.n, heads.size, heads.size)
-        queries = attn.tile_queries(self._device, heads.n, heads.n)
-        keys, mine = self.groups((k.n,), queries), self.groups((q.n,), queries)
-        cache = self._cache(keys.n_pages, shape)
+        keys = self._groups((k.count,), heads)
         # Q has other rows than K and V, so it is scaled beside unused keys of its own.
-        unused = self._cache(mine.n_pages, KVShape(heads.n, heads.size, heads.size), "unused")
-        for rows, place, source, groups in ((q, unused, q, mine), (k, cache, v, keys)):
-            qkv = QKVRows(rows.tensor, rows.tensor, source.tensor)
-            scale = heads.scale if rows is q else 1.0
-            rope_kv(
-                self._tape(rows.n), qkv, heads.n, place, None, groups.slots,
-                style=RopeStyle(heads.size, True), scale=scale,
-            )  # fmt: skip
-        tiles = np.array(
-            [(at, min(queries, q.n - at), 0, k.n) for at in range(0, q.n, queries)], np.int32
-        )
-        inputs = AttentionInputs(
-            self.index(tiles), mine.inputs.positions, keys.inputs.tables, self._count(q.n)
-        )
-        return self._attend(q, heads, cache, inputs, len(tiles), queries)
-
-    def _attend(
-        self, q: Rows, heads: Heads, cache: LayerKV, inputs: AttentionInputs, n_tiles: int,
-        queries: int,
-    ) -> Rows:  # fmt: skip
-        out = self.rows(q.n, heads.n * heads.size)
-        attn.attention(
-            self._tape(q.n, n_tiles), q.tensor, heads.n, cache, inputs,
-            Activations(out.width, out.tensor), Mask(bidirectional=True), queries=queries,
+        queries = self._groups((q.count,), heads, "unused")
+        self.rope(q, q, q, heads.n, queries, heads.rotation)
+        self.rope(k, k, v, heads.n, keys, Rotation(heads.rotation.style))
+        paging = replace(
+            queries.paging, tiles=self._tiles([(0, q.count, 0, k.count)], heads),
+            tables=keys.paging.tables,
         )  # fmt: skip
-        return out
+        return self.attend(
+            q, heads.n, replace(queries, pages=keys.pages, paging=paging), ALL, keys=k
+        )
 
-    def _cache(self, n_pages: int, shape: KVShape, use: str = "") -> LayerKV:
-        key = (n_pages, shape) if not use else (-n_pages, shape)
+    def _groups(self, lengths: tuple[int, ...], heads: Heads, use: str = "") -> Cache:
+        """Pages of K and V for groups of consecutive rows that see each other and no others."""
+        n, n_pages = sum(lengths), [-(-length // PAGE) for length in lengths]
+        first_pages, first_rows = np.cumsum([0, *n_pages]), np.cumsum([0, *lengths])
+        tables = np.zeros((len(lengths), max(n_pages)), np.int32)
+        for i, (first, count) in enumerate(zip(first_pages, n_pages, strict=False)):
+            tables[i, :count] = np.arange(first, first + count)
+        slots = np.arange(n) + np.repeat(first_pages[:-1] * PAGE - first_rows[:-1], lengths)
+        tiles = self._tiles(
+            [(first_rows[i], length, i, length) for i, length in enumerate(lengths)], heads
+        )
+        paging = AttentionInputs(
+            tiles, self._index(np.zeros(n)), self._index(tables),
+            CountedRows.of(self.device, self._workspace, n).counts,
+        )  # fmt: skip
+        pages = self._cache(int(first_pages[-1]), heads.shape, use)
+        return Cache(pages, self._index(slots), paging, heads.rope, tiles.shape[0])
+
+    def _tiles(self, groups: Sequence[tuple[int, int, int, int]], heads: Heads) -> Tensor:
+        """(first row, rows, row of tables, keys) of groups, cut into tiles of attention."""
+        most = self.surroundings.queries(heads.n)
+        return self._index([
+            (first + at, min(most, length - at), table, n_keys)
+            for first, length, table, n_keys in groups
+            for at in range(0, length, most)
+        ])  # fmt: skip
+
+    def _cache(self, n_pages: int, shape: KVShape, use: str) -> LayerKV:
+        key = n_pages, shape, use
         if key not in self._pages:
-            pages = KVPages(self._device, [shape], n_pages, "f32", "f32")
+            pages = KVPages(self.device, [shape], n_pages, "f32", "f32")
             self._pages[key] = pages.layers[0]
         return self._pages[key]
 
     # --- replay ---
 
-    def run(self, inputs: Sequence[npt.NDArray[Any]], out: Rows) -> Floats:
-        """The rows ``out`` for these inputs, float32 [n, width]; waits for the device."""
-        for tensor, values in zip(self._inputs, inputs, strict=True):
-            write(self._device, tensor, np.ascontiguousarray(values, np.float32), wait=True)
-        for tape, counts in self._segments:
-            tape.run(counts)
-        result: Floats = read(out.tensor, None, self._device.queue)
+    def finish(self, out: Rows) -> None:
+        """Plan what was said, whose result is ``out``, and record it."""
+        assert out.width == out.row
+        begin = Launch(_nothing, 0, (), (), tuple(value.rows for value in self._inputs))
+        end = Launch(_nothing, 0, (out,), (), ())
+        planned = plan([begin, *self.launches, end], [], wanted_only=False)
+        layout = Layout(planned, [self.device], exact=True)
+        held = layout.bind(shared_blocks([layout], [self.device]))
+        step = Step(self._tape, mode_of(PROMPT_TILE, 0, "tiles"))
+        for launch in planned.launches:
+            if launch.writes:
+                n = launch.writes[0].count
+                self._tape.known = (n, n, launch.n_tiles, 1, 1)
+                around = CountedRows.of(self.device, self._workspace, n)
+                launch.run(Emission(step, around, launch, held, planned.shared))
+        self._given = [_floats(held, value.rows) for value in self._inputs]
+        self._out = _floats(held, out)
+
+    @property
+    def kernel_names(self) -> list[str]:
+        """The names of the kernels that ``run`` launches."""
+        return [launch.name for launch in self._tape.launches]
+
+    def run(self, inputs: Sequence[npt.NDArray[Any]]) -> Floats:
+        """The result for these inputs, float32 [n, width]; waits for the device."""
+        assert self._out is not None
+        for tensor, values in zip(self._given, inputs, strict=True):
+            write(self.device, tensor, np.ascontiguousarray(values, np.float32), wait=True)
+        self._tape.run(())
+        result: Floats = read(self._out, None, self.device.queue)
         return result
+
+
+def _nothing(e: Emission) -> None:
+    """What is written before, or read after all launches."""
+
+
+def _floats(held: Mapping[Value, Activations], rows: Rows) -> Tensor:
+    values = held[rows.value].values
+    assert values is not None
+    return rows.cut(values)

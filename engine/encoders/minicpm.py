@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, coordinates, squares
-from gguf_serve.engine.encoders.graph import Graph, Heads, Rows
+from gguf_serve.engine.encoders.graph import Graph, Heads
 from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, tower
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import attention, linear, mlp, normalized, transformer
+from gguf_serve.engine.recording.rows import Rows
 
 BUCKETS = 70  # positions a side
 RESAMPLER_HEAD = 128
@@ -43,10 +44,9 @@ def _sinusoids(grid: Grid, width: int) -> Floats:
 def resampler(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     w, t = g.weights, tower(spec)
     x = _start(g, spec, grid)
-    x = post_norm(g, transformer(g, x, t, lambda i: [x.n]), t)
+    x = post_norm(g, transformer(g, x, t, lambda i: [x.count]), t)
     values = normalized(g, linear(g, x, "resampler.kv"), "resampler.ln_kv", spec.eps)
-    keys = g.copy(values)
-    g.add(keys, g.constant(_sinusoids(grid, keys.width)))
+    keys = g.add(values, g.constant(_sinusoids(grid, values.width)))
     queries = g.constant(w.floats("resampler.query"))
     queries = normalized(g, queries, "resampler.ln_q", spec.eps)
     n_heads = queries.width // RESAMPLER_HEAD
@@ -70,7 +70,7 @@ def minicpmv46(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> 
     coarse = squares((grid[0] // 2, grid[1] // 2), 2).reshape(-1)
     order = (fine[coarse] if two_steps else fine).reshape(-1)
     x = embedded(g, spec, grid, g.weights.floats("v.position_embd.weight")[_buckets(grid)[order]])
-    n = x.n
+    n = x.count
     if two_steps:
         x = transformer(g, x, t, lambda i: [n], last=inner)
         x = _inner_merger(g, x, spec)
@@ -78,18 +78,17 @@ def minicpmv46(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> 
     else:
         x = transformer(g, x, t, lambda i: [n])
     x = post_norm(g, x, t)
-    x = normalized(g, x.reshaped(x.n // 4), "mm.input_norm", spec.eps)
+    x = normalized(g, x.reshaped(x.count // 4), "mm.input_norm", spec.eps)
     return Encoding(mlp(g, x, "mm.up", "mm.down", "gelu_erf"), order)
 
 
 def _inner_merger(g: Graph, x: Rows, spec: VisionFile) -> Rows:
     """Attention inside squares of 2 x 2, then an MLP of the four beside their mean."""
-    name, squares_ = "v.vit_merger.", x.n // 4
+    name, squares_ = "v.vit_merger.", x.count // 4
     t = replace(tower(spec), prefix="")
     y = normalized(g, x, f"{name}ln1", spec.eps)
-    g.add(x, attention(g, y, t, name, [4] * squares_, None, True))
-    four = np.arange(x.n).reshape(squares_, 4)
+    x = g.add(x, attention(g, y, t, name, [4] * squares_, None, True))
+    four = np.arange(x.count).reshape(squares_, 4)
     mean = g.mixed(x, four, np.full(four.shape, 0.25, np.float32))
     y = normalized(g, x.reshaped(squares_), f"{name}ds_ln", spec.eps)
-    g.add(mean, mlp(g, y, f"{name}ds_ffn_up", f"{name}ds_ffn_down"))
-    return mean
+    return g.add(mean, mlp(g, y, f"{name}ds_ffn_up", f"{name}ds_ffn_down"))

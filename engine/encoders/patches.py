@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import Tower, optional_norm
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear
 
 
@@ -53,9 +54,7 @@ def embedded(g: Graph, spec: VisionFile, grid: Grid, positions: Floats | None = 
     """The rows of all patches, plus learned positions [patches, width]."""
     n = grid[0] * grid[1]
     x = g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g))
-    if positions is not None:
-        g.add(x, g.constant(positions))
-    return x
+    return x if positions is None else g.add(x, g.constant(positions))
 
 
 def with_class_token(g: Graph, spec: VisionFile, grid: Grid, places: npt.ArrayLike) -> Rows:
@@ -64,7 +63,7 @@ def with_class_token(g: Graph, spec: VisionFile, grid: Grid, places: npt.ArrayLi
     w, n = g.weights, grid[0] * grid[1]
     start = w.floats("v.position_embd.weight")[np.asarray(places)]
     start[n] += w.floats("v.class_embd")
-    x = g.copy(g.constant(start))
+    x = g.copied(g.constant(start))
     g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g), add_to=x.first(n))
     return x
 

@@ -30,7 +30,7 @@ def pixtral(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
     rows, columns = coordinates(grid)
     x = pre_norm(g, embedded(g, spec, grid), t)
     rope = g.constant_rope(rotation(by_halves(rows, columns, t.head, ROPE_BASE, shift=True)))
-    x = transformer(g, x, t, lambda i: [x.n], rope, neox=False)
+    x = transformer(g, x, t, lambda i: [x.count], rope, neox=False)
     merge = spec.merge if w.has("mm.patch_merger.weight") else 1
     if merge > 1:
         x = normalized(g, x, "mm.input_norm", spec.eps, rms=True)
@@ -54,6 +54,6 @@ def kimivl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
     table = square_table(g.weights.floats("v.position_embd.weight"))
     x = embedded(g, spec, grid, resized(table, grid, antialiased))
     rope = g.constant_rope(rotation(by_halves(columns, rows, t.head, ROPE_BASE)))
-    x = post_norm(g, transformer(g, x, t, lambda i: [x.n], rope, neox=False), t)
+    x = post_norm(g, transformer(g, x, t, lambda i: [x.count], rope, neox=False), t)
     x = normalized(g, x, "mm.input_norm", PROJECTOR_EPS)
     return Encoding(mlp(g, g.gather(x, squares(grid, spec.merge)), "mm.1", "mm.2"))

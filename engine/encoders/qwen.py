@@ -22,10 +22,11 @@ from gguf_serve.engine.encoders.geometry import (
     squares,
     windows,
 )
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 ROPE_BASE = 10000.0
@@ -43,8 +44,8 @@ def qwen2vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
     order = squares(grid, 2).reshape(-1)
     t = tower(spec)
     x = embedded(g, spec, grid)
-    x = transformer(g, x, t, lambda i: [x.n], _rope(g, spec, grid, order))
-    x = post_norm(g, x, t).reshaped(x.n // 4)
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, order))
+    x = post_norm(g, x, t).reshaped(x.count // 4)
     return Encoding(mlp(g, x, "mm.0", "mm.2"), order)
 
 
@@ -61,7 +62,7 @@ def qwen25vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> En
 
     x = embedded(g, spec, grid)
     x = transformer(g, x, t, groups, _rope(g, spec, grid, order))
-    x = mlp(g, post_norm(g, x, t).reshaped(x.n // 4), "mm.0", "mm.2")
+    x = mlp(g, post_norm(g, x, t).reshaped(x.count // 4), "mm.0", "mm.2")
 
     def finish(rows: Floats) -> Floats:
         result = np.empty_like(rows)
@@ -84,17 +85,14 @@ def qwen3vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
     def keep(layer: int, x: Rows) -> None:
         if layer in deep:
             name = f"v.deepstack.{layer}."
-            y = normalized(g, x.reshaped(x.n // 4), f"{name}norm", spec.eps)
+            y = normalized(g, x.reshaped(x.count // 4), f"{name}norm", spec.eps)
             outputs.append(mlp(g, y, f"{name}fc1", f"{name}fc2"))
 
-    x = transformer(g, x, t, lambda i: [x.n], _rope(g, spec, grid, order), keep=keep)
-    main = mlp(g, post_norm(g, x, t).reshaped(x.n // 4), "mm.0", "mm.2")
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, order), keep=keep)
+    main = mlp(g, post_norm(g, x, t).reshaped(x.count // 4), "mm.0", "mm.2")
     if not outputs:
         return Encoding(main, order)
-    whole = g.rows(main.n, main.width * (1 + len(outputs)))
-    for i, part in enumerate([main, *outputs]):
-        g.place(part, whole, i * main.width)
-    return Encoding(whole, order)
+    return Encoding(g.side_by_side([main, *outputs]), order)
 
 
 def glm4v(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -102,9 +100,9 @@ def glm4v(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encod
     order = squares(grid, 2).reshape(-1)
     x = normalized(g, embedded(g, spec, grid), "v.norm_embd", spec.eps, rms=True)
     positions = resized(square_table(w.floats("v.position_embd.weight")), grid, bicubic)
-    g.add(x, g.constant(positions[order]))
-    x = transformer(g, x, t, lambda i: [x.n], _rope(g, spec, grid, order))
-    x = post_norm(g, x, t).reshaped(x.n // 4)
+    x = g.add(x, g.constant(positions[order]))
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, order))
+    x = post_norm(g, x, t).reshaped(x.count // 4)
     name = "mm.patch_merger"
     merger = w.computed(name, lambda: _patches_first(w.floats(f"{name}.weight")),
                         lambda: w.floats(f"{name}.bias"))  # fmt: skip
@@ -121,7 +119,7 @@ def _patches_first(kernel: Floats) -> Floats:
 def dots_ocr(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     t = tower(spec, rms=True)
     x = pre_norm(g, embedded(g, spec, grid), t)
-    x = transformer(g, x, t, lambda i: [x.n], _rope(g, spec, grid, None))
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, None))
     x = normalized(g, x, "mm.post_norm", spec.eps, rms=True)
     x = normalized(g, x, "mm.input_norm", spec.eps)
     return Encoding(mlp(g, g.gather(x, squares(grid, 2)), "mm.0", "mm.2", "gelu_erf"))
@@ -131,6 +129,6 @@ def paddleocr(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> E
     t = tower(spec)
     table = square_table(g.weights.floats("v.position_embd.weight"))
     x = embedded(g, spec, grid, resized(table, grid, antialiased))
-    x = transformer(g, x, t, lambda i: [x.n], _rope(g, spec, grid, None))
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, None))
     x = normalized(g, post_norm(g, x, t), "mm.input_norm", PROJECTOR_EPS)
     return Encoding(mlp(g, g.gather(x, squares(grid, 2)), "mm.1", "mm.2"))

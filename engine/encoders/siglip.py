@@ -16,10 +16,11 @@ from gguf_serve.engine.encoders.geometry import (
     square_table,
     squares,
 )
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, tower
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
@@ -28,7 +29,7 @@ def _siglip(g: Graph, spec: VisionFile, grid: Grid) -> Rows:
     t = tower(spec)
     table = square_table(g.weights.floats("v.position_embd.weight"))
     x = embedded(g, spec, grid, resized(table, grid, antialiased))
-    return post_norm(g, transformer(g, x, t, lambda i: [x.n]), t)
+    return post_norm(g, transformer(g, x, t, lambda i: [x.count]), t)
 
 
 def _pooled(g: Graph, x: Rows, grid: Grid, side: int) -> Rows:
@@ -69,12 +70,12 @@ def gemma4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
     tables = w.floats("v.position_embd.weight")
     x = embedded(g, spec, grid, tables[0][columns] + tables[1][rows])
     rope = g.constant_rope(rotation(by_halves(columns, rows, head, 100.0)))
-    x = transformer(g, x, t, lambda i: [x.n], rope)
+    x = transformer(g, x, t, lambda i: [x.count], rope)
     x = _pooled(g, x, grid, spec.merge)
     if w.has("v.std_scale"):
         factor = math.sqrt(spec.width)
         scale, bias = w.floats("v.std_scale"), w.floats("v.std_bias")
-        x = g.mixed(x, np.arange(x.n)[:, None], (factor * scale)[None])
-        g.mixed(g.constant(-(bias * scale)[None]), np.zeros((x.n, 1)), add_to=x)
+        x = g.mixed(x, np.arange(x.count)[:, None], (factor * scale)[None])
+        x = g.add(x, g.constant(-(bias * scale)[None]))
     x = g.norm(x, NormWeights(None, spec.eps, weightless=True))
     return Encoding(linear(g, x, "mm.input_projection"))

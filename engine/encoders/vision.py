@@ -82,7 +82,7 @@ class VisionEncoder:
         recorded = self._recordings.of(grid)
         rows = patch_rows(self._normalized(pixels), patch)
         order = recorded.encoding.order
-        found = recorded.graph.run([rows if order is None else rows[order]], recorded.encoding.out)
+        found = recorded.graph.run([rows if order is None else rows[order]])
         return recorded.encoding.finish(found)
 
     def _normalized(self, pixels: Pixels) -> Floats:
@@ -96,4 +96,5 @@ class VisionEncoder:
     def _record(self, grid: Grid) -> _Recorded:
         graph = Graph(self._weights, self._device, self._programs)
         encoding = BUILD[self.spec.kind](graph, self.spec, grid, self._like_llama_cpp)
+        graph.finish(encoding.out)
         return _Recorded(graph, encoding)

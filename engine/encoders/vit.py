@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from gguf_serve.engine.encoders.graph import Bounds, Graph, Heads, Rows
+from gguf_serve.engine.encoders.graph import Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.attention.rope import QKNorm
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -73,17 +72,16 @@ def transformer(
     last: int | None = None,
     keep: Callable[[int, Rows], None] = lambda layer, x: None,
 ) -> Rows:
-    """The layers from ``first`` to before ``last``, in place.
+    """The layers from ``first`` to before ``last``.
 
     ``groups(layer)``: how many consecutive rows attend to each other, one number per group.
-    ``keep(layer, x)`` sees what each layer gives before the next one changes it.
+    ``keep(layer, x)`` sees what each layer gives.
     """
     for i in range(first, tower.n_layers if last is None else last):
         b = f"{tower.prefix}.blk.{i}."
         attend = partial(attention, tower=tower, b=b, lengths=groups(i), rope=rope, neox=neox)
-        with g.scope():
-            _residual(g, x, tower, b, "1", attend)
-            _residual(g, x, tower, b, "2", partial(feed_forward, tower=tower, b=b))
+        x = _residual(g, x, tower, b, "1", attend)
+        x = _residual(g, x, tower, b, "2", partial(feed_forward, tower=tower, b=b))
         keep(i, x)
     return x
 
@@ -92,14 +90,15 @@ Sublayer = Callable[[Graph, Rows], Rows]
 _POST_NORMS = {"1": "attn_post_norm", "2": "ffn_post_norm"}
 
 
-def _residual(g: Graph, x: Rows, tower: Tower, b: str, which: str, sublayer: Sublayer) -> None:
+def _residual(g: Graph, x: Rows, tower: Tower, b: str, which: str, sublayer: Sublayer) -> Rows:
+    """x + sublayer(norm(x)), or with the norm after the sublayer."""
     own = layer_norm(g.weights, f"{b}ln{which}", tower.eps, tower.rms)
     y = sublayer(g, x) if tower.after else sublayer(g, g.norm(x, own))
     if tower.after:
         y = g.norm(y, own)
     y = optional_norm(g, y, b + _POST_NORMS[which], tower)
     scale = g.weights.vector(f"{b}ls{which}.weight")
-    g.add(x, y, None if scale is None else Tensor(scale.buffer, (1, x.width), scale.dtype))
+    return g.add(x, y, scale=1.0 if scale is None else scale)
 
 
 def attention(
@@ -112,8 +111,8 @@ def attention(
     norm = QKNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
     scale = tower.scale or 1 / math.sqrt(tower.head)
     heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox)
-    rows = _qkv(g, x, tower, b)
-    return linear(g, g.attention(*rows, heads, lengths), f"{b}attn_out")
+    q, k, v = _qkv(g, x, tower, b)
+    return linear(g, g.attention(q, k, v, heads, lengths), f"{b}attn_out")
 
 
 def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
@@ -124,18 +123,13 @@ def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
     return w.constant(name, lambda: w.floats(name)[order])
 
 
-def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> tuple[Rows, Rows | None, Rows | None]:
-    """Q, K and V: all in the first, or each by itself where something comes in between."""
-    w = g.weights
+def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> list[Rows]:
+    """Q, K and V: out of one matrix, or each by itself where something comes in between."""
+    w, thirds = g.weights, (tower.width,) * 3
     if w.has(f"{b}attn_qkv.weight"):
-        if not w.has(f"{b}attn_q_norm.weight"):
-            return linear(g, x, f"{b}attn_qkv"), None, None
-        whole, n = linear(g, x, f"{b}attn_qkv"), x.width
-        third = whole.reshaped(3 * x.n)  # q, k, v of a row below each other
-        parts = [g.gather(third, np.arange(x.n)[:, None] * 3 + i) for i in range(3)]
-        assert parts[0].width == n
+        parts = linear(g, x, f"{b}attn_qkv").split(*thirds)
     elif _simple(w, tower, b):
-        return g.side_by_side(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])), None, None
+        parts = g.linear(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])).split(*thirds)
     else:
         parts = [linear(g, x, f"{b}attn_{x_}", tower.order if x_ != "v" else None) for x_ in "qkv"]
     for i, name in enumerate(("attn_q_norm", "attn_k_norm")):
@@ -144,7 +138,7 @@ def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> tuple[Rows, Rows | None, Ro
     if tower.norm_v:
         plain = NormWeights(None, tower.eps, weightless=True)
         parts[2] = g.norm(parts[2], plain, groups=tower.n_heads)
-    return parts[0], parts[1], parts[2]
+    return parts
 
 
 def _simple(w: EncoderWeights, tower: Tower, b: str) -> bool:
@@ -168,7 +162,7 @@ def feed_forward(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
 def gated(g: Graph, x: Rows, gate: str, up: str, activation: str) -> Rows:
     """activation(gate x) * (up x)."""
     if not g.weights.has(f"{gate}.input_max"):
-        return g.gated(x, g.weights.paired(gate, up), activation)
+        return g.glu(x, g.weights.paired(gate, up), activation)
     factors = linear(g, x, up)
     return g.activate(linear(g, x, gate), activation, times=factors)
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.geometry import Floats, Ints
-from gguf_serve.engine.encoders.graph import Graph, Rows
+from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
+from gguf_serve.engine.recording.rows import Rows
 
 ULTRAVOX_EPS = 1e-6
 
@@ -35,19 +36,19 @@ def _whisper(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     x = g.input(n_frames, spec.n_mels)
     x = _convolved(g, x, _taps(n_frames, 1), "a.conv1d.1")
     x = _convolved(g, x, _taps(n_frames, 2), "a.conv1d.2")
-    g.add(x, g.constant(g.weights.floats("a.position_embd.weight")[: x.n]))
-    return transformer(g, x, tower(spec), lambda i: [x.n])
+    x = g.add(x, g.constant(g.weights.floats("a.position_embd.weight")[: x.count]))
+    return transformer(g, x, tower(spec), lambda i: [x.count])
 
 
 def _means(g: Graph, x: Rows) -> Rows:
     """The means of every two rows."""
-    index = np.arange(x.n // 2 * 2).reshape(-1, 2)
+    index = np.arange(x.count // 2 * 2).reshape(-1, 2)
     return g.mixed(x, index, np.full(index.shape, 0.5, np.float32))
 
 
 def _stacked(x: Rows, factor: int) -> Rows:
     """Rows side by side; a last incomplete group is dropped."""
-    n = x.n // factor
+    n = x.count // factor
     return x.first(n * factor).reshaped(n)
 
 
@@ -59,8 +60,8 @@ def qwen2a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
 def ultravox(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     x = normalized(g, _whisper(g, spec, n_frames), "a.post_ln", spec.eps)
     x = normalized(g, _stacked(x, spec.stack), "mm.a.norm_pre", ULTRAVOX_EPS, rms=True)
-    halves = linear(g, x, "mm.a.mlp.1").reshaped(2 * x.n)  # value and gate below each other
-    value, gate = (g.gather(halves, 2 * np.arange(x.n)[:, None] + i) for i in range(2))
+    both = linear(g, x, "mm.a.mlp.1")
+    value, gate = both.split(both.width // 2, both.width // 2)
     x = g.activate(gate, "silu", times=value)
     x = normalized(g, x, "mm.a.norm_mid", ULTRAVOX_EPS, rms=True)
     return linear(g, x, "mm.a.mlp.2")
@@ -83,8 +84,8 @@ def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     x = g.gather(x, places.transpose(0, 2, 1).reshape(-1, height), by_channel=True)
     x = linear(g, x, "a.conv_out")
     positions = g.weights.floats("a.position_embd.weight")[:width]
-    g.add(x, g.constant(np.tile(positions, (chunks, 1))))
-    x = transformer(g, x, tower(spec), lambda i: [x.n])
+    x = g.add(x, g.constant(np.tile(positions, (chunks, 1))))
+    x = transformer(g, x, tower(spec), lambda i: [x.count])
     x = normalized(g, x, "a.post_ln", spec.eps)
     return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
 

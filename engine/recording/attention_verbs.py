@@ -33,6 +33,7 @@ class Cache:
     slots: Tensor
     paging: AttentionInputs
     table: Tensor | None
+    n_tiles: int = 0  # of the paging, where it is known
 
     @classmethod
     def of_layer(cls, context: Context, layer: int) -> Cache:
@@ -74,13 +75,14 @@ class AttentionVerbs(Verbs):
         self.launch(run, reads=[q, k, v], writes=[q], mixes=True)
 
     def attend(
-        self, q: Rows, n_heads: int, cache: Cache, mask: Mask, *, selected: Rows | None = None
-    ) -> Rows:
+        self, q: Rows, n_heads: int, cache: Cache, mask: Mask, *, selected: Rows | None = None,
+        keys: Rows | None = None,
+    ) -> Rows:  # fmt: skip
         """softmax(q K) V over the keys that the mask allows and that are ``selected`` (bits),
-        heads side by side."""
-        c, head_v = self.context, cache.pages.shape.head_v
-        out = self.rows(n_heads * head_v)
-        if not attn.fuses_quantization(c.device, head_v, plain=not c.flash):
+        heads side by side. ``keys``: what was rotated on its way to the cache, if not with q."""
+        c, head_v = self.surroundings, cache.pages.shape.head_v
+        out = self.rows(n_heads * head_v, n=q.n)
+        if not attn.fuses_quantization(c.device, head_v, plain=c.plain is not None):
             out.value.floats = True  # to be made integers of
 
         def run(e: Emission) -> None:
@@ -88,12 +90,14 @@ class AttentionVerbs(Verbs):
             attn.attention(
                 e.tape, e.floats(q), n_heads, cache.pages, cache.paging, e.operand(out),
                 replace(mask, selected=bits),
-                queries=1 if mode == "single" else c.tile_queries,
+                queries=1 if mode == "single" else c.queries(n_heads),
                 split=c.split if mode == "split" else None, plain=c.plain,
             )  # fmt: skip
 
-        reads = [q] if selected is None else [q, selected]
-        self.launch(run, reads=reads, writes=[out], writes_forms=True, mixes=True)
+        reads = [rows for rows in (q, selected, keys) if rows is not None]
+        self.launch(
+            run, reads=reads, writes=[out], writes_forms=True, mixes=True, n_tiles=cache.n_tiles
+        )  # fmt: skip
         return out
 
     def per_head(self, x: Rows, layer: Linear, *, into: Rows | None = None) -> Rows:
@@ -131,7 +135,7 @@ class AttentionVerbs(Verbs):
 
         def run(e: Emission) -> None:
             held = e.operand(into)
-            if into.heads > 1 or into.width != into.value.width:
+            if into.heads > 1 or into.width != into.row:
                 held = Activations(x.width, e.floats(into))
             norm(
                 e.tape, e.floats(x), COPY, held, offset=x.at, out_offset=into.at,

@@ -50,9 +50,16 @@ class Layout:
     device, the largest first."""
 
     def __init__(
-        self, plan: Plan, devices: Sequence[Device], n_tokens: int, n_outputs: int
+        self,
+        plan: Plan,
+        devices: Sequence[Device],
+        n_tokens: int = 0,
+        n_outputs: int = 0,
+        *,
+        exact: bool = False,
     ) -> None:
-        self._plan, self._devices = plan, devices
+        """``exact``: integers have 15 bits and scales of their own, whoever reads them."""
+        self._plan, self._devices, self._exact = plan, devices, exact
         self._n_rows = n_tokens, n_outputs
         self._uses = touched(plan.launches)
         self._forms = forms_read(plan.launches)
@@ -74,7 +81,8 @@ class Layout:
         for i, launch in enumerate(plan.launches):
             for value in launch.outputs:
                 first = self._uses[value][0] == i and value not in plan.shared
-                if not first or value.memory is not None or False in self._forms[value]:
+                integers = launch.writes_forms and False in self._forms[value]
+                if not first or value.memory is not None or integers:
                     continue
                 over = self._written_over(value, launch, ends, i)
                 if over is not None:
@@ -89,9 +97,9 @@ class Layout:
             if rows is None or not (rows.is_whole or rows.heads > 1):
                 continue
             over = rows.value
-            alike = (over.width, over.times, over.dtype) == (value.width, value.times, value.dtype)
+            alike = _shape(over) == _shape(value)
             ended = ends[self._plan.root(over)] == i and self._plan.root(over).memory is None
-            if alike and ended and False not in self._forms[over] and over in self._writers:
+            if alike and ended and over in self._writers:
                 return over
         return None
 
@@ -105,14 +113,14 @@ class Layout:
             floats |= any(rows.value is value for rows in launch.reads)
         return wanted_forms(
             self._devices[writer.at], readers, floats=floats or not readers,
-            normed=writer.normed or writer.norm is not None,
+            normed=writer.normed or writer.norm is not None, exact=self._exact,
         )  # fmt: skip
 
     def _needed_parts(self) -> dict[Part, _Like]:
         found = dict[Part, _Like]()
         for value, writer in self._writers.items():
             of_rows = writer.of_rows or writer.gathers
-            n, forms = self._n_rows[of_rows] * value.times, self._made[value]
+            n, forms = value.n or self._n_rows[of_rows] * value.times, self._made[value]
             if forms.floats and self._plan.root(value).memory is None:
                 found[value, "values"] = _Like(writer.at, (n, value.width), value.dtype)
             if forms.integers:
@@ -171,16 +179,28 @@ class Forms:
     spans: bool = False
 
 
+def _shape(value: Value) -> tuple[object, ...]:
+    return value.n, value.times, value.width, value.dtype
+
+
 def wanted_forms(
-    device: Device, readers: Sequence[Linear], *, floats: bool = False, normed: bool = False
+    device: Device,
+    readers: Sequence[Linear],
+    *,
+    floats: bool = False,
+    normed: bool = False,
+    exact: bool = False,
 ) -> Forms:
     """What the matrices that read some rows take together, floats too if asked for.
 
-    ``normed``: norm() alone writes them, so that blocks may share scales.
+    ``normed``: norm() alone writes them, so that blocks may share scales; ``exact``: neither that
+    nor fewer bits than 15.
     """
     kinds = set[bool]().union(*(linear.reads_floats for linear in readers))
     if False not in kinds:
         return Forms(floats or True in kinds, integers=False)
+    if exact:
+        return Forms(floats or True in kinds, integers=True)
     matrices = [linear.matrix for linear in readers if False in linear.reads_floats]
     bytes = takes_bytes(device, matrices)
     spans = normed and not bytes and wants_spans(device, matrices)

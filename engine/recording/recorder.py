@@ -22,14 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.recording.planning import gathering
 from gguf_serve.engine.recording.rows import Emission, Launch, Rows, Value
-from gguf_serve.engine.recording.step import Context
+from gguf_serve.engine.recording.step import Context, Surroundings
 from gguf_serve.engine.recording.tensors import Linear
+from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -38,9 +41,8 @@ class Recorder:
     """Notes the launches of a model. ``kept``: rows that a part of the model leaves for later ones,
     by name."""
 
-    def __init__(self, contexts: Sequence[Context], devices: Sequence[int] = (0,)) -> None:
+    def __init__(self, contexts: Sequence[Surroundings], devices: Sequence[int] = (0,)) -> None:
         """``devices``: of each part of the model (see Placement.parts) the index of its context."""
-        self.h = contexts[0].h
         self.launches: list[Launch] = []
         self.kept: dict[str, Rows] = {}
         self._contexts, self._devices, self._at = contexts, devices, 0
@@ -49,9 +51,22 @@ class Recorder:
         self._of_rows: set[Value] = set()
 
     @property
-    def context(self) -> Context:
+    def surroundings(self) -> Surroundings:
         """Of the device that computes what is noted now."""
         return self._contexts[self._at]
+
+    @property
+    def device(self) -> Device:
+        return self.surroundings.device
+
+    @property
+    def context(self) -> Context:
+        """A decoder's surroundings."""
+        return cast(Context, self.surroundings)
+
+    @property
+    def h(self) -> Hyperparameters:
+        return self.context.h
 
     @contextmanager
     def on(self, part: int) -> Iterator[None]:
@@ -60,9 +75,11 @@ class Recorder:
         yield
         self._at = before
 
-    def rows(self, width: int, times: int = 1, dtype: npt.DTypeLike = np.float32) -> Rows:
-        """Rows that a launch will write."""
-        return Value(width, times, np.dtype(dtype)).rows
+    def rows(
+        self, width: int, times: int = 1, dtype: npt.DTypeLike = np.float32, n: int | None = None
+    ) -> Rows:
+        """Rows that a launch will write: so many for each token, or ``n``."""
+        return Value(width, times, np.dtype(dtype), n=n).rows
 
     def keep(self, x: Rows, memory: Tensor) -> Rows:
         """Give rows memory of their own, which outlives the step."""
@@ -106,6 +123,7 @@ class Recorder:
         addend: Rows | None = None,
         can_add: bool = False,
         mixes: bool = False,
+        n_tiles: int = 0,
     ) -> None:
         """Note a launch; see Launch."""
         operands = list(operands)
@@ -115,6 +133,7 @@ class Recorder:
             of_rows=not self._of_rows.isdisjoint(
                 rows.value for rows in (*reads, *(x for x, _ in operands))
             ),
+            n_tiles=n_tiles,
         )  # fmt: skip
         if launch.of_rows:
             self._of_rows.update(launch.outputs)

@@ -3,14 +3,15 @@ find memory and tape in the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from gguf_serve.engine.recording.step import Context, Step, StepInputs
+from gguf_serve.engine.recording.step import Context, Step, StepInputs, Surroundings
 from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.kernels.opencl.tape import OUTPUTS, TOKENS, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -22,7 +23,8 @@ FLOAT = np.dtype(np.float32)
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """What some launches write and others read: ``times`` rows of ``width`` for each token.
+    """What some launches write and others read: ``times`` rows of ``width`` for each token, or
+    ``n`` in all, where their number is known while they are noted.
 
     ``floats``: who writes it needs floats, to make integers of; ``memory``: its own, which
     outlives the step.
@@ -33,27 +35,40 @@ class Value:
     dtype: np.dtype[Any] = FLOAT
     floats: bool = False
     memory: Tensor | None = None
+    n: int | None = None
 
     @property
     def rows(self) -> Rows:
         """All of it."""
-        return Rows(self, self.width)
+        return Rows(self, self.width, 0, self.width, self.n)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rows:
-    """A value, or ``width`` of its columns from ``at`` on, or with ``heads`` its rows cut into so
-    many, each a row of its own."""
+    """A value in rows of ``row`` values, which are its own, or shares or multiples of them; of
+    these ``width`` columns from ``at`` on, and where rows are counted the first ``n``."""
 
     value: Value
     width: int
-    at: int = 0
-    heads: int = 1
+    at: int
+    row: int
+    n: int | None = None
+
+    @property
+    def heads(self) -> int:
+        """Rows that each of the value's is cut into, where they are those of tokens."""
+        return 1 if self.n is not None else self.value.width // self.row
+
+    @property
+    def count(self) -> int:
+        """The number of rows that are counted."""
+        assert self.n is not None, "rows of tokens, of which each step has as many as it has"
+        return self.n
 
     @property
     def is_whole(self) -> bool:
         """Whether it is all of the value, in rows like the value's."""
-        return self.width == self.value.width
+        return (self.width, self.row, self.n) == (self.value.width, self.value.width, self.value.n)
 
     def split(self, *widths: int) -> list[Rows]:
         """Columns side by side, the first ones of so many each."""
@@ -66,19 +81,30 @@ class Rows:
     def by_head(self, n: int) -> Rows:
         """The whole row as ``n`` rows."""
         assert self.width == self.value.width
-        return Rows(self.value, self.width // n, 0, n)
+        return Rows(self.value, self.width // n, 0, self.width // n)
 
     def whole(self) -> Rows:
         """All columns of all heads."""
         return self.value.rows
 
+    def reshaped(self, n: int) -> Rows:
+        """The same values in ``n`` rows."""
+        assert self.width == self.row
+        width = self.count * self.row // n
+        return Rows(self.value, width, 0, width, n)
+
+    def first(self, n: int) -> Rows:
+        """The first ``n`` rows."""
+        assert n <= self.count
+        return replace(self, n=n)
+
     def cut(self, tensor: Tensor) -> Tensor:
         """The memory of the value, or a part of it that has the same rows, as these rows."""
-        if self.heads == 1:
+        if self.row == self.value.width and self.n == self.value.n:
             return tensor
-        n, columns, *rest = tensor.shape
-        shape = (n * self.heads, columns // self.heads, *rest)
-        return Tensor(tensor.buffer, shape, tensor.dtype)
+        columns, *rest = tensor.shape[1] * self.row // self.value.width, *tensor.shape[2:]
+        n = math.prod(tensor.shape) // math.prod((columns, *rest)) if self.n is None else self.n
+        return Tensor(tensor.buffer, (n, columns, *rest), tensor.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +116,8 @@ class Launch:
     ``normed``: it is one of columns, or of groups; ``over``: it may write over this input, and
     ``addend`` is what it adds to that; ``can_add``: it can add to what it writes; ``mixes``: a
     token's result depends on other tokens; ``gathers``: it reads the rows of the tokens whose
-    logits are wanted; ``of_rows``: these are all the tokens that there are.
+    logits are wanted; ``of_rows``: these are all the tokens that there are; ``n_tiles``: of
+    attention, where it is known.
 
     Planning adds ``names``: other values in the place of those that ``run`` knows; ``adds``: it
     adds to what it writes; ``post``: rows whose norm is added to what is normalized; ``source``:
@@ -111,6 +138,7 @@ class Launch:
     mixes: bool = False
     gathers: bool = False
     of_rows: bool = False
+    n_tiles: int = 0
     names: Mapping[Value, Value] = field(default_factory=dict)
     adds: bool = False
     post: tuple[Rows, NormWeights] | None = None
@@ -149,11 +177,11 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A launch on its way to a tape. ``context``: of its device, with the inputs of the tokens
+    """A launch on its way to a tape. ``surroundings``: of its device, with the inputs of the tokens
     that there are; ``held``: what memory values have; ``shared``: see Plan."""
 
     step: Step
-    context: Context
+    surroundings: Surroundings
     launch: Launch
     held: Mapping[Value, Activations]
     shared: Mapping[Value, Value]
@@ -168,12 +196,18 @@ class Emission:
         return self.step.tile
 
     @property
+    def context(self) -> Context:
+        """A decoder's surroundings."""
+        return cast(Context, self.surroundings)
+
+    @property
     def inputs(self) -> StepInputs:
         return self.context.inputs
 
     @property
     def counts(self) -> Tensor:
-        return self.context.inputs.counts
+        """What says how many rows there are."""
+        return self.surroundings.counts
 
     def operand(self, rows: Rows) -> Activations:
         """Rows in the forms that they have."""
@@ -181,7 +215,7 @@ class Emission:
         values, codes, scales = (
             None if t is None else rows.cut(t) for t in (held.values, held.codes, held.scales)
         )
-        return Activations(held.n_cols // rows.heads, values, codes, scales, held.spans)
+        return Activations(rows.row, values, codes, scales, held.spans)
 
     def floats(self, rows: Rows) -> Tensor:
         """float32 [n, width] of the rows' value, or of its heads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +162,29 @@ class Workspace:
         return self._routing[key]
 
 
+class Surroundings(Protocol):
+    """What launches are noted and emitted with, whatever they belong to."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+    @property
+    def counts(self) -> Tensor:
+        """What says how many rows there are."""
+
+    @property
+    def split(self) -> Scratch | None: ...
+
+    @property
+    def plain(self) -> Scratch | None: ...
+
+    def queries(self, n_heads: int) -> int:
+        """The most tokens of a tile of attention."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a layer's parts are built with."""
@@ -181,6 +204,13 @@ class Context:
     split: Scratch | None
     plain: Scratch | None
     tile_queries: int  # the most tokens of a tile of attention
+
+    @property
+    def counts(self) -> Tensor:
+        return self.inputs.counts
+
+    def queries(self, n_heads: int) -> int:
+        return self.tile_queries
 
     @property
     def of_rows(self) -> Context:

@@ -18,6 +18,7 @@ from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu, matmul
 from gguf_serve.kernels.matrix.moe import combine
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
+from gguf_serve.kernels.quantization.packing import BLOCK
 from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
 
 
@@ -37,7 +38,8 @@ class Verbs(Recorder):
         other rows, or written to columns of others, if these are given."""
         parts = (layers,) if isinstance(layers, Linear) else layers
         x = self._whole(x)
-        out = add_to or into or self.rows(sum(part.matrix.n_rows for part in parts))
+        width = sum(part.matrix.n_rows for part in parts)
+        out = add_to or into or self.rows(width, n=x.n)
         for part in parts:
             self._matrix(x, part, out, scale, add=add_to is not None)
         return out
@@ -95,7 +97,8 @@ class Verbs(Recorder):
 
     def glu(self, x: Rows, pair: Linear, activation: str, limit: float = 0.0) -> Rows:
         """activation(gate x) * (up x) for a matrix of both; ``limit`` bounds the factors."""
-        out = self._glu_rows(pair)
+        x = self._whole(x)
+        out = self._glu_rows(pair, n=x.n)
 
         def run(e: Emission) -> None:
             glu(
@@ -106,16 +109,16 @@ class Verbs(Recorder):
         self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
         return out
 
-    def _glu_rows(self, pair: Linear, times: int = 1) -> Rows:
-        out = self.rows(pair.matrix.n_rows // 2, times)
-        if not fuses_quantization(self.context.device, pair.matrix):
+    def _glu_rows(self, pair: Linear, times: int = 1, n: int | None = None) -> Rows:
+        out = self.rows(pair.matrix.n_rows // 2, times, n=n)
+        if not fuses_quantization(self.device, pair.matrix):
             out.value.floats = True  # to be made integers of
         return out
 
     def gated(self, gate: Rows, up: Rows, activation: str, limit: float = 0.0) -> Rows:
         """activation(gate) * up."""
         times = gate.value.times
-        out = self.rows(gate.width, times)
+        out = self.rows(gate.width, times, n=gate.n)
 
         def run(e: Emission) -> None:
             activate_glu(
@@ -127,15 +130,17 @@ class Verbs(Recorder):
         return out
 
     def _whole(self, x: Rows) -> Rows:
-        """Rows that a matrix can read: columns of others are copied."""
-        return x if x.width == x.value.width else self.norm(x, COPY)
+        """Rows that a matrix can read: columns of others, or blocks that go over the end of a row,
+        are copied."""
+        fits = x.row == x.value.width or x.value.width % BLOCK == 0
+        return x if x.width == x.row and fits else self.norm(x, COPY)
 
     def norm(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> Rows:
         """Each row normalized, or each of ``groups`` equal parts of it by itself."""
         if weights.is_copy and x.is_whole:
             return x
         n = x.heads
-        out = self.rows(x.width * n, x.value.times)
+        out = self.rows(x.width * n, x.value.times, n=x.n)
 
         def run(e: Emission) -> None:
             made, (count, rows) = e.operand(out), e.gathered
@@ -155,7 +160,7 @@ class Verbs(Recorder):
 
     def copied(self, x: Rows) -> Rows:
         """The same rows once more."""
-        out = self.rows(x.width)
+        out = self.rows(x.width, n=x.n)
 
         def run(e: Emission) -> None:
             norm(e.tape, e.floats(x), COPY, e.operand(out), post=e.post)
@@ -186,7 +191,7 @@ class Verbs(Recorder):
         """activation(x), times other rows: those may have several values for each of x. Divided
         by a number for each column."""
         wide, n = times or x, x.value.times
-        out = self.rows(wide.width, n)
+        out = self.rows(wide.width, n, n=x.n)
 
         def run(e: Emission) -> None:
             activate(
@@ -201,7 +206,7 @@ class Verbs(Recorder):
 
     def add(self, x: Rows, y: Rows, *, scale: float = 1.0) -> Rows:
         """x + y * scale."""
-        out = self.rows(x.width, x.value.times)
+        out = self.rows(x.width, x.value.times, n=x.n)
 
         def run(e: Emission) -> None:
             if scale == 1.0 and e.is_over(y, out):
@@ -215,7 +220,7 @@ class Verbs(Recorder):
 
     def scaled(self, x: Rows, scale: float) -> Rows:
         """x * scale."""
-        out = self.rows(x.width, x.value.times)
+        out = self.rows(x.width, x.value.times, n=x.n)
 
         def run(e: Emission) -> None:
             combine(e.tape, e.floats(x), e.floats(out), scale=scale)

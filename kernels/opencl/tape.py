@@ -101,13 +101,15 @@ class Tape:
     """A command list: launches on one device, in their order.
 
     ``tokens`` may be set to OUTPUTS for what is recorded next: then these rows are all the tokens
-    that there are. Its kernels must get a ``counts`` buffer that says the same.
+    that there are. Its kernels must get a ``counts`` buffer that says the same. ``known`` may be
+    set to the counts of what is recorded next, if these are the same whenever it is run.
     """
 
     def __init__(self, device: Device, programs: Programs) -> None:
         self.device = device
         self.programs = programs
         self.tokens = TOKENS
+        self.known: Counts | None = None
         self._launches: list[Launch] = []
         self._last: Noted | None = None  # not bound yet, since what comes next may extend it
         self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
@@ -155,6 +157,8 @@ class Tape:
         if self.tokens != TOKENS:
             grid = tuple(g.of(self.tokens) if isinstance(g, Per) else g for g in grid)
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
+        if self.known is not None:
+            grid = tuple(g.size(self.known) if isinstance(g, Per) else g for g in grid)
         self._last = Noted(source, name, defines, args, grid, local, work, writes)
         if writes is None:
             self.settle()

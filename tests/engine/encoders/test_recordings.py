@@ -37,13 +37,19 @@ def test_sounds_of_many_lengths_take_no_more_memory(monkeypatch: pytest.MonkeyPa
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = 0
 
-    def build(graph: Any, spec: AudioFile, n_frames: int) -> Any:
-        nonlocal most
-        alive.add(graph)
-        most = max(most, len(alive))
-        return SimpleNamespace(width=n_frames)
+    class Graph:
+        def __init__(self, *arguments: object) -> None:
+            nonlocal most
+            alive.add(self)
+            most = max(most, len(alive))
 
-    monkeypatch.setitem(audio.BUILD, "qwen3a", build)
+        def finish(self, out: object) -> None:
+            pass
+
+    monkeypatch.setattr(audio, "Graph", Graph)
+    monkeypatch.setitem(
+        audio.BUILD, "qwen3a", lambda graph, spec, n_frames: SimpleNamespace(width=n_frames)
+    )
     spec = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
     nothing: Any = None
     encoder = audio.AudioEncoder(spec, nothing, nothing, nothing)

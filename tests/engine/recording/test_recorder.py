@@ -47,6 +47,7 @@ def context(device: Device) -> Any:
         device=device,
         workspace=Workspace(device, N),
         inputs=SimpleNamespace(counts=counts, adapter_scales=None),
+        counts=counts,
     )  # fmt: skip
     found.of_rows = found
     return found
