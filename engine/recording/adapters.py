@@ -1,7 +1,7 @@
 """LoRA adapters (https://arxiv.org/abs/2106.09685) from GGUF files: low-rank updates of matrices.
 
 A matrix W becomes W + scale * alpha / rank * B A. The scales are each request's own, so nothing
-is merged: what the updates yield is added to what W yields (recording/linear.py).
+is merged: what the updates yield is added to what W yields (recording/verbs.py).
 """
 
 from __future__ import annotations

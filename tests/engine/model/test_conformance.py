@@ -23,10 +23,11 @@ FAST = [
     "deepseek2-moe", "deepseek4-moe", "falcon-dense", "glm5-next-moe", "gpt-oss-moe", "grok-moe",
     "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe", "refact-moe",
 ]  # fmt: skip
-# Norms after sublayers, experts of all kinds, two parts side by side, other weights for images.
+# Norms after sublayers, experts of all kinds, several streams, two parts side by side, other
+# weights for images.
 ENDINGS = [
-    "cogvlm-dense", "deepseek2-moe", "falcon-dense", "gemma3-dense", "gpt-oss-moe", "grovemoe-moe",
-    "lfm2-dense", "llama4-moe", "olmo2-dense", "qwen3next-moe",
+    "cogvlm-dense", "deepseek2-moe", "deepseek4-moe", "falcon-dense", "gemma3-dense", "gpt-oss-moe",
+    "grovemoe-moe", "lfm2-dense", "llama4-moe", "olmo2-dense", "qwen3next-moe",
 ]  # fmt: skip
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
 
