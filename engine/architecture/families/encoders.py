@@ -11,6 +11,7 @@ from gguf_serve.engine.architecture.needs import (
     EMBEDDING,
     EMBEDDING_NORM,
     ENCODER,
+    EXPERTS,
     FFN,
     FFN_NORM,
     OUTPUT_NORM,
@@ -30,6 +31,6 @@ ROWS = (
                  positions="neox", layer_norm=True, activation="gelu", quirks={"window_after_first",
                  "gelu_rank_head"}),
     Architecture("nomic-bert", ENCODER, positions="neox", layer_norm=True, norms_after=True),
-    Architecture("nomic-bert-moe", ENCODER,
+    Architecture("nomic-bert-moe", ENCODER + EXPERTS,
                  positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
 )  # fmt: skip
