@@ -273,11 +273,12 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
         gc.disable()  # as cli.py says
         try:
             engine = load_engine(path, options, progress)
+            # Collections pass over what is there: to look through its 90,000 objects and more,
+            # with every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has
+            # left. The first one would come as soon as they are enabled.
+            gc.freeze()
         finally:
             gc.enable()
-        # Collections pass over what is there: to look through its 90,000 objects and more, with
-        # every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has left.
-        gc.freeze()
         return engine
 
 
