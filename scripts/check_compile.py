@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from variants import Variant, gpu, launcher_variants, model_variants, processor
+from variants import gpu, launcher_specs, model_specs, processor
 
 from gguf_serve.engine.recording.step import Mode
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.kernels.opencl.program import Spec
 
 LIMIT = 2.0  # seconds of processor time
 MOST_SECONDS = 20  # of processor time, for one program
@@ -49,7 +50,7 @@ class Processor:
     kernels/opencl/features.py finds on it."""
 
     target: str | None
-    defines: tuple[str, ...]
+    forms: tuple[str, ...]
 
 
 PROCESSORS = {
@@ -63,15 +64,15 @@ PROCESSORS = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A variant to compile. ``driver``: a part of its platform's name."""
+    """A program to compile. ``driver``: a part of its platform's name."""
 
     driver: str
     processor: str
-    variant: Variant
+    spec: Spec
 
     def __str__(self) -> str:
-        defines = " ".join(self.variant.defines)
-        return f"{self.driver} {self.processor} {self.variant.source} {defines}"
+        defines = " ".join(self.spec.defines)
+        return f"{self.driver} {self.processor} {self.spec.source} {defines}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,14 @@ class Compiler:
         self._driver, self._target = driver, PROCESSORS[processor].target
         self._process: subprocess.Popen[str] | None = None
 
-    def compile(self, variant: Variant) -> tuple[float, str]:
+    def compile(self, spec: Spec) -> tuple[float, str]:
         """(seconds of processor time, the error or "")."""
         process = self._process or self._start()
         self._process = process
         timer = threading.Timer(HANG_SECONDS, process.kill)
         timer.start()
         try:
-            _writes(process).write(json.dumps([variant.source, *variant.defines]) + "\n")
+            _writes(process).write(json.dumps([spec.source, *spec.defines]) + "\n")
             _writes(process).flush()
             line = _reads(process).readline()
         except OSError:
@@ -146,17 +147,17 @@ def jobs(names: Iterable[str], models: Sequence[Path]) -> list[Job]:
             kind = PROCESSORS[name]
             if kind.target is not None and "Intel" not in driver:
                 continue
-            defines = kind.defines
-            for device in (processor(defines, byte_codes=bool(defines)), processor(defines), gpu()):
+            forms = kind.forms
+            for device in (processor(forms, byte_codes=bool(forms)), processor(forms), gpu()):
                 if device.is_simd or name == "native":
-                    found += [Job(driver, name, v) for v in _variants(device, models)]
+                    found += [Job(driver, name, spec) for spec in _specs(device, models)]
     return list(dict.fromkeys(found))
 
 
-def _variants(device: Device, models: Sequence[Path]) -> Iterator[Variant]:
-    yield from launcher_variants(device)
+def _specs(device: Device, models: Sequence[Path]) -> Iterator[Spec]:
+    yield from launcher_specs(device)
     for path in models:
-        yield from model_variants(path, device, MODES)
+        yield from model_specs(path, device, MODES)
 
 
 def compile_all(wanted: Sequence[Job], n_processes: int) -> Iterator[Result]:
@@ -170,7 +171,7 @@ def compile_all(wanted: Sequence[Job], n_processes: int) -> Iterator[Result]:
         if key not in kept:
             kept[key] = Compiler(*key)
             compilers.append(kept[key])
-        return Result(job, *kept[key].compile(job.variant))
+        return Result(job, *kept[key].compile(job.spec))
 
     try:
         with ThreadPoolExecutor(n_processes) as pool:
@@ -226,7 +227,7 @@ def main() -> int:
         serve(args.compile_for)
         return 0
     wanted = jobs(args.processors.split(","), args.model)
-    wanted = [job for job in wanted if args.only in job.variant.source]
+    wanted = [job for job in wanted if args.only in job.spec.source]
     wanted = wanted[:: args.every]
     results = sorted(compile_all(wanted, os.cpu_count() or 1), key=lambda r: -r.seconds)
     total = sum(result.seconds for result in results)

@@ -4,9 +4,9 @@
 
 clang with libclc (Debian: clang-19, libclc-19) compiles for AMD's GPUs, and with CUDA's ptxas for
 NVIDIA's. Printed for each kernel and target: the most registers, bytes of scratch and bytes of
-local memory that a variant takes; with --all for each variant. Scratch is what registers cannot
+local memory that a program's takes; with --all for each program. Scratch is what registers cannot
 hold, as private arrays that are indexed in loops which are not unrolled. Ends with 1 where a
-variant does not compile or one of the kernels in HOT takes scratch, with 0 and a line without the
+program does not compile or one of the kernels in HOT takes scratch, with 0 and a line without the
 tools.
 
 Drivers compile with libraries and options of their own, so their counts differ somewhat.
@@ -28,8 +28,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from variants import Variant, gpu, launcher_variants
+from variants import gpu, launcher_specs
 
+from gguf_serve.kernels.opencl.program import Spec
 from gguf_serve.kernels.opencl.sources import SOURCES
 
 TARGETS = ("gfx90a", "gfx1030", "gfx1100", "sm_75", "sm_86", "sm_90")
@@ -45,53 +46,64 @@ HOT = (
 
 @dataclass(frozen=True)
 class Use:
-    """What a variant takes: registers of a work-item, bytes of a work-item, of a work-group."""
+    """What a kernel takes: registers of a work-item, bytes of a work-item, of a work-group."""
 
     registers: int
     scratch: int
     local: int
 
 
-def compile_for(target: str, variant: Variant, tools: Tools, folder: Path) -> Use:
-    """Raises RuntimeError with the compiler's message."""
+def compile_for(target: str, spec: Spec, tools: Tools, folder: Path) -> dict[str, Use]:
+    """What each kernel of a program takes. Raises RuntimeError with the compiler's message."""
     vendor = _vendor(target)
-    assembly = folder / f"{abs(hash((target, variant)))}.s"
+    assembly = folder / f"{abs(hash((target, spec)))}.s"
     cpu = "-mcpu" if vendor == "amd" else "-march"
     _run([
         tools.clang, "-x", "cl", "-cl-std=CL1.2", "-target", TRIPLES[vendor], f"{cpu}={target}",
         "-O3", "-nogpulib", "-w", f"-I{SOURCES}", "-Xclang", "-mlink-builtin-bitcode", "-Xclang",
-        str(tools.library / LIBRARIES[vendor]), *(f"-D{x}" for x in variant.defines), "-S", "-o",
-        str(assembly), str(SOURCES / variant.source),
+        str(tools.library / LIBRARIES[vendor]), *(f"-D{x}" for x in spec.defines), "-S", "-o",
+        str(assembly), str(SOURCES / spec.source),
     ])  # fmt: skip
     if vendor == "amd":
-        return read_amd(assembly.read_text(encoding="utf-8"), variant.name)
+        return read_amd(assembly.read_text(encoding="utf-8"))
     log = _run([tools.ptxas or "", "-v", f"-arch={target}", "-o", os.devnull, str(assembly)])
-    return read_nvidia(log, variant.name)
+    return read_nvidia(log)
 
 
-def read_amd(assembly: str, name: str) -> Use:
-    """What clang's assembly says of a kernel in its metadata."""
-    metadata = assembly[assembly.index("amdhsa.kernels:") :]
-    for part in re.split(r"\n  - (?=\.)", metadata):
-        if re.search(rf"\.symbol: +'?{name}\.kd\b", part):
-            numbers = {k: int(v) for k, v in re.findall(r"\.(\w+): +(\d+)\n", part)}
-            return Use(
+def read_amd(assembly: str) -> dict[str, Use]:
+    """What clang's assembly says of its kernels in its metadata."""
+    found = {}
+    for part in re.split(r"\n  - (?=\.)", assembly.partition("amdhsa.kernels:")[2]):
+        if name := re.search(r"\.symbol: +'?(\w+)\.kd\b", part):
+            numbers = {k: int(v) for k, v in re.findall(r"\.(\w+): +(\d+)$", part, re.MULTILINE)}
+            found[name[1]] = Use(
                 numbers["vgpr_count"], numbers["private_segment_fixed_size"],
                 numbers["group_segment_fixed_size"],
             )  # fmt: skip
-    raise RuntimeError(f"no kernel {name} in the assembly")
+    return _some(found, "assembly")
 
 
-def read_nvidia(log: str, name: str) -> Use:
-    """What ``ptxas -v`` says of a kernel."""
-    part = log.partition(f"Compiling entry function '{name}'")[2].partition("Compiling entry")[0]
-    numbers = [
-        re.search(pattern, part)
-        for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes smem")
-    ]
-    if numbers[0] is None:
-        raise RuntimeError(f"no kernel {name} in the log")
-    return Use(*(int(found[1]) if found else 0 for found in numbers))
+def read_nvidia(log: str) -> dict[str, Use]:
+    """What ``ptxas -v`` says of kernels."""
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        numbers = [
+            re.search(pattern, part)
+            for pattern in (
+                r"Used (\d+) registers",
+                r"(\d+) bytes stack frame",
+                r"(\d+) bytes smem",
+            )
+        ]
+        if numbers[0] is not None:
+            found[part.partition("'")[0]] = Use(*(int(n[1]) if n else 0 for n in numbers))
+    return _some(found, "log")
+
+
+def _some(found: dict[str, Use], where: str) -> dict[str, Use]:
+    if not found:
+        raise RuntimeError(f"no kernel in the {where}")
+    return found
 
 
 def _vendor(target: str) -> str:
@@ -126,47 +138,48 @@ def find_tools() -> Tools | None:
 
 
 def results(
-    wanted: Iterable[Variant], targets: Sequence[str], tools: Tools
-) -> Iterator[tuple[str, Variant, Use | str]]:
-    """(target, variant, what it takes, or why it does not compile)."""
-    jobs = [(target, variant) for variant in wanted for target in targets]
+    wanted: Iterable[Spec], targets: Sequence[str], tools: Tools
+) -> Iterator[tuple[str, Spec, dict[str, Use] | str]]:
+    """(target, program, what its kernels take, or why it does not compile)."""
+    jobs = [(target, spec) for spec in wanted for target in targets]
 
-    def compiled(job: tuple[str, Variant]) -> Use | str:
+    def compiled(job: tuple[str, Spec]) -> dict[str, Use] | str:
         try:
             return compile_for(*job, tools, Path(folder))
         except RuntimeError as error:
             return str(error)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (target, variant), use in zip(jobs, pool.map(compiled, jobs), strict=True):
-            yield target, variant, use
+        for (target, spec), uses in zip(jobs, pool.map(compiled, jobs), strict=True):
+            yield target, spec, uses
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose file has it")
-    parser.add_argument("--all", action="store_true", help="a line for each variant")
+    parser.add_argument("--all", action="store_true", help="a line for each program")
     args = parser.parse_args()
     tools = find_tools()
     if tools is None:
         print("clang with libclc is not there: nothing was compiled")
         return 0
     targets = [t for t in args.targets.split(",") if _vendor(t) == "amd" or tools.ptxas]
-    wanted = [v for v in launcher_variants(gpu()) if args.only in v.source]
+    wanted = [v for v in launcher_specs(gpu()) if args.only in v.source]
     most: dict[tuple[str, str], Use] = {}
     failed = False
-    for target, variant, use in results(wanted, targets, tools):
-        if isinstance(use, str):
-            print(target, variant.source, *variant.defines, use, sep=" ")
+    for target, spec, uses in results(wanted, targets, tools):
+        if isinstance(uses, str):
+            print(target, spec.source, *spec.defines, uses, sep=" ")
             failed = True
             continue
-        failed |= variant.source in HOT and use.scratch > 0
-        if args.all:
-            print(target, use, variant.source, variant.name, *variant.defines)
-        key = f"{variant.source} {variant.name}", target
-        old = most.get(key, Use(0, 0, 0))
-        most[key] = Use(*map(max, zip(vars(old).values(), vars(use).values(), strict=True)))
+        for name, use in uses.items():
+            failed |= spec.source in HOT and use.scratch > 0
+            if args.all:
+                print(target, use, spec.source, name, *spec.defines)
+            key = f"{spec.source} {name}", target
+            old = most.get(key, Use(0, 0, 0))
+            most[key] = Use(*map(max, zip(vars(old).values(), vars(use).values(), strict=True)))
     print(f"{'kernel':36} {'target':8} {'registers':>9} {'scratch':>8} {'local':>7}")
     for (kernel, target), use in sorted(most.items()):
         print(f"{kernel:36} {target:8} {use.registers:9} {use.scratch:8} {use.local:7}")

@@ -25,27 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_types import inputs, random_matrix
 
-from gguf_serve.kernels.attention.attention import (
-    PART,
-    AttentionInputs,
-    Mask,
-    attention,
-    split_scratch,
-)
+from gguf_serve.kernels.attention import attention
+from gguf_serve.kernels.attention.attention import PART, AttentionInputs, Mask, split_scratch
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape
-from gguf_serve.kernels.matrix.matmul import matmul
+from gguf_serve.kernels.matrix import matmul
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
 from gguf_serve.kernels.opencl.tensor import empty, upload
-from gguf_serve.kernels.opencl.tuning import TABLE, Tuning
+from gguf_serve.kernels.opencl.tuning import TABLE, Tuning, choices
+from gguf_serve.kernels.opencl.variant import tuned_sizes
 from gguf_serve.kernels.profile import touch_pages
 from gguf_serve.kernels.quantization.activations import Activations
 
-CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
-    "simd": {"ranges": (1, 2, 4, 8, 16), "prefetch": (2048, 4096, 6144, 8192, 12288)},
-    "simt": {"slices": (2, 4, 8, 16), "attention_group": (64, 128, 256)},
-}
+TABLES = (*matmul.VARIANTS, *attention.FUSED)  # of the kernels that are measured
 SHAPES = (("Q4_K", 4096, 4096), ("Q4_K", 16384, 4096), ("Q6_K", 4096, 8192))
 N_HEADS, ATTENDED, CONTEXT = 32, KVShape(8, 128, 128), 4096
 GAIN = 1.01  # by how much a size must win
@@ -61,7 +54,7 @@ def products(device: Device, programs: Programs) -> list[Work]:
     for name, n_rows, n_cols in SHAPES:
         w = random_matrix(device, programs, name, (n_rows, n_cols))
         x, out = inputs(device, programs, w, 1), empty(device, (1, n_rows))
-        works.append(lambda tape, w=w, x=x, out=out: matmul(tape, w, x, out, counts, tile=1))  # type: ignore[misc]
+        works.append(lambda tape, w=w, x=x, out=out: matmul.matmul(tape, w, x, out, counts, tile=1))  # type: ignore[misc]
     return works
 
 
@@ -80,7 +73,7 @@ def attending(device: Device) -> Work:
     n_cols = N_HEADS * ATTENDED.head_v
     out = Activations(n_cols, empty(device, (1, n_cols)))
     scratch = split_scratch(device, 1, N_HEADS, ATTENDED, CONTEXT)
-    return lambda tape: attention(
+    return lambda tape: attention.attention(
         tape, qkv, N_HEADS, pages.layers[0], read, out, Mask(), split=scratch
     )
 
@@ -118,8 +111,8 @@ def search(device: Device) -> Tuning:
     print(f"{device.info.name}, {device.family}: {best}")
     for _ in range(ROUNDS):
         before = best
-        for name, choices in CHOICES[device.family].items():
-            for choice in choices:
+        for name in tuned_sizes(TABLES, device):
+            for choice in choices(name):
                 tried = dataclasses.replace(best, **{name: choice})
                 if tried == best or tried != tried.within(device.capabilities.work_group):
                     continue

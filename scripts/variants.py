@@ -1,4 +1,4 @@
-"""The variants of kernels that launchers and models ask for, recorded without a driver.
+"""The programs that launchers and models ask for, recorded without a driver.
 
 For scripts that compile them all: check_compile.py, check_gpu_compile.py.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +36,7 @@ from gguf_serve.kernels.matrix.moe import Routing, route, routing_buffers
 from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
+from gguf_serve.kernels.opencl.program import Programs, Spec
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
 from gguf_serve.kernels.quantization.activations import (
@@ -53,29 +53,6 @@ from gguf_serve.kernels.rows.topk import topk, topk_buffers
 HEADS = ((64, 64), (80, 80), (128, 128), (256, 256), (576, 512))  # of K and V
 N_TOKENS, N_COLS, N_HEADS = 64, 512, 8
 N_EXPERTS = 8
-
-
-@dataclass(frozen=True, order=True)
-class Variant:
-    """A kernel as a launcher asks for it."""
-
-    source: str
-    name: str
-    defines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Takes the place of Programs: notes what would be built."""
-
-    device: Device
-    variants: set[Variant] = field(default_factory=set)
-
-    def kernel(self, source: str, name: str, defines: Sequence[str] = ()) -> SimpleNamespace:
-        self.variants.add(Variant(source, name, tuple(sorted({*defines, *self.device.defines}))))
-        return SimpleNamespace(
-            set_args=lambda *args: None, get_work_group_info=lambda *args: 1024
-        )  # fmt: skip
 
 
 def gpu() -> Device:
@@ -99,11 +76,11 @@ def _device(
     )  # fmt: skip
 
 
-def launcher_variants(device: Device) -> list[Variant]:
-    """Of the kernels that a step spends its time in: products of every tensor type with every form
-    of activations and everything that is done with the sums, and attention."""
-    recorder = Recorder(device)
-    tape = Tape(device, recorder)  # type: ignore[arg-type]
+def launcher_specs(device: Device) -> list[Spec]:
+    """Programs of the kernels that a step spends its time in: products of every tensor type with
+    every form of activations and everything that is done with the sums, and attention."""
+    programs = Programs(device)
+    tape = Tape(device, programs)
     counts = empty(device, (5,), np.int32)
     for name in SUPPORTED_TYPES:
         for x in _forms(device, name):
@@ -118,24 +95,24 @@ def launcher_variants(device: Device) -> list[Variant]:
     for tile in (1, 32):
         buffers = routing_buffers(device, N_TOKENS, 128, 8)
         route(tape, experts, Routing(128, 8, normalize=True), buffers, counts, tile=tile)
-    return sorted(recorder.variants)
+    return sorted(programs.take_wanted())
 
 
-def model_variants(path: Path, device: Device, modes: Sequence[Mode]) -> list[Variant]:
-    """Of all kernels of the steps of a model in a file."""
+def model_specs(path: Path, device: Device, modes: Sequence[Mode]) -> list[Spec]:
+    """Programs of all kernels of the steps of a model in a file."""
     options = EngineOptions()
-    recorder = Recorder(device)
+    programs = Programs(device)
     with open_gguf(path) as gguf:
         h = read_hyperparameters(gguf, find_architecture(gguf.architecture))
         weights, _ = allocate_weights(gguf, h, [device], placement_of([0] * (2 * h.n_layers + 2)))
         sizes = sizes_of(h, options, min(h.n_ctx_train, 4096))
         memory = allocate_memory(
-            h, weights, [(device, recorder)], sizes, CacheTypes("f16", "f16"), flash=True
-        )  # type: ignore[list-item]
+            h, weights, [(device, programs)], sizes, CacheTypes("f16", "f16"), flash=True
+        )
         memory.decoder.record_topk()
         for mode in modes:
             memory.decoder.record(mode)
-    return sorted(recorder.variants)
+    return sorted(programs.take_wanted())
 
 
 def _forms(device: Device, name: str) -> list[Activations]:

@@ -15,6 +15,15 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import PARTS, TILES, Grid, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.opencl.variant import (
+    Layout,
+    Variant,
+    anything,
+    can_quantize,
+    choose,
+    on_cpu,
+    on_gpu,
+)
 from gguf_serve.kernels.opencl.work import Work
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.norm import quantize
@@ -90,6 +99,54 @@ class Scratch:
     buffer: Tensor
     width: int  # parts per head, or scores per row
 
+    @property
+    def parts(self) -> Arguments:
+        return {"partial": self.buffer, "max_parts": self.width}
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What is computed for each tile, as kernels are chosen and laid out by; with ``split`` for
+    each part of its keys."""
+
+    n_heads: int
+    n_kv: int
+    split: bool = False
+
+    def grid(self, items: int, group: int = 1) -> Grid:
+        """So many items, of ``group`` work-items each."""
+        if self.split:
+            return (Per(PARTS, times=group), items, Per(TILES))
+        return (items * group, Per(TILES))
+
+
+def _vectors(device: Device, h: Heads) -> Layout:
+    """A work-item takes the query heads of a KV head, or a share of them."""
+    group = h.n_heads // h.n_kv
+    share = next(s for s in range(1, group + 1) if group % s == 0 and group // s <= HEADS_PER_ITEM)
+    defines = [f"G={group // share}", *([f"SHARE={share}"] if share > 1 else [])]
+    return Layout(defines, h.grid(h.n_kv * share))
+
+
+def _groups(device: Device, h: Heads) -> Layout:
+    """A work-group takes a query head."""
+    group = device.tuning.attention_group
+    grid = h.grid(h.n_heads, group)
+    defines = [f"G={h.n_heads // h.n_kv}", f"WG={group}"]
+    return Layout(defines, grid, (group,) + (1,) * (len(grid) - 1))
+
+
+def _rows(device: Device, h: Heads) -> Layout:
+    """Work-items take all heads of all queries in turn."""
+    return Layout([f"G={h.n_heads // h.n_kv}"], (PLAIN_ITEMS[device.family],))
+
+
+FUSED: tuple[Variant[Heads], ...] = (
+    Variant("attention/attention_simd.cl", on_cpu, _vectors, quantizes=True),
+    Variant("attention/attention_simt.cl", on_gpu, _groups, tuned=("attention_group",)),
+)
+PLAIN: Variant[Heads] = Variant("attention/attention_plain.cl", anything, _rows)
+
 
 def tile_queries(device: Device, n_heads: int, n_kv: int, *, plain: bool = False) -> int:
     """The most queries that a tile of a prompt may have."""
@@ -100,7 +157,7 @@ def tile_queries(device: Device, n_heads: int, n_kv: int, *, plain: bool = False
 
 def fuses_quantization(device: Device, head_v: int, *, plain: bool) -> bool:
     """Whether attention can write integer activations without room for floats."""
-    return device.is_simd and head_v % 32 == 0 and not plain
+    return can_quantize(FUSED, device) and head_v % 32 == 0 and not plain
 
 
 def split_scratch(
@@ -136,43 +193,36 @@ def attention(
     whose first n_heads * head values are Q, scaled and rotated. ``out`` is float, quantized
     or both; see ``fuses_quantization`` for when it may be quantized only.
     """
-    shape, simd = layer.shape, tape.device.is_simd
-    most = tile_queries(tape.device, n_heads, shape.n_kv, plain=bool(plain))
-    queries = 1 if split else min(queries or most, most)
-    share = 1 if plain or not simd else _share(n_heads // shape.n_kv)
+    shape, heads = layer.shape, Heads(n_heads, layer.shape.n_kv, split=split is not None)
+    most = tile_queries(tape.device, n_heads, shape.n_kv, plain=plain is not None)
+    variant = PLAIN if plain else choose(FUSED, tape.device, heads)
+    more, grid, local = variant.lay_out(tape.device, heads)
     defines = [
-        f"HD={shape.head}", f"HDV={shape.head_v}", f"G={n_heads // shape.n_kv // share}",
-        *([f"SHARE={share}"] if share > 1 else []), f"PAGE={PAGE}",
+        f"HD={shape.head}", f"HDV={shape.head_v}", *more, f"PAGE={PAGE}",
         f"SELECTIONS={shape.n_kv if mask.by_head else 1}",
-        f"QB={queries}", *layer.defines, *mask.defines,
+        f"QB={1 if split else min(queries or most, most)}", *layer.defines, *mask.defines,
     ]  # fmt: skip
     args = {
         "qkv": qkv, "q_stride": qkv.shape[-1], "n_kv": shape.n_kv, **inputs.paging,
         "k_cache": layer.k.arg, "v_cache": layer.v.arg, **mask.args,
     }  # fmt: skip
     fused = out.quantized and out.values is None
-    work = _work(n_heads, layer, mask)
     if split:
-        _split(tape, n_heads, share, layer, inputs, out, mask, split, defines, args, fused, work)
+        args |= split.parts
     elif plain:
-        items = PLAIN_ITEMS[tape.device.family]
         args |= {
             "out": _values(out), "scratch": plain.buffer, "scratch_stride": plain.width,
             "counts": inputs.counts, "count_at": TILES,
         }  # fmt: skip
-        tape.add("attention/attention_plain.cl", "attention", defines, args, (items,), work=work)
     else:
         defines += out.code_defines if fused else []
         args |= _outputs(out, fused)
-        items = shape.n_kv * share if simd else n_heads
-        _launch(tape, defines, args, (items, Per(TILES)), work)
+    work = _work(n_heads, layer, mask)
+    tape.add(variant.source, "attention", defines, args, grid, local, work)
+    if split:
+        _combine(tape, n_heads, layer, inputs, out, mask, split, fused)
     if out.quantized and not fused:
         quantize(tape, out)
-
-
-def _share(group: int) -> int:
-    """How many work-items share the query heads of one KV head."""
-    return next(s for s in range(1, group + 1) if group % s == 0 and group // s <= HEADS_PER_ITEM)
 
 
 def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
@@ -184,48 +234,27 @@ def _work(n_heads: int, layer: LayerKV, mask: Mask) -> Work:
     )
 
 
-def _split(
+def _combine(
     tape: Tape,
     n_heads: int,
-    share: int,
     layer: LayerKV,
     inputs: AttentionInputs,
     out: Activations,
     mask: Mask,
     scratch: Scratch,
-    defines: list[str],
-    args: Arguments,
     fused: bool,
-    work: Work,
 ) -> None:
-    partial = {"partial": scratch.buffer, "max_parts": scratch.width}
-    heads = layer.shape.n_kv * share if tape.device.is_simd else n_heads
-    _launch(tape, defines, {**args, **partial}, (Per(PARTS), heads, Per(TILES)), work)
-    merge = {
-        **partial, "tiles": inputs.tiles, "positions": inputs.positions, "window": mask.window,
-        "sinks": mask.sinks, **_outputs(out, fused),
+    """The results of all parts of a tile's keys together."""
+    shape = layer.shape
+    ranges = [name for name in mask.defines if name != "SOFTCAP"]  # those of its keys
+    defines = [f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", *ranges]
+    args = {
+        **scratch.parts, "tiles": inputs.tiles, "positions": inputs.positions,
+        "window": mask.window, "sinks": mask.sinks, **_outputs(out, fused),
     }  # fmt: skip
-    grid = (-(-layer.shape.head_v // 32), n_heads, Per(TILES))
-    names = [d for d in defines if d.startswith(("HD", "PAGE", "CHUNKED", "BIDI", "TOGETHER"))]
-    names += out.code_defines if fused else []
-    tape.add("attention/attention_combine.cl", "combine", names, merge, grid)
-
-
-def _launch(tape: Tape, defines: list[str], args: Arguments, grid: Grid, work: Work) -> None:
-    if tape.device.is_simd:
-        tape.add("attention/attention_simd.cl", "attention", defines, args, grid, work=work)
-        return
-    first, group = grid[0], tape.device.tuning.attention_group
-    wide = (
-        Per(first.index, first.tile, first.times * group)
-        if isinstance(first, Per)
-        else first * group
-    )
-    local = (group,) + (1,) * (len(grid) - 1)
-    tape.add(
-        "attention/attention_simt.cl", "attention", [*defines, f"WG={group}"], args,
-        (wide, *grid[1:]), local, work,
-    )  # fmt: skip
+    defines += out.code_defines if fused else []
+    grid = (-(-shape.head_v // 32), n_heads, Per(TILES))
+    tape.add("attention/attention_combine.cl", "combine", defines, args, grid)
 
 
 def _values(out: Activations) -> Tensor:

@@ -96,7 +96,7 @@ def select_keys(
 ) -> None:
     """selected: int32 [n, n_rows * words], a bit for each key, or ``by_block`` for each whole
     block: of the best blocks by each of the n_rows rows of scores that a token has."""
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     args = {
         "scores": scores, "stride": scores.shape[1] // n_rows, "positions": inputs.positions,
         "selected": selected, "n_words": selected.shape[1] // n_rows,

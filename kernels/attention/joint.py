@@ -76,7 +76,7 @@ def attend(
 
     q, out: float32 [n, n_heads * head]; partial: float32 [n, n_heads * 2], between launches.
     """
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     most = MOST_HEADS[tape.device.family]
     heads = max(g for g in range(1, most + 1) if n_heads % g == 0)
     for i, keys in enumerate(caches):
@@ -113,7 +113,7 @@ def score_keys(
         "queries": q, "weights": weights, **keys.args, "scores": scores,
         "stride": scores.shape[1],
     }  # fmt: skip
-    group = 1 if tape.device.is_simd else SCORE_GROUP
+    group = tape.device.group(SCORE_GROUP)
     per_part = -(-PART // keys.ratio // group) * group
     grid = (Per(PARTS, 1, per_part), Per(TILES))
     tape.add("attention/joint.cl", "scores", defines, args, grid, (group, 1))

@@ -8,7 +8,6 @@ from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.opencl.tuning import power_of_two
 
 SIMT_GROUP = 32  # work-items of a head; none idle, for which PoCL makes wrong code
 
@@ -146,7 +145,7 @@ def rope_kv(
             "step": temperature.step, "shift": temperature.shift,
         }  # fmt: skip
     n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
-    group = 1 if tape.device.is_simd else power_of_two(min(SIMT_GROUP, shape.head))
+    group = tape.device.group(min(SIMT_GROUP, shape.head))
     defines.append(f"WG={group}")
     grid = ((n_heads + n_written) * group, Per(TOKENS))
     tape.add("attention/rope.cl", "rope_kv", defines, args, grid, (group, 1))

@@ -1,18 +1,20 @@
 """Products of weight matrices with activations: a linear layer of a model.
 
 The activations of quantized weights are integers of 15 or 8 bits (``Activations.quantized``),
-or float on demand; those of float weights are float. simd: matmul_simd.cl for any number of
-tokens. simt: matvec_simt.cl for few tokens, matmul_simt.cl for many.
+or float on demand; those of float weights are float. Which kernel, and how it is launched:
+VARIANTS.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, from_element
+from gguf_serve.kernels.opencl.variant import Layout, Variant, can_quantize, choose, on_cpu, on_gpu
 from gguf_serve.kernels.opencl.work import Work
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.packing import ROWS, SPAN
@@ -20,8 +22,12 @@ from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import quantize
 
 SIMT_TILE_TOKENS = 32
-SPAN_TILE_TOKENS = 128  # that share the unpacking of weights, instead of 32 (dot_tiles.cl)
-BYTE_TILE_TOKENS = 64  # the same (bytes.cl)
+Form = Literal["floats", "codes", "spans", "bytes"]  # of activations, codes having 15 bits
+FORM_DEFINES: dict[Form, list[str]] = {
+    "floats": [], "codes": [], "spans": [f"X_SPAN={SPAN}"], "bytes": ["X_BYTES"],
+}  # fmt: skip
+# Tokens that share the unpacking of weights on a CPU, where it is not 32 (dot_tiles.cl, bytes.cl).
+SHARED_TOKENS: dict[Form, int] = {"spans": 128, "bytes": 64}
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
@@ -54,19 +60,19 @@ class RowGroups:
         return replace(self, weights=weights)
 
 
-def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[Arguments, list[str]]:
+def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[Form, Arguments]:
     if x.n_cols != w.n_cols:
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
         if x.bytes:
             if not device.is_simd or not w.type.takes_bytes:
                 raise ValueError(f"{w.type.name} weights need activations of more than 8 bits")
-            return {"x": x.codes, "xd": x.scales}, ["X_BYTES"]
+            return "bytes", {"x": x.codes, "xd": x.scales}
         spans = x.spans and device.is_simd and w.type.takes_spans
-        return {"x": x.codes, "xd": x.scales}, [f"X_SPAN={SPAN}"] * spans
+        return "spans" if spans else "codes", {"x": x.codes, "xd": x.scales}
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
-    return {"x": x.values}, []
+    return "floats", {"x": x.values}
 
 
 def matmul(
@@ -92,8 +98,8 @@ def matmul(
     """
     if w.paired:
         raise ValueError("a paired matrix is for glu()")
-    inputs, defines = _inputs(tape.device, w, x)
-    defines += [*w.defines, *["ADD"] * add]
+    form, inputs = _inputs(tape.device, w, x)
+    defines = [*FORM_DEFINES[form], *w.defines, *["ADD"] * add]
     for row, part in w.parts:
         args = {
             **_part_args(part, inputs, counts, count, experts, bias, row),
@@ -101,10 +107,8 @@ def matmul(
             "out_offset": out_offset + row,
         }  # fmt: skip
         whole = out_offset == 0 and part.n_rows == out.shape[-1] and count == TOKENS
-        _launch(
-            tape, part, [*defines], args, tile, count, unit=1, experts=experts,
-            out=out if whole else None,
-        )  # fmt: skip
+        product = Product(part, form, tile, count, experts=experts)
+        _launch(tape, product, defines, args, out if whole else None)
 
 
 def _part_args(
@@ -149,8 +153,8 @@ def glu(
     """
     if not w.paired or out.n_cols * 2 != w.n_rows:
         raise ValueError(f"glu of {w.n_rows} rows into {out.n_cols} columns")
-    inputs, defines = _inputs(tape.device, w, x)
-    defines += [*w.defines, *glu_defines(activation, limit)]
+    form, inputs = _inputs(tape.device, w, x)
+    defines = [*FORM_DEFINES[form], *w.defines, *glu_defines(activation, limit)]
     fused = fuses_quantization(tape.device, w) and out.values is None
     if fused:
         defines += out.code_defines
@@ -159,14 +163,15 @@ def glu(
             **_part_args(part, inputs, counts, count, experts, bias, row),
             **_glu_outputs(out, row // 2, fused=fused),
         }
-        _launch(tape, part, [*defines], args, tile, count, unit=2, experts=experts)
+        product = Product(part, form, tile, count, glu=True, experts=experts)
+        _launch(tape, product, defines, args)
     if out.quantized and not fused:
         quantize(tape, out, count=count, times=experts.used if experts else 1)
 
 
 def fuses_quantization(device: Device, w: Matrix) -> bool:
     """Whether glu can write integer activations without room for floats."""
-    return device.is_simd and not w.slabs
+    return can_quantize(VARIANTS, device) and not w.slabs
 
 
 def _glu_outputs(out: Activations, offset: int, *, fused: bool) -> Arguments:
@@ -184,51 +189,91 @@ def glu_defines(activation: str, limit: float) -> list[str]:
     return [f"GLU_{activation.upper()}", *([f"GLU_LIMIT={limit!r}f"] if limit else [])]
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Products of a matrix with tokens, as kernels are chosen and laid out by.
+
+    form: of the activations. tile: tokens that share a pass over the weights. glu: the matrix is
+    paired. ``experts`` say which rows go through which matrix.
+    """
+
+    w: Matrix
+    form: Form
+    tile: int
+    count: int
+    glu: bool = False
+    experts: RowGroups | None = None
+
+    @property
+    def used(self) -> int:
+        """Rows of the output for each token."""
+        return self.experts.used if self.experts else 1
+
+    @property
+    def is_row(self) -> bool:
+        """Whether there is one token, which goes through all of the matrix."""
+        return self.tile == 1 and self.experts is None
+
+    def tiles(self, tile: int) -> Per:
+        return self.experts.grid if self.experts else Per(self.count, tile)
+
+    @property
+    def work(self) -> Work:
+        share = min(self.used, self.w.n_experts) / self.w.n_experts
+        macs = self.w.n_rows * self.w.n_cols * self.used
+        return Work(int(self.w.n_bytes * share), macs=macs, count=self.count)
+
+
+def _vectors(device: Device, p: Product) -> Layout:
+    """A work-item takes a range of rows."""
+    tile = p.tile if p.experts or p.tile < 32 else SHARED_TOKENS.get(p.form, p.tile)
+    units = -(-p.w.n_rows // (ROWS * (4 if p.glu else 1)))
+    if tile == 1:  # a few ranges per core
+        cores = device.info.compute_units
+        ranges = min(units, max(cores * device.tuning.ranges // p.used, 1))
+    else:  # smaller ones, since tokens multiply them
+        ranges = max(min(units, device.info.compute_units * 2), units // 4)
+    defines = [f"NT={tile}", f"PREFETCH_BYTES={device.tuning.prefetch}"]
+    return Layout(defines, (ranges, 1 if p.is_row else p.tiles(tile)), (1, 1))
+
+
+def _slices(device: Device, p: Product) -> Layout:
+    """A work-group takes 16 rows, its slices blocks of their columns."""
+    groups, group = -(-p.w.n_groups // (2 if p.glu else 1)), ROWS * device.tuning.slices
+    defines = [f"NT={p.tile}", f"SLICES={device.tuning.slices}"]
+    return Layout(defines, (groups * group, p.tiles(p.tile)), (group, 1))
+
+
+def _local_tiles(device: Device, p: Product) -> Layout:
+    """A work-group takes 64 rows."""
+    return Layout([], (-(-p.w.n_groups // 4) * 64, p.tiles(p.tile)), (64, 1))
+
+
+def _few_tokens(p: Product) -> bool:
+    return p.tile < SIMT_TILE_TOKENS
+
+
+VARIANTS: tuple[Variant[Product], ...] = (
+    Variant(
+        "matrix/matmul_simd.cl", on_cpu, _vectors, tuned=("ranges", "prefetch"),
+        quantizes=True, extends=True,
+    ),
+    Variant("matrix/matvec_simt.cl", on_gpu, _slices, _few_tokens, tuned=("slices",)),
+    Variant("matrix/matmul_simt.cl", on_gpu, _local_tiles),
+)  # fmt: skip
+
+
 def _launch(
     tape: Tape,
-    w: Matrix,
+    product: Product,
     defines: list[str],
     args: Arguments,
-    tile: int,
-    count: int,
-    unit: int,
-    experts: RowGroups | None,
     out: Tensor | None = None,
 ) -> None:
     """``out``: float rows of which this launch writes all columns."""
-    used = experts.used if experts else 1
-    share = min(used, w.n_experts) / w.n_experts
-    work = Work(int(w.n_bytes * share), macs=w.n_rows * w.n_cols * used, count=count)
-    tiles, tuning = experts.grid if experts else Per(count, tile), tape.device.tuning
-    if tape.device.is_simd:
-        one = not experts and tile == 1
-        if tile >= 32 and not experts:
-            if "X_BYTES" in defines:
-                tile = BYTE_TILE_TOKENS
-            elif f"X_SPAN={SPAN}" in defines:
-                tile = SPAN_TILE_TOKENS
-            tiles = Per(count, tile)
-        grid = (_simd_ranges(tape.device, w, tile, unit, used), 1 if one else tiles)
-        defines += [f"NT={tile}", f"PREFETCH_BYTES={tuning.prefetch}"]
-        tape.add(
-            "matrix/matmul_simd.cl", "matmul", defines, args, grid, (1, 1), work,
-            writes=out if one and out is not None else None,
-        )  # fmt: skip
-    elif tile < SIMT_TILE_TOKENS:
-        defines += [f"NT={tile}", f"SLICES={tuning.slices}"]
-        groups = -(-w.n_groups // unit)
-        grid = (groups * ROWS * tuning.slices, tiles)
-        tape.add(
-            "matrix/matvec_simt.cl", "matmul", defines, args, grid, (ROWS * tuning.slices, 1), work
-        )
-    else:
-        grid = (-(-w.n_groups // 4) * 64, tiles)
-        tape.add("matrix/matmul_simt.cl", "matmul", defines, args, grid, (64, 1), work)
-
-
-def _simd_ranges(device: Device, w: Matrix, tile: int, unit: int, used: int) -> int:
-    """Row ranges: a few per core for one token, smaller ones where tokens multiply them."""
-    units = -(-w.n_rows // (ROWS * (4 if unit == 2 else 1)))
-    if tile == 1:
-        return min(units, max(device.info.compute_units * device.tuning.ranges // used, 1))
-    return max(min(units, device.info.compute_units * 2), units // 4)
+    variant = choose(VARIANTS, tape.device, product)
+    more, grid, local = variant.lay_out(tape.device, product)
+    tape.add(
+        variant.source, "matmul", [*defines, *more], args, grid, local, product.work,
+        writes=out if variant.extends and product.is_row else None,
+    )  # fmt: skip

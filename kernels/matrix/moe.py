@@ -15,7 +15,6 @@ from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
-from gguf_serve.kernels.opencl.tuning import power_of_two
 
 SORT_GROUP = 256
 ROUTE_GROUP = 64
@@ -103,7 +102,7 @@ def route(
         args |= {"table": table.experts, "ids": table.ids}
     if single:
         args |= {"tiles": buffers.tiles, "rows": buffers.rows, "slots": buffers.slots}
-    group = 1 if tape.device.is_simd else power_of_two(min(ROUTE_GROUP, routing.n_experts))
+    group = tape.device.group(min(ROUTE_GROUP, routing.n_experts))
     defines = [*routing.defines, f"WG={group}"]
     tape.add("matrix/moe.cl", "route", defines, args, (Per(TOKENS, 1, group),), (group,))
     if not single:
@@ -125,7 +124,7 @@ def _most_tiles(routing: Routing, tile: int) -> Per:
 
 
 def _sort(tape: Tape, routing: Routing, buffers: RoutingBuffers, counts: Tensor, tile: int) -> None:
-    group = 1 if tape.device.is_simd else min(SORT_GROUP, tape.device.capabilities.work_group)
+    group = tape.device.group(SORT_GROUP)
     defines = [*routing.defines, f"WG={group}", f"TILE={tile}"]
     args = {
         "counts": counts, "count_at": TOKENS, "experts": buffers.experts, "tiles": buffers.tiles,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,24 @@ ROWS = 16  # of a matrix that lie side by side (weights.py)
 TABLE = Path(__file__).with_name("tuning.json")
 
 
+def _size(default: int, *, among: tuple[int, ...]) -> int:
+    """``among``: what scripts/tune.py tries."""
+    size: int = field(default=default, metadata={"choices": among})
+    return size
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """``ranges`` and ``prefetch`` are of the simd family, the others of simt."""
+    """Which of them a kernel depends on is said by its row (``Variant.tuned``)."""
 
-    ranges: int = 4  # shares per core of a matrix's rows, for one token
-    prefetch: int = 6144  # bytes ahead of the codes in use that are asked for
-    slices: int = 8  # work-items that share a row of a matrix, for few tokens
-    attention_group: int = 128  # work-items of a query head
+    # Shares per core of a matrix's rows, for one token.
+    ranges: int = _size(4, among=(1, 2, 4, 8, 16))
+    # Bytes ahead of the codes in use that are asked for.
+    prefetch: int = _size(6144, among=(2048, 4096, 6144, 8192, 12288))
+    # Work-items that share a row of a matrix, for few tokens.
+    slices: int = _size(8, among=(2, 4, 8, 16))
+    # Work-items of a query head.
+    attention_group: int = _size(128, among=(64, 128, 256))
 
     def within(self, max_work_group: int) -> Tuning:
         """The same for a device that has no larger work-groups; of powers of two, by whose halves
@@ -39,6 +49,12 @@ class Tuning:
 def power_of_two(most: int) -> int:
     """The largest that is no more."""
     return 1 << max(most.bit_length() - 1, 0)
+
+
+def choices(name: str) -> tuple[int, ...]:
+    """What a size may be."""
+    found: dict[str, tuple[int, ...]] = {f.name: f.metadata["choices"] for f in fields(Tuning)}
+    return found[name]
 
 
 @functools.cache

@@ -17,7 +17,7 @@ def mix_depth(
     n_cols = x.shape[1]
     if n_cols % 16 or weight.shape != (n_cols,) or bank.shape[2] != n_cols:
         raise ValueError(f"{n_cols} columns, with weights of {weight.shape}, bank of {bank.shape}")
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     args = {
         "bank": bank, "n_rows": bank.shape[1], "x": x, "n_cols": n_cols, "weight": weight,
         "eps": eps, "out": out,

@@ -17,7 +17,7 @@ def gate_ngrams(
     n_cols = value.shape[1]
     if n_cols % 16 or key.shape[1] != count * n_cols:
         raise ValueError(f"{count} keys of {n_cols} values in rows of {key.shape[1]}")
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     args = {"key": key, "query": query, "value": value, "n_cols": n_cols, "out": out}
     grid = (Per(TOKENS, 1, group), count)
     tape.add("rows/ngram.cl", "gate_ngrams", [f"WG={group}"], args, grid, (group, 1))

@@ -71,7 +71,7 @@ def norm(
     whole = rows is None and (times, groups, offset, out_offset) == (1, 1, 0, 0)
     if whole and count == TOKENS and _ends_product(tape, x, weights, out, post):
         return
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     defines = [*weights.defines, f"WG={group}"]
     n_cols = out.n_cols // groups
     if out.spans and n_cols % (BLOCK * SPAN):

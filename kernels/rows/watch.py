@@ -20,7 +20,7 @@ def mark_room(device: Device) -> Tensor:
 def watch(tape: Tape, x: Tensor, mark: int, first: Tensor) -> None:
     """first = min(first, mark) if a value of the step's rows of x, float32 [n, n_cols], is not
     finite."""
-    group = 1 if tape.device.is_simd else SIMT_GROUP
+    group = tape.device.group(SIMT_GROUP)
     n_cols = x.shape[1]
     args = {"x": x, "n_cols": n_cols, "mark": mark, "first": first}
     grid = (Per(TOKENS, 1, group),)

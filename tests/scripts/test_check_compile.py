@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from check_compile import LIMIT, PROCESSORS, Job, compile_all, jobs
-from variants import Variant
 
 from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.kernels.opencl.program import Spec
 from gguf_serve.kernels.quantization.quants import by_name
 
 EVERY = 150  # of the programs that are compiled daily
@@ -24,13 +24,11 @@ def unrolled(driver: str) -> list[Job]:
     return [
         Job(
             driver, name,
-            Variant(
-                "matrix/matmul_simd.cl", "matmul", (*defines, "PREFETCH_BYTES=0", *kind.defines)
-            ),
+            Spec("matrix/matmul_simd.cl", (*defines, "PREFETCH_BYTES=0", *kind.forms)),
         )
         for defines in (spans, bytes)
         for name, kind in PROCESSORS.items()
-        if kind.defines
+        if kind.forms
     ]  # fmt: skip
 
 
@@ -42,8 +40,8 @@ def test_programs_compile_in_seconds() -> None:
 
 
 def test_what_does_not_compile_is_said() -> None:
-    bad = Job(DRIVERS[0], "native", Variant("matrix/lowrank.cl", "scale_columns", ("x=1+",)))
-    good = Job(DRIVERS[0], "native", Variant("matrix/lowrank.cl", "scale_columns", ("TIMES=1",)))
+    bad = Job(DRIVERS[0], "native", Spec("matrix/lowrank.cl", ("x=1+",)))
+    good = Job(DRIVERS[0], "native", Spec("matrix/lowrank.cl", ("TIMES=1",)))
     failed, built = compile_all([bad, good], 1)
     assert "error" in failed.error
     assert built.error == ""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from check_gpu_compile import HOT, Use, compile_for, find_tools, read_amd, read_nvidia
-from variants import Variant, gpu, launcher_variants
+from variants import gpu, launcher_specs
 
 from gguf_serve.kernels.attention.kv import KV_TYPES
+from gguf_serve.kernels.opencl.program import Spec
 from gguf_serve.kernels.opencl.sources import SOURCES
 from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES
 
@@ -40,39 +41,38 @@ ptxas info    : Used 26 registers, used 0 barriers
 
 
 @pytest.fixture(scope="module")
-def variants() -> list[Variant]:
-    return launcher_variants(gpu())
+def specs() -> list[Spec]:
+    return launcher_specs(gpu())
 
 
-def test_every_type_is_compiled(variants: list[Variant]) -> None:
-    defines = {(v.source, define) for v in variants for define in v.defines}
+def test_every_type_is_compiled(specs: list[Spec]) -> None:
+    defines = {(v.source, define) for v in specs for define in v.defines}
     for source in ("matrix/matmul_simt.cl", "matrix/matvec_simt.cl"):
         assert {(source, f"TYPE_{name}") for name in SUPPORTED_TYPES} <= defines
     assert {
         ("attention/attention_simt.cl", f"K_TYPE=KV_{name.upper()}") for name in KV_TYPES
     } <= defines
-    assert {v.source for v in variants} >= set(HOT)
-    assert all("SIMT" in v.defines and (SOURCES / v.source).exists() for v in variants)
+    assert {v.source for v in specs} >= set(HOT)
+    assert all("SIMT" in v.defines and (SOURCES / v.source).exists() for v in specs)
 
 
 def test_what_compilers_say_of_a_kernel() -> None:
-    assert read_amd(AMD, "matmul") == Use(72, 132, 12416)
-    assert read_nvidia(NVIDIA, "sort") == Use(38, 8, 1540)
-    assert read_nvidia(NVIDIA, "route") == Use(26, 0, 0)
-    for read, text in ((read_amd, AMD), (read_nvidia, NVIDIA)):
-        with pytest.raises(RuntimeError, match="no kernel gone"):
-            read(text, "gone")
+    assert read_amd(AMD) == {"sort": Use(9, 0, 512), "matmul": Use(72, 132, 12416)}
+    assert read_nvidia(NVIDIA) == {"sort": Use(38, 8, 1540), "route": Use(26, 0, 0)}
+    for read in (read_amd, read_nvidia):
+        with pytest.raises(RuntimeError, match="no kernel in the"):
+            read("")
 
 
-def test_sums_of_hot_kernels_are_in_registers(variants: list[Variant], tmp_path: Path) -> None:
+def test_sums_of_hot_kernels_are_in_registers(specs: list[Spec], tmp_path: Path) -> None:
     tools = find_tools()
     if tools is None:
         pytest.skip("clang with libclc is not there")
     few = [
-        v for v in variants
+        v for v in specs
         if v.source in HOT
         and {"TYPE_Q4_K", "TYPE_F16", "K_TYPE=KV_F16", "HD=128"}.intersection(v.defines)
     ]  # fmt: skip
     uses = {v: compile_for("gfx1100", v, tools, tmp_path) for v in few}
     assert {v.source for v in few} == set(HOT)
-    assert [v for v, use in uses.items() if use.scratch] == []
+    assert [v for v, found in uses.items() if any(use.scratch for use in found.values())] == []
