@@ -75,7 +75,7 @@ def test_without_each_tensor(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
     """As far as the device's memory, which is not allocated."""
-    device = open_device().dry()
+    device = open_device().meta()
     spec = read_spec(name)
     with header(spec, tmp_path / "model.gguf") as gguf:
         whole = dict(gguf.tensors)
