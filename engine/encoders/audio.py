@@ -10,7 +10,7 @@ from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.weights import EncoderWeights
-from gguf_serve.engine.media.mel import qwen3_pieces, whisper_pieces
+from gguf_serve.engine.media.mel import qwen3_pieces, sample_pieces, whisper_pieces
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -20,11 +20,15 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
     "qwen2a": whisper.qwen2a,
     "voxtral": whisper.voxtral,
     "qwen3a": whisper.qwen3a,
+    "gemma4ua": whisper.gemma4_unified,
 }
 
 
 def spectrograms(spec: AudioFile, samples: Floats) -> list[Floats]:
-    """The encoder's inputs for a sound at 16 kHz, float32 [mels, frames] each."""
+    """The encoder's inputs for a sound at 16 kHz, float32 [mels, frames] each; for Gemma 4 without
+    an encoder the samples of a frame in the place of its mels."""
+    if spec.kind == "gemma4ua":
+        return sample_pieces(samples, spec.width)
     pieces = qwen3_pieces if spec.kind == "qwen3a" else whisper_pieces
     return pieces(samples, spec.n_mels)
 

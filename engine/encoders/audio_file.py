@@ -12,6 +12,7 @@ MARKERS: dict[str, tuple[str, str]] = {  # texts around a sound
     "qwen2a": ("<|audio_bos|>", "<|audio_eos|>"),
     "voxtral": ("[BEGIN_AUDIO]", ""),
     "qwen3a": ("<|audio_start|>", "<|audio_end|>"),
+    "gemma4ua": ("<|audio>", "<audio|>"),
 }
 
 
@@ -31,6 +32,8 @@ class AudioFile:
         """The tokens of a spectrogram of so many frames."""
         if self.kind == "qwen3a":
             return n_frames // 100 * 13
+        if self.kind == "gemma4ua":
+            return n_frames
         rows = n_frames // 2 if self.kind == "ultravox" else n_frames // 4
         return rows // self.stack
 

@@ -23,7 +23,7 @@ from gguf_serve.kernels.opencl.program import Programs
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
-AUDIO_FRAMES = {"qwen3a": 100}  # of the input that is recorded at the start; else 3000
+AUDIO_FRAMES = {"qwen3a": 100, "gemma4ua": 100}  # of what is recorded at the start; else 3000
 
 
 @dataclass(frozen=True, slots=True)

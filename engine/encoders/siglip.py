@@ -23,6 +23,8 @@ from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.rows.norm import NormWeights
 
+PATCH_EPS = 1e-5  # of the norms of Gemma 4 without an encoder
+
 
 def _siglip(g: Graph, spec: VisionFile, grid: Grid) -> Rows:
     """The transformer's output after its last norm."""
@@ -78,4 +80,17 @@ def gemma4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
         x = g.mixed(x, np.arange(x.count)[:, None], (factor * scale)[None])
         x = g.add(x, g.constant(-(bias * scale)[None]))
     x = g.norm(x, NormWeights(None, spec.eps, weightless=True))
+    return Encoding(linear(g, x, "mm.input_projection"))
+
+
+def gemma4_unified(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Gemma 4 without an encoder: patches go to the text model through one matrix."""
+    w, (rows, columns) = g.weights, coordinates(grid)
+    x = normalized(g, g.input(len(rows), 3 * spec.patch**2), "v.patch_norm.1", PATCH_EPS)
+    x = normalized(g, linear(g, x, "v.patch_embd"), "v.patch_norm.2", PATCH_EPS)
+    tables = w.floats("v.position_embd.weight")
+    x = g.add(x, g.constant(tables[0][columns] + tables[1][rows]))
+    x = g.norm(
+        normalized(g, x, "v.patch_norm.3", PATCH_EPS), NormWeights(None, spec.eps, weightless=True)
+    )
     return Encoding(linear(g, x, "mm.input_projection"))

@@ -28,6 +28,7 @@ BUILD: dict[str, Build] = {
     "llama4": clip.llama4,
     "gemma3": siglip.gemma3,
     "gemma4v": siglip.gemma4,
+    "gemma4uv": siglip.gemma4_unified,
     "idefics3": siglip.idefics3,
     "lfm2": siglip.lfm2,
     "qwen2vl_merger": qwen.qwen2vl,

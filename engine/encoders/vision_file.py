@@ -17,6 +17,7 @@ TOKENS: dict[str, tuple[int, int]] = {
     "qwen3vl_merger": (8, 4096),
     "glm4v": (8, 4096),
     "gemma4v": (70, 1120),
+    "gemma4uv": (70, 1120),
     "pixtral": (8, 1024),
     "kimivl": (8, 1024),
     "lfm2": (64, 256),
@@ -30,8 +31,10 @@ MERGE: dict[str, int] = {
     "paddleocr": 2,
     "dots_ocr": 2,
     "gemma4v": 3,
+    "gemma4uv": 3,
     "gemma3": 4,
 }
+JOINED = ("gemma4uv",)  # what becomes one token is one patch from the beginning
 CAUSAL_GEMMA4 = (1536, 2560)  # widths of Gemma 4's text models that read images in order
 MOST_PATCH = 1024  # pixels of a side; no known model has more than 32
 MOST_PATCHES = 4096  # of a side; tables with a number for each of a square must fit into memory
@@ -75,7 +78,9 @@ class VisionFile:
 
     def sees_together(self, n_embd: int) -> bool:
         """Whether the tokens of an image see each other in a text model of that width."""
-        return self.kind == "gemma3" or (self.kind == "gemma4v" and n_embd not in CAUSAL_GEMMA4)
+        if self.kind == "gemma4v":
+            return n_embd not in CAUSAL_GEMMA4
+        return self.kind in ("gemma3", "gemma4uv")
 
 
 def read_vision_file(
@@ -97,7 +102,7 @@ def read_vision_file(
         n_heads=gguf.get_int("clip.vision.attention.head_count"),
         eps=gguf.get_float("clip.vision.attention.layer_norm_epsilon"),
         activation=_activation(gguf),
-        merge=_merge(gguf, kind),
+        merge=1 if kind in JOINED else _merge(gguf, kind),
         mean=_floats(gguf, "clip.vision.image_mean"),
         std=_floats(gguf, "clip.vision.image_std"),
         limits=_limits(gguf, kind, min_tokens, max_tokens, version),
@@ -127,6 +132,8 @@ def _limits(
     patch = _size(gguf, "clip.vision.patch_size", MOST_PATCH)
     merge = 1 if kind in PLAIN else _merge(gguf, kind)
     area = (patch * merge) ** 2
+    if kind in JOINED:
+        patch, merge = patch * merge, 1
     least, most = (n * area for n in TOKENS.get(kind, (0, 0)))
     least = gguf.get_int("clip.vision.image_min_pixels", least)
     most = gguf.get_int("clip.vision.image_max_pixels", most)

@@ -11,6 +11,7 @@ from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
 from gguf_serve.engine.recording.rows import Rows
+from gguf_serve.kernels.rows.norm import NormWeights
 
 ULTRAVOX_EPS = 1e-6
 
@@ -88,6 +89,12 @@ def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     x = transformer(g, x, tower(spec), lambda i: [x.count])
     x = normalized(g, x, "a.post_ln", spec.eps)
     return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+
+
+def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """Gemma 4 without an encoder: samples go to the text model through one matrix."""
+    x = g.norm(g.input(n_frames, spec.width), NormWeights(None, spec.eps, weightless=True))
+    return linear(g, x, "mm.a.input_projection")
 
 
 def _planes(n: int, height: int, width: int) -> tuple[Ints, tuple[int, int]]:

@@ -41,6 +41,14 @@ def qwen3_pieces(samples: Floats, n_mels: int) -> list[Floats]:
     return [np.pad(piece, ((0, 0), (0, -piece.shape[1] % QWEN3_UNIT))) for piece in pieces]
 
 
+def sample_pieces(samples: Floats, n_frame: int) -> list[Floats]:
+    """float32 [samples, frames] of up to 30 seconds each; the last frame is filled with zeros."""
+    samples = _not_too_short(samples)
+    frames = np.pad(samples, (0, -len(samples) % n_frame)).reshape(-1, n_frame)
+    most = 30 * SAMPLE_RATE // n_frame
+    return [frames[at : at + most].T for at in range(0, len(frames), most)]
+
+
 def _not_too_short(samples: Floats) -> Floats:
     """With silence at the end if there is not enough for a window."""
     return np.pad(samples, (0, max(0, WINDOW - len(samples))))

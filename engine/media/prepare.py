@@ -211,6 +211,7 @@ PREPARE: dict[str, Prepare] = {
     "cogvlm": _llava,
     "gemma3": _around("<start_of_image>", _padded_square("bilinear", (0, 0, 0)), "<end_of_image>"),
     "gemma4v": _around("<|image>", _smart, "<image|>"),
+    "gemma4uv": _around("<|image>", _smart, "<image|>"),
     "qwen2vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),
     "qwen2.5vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),
     "qwen3vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),

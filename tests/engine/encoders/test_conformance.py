@@ -53,6 +53,14 @@ def test_images(
     check_images(*first_device, conformance_model, reference, list(reference.media))
 
 
+@pytest.mark.parametrize("key", ["square", "wide", "tall"])
+def test_images_of_gemma4_without_an_encoder(
+    first_device: tuple[Device, Programs], conformance_model: Build, vision_folder: Path, key: str
+) -> None:
+    reference = Reference(vision_folder, "gemma4u")
+    check_images(*first_device, conformance_model, reference, [key])
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_images_on_every_device_in_both_families(
     device: Device, programs: Programs, conformance_model: Build, vision_folder: Path, name: str
@@ -60,15 +68,18 @@ def test_images_on_every_device_in_both_families(
     check_images(device, programs, conformance_model, Reference(vision_folder, name), ["tall"])
 
 
-@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize(
+    ("name", "key"), [*((name, "sound") for name in SOUNDS), ("gemma4u", "short")]
+)
 def test_sounds(
-    first_device: tuple[Device, Programs], conformance_model: Build, vision_folder: Path, name: str
-) -> None:
+    first_device: tuple[Device, Programs], conformance_model: Build, vision_folder: Path,
+    name: str, key: str,
+) -> None:  # fmt: skip
     device, programs = first_device
     reference = Reference(vision_folder, name)
-    samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
+    samples = decode_sound((vision_folder / "images" / f"{key}.wav").read_bytes())
     with open_gguf(conformance_model(reference.spec)) as gguf:
         spec = read_audio_file(gguf)
         encoder = AudioEncoder(spec, EncoderWeights(gguf, device, programs), device, programs)
         rows = [encoder.encode(mel) for mel in spectrograms(spec, samples)]
-    assert nmse(np.concatenate(rows), reference.arrays["embd.sound"]) < LIMIT
+    assert nmse(np.concatenate(rows), reference.arrays[f"embd.{key}"]) < LIMIT
