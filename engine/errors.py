@@ -77,6 +77,4 @@ def refusing(path: Path) -> Iterator[None]:
     except FAULTS as error:
         log.debug("%s cannot be loaded", path, exc_info=True)
         kind = type(error).__name__
-        raise ModelError(
-            f"{path}: what the file says of itself does not fit together ({kind}: {error})"
-        ) from error
+        raise ModelError(f"{path}: inconsistent metadata or tensors ({kind}: {error})") from error

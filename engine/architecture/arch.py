@@ -19,7 +19,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.request import Pooling
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
-Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
+Scoring = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 # The numbers of ``pooling_type`` in GGUF files.
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
@@ -55,7 +55,7 @@ Quirk = Literal[
     "experts_scaled_before",  # a token's expert weight multiplies the expert's input
     "early_router",  # it reads the stream before the layer's attention
     "early_experts",  # so do the experts, with their own norm, beside a dense FFN
-    "dense_beside_experts",  # a dense FFN beside the experts counts
+    "dense_with_experts",  # a dense FFN beside the experts counts
     "glu_limit_first",  # swiglu_clamp_exp bounds the gate before its activation, not after
     "glu_limit_of_shared",  # it bounds the shared expert, too
     # Residuals and the head
@@ -91,7 +91,7 @@ class Architecture:
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
     # FFN and experts
     activation: str = "silu"
-    gate: Gate = "softmax"
+    scoring: Scoring = "softmax"
     normalize_experts: bool = False
     ffn_scale: float = 1.0  # of the sum of experts and what is beside them
     # Scales
@@ -128,10 +128,10 @@ class ExpertHyperparameters:
     used: int  # by each token
     groups: tuple[int, int]  # of which a token's experts come from so many
     scale: float
-    gate: Gate
+    scoring: Scoring
     normalize: bool
     limits: tuple[float, ...]  # per layer, of gate and up; 0: none
-    limits_beside: tuple[float, ...]  # the same of the expert that every token takes
+    shared_limits: tuple[float, ...]  # the same of the expert that every token takes
     chunk: tuple[int, float]  # experts that share a smaller one, and its scale
 
 
@@ -205,5 +205,7 @@ class Hyperparameters:
 def pooling_of(number: int, path: object) -> Pooling:
     """The name of a file's ``pooling_type``; ModelError for one that does not exist."""
     if not 0 <= number < len(POOLINGS):
-        raise ModelError(f"{path}: unknown pooling_type {number}")
+        raise ModelError(
+            f"{path}: unknown pooling_type {number}, expected 0 to {len(POOLINGS) - 1}"
+        )
     return POOLINGS[number]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import (
     Architecture,
     ExpertHyperparameters,
-    Gate,
     Hyperparameters,
     Positions,
+    Scoring,
     pooling_of,
 )
 from gguf_serve.engine.architecture.keys import as_read
@@ -26,7 +26,8 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
 from gguf_serve.kernels.attention.kv import PAGE
 
-GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen", 4: "sqrt_softplus"}
+# By their numbers in files (expert_gating_func).
+SCORING: dict[int, Scoring] = dict(enumerate(get_args(Scoring), 1))
 POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
 ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 MOST_LAYERS = 4096
@@ -132,16 +133,17 @@ def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
     }
     for name, value in positive.items():
         if not 0 < value < 1 << 24:
-            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}")
+            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 1 to 2^24")
     if any(h.rope) and (h.n_rot % 2 or not 0 < h.n_rot <= h.head):
         raise ModelError(
-            f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}"
+            f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}, "
+            "expected an even number of at most these"
         )
     _check_numbers(gguf, h)
     _check_windowed_sizes(gguf, h)
     experts = h.experts
     if experts.n and not 0 < experts.used <= experts.n <= 1024:
-        raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts are used")
+        raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts, not 1 to all")
 
 
 def _check_windowed_sizes(gguf: GGUFFile, h: Hyperparameters) -> None:
@@ -208,7 +210,7 @@ def _n_layers(gguf: GGUFFile) -> int:
     key = gguf.arch_key
     n = gguf.get_int(key("block_count"))
     if not 0 < n <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
-        raise ModelError(f"{gguf.path}: {key('block_count')} is {n}")
+        raise ModelError(f"{gguf.path}: {key('block_count')} is {n}, expected 1 to {MOST_LAYERS}")
     n_ahead = gguf.get_int(key("nextn_predict_layers"), 0)
     if not 0 <= n_ahead < n:
         raise ModelError(f"{gguf.path}: {key('nextn_predict_layers')} is {n_ahead} of {n} layers")
@@ -267,7 +269,9 @@ def _heads(gguf: GGUFFile, n_layers: int) -> tuple[tuple[int, ...], tuple[int, .
         for each in (n_heads, n_kv)
     )
     if any(h and k and h % k for h, k in zip(n_heads, n_kv, strict=True)):
-        raise ModelError(f"{gguf.path}: {n_heads} attention heads over {n_kv} KV heads")
+        raise ModelError(
+            f"{gguf.path}: {n_heads} attention heads over {n_kv} KV heads, expected multiples"
+        )
     return n_heads, n_kv
 
 
@@ -338,7 +342,8 @@ def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
         return ()
     padded = [*(int(n) for n in sections), 0, 0, 0, 0][:4]
     if min(padded) < 0:
-        raise ModelError(f"{gguf.path}: {gguf.arch_key('rope.dimension_sections')} is {padded}")
+        key = gguf.arch_key("rope.dimension_sections")
+        raise ModelError(f"{gguf.path}: {key} is {padded}, expected 0 or more")
     return tuple(padded) if any(padded) else ()
 
 
@@ -388,7 +393,10 @@ def _compress_ratios(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
         return ()
     ratios = [int(r) for r in value] if isinstance(value, np.ndarray) else []
     if len(ratios) < n_layers or any(r < 0 or (r and r % PAGE and PAGE % r) for r in ratios):
-        raise ModelError(f"{gguf.path}: {key} is {value} for {n_layers} layers")
+        raise ModelError(
+            f"{gguf.path}: {key} is {value} for {n_layers} layers, expected for each 0, a "
+            f"divisor or a multiple of {PAGE}"
+        )
     return tuple(ratios[:n_layers])
 
 
@@ -449,10 +457,10 @@ def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperpa
             gguf.get_int(key("expert_group_used_count"), 1) or 1,
         ),
         scale=gguf.get_float(key("expert_weights_scale"), 0.0) or 1.0,
-        gate=_expert_gate(gguf, arch),
+        scoring=_scoring(gguf, arch),
         normalize=bool(gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)),
         limits=limits,
-        limits_beside=per_layer_floats(
+        shared_limits=per_layer_floats(
             gguf,
             "swiglu_clamp_shexp",
             n_layers,
@@ -465,11 +473,13 @@ def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperpa
     )
 
 
-def _expert_gate(gguf: GGUFFile, arch: Architecture) -> Gate:
+def _scoring(gguf: GGUFFile, arch: Architecture) -> Scoring:
     kind = gguf.get_int(gguf.arch_key("expert_gating_func"), 0)
-    if kind and kind not in GATES:
-        raise ModelError(f"{gguf.path}: unknown expert_gating_func {kind}")
-    return GATES.get(kind, arch.gate)
+    if kind and kind not in SCORING:
+        raise ModelError(
+            f"{gguf.path}: unknown expert_gating_func {kind}, expected one of {[*SCORING]}"
+        )
+    return SCORING.get(kind, arch.scoring)
 
 
 def _n_positions(gguf: GGUFFile) -> int:

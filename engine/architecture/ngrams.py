@@ -70,7 +70,10 @@ def read_ngrams(gguf: GGUFFile) -> NGrams | None:
         return None
     size, per_gram = gguf.get_int(key("ngram_size")), gguf.get_int(key("heads_per_ngram"))
     if not 2 <= size <= 16 or not 0 < per_gram <= 64:
-        raise ModelError(f"{gguf.path}: {per_gram} hashes (heads_per_ngram) of {size} tokens")
+        raise ModelError(
+            f"{gguf.path}: {per_gram} hashes (heads_per_ngram) of {size} tokens (ngram_size), "
+            "expected 1 to 64 of 2 to 16"
+        )
     n_heads = (size - 1) * per_gram
     ngrams = NGrams(
         numbers("layer_multipliers", size), numbers("head_offsets", n_heads),

@@ -146,7 +146,9 @@ def read_rope_scaling(
 
     kind = gguf.get_str(gguf.arch_key("rope.scaling.type"), "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise ModelError(f"{gguf.path}: unknown RoPE scaling {kind!r}")
+        raise ModelError(
+            f"{gguf.path}: unknown RoPE scaling {kind!r}, expected none, linear, yarn or longrope"
+        )
     factor = number("rope.scaling.factor", 0.0) or number("rope.scale_linear", 0.0) or 1.0
     n_ctx = gguf.get_int(gguf.arch_key("context_length"))
     original = gguf.get_int(gguf.arch_key("rope.scaling.original_context_length"), n_ctx)

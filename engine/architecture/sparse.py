@@ -74,7 +74,10 @@ def read_sparsity(
         gated=any("indexer_compressor_gate" in name for name in gguf.tensors),
     )
     if min(found.n_heads, found.head) < 1:
-        raise ModelError(f"{gguf.path}: {found.n_heads} heads of {found.head} in an indexer")
+        raise ModelError(
+            f"{gguf.path}: {found.n_heads} heads of {found.head} in an indexer, "
+            "expected 1 or more of each"
+        )
     _check_blocks(gguf, found)
     return found
 
@@ -109,12 +112,17 @@ def _blocks(gguf: GGUFFile) -> Blocks | None:
         if not listed:
             return None
         if len(listed) > 1:
-            raise ModelError(f"{gguf.path}: blocks of {sorted(listed)} keys (compress_ratios)")
+            raise ModelError(
+                f"{gguf.path}: blocks of {sorted(listed)} keys (compress_ratios), expected one size"
+            )
         (size,) = listed
     if not top_k:
         return None
     if size < 1 or top_k % size:
-        raise ModelError(f"{gguf.path}: an indexer chooses {top_k} keys in blocks of {size}")
+        raise ModelError(
+            f"{gguf.path}: an indexer chooses {top_k} keys in blocks of {size}, "
+            "expected a multiple of the block"
+        )
     return Blocks(size, top_k // size)
 
 
@@ -122,4 +130,7 @@ def _check_blocks(gguf: GGUFFile, found: Sparsity) -> None:
     size = found.blocks.size
     whole = size > 0 and (PAGE % size == 0 or (found.by_head and size % PAGE == 0))
     if not whole or found.blocks.chosen < 0:
-        raise ModelError(f"{gguf.path}: an indexer with blocks of {size} keys")
+        raise ModelError(
+            f"{gguf.path}: an indexer with {found.blocks.chosen} blocks of {size} keys, expected 0 "
+            f"or more of a divisor of {PAGE}{' or a multiple' if found.by_head else ''}"
+        )

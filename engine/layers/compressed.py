@@ -69,7 +69,10 @@ def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> Com
     """Layer ``layer``'s attention; ModelError for tensors that are missing or do not fit."""
     b, n = f"blk.{layer}.", h.n_heads[layer]
     if h.n_kv[layer] != 1 or not h.compress_ratios:
-        raise ModelError(f"{b}attn_kv with {h.n_kv[layer]} KV heads, ratios {h.compress_ratios}")
+        raise ModelError(
+            f"{b}attn_kv with {h.n_kv[layer]} KV heads, ratios {h.compress_ratios}: expected one "
+            "head and a ratio for each layer"
+        )
     q_up = source.linear(f"{b}attn_q_b")
     source.check_rows(f"{b}attn_q_b.weight", n * h.head)
     source.check_rows(f"{b}attn_kv.weight", h.head)
@@ -116,7 +119,10 @@ def _load_compressor(
     parts = [source.part(f"{name}_{x}", h.n_embd) for x in ("kv", "gate")]
     columns = parts[0].n_rows
     if columns not in (width, 2 * width) or width % 16:
-        raise ModelError(f"tensor {name}_kv.weight has {columns} rows for keys of {width}")
+        raise ModelError(
+            f"tensor {name}_kv.weight has {columns} rows for keys of {width}, expected "
+            f"{width} or {2 * width}, multiples of 16"
+        )
     source.check_rows(f"{name}_gate.weight", columns)
     source.check_shape(f"{name}_ape.weight", (columns, ratio))
     biases = source.table(f"{name}_ape.weight")

@@ -94,7 +94,7 @@ def stream_count(gguf: GGUFFile) -> int:
     """How many residual streams there are; ModelError if that cannot be."""
     count = gguf.get_int(gguf.arch_key("hyper_connection.count"))
     if not 1 < count <= 16:
-        raise ModelError(f"{gguf.path}: hyper_connection.count is {count}")
+        raise ModelError(f"{gguf.path}: hyper_connection.count is {count}, expected 2 to 16")
     return count
 
 

@@ -48,7 +48,9 @@ def load_indexer(source: TensorSource, h: Hyperparameters, layer: int) -> Indexe
     if s is None or not s.layers[layer]:
         return None
     if s.by_head and s.n_heads != h.n_kv[layer]:
-        raise ModelError(f"blk.{layer}: {s.n_heads} index heads for {h.n_kv[layer]} KV heads")
+        raise ModelError(
+            f"blk.{layer}: {s.n_heads} index heads for {h.n_kv[layer]} KV heads, expected as many"
+        )
     b, (latent, direct) = f"blk.{layer}.", QUERIES
     names = (latent, "indexer.attn_k") if source.has(f"{b}{latent}.weight") else (
         direct, "indexer.k_proj"

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router, experts, and what stands beside them."""
+"""Mixture of experts: a router, experts, and the shared expert."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class LatentWeights:
 
 @dataclass(frozen=True, slots=True)
 class MoEWeights:
-    """``beside`` is an FFN that every token takes, with ``beside_gate`` as far as that says;
-    ``chunks`` are smaller experts, each shared by a few of the others, that read what those
-    yield (GroveMoE). With ``latent`` the experts work in a space of their own. ``table``: int32
-    [vocabulary, used], the experts of each token, where the router does not choose them."""
+    """``shared_expert`` is an FFN that every token takes, with ``shared_expert_gate`` as far as
+    that says; ``chunks`` are smaller experts, each shared by a few of the others, that read what
+    those yield (GroveMoE). With ``latent`` the experts work in a space of their own. ``table``:
+    int32 [vocabulary, used], the experts of each token, where the router does not choose them."""
 
     router: Linear
     choice_bias: Tensor | None
@@ -40,8 +40,8 @@ class MoEWeights:
     chunks: ExpertsWeights | None
     norm: NormWeights | None  # of what the experts read, if that is not what the layer reads
     latent: LatentWeights | None
-    beside: FFNWeights | None
-    beside_gate: Linear | None
+    shared_expert: FFNWeights | None
+    shared_expert_gate: Linear | None
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return moe(g, x, self, layer)
@@ -50,11 +50,11 @@ class MoEWeights:
 def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights:
     """The experts of a layer; ModelError for tensors that are missing or do not fit."""
     b = f"blk.{layer}."
-    beside = None
+    shared_expert = None
     if source.has(f"{b}ffn_up_shexp.weight"):
-        beside = load_ffn(source, h, layer, "_shexp")
-    elif "dense_beside_experts" in h.arch.quirks and source.has(f"{b}ffn_up.weight"):
-        beside = load_ffn(source, h, layer)
+        shared_expert = load_ffn(source, h, layer, "_shexp")
+    elif "dense_with_experts" in h.arch.quirks and source.has(f"{b}ffn_up.weight"):
+        shared_expert = load_ffn(source, h, layer)
     own_norm = source.vector(f"{b}ffn_norm_exps.weight")
     router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
     source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
@@ -73,8 +73,8 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
         chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
         latent=_load_latent(source, h, b),
         norm=None if own_norm is None else NormWeights(own_norm, h.eps),
-        beside=beside,
-        beside_gate=source.optional_linear(f"{b}ffn_gate_inp_shexp"),
+        shared_expert=shared_expert,
+        shared_expert_gate=source.optional_linear(f"{b}ffn_gate_inp_shexp"),
     )
 
 
@@ -102,7 +102,7 @@ def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeig
 
 
 def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
-    """The weighted sum of what a token's experts yield, and what stands beside them."""
+    """The weighted sum of what a token's experts yield, and the shared expert."""
     h, arch, logits = g.h, g.h.arch, None
     if "early_router" in arch.quirks:
         with g.early() as stream:
@@ -112,20 +112,20 @@ def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
             chosen = _chosen(g, g.norm(stream, w.norm), w, layer, logits)
     else:
         chosen = _chosen(g, x, w, layer, logits)
-    limit = h.experts.limits_beside[layer]
+    limit = h.experts.shared_limits[layer]
     if w.latent is not None:
         latent = g.combine(
             chosen.rows, chosen.choice, weighted=chosen.weighted, scale=h.residual_scale
         )
         out = g.linear(g.norm(latent, w.latent.norm), w.latent.up)
-        return out if w.beside is None else ffn(
-            g, x, w.beside, scale=1.0, limit=limit, add_to=out
+        return out if w.shared_expert is None else ffn(
+            g, x, w.shared_expert, scale=1.0, limit=limit, add_to=out
         )  # fmt: skip
-    extra = None if w.beside is None else ffn(g, x, w.beside, scale=1.0, limit=limit)
-    gate = None if w.beside_gate is None else g.linear(x, w.beside_gate)
+    extra = None if w.shared_expert is None else ffn(g, x, w.shared_expert, scale=1.0, limit=limit)
+    gate = None if w.shared_expert_gate is None else g.linear(x, w.shared_expert_gate)
     out = g.combine(
         chosen.rows, chosen.choice, weighted=chosen.weighted, extra=extra, gate=gate,
-        scale=h.residual_scale * (1.0 if w.beside is None else arch.ffn_scale),
+        scale=h.residual_scale * (1.0 if w.shared_expert is None else arch.ffn_scale),
     )  # fmt: skip
     return out if w.chunks is None else _add_chunks(g, out, w, w.chunks, layer, chosen)
 
@@ -155,7 +155,7 @@ def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -
 
 def _routing(h: Hyperparameters) -> Routing:
     e = h.experts
-    return Routing(e.n, e.used, e.gate, e.normalize, e.scale, groups=e.groups)
+    return Routing(e.n, e.used, e.scoring, e.normalize, e.scale, groups=e.groups)
 
 
 def _add_chunks(

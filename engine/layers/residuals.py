@@ -96,7 +96,9 @@ def _load_depth(
 ) -> DepthWeights:
     every = gguf.get_int(gguf.arch_key("attn_res.block_size"))
     if every < 1:
-        raise ModelError(f"{gguf.path}: {gguf.arch_key('attn_res.block_size')} is {every}")
+        raise ModelError(
+            f"{gguf.path}: {gguf.arch_key('attn_res.block_size')} is {every}, expected 1 or more"
+        )
 
     def scores(layer: int) -> tuple[Tensor, Tensor]:
         b = f"blk.{layer}."

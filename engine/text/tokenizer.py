@@ -248,7 +248,7 @@ def _load_gpt2(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
     name = str(metadata.get(PREFIX + "pre", ""))
     pre = PRETOKENIZERS.get(name)
     if pre is None:
-        raise ModelError(f"unknown {PREFIX}pre {name!r}")
+        raise ModelError(f"unknown {PREFIX}pre {name!r}; known: {', '.join(sorted(PRETOKENIZERS))}")
     return _load_bpe(vocab, metadata, pre)
 
 

@@ -18,7 +18,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor, empty
 
 SORT_GROUP = 256
 ROUTE_GROUP = 64
-Gate = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
+Scoring = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Routing:
 
     n_experts: int
     used: int
-    gate: Gate = "softmax"
+    scoring: Scoring = "softmax"
     normalize: bool = False  # the weights of a token's experts add up to 1
     scale: float = 1.0  # of the weights
     divide: int = 1  # so many neighbours are one expert, though they are chosen one by one
@@ -35,9 +35,9 @@ class Routing:
 
     @property
     def defines(self) -> list[str]:
-        chosen = self.gate == "softmax_chosen"
+        chosen = self.scoring == "softmax_chosen"
         names = [f"N_EXPERTS={self.n_experts}", f"USED={self.used}"]
-        names.append("SOFTMAX_CHOSEN" if chosen else f"GATE_{self.gate.upper()}")
+        names.append("SOFTMAX_CHOSEN" if chosen else f"GATE_{self.scoring.upper()}")
         names += ["NORMALIZE"] * self.normalize
         names += [f"DIVIDE={self.divide}"] if self.divide > 1 else []
         if self.groups[0] > 1:

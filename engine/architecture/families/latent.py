@@ -66,7 +66,7 @@ ROWS = (
     Architecture("glm-dsa", LATENT + INDEXER + GLU + GLU_EXPERTS + GLU_SHARED,
                  keys=EXPERT_WEIGHTS | LATENT_SIZES | INDEXER_SIZES |
                  may("attention.indexer.types", "rope.dimension_sections"),
-                 yarn_scores=True, gate="sigmoid", quirks={"interleaved_indexer_rope"}),
+                 yarn_scores=True, scoring="sigmoid", quirks={"interleaved_indexer_rope"}),
     Architecture("minicpm3", LATENT + GLU,
                  keys={"embedding_scale": Always(12.0)},
                  positions="neox", quirks={"minicpm_scales"}),

@@ -81,12 +81,12 @@ ROWS = (
     Architecture("nemotron_h", ENDS + ATTENTION_NORM + QKV + MAMBA + STATE_NORM + CONV_BIAS + FFN,
                  keys=EXPERT_SCALE | must("ssm.state_size", "attention.layer_norm_epsilon") |
                  may("attention.layer_norm_rms_epsilon"),
-                 mixed=True, positions="none", activation="relu2", gate="sigmoid"),
+                 mixed=True, positions="none", activation="relu2", scoring="sigmoid"),
     Architecture("nemotron_h_moe", ENDS + ATTENTION_NORM + QKV + MAMBA + STATE_NORM + CONV_BIAS +
                  FFN,
                  keys=EXPERT_SCALE | must("ssm.state_size", "attention.layer_norm_epsilon") |
                  may("attention.layer_norm_rms_epsilon"),
-                 mixed=True, positions="none", activation="relu2", gate="sigmoid"),
+                 mixed=True, positions="none", activation="relu2", scoring="sigmoid"),
     Architecture("plamo2", DECODER + QK_NORM + MAMBA_1 + STEP_NORMS + POST_NORMS + FFN,
                  keys=must("ssm.state_size"), mixed=True, positions="neox"),
     Architecture("qwen35", ENDS + ATTENTION_NORM + POST_ATTENTION_NORM + DELTA_NET + DELTA_RATES +

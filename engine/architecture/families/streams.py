@@ -58,7 +58,7 @@ ROWS = (
                  may("attention.indexer.types", "attention.layer_norm_epsilon",
                  "kda.gate_lower_bound") |
                  {"attention.indexer.kpool_select_tail": Only(True)},
-                 mixed=True, unused=QKV_BIASES, positions="none", gate="sigmoid",
+                 mixed=True, unused=QKV_BIASES, positions="none", scoring="sigmoid",
                  quirks={"negated_decay"}),
     Architecture("hrm_text", EMBEDDING + QKV + ATTENTION_GATE + GLU + needs("model",
                  "hrm.z_l_init"),
@@ -71,7 +71,7 @@ ROWS = (
                  must("attention.indexer.types", "hyper_connection.magnitude") |
                  may("attention.indexer.head_count", "attention.indexer.key_length",
                  "attention.indexer.top_k", "swiglu_clamp_exp"),
-                 gate="sigmoid", quirks={"indexer_epsilon", "interleaved_indexer_rope",
+                 scoring="sigmoid", quirks={"indexer_epsilon", "interleaved_indexer_rope",
                  "indexer_rope_last", "glu_limit_first"}),
     Architecture("kimi-k3", ENDS + NORMS + KIMI_LAYERS + KIMI_Q + needs("state", "ssm_f_b",
                  "ssm_g") + needs("layer", "attn_res_score", "ffn_res_score") + needs("model",

@@ -11,8 +11,8 @@ from launching import quantized, run
 
 from gguf_serve.kernels.matrix.matmul import RowGroups, glu, matmul
 from gguf_serve.kernels.matrix.moe import (
-    Gate,
     Routing,
+    Scoring,
     TokenExperts,
     combine,
     route,
@@ -95,27 +95,27 @@ def test_experts_by_a_table_of_tokens(device: Device, programs: Programs, tile: 
     assert np.abs(weights - exact).max() <= 1e-6
 
 
-@pytest.mark.parametrize("gate", ["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_choice_and_weights(
-    device: Device, programs: Programs, gate: Gate, normalize: bool, biased: bool
+    device: Device, programs: Programs, scoring: Scoring, normalize: bool, biased: bool
 ) -> None:
     rng = np.random.default_rng(3)
     logits = rng.standard_normal((5, N_EXPERTS), dtype=np.float32)
     bias = rng.standard_normal(N_EXPERTS, dtype=np.float32) if biased else None
-    routing = Routing(N_EXPERTS, USED, gate, normalize, scale=1.5)
+    routing = Routing(N_EXPERTS, USED, scoring, normalize, scale=1.5)
     experts, weights, _ = routed(device, programs, logits, routing, 8, bias)
     exact = logits.astype(np.float64)
     scores = {
         "softmax": softmax(exact), "sigmoid": sigmoid(exact), "softmax_chosen": exact,
         "sqrt_softplus": np.sqrt(np.log1p(np.exp(exact))),
-    }[gate]  # fmt: skip
+    }[scoring]  # fmt: skip
     choice = scores if bias is None else scores + bias
     expected = np.sort(np.argsort(-choice, axis=1)[:, :USED], axis=1)
     assert np.array_equal(experts, expected)
     found = np.take_along_axis(scores, expected, 1)
-    if gate == "softmax_chosen":
+    if scoring == "softmax_chosen":
         found = softmax(found)
     elif normalize:
         found = found / found.sum(axis=1, keepdims=True)
