@@ -30,7 +30,7 @@ from gguf_serve.engine.request import (
     Timings,
     TokenScore,
 )
-from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampled, Sampler, logprob
+from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampled, Sampler, logprob
 from gguf_serve.engine.scheduling.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Stream:
         return self.request.max_tokens == 0 or not self.request.has_text
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> LogitNeeds:
         return self._sampler.needs()
 
     @property
@@ -181,7 +181,7 @@ class Stream:
         """Why the text itself has ended, if it has."""
         return self._output.reason
 
-    def _candidates(self, needs: Needs, logits: RowLogits) -> Candidates:
+    def _candidates(self, needs: LogitNeeds, logits: RowLogits) -> Candidates:
         if needs.full_row:
             return Candidates(row=logits.allowed_row())
         best = logits.allowed(needs.k)

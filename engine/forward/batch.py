@@ -43,7 +43,7 @@ class MediaShape:
     together: bool
 
 
-class Mask(Protocol):
+class TokenMask(Protocol):
     """What says which tokens may follow, once the step is on its way."""
 
     @property
@@ -69,7 +69,7 @@ class OutputRow:
     position: int
     k: int
     pick: int = 0  # a token whose logit is asked for
-    mask: Mask | None = None  # which tokens are allowed; None: all
+    mask: TokenMask | None = None  # which tokens are allowed; None: all
     scored: bool = False  # whether the log-sum-exp of its logits is asked for
 
 

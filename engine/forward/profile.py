@@ -22,7 +22,7 @@ TOKEN, K = 1, 40  # which token does not matter; as many candidates as samplers 
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TypicalStep:
     """A step to measure; ``spans`` are its sequences' first positions and tokens."""
 
     name: str
@@ -49,21 +49,23 @@ class Total:
         return self.macs / self.seconds
 
 
-def typical_steps(n_ctx: int, n_tokens: int, n_outputs: int) -> list[Step]:
+def typical_steps(n_ctx: int, n_tokens: int, n_outputs: int) -> list[TypicalStep]:
     """Steps in a slot of ``n_ctx`` tokens, of up to n_tokens tokens and n_outputs logits."""
     long, prompt = min(LONG_CONTEXT, n_ctx), min(n_tokens, n_ctx)
     n = min(STREAMS, n_tokens, n_outputs, n_ctx)
     # All in one slot: each token sees its own number of the same keys.
     short = min(SHORT_CONTEXT, n_ctx - n)
     return [
-        Step(f"one token after {short}", [(short, 1)]),
-        Step(f"{n} sequences, one token each after {short}", [(short + i, 1) for i in range(n)]),
-        Step(f"one token after {long - 1}", [(long - 1, 1)]),
-        Step(f"prompt of {prompt}", [(0, prompt)]),
+        TypicalStep(f"one token after {short}", [(short, 1)]),
+        TypicalStep(
+            f"{n} sequences, one token each after {short}", [(short + i, 1) for i in range(n)]
+        ),
+        TypicalStep(f"one token after {long - 1}", [(long - 1, 1)]),
+        TypicalStep(f"prompt of {prompt}", [(0, prompt)]),
     ]
 
 
-def profile(runner: Runner, steps: Sequence[Step]) -> Iterator[str]:
+def profile(runner: Runner, steps: Sequence[TypicalStep]) -> Iterator[str]:
     """Measure, before anything is served; yields lines of text.
 
     Writes to pages of the KV cache, from the first on.
@@ -91,7 +93,7 @@ def profile(runner: Runner, steps: Sequence[Step]) -> Iterator[str]:
         yield from report(step, whole, counts[0], limits)
 
 
-def _inputs(step: Step) -> tuple[list[Chunk], list[OutputRow]]:
+def _inputs(step: TypicalStep) -> tuple[list[Chunk], list[OutputRow]]:
     chunks = []
     for i, (start, count) in enumerate(step.spans):
         seq = RunningSequence.from_request(i, Request((TOKEN,) * (start + count)))
@@ -100,7 +102,7 @@ def _inputs(step: Step) -> tuple[list[Chunk], list[OutputRow]]:
     return chunks, [OutputRow(chunk, chunk.start + chunk.count - 1, K) for chunk in chunks]
 
 
-def report(step: Step, times: StepTimes, counts: Counts, limits: Limits) -> Iterator[str]:
+def report(step: TypicalStep, times: StepTimes, counts: Counts, limits: Limits) -> Iterator[str]:
     """A step as two lines on the whole of it and a table of its kernels."""
     kernels = _by_kernel(step, times, counts)
     whole = Total(
@@ -122,7 +124,7 @@ def report(step: Step, times: StepTimes, counts: Counts, limits: Limits) -> Iter
     yield from (_row(kernel, inside) for kernel in kernels)
 
 
-def _by_kernel(step: Step, times: StepTimes, counts: Counts) -> list[Total]:
+def _by_kernel(step: TypicalStep, times: StepTimes, counts: Counts) -> list[Total]:
     """The longest first."""
     groups: dict[str, list[tuple[Launch, float]]] = {}
     for launch, seconds in times.launches:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gguf_serve.engine.forward.batch import Mask, OutputRow
+from gguf_serve.engine.forward.batch import OutputRow, TokenMask
 from gguf_serve.engine.forward.runner import RowLogits
 from gguf_serve.engine.scheduling.sequence import Sequence
 
@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.5  # until the loop looks around, though nothing has woken it
 class _Waiting(NamedTuple):
     row: OutputRow
     logits: RowLogits
-    mask: Mask
+    mask: TokenMask
 
 
 class WaitingRows:
@@ -63,7 +63,7 @@ def _is_next(seq: Sequence) -> bool:
     return seq.state == "running" and not seq.n_pending
 
 
-def _masked(logits: RowLogits, mask: Mask) -> RowLogits:
+def _masked(logits: RowLogits, mask: TokenMask) -> RowLogits:
     words = np.zeros(-(-len(logits.row()) // 32), np.int32)
     mask.fill(words)
     return logits.masked(words)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.gguf.header import Part, TensorInfo, read_part, shown
+from gguf_serve.engine.gguf.header import FilePart, TensorInfo, read_part, shown
 
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -47,7 +47,7 @@ class GGUFFile:
     array, any other array a list. ``tensors`` are in the order of the file.
     """
 
-    def __init__(self, path: Path, parts: list[Part]) -> None:
+    def __init__(self, path: Path, parts: list[FilePart]) -> None:
         self.path = path
         self.version = parts[0].version
         self.metadata: Mapping[str, Any] = MappingProxyType(parts[0].metadata)
@@ -199,7 +199,7 @@ def count_tensor_types(gguf: GGUFFile) -> dict[str, int]:
     return dict(Counter(info.type.name for info in gguf.tensors.values()).most_common())
 
 
-def _open_part(path: Path, index: int) -> Part:
+def _open_part(path: Path, index: int) -> FilePart:
     mapping = _map_file(path)
     try:
         return read_part(path, mapping, index)
@@ -231,7 +231,7 @@ def _release(mapping: mmap.mmap) -> None:
         mapping.close()
 
 
-def _siblings(first: Part) -> list[Path]:
+def _siblings(first: FilePart) -> list[Path]:
     """The other files of a split model, in order; ModelError if ``first`` is not the first."""
     count = first.split("count")
     if count <= 1:
@@ -262,7 +262,7 @@ def _siblings(first: Part) -> list[Path]:
     return paths[1:]
 
 
-def _check_part(first: Part, part: Part, index: int) -> None:
+def _check_part(first: FilePart, part: FilePart, index: int) -> None:
     found = (part.split("no"), part.split("count"))
     if found != (index, first.split("count")):
         raise ModelError(
@@ -271,7 +271,7 @@ def _check_part(first: Part, part: Part, index: int) -> None:
         )
 
 
-def _check_n_tensors(parts: list[Part]) -> None:
+def _check_n_tensors(parts: list[FilePart]) -> None:
     expected = parts[0].split("tensors.count")
     n_tensors = sum(len(part.tensors) for part in parts)
     if len(parts) > 1 and n_tensors != expected:

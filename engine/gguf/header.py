@@ -62,7 +62,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """One file. A model that is not split is one part."""
 
     path: Path
@@ -158,7 +158,7 @@ class _Cursor:
         return result
 
 
-def read_part(path: Path, mapping: mmap.mmap, index: int) -> Part:
+def read_part(path: Path, mapping: mmap.mmap, index: int) -> FilePart:
     """Read one file, part ``index`` of its model; ModelError for whatever is wrong with it."""
     cursor = _Cursor(path, mapping)
     version = _read_version(cursor)
@@ -171,7 +171,7 @@ def read_part(path: Path, mapping: mmap.mmap, index: int) -> Part:
     metadata = _read_metadata(cursor, n_keys)
     tensors = _read_tensors(cursor, n_tensors, index)
     tensors = _placed(cursor, tensors, _alignment(cursor, metadata))
-    return Part(path, mapping, version, metadata, tensors)
+    return FilePart(path, mapping, version, metadata, tensors)
 
 
 def _read_version(cursor: _Cursor) -> int:

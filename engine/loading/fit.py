@@ -71,7 +71,7 @@ def outline(
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """Bytes that a model takes on a device."""
 
     weights: int
@@ -103,7 +103,7 @@ def needs(
     flash: bool,
     media: MediaShape | None = None,
     copies: Callable[[int], int] = lambda copy_bytes: 0,
-) -> list[Need]:
+) -> list[MemoryNeed]:
     """What the model takes on each of the devices that ``placement`` refers to. ``copies``: how
     many checkpoints of so many bytes are to have room."""
     weights = [0] * len(devices)
@@ -115,7 +115,7 @@ def needs(
     moved = replace(model.weights, placement=placement)
     memory = allocate_memory(model.h, moved, metas, sizes, cache, flash=flash, media=media)
     found = [
-        Need(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
+        MemoryNeed(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
         for n_bytes, pages, (device, _) in zip(weights, memory.pages, metas, strict=True)
     ]
     copy_bytes = memory.states.copy_bytes
@@ -157,14 +157,14 @@ class Trial:
     sizes: Sizes
     placement: Placement
     devices: tuple[int, ...]
-    needs: tuple[Need, ...]
+    needs: tuple[MemoryNeed, ...]
     refusal: str = ""  # of a device that cannot allocate one of the buffers at all
 
-    def total(self) -> Need:
+    def total(self) -> MemoryNeed:
         columns = zip(
             *((n.weights, n.kv, n.scratch, n.checkpoints) for n in self.needs), strict=True
         )
-        return Need(*(sum(column) for column in columns))
+        return MemoryNeed(*(sum(column) for column in columns))
 
 
 class Fitting:

@@ -149,18 +149,18 @@ class Pool:
 
 
 Tokens = Pool | Ranking
-Step = Callable[[Tokens], Tokens]
+Filter = Callable[[Tokens], Tokens]
 
 
 def cumulated(weights: Floats | list[float]) -> Floats | list[float]:
     return list(accumulate(weights)) if isinstance(weights, list) else weights.cumsum()
 
 
-def top_k(k: int) -> Step:
+def top_k(k: int) -> Filter:
     return lambda tokens: tokens.best(k)
 
 
-def top_p(p: float, min_keep: int) -> Step:
+def top_p(p: float, min_keep: int) -> Filter:
     """The smallest set of likeliest tokens whose probabilities sum to p or more."""
     p = max(p, 0.0)
 
@@ -183,13 +183,13 @@ def top_p(p: float, min_keep: int) -> Step:
     return step
 
 
-def min_p(p: float, min_keep: int) -> Step:
+def min_p(p: float, min_keep: int) -> Filter:
     """Tokens at least p times as probable as the likeliest."""
     log_p, n = math.log(p), max(min_keep, 1)
     return lambda tokens: tokens.at_least(tokens.max() + log_p, n)
 
 
-def typical_p(p: float, min_keep: int) -> Step:
+def typical_p(p: float, min_keep: int) -> Filter:
     """Tokens whose surprise is nearest to the entropy, until their mass exceeds p."""
 
     def step(tokens: Tokens) -> Pool:
@@ -207,7 +207,7 @@ def typical_p(p: float, min_keep: int) -> Step:
     return step
 
 
-def top_n_sigma(n: float) -> Step:
+def top_n_sigma(n: float) -> Filter:
     """Tokens whose logit is within n standard deviations of the highest."""
 
     def step(tokens: Tokens) -> Pool:
@@ -222,7 +222,9 @@ def top_n_sigma(n: float) -> Step:
     return step
 
 
-def xtc(probability: float, threshold: float, min_keep: int, uniform: Callable[[], float]) -> Step:
+def xtc(
+    probability: float, threshold: float, min_keep: int, uniform: Callable[[], float]
+) -> Filter:
     """Now and then, drop all tokens of probability >= threshold but the least of them."""
 
     def step(tokens: Tokens) -> Tokens:
@@ -243,12 +245,12 @@ def xtc(probability: float, threshold: float, min_keep: int, uniform: Callable[[
     return step
 
 
-def temperature(t: float) -> Step:
+def temperature(t: float) -> Filter:
     """Divide by t; where that is 0 or negative only the likeliest token is left."""
     return top_k(1) if t < LEAST_TEMPERATURE else lambda tokens: tokens.divided(t)
 
 
-def dynamic_temperature(t: float, spread: float, exponent: float) -> Step:
+def dynamic_temperature(t: float, spread: float, exponent: float) -> Filter:
     """A temperature of t - spread to t + spread, growing with the normalized entropy."""
     low, high = max(0.0, t - spread), t + spread
 
@@ -275,7 +277,7 @@ class Mirostat:
     _N_ESTIMATE = 100
 
     def __init__(self, version: int, tau: float, eta: float, n_vocab: int) -> None:
-        self.cut: Step = self._cut_1 if version == 1 else self._cut_2
+        self.cut: Filter = self._cut_1 if version == 1 else self._cut_2
         self._tau = tau
         self._eta = eta
         self._n_vocab = n_vocab

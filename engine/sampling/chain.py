@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.sampling import candidates as filters
-from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Mirostat, Step
+from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Filter, Mirostat
 from gguf_serve.engine.sampling_params import SamplingParams, parse_samplers
 
 
@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     ``rest``: keeps a number of the likeliest that depends on all. ``other``: anything else.
     """
 
-    step: Step
+    step: Filter
     kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
     keeps: int = 0
 
@@ -54,9 +54,9 @@ def dry_costs(params: SamplingParams) -> bool:
 def build(
     params: SamplingParams,
     *,
-    repetition: Step | None,
-    dry: Step | None,
-    infill: Step | None,
+    repetition: Filter | None,
+    dry: Filter | None,
+    infill: Filter | None,
     mirostat: Mirostat | None,
     uniform: Callable[[], float],
 ) -> list[Stage]:
@@ -114,7 +114,7 @@ def _xtc(params: SamplingParams, uniform: Callable[[], float]) -> list[Stage]:
     return [Stage(filters.xtc(probability, threshold, params.min_keep, uniform), "other")]
 
 
-def _infill(step: Step | None) -> list[Stage]:
+def _infill(step: Filter | None) -> list[Stage]:
     if step is None:
         raise RequestError("the sampler infill needs a tokenizer, the model has none")
     return [Stage(step, "other")]

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from gguf_serve.engine.request import Request
-from gguf_serve.engine.sampling.candidates import Ranking, Step, Tokens
+from gguf_serve.engine.sampling.candidates import Filter, Ranking, Tokens
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 LEAST_PROBABILITY = 0.2
@@ -22,7 +22,7 @@ END_FACTOR = 3.0  # the end is taken if its probability times this, and all toke
 MOST_COMPARED = 1024  # with each other; those after them weigh next to nothing
 
 
-def infill_step(request: Request, tokenizer: Tokenizer) -> Step | None:
+def infill_step(request: Request, tokenizer: Tokenizer) -> Filter | None:
     """The step for a request that has it: a grammar says itself where a text may end."""
     if "infill" not in request.sampling.samplers:
         return None
@@ -32,7 +32,7 @@ def infill_step(request: Request, tokenizer: Tokenizer) -> Step | None:
     return infill(tokenizer.eog_ids, end if may_end else None, text)
 
 
-def infill(eog_ids: Collection[int], end: int | None, text: Callable[[int], bytes]) -> Step:
+def infill(eog_ids: Collection[int], end: int | None, text: Callable[[int], bytes]) -> Filter:
     """The step. ``end`` is taken where no token is likely; None where the text must not end so.
 
     ``text`` has the bytes of a token, none of a special one.

@@ -27,10 +27,10 @@ from gguf_serve.engine.option import LARGEST
 from gguf_serve.engine.sampling import chain
 from gguf_serve.engine.sampling.candidates import (
     LEAST_TEMPERATURE,
+    Filter,
     Mirostat,
     Pool,
     Ranking,
-    Step,
     Tokens,
     cumulated,
     finite,
@@ -45,7 +45,7 @@ _MAX_CANDIDATES = 1024
 _LOWEST_FLOAT32 = -3.4028234663852886e38
 
 
-class Needs(NamedTuple):
+class LogitNeeds(NamedTuple):
     """What a Sampler wants of a row: the k likeliest, the whole row, the logits of ids."""
 
     k: int
@@ -54,10 +54,10 @@ class Needs(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What the device returned for one row, as asked for by Needs.
+    """What the device returned for one row, as asked for by LogitNeeds.
 
     ``ids`` and ``logits``: the k likeliest, by falling logit, ties by rising id; ``row``
-    (n_vocab,) if the whole row was asked for; ``id_logits`` parallels ``Needs.ids``. All
+    (n_vocab,) if the whole row was asked for; ``id_logits`` parallels ``LogitNeeds.ids``. All
     logits are raw.
     """
 
@@ -93,7 +93,7 @@ class Sampler:
         prompt: Sequence[int],
         encode: Callable[[str], list[int]] | None = None,
         pieces: Callable[[int], bytes] | None = None,
-        infill: Step | None = None,
+        infill: Filter | None = None,
     ) -> None:
         params.check()
         self._n_vocab = n_vocab
@@ -126,7 +126,7 @@ class Sampler:
         self._is_stale = self._needs_change
         self._takes_first = self._needs == (1, False, []) and not self._histories
 
-    def needs(self) -> Needs:
+    def needs(self) -> LogitNeeds:
         """What ``sample`` must be given next."""
         if self._is_stale:
             self._is_stale = False
@@ -163,13 +163,13 @@ class Sampler:
             return tokens
         return tokens.changed(self._bias, add)
 
-    def _ask(self, raised: Collection[int], lowered: Collection[int]) -> Needs:
+    def _ask(self, raised: Collection[int], lowered: Collection[int]) -> LogitNeeds:
         """A token that can only fall needs no logit: outside of the k it stays outside."""
         if self._limit is not None:
             k = min(self._limit + len(lowered), self._n_vocab)
             if k <= _MAX_CANDIDATES:
-                return Needs(k, False, list(raised))
-        return Needs(0, True, [])
+                return LogitNeeds(k, False, list(raised))
+        return LogitNeeds(0, True, [])
 
     def _tokens(self, candidates: Candidates) -> Tokens:
         if candidates.row is not None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampler
+from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampler
 from gguf_serve.engine.sampling_params import SamplingParams
 
 
-def answer(needs: Needs, row: NDArray[np.float32]) -> Candidates:
+def answer(needs: LogitNeeds, row: NDArray[np.float32]) -> Candidates:
     """What the device returns."""
     if needs.full_row:
         return Candidates(row=row)

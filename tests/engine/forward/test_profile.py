@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from stepping import Stepper, sequence
 
-from gguf_serve.engine.forward.profile import Step, profile, report, short_name, typical_steps
+from gguf_serve.engine.forward.profile import (
+    TypicalStep,
+    profile,
+    report,
+    short_name,
+    typical_steps,
+)
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.kernels import profile as measuring
@@ -32,10 +38,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_steps_of_a_large_context() -> None:
     assert typical_steps(8192, 512, 512) == [
-        Step("one token after 64", [(64, 1)]),
-        Step("8 sequences, one token each after 64", [(64 + i, 1) for i in range(8)]),
-        Step("one token after 4095", [(4095, 1)]),
-        Step("prompt of 512", [(0, 512)]),
+        TypicalStep("one token after 64", [(64, 1)]),
+        TypicalStep("8 sequences, one token each after 64", [(64 + i, 1) for i in range(8)]),
+        TypicalStep("one token after 4095", [(4095, 1)]),
+        TypicalStep("prompt of 512", [(0, 512)]),
     ]
 
 
@@ -70,7 +76,7 @@ def test_a_report_in_numbers() -> None:
         (matrix, 0.001), (launch("norm()", NO_WORK), 0.0005), (attention, 0.0005),
         (matrix, 0.001),
     ))  # fmt: skip
-    lines = list(report(Step("a step", [(9, 1)]), times, (1, 1, 1, 1), LIMITS))
+    lines = list(report(TypicalStep("a step", [(9, 1)]), times, (1, 1, 1, 1), LIMITS))
     assert lines[:2] == [
         "a step: 4.00 ms, 4 launches (3.00 ms inside kernels)",
         "  weights 8.0 MB, KV 1.0 MB: 22% of the memory's limit; "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gguf_serve.engine.sampling.candidates import Pool, Ranking, ranked
 from gguf_serve.engine.sampling.infill import infill
-from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampler
+from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampler
 from gguf_serve.engine.sampling_params import SamplingParams
 
 ROUNDING = 1e-9  # sums in another order may lie on the other side of a limit that is nearer
@@ -115,7 +115,7 @@ def test_in_a_chain() -> None:
     params = SamplingParams(top_k=3, seed=1, samplers=("top_k", "infill"))
     step = infill({3}, 3, lambda id: b"abcd"[id : id + 1])
     sampler = Sampler(params, n_vocab=4, eog_ids=frozenset({3}), n_ctx=64, prompt=(), infill=step)
-    assert sampler.needs() == Needs(3, False, [])
+    assert sampler.needs() == LogitNeeds(3, False, [])
     sampled = sampler.sample(Candidates([1, 0, 2], [0.0, -0.1, -3.0]), n_probs=4)
     assert [token for token, _ in sampled.top] == [1, 0]
     assert sampler.sample(Candidates([3, 0, 2], [0.0, 0.0, -3.0])).token == 3

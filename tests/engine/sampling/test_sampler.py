@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gguf_serve.engine.errors import EngineError, RequestError
 from gguf_serve.engine.sampling.penalties import Dry, Repetition, suffix_lengths
-from gguf_serve.engine.sampling.sampler import Candidates, Needs, Sampled, Sampler, logprob
+from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampled, Sampler, logprob
 from gguf_serve.engine.sampling_params import SamplingParams
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "sampling.json").read_text())
@@ -56,7 +56,7 @@ def test_distribution_is_llama_cpps(case: dict[str, Any]) -> None:
 def test_whole_row_gives_the_same(case: dict[str, Any]) -> None:
     row = np.array(case["logits"], np.float32)
     sampler = make(params_of(case["params"]), prompt=tuple(case["history"]))
-    if sampler.needs() == Needs(1, False, []):
+    if sampler.needs() == LogitNeeds(1, False, []):
         assert sampler.sample(answer(sampler.needs(), row)).token == row.argmax()
     else:
         assert_same(sampler.sample(Candidates(row=row), n_probs=row.size), case["probs"])
@@ -100,39 +100,42 @@ def test_many_biases_cost_little() -> None:
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        (SamplingParams(), Needs(40, False, [])),
-        (SamplingParams(temperature=0.0), Needs(1, False, [])),
+        (SamplingParams(), LogitNeeds(40, False, [])),
+        (SamplingParams(temperature=0.0), LogitNeeds(1, False, [])),
         (
             SamplingParams(temperature=-1.0, top_k=0, top_p=0.5, top_n_sigma=1.0),
-            Needs(1, False, []),
+            LogitNeeds(1, False, []),
         ),
-        (SamplingParams(temperature=0.0, mirostat=1), Needs(1, False, [])),
-        (SamplingParams(top_k=1, xtc_probability=1.0), Needs(1, False, [])),
-        (SamplingParams(temperature=0.0, logit_bias=((3, -1.0),)), Needs(2, False, [])),
-        (SamplingParams(temperature=0.0, logit_bias=((3, 1.0),)), Needs(1, False, [3])),
-        (SamplingParams(logit_bias=((3, 1.0), (4, -math.inf))), Needs(41, False, [3])),
-        (SamplingParams(temperature=0.0, typical_p=0.5), Needs(40, False, [])),
-        (SamplingParams(temperature=0.0, xtc_probability=0.5), Needs(40, False, [])),
-        (SamplingParams(top_k=5, samplers=("min_p", "top_k")), Needs(5, False, [])),
-        (SamplingParams(top_k=5, samplers=("temperature", "top_k")), Needs(5, False, [])),
-        (SamplingParams(top_k=500), Needs(100, False, [])),
-        (SamplingParams(top_k=0), Needs(0, True, [])),
-        (SamplingParams(top_k=0, temperature=0.0, samplers=("top_p",)), Needs(0, True, [])),
-        (SamplingParams(top_n_sigma=1.0), Needs(0, True, [])),
-        (SamplingParams(samplers=("top_p", "top_k")), Needs(0, True, [])),
-        (SamplingParams(dynatemp_range=0.1, samplers=("temperature", "top_k")), Needs(0, True, [])),
-        (SamplingParams(samplers=()), Needs(0, True, [])),
-        (SamplingParams(mirostat=1), Needs(0, True, [])),
-        (SamplingParams(mirostat=2), Needs(0, True, [])),
+        (SamplingParams(temperature=0.0, mirostat=1), LogitNeeds(1, False, [])),
+        (SamplingParams(top_k=1, xtc_probability=1.0), LogitNeeds(1, False, [])),
+        (SamplingParams(temperature=0.0, logit_bias=((3, -1.0),)), LogitNeeds(2, False, [])),
+        (SamplingParams(temperature=0.0, logit_bias=((3, 1.0),)), LogitNeeds(1, False, [3])),
+        (SamplingParams(logit_bias=((3, 1.0), (4, -math.inf))), LogitNeeds(41, False, [3])),
+        (SamplingParams(temperature=0.0, typical_p=0.5), LogitNeeds(40, False, [])),
+        (SamplingParams(temperature=0.0, xtc_probability=0.5), LogitNeeds(40, False, [])),
+        (SamplingParams(top_k=5, samplers=("min_p", "top_k")), LogitNeeds(5, False, [])),
+        (SamplingParams(top_k=5, samplers=("temperature", "top_k")), LogitNeeds(5, False, [])),
+        (SamplingParams(top_k=500), LogitNeeds(100, False, [])),
+        (SamplingParams(top_k=0), LogitNeeds(0, True, [])),
+        (SamplingParams(top_k=0, temperature=0.0, samplers=("top_p",)), LogitNeeds(0, True, [])),
+        (SamplingParams(top_n_sigma=1.0), LogitNeeds(0, True, [])),
+        (SamplingParams(samplers=("top_p", "top_k")), LogitNeeds(0, True, [])),
+        (
+            SamplingParams(dynatemp_range=0.1, samplers=("temperature", "top_k")),
+            LogitNeeds(0, True, []),
+        ),
+        (SamplingParams(samplers=()), LogitNeeds(0, True, [])),
+        (SamplingParams(mirostat=1), LogitNeeds(0, True, [])),
+        (SamplingParams(mirostat=2), LogitNeeds(0, True, [])),
     ],
 )
-def test_needs_as_little_as_is_exact(params: SamplingParams, expected: Needs) -> None:
+def test_needs_as_little_as_is_exact(params: SamplingParams, expected: LogitNeeds) -> None:
     assert make(params, n_vocab=100).needs() == expected
 
 
 def test_needs_one_more_for_each_token_that_can_only_fall() -> None:
     sampler = make(SamplingParams(repeat_penalty=1.1, repeat_last_n=3), 1000, (7, 8, 9, 8))
-    assert sampler.needs() == Needs(42, False, [])
+    assert sampler.needs() == LogitNeeds(42, False, [])
 
 
 def test_needs_the_logits_of_tokens_that_may_rise() -> None:
@@ -146,10 +149,10 @@ def test_needs_the_logits_of_tokens_that_may_rise() -> None:
 
 
 def test_many_candidates_become_the_whole_row() -> None:
-    assert make(SamplingParams(top_k=5000), n_vocab=100_000).needs() == Needs(0, True, [])
+    assert make(SamplingParams(top_k=5000), n_vocab=100_000).needs() == LogitNeeds(0, True, [])
     params = SamplingParams(repeat_penalty=1.1, repeat_last_n=-1)
     sampler = make(params, 100_000, tuple(range(3000)))
-    assert sampler.needs() == Needs(0, True, [])
+    assert sampler.needs() == LogitNeeds(0, True, [])
 
 
 N_SMALL = 12
@@ -198,7 +201,7 @@ def test_candidates_give_what_the_row_gives(
         row /= 4
         got = few.sample(answer(few.needs(), row), n_probs=N_SMALL)
         all_of_it.needs()
-        if few.needs() == Needs(1, False, []):
+        if few.needs() == LogitNeeds(1, False, []):
             assert got.token == row.argmax()
         else:
             want = all_of_it.sample(Candidates(row=row), n_probs=N_SMALL)
