@@ -17,6 +17,7 @@ from gguf_serve.engine.architecture.arch import (
     Scoring,
     pooling_of,
 )
+from gguf_serve.engine.architecture.checks import check_hyperparameters
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
 from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
@@ -31,7 +32,6 @@ SCORING: dict[int, Scoring] = dict(enumerate(get_args(Scoring), 1))
 POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
 ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 MOST_LAYERS = 4096
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
@@ -105,7 +105,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
         experts=_experts(gguf, arch, n_layers),
     )
-    _check(gguf, hparams)
+    check_hyperparameters(gguf, hparams)
     return hparams
 
 
@@ -121,81 +121,6 @@ def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
             f"an original context of {scaling.original_context}"
         )
     return replace(h, rope_base=base, rope_scaling=scaling)
-
-
-def _check(gguf: GGUFFile, h: Hyperparameters) -> None:
-    positive = {
-        "block_count": h.n_layers,
-        "embedding_length": h.n_embd,
-        "context_length": h.n_ctx_train,
-        "attention.key_length": h.head,
-        "attention.value_length": h.head_v,
-    }
-    for name, value in positive.items():
-        if not 0 < value < 1 << 24:
-            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 1 to 2^24")
-    if any(h.rope) and (h.n_rot % 2 or not 0 < h.n_rot <= h.head):
-        raise ModelError(
-            f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}, "
-            "expected an even number of at most these"
-        )
-    _check_numbers(gguf, h)
-    _check_windowed_sizes(gguf, h)
-    experts = h.experts
-    if experts.n and not 0 < experts.used <= experts.n <= 1024:
-        raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts, not 1 to all")
-
-
-def _check_windowed_sizes(gguf: GGUFFile, h: Hyperparameters) -> None:
-    """Raises ModelError for windowed layers whose heads have sizes of their own."""
-    sizes = {
-        "attention.key_length": h.head,
-        "attention.value_length": h.head_v,
-        "rope.dimension_count": h.n_rot,
-        "attention.kv_lora_rank": h.mla_latent,
-    }
-    for name in ("attention.key_length_mla", "attention.value_length_mla"):
-        sizes[name] = gguf.get_int(gguf.arch_key(name), 0)
-    for name, size in sizes.items():
-        own = gguf.get_int(gguf.arch_key(f"{name}_swa"), 0) or size
-        if any(h.windowed) and own != size:
-            raise ModelError(
-                f"{gguf.path}: {gguf.arch_key(name)}_swa is {own}, not {size} as elsewhere"
-            )
-
-
-def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
-    """Raises ModelError for numbers with which every logit would be NaN."""
-    at_least_0 = {
-        h.arch.epsilon_key: h.eps,
-        "attn_logit_softcapping": h.attention_softcap,
-        "final_logit_softcapping": h.logit_softcap,
-        "attention.clamp_kqv": h.clamp_qkv,
-    }
-    for name, value in at_least_0.items():
-        if not 0 <= value <= LARGEST:
-            raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 0 or more")
-    finite = {
-        "attention.scale": h.attention_scale, "attention.value_scale": h.value_scale,
-        "embedding_scale": h.embedding_scale, "residual_scale": h.residual_scale,
-        "logit_scale": h.logit_scale, "expert_weights_scale": h.experts.scale,
-        "attention.max_alibi_bias": h.alibi_bias,
-    }  # fmt: skip
-    for name, value in finite.items():
-        if not abs(value) <= LARGEST:
-            raise ModelError(
-                f"{gguf.path}: {gguf.arch_key(name)} gives the factor {value}, not a finite float32"
-            )
-    ropes = {
-        "rope.freq_base": (h.rope_base, h.rope_scaling),
-        "rope.freq_base_swa": (h.rope_base_window, h.rope_scaling_window),
-    }
-    for name, (base, scaling) in ropes.items():
-        if any(h.rope) and not scaling.is_sound(base, h.n_rot):
-            raise ModelError(
-                f"{gguf.path}: {gguf.arch_key(name)} is {base} and rope.scaling.factor "
-                f"{scaling.factor}: angles would be no numbers"
-            )
 
 
 def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
