@@ -283,6 +283,8 @@ class ModelInfo:
     pooling: Pooling = "none"  # the file's; what is asked for where a client does not say
     is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
     ranks: bool = False  # it has a head that the pooling "rank" needs
+    rank_pooling: Pooling = "cls"  # what that reads
+    rank_softmax: bool = False  # its scores are shares of their sum
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     fingerprint: str = ""  # of the file
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else its KV depends on; JSON

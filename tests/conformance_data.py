@@ -18,6 +18,7 @@ Spec = dict[str, Any]
 
 DATA = Path(__file__).parent / "data" / "conformance"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "conformance"
+ROOTS = (DATA, SHARED, SHARED / "second")  # of the last, tests name the models that they want
 
 
 def names() -> list[str]:
@@ -38,9 +39,15 @@ def reference(name: str) -> tuple[list[int], npt.NDArray[np.float32]]:
         return arrays["tokens"].tolist(), arrays["logits"]
 
 
+def arrays(name: str) -> dict[str, npt.NDArray[Any]]:
+    """All that a reference has."""
+    with np.load(_find(f"logits/{name}.npz")) as found:
+        return dict(found)
+
+
 def _find(file: str) -> Path:
     """A file of either folder; the test is skipped where neither has it."""
-    found = [root / file for root in (DATA, SHARED) if (root / file).is_file()]
+    found = [root / file for root in ROOTS if (root / file).is_file()]
     if not found:
         import pytest  # here, since scripts of an interpreter without it use this module
 

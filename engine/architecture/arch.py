@@ -61,6 +61,7 @@ Quirk = Literal[
     # Residuals and the head
     "minicpm_scales",  # residuals times 1.4 / sqrt(layers), logits times 256 / width, by default
     "normed_residuals",  # sublayers add to the normalized stream, times a scale
+    "softmax_rank_head",  # scores are shares of their sum
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
 
@@ -179,6 +180,7 @@ class Hyperparameters:
     image_experts: bool  # images have weights of their own, and there may be images
     n_deepstack: int  # first layers to whose output an image encoder adds embeddings
     pooling: Pooling  # of embeddings, where nobody says
+    rank_pooling: Pooling  # of what the ranking head reads
     labels: tuple[str, ...]  # of the ranking head's scores
     parallel: bool  # attention and FFN read the same stream, though each has its norm
     ssm_state: int  # values of state per channel, or of a key

@@ -25,12 +25,17 @@ from gguf_serve.engine.architecture.sparse import read_sparsity
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
+from gguf_serve.engine.request import Pooling
 from gguf_serve.kernels.attention.kv import PAGE
 
 # By their numbers in files (expert_gating_func).
 SCORING: dict[int, Scoring] = dict(enumerate(get_args(Scoring), 1))
 POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
 ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
+ACTIVATIONS = {
+    "gelu": "gelu", "geglu": "gelu", "silu": "silu", "swish": "silu", "swiglu": "silu",
+    "reglu": "relu",
+}  # fmt: skip
 MOST_LAYERS = 4096
 
 
@@ -38,7 +43,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
     gguf = as_read(gguf, arch.all_keys)
-    arch = _with_norm(gguf, arch)
+    arch = _with_activation(gguf, _with_norm(gguf, arch))
     n_layers = _n_layers(gguf)
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads, n_kv = _heads(gguf, n_layers)
@@ -98,6 +103,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         image_experts=False,
         n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
+        rank_pooling=_rank_pooling(gguf),
         labels=_labels(gguf),
         parallel=bool(gguf.metadata.get(key("use_parallel_residual"), False)),
         ssm_state=gguf.get_int(key("ssm.state_size"), 0),
@@ -128,6 +134,15 @@ def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
     either = "norm_by_epsilon" in arch.quirks
     layer = either and not gguf.get_float(gguf.arch_key(arch.epsilon_key), 0.0)
     return replace(arch, layer_norm=True) if layer else arch
+
+
+def _with_activation(gguf: GGUFFile, arch: Architecture) -> Architecture:
+    """The row with the activation that the file names, if it does."""
+    name = gguf.get_str(gguf.arch_key("hidden_activation"), "")
+    if name and name not in ACTIVATIONS:
+        key = gguf.arch_key("hidden_activation")
+        raise ModelError(f"{gguf.path}: {key} is {name!r}, expected {', '.join(ACTIVATIONS)}")
+    return replace(arch, activation=ACTIVATIONS[name]) if name else arch
 
 
 def _n_layers(gguf: GGUFFile) -> int:
@@ -174,6 +189,13 @@ def per_layer_floats(
     if not np.isfinite(found).all():
         raise ModelError(f"{gguf.path}: {key} has {next(v for v in found if not isfinite(v))}")
     return found
+
+
+def _rank_pooling(gguf: GGUFFile) -> Pooling:
+    """The mean of all, or by the token that has seen all: the first of an encoder, or the last."""
+    kind = pooling_of(gguf.get_int(gguf.arch_key("classifier.pooling_type"), 0), gguf.path)
+    causal = gguf.metadata.get(gguf.arch_key("attention.causal"), True)
+    return kind if kind == "mean" else "last" if causal else "cls"
 
 
 def _labels(gguf: GGUFFile) -> tuple[str, ...]:

@@ -61,7 +61,11 @@ class Stream:
         on_event: Callable[[Event], None],
         outbox: Outbox,
         guide: Guide | None = None,
+        *,
+        ranks_mean: bool = False,
     ) -> None:
+        """``ranks_mean``: what is wanted of the mean of its hidden states are a head's scores."""
+        self.ranks_mean = ranks_mean
         self.seq, self._sampler, self._output = seq, sampler, output
         self._outbox = outbox
         self._guide = guide

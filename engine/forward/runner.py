@@ -194,7 +194,7 @@ class Runner:
     @property
     def ranks(self) -> bool:
         """Whether the model has a head for ranking."""
-        return self._decoder.scores is not None
+        return self._decoder.scores is not None or self._decoder.rank_of_mean is not None
 
     def forward(
         self,
@@ -268,6 +268,14 @@ class Runner:
         if scores is None:
             raise ValueError("the model has no ranking head")
         return read_row(scores, index, self._decoder.queue)
+
+    def rank(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The scores of a prompt whose hidden states have this mean, [n_embd]."""
+        head = self._decoder.rank_of_mean
+        if head is None:
+            raise ValueError("the model has no ranking head for a mean")
+        scores: npt.NDArray[np.float32] = head(mean)
+        return scores
 
     def hidden(self, rows: range) -> npt.NDArray[np.float32]:
         """Hidden states of tokens of the last forward, by their places in it: float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.engine.layers.rank import RankWeights, rank
+from gguf_serve.engine.layers.rank import RankOfMean, RankWeights, rank
 from gguf_serve.engine.layers.sublayer import EMBEDDING
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -49,6 +49,7 @@ class Head:
     norm: NormWeights
     output: Linear | None
     rank: RankWeights | None
+    rank_of_mean: RankOfMean | None
 
     def hidden(self, g: Graph, x: Rows) -> Rows:
         """The hidden states of all tokens."""

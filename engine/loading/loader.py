@@ -301,6 +301,8 @@ def _info(
         pooling=h.pooling,
         is_encoder=not h.causal,
         ranks=runner.ranks,
+        rank_pooling=h.rank_pooling,
+        rank_softmax="softmax_rank_head" in h.arch.quirks,
         labels=h.labels,
         fingerprint=gguf.fingerprint(),
         settings=settings,

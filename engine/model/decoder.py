@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.recording import Recording
 from gguf_serve.engine.model.weights import ModelWeights
@@ -109,6 +110,11 @@ class Decoder:
         if self._marks:
             with g.on(part):
                 g.watch(x, layer, self._marks[self._weights.placement.parts[part]])
+
+    @property
+    def rank_of_mean(self) -> RankOfMean | None:
+        """The ranking head, where it reads the mean of all hidden states."""
+        return self._weights.head.rank_of_mean
 
     @property
     def generates(self) -> bool:

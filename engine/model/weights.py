@@ -28,7 +28,7 @@ from gguf_serve.engine.layers.lightning import load_lightning
 from gguf_serve.engine.layers.mamba import load_mamba
 from gguf_serve.engine.layers.mla import load_mla
 from gguf_serve.engine.layers.moe import load_moe
-from gguf_serve.engine.layers.rank import load_rank
+from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.residuals import Residuals, load_residuals
 from gguf_serve.engine.layers.short_conv import load_short_conv
 from gguf_serve.engine.layers.sublayer import (
@@ -129,6 +129,7 @@ def allocate_weights(
             head_at, _output_norm(last, hparams),
             _output(last, None if last is not source else matrix) if hparams.causal else None,
             load_rank(last, hparams),
+            RankOfMean(last, hparams) or None if hparams.rank_pooling == "mean" else None,
         ),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),

@@ -14,7 +14,7 @@ from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.recording.adapters import invoked, scales_of
-from gguf_serve.engine.request import Event, Generation, Ranking, Request
+from gguf_serve.engine.request import Embedding, Event, Generation, Ranking, Request
 from gguf_serve.engine.sampling.infill import infill_step
 from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
@@ -53,6 +53,9 @@ class Admission:
     def admit(self, request: Request, on_event: Callable[[Event], None]) -> Stream:
         """Raises ContextOverflowError or RequestError for one that cannot be served."""
         self._check(request)
+        ranks_mean = isinstance(request.wants, Ranking) and self._info.rank_pooling == "mean"
+        if ranks_mean:
+            request = replace(request, wants=Embedding("mean"))
         scales = scales_of(self.adapters, request.adapters)
         scales, starts = invoked(self.adapters, request.prompt, scales)
         salt = (scales, starts) if any(scales) else None
@@ -62,7 +65,7 @@ class Admission:
         guide = None if constraint is None else Guide(constraint, self._grammars)
         return Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
-            on_event, self._outbox, guide,
+            on_event, self._outbox, guide, ranks_mean=ranks_mean,
         )  # fmt: skip
 
     def _check(self, request: Request) -> None:

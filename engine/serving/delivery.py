@@ -11,6 +11,7 @@ from gguf_serve.engine.completion.finite import check_finite, not_finite
 from gguf_serve.engine.completion.stream import Stream
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.runner import RowLogits, Runner
+from gguf_serve.engine.layers.rank import softmax
 from gguf_serve.engine.options import ModelInfo
 from gguf_serve.engine.request import Ranking
 from gguf_serve.engine.scheduling.scheduler import Scheduler
@@ -53,7 +54,14 @@ class Delivery:
         check_finite(states, "the hidden states", stream.seq, self._runner)
         stream.pool.add(start, states)
         if chunk.is_final:
-            stream.embed(stream.pool.vectors)
+            if stream.ranks_mean:
+                self._rank(stream, self._runner.rank(stream.pool.vectors[0]))
+            else:
+                stream.embed(stream.pool.vectors)
+
+    def _rank(self, stream: Stream, scores: Floats) -> None:
+        check_finite(scores, "the scores", stream.seq, self._runner)
+        stream.embed((softmax(scores) if self._info.rank_softmax else scores)[None])
 
     def end_prompts(self, chunks: Iterable[Chunk]) -> None:
         """End the requests that want nothing beyond their prompts, where these are computed."""
@@ -70,8 +78,9 @@ class Delivery:
         n_vocab = self._info.n_vocab
         if chunk.outputs in ("none", "hidden"):
             return []
-        if isinstance(seq.request.wants, Ranking):  # an encoder's first token stands for the text
-            return [OutputRow(chunk, chunk.start if self._info.is_encoder else end - 1, 1)]
+        if isinstance(seq.request.wants, Ranking):
+            at = chunk.start if self._info.rank_pooling == "cls" else end - 1
+            return [OutputRow(chunk, at, 1)]
         if chunk.outputs == "last":
             k = min(stream.k, n_vocab)
             return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
@@ -93,9 +102,7 @@ class Delivery:
         """Score the prompt's next token, or sample the sequence's next one."""
         seq = stream.seq
         if isinstance(seq.request.wants, Ranking):
-            scores = logits.scores()
-            check_finite(scores, "the scores", seq, self._runner)
-            stream.embed(scores[None])
+            self._rank(stream, logits.scores())
             return
         if logits.broken:
             raise not_finite("the logits", seq, self._runner)

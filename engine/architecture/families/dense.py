@@ -135,10 +135,11 @@ ROWS = (
     Architecture("qwen2vl", LLAMA, keys=must("rope.dimension_sections") |
                  {"attention.layer_norm_rms_epsilon": 1e-6},
                  unused=("output.bias",), positions="neox"),
-    Architecture("qwen3", DECODER + QK_NORM + GLU, positions="neox"),
+    Architecture("qwen3", DECODER + QK_NORM + GLU, positions="neox", quirks={"softmax_rank_head"}),
     Architecture("qwen3vl", DECODER + QK_NORM + GLU,
                  keys=must("rope.dimension_sections") | may("n_deepstack_layers"),
-                 positions="neox", sections_interleaved=True),
+                 positions="neox", sections_interleaved=True,
+                 quirks={"softmax_rank_head"}),
     # No model is known that has experts here. llama.cpp reads them and then takes the dense FFN,
     # whose matrices are not there: what is left is SiLU (NMSE 3e-14; with experts 0.22 to 0.37).
     Architecture("refact", LLAMA,

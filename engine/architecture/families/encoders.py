@@ -27,7 +27,8 @@ ROWS = (
     Architecture("jina-bert-v3", ENCODER,
                  positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
     Architecture("modern-bert", EMBEDDING + EMBEDDING_NORM + OUTPUT_NORM + FFN_NORM + QKV + FFN,
-                 keys=window(3, base=10000.0) | may("hidden_activation"),
+                 keys=window(3, base=10000.0) | may("hidden_activation") |
+                 {"classifier.pooling_type": 1},
                  positions="neox", layer_norm=True, activation="gelu", quirks={"window_after_first",
                  "gelu_rank_head"}),
     Architecture("nomic-bert", ENCODER, positions="neox", layer_norm=True, norms_after=True),
