@@ -14,7 +14,15 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, from_element
-from gguf_serve.kernels.opencl.variant import Layout, Variant, can_quantize, choose, on_cpu, on_gpu
+from gguf_serve.kernels.opencl.variant import (
+    Layout,
+    Variant,
+    can_quantize,
+    choose,
+    on_cpu,
+    on_gpu,
+    takes,
+)
 from gguf_serve.kernels.opencl.work import Work
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.packing import ROWS, SPAN
@@ -65,10 +73,10 @@ def _inputs(device: Device, w: Matrix, x: Activations) -> tuple[Form, Arguments]
         raise ValueError(f"activations of {x.n_cols} columns for a matrix of {w.n_cols}")
     if not w.is_float and x.codes is not None and x.scales is not None:
         if x.bytes:
-            if not device.is_simd or not w.type.takes_bytes:
+            if not w.type.takes_bytes or not takes(VARIANTS, device, "bytes"):
                 raise ValueError(f"{w.type.name} weights need activations of more than 8 bits")
             return "bytes", {"x": x.codes, "xd": x.scales}
-        spans = x.spans and device.is_simd and w.type.takes_spans
+        spans = x.spans and w.type.takes_spans and takes(VARIANTS, device, "spans")
         return "spans" if spans else "codes", {"x": x.codes, "xd": x.scales}
     if x.values is None:
         raise ValueError(f"{w.type.name} weights need float activations")
@@ -256,7 +264,7 @@ def _few_tokens(p: Product) -> bool:
 VARIANTS: tuple[Variant[Product], ...] = (
     Variant(
         "matrix/matmul_simd.cl", on_cpu, _vectors, tuned=("ranges", "prefetch"),
-        quantizes=True, extends=True,
+        forms=("spans", "bytes"), quantizes=True, extends=True,
     ),
     Variant("matrix/matvec_simt.cl", on_gpu, _slices, _few_tokens, tuned=("slices",)),
     Variant("matrix/matmul_simt.cl", on_gpu, _local_tiles),

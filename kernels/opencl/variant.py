@@ -44,7 +44,10 @@ def anything(what: Any) -> bool:
 class Variant(Generic[Task]):
     """A kernel, what it is for and how it is launched.
 
-    ``tuned``: which sizes of Tuning its layout depends on, so that scripts/tune.py tries others.
+    tuned: the sizes of Tuning that its layout depends on, of which scripts/tune.py tries others.
+    forms: of what it reads, beside those that all kernels of a table take. quantizes: it can write
+    the integer activations that the next matrix reads. extends: it can do more with a row when
+    its last work-item has ended.
     """
 
     source: str
@@ -52,8 +55,9 @@ class Variant(Generic[Task]):
     lay_out: Callable[[Device, Task], Layout]
     tasks: Callable[[Task], bool] = anything
     tuned: tuple[str, ...] = ()
-    quantizes: bool = False  # it can write the integer activations that the next matrix reads
-    extends: bool = False  # it can do more with a row when the last work-item has ended
+    forms: tuple[str, ...] = ()
+    quantizes: bool = False
+    extends: bool = False
 
 
 def choose(table: Sequence[Variant[Task]], device: Device, task: Task) -> Variant[Task]:
@@ -67,6 +71,11 @@ def choose(table: Sequence[Variant[Task]], device: Device, task: Task) -> Varian
 def can_quantize(table: Iterable[Variant[Task]], device: Device) -> bool:
     """Whether all variants that a device may get write integer activations."""
     return all(variant.quantizes for variant in table if variant.devices(device))
+
+
+def takes(table: Iterable[Variant[Any]], device: Device, form: str) -> bool:
+    """Whether a device has a variant that reads a form which not all take."""
+    return any(form in variant.forms for variant in table if variant.devices(device))
 
 
 def tuned_sizes(table: Iterable[Variant[Any]], device: Device) -> list[str]:

@@ -22,6 +22,7 @@ from gguf_serve.kernels.opencl.variant import (
     choose,
     on_cpu,
     on_gpu,
+    takes,
     tuned_sizes,
 )
 from gguf_serve.kernels.quantization.quants import by_name
@@ -38,7 +39,10 @@ def lay_out(device: Device, task: int) -> Layout:
 
 FEW = Variant("few.cl", on_gpu, lay_out, lambda n: n < 8, tuned=("slices",))
 MANY = Variant("many.cl", on_gpu, lay_out, quantizes=True)
-ROWS = (FEW, MANY, Variant("cpu.cl", on_cpu, lay_out, lambda n: n > 1, tuned=("ranges",)))
+ROWS = (
+    FEW, MANY,
+    Variant("cpu.cl", on_cpu, lay_out, lambda n: n > 1, tuned=("ranges",), forms=("bytes",)),
+)  # fmt: skip
 
 
 def test_the_first_row_that_fits_is_taken() -> None:
@@ -54,6 +58,8 @@ def test_what_a_device_s_rows_have_in_common() -> None:
     assert can_quantize(ROWS[1:], GPU)
     assert tuned_sizes(ROWS, GPU) == ["slices"]
     assert tuned_sizes(ROWS, CPU) == ["ranges"]
+    assert takes(ROWS, CPU, "bytes")
+    assert not takes(ROWS, GPU, "bytes")
 
 
 @pytest.mark.parametrize("variant", [*TABLES, attention.PLAIN], ids=lambda v: v.source)
