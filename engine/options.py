@@ -284,6 +284,7 @@ class ModelInfo:
     is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
     ranks: bool = False  # it has a head that the pooling "rank" needs
     rank_pooling: Pooling = "cls"  # what that reads
+    rerank_template: str = ""  # what it reads; {query} and {document} stand for the texts
     rank_softmax: bool = False  # its scores are shares of their sum
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     fingerprint: str = ""  # of the file

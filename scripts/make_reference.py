@@ -43,7 +43,10 @@ def main() -> None:
     rows = logits(args.model, tokens)
     if np.isnan(rows).any():
         sys.exit(f"{args.model}: the logits are not numbers")
-    np.savez_compressed(args.reference, tokens=tokens, logits=rows)
+    found = {"tokens": tokens, "logits": rows}
+    if args.pooled:
+        found["pooled"] = pooled(args.model, tokens)
+    np.savez_compressed(args.reference, **found)
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="a GGUF file")
     parser.add_argument("reference", type=Path, help="the .npz file")
     parser.add_argument("--n-tokens", type=int, default=N_TOKENS, help="(%(default)s)")
+    parser.add_argument("--pooled", action="store_true", help="and the prompt's vector, or scores")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     return parser.parse_args()
 
@@ -95,6 +99,24 @@ def logits(path: Path, tokens: Ints, *, flash: bool = False) -> Floats:
     llama.llama_free(context)
     llama.llama_model_free(model)
     return np.array(rows)
+
+
+def pooled(path: Path, tokens: Ints) -> Floats:
+    """What the model makes of the whole prompt, by the pooling that the file names."""
+    model = _loaded(path, llama.llama_model_default_params())
+    params = llama.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = max(512, len(tokens))
+    params.type_k = params.type_v = F32
+    params.flash_attn_type, params.embeddings = 0, True
+    context: Any = llama.llama_init_from_model(model, params)
+    _decode(context, tokens, path)
+    ranks = llama.llama_pooling_type(context) == llama.LLAMA_POOLING_TYPE_RANK
+    size = (llama.llama_model_n_cls_out if ranks else llama.llama_model_n_embd)(model)
+    vector = np.ctypeslib.as_array(llama.llama_get_embeddings_seq(context, 0), shape=(size,))
+    found: Floats = vector.copy()
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return found
 
 
 def _loaded(path: Path, params: Any) -> Any:

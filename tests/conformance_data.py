@@ -18,7 +18,6 @@ Spec = dict[str, Any]
 
 DATA = Path(__file__).parent / "data" / "conformance"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "conformance"
-ROOTS = (DATA, SHARED, SHARED / "second")  # of the last, tests name the models that they want
 
 
 def names() -> list[str]:
@@ -47,7 +46,7 @@ def arrays(name: str) -> dict[str, npt.NDArray[Any]]:
 
 def _find(file: str) -> Path:
     """A file of either folder; the test is skipped where neither has it."""
-    found = [root / file for root in ROOTS if (root / file).is_file()]
+    found = [root / file for root in (DATA, SHARED, SHARED / "second") if (root / file).is_file()]
     if not found:
         import pytest  # here, since scripts of an interpreter without it use this module
 

@@ -302,6 +302,7 @@ def _info(
         is_encoder=not h.causal,
         ranks=runner.ranks,
         rank_pooling=h.rank_pooling,
+        rerank_template=str(metadata.get("tokenizer.chat_template.rerank") or ""),
         rank_softmax="softmax_rank_head" in h.arch.quirks,
         labels=h.labels,
         fingerprint=gguf.fingerprint(),

@@ -137,6 +137,7 @@ class Info:
     pooling: str = "none"
     is_encoder: bool = False
     ranks: bool = False
+    rerank_template: str = ""
 
 
 Script = Callable[[Request, threading.Event], Iterator[Event]]

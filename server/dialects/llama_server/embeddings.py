@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,9 @@ from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, run
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.prompts import Prompt, check_number, check_total, within_context
 from gguf_serve.server.requests.service import Service
+
+# Qwen3's templates have their instruction in a line of its own.
+INSTRUCTION = re.compile(r"\{instruction\}|(<Instruct>: )[^\n]*")
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -39,6 +43,7 @@ async def embeddings(service: Service, http: HttpRequest) -> Response:
 
 class RerankFields(msgspec.Struct, kw_only=True):
     query: str
+    instruction: str | None = None  # what makes a document relevant
     documents: list[str | dict[str, Any]] | None = None  # Jina, Cohere
     texts: list[str] | None = None  # TEI
     top_n: int | None = None
@@ -57,7 +62,8 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
         raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
     texts = document_texts(fields)
     n_characters = len(fields.query) + sum(map(len, texts))
-    prompts = await service.read_text(n_characters, pairs, fields.query, texts, service.engine)
+    n_characters += len(fields.instruction or "")
+    prompts = await service.read_text(n_characters, rerank_prompts, fields, texts, service.engine)
     results = await run(service, http, prompts, "rank")
     scores = [result.vectors[0][0] for result in results]
     order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
@@ -81,11 +87,39 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
     )
 
 
-def pairs(query: str, texts: Sequence[str], engine: Engine) -> list[Prompt]:
+def rerank_prompts(fields: RerankFields, texts: Sequence[str], engine: Engine) -> list[Prompt]:
+    """The query with each text: in the model's template, if it has one, or as two texts."""
+    template = instructed(engine.info.rerank_template, fields.instruction)
     with within_context(engine.n_ctx):
-        found = engine.tokenizer.encode_pairs(query, texts, engine.n_ctx)
+        if template:
+            found = [
+                engine.tokenizer.encode(
+                    filled(template, {"query": fields.query, "document": text}),
+                    add_special=False, parse_special=True, most=engine.n_ctx,
+                )
+                for text in texts
+            ]  # fmt: skip
+        else:
+            found = engine.tokenizer.encode_pairs(fields.query, texts, engine.n_ctx)
     check_total(sum(map(len, found)), engine.n_ctx, "documents")
     return [Prompt(tuple(ids)) for ids in found]
+
+
+def instructed(template: str, instruction: str | None) -> str:
+    """The template with another instruction than its own, if there is one."""
+    if instruction is None:
+        return template
+    found, n = INSTRUCTION.subn(lambda match: (match[1] or "") + instruction, template)
+    if not n:
+        raise invalid(
+            "Field 'instruction': this model's template for reranking has no place for it"
+        )
+    return found
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """What stands in braces replaced by its value, none of which is looked at again."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
 def document_texts(fields: RerankFields) -> list[str]:

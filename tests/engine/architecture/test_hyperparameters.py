@@ -67,7 +67,7 @@ NAN_ROPE = "angles would be no numbers"
         ({"attention__layer_norm_rms_epsilon": float("nan")}, "epsilon is nan, not a finite"),
         ({"attention__layer_norm_rms_epsilon": 1e300}, "epsilon is 1e\\+300, not"),
         (
-            {"model": "cohere2-dense", "logit_scale": 1e39},
+            {"model": "command-r-dense", "logit_scale": 1e39},
             "logit_scale gives the factor 1e\\+39, not a finite float32",
         ),
         (
@@ -75,11 +75,11 @@ NAN_ROPE = "angles would be no numbers"
             "attention.scale gives the factor",
         ),
         (
-            {"model": "gemma2-dense", "attn_logit_softcapping": -1.0},
+            {"model": "grok-moe", "attn_logit_softcapping": -1.0},
             "softcapping is -1.0, not 0 or more",
         ),
         (
-            {"model": "maple-moe", "swiglu_clamp_exp": np.array([1.0, np.nan])},
+            {"model": "deepseek4-moe", "swiglu_clamp_exp": np.array([1.0] * 3 + [np.nan])},
             "swiglu_clamp_exp has nan",
         ),
     ],

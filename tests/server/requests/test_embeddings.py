@@ -141,5 +141,22 @@ def test_rerank(serve: Any, engine: Any) -> None:
         {"index": 1, "score": 5.0, "text": "bb"},
         {"index": 0, "score": 4.0, "text": "a"},
     ]
+    refused = httpx.post(url + "/rerank", json=body | {"instruction": "i"}).json()
+    assert "instruction" in refused["error"]["message"]
     response = httpx.post(url + "/rerank", json={"query": "q", "documents": []})
     assert "documents" in response.json()["error"]["message"]
+
+
+def test_a_template_for_reranking(serve: Any, engine: Any) -> None:
+    """As Qwen3's rerankers have it: with an instruction of its own, or the client's. What a text
+    has in braces stays."""
+    template = "<Instruct>: find it\n<Query>: {query}\n<Document>: {document}<end>"
+    engine.info = replace(engine.info, ranks=True, rerank_template=template)
+    url = serve(engine)
+    for given, instruction in (({}, "find it"), ({"instruction": "{query}?"}, "{query}?")):
+        body = {"query": "a {document}", "documents": ["b {query}"]} | given
+        assert httpx.post(url + "/rerank", json=body).status_code == 200
+        expected = (
+            f"<Instruct>: {instruction}\n<Query>: a {{document}}\n<Document>: b {{query}}<end>"
+        )
+        assert engine.requests[-1].prompt == tuple(expected.encode())
