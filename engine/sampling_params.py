@@ -37,8 +37,8 @@ DEFAULT_SAMPLERS = (
     "xtc",
     "temperature",
 )
-SAMPLERS = (*DEFAULT_SAMPLERS, "infill")
-LETTERS = dict(zip("edskypmxti", SAMPLERS, strict=True))
+SAMPLERS = (*DEFAULT_SAMPLERS, "infill", "adaptive_p")
+LETTERS = dict(zip("edskypmxtia", SAMPLERS, strict=True))
 OTHER_NAMES = {
     "nucleus": "top_p",
     "typical": "typ_p",
@@ -189,6 +189,15 @@ class SamplingParams:
     )
     mirostat_eta: float = sampling(
         "--mirostat-lr", type=NUMBER, default=0.1, help="its learning rate, eta",
+    )
+    adaptive_target: float = sampling(
+        "--adaptive-target", type=Real(high=1.0), default=-1.0,
+        help="of the sampler adaptive_p: the probability that drawn tokens have on average; "
+        "negative: off",
+    )
+    adaptive_decay: float = sampling(
+        "--adaptive-decay", type=Real(0.0, 0.99), default=0.9,
+        help="how slowly that average forgets; it spans about 1 / (1 - X) tokens",
     )
     min_keep: int = sampling(
         type=NATURAL, default=0, help="tokens that samplers leave at least",

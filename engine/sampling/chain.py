@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.sampling import candidates as filters
-from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Filter, Mirostat
+from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Filter
+from gguf_serve.engine.sampling.feedback import AdaptiveP, Mirostat
 from gguf_serve.engine.sampling_params import SamplingParams, parse_samplers
 
 
@@ -27,6 +28,7 @@ class Stage(NamedTuple):
     step: Filter
     kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
     keeps: int = 0
+    observe: Callable[[int, float], None] | None = None  # takes the drawn token, its probability
 
 
 def repeats_cost(params: SamplingParams) -> bool:
@@ -57,14 +59,12 @@ def build(
     repetition: Filter | None,
     dry: Filter | None,
     infill: Filter | None,
-    mirostat: Mirostat | None,
     uniform: Callable[[], float],
+    n_vocab: int,
 ) -> list[Stage]:
     """The stages after the logit bias, up to the draw. Mirostat replaces the chain."""
     if params.mirostat:
-        # no dynamic range here, as in llama.cpp
-        scale = [] if params.temperature == 1.0 else [_static_temperature(params.temperature)]
-        return _shortened([*scale, *([Stage(mirostat.cut, "other")] if mirostat else [])])
+        return _shortened(_mirostat(params, n_vocab))
     stages = []
     for name in parse_samplers(params.samplers):
         if name == "penalties":
@@ -77,6 +77,8 @@ def build(
             stages += _infill(infill)
         else:
             stages += _STAGES[name](params)
+    # It draws, in llama.cpp: whatever the order, it is the last.
+    stages.sort(key=lambda stage: stage.observe is not None)
     return _shortened(stages)
 
 
@@ -118,6 +120,23 @@ def _infill(step: Filter | None) -> list[Stage]:
     if step is None:
         raise RequestError("the sampler infill needs a tokenizer, the model has none")
     return [Stage(step, "other")]
+
+
+def _mirostat(params: SamplingParams, n_vocab: int) -> list[Stage]:
+    """After the temperature, without its dynamic range, as in llama.cpp."""
+    t = params.temperature
+    scale = [] if t == 1.0 else [_static_temperature(t)]
+    if t < LEAST_TEMPERATURE:
+        return scale
+    made = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)
+    return [*scale, Stage(made.cut, "other", observe=made.observe)]
+
+
+def _adaptive_p(params: SamplingParams) -> list[Stage]:
+    if params.adaptive_target < 0.0:
+        return []
+    made = AdaptiveP(params.adaptive_target, params.adaptive_decay)
+    return [Stage(made, "other", observe=made.observe)]
 
 
 def _temperature(params: SamplingParams) -> list[Stage]:
@@ -165,4 +184,5 @@ _STAGES: dict[str, Callable[[SamplingParams], list[Stage]]] = {
     "top_p": _top_p,
     "min_p": _min_p,
     "temperature": _temperature,
+    "adaptive_p": _adaptive_p,
 }

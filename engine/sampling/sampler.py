@@ -26,9 +26,7 @@ from gguf_serve.engine.errors import EngineError, RequestError
 from gguf_serve.engine.option import LARGEST
 from gguf_serve.engine.sampling import chain
 from gguf_serve.engine.sampling.candidates import (
-    LEAST_TEMPERATURE,
     Filter,
-    Mirostat,
     Pool,
     Ranking,
     Tokens,
@@ -107,17 +105,17 @@ class Sampler:
 
         repetition = _repetition(params, n_ctx, prompt)
         dry = _dry(params, n_ctx, prompt, n_vocab, encode, pieces)
-        self._mirostat = _mirostat(params, n_vocab)
         self._histories = [history for history in (repetition, dry) if history is not None]
         stages = chain.build(
             params,
             repetition=repetition,
             dry=dry,
             infill=infill,
-            mirostat=self._mirostat,
             uniform=self._uniform,
+            n_vocab=n_vocab,
         )
         self._steps = [stage.step for stage in stages]
+        self._observers = [stage.observe for stage in stages if stage.observe is not None]
         if self._bias:
             self._steps.insert(0, self._add_bias)
         self._limit = chain.limit(stages)
@@ -147,8 +145,8 @@ class Sampler:
         for step in self._steps:
             tokens = step(tokens)
         sampled = self._draw(tokens, n_probs)
-        if self._mirostat is not None:
-            self._mirostat.observe(sampled.prob)
+        for observe in self._observers:
+            observe(sampled.token, sampled.prob)
         return sampled
 
     def accept(self, token: int) -> None:
@@ -258,9 +256,3 @@ def _dry(
     return Dry(
         window, params.dry_multiplier, params.dry_base, params.dry_allowed_length, heads, prompt
     )
-
-
-def _mirostat(params: SamplingParams, n_vocab: int) -> Mirostat | None:
-    if params.mirostat == 0 or params.temperature < LEAST_TEMPERATURE:
-        return None
-    return Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)

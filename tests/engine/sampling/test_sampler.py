@@ -17,7 +17,6 @@ import pytest
 from drawing import answer, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from gguf_serve.engine.errors import EngineError, RequestError
 from gguf_serve.engine.sampling.penalties import Dry, Repetition, suffix_lengths
@@ -272,41 +271,6 @@ def test_one_uniform_a_token_whatever_is_left(params: SamplingParams) -> None:
     rest = np.random.Generator(np.random.PCG64(3))
     rest.random()
     assert sampler._uniform() == rest.random()
-
-
-def test_mirostat_follows_its_feedback() -> None:
-    tau, eta, mu = 3.0, 0.4, 6.0
-    params = SamplingParams(temperature=0.7, mirostat=2, mirostat_tau=tau, mirostat_eta=eta, seed=8)
-    sampler = make(params, n_vocab=200)
-    rng = np.random.default_rng(1)
-    for _ in range(40):
-        row = rng.normal(0, 3, 200).astype(np.float32)
-        sampled = sampler.sample(answer(sampler.needs(), row), n_probs=200)
-        p = np.exp(row.astype(np.float64) / 0.7)
-        p /= p.sum()
-        kept = np.flatnonzero(-np.log2(p) <= mu) if (-np.log2(p)).min() <= mu else [p.argmax()]
-        assert {token for token, _ in sampled.top} == set(np.array(kept).tolist())
-        mu -= eta * (-math.log2(p[sampled.token] / p[kept].sum()) - tau)
-
-
-def test_mirostat_1_reaches_its_surprise() -> None:
-    params = SamplingParams(temperature=1.0, mirostat=1, mirostat_tau=3.0, seed=8)
-    sampler = make(params, n_vocab=500)
-    row = (-1.1 * np.log(np.arange(1, 501))).astype(np.float32)  # Zipf
-    bits = []
-    for _ in range(600):
-        sampled = sampler.sample(answer(sampler.needs(), row))
-        bits.append(-math.log2(sampled.prob))
-    assert np.mean(bits[100:]) == pytest.approx(3.0, abs=0.15)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("row", [np.zeros(5), np.array([9.0, 0, 0, 0, 0]), np.array([1.0])])
-def test_mirostat_on_odd_rows(version: int, row: NDArray[np.float64]) -> None:
-    params = SamplingParams(mirostat=version, mirostat_tau=20.0, mirostat_eta=1.0)  # type: ignore[arg-type]
-    sampler = make(params, n_vocab=row.size)
-    for _ in range(2000):
-        assert sampler.sample(Candidates(row=row.astype(np.float32))).prob > 0.0
 
 
 def test_banned_tokens_are_not_drawn() -> None:
