@@ -40,11 +40,13 @@ class Real:
 class Choice:
     """One of some words; true, 1 and enabled stand for "on", their opposites for "off".
 
-    A word of ``instead`` is taken as its value, with a line of warning.
+    A word of ``hints``, which is one of llama-server's, is taken as the default with a line of
+    warning that ends so.
     """
 
     words: tuple[str, ...]
-    instead: tuple[tuple[str, str], ...] = ()
+    hints: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

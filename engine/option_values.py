@@ -48,6 +48,26 @@ def shares(text: str) -> tuple[float, ...]:
     return found
 
 
+def mebibytes(text: str) -> tuple[int, ...]:
+    """Numbers with commas between, of each device; the last of all further ones."""
+    parts = re.split("[,/]", text)
+    if not all(part.strip().isdecimal() and len(part) < 12 for part in parts):
+        raise ValueError(f"{text!r} is not a number of MiB, or several such as 1024,2048")
+    return tuple(map(int, parts))
+
+
+def unescaped(text: str) -> str:
+    r"""With \n, \r, \t, quotes, \\ and \x0a for what they stand for; others stay."""
+    found = re.sub(rb"\\(?:x([0-9a-fA-F]{2})|([nrt'\"\\]))", _escaped, text.encode())
+    return found.decode("utf-8", "replace")
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    if match[1] is not None:
+        return bytes.fromhex(match[1].decode())
+    return {b"n": b"\n", b"r": b"\r", b"t": b"\t"}.get(match[2], match[2])
+
+
 def slot_count(text: str) -> int:
     if text != "-1" and not (text.isdecimal() and 0 < int(text[:9]) <= MOST_SLOTS):
         raise ValueError(f"{text!r} is neither a number of slots, 1 to {MOST_SLOTS}, nor -1")

@@ -29,6 +29,7 @@ from gguf_serve.engine.option_values import (
     commas,
     key_values,
     layer_count,
+    mebibytes,
     shares,
     slot_count,
 )
@@ -121,9 +122,9 @@ class EngineOptions:
     )
     split_mode: str = option(
         "-sm", "--split-mode", group=DEVICE, env="SPLIT_MODE",
-        type=Choice(("none", "layer", "row", "tensor")), default="layer",
-        help="layer: layers are shared out to all devices; none: one has all; the others are not "
-        "supported",
+        type=Choice(("none", "layer"), ("row", "tensor"), "a layer is computed on one device"),
+        default="layer",
+        help="layer: layers are shared out to all devices; none: one has all of them",
     )
     tensor_split: tuple[float, ...] = option(
         "-ts", "--tensor-split", group=DEVICE, env="TENSOR_SPLIT", type=Parsed("N,N,...", shares),
@@ -142,6 +143,10 @@ class EngineOptions:
         "-cmoe", "--cpu-moe", group=DEVICE, env="CPU_MOE", default=False,
         help="experts on the CPU",
     )
+    n_cpu_ffn: int = option(
+        "-ncffn", "--n-cpu-ffn", group=DEVICE, env="N_CPU_FFN", type=NATURAL, default=0,
+        help="FFNs without experts of the first so many layers on the CPU",
+    )
     n_cpu_moe: int = option(
         "-ncmoe", "--n-cpu-moe", group=DEVICE, env="N_CPU_MOE", type=NATURAL, default=0,
         help="experts of the first so many layers on the CPU",
@@ -154,9 +159,10 @@ class EngineOptions:
         "-fit", "--fit", group=DEVICE, env="FIT", type=SWITCH, default=True,
         help="shrink what is not set (context, layers on the devices) to fit into memory",
     )
-    fit_target: int = option(
-        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET", type=NATURAL, metavar="MiB",
-        default=1024, help="memory to leave free on each device",
+    fit_target: tuple[int, ...] = option(
+        "-fitt", "--fit-target", group=DEVICE, env="FIT_TARGET",
+        type=Parsed("MIB,...", mebibytes), default=(1024,),
+        help="memory to leave free on each device; the last number counts for all further ones",
     )
     fit_ctx: int = option(
         "-fitc", "--fit-ctx", group=DEVICE, env="FIT_CTX", type=COUNT, default=4096,
@@ -177,8 +183,8 @@ class EngineOptions:
         "int8 if the processor has AVX2 but no VNNI",
     )
     n_ctx: int = option(
-        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=NATURAL, default=0,
-        help="tokens of context; 0: the model's",
+        "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=OR_ALL, default=-1,
+        help="tokens of context; 0: the model's, -1: as many of these as fit into memory",
     )
     n_batch: int = option(
         "-b", "--batch-size", group=CONTEXT, env="BATCH", type=COUNT, default=2048,
@@ -228,7 +234,8 @@ class EngineOptions:
     )
     checkpoint_min_step: int = option(
         "-cms", "--checkpoint-min-step", group=CONTEXT, env="CHECKPOINT_MIN_SPACING_NT",
-        type=COUNT, default=8192, help="tokens from checkpoint to checkpoint in long prompts",
+        type=NATURAL, default=8192,
+        help="tokens from checkpoint to checkpoint in long prompts; 0: one after every step",
     )
     override_kv: tuple[tuple[str, bool | int | float | str], ...] = option(
         "--override-kv", group=MODEL_FILE, type=Parsed("KEY=TYPE:VALUE,...", key_values),

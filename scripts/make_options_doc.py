@@ -15,8 +15,9 @@ from typing import Any
 from gguf_serve.engine.option import Option
 from gguf_serve.engine.sampling_params import GROUP as SAMPLING
 from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.server.options.llama_options import HINTS, REFUSED, Foreign, names
 from gguf_serve.server.options.settings import GROUPS, Settings
-from gguf_serve.server.options.stated import Stated, default_text, placeholder, stated
+from gguf_serve.server.options.stated import Stated, default_text, placeholder, spellings, stated
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 HEAD = """# Options
@@ -24,15 +25,24 @@ HEAD = """# Options
 Written by `scripts/make_options_doc.py` from the code; `serve --help` prints the same. An option
 given on the command line counts more than its variable. Words with two values are read as
 llama-server reads them: `on`, `true`, `1`, `enabled` and `off`, `false`, `0`, `disabled`.
+Underscores in an option with two dashes stand for dashes.
+
+Least of all count llama.cpp's `config.ini` (`/etc/llama.cpp`, then `~/.config/llama.cpp` or
+`$XDG_CONFIG_HOME/llama.cpp`): the sections `[*]` and `[default]`, in which `ctx-size = 4096` is
+`--ctx-size 4096`. Keys that are no options here are passed over.
 """
 FIELDS = """Each is a field of requests too, and of `generation_settings`. A request's number
 outside of what means something is moved to the nearest that does, or refused with the limits."""
+
+HINTED = """They change no answer: taken with a line of warning, or without one where what they ask
+for is so anyway. Their variables likewise; whatever `LLAMA_ARG_NO_X` is set to, it turns X off."""
+NOT_TAKEN = """All of a command line's are told at once."""
 
 
 def row(one: Stated) -> tuple[str, ...]:
     """The cells of a table: flags and value, variable, default, what it does."""
     option = one.option
-    flags = " ".join(f"`{flag}`" for given in option.flags for flag in given.split("/"))
+    flags = " ".join(f"`{flag}`" for flag in spellings(option))
     value = f" `{placeholder(option)}`" if option.flags and placeholder(option) else ""
     shown = default_text(one.default, option)
     variable = f"`{option.env}`" if option.env else ""
@@ -49,6 +59,14 @@ def text() -> str:
 
 
 def sections() -> Iterator[str]:
+    yield from own_sections()
+    yield f"## llama-server's hints\n\n{HINTED}\n"
+    yield from foreign(HINTS)
+    yield f"## Refused\n\n{NOT_TAKEN}\n"
+    yield from foreign(REFUSED)
+
+
+def own_sections() -> Iterator[str]:
     options = list(stated(Settings))
     for group in GROUPS:
         yield f"## {group}\n"
@@ -61,6 +79,21 @@ def sections() -> Iterator[str]:
         if rest:
             yield from table(("option", "variable", "default", ""), map(row, rest))
             yield ""
+
+
+def foreign(rows: Sequence[Foreign]) -> Iterator[str]:
+    cells = [
+        (" ".join(f"`{name}`" for name in names(row)), f"{row.reason}{unless(row)}") for row in rows
+    ]
+    yield from table(("option", ""), cells)
+    yield ""
+
+
+def unless(row: Foreign) -> str:
+    """Which of their values are taken without a word."""
+    if row.takes and row.neutral:
+        return f" (not said of {', '.join(f'`{value}`' for value in row.neutral)})"
+    return ""
 
 
 def sampling() -> Iterator[tuple[str, tuple[Any, Option]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gguf_serve.server import openapi
 from gguf_serve.server.dialects.table import DIALECTS, error_response
 from gguf_serve.server.errors import ApiError, exception_handlers, json_response, plain_error
-from gguf_serve.server.http.auth import KeyCheck
+from gguf_serve.server.http.auth import KeyCheck, Keys
 from gguf_serve.server.http.client import Client
 from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
@@ -95,14 +95,14 @@ class Cors:
 
 def create_app(
     service: Service,
-    api_keys: Iterable[str] = (),
+    keys: Keys | None = None,
     cors: Cors | None = None,
     prefix: str = "",
     idle: Idle | None = None,
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
     handlers = exception_handlers(error_response)
-    keys = tuple(api_keys)
+    keys = Keys() if keys is None else keys
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
         routes=[*routes, *openapi.routes(routes), *page.routes(service)],

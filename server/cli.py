@@ -6,15 +6,29 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from gguf_serve.server.options.click_options import click_option
-from gguf_serve.server.options.llama_options import refused_variables, without_foreign
+from gguf_serve.server.options.arguments import (
+    Findings,
+    config_paths,
+    flags_of,
+    from_environment,
+    from_files,
+    own_arguments,
+    words,
+)
+from gguf_serve.server.options.click_options import FINDINGS, click_option
 from gguf_serve.server.options.settings import GROUPS, Settings
-from gguf_serve.server.options.stated import Stated, default_text, made, placeholder, stated
+from gguf_serve.server.options.stated import (
+    Stated,
+    default_text,
+    made,
+    placeholder,
+    spellings,
+    stated,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -25,24 +39,28 @@ Examples:
 
 MAGIC = b"GGUF"
 OPTIONS = tuple(stated(Settings))
-# Options with a value that may be left out; the others take the next word in any case.
-WITHOUT_VALUE = {name for name, _, option in OPTIONS if option.bare}
+FLAGS = flags_of(OPTIONS)
+OWN = ("-h", "--help", "--usage", "--version")  # of the command, without values
 
 
 class ServeCommand(click.Command):
+    """Tells everything that is wrong with a command line at once."""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        options = flags(self.get_params(ctx))
-        takes_value = {
-            flag: not (option.is_flag or option.name in WITHOUT_VALUE)
-            for flag, option in options.items()
-        }
-        args = without_foreign(args, takes_value)
-        refuse_unknown(ctx, options, takes_value, args)
-        rest = super().parse_args(ctx, args)
-        if rest and not ctx.resilient_parsing:
-            raise click.UsageError(unexpected(rest[0]), ctx=ctx)
-        for message in refused_variables(os.environ):
-            raise click.UsageError(message, ctx=ctx)
+        findings = ctx.meta[FINDINGS] = Findings()
+        known = {flag: given.n_values for flag, given in FLAGS.items()} | dict.fromkeys(OWN, 0)
+        # Those that are less counted first: files, variables, then the command line.
+        values = from_files(config_paths(os.environ), FLAGS, findings)
+        values |= from_environment(os.environ, OPTIONS, findings)
+        ctx.default_map = words(values, OPTIONS)
+        try:
+            rest = super().parse_args(ctx, own_arguments(args, known, findings))
+        except click.UsageError as error:
+            findings.refusals.append(error.format_message())
+            rest = []
+        if not ctx.resilient_parsing:
+            findings.refusals += [unexpected(word) for word in rest[:1]]
+            tell(ctx, findings)
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -59,7 +77,7 @@ class ServeCommand(click.Command):
 def help_record(one: Stated) -> tuple[str, str]:
     """The option's two columns: flags and value, then words, default and variable."""
     option = one.option
-    flags = ", ".join(option.flags).replace("/", ", ")
+    flags = ", ".join(spellings(option))
     shown = default_text(one.default, option)
     notes = [*([f"default {shown}"] if shown else []), *([option.env] if option.env else [])]
     help = f"{option.help} ({'; '.join(notes)})" if notes else option.help
@@ -73,39 +91,15 @@ def unexpected(word: str) -> str:
     return f"unexpected {word!r:.80}: it belongs to no option"
 
 
-def flags(params: Sequence[click.Parameter]) -> dict[str, click.Option]:
-    return {
-        flag: param
-        for param in params
-        if isinstance(param, click.Option)
-        for flag in (*param.opts, *param.secondary_opts)
-    }
-
-
-def refuse_unknown(
-    ctx: click.Context,
-    options: dict[str, click.Option],
-    takes_value: Mapping[str, bool],
-    args: list[str],
-) -> None:
-    """Options are exact names: without this click reads -mx 0 as -m with the value x."""
-    rest = iter(args)
-    for arg in rest:
-        name = arg.partition("=")[0]
-        if name == "--":
-            return
-        if not name.startswith("-") or name == "-":
-            continue
-        if name not in options:
-            raise click.NoSuchOption(name, possibilities=similar(name, options), ctx=ctx)
-        if takes_value[name] and name == arg:
-            next(rest, None)  # its value, whatever that looks like
-
-
-def similar(name: str, options: dict[str, click.Option]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, options)
+def tell(ctx: click.Context, findings: Findings) -> None:
+    """Warnings, then UsageError with all that cannot be used."""
+    for warning in findings.lines():
+        click.echo(f"serve: {warning}", err=True)
+    refusals = findings.refusals
+    if refusals:
+        several = f"{len(refusals)} things cannot be used:"
+        message = refusals[0] if len(refusals) == 1 else "\n  ".join([several, *refusals])
+        raise click.UsageError(message, ctx=ctx)
 
 
 def run(**values: Any) -> None:
@@ -115,6 +109,8 @@ def run(**values: Any) -> None:
         return list_devices()
     if settings.arch_list:
         return list_architectures()
+    if settings.completion_bash:
+        return print_completion()
     if settings.demo and settings.model is not None:
         raise click.UsageError("-m and --demo cannot both be given")
     if not settings.demo and settings.model is None:
@@ -196,6 +192,22 @@ def list_architectures() -> None:
 
     for name in sorted(ARCHITECTURES):
         click.echo(name)
+
+
+def print_completion() -> None:
+    words = " ".join(
+        ["--help", "--version", *(f for one in OPTIONS for f in spellings(one.option))]
+    )
+    click.echo(
+        "_gguf_serve() {\n"
+        '  local word="${COMP_WORDS[COMP_CWORD]}"\n'
+        '  case "$word" in\n'
+        f'    -*) COMPREPLY=($(compgen -W "{words}" -- "$word")) ;;\n'
+        '    *) COMPREPLY=($(compgen -f -- "$word")) ;;\n'
+        "  esac\n"
+        "}\n"
+        "complete -o filenames -F _gguf_serve serve gguf-serve"
+    )
 
 
 def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Kind
-from gguf_serve.engine.option_values import commas
+from gguf_serve.engine.option_values import commas, unescaped
 from gguf_serve.engine.options import EngineOptions, RopeOptions
 from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, parse_samplers
 from gguf_serve.server.app import Cors
@@ -99,9 +99,11 @@ def chat_template(settings: Settings) -> str | None:
 
 
 def request_defaults(settings: Settings) -> Defaults:
+    stop = settings.defaults.stop
     return replace(
         settings.defaults,
         sampling=sampling_defaults(settings),
+        stop=tuple(map(unescaped, stop)) if settings.escape else stop,
         template_kwargs={
             "preserve_reasoning": settings.reasoning_preserve,
             **template_kwargs(settings.chat_template_kwargs),
@@ -128,6 +130,9 @@ def default_constraint(settings: Settings) -> Constraint | None:
 
 def sampling_defaults(settings: Settings) -> SamplingParams:
     given = settings.defaults.sampling
+    if settings.escape:
+        breakers = tuple(map(unescaped, given.dry_sequence_breakers))
+        given = replace(given, dry_sequence_breakers=breakers)
     if settings.sampler_seq is None or given.samplers != DEFAULT_SAMPLERS:
         return given
     try:

@@ -29,6 +29,7 @@ from gguf_serve.engine.option_values import commas
 from gguf_serve.server import sockets as listeners
 from gguf_serve.server.app import create_app
 from gguf_serve.server.configure import (
+    SettingsError,
     api_keys,
     api_prefix,
     client_limits,
@@ -39,11 +40,12 @@ from gguf_serve.server.configure import (
     uses_https,
 )
 from gguf_serve.server.dialects.table import error_response
+from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
 from gguf_serve.server.idle import Idle
 from gguf_serve.server.interface import Engine
-from gguf_serve.server.logs import set_up_logging
+from gguf_serve.server.logs import level, set_up_logging
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.requests.service import Endpoints, Service
 from gguf_serve.server.summary import progress_bar, show, summary
@@ -67,11 +69,13 @@ class Server(uvicorn.Server):
         on_loaded: Callable[[Engine], None],
         idle: Idle | None = None,
         handshake_timeout: float = 15.0,
+        on_hangup: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(config)
         self.servers: list[asyncio.base_events.Server] = []
         self.handshake_timeout = handshake_timeout  # seconds, for TLS
         self.idle = idle
+        self.on_hangup = on_hangup  # None: SIGHUP ends the process
         self.service = service
         self.failure: str | None = None
         self._load = load
@@ -119,6 +123,8 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        if self.on_hangup is not None:
+            loop.add_signal_handler(signal.SIGHUP, self.on_hangup)
         yield
 
     def leftover_threads(self) -> list[threading.Thread]:
@@ -164,7 +170,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     set_up_logging(settings)
     hosts = settings.host
-    keys = api_keys(settings)
+    keys = Keys(api_keys(settings))
     service = Service(
         defaults=request_defaults(settings),
         aliases=commas(settings.alias or ""),
@@ -186,7 +192,7 @@ def serve(settings: Settings) -> int:
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)
     limits = connection_limits(settings)
-    bound = listeners.bind(hosts, settings.port)
+    bound = listeners.bind(hosts, settings.port, share=settings.reuse_port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
     app = create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle)
     server = Server(
@@ -196,6 +202,7 @@ def serve(settings: Settings) -> int:
         on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
         idle=idle,
         handshake_timeout=limits.header_timeout,
+        on_hangup=None if settings.api_key_file is None else partial(read_keys, settings, keys),
     )
     try:
         server.run(bound)
@@ -204,12 +211,22 @@ def serve(settings: Settings) -> int:
     return finish(server)
 
 
+def read_keys(settings: Settings, keys: Keys) -> None:
+    """The keys anew; those that were there stay if they cannot be read."""
+    try:
+        keys.replace(api_keys(settings))
+    except SettingsError as error:
+        log.error("the keys stay as they were: %s", error)
+    else:
+        log.info("the keys have been read again")
+
+
 def http_config(app: ASGIApp, settings: Settings, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol(error_response, limits),
         log_config=None,
-        access_log=settings.verbose,
+        access_log=level(settings) == logging.DEBUG,
         lifespan="off",
         ws="none",
         server_header=False,

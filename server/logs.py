@@ -1,7 +1,8 @@
-"""The log: to stderr, and to a file that may not always be there to be written."""
+"""The log: to stderr, or as JSON to stdout, and to a file that may not always be there."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -35,15 +36,23 @@ class LogFile(logging.FileHandler):
         return None
 
 
-class Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """stderr; when that cannot be written there is nobody left to be told."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
+class Console(logging.StreamHandler):  # type: ignore[type-arg]
+    """stderr or stdout; when that cannot be written there is nobody left to be told."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+class JsonLines(logging.Formatter):
+    """An object on each line, with llama-server's names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        line = {"type": "log", "time": record.created, "level": record.levelname.lower()}
+        return json.dumps(line | {"msg": message})
 
 
 class Seldom(logging.Filter):
@@ -65,19 +74,30 @@ class Seldom(logging.Filter):
 
 def set_up_logging(settings: Settings) -> None:
     """SettingsError if the file cannot be made."""
-    stderr = Stderr()
-    handlers: list[logging.Handler] = [stderr]
+    console = Console(sys.stdout if settings.log_jsonl else sys.stderr)
+    handlers: list[logging.Handler] = [console]
     if settings.log_file is not None:
         try:
-            handlers.append(LogFile(settings.log_file, stderr))
+            handlers.append(LogFile(settings.log_file, console))
         except OSError as error:
             message = f"--log-file: cannot write {settings.log_file}: {reason(error)}"
             raise SettingsError(message) from None
-    level = logging.DEBUG if settings.verbose else logging.INFO
-    logging.basicConfig(level=level, format=FORMAT, handlers=handlers, force=True)
-    for name in (
-        ("uvicorn.error", "server", "gguf_serve.server.http.stream") if not settings.verbose else ()
-    ):
+    lowest = level(settings)
+    logging.basicConfig(level=lowest, format=FORMAT, handlers=handlers, force=True)
+    if settings.log_jsonl:
+        for handler in handlers:
+            handler.setFormatter(JsonLines())
+    verbose = lowest == logging.DEBUG
+    for name in ("uvicorn.error", "server", "gguf_serve.server.http.stream") if not verbose else ():
         logging.getLogger(name).addFilter(Seldom())
     for name in ("uvicorn", "asyncio"):
-        logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)
+        logging.getLogger(name).setLevel(max(lowest, logging.INFO if verbose else logging.WARNING))
+
+
+def level(settings: Settings) -> int:
+    """The least level of the log, of logging's."""
+    if settings.log_disable:
+        return logging.CRITICAL + 1
+    if settings.verbose or settings.log_verbosity > 3:
+        return logging.DEBUG
+    return {3: logging.INFO, 2: logging.WARNING}.get(settings.log_verbosity, logging.ERROR)

@@ -11,22 +11,23 @@ from collections.abc import Sequence
 from gguf_serve.server.configure import SettingsError, reason
 
 
-def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """A bound socket for each address of each host; SettingsError says which cannot be."""
+def bind(hosts: Sequence[str], port: int, *, share: bool = False) -> list[socket.socket]:
+    """A bound socket for each address of each host; SettingsError says which cannot be. ``share``:
+    other processes may have the port too."""
     sockets: list[socket.socket] = []
     try:
         for host in hosts:
             if host.endswith(".sock"):
                 sockets.append(bind_unix(host))
             else:
-                sockets += bind_tcp(host, port)
+                sockets += bind_tcp(host, port, share)
     except SettingsError:
         close(sockets)
         raise
     return sockets
 
 
-def bind_tcp(host: str, port: int) -> list[socket.socket]:
+def bind_tcp(host: str, port: int, share: bool = False) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -36,6 +37,8 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
         listener = socket.socket(family, socket.SOCK_STREAM)
         sockets.append(listener)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:

@@ -25,11 +25,12 @@ from gguf_serve.engine.loading.assembly import (
 from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.model.placement import (
     Placement,
-    experts_on,
+    ffns_on,
     layers_with_experts,
     overridden,
     placement_of,
     spread,
+    unmatched,
 )
 from gguf_serve.engine.model.weights import NO_ADDITIONS, Additions, ModelWeights, allocate_weights
 from gguf_serve.engine.options import EngineOptions
@@ -187,12 +188,12 @@ class Fitting:
         """What is to be loaded. Raises EngineError, with the numbers, if nothing fits, and
         DeviceError if a device cannot allocate as much at once."""
         h, options = self._model.h, self._options
-        trained = options.n_ctx or h.n_ctx_train
+        trained = options.n_ctx if options.n_ctx > 0 else h.n_ctx_train
         auto = options.n_gpu_layers in ("auto", "all")
         n_layers = self._whole if auto else int(options.n_gpu_layers)
         wanted = trial = self._fewest(trained, self._whole if n_layers < 0 else n_layers)
         if options.fit and not self._fits(trial):
-            if not options.n_ctx:
+            if options.n_ctx < 0:
                 trial = self._shrink_context(trial)
             if not self._fits(trial) and options.n_gpu_layers == "auto":
                 trial = self._shrink_layers(trial)
@@ -237,12 +238,18 @@ class Fitting:
     def _place(self, n_layers: int, n_cpu_moe: int | None) -> Placement:
         options, machine, h = self._options, self._machine, self._model.h
         offload = machine.infos[: self._n_offload]
-        shares = options.tensor_split or [machine.free(info) for info in offload]
+        n = len(offload)
+        shares: Sequence[float] = (*options.tensor_split, *[0.0] * n)[:n]
+        if not options.tensor_split:
+            shares = [machine.free(info) for info in offload]
         cpu = machine.cpu_index() if n_layers < self._whole else -1
         placement = spread(h.n_layers, n_layers, shares, cpu)
         n = h.n_layers if options.cpu_moe else max(options.n_cpu_moe, n_cpu_moe or 0)
         if n:
-            placement = experts_on(placement, self._has_experts, n, machine.cpu_index())
+            placement = ffns_on(placement, self._has_experts, n, machine.cpu_index())
+        if options.n_cpu_ffn:
+            dense = [not has for has in self._has_experts]
+            placement = ffns_on(placement, dense, options.n_cpu_ffn, machine.cpu_index())
         if not options.kv_offload:
             placement = replace(placement, mixers=(machine.cpu_index(),) * h.n_layers)
         if machine.overrides:
@@ -250,20 +257,25 @@ class Fitting:
         return placement
 
     def _fits(self, trial: Trial) -> bool:
-        return not trial.refusal and not self._shortages(trial, self._options.fit_target << 20)
+        return not trial.refusal and not self._shortages(trial, self._spare)
 
-    def _shortages(self, trial: Trial, spare: int) -> list[tuple[DeviceInfo, int]]:
-        """Devices without room for what they are to have and ``spare`` bytes, and what is free
-        there. Those that are the processor have its memory together."""
+    def _spare(self, at: int) -> int:
+        """Bytes to leave free on a device of the machine."""
+        targets = self._options.fit_target
+        return targets[min(at, len(targets) - 1)] << 20
+
+    def _shortages(self, trial: Trial, spare: Callable[[int], int]) -> list[tuple[DeviceInfo, int]]:
+        """Devices without room for what they are to have and their ``spare`` bytes, and what is
+        free there. Those that are the processor have its memory together."""
         infos = [self._machine.infos[at] for at in trial.devices]
         on_cpu = sum(
             n.total for n, info in zip(trial.needs, infos, strict=True) if info.kind == "cpu"
         )
         short = []
-        for need, info in zip(trial.needs, infos, strict=True):
+        for at, need, info in zip(trial.devices, trial.needs, infos, strict=True):
             taken = on_cpu if info.kind == "cpu" else need.total
             free = self._machine.free(info)
-            if taken + spare > free:
+            if taken + spare(at) > free:
                 short.append((info, free))
         return short
 
@@ -288,13 +300,13 @@ class Fitting:
     def room_for_checkpoints(self, trial: Trial) -> int | None:
         """Bytes that they may take where the model is on the processor; None: any number."""
         infos = [self._machine.infos[at] for at in trial.devices]
-        host = next((info for info in infos if info.kind == "cpu"), None)
-        if host is None or not self._options.fit:
+        at = next((at for at in trial.devices if self._machine.infos[at].kind == "cpu"), None)
+        if at is None or not self._options.fit:
             return None
         counted = trial.total().checkpoints
         taken = sum(n.total for n, i in zip(trial.needs, infos, strict=True) if i.kind == "cpu")
-        spare = self._options.fit_target << 20
-        return max(self._machine.free(host) - taken - spare, 0) + counted
+        free = self._machine.free(self._machine.infos[at])
+        return max(free - taken - self._spare(at), 0) + counted
 
     def _shrink_context(self, trial: Trial) -> Trial:
         """The largest context that fits, but not below --fit-ctx."""
@@ -319,7 +331,7 @@ class Fitting:
         return _largest(lambda n: self._try(trial.n_ctx, n), self._fits, self._whole)
 
     def _check(self, trial: Trial) -> None:
-        short = self._shortages(trial, 0)
+        short = self._shortages(trial, lambda at: 0)
         if not short:
             return
         free = {info.index: n for info, n in short}
@@ -334,6 +346,8 @@ class Fitting:
         )
 
     def _report(self, wanted: Trial, trial: Trial) -> None:
+        for pattern in unmatched(self._model.names, self._machine.overrides):
+            log.warning("--override-tensor: no tensor's name matches %r", pattern)
         for at, need in zip(trial.devices, trial.needs, strict=True):
             info = self._machine.infos[at]
             log.info("%s: %s, of %s free", info.name, need, mib(self._machine.free(info)))

@@ -202,7 +202,9 @@ def _checkpoints(
     )  # fmt: skip
     if not fitting:
         return None
-    return Checkpoints(fitting, options.checkpoint_min_step, size, runner.states.claim)
+    return Checkpoints(
+        fitting, options.checkpoint_min_step or options.n_ubatch, size, runner.states.claim
+    )
 
 
 def _driver(device: Device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 
@@ -20,6 +21,8 @@ from gguf_serve.kernels.opencl.platforms import (
 
 BYTE_CODES = {"auto": None, "int8": True, "int16": False}  # see open_device()
 
+log = logging.getLogger(__name__)
+
 
 def find_machine(
     options: EngineOptions, free: Callable[[DeviceInfo], int] = free_memory
@@ -29,11 +32,7 @@ def find_machine(
     known = list_devices(options.n_threads)
     infos = _with_layers(known, options)
     n_offload = len(infos)
-    if options.tensor_split and len(options.tensor_split) != n_offload:
-        raise EngineError(
-            f"--tensor-split has {len(options.tensor_split)} shares for {n_offload} devices: "
-            + ", ".join(info.name for info in infos)
-        )
+    _check_shares(options.tensor_split, infos)
     cpu = choose_cpu(known) if any(info.kind == "cpu" for info in known) else None
     overrides = [_override(text, known) for text in options.override_tensor]
     for info in [*([cpu] if cpu else []), *(info for _, info in overrides)]:
@@ -53,6 +52,19 @@ def find_machine(
     )  # fmt: skip
 
 
+def _check_shares(shares: tuple[float, ...], infos: list[DeviceInfo]) -> None:
+    """As with llama-server, devices beyond the shares get nothing."""
+    names = ", ".join(info.name for info in infos)
+    n = len(infos)
+    if shares and not sum(shares[:n]):
+        raise EngineError(f"--tensor-split gives nothing to the first {n} devices: {names}")
+    if len(shares) > n:
+        log.warning(
+            "--tensor-split has %d shares for %d devices (%s): the last are left out",
+            len(shares), n, names,
+        )  # fmt: skip
+
+
 def _with_layers(known: list[DeviceInfo], options: EngineOptions) -> list[DeviceInfo]:
     if options.split_mode not in ("layer", "none"):
         raise EngineError(
@@ -62,7 +74,7 @@ def _with_layers(known: list[DeviceInfo], options: EngineOptions) -> list[Device
     infos = choose_all(known, options.device, use_gpu=str(options.n_gpu_layers) != "0")
     if options.split_mode == "layer":
         if options.main_gpu:
-            raise EngineError("--main-gpu needs --split-mode none: layers go to all devices")
+            log.warning("--main-gpu counts with --split-mode none only: layers go to all devices")
         return infos
     if not 0 <= options.main_gpu < len(infos):
         names = ", ".join(f"{i}: {info.name}" for i, info in enumerate(infos))

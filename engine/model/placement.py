@@ -7,7 +7,7 @@ weights lie where it is computed, and so does what its layer keeps in the KV cac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_serve.engine.errors import EngineError
@@ -63,11 +63,11 @@ def spread(n_layers: int, n_offloaded: int, shares: Sequence[float], cpu: int) -
     return Placement(layers[0], layers, layers, device(n_layers))
 
 
-def experts_on(placement: Placement, has_experts: Sequence[bool], n: int, cpu: int) -> Placement:
-    """The FFNs with experts of the first ``n`` layers on the device ``cpu``."""
+def ffns_on(placement: Placement, chosen: Sequence[bool], n: int, cpu: int) -> Placement:
+    """The chosen ones of the first ``n`` layers' FFNs on the device ``cpu``."""
     ffns = tuple(
         cpu if i < n and has else at
-        for i, (at, has) in enumerate(zip(placement.ffns, has_experts, strict=True))
+        for i, (at, has) in enumerate(zip(placement.ffns, chosen, strict=True))
     )
     return replace(placement, ffns=ffns)
 
@@ -97,28 +97,30 @@ def overridden(
     """``overrides``: pairs of a pattern and a device. The part of every tensor whose name has a
     match goes to the device of the first pattern that does.
 
-    Raises EngineError for a pattern that is none or matches nothing, or for a part that two
-    patterns want on different devices.
+    Raises EngineError for a pattern that is none, or for a part that two patterns want on different
+    devices.
     """
     n_layers = len(placement.mixers)
-    parts, moved, unused = placement.parts, dict[int, str](), {text for text, _ in overrides}
+    parts, moved = placement.parts, dict[int, str]()
     compiled = [(_compiled(text), at) for text, at in overrides]
     for name in names:
         part = part_of(name, n_layers)
-        found = next(((p, at) for p, at in compiled if p.search(name)), None)
+        found = next((at for p, at in compiled if p.search(name)), None)
         if part is None or found is None:
             continue
-        pattern, at = found
-        unused.discard(pattern.pattern)
+        at = found
         if part in moved and parts[part] != at:
             raise EngineError(
                 f"--override-tensor: {moved[part]} and {name} are computed together, and cannot be "
                 "on different devices"
             )
         parts[part], moved[part] = at, name
-    for text in unused:
-        raise EngineError(f"--override-tensor: no tensor's name matches {text!r}")
     return placement_of(parts)
+
+
+def unmatched(names: Collection[str], overrides: Sequence[tuple[str, int]]) -> list[str]:
+    """The patterns that match no tensor's name."""
+    return [text for text, _ in overrides if not any(map(_compiled(text).search, names))]
 
 
 def _compiled(text: str) -> re.Pattern[str]:

@@ -14,28 +14,41 @@ from gguf_serve.server.errors import ApiError
 PUBLIC_PATHS = frozenset({"/health", "/v1/health"})
 
 
+class Keys:
+    """The keys that are accepted; others may take their place while requests come."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self.replace(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._forms)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        self._forms = tuple(form for key in keys for form in forms(key))
+
+    def accept(self, given: bytes | None) -> bool:
+        """Compare with every key, each in constant time, so that timing tells nothing."""
+        matches = [hmac.compare_digest(given or b"", key) for key in self._forms]
+        return given is not None and any(matches)
+
+
 class KeyCheck:
     """Middleware; without keys every request passes, and those for files always do."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str], is_file: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, is_file: Callable[[str], bool]) -> None:
         self.app = app
         self.is_file = is_file
-        self.keys = tuple(form for key in keys for form in forms(key))
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self.keys or scope["path"] in PUBLIC_PATHS:
             return await self.app(scope, receive, send)
         if self.is_file(scope["path"]):
             return await self.app(scope, receive, send)
-        if self.accepts(given_key(Headers(scope=scope))):
+        if self.keys.accept(given_key(Headers(scope=scope))):
             return await self.app(scope, receive, send)
         headers = {"www-authenticate": "Bearer"}
         raise ApiError("authentication_error", "Invalid API Key", headers=headers)
-
-    def accepts(self, given: bytes | None) -> bool:
-        """Compare with every key, each in constant time, so that timing tells nothing."""
-        matches = [hmac.compare_digest(given or b"", key) for key in self.keys]
-        return given is not None and any(matches)
 
 
 def forms(key: str) -> set[bytes]:

@@ -19,6 +19,23 @@ from gguf_serve.engine.option import (
     Whole,
 )
 
+FINDINGS = "gguf_serve.findings"  # in the context's meta: an object with ``refusals``
+
+
+class Told(click.Option):
+    """An option whose bad value is noted, so that those of others are looked at too."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Any, args: list[str]
+    ) -> tuple[Any, list[str]]:
+        try:
+            return super().handle_parse_result(ctx, opts, args)
+        except click.BadParameter as error:
+            if FINDINGS not in ctx.meta:
+                raise
+            ctx.meta[FINDINGS].refusals.append(error.format_message())
+            return None, args
+
 
 class Finite(click.FloatRange):
     """A number with which one can reckon."""
@@ -45,7 +62,14 @@ class Toggle(click.types.BoolParamType):
 class Words(click.Choice[str]):
     """One of some words; where on and off are among them, as a boolean is written too."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice.words)
+        self.hints, self.reason = choice.hints, choice.reason
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.hints and param is not None and ctx is not None:
+            ctx.meta[FINDINGS].hint(f"{param.opts[-1]} {value}", self.reason)
+            return None
         for word, spellings in (("on", TRUE), ("off", FALSE)):
             if word in self.choices and str(value).lower() in spellings:
                 return word
@@ -74,7 +98,7 @@ def click_type(option: Option) -> click.ParamType[Any]:
     if stated is FOLDER:
         return click.Path(exists=True, file_okay=False, path_type=str)
     if isinstance(stated, Choice):
-        return Words(stated.words)
+        return Words(stated)
     if isinstance(stated, Whole):
         return click.IntRange(stated.low, stated.high)
     if isinstance(stated, Real):
@@ -89,11 +113,10 @@ def click_option(name: str, option: Option) -> click.Option:
         kind = {"is_flag": True}
     elif option.bare is not None:
         kind = {"is_flag": False, "flag_value": option.bare}
-    return click.Option(
+    return Told(
         [name, *option.flags],
         type=click_type(option),
         default=None,
-        envvar=option.env,
         multiple=option.multiple,
         nargs=2 if option.pair else 1,
         **kind,

@@ -32,13 +32,17 @@ class HttpSettings(LimitSettings):
         "--port", group=SERVER, env="PORT", type=Whole(0, 65535), default=8080,
         help="0: any free one",
     )
+    reuse_port: bool = option(
+        "--reuse-port", group=SERVER, env="REUSE_PORT", default=False,
+        help="share the port with other servers that say so: connections are spread over them",
+    )
     api_key: str | None = option(
         "--api-key", group=SERVER, env="LLAMA_API_KEY", type=TEXT, default=None,
         help="key that requests must give; several with commas between",
     )
     api_key_file: str | None = option(
         "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
-        help="file with a key on each line",
+        help="file with a key on each line, which SIGHUP has read again",
     )
     api_prefix: str = option(
         "--api-prefix", group=SERVER, env="API_PREFIX", type=TEXT, default="",
@@ -58,7 +62,7 @@ class HttpSettings(LimitSettings):
     )
     cors_methods: tuple[str, ...] = option(
         "--cors-methods", group=SERVER, env="CORS_METHODS", type=LIST, multiple=True,
-        default=("*",), help="methods that such pages may use",
+        default=("GET", "POST", "DELETE", "OPTIONS"), help="methods that such pages may use",
     )
     cors_headers: tuple[str, ...] = option(
         "--cors-headers", group=SERVER, env="CORS_HEADERS", type=LIST, multiple=True,

@@ -1,172 +1,342 @@
 """llama-server's options that are none of ours, on the command line and in the environment.
 
-What asks for what is done here anyway is taken; the rest is refused with the reason, never
-ignored.
+What is a hint about speed, memory or the log, and changes no answer, is taken with a line of
+warning (without one if it asks for what is so anyway); the rest is refused with the reason, never
+ignored. Names that llama-server has dropped are among both. Whoever builds one of these takes its
+name out of its row and states the option instead (engine/option.py); ``tests/server/options``
+compares both with llama-server's own list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import Literal
 
-import click
+from gguf_serve.engine.option import FALSE, TRUE
 
-THREADS = "threads are the OpenCL driver's (taskset or numactl confine the process)"
+ON, OFF = ("on",), ("off",)
+THREADS = (
+    "threads are the OpenCL driver's (-t says how many; taskset or numactl confine the process)"
+)
 LOADING = "the file is read once, into the memory of the devices, and its pages are let go"
-LOGGING = "there are two levels of the log, with -v and without; it goes to stderr"
-TRUE, FALSE = ("true", "1", "on", "enabled"), ("false", "0", "off", "disabled")
+DRAFTS = "there is no speculative decoding here: the text is the same, only later"
+CLI = "it is llama-cli's: here a request brings its prompt"
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Options with one reason. ``taken`` are flags without a value that change nothing, and
-    ``neutral`` the values of the others, and of the variables, that ask for nothing."""
+    """Options with one reason, blanks between their names: those with a value, and flags that turn
+    something on or off. ``neutral``: values, of flags on and off, that ask for nothing."""
 
     reason: str
-    refused: tuple[str, ...]
-    taken: tuple[str, ...] = ()
+    takes: str = ""
+    on: str = ""
+    off: str = ""
+    env: str = ""  # after LLAMA_ARG_
     neutral: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()  # after LLAMA_ARG_
+
+    def asks_for_nothing(self, value: str) -> bool:
+        return value in self.neutral or as_switch(value) in self.neutral
 
 
-FOREIGN = (
-    Foreign(
-        "chat templates are always Jinja", ("--no-jinja",), ("--jinja",), TRUE, ("JINJA",),
-    ),
-    Foreign(
-        "requests are always batched as they come", ("--no-cont-batching", "-nocb"),
-        ("--cont-batching", "-cb"), TRUE, ("CONT_BATCHING",),
-    ),
+def as_switch(value: str) -> str:
+    word = value.lower()
+    return "on" if word in TRUE else "off" if word in FALSE else word
+
+
+# Whoever fetches models here begins with these two.
+DOWNLOADS = (
     Foreign(
         "models are not downloaded here: fetch the file, for instance with `hf download`, and "
         "give it with -m or --mmproj",
-        (
-            "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu",
-            "--model-url", "-mmu", "--mmproj-url", "-dr", "--docker-repo",
-        ),
-        ("--offline",), env=("HF_REPO", "HF_FILE", "MODEL_URL", "MMPROJ_URL", "DOCKER_REPO"),
+        takes="-hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -mmu "
+        "--mmproj-url -dr --docker-repo",
+        on="-cl --cache-list --embd-gemma-default --fim-qwen-1.5b-default "
+        "--fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec "
+        "--fim-qwen-14b-spec --fim-qwen-30b-default --gpt-oss-20b-default "
+        "--gpt-oss-120b-default --vision-gemma-4b-default --vision-gemma-12b-default "
+        "--embd-bge-small-en-default --embd-e5-small-en-default --embd-gte-small-default",
+        env="HF_REPO HF_FILE MODEL_URL MMPROJ_URL DOCKER_REPO",
+    ),
+)
+OFFLINE = Foreign("nothing is downloaded", on="--offline", env="OFFLINE", neutral=ON + OFF)
+# Whoever builds speculative decoding begins with this one.
+SPECULATION = (
+    Foreign(
+        DRAFTS,
+        takes="-md --model-draft --spec-draft-model -hfd -hfrd --hf-repo-draft --spec-draft-hf "
+        "-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl -ctkd "
+        "--cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft "
+        "--spec-draft-type-v -cd --ctx-size-draft -devd --device-draft "
+        "--spec-draft-device --draft --draft-n --draft-max --draft-min --draft-n-min "
+        "--draft-p-min --spec-draft-p-min --draft-p-split --spec-draft-p-split "
+        "--spec-type --spec-draft-n-max --spec-draft-n-min --spec-synth-len "
+        "--spec-synth-rates -td --threads-draft --spec-draft-threads -tbd "
+        "--threads-batch-draft --spec-draft-threads-batch -Cd --cpu-mask-draft "
+        "--spec-draft-cpu-mask -Crd --cpu-range-draft --spec-draft-cpu-range "
+        "--cpu-strict-draft --spec-draft-cpu-strict --prio-draft --spec-draft-prio "
+        "--poll-draft --spec-draft-poll -Cbd --cpu-mask-batch-draft "
+        "--spec-draft-cpu-mask-batch -Crbd --cpu-range-batch-draft "
+        "--spec-draft-cpu-range-batch --cpu-strict-batch-draft "
+        "--spec-draft-cpu-strict-batch --prio-batch-draft --spec-draft-prio-batch "
+        "--poll-batch-draft --spec-draft-poll-batch -otd --override-tensor-draft "
+        "--spec-draft-override-tensor -ncmoed --n-cpu-moe-draft --spec-draft-n-cpu-moe "
+        "--spec-draft-ncmoe --spec-ngram-mod-n-min --spec-ngram-mod-n-max "
+        "--spec-ngram-mod-n-match --spec-ngram-simple-size-n --spec-ngram-simple-size-m "
+        "--spec-ngram-simple-min-hits --spec-ngram-map-k-size-n --spec-ngram-map-k-size-m "
+        "--spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n "
+        "--spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --spec-ngram-size-n "
+        "--spec-ngram-size-m --spec-ngram-min-hits -lcs --lookup-cache-static -lcd "
+        "--lookup-cache-dynamic --spec-replace",
+        on="--spec-default -cmoed --cpu-moe-draft --spec-draft-cpu-moe "
+        "--spec-draft-backend-sampling",
+        off="--no-spec-draft-backend-sampling",
+        env="MODEL_DRAFT SPEC_DRAFT_MODEL SPEC_DRAFT_HF_REPO SPEC_TYPE HFD_REPO DRAFT_MAX "
+        "DRAFT_MIN DRAFT_P_MIN SPEC_DRAFT_N_MAX SPEC_DRAFT_N_MIN SPEC_DRAFT_P_MIN "
+        "SPEC_DRAFT_P_SPLIT SPEC_DRAFT_CACHE_TYPE_K SPEC_DRAFT_CACHE_TYPE_V "
+        "SPEC_DRAFT_CPU_MOE SPEC_DRAFT_N_CPU_MOE SPEC_DRAFT_BACKEND_SAMPLING "
+        "SPEC_SYNTH_LEN SPEC_SYNTH_RATES N_GPU_LAYERS_DRAFT CTX_SIZE_DRAFT",
+        neutral=("none", *OFF),
+    ),
+)
+
+HINTS = (
+    OFFLINE,
+    *SPECULATION,
+    Foreign(
+        "chat templates are always Jinja, and the prompts are the same",
+        on="--jinja",
+        off="--no-jinja",
+        env="JINJA",
+        neutral=ON,
     ),
     Foreign(
-        "there is no speculative decoding here",
-        (
-            "-md", "--model-draft", "--spec-draft-model", "-hfd", "--hf-repo-draft", "-ngld",
-            "--gpu-layers-draft", "--n-gpu-layers-draft", "-ctkd", "--cache-type-k-draft", "-ctvd",
-            "--cache-type-v-draft", "-cd", "--ctx-size-draft", "-devd", "--device-draft", "--draft",
-            "--draft-n", "--draft-max", "--draft-min", "--draft-p-min", "--spec-type",
-            "--spec-draft-n-max", "--spec-draft-n-min", "-lcs", "--lookup-cache-static", "-lcd",
-            "--lookup-cache-dynamic",
-        ),
-        neutral=("none",),
-        env=(
-            "MODEL_DRAFT", "SPEC_DRAFT_MODEL", "SPEC_TYPE", "HFD_REPO", "DRAFT_MAX", "DRAFT_MIN",
-            "DRAFT_P_MIN", "N_GPU_LAYERS_DRAFT", "CTX_SIZE_DRAFT",
-        ),
+        "requests are always batched as they come",
+        on="--cont-batching -cb",
+        off="--no-cont-batching -nocb",
+        env="CONT_BATCHING",
+        neutral=ON,
     ),
+    Foreign(LOADING, takes="-lm --load-mode", env="LOAD_MODE", neutral=("auto", "none")),
     Foreign(
         LOADING,
-        ("-lm", "--load-mode"), ("--no-mmap",), ("auto", "none", *FALSE), ("LOAD_MODE", "MMAP"),
+        on="--mmap -dio --direct-io",
+        off="--no-mmap -ndio --no-direct-io",
+        env="MMAP DIO",
+        neutral=OFF,
     ),
-    Foreign(LOADING, ("--mmap", "-dio", "--direct-io", "-ndio", "--no-direct-io")),
+    Foreign(LOADING, takes="-lzm --lazy-mode", env="LAZY_MODE", neutral=("auto", *OFF)),
     Foreign(
-        "the memory of devices is their drivers', which have no such setting", ("--mlock",),
-        neutral=FALSE, env=("MLOCK",),
+        "the memory of devices is their drivers', which have no such setting",
+        on="--mlock",
+        env="MLOCK",
+        neutral=OFF,
     ),
     Foreign(
         THREADS,
-        (
-            "--numa", "--poll", "--poll-batch", "--prio", "--prio-batch", "-C", "--cpu-mask", "-Cr",
-            "--cpu-range", "--cpu-strict",
-        ),
-        env=("NUMA",),
+        takes="--numa --poll --poll-batch --prio --prio-batch -C --cpu-mask -Cr --cpu-range "
+        "--cpu-strict -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch",
+        env="NUMA",
     ),
-    Foreign("prompts have the threads of generation: -t", ("-tb", "--threads-batch")),
+    Foreign("prompts have the threads of generation: -t", takes="-tb --threads-batch"),
     Foreign(
-        "one event loop serves all connections", ("--threads-http",), neutral=("-1",),
-        env=("THREADS_HTTP",),
+        "one event loop serves all connections",
+        takes="--threads-http",
+        env="THREADS_HTTP",
+        neutral=("-1",),
     ),
     Foreign(
         "what is cached of a prompt is its beginning, wherever it was computed",
-        ("--cache-reuse", "-sps", "--slot-prompt-similarity"), neutral=("0",), env=("CACHE_REUSE",),
+        takes="--cache-reuse -sps --slot-prompt-similarity",
+        env="CACHE_REUSE",
+        neutral=("0",),
     ),
     Foreign(
-        "what idle slots have cached stays until its memory is needed", ("--no-cache-idle-slots",),
-        ("--cache-idle-slots",), TRUE, ("CACHE_IDLE_SLOTS",),
+        "what idle slots have cached stays until its memory is needed",
+        on="--cache-idle-slots",
+        off="--no-cache-idle-slots",
+        env="CACHE_IDLE_SLOTS",
+        neutral=ON,
     ),
     Foreign(
-        "the cache lies in pages, which need no defragmentation", ("-dt", "--defrag-thold"),
-        neutral=("-1",), env=("DEFRAG_THOLD",),
-    ),
-    Foreign("the share of a slot is that of -c and -np", ("--kv-unified-per-slot", "-kvups"),
-            env=("KV_UNIFIED_PER_SLOT",)),
-    Foreign(
-        "there is nothing to leave out: kernels are compiled before the server listens", (),
-        ("--warmup", "--no-warmup"),
+        "the cache lies in pages, which need no defragmentation",
+        takes="-dt --defrag-thold",
+        env="DEFRAG_THOLD",
+        neutral=("-1",),
     ),
     Foreign(
-        "weights are always packed for the device", ("--no-repack", "-nr"), ("--repack",), TRUE,
-        ("REPACK",),
+        "there is nothing to leave out: kernels are compiled before the server listens",
+        on="--warmup",
+        off="--no-warmup",
+        neutral=ON + OFF,
     ),
     Foreign(
-        "the host's memory never keeps weights from being packed", (), ("--no-host",),
-        (*TRUE, *FALSE), ("NO_HOST",),
+        "weights are always packed for the device",
+        on="--repack",
+        off="--no-repack -nr",
+        env="REPACK",
+        neutral=ON,
     ),
     Foreign(
-        "matrices are multiplied where they lie", ("--op-offload",), ("--no-op-offload",),
+        "the host's memory never keeps weights from being packed",
+        on="--no-host",
+        env="NO_HOST",
+        neutral=ON + OFF,
     ),
     Foreign(
-        "times are measured in any case, by the server", (), ("--perf", "--no-perf"),
-        (*TRUE, *FALSE), ("PERF",),
+        "matrices are multiplied where they lie",
+        on="--op-offload",
+        off="--no-op-offload",
+        neutral=ON + OFF,
     ),
     Foreign(
-        "the log always has times and levels", ("--no-log-prefix", "--no-log-timestamps"),
-        ("--log-prefix", "--log-timestamps"), TRUE, ("LOG_PREFIX", "LOG_TIMESTAMPS"),
+        "the samplers see what they need of the logits, on either side",
+        on="-bs --backend-sampling",
+        env="BACKEND_SAMPLING",
+        neutral=OFF,
     ),
     Foreign(
-        "the log has no colours", ("--log-colors",), neutral=("off", "auto"), env=("LOG_COLORS",),
+        "times are measured in any case, by the server",
+        on="--perf",
+        off="--no-perf",
+        env="PERF",
+        neutral=ON + OFF,
     ),
-    Foreign(LOGGING, ("--log-disable",)),
     Foreign(
-        LOGGING, ("-lv", "--verbosity", "--log-verbosity"), neutral=("3",), env=("LOG_VERBOSITY",),
+        "the log always has times and levels",
+        on="--log-prefix --log-timestamps",
+        off="--no-log-prefix --no-log-timestamps",
+        env="LOG_PREFIX LOG_TIMESTAMPS",
+        neutral=ON,
     ),
-    Foreign("devices of other machines cannot be used", ("--rpc",), env=("RPC",)),
+    Foreign(
+        "the log has no colours",
+        takes="--log-colors",
+        on="-co --color",
+        env="LOG_COLORS",
+        neutral=("auto", *OFF),
+    ),
+    Foreign(
+        "the log goes to stderr, and with --log-file to a file too",
+        on="--log-enable --log-new --log-append --log-test --log-trace",
+    ),
+    Foreign(
+        "images are encoded one by one",
+        takes="--mtmd-batch-max-tokens",
+        env="MTMD_BATCH_MAX_TOKENS",
+    ),
+    Foreign(
+        "requests with videos are refused",
+        env="VIDEO_FPS VIDEO_TIMESTAMP_INTERVAL VIDEO_FFMPEG_DIR",
+        takes="--video-fps --video-timestamp-interval --video-ffmpeg-dir",
+    ),
+    Foreign(
+        "the page's settings are chosen there, and kept by the browser",
+        env="UI_CONFIG UI_CONFIG_FILE",
+        takes="--ui-config --webui-config --ui-config-file --webui-config-file",
+    ),
     Foreign(
         "one process serves one model",
-        ("--models-dir", "--models-preset", "--models-max", "--models-autoload"),
-        ("--no-models-autoload",), env=("MODELS_DIR", "MODELS_PRESET"),
+        takes="--models-max",
+        on="--models-autoload",
+        off="--no-models-autoload",
+        env="MODELS_MAX MODELS_AUTOLOAD",
+        neutral=OFF,
     ),
-    Foreign("there are no built-in tools here", ("--tools", "--agent"), env=("TOOLS",)),
+    Foreign(
+        "the kernels for a device are chosen by what it can do",
+        on="-mmq --mul-mat-q -nommq --no-mul-mat-q --low-vram",
+    ),
+)
+
+REFUSED = (
+    *DOWNLOADS,
+    Foreign(
+        "the share of a slot is that of -c and -np: give -c slots times tokens",
+        takes="--kv-unified-per-slot -kvups", env="KV_UNIFIED_PER_SLOT",
+    ),
+    Foreign(
+        "devices of other machines cannot be used: start a server there", takes="--rpc", env="RPC",
+    ),
+    Foreign(
+        "one process serves one model: start one for each, with a --port of its own",
+        takes="--models-dir --models-preset", env="MODELS_DIR MODELS_PRESET",
+    ),
+    Foreign(
+        "there are no tools here that the server runs: the client runs those of its `tools`",
+        takes="--tools --tools-runtime --mcp-servers-config --mcp-servers-json",
+        on="-ag --agent --ui-mcp-proxy --webui-mcp-proxy",
+        off="-no-ag --no-agent --no-ui-mcp-proxy --no-webui-mcp-proxy",
+        env="TOOLS TOOLS_RUNTIME MCP_SERVERS_CONFIG MCP_SERVERS_JSON AGENT UI_MCP_PROXY",
+        neutral=OFF,
+    ),
+    Foreign(
+        "no prompt is written to a disk; -v logs requests without them", takes="--log-prompts-dir",
+    ),
+    Foreign(
+        "self-extend is gone from llama-server too: --rope-scale stretches a context",
+        takes="-gan --grp-attn-n -gaw --grp-attn-w", neutral=("1",),
+    ),
+    Foreign(
+        "gone from llama-server too: a request's messages bring the system prompt",
+        takes="-spf --system-prompt-file -sys --system-prompt -sysf",
+    ),
+    Foreign("use --log-jsonl for JSON", takes="--log-format", neutral=("text",)),
+    Foreign("use -ctk f32 -ctv f32", on="--memory-f32 --no-memory-f16"),
+    Foreign("use --no-slots", on="--slots-endpoint-disable"),
+    Foreign("adapters (--lora) are added to the model that is served", takes="--lora-base"),
+    Foreign(
+        "the sampler is gone from llama-server too: --min-p does much the same",
+        takes="--tfs --tfs-z", neutral=("1", "1.0"),
+    ),
+    Foreign(
+        "penalties see the newline as any other token: --logit-bias can make it likelier",
+        on="--penalize-nl", off="--no-penalize-nl", neutral=ON,
+    ),
+    Foreign(
+        "the model's file says it (--override-kv changes it)",
+        takes="-gqa --gqa -eps --rms-norm-eps",
+    ),
+    Foreign(
+        "no speech is made here", on="--tts-use-guide-tokens --tts-oute-default",
+        takes="-mv --model-vocoder -hfv -hfrv --hf-repo-v -hffv --hf-file-v",
+    ),
+    Foreign(
+        CLI, takes="-p --prompt -f --file -bf --binary-file --prompt-cache --in-prefix --in-suffix "
+        "--image --audio",
+        on="-i --interactive -if --interactive-first -cnv --conversation -no-cnv "
+        "--no-conversation -st --single-turn --simple-io -mli --multiline-input "
+        "--verbose-prompt --no-display-prompt --in-prefix-bos --prompt-cache-all "
+        "--prompt-cache-ro",
+    ),
 )  # fmt: skip
-REFUSED = {flag: row for row in FOREIGN for flag in row.refused}
-TAKEN = frozenset(flag for row in FOREIGN for flag in row.taken)
-VARIABLES = {f"LLAMA_ARG_{name}": row for row in FOREIGN for name in row.env}
+
+Verdict = Literal["taken", "hint", "refused"]
 
 
-def without_foreign(args: Sequence[str], values: Mapping[str, bool]) -> list[str]:
-    """The arguments without those that ask for nothing; UsageError for those that do.
-
-    ``values``: our own options, and whether they take the next argument.
-    """
-    kept: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if arg == "--":
-            return [*kept, arg, *rest]
-        if name in REFUSED:
-            row = REFUSED[name]
-            is_flag = not row.neutral or row.neutral in (TRUE, FALSE)
-            if is_flag or (value if equals else next(rest, None)) not in row.neutral:
-                raise click.UsageError(f"{name} is not supported: {row.reason}")
-        elif arg not in TAKEN:
-            kept.append(arg)
-            kept.extend(islice(rest, int(values.get(arg, False))))  # whatever that looks like
-    return kept
+def names(row: Foreign) -> dict[str, str | None]:
+    """The options of a row, with the value that a flag has; None: it takes one."""
+    return (
+        dict.fromkeys(row.takes.split())
+        | dict.fromkeys(row.on.split(), "on")
+        | dict.fromkeys(row.off.split(), "off")
+    )
 
 
-def refused_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with each variable that asks for what is not there."""
-    for name, row in VARIABLES.items():
-        value = environ.get(name, "")
-        if value and value.lower() not in row.neutral:
-            yield f"{name}={value} is not supported: {row.reason}"
+def variables(row: Foreign) -> dict[str, str | None]:
+    """The variables of a row likewise; whatever LLAMA_ARG_NO_X is set to, it turns X off."""
+    found = dict.fromkeys((f"LLAMA_ARG_{name}" for name in row.env.split()), None)
+    if row.off:
+        found |= dict.fromkeys((f"LLAMA_ARG_NO_{name}" for name in row.env.split()), "off")
+    return dict(found)
+
+
+ROWS = HINTS + REFUSED
+FLAGS = {flag: (row, value) for row in ROWS for flag, value in names(row).items()}
+VARIABLES = {name: (row, value) for row in ROWS for name, value in variables(row).items()}
+
+
+def judged(row: Foreign, value: str) -> Verdict:
+    if row.asks_for_nothing(value):
+        return "taken"
+    return "hint" if row in HINTS else "refused"

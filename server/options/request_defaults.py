@@ -20,6 +20,10 @@ def thinks(text: str) -> bool | None:
     return None if text == "auto" else switch(text)
 
 
+def effort(text: str) -> str | None:
+    return None if text == "default" else text
+
+
 # fmt: off
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -69,8 +73,9 @@ class Defaults:
         help="where reasoning goes: none: into content; else into reasoning_content",
     )
     reasoning_effort: str | None = option(
-        "--reasoning-effort", group=CHAT, env="REASONING_EFFORT", type=TEXT, default=None,
-        help="effort that the template is told, such as low; none: no thinking",
+        "--reasoning-effort", group=CHAT, env="REASONING_EFFORT",
+        type=Parsed("LEVEL", effort), default=None,
+        help="effort that the template is told, such as low; none: no thinking, default: its own",
     )
     reasoning_budget: int = option(
         "--reasoning-budget", group=CHAT, env="THINK_BUDGET", type=OR_ALL, default=-1,

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gguf_serve.engine.media.limits import MEDIA
-from gguf_serve.engine.option import COUNT, FILE, FOLDER, OR_ALL, TEXT, Choice, Parsed, option
+from gguf_serve.engine.option import (
+    COUNT,
+    FILE,
+    FOLDER,
+    NATURAL,
+    OR_ALL,
+    TEXT,
+    Choice,
+    Parsed,
+    option,
+)
 from gguf_serve.engine.option_values import commas, scaled_files
 from gguf_serve.engine.options import (
     ADAPTERS,
@@ -63,6 +73,10 @@ class Settings(HttpSettings):
         "--arch-list", group=MODEL, default=False,
         help="print the architectures that can be served and exit",
     )
+    completion_bash: bool = option(
+        "--completion-bash", group=MODEL, default=False,
+        help="print a script that completes options in bash, and exit",
+    )
     list_devices: bool = option(
         "--list-devices", group=DEVICE, default=False, help="print the devices and exit",
     )
@@ -92,6 +106,10 @@ class Settings(HttpSettings):
         "--control-vector-scaled", group=ADAPTERS, type=SCALED, multiple=True, default=(),
         help="the same with a strength of its own",
     )
+    escape: bool = option(
+        "-e", "--escape/--no-escape", group=GROUP, default=True,
+        help=r"read \n, \t, \x0a and the like in -r and --dry-sequence-breaker",
+    )
     sampler_seq: str | None = option(
         "--sampler-seq", "--sampling-seq", group=GROUP, type=TEXT, default=None,
         help="samplers in their order, with a letter for each, such as edskypmxt",
@@ -116,8 +134,8 @@ class Settings(HttpSettings):
         help="projector file (GGUF) of the model, for images or sounds",
     )
     use_mmproj: bool = option(
-        "--mmproj-auto/--no-mmproj", group=MEDIA, env="MMPROJ_AUTO", default=True,
-        help="use the projector file that is given; --no-mmproj: text only",
+        "--mmproj-auto/--no-mmproj", " /--no-mmproj-auto", group=MEDIA, env="MMPROJ_AUTO",
+        default=True, help="use the projector file that is given; --no-mmproj: text only",
     )
     mmproj_offload: bool = option(
         "--mmproj-offload/--no-mmproj-offload", group=MEDIA, env="MMPROJ_OFFLOAD", default=True,
@@ -178,7 +196,19 @@ class Settings(HttpSettings):
         help="norm of embeddings; -1: as they are, 0: largest is 32760, 2: Euclidean",
     )
     verbose: bool = option(
-        "-v", "--verbose", group=LOGGING, default=False, help="log every request and more",
+        "-v", "--verbose", "--log-verbose", group=LOGGING, default=False,
+        help="log every request and more",
+    )
+    log_verbosity: int = option(
+        "-lv", "--verbosity", "--log-verbosity", group=LOGGING, env="LOG_VERBOSITY", type=NATURAL,
+        default=3, help="0, 1: errors only, 2: warnings too, 3: what happens, 4 and more: as -v",
+    )
+    log_disable: bool = option(
+        "--log-disable", group=LOGGING, default=False, help="no log; why it ends is still said",
+    )
+    log_jsonl: bool = option(
+        "--log-jsonl/--no-log-jsonl", group=LOGGING, env="LOG_JSONL", default=False,
+        help="the log as a JSON object on each line, to stdout",
     )
     log_file: str | None = option(
         "--log-file", group=LOGGING, env="LOG_FILE", type=FILE, default=None,

@@ -57,6 +57,11 @@ def _value(field: Field[Any], values: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def spellings(option: Option) -> list[str]:
+    """All flags, those that turn off too."""
+    return [flag for given in option.flags for flag in given.strip().split("/") if flag]
+
+
 def placeholder(option: Option) -> str:
     """What stands for the value in the help."""
     kind = option.type
@@ -71,7 +76,7 @@ def placeholder(option: Option) -> str:
 
 def default_text(default: Any, option: Option) -> str:
     """The default as it would be given; empty for none, and for a flag that only turns on."""
-    if default is None or (option.type is None and "/" not in option.flags[0]):
+    if default is None or (option.type is None and not any("/" in flag for flag in option.flags)):
         return ""
     if isinstance(default, bool):
         return "on" if default else "off"

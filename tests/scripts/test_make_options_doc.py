@@ -13,5 +13,5 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_option_is_there() -> None:
     lines = doc.text().splitlines()
     for one in doc.stated(doc.Settings):
-        assert any(f"`{one.option.flags[-1].split('/')[-1]}`" in line for line in lines)
+        assert any(f"`{doc.spellings(one.option)[-1]}`" in line for line in lines)
     assert sum("min_keep" in line for line in lines) == 1

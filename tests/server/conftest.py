@@ -39,6 +39,7 @@ from gguf_serve.engine.stats import SlotState
 from gguf_serve.engine.text.vocab import FimTokens
 from gguf_serve.server.app import Cors, create_app
 from gguf_serve.server.dialects.table import error_response
+from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits
 from gguf_serve.server.idle import Idle
@@ -292,7 +293,7 @@ def serve() -> Iterator[Serve]:
     ) -> str:
         service = Service(engine, **options)
         idle = None if sleep is None else Idle(service, *sleep)
-        app = create_app(service, api_keys, cors, prefix, idle)
+        app = create_app(service, Keys(api_keys), cors, prefix, idle)
         config = uvicorn.Config(
             app,
             http=protocol(error_response, limits),

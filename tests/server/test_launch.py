@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -300,3 +301,68 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
     code, _, errors = end(process)
     assert code == 0
     assert f"listening     {url}" in errors
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-ngl 99 -c 4096 --jinja -fa --mlock --numa distribute -tb 8 -np 4 --cont-batching "
+        "--cache-reuse 256 -ctk q8_0 -ctv q8_0 --temp 0.7 --top_p 0.8 --no-webui --no-mmap",
+        "--host 127.0.0.1 --ctx-size 512 --parallel 2 --slots --metrics -md d.gguf --draft-max 8 "
+        "-sm row -ts 3,1 --log-verbosity 3 -r '\\n' --alias a,b --embedding --offline -e",
+    ],
+)
+def test_command_lines_of_llama_servers(start: Start, model: str, line: str) -> None:
+    """One line of warning for each reason, and it serves."""
+    port = free_port()
+    process = start("-m", model, "--port", str(port), *shlex.split(line))
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+    code, _, errors = end(process)
+    assert code == 0
+    assert errors.count(" nothing here: ") == (4 if "--numa" in line else 2), errors
+
+
+def test_keys_are_read_again(start: Start, model: str, tmp_path: Path) -> None:
+    keys, port = tmp_path / "keys", free_port()
+    keys.write_text("old")
+    process = start("-m", model, "--port", str(port), "--api-key-file", str(keys))
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+
+    def status(key: str) -> int:
+        return httpx.get(f"{url}/nothing", headers={"x-api-key": key}).status_code
+
+    assert (status("old"), status("new")) == (404, 401)
+    keys.write_text("new")
+    process.send_signal(signal.SIGHUP)
+    until(lambda: status("new") == 404)
+    assert status("old") == 401
+    keys.write_text("")  # nobody could come in: those that were there stay
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.1)
+    assert status("new") == 404
+    code, _, errors = end(process)
+    assert code == 0
+    assert "the keys have been read again" in errors
+    assert "the keys stay as they were: --api-key-file:" in errors
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never comes true")
+
+
+def test_the_log_as_json(model: str) -> None:
+    command = [sys.executable, str(SCRIPT), "-m", model, "--port", "0", "--log-jsonl"]
+    done = subprocess.run(
+        command, env=os.environ | {"FAIL": "1"}, capture_output=True, text=True, timeout=60
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines
+    assert {"type", "time", "level", "msg"} == set(lines[0])
+    assert {line["level"] for line in lines} <= {"info", "warning", "error"}
+    assert done.stderr == "serve: tiny.gguf: unknown architecture 'abacus'\n"

@@ -78,7 +78,7 @@ def machine(processor: Device, gpu_bytes: int, cpu_bytes: int, **changes: Any) -
 
 
 def options(**given: Any) -> EngineOptions:
-    return EngineOptions(**({"fit_target": 1} | given))
+    return EngineOptions(**({"fit_target": (1,)} | given))
 
 
 @pytest.mark.parametrize("name", ["llama-dense", "deepseek2-moe", "jamba-dense"])

@@ -32,6 +32,9 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"split_mode": "none"}, [BIG]),
         ({"split_mode": "none", "main_gpu": 1}, [SMALL]),
         ({"tensor_split": (1.0, 3.0)}, [BIG, SMALL]),
+        ({"tensor_split": (1.0, 3.0, 2.0)}, [BIG, SMALL]),
+        ({"tensor_split": (1.0,)}, [BIG, SMALL]),
+        ({"main_gpu": 1}, [BIG, SMALL]),
     ],
 )
 def test_devices_that_have_layers(given: dict[str, Any], with_layers: list[DeviceInfo]) -> None:
@@ -52,9 +55,8 @@ def test_overrides_may_name_further_devices() -> None:
     [
         ({"device": "0,vega"}, "no OpenCL device 'vega'; there are 0: Xeon"),
         ({"device": "1,h200"}, "'1,h200' names a device twice"),
-        ({"tensor_split": (1.0,)}, "1 shares for 2 devices: H200, A2"),
+        ({"tensor_split": (0.0, 0.0, 1.0)}, "nothing to the first 2 devices: H200, A2"),
         ({"split_mode": "row"}, "--split-mode row is not supported"),
-        ({"main_gpu": 1}, "--main-gpu needs --split-mode none"),
         ({"main_gpu": 2, "split_mode": "none"}, "--main-gpu 2: .* among 0: H200, 1: A2"),
         ({"override_tensor": ("exps",)}, "'exps' is not a pattern, '=' and a device"),
         ({"override_tensor": ("exps=vega",)}, "no OpenCL device 'vega'"),

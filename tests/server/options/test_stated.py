@@ -17,7 +17,7 @@ from gguf_serve.engine.option_values import commas
 from gguf_serve.engine.sampling_params import PARAMETERS, SamplingParams
 from gguf_serve.server.options.click_options import click_option
 from gguf_serve.server.options.settings import GROUPS, Settings
-from gguf_serve.server.options.stated import default_text, made, placeholder, stated
+from gguf_serve.server.options.stated import default_text, made, placeholder, spellings, stated
 from gguf_serve.server.requests.fields import CompletionFields, SamplingFields
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,7 @@ def test_words_for_on(word: str) -> None:
 
 
 def test_flags_and_variables_are_nobody_elses() -> None:
-    flags = [flag for one in OPTIONS for given in one.option.flags for flag in given.split("/")]
+    flags = [flag for one in OPTIONS for flag in spellings(one.option)]
     variables = [one.option.env for one in OPTIONS if one.option.env]
     assert len(flags) == len(set(flags)) > 150
     assert len(variables) == len(set(variables)) > 50

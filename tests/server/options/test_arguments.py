@@ -1,0 +1,203 @@
+"""Command lines, variables and files together: spellings, hints, and all refusals at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gguf_serve.server import cli
+from gguf_serve.server.configure import request_defaults
+from gguf_serve.server.options.settings import Settings
+
+Given = Callable[..., tuple[Settings | None, Result]]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
+    """What a command line gives, None if it is refused, and what was printed."""
+    taken: list[Settings] = []
+    monkeypatch.setattr(cli, "start", lambda settings: taken.append(settings) or 0)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    def run(*args: str, **env: str) -> tuple[Settings | None, Result]:
+        taken.clear()
+        result = CliRunner().invoke(cli.main, ["-m", "x.gguf", *args], env=env)
+        assert result.exit_code == (0 if taken else 2), result.output
+        return (taken[0] if taken else None), result
+
+    return run
+
+
+def settings(found: tuple[Settings | None, Result]) -> Settings:
+    assert found[0] is not None, found[1].output
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "value"),
+    [
+        (["-fa", "1"], "on"), (["-fa", "true"], "on"), (["-fa", "enabled"], "on"),
+        (["-fa", "on"], "on"), (["-fa"], "on"), (["--flash_attn", "0"], "off"),
+        (["--flash-attn=disabled"], "off"), (["-fa", "auto"], "auto"),
+    ],
+)  # fmt: skip
+def test_spellings_of_a_choice(given: Given, args: list[str], value: str) -> None:
+    assert settings(given(*args)).engine.flash_attn == value
+
+
+def test_other_spellings(given: Given) -> None:
+    args = [
+        "--ctx_size",
+        "9",
+        "--fit",
+        "1",
+        "-ts",
+        "3/1",
+        "-fitt",
+        "512,1024",
+        "--min_p",
+        "0.1",
+        "--reasoning",
+        "0",
+    ]
+    made = settings(given(*args))
+    engine = made.engine
+    assert (engine.n_ctx, engine.fit, engine.tensor_split) == (9, True, (3.0, 1.0))
+    assert engine.fit_target == (512, 1024)
+    assert made.defaults.sampling.min_p == 0.1
+    assert made.defaults.thinks is False
+    assert settings(given("--reasoning-effort", "default")).defaults.reasoning_effort is None
+    assert settings(given("--fit", "off")).engine.fit is False
+    assert settings(given("--alias", "a_b", "-r", "--x_y")).defaults.stop == ("--x_y",)
+
+
+def test_the_models_context(given: Given) -> None:
+    """-c 0 is all of it, as with llama-server; without -c it may shrink."""
+    assert settings(given("-c", "0")).engine.n_ctx == 0
+    assert settings(given()).engine.n_ctx == -1
+    assert settings(given(LLAMA_ARG_CTX_SIZE="0")).engine.n_ctx == 0
+    assert settings(given("-cms", "0")).engine.checkpoint_min_step == 0
+
+
+def test_escapes(given: Given) -> None:
+    args = ["-r", r"\n", "-r", r"a\x41\"", "--dry-sequence-breaker", r"\t"]
+    made = request_defaults(settings(given(*args)))
+    assert made.stop == ("\n", 'aA"')
+    assert made.sampling.dry_sequence_breakers == ("\t",)
+    assert request_defaults(settings(given("-e", *args))).stop == made.stop
+    plain = request_defaults(settings(given(*args, "--no-escape")))
+    assert plain.stop == (r"\n", r"a\x41\"")
+    assert plain.sampling.dry_sequence_breakers == (r"\t",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--mlock", "--numa distribute", "--prio -1", "-tb 8", "--cache-reuse 256", "-dt 0.1",
+        "-sps 0.5", "--threads-http 8", "--no-repack", "--no-jinja", "-nocb", "--poll 100",
+        "--cpu-mask ff", "-lm mlock", "--mmap", "-md draft.gguf", "--draft-max 16",
+        "--spec-type draft-mtp", "-sm row", "-sm tensor", "--log-colors on", "--no_repack",
+    ],
+)  # fmt: skip
+def test_hints_are_taken_with_a_line_of_warning(given: Given, line: str) -> None:
+    found = given(*line.split(), "-c", "7")
+    assert settings(found) == settings(given("-c", "7"))
+    lines = found[1].stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("serve: ")
+    assert " changes nothing here: " in lines[0]
+
+
+def test_hints_of_one_kind_share_a_line(given: Given) -> None:
+    stderr = given("-md", "d.gguf", "--draft-max", "8", "--mlock", LLAMA_ARG_DRAFT_MIN="1")[
+        1
+    ].stderr
+    assert len(stderr.splitlines()) == 2
+    assert "serve: LLAMA_ARG_DRAFT_MIN=1, -md, --draft-max change nothing here: there is" in stderr
+
+
+def test_a_hint_may_lack_its_value(given: Given) -> None:
+    """--numa had none, once: the next option is not taken for it."""
+    assert settings(given("--numa", "-c", "7")).engine.n_ctx == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warned"),
+    [
+        ("MLOCK", "1", True), ("MLOCK", "0", False), ("NO_MMAP", "1", False),
+        ("JINJA", "on", False),
+        ("NO_JINJA", "1", True), ("CACHE_REUSE", "256", True), ("SPEC_TYPE", "none", False),
+        ("CONTEXT", "1", True), ("CTX_SIZES", "1", True), ("OFFLINE", "1", False),
+        ("NUMA", "", False),
+    ],
+)  # fmt: skip
+def test_variables(given: Given, name: str, value: str, warned: bool) -> None:
+    """Those that nobody reads are warned of."""
+    found = given(**{f"LLAMA_ARG_{name}": value})
+    assert settings(found) == settings(given())
+    assert (f"LLAMA_ARG_{name}" in found[1].stderr) == warned
+
+
+def test_variables_that_turn_off(given: Given) -> None:
+    """Whatever they are set to."""
+    made = settings(given(LLAMA_ARG_NO_KV_OFFLOAD="0", LLAMA_ARG_NO_MMPROJ_AUTO="1"))
+    assert (made.engine.kv_offload, made.use_mmproj) == (False, False)
+    assert settings(given("-kvo", LLAMA_ARG_NO_KV_OFFLOAD="1")).engine.kv_offload is True
+
+
+def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
+    line = "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 -hf a/b"
+    taken, result = given(*line.split(), LLAMA_ARG_PORT="x", LLAMA_ARG_TOOLS="all")
+    assert taken is None
+    told = result.stderr
+    assert "9 things cannot be used:" in told
+    for reason in (
+        "No such option '--foo'", "No such option '--bar'", "--rpc is not supported: devices",
+        "--memory-f32 is not supported: use -ctk f32 -ctv f32", "-hf is not supported: models",
+        "'-c' / '--ctx-size': 'x' is not a valid integer", "'nan' is not a finite number",
+        "LLAMA_ARG_TOOLS=all is not supported", "--port': 'x' is not a valid integer",
+    ):  # fmt: skip
+        assert reason in told
+    assert "--mlock changes nothing here" in told
+
+
+def test_one_refusal_is_told_alone(given: Given) -> None:
+    assert (
+        "Error: No such option '--ctx-sizes' (--ctx-size or --ctx-size-draft?)"
+        in given("--ctx-sizes", "1")[1].stderr
+    )
+    assert "unexpected 'y': it belongs" in given("-c", "1", "y")[1].stderr
+
+
+def test_configuration_files(given: Given, tmp_path: Path) -> None:
+    """[*] and [default] of llama.cpp's config.ini count, below variables and the command line."""
+    file = tmp_path / "llama.cpp" / "config.ini"
+    file.parent.mkdir()
+    file.write_text(
+        "version = 1\ntop-k = 7 ; of all\n[*]\nctx-size = 5\ntop-k = 9\nLLAMA_ARG_PORT = 81\n"
+        "no-kv-offload = true\nmlock = true\nwhatever = 3\ncontrol-vector-layer-range = 1 2\n"
+        "[another]\nctx-size = 6\n[default]\nhost = a, b\n# n = 3\nfa = 1\nr = stop\n"
+    )
+    made = settings(given())
+    assert (made.engine.n_ctx, made.port, made.host) == (5, 81, ("a", "b"))
+    assert (made.engine.kv_offload, made.engine.flash_attn) == (False, "on")
+    assert (made.defaults.sampling.top_k, made.defaults.max_tokens) == (7, -1)
+    assert (made.defaults.stop, made.engine.control.layers) == (("stop",), (1, 2))
+    assert settings(given(LLAMA_ARG_CTX_SIZE="8")).engine.n_ctx == 8
+    assert settings(given("-c", "9", LLAMA_ARG_CTX_SIZE="8")).engine.n_ctx == 9
+    file.write_text("ctx-size = x\n")
+    assert "'x' is not a valid integer" in given()[1].stderr
+
+
+def test_completion_in_bash(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(cli.main, ["--completion-bash"])
+    assert result.exit_code == 0
+    assert {"--ctx-size", "-ngl", "--version", "--no-kv-offload"} <= set(result.output.split())
+    assert result.output.rstrip().endswith("complete -o filenames -F _gguf_serve serve gguf-serve")
+
+
+def test_help_under_its_other_name() -> None:
+    assert CliRunner().invoke(cli.main, ["--usage"]).output.startswith("Usage:")
