@@ -21,7 +21,7 @@ from gguf_serve.server.requests.prompts import Prompt, check_number, check_total
 from gguf_serve.server.requests.service import Service
 
 # Qwen3's templates have their instruction in a line of its own.
-INSTRUCTION = re.compile(r"\{instruction\}|(<Instruct>: )[^\n]*")
+INSTRUCTION = re.compile(r"(<Instruct>: )[^\n]*")
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -89,12 +89,15 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
 
 def rerank_prompts(fields: RerankFields, texts: Sequence[str], engine: Engine) -> list[Prompt]:
     """The query with each text: in the model's template, if it has one, or as two texts."""
-    template = instructed(engine.info.rerank_template, fields.instruction)
+    template, values = engine.info.rerank_template, {"query": fields.query}
+    if fields.instruction is not None:
+        template = with_instruction(template)
+        values["instruction"] = fields.instruction
     with within_context(engine.n_ctx):
         if template:
             found = [
                 engine.tokenizer.encode(
-                    filled(template, {"query": fields.query, "document": text}),
+                    filled(template, values | {"document": text}),
                     add_special=False, parse_special=True, most=engine.n_ctx,
                 )
                 for text in texts
@@ -105,15 +108,13 @@ def rerank_prompts(fields: RerankFields, texts: Sequence[str], engine: Engine) -
     return [Prompt(tuple(ids)) for ids in found]
 
 
-def instructed(template: str, instruction: str | None) -> str:
-    """The template with another instruction than its own, if there is one."""
-    if instruction is None:
+def with_instruction(template: str) -> str:
+    """The template with a place for an instruction, where its own is."""
+    if "{instruction}" in template:
         return template
-    found, n = INSTRUCTION.subn(lambda match: (match[1] or "") + instruction, template)
+    found, n = INSTRUCTION.subn(r"\1{instruction}", template)
     if not n:
-        raise invalid(
-            "Field 'instruction': this model's template for reranking has no place for it"
-        )
+        raise invalid("Field 'instruction': this model's template has no place for one")
     return found
 
 
