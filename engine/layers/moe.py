@@ -147,7 +147,7 @@ def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -
     if w.latent is not None:
         x = g.linear(x, w.latent.down)
     choice = g.route(
-        logits, _routing(g.h), "experts", bias=w.choice_bias, table=w.table, weighted_before=before
+        logits, _routing(g.h), bias=w.choice_bias, table=w.table, weighted_before=before
     )
     rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
     return _Chosen(rows, choice, logits, weighted=not before)
@@ -165,6 +165,6 @@ def _add_chunks(
     e = g.h.experts
     summed = g.combine(chosen.rows, chosen.choice, weighted=chosen.weighted, scale=1.0)
     routing = replace(_routing(g.h), divide=e.chunk[0])
-    choice = g.route(chosen.logits, routing, "chunks", bias=w.choice_bias)
+    choice = g.route(chosen.logits, routing, bias=w.choice_bias)
     rows = experts(g, summed, chunks, choice, e.limits[layer])
     return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)

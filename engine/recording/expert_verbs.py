@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.tensors import Linear
@@ -17,13 +19,21 @@ from gguf_serve.kernels.quantization.activations import Activations
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Choice:
-    """The experts of each token, found on the device; ``into`` and ``out_of`` are the rows of
-    their first and of their last matrices, by the tokens that share a pass over the weights."""
+    """The experts of each token, found on the device, and their ``weights``; ``lists`` are what
+    RoutingBuffers has beside these. ``into`` and ``out_of`` are the rows of the experts' first and
+    of their last matrices, by the tokens that share a pass over the weights."""
 
     routing: Routing
-    buffers: RoutingBuffers
-    into: dict[int, RowGroups]
-    out_of: dict[int, RowGroups]
+    experts: Rows
+    weights: Rows
+    lists: tuple[Rows, ...]
+    into: dict[int, RowGroups] = field(default_factory=dict)
+    out_of: dict[int, RowGroups] = field(default_factory=dict)
+
+    @property
+    def grouping(self) -> list[Rows]:
+        """What matrices of experts read."""
+        return [self.weights, *self.lists]
 
 
 class ExpertVerbs(Verbs):
@@ -33,20 +43,22 @@ class ExpertVerbs(Verbs):
         self,
         logits: Rows,
         routing: Routing,
-        name: str,
         *,
         bias: Tensor | None = None,
         table: Tensor | None = None,
         weighted_before: bool = False,
     ) -> Choice:
-        """Choose by the router's logits, or a table: int32 [vocabulary, used]. ``name`` of the
-        memory for it, that of experts which are used in turn; ``weighted_before``: the weights
-        multiply what the experts read."""
-        buffers = self.context.workspace.routing(name, routing.n_experts, routing.used)
-        choice = Choice(routing, buffers, {}, {})
+        """Choose by the router's logits, or a table: int32 [vocabulary, used].
+        ``weighted_before``: the weights multiply what the experts read."""
+        used, n_tiles = routing.used, self.context.workspace.n_tokens * routing.used
+        lists = self.rows(4, dtype=np.int32, n=n_tiles + routing.n_experts), *(
+            self.rows(used, dtype=np.int32) for _ in range(2)
+        )  # fmt: skip
+        choice = Choice(routing, self.rows(used, dtype=np.int32), self.rows(used), lists)
 
         def run(e: Emission) -> None:
-            tile = e.tile
+            tile, written = e.tile, [choice.experts, choice.weights, *choice.lists]
+            buffers = RoutingBuffers(*map(e.floats, written))
             experts = None if table is None else TokenExperts(table, e.inputs.tokens)
             into, choice.out_of[tile] = route(
                 e.tape, e.floats(logits), routing, buffers, e.counts, tile=tile,
@@ -54,7 +66,7 @@ class ExpertVerbs(Verbs):
             )  # fmt: skip
             choice.into[tile] = into.weighted(buffers.weights) if weighted_before else into
 
-        self.launch(run, reads=[logits], writes=[])
+        self.launch(run, reads=[logits], writes=[choice.experts, *choice.grouping])
         return choice
 
     def expert_glu(
@@ -70,7 +82,9 @@ class ExpertVerbs(Verbs):
                 experts=choice.into[e.tile],
             )  # fmt: skip
 
-        self.launch(run, operands=[(x, pair)], writes=[out], writes_forms=True)
+        self.launch(
+            run, reads=choice.grouping, operands=[(x, pair)], writes=[out], writes_forms=True
+        )
         return out
 
     def expert_linear(
@@ -81,6 +95,7 @@ class ExpertVerbs(Verbs):
         used = choice.routing.used
         out = self.rows(layer.matrix.n_rows, used)
         low = layer.low_rank
+        narrow = self.rows(0 if low is None else low.a.n_rows, used)
 
         def run(e: Emission) -> None:
             tile, counts, scales = e.tile, e.counts, e.inputs.adapter_scales
@@ -91,15 +106,17 @@ class ExpertVerbs(Verbs):
             )  # fmt: skip
             if low is None or scales is None:
                 return
-            narrow = e.context.workspace.rows("experts low rank", low.a.n_rows, used)
-            matmul(e.tape, low.a, e.operand(x), narrow, counts, tile=tile, experts=rows)
-            scale_columns(e.tape, narrow, scales, low.owner, times=used)
+            between = e.floats(narrow)
+            matmul(e.tape, low.a, e.operand(x), between, counts, tile=tile, experts=rows)
+            scale_columns(e.tape, between, scales, low.owner, times=used)
             matmul(
-                e.tape, low.b, Activations(low.a.n_rows, narrow), e.floats(out), counts,
+                e.tape, low.b, Activations(narrow.width, between), e.floats(out), counts,
                 tile=tile, add=True, experts=choice.out_of[tile],
             )  # fmt: skip
 
-        self.launch(run, operands=[(x, layer)], writes=[out])
+        adapted = low is not None and self.context.inputs.adapter_scales is not None
+        writes = [out, narrow] if adapted else [out]
+        self.launch(run, reads=choice.grouping, operands=[(x, layer)], writes=writes)
         return out
 
     def combine(
@@ -121,12 +138,12 @@ class ExpertVerbs(Verbs):
             target, add = e.target(out, add=add_to is not None)
             combine(
                 e.tape, e.floats(y), target, used=choice.routing.used, add=add, scale=scale,
-                weights=choice.buffers.weights if weighted else None,
+                weights=e.floats(choice.weights) if weighted else None,
                 extra=None if extra is None else e.floats(extra),
                 gate=None if gate is None else e.floats(gate),
             )  # fmt: skip
 
-        optional: Sequence[Rows | None] = (extra, gate)
+        optional: Sequence[Rows | None] = (extra, gate, choice.weights if weighted else None)
         reads = [y, *(rows for rows in optional if rows is not None)]
         self.launch(run, reads=reads, writes=[out], can_add=True)
         return out

@@ -13,7 +13,6 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.kernels.attention.attention import AttentionInputs, Scratch
 from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.matrix.matmul import RowGroups
-from gguf_serve.kernels.matrix.moe import RoutingBuffers, routing_buffers
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
@@ -132,7 +131,6 @@ class Workspace:
     device: Device
     n_tokens: int
     _tensors: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-    _routing: dict[tuple[str, int, int], RoutingBuffers] = field(default_factory=dict)
     kinds: dict[tuple[Tape, int], RowGroups] = field(default_factory=dict)  # image_experts.py
     _constants: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -153,13 +151,6 @@ class Workspace:
     def rows(self, name: str, n_cols: int, times: int = 1) -> Tensor:
         """float32 [n_tokens * times, n_cols]."""
         return self.tensor(name, self.n_tokens * times, n_cols)
-
-    def routing(self, name: str, n_experts: int, used: int) -> RoutingBuffers:
-        """Room for the choice of experts."""
-        key = (name, n_experts, used)
-        if key not in self._routing:
-            self._routing[key] = routing_buffers(self.device, self.n_tokens, n_experts, used)
-        return self._routing[key]
 
 
 class Surroundings(Protocol):
