@@ -203,6 +203,10 @@ class EngineOptions:
         "-kvu/-no-kvu", "--kv-unified/--no-kv-unified", group=CONTEXT, env="KV_UNIFIED",
         default=None, help="any slot may use the whole context; so without -np",
     )
+    n_ctx_slot: int = option(
+        "--kv-unified-per-slot", group=CONTEXT, env="KV_UNIFIED_PER_SLOT", type=NATURAL, default=0,
+        help="tokens of context of each slot at most, and without -c enough for all; 0: no limit",
+    )
     flash_attn: str = option(
         "-fa", "--flash-attn", group=CONTEXT, env="FLASH_ATTN", type=Choice(("on", "off", "auto")),
         default="auto", bare="on", help="fused attention",

@@ -25,7 +25,7 @@ HEAD = """# Options
 Written by `scripts/make_options_doc.py` from the code; `serve --help` prints the same. An option
 given on the command line counts more than its variable. Words with two values are read as
 llama-server reads them: `on`, `true`, `1`, `enabled` and `off`, `false`, `0`, `disabled`.
-Underscores in an option with two dashes stand for dashes.
+Underscores in an option with two dashes stand for dashes; `--ngl` is read as `-ngl`.
 
 Least of all count llama.cpp's `config.ini` (`/etc/llama.cpp`, then `~/.config/llama.cpp` or
 `$XDG_CONFIG_HOME/llama.cpp`): the sections `[*]` and `[default]`, in which `ctx-size = 4096` is

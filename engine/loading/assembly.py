@@ -36,16 +36,20 @@ class Sizes:
     n_ring_pages: int = 0  # of a slot in layers that keep their window only; 0: they keep all
 
 
+def slots_of(options: EngineOptions) -> int:
+    return DEFAULT_SLOTS if options.n_parallel < 1 else options.n_parallel
+
+
 def sizes_of(
     h: Hyperparameters, options: EngineOptions, n_ctx: int, logits_bytes: int = LOGITS_BYTES
 ) -> Sizes:
     """For ``n_ctx`` tokens of context, in llama-server's way: with --parallel N each slot has a
     share of them; without it there are four, each of which may use all; --kv-unified says so
-    itself. ``logits_bytes``: the most that a buffer of logits may have; a step has fewer rows of
-    them then."""
+    itself, --kv-unified-per-slot what it has at most. ``logits_bytes``: the most that a buffer of
+    logits may have; a step has fewer rows of them then."""
     shared = options.n_parallel < 1 if options.kv_unified is None else options.kv_unified
-    n_slots = DEFAULT_SLOTS if options.n_parallel < 1 else options.n_parallel
-    n_ctx_slot = n_ctx if shared else n_ctx // n_slots
+    n_slots = slots_of(options)
+    n_ctx_slot = min(n_ctx if shared else n_ctx // n_slots, options.n_ctx_slot or n_ctx)
     if h.n_positions:
         n_ctx_slot = min(n_ctx_slot, h.n_positions)
     n_tokens = min(options.n_ubatch, options.n_batch, n_ctx)

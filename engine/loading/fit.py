@@ -21,6 +21,7 @@ from gguf_serve.engine.loading.assembly import (
     allocate_memory,
     most_copies,
     sizes_of,
+    slots_of,
 )
 from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.model.placement import (
@@ -188,12 +189,15 @@ class Fitting:
         """What is to be loaded. Raises EngineError, with the numbers, if nothing fits, and
         DeviceError if a device cannot allocate as much at once."""
         h, options = self._model.h, self._options
-        trained = options.n_ctx if options.n_ctx > 0 else h.n_ctx_train
+        given = options.n_ctx
+        if given < 0:
+            given = options.n_ctx_slot * slots_of(options)
+        n_ctx = given or h.n_ctx_train
         auto = options.n_gpu_layers in ("auto", "all")
         n_layers = self._whole if auto else int(options.n_gpu_layers)
-        wanted = trial = self._fewest(trained, self._whole if n_layers < 0 else n_layers)
+        wanted = trial = self._fewest(n_ctx, self._whole if n_layers < 0 else n_layers)
         if options.fit and not self._fits(trial):
-            if options.n_ctx < 0:
+            if options.n_ctx < 0 and not given:
                 trial = self._shrink_context(trial)
             if not self._fits(trial) and options.n_gpu_layers == "auto":
                 trial = self._shrink_layers(trial)

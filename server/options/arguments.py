@@ -88,6 +88,8 @@ def own_arguments(args: Sequence[str], known: Mapping[str, int], findings: Findi
         arg = rest.pop()
         name, equals, value = arg.partition("=")
         name = spelled(name)
+        if len(name) > 3 and name not in known and name not in FLAGS and name[1:] in known:
+            name = name[1:]  # --ngl for -ngl
         if arg == "--":
             return [*kept, arg, *reversed(rest)]
         if not arg.startswith("-") or arg == "-":

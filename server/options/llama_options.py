@@ -252,10 +252,6 @@ HINTS = (
 REFUSED = (
     *DOWNLOADS,
     Foreign(
-        "the share of a slot is that of -c and -np: give -c slots times tokens",
-        takes="--kv-unified-per-slot -kvups", env="KV_UNIFIED_PER_SLOT",
-    ),
-    Foreign(
         "devices of other machines cannot be used: start a server there", takes="--rpc", env="RPC",
     ),
     Foreign(

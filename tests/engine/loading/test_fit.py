@@ -114,6 +114,17 @@ def test_the_context_of_a_slot(
     given = options(n_parallel=n_parallel, kv_unified=kv_unified)
     sizes = sizes_of(read("llama-dense").h, given, 4096)
     assert (sizes.n_slots, sizes.n_ctx_slot) == (n_slots, n_ctx_slot)
+    limited = sizes_of(read("llama-dense").h, replace(given, n_ctx_slot=1500), 4096)
+    assert limited.n_ctx_slot == min(n_ctx_slot, 1500)
+
+
+def test_a_limit_of_slots_makes_room_for_all(read: Read, processor: Device) -> None:
+    """Without -c; with it the limit alone counts."""
+    model, roomy = read("llama-dense"), machine(processor, 4 << 30, 4 << 30)
+    for given, n_ctx in (({}, 1024), ({"n_ctx": 4096}, 4096), ({"n_ctx": 0}, TRAINED)):
+        limited = options(n_ctx_slot=512, n_parallel=2, **given)
+        trial = Fitting(model, limited, roomy).choose()
+        assert (trial.n_ctx, trial.sizes.n_ctx_slot) == (n_ctx, 512)
 
 
 def test_all_of_it_if_it_fits(read: Read, processor: Device) -> None:

@@ -80,6 +80,7 @@ def test_the_models_context(given: Given) -> None:
     assert settings(given()).engine.n_ctx == -1
     assert settings(given(LLAMA_ARG_CTX_SIZE="0")).engine.n_ctx == 0
     assert settings(given("-cms", "0")).engine.checkpoint_min_step == 0
+    assert settings(given("--cms", "0", "--ngl=3")).engine.checkpoint_min_step == 0
 
 
 def test_escapes(given: Given) -> None:
