@@ -114,7 +114,7 @@ def option(
 ) -> Any:
     """A field of a dataclass; ``env``: its variable, a name of llama-server's without the prefix
     LLAMA_ARG_, or a whole one."""
-    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_", "MTMD_"))
+    whole = env is None or env.startswith(("LLAMA_", "GGUF_SERVE_", "MTMD_", "HF_TOKEN"))
     name = env if whole else f"LLAMA_ARG_{env}"
     stated = Option(flags, help, group, name, type, metavar, multiple, bare, pair)
     return field(default=default, metadata={"option": stated})

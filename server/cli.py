@@ -29,15 +29,19 @@ from gguf_serve.server.options.stated import (
     spellings,
     stated,
 )
+from gguf_serve.server.sources import shortcuts
 
 EXAMPLES = """\b
 Examples:
   serve -m model.gguf
+  serve -hf ggml-org/gemma-3-1b-it-GGUF
   serve -m model.gguf -c 8192 -np 4 --port 8000
   serve --demo
 """
 
 MAGIC = b"GGUF"
+OLLAMA = "ollama"  # in what names one of its models or files
+
 OPTIONS = tuple(stated(Settings))
 FLAGS = flags_of(OPTIONS)
 OWN = ("-h", "--help", "--usage", "--version")  # of the command, without values
@@ -47,6 +51,7 @@ class ServeCommand(click.Command):
     """Tells everything that is wrong with a command line at once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = self.with_sources(ctx, args)
         findings = ctx.meta[FINDINGS] = Findings()
         known = {flag: given.n_values for flag, given in FLAGS.items()} | dict.fromkeys(OWN, 0)
         # Those that are less counted first: files, variables, then the command line.
@@ -62,6 +67,19 @@ class ServeCommand(click.Command):
             findings.refusals += [unexpected(word) for word in rest[:1]]
             tell(ctx, findings)
         return rest
+
+    def with_sources(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Shortcuts, and what Ollama keeps beside a model, as options."""
+        args = shortcuts.expanded(args)
+        if not any(OLLAMA in arg for arg in args):
+            return args
+        from gguf_serve.server.configure import SettingsError
+        from gguf_serve.server.sources import ollama_options
+
+        try:
+            return ollama_options.expanded(args)
+        except SettingsError as error:
+            raise click.UsageError(str(error), ctx=ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
@@ -111,10 +129,19 @@ def run(**values: Any) -> None:
         return list_architectures()
     if settings.completion_bash:
         return print_completion()
-    if settings.demo and settings.model is not None:
-        raise click.UsageError("-m and --demo cannot both be given")
-    if not settings.demo and settings.model is None:
-        raise click.UsageError("no model: type serve -m FILE.gguf, or serve --demo to try one out")
+    if settings.cache_list:
+        return list_cached()
+    given = {
+        "-m": settings.model, "-hf": settings.hf_repo, "-mu": settings.model_url,
+        "-dr": settings.docker_repo, "--demo": settings.demo or None,
+    }  # fmt: skip
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(named)} name a model each: give one of them")
+    if not named:
+        raise click.UsageError(
+            "no model: type serve -m FILE.gguf, serve -hf USER/NAME, or serve --demo to try one out"
+        )
     sys.exit(start(settings))
 
 
@@ -126,9 +153,11 @@ def start(settings: Settings) -> int:
         named = engine.device or engine.override_tensor or settings.mmproj_device
         begin_ahead(engine.n_threads, names_device=bool(named))
     from gguf_serve.server.configure import SettingsError
+    from gguf_serve.server.sources.locate import located
 
     gc.disable()  # until the model is there: modules and vocabularies leave nothing to find
     try:
+        settings = located(settings)
         check_model_file(settings.model)
         if settings.compile_only:
             from gguf_serve.server.compile_only import compile_only
@@ -208,6 +237,19 @@ def print_completion() -> None:
         "}\n"
         "complete -o filenames -F _gguf_serve serve gguf-serve"
     )
+
+
+def list_cached() -> None:
+    from gguf_serve.server.sources import ollama
+    from gguf_serve.server.sources.hub import cached_models
+
+    models = list(cached_models())
+    click.echo(f"number of models in cache: {len(models)}")
+    for number, name in enumerate(models, 1):
+        click.echo(f"{number:4}. {name}")
+    of_ollama = sorted(name for folder in ollama.folders() for name in ollama.names(folder))
+    for name in of_ollama:
+        click.echo(f"      ollama:{name}")
 
 
 def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -26,7 +26,7 @@ ROOMS = {
     "sampling_params request options chat architecture recording layers encoders model scheduling "
     "forward sampling loading completion stats serving engine",
     "server": "version options errors interface http requests dialects page openapi idle app demo "
-    "summary configure sockets logs launch compile_only cli __main__",
+    "summary configure sources sockets logs launch compile_only cli __main__",
 }
 
 

@@ -44,22 +44,6 @@ def as_switch(value: str) -> str:
     return "on" if word in TRUE else "off" if word in FALSE else word
 
 
-# Whoever fetches models here begins with these two.
-DOWNLOADS = (
-    Foreign(
-        "models are not downloaded here: fetch the file, for instance with `hf download`, and "
-        "give it with -m or --mmproj",
-        takes="-hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -mmu "
-        "--mmproj-url -dr --docker-repo",
-        on="-cl --cache-list --embd-gemma-default --fim-qwen-1.5b-default "
-        "--fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec "
-        "--fim-qwen-14b-spec --fim-qwen-30b-default --gpt-oss-20b-default "
-        "--gpt-oss-120b-default --vision-gemma-4b-default --vision-gemma-12b-default "
-        "--embd-bge-small-en-default --embd-e5-small-en-default --embd-gte-small-default",
-        env="HF_REPO HF_FILE MODEL_URL MMPROJ_URL DOCKER_REPO",
-    ),
-)
-OFFLINE = Foreign("nothing is downloaded", on="--offline", env="OFFLINE", neutral=ON + OFF)
 # Whoever builds speculative decoding begins with this one.
 SPECULATION = (
     Foreign(
@@ -101,7 +85,6 @@ SPECULATION = (
 )
 
 HINTS = (
-    OFFLINE,
     *SPECULATION,
     Foreign(
         "chat templates are always Jinja, and the prompts are the same",
@@ -250,7 +233,10 @@ HINTS = (
 )
 
 REFUSED = (
-    *DOWNLOADS,
+    Foreign(
+        "llama-server has it no more: name the model with -hf",
+        on="--embd-bge-small-en-default --embd-e5-small-en-default --embd-gte-small-default",
+    ),
     Foreign(
         "devices of other machines cannot be used: start a server there", takes="--rpc", env="RPC",
     ),

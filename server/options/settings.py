@@ -51,7 +51,37 @@ SCALED = Parsed("FILE:SCALE,...", scaled_files)
 class Settings(HttpSettings):
     model: str | None = option(
         "-m", "--model", group=MODEL, env="MODEL", type=FILE, default=None,
-        help="GGUF file to serve",
+        help="GGUF file to serve; ollama:NAME is one that Ollama has here",
+    )
+    hf_repo: str | None = option(
+        "-hf", "-hfr", "--hf-repo", group=MODEL, env="HF_REPO", type=TEXT,
+        metavar="USER/NAME[:QUANT]", default=None,
+        help="model of Hugging Face's hub, downloaded once, with its projector; "
+        "without QUANT Q4_K_M, else Q8_0, else the first",
+    )
+    hf_file: str | None = option(
+        "-hff", "--hf-file", group=MODEL, env="HF_FILE", type=TEXT, metavar="FILE", default=None,
+        help="which file of that repository",
+    )
+    hf_token: str | None = option(
+        "-hft", "--hf-token", group=MODEL, env="HF_TOKEN", type=TEXT, metavar="TOKEN", default=None,
+        help="for repositories that want one",
+    )
+    model_url: str | None = option(
+        "-mu", "--model-url", group=MODEL, env="MODEL_URL", type=TEXT, metavar="URL", default=None,
+        help="model to download once",
+    )
+    docker_repo: str | None = option(
+        "-dr", "--docker-repo", group=MODEL, env="DOCKER_REPO", type=TEXT,
+        metavar="[REPO/]NAME[:TAG]", default=None, help="model of Docker Hub, downloaded once",
+    )
+    offline: bool = option(
+        "--offline", group=MODEL, env="OFFLINE", default=False,
+        help="download nothing: what is in the caches must do",
+    )
+    cache_list: bool = option(
+        "-cl", "--cache-list", group=MODEL, default=False,
+        help="print the models in the hub's cache, and Ollama's, and exit",
     )
     alias: str | None = option(
         "-a", "--alias", group=MODEL, env="ALIAS", type=TEXT, default=None,
@@ -132,6 +162,10 @@ class Settings(HttpSettings):
     mmproj: str | None = option(
         "-mm", "--mmproj", group=MEDIA, env="MMPROJ", type=FILE, default=None,
         help="projector file (GGUF) of the model, for images or sounds",
+    )
+    mmproj_url: str | None = option(
+        "-mmu", "--mmproj-url", group=MEDIA, env="MMPROJ_URL", type=TEXT, metavar="URL",
+        default=None, help="projector file to download once",
     )
     use_mmproj: bool = option(
         "--mmproj-auto/--no-mmproj", " /--no-mmproj-auto", group=MEDIA, env="MMPROJ_AUTO",

@@ -352,7 +352,7 @@ def test_arch_list() -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["-hf", "a/b:Q4_K_M"], ["--rpc", "host:1"], ["--models-dir=x"],
+        ["--rpc", "host:1"], ["--models-dir=x"],
         ["--tools", "all"], ["-gan", "4"], ["--memory-f32"], ["-p", "Hello"], ["--no-penalize-nl"],
     ],
 )  # fmt: skip
@@ -364,7 +364,7 @@ def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: lis
 
 
 def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> None:
-    line = "--jinja -cb --no-mmap --no-warmup --offline -lm auto --cache-reuse=0"
+    line = "--jinja -cb --no-mmap --no-warmup -lm auto --cache-reuse=0"
     line += " --no-host --no-perf --perf --no-op-offload --threads-http -1 -sm layer"
     variables = {"LLAMA_ARG_JINJA": "1", "LLAMA_ARG_LOAD_MODE": "none"}
     assert settings_of(*line.split(), "-c", "512", **variables) == settings_of("-c", "512")
@@ -374,7 +374,7 @@ def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("HF_REPO", "a/b"), ("MODELS_DIR", "x"), ("TOOLS", "all"), ("RPC", "h:1"), ("AGENT", "1"),
+        ("MODELS_DIR", "x"), ("TOOLS", "all"), ("RPC", "h:1"), ("AGENT", "1"),
     ],
 )  # fmt: skip
 def test_variables_that_nothing_would_act_on_are_refused(

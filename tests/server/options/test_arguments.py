@@ -131,7 +131,7 @@ def test_a_hint_may_lack_its_value(given: Given) -> None:
         ("MLOCK", "1", True), ("MLOCK", "0", False), ("NO_MMAP", "1", False),
         ("JINJA", "on", False),
         ("NO_JINJA", "1", True), ("CACHE_REUSE", "256", True), ("SPEC_TYPE", "none", False),
-        ("CONTEXT", "1", True), ("CTX_SIZES", "1", True), ("OFFLINE", "1", False),
+        ("CONTEXT", "1", True), ("CTX_SIZES", "1", True),
         ("NUMA", "", False),
     ],
 )  # fmt: skip
@@ -150,14 +150,14 @@ def test_variables_that_turn_off(given: Given) -> None:
 
 
 def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
-    line = "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 -hf a/b"
+    line = "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 --models-dir a"
     taken, result = given(*line.split(), LLAMA_ARG_PORT="x", LLAMA_ARG_TOOLS="all")
     assert taken is None
     told = result.stderr
     assert "9 things cannot be used:" in told
     for reason in (
         "No such option '--foo'", "No such option '--bar'", "--rpc is not supported: devices",
-        "--memory-f32 is not supported: use -ctk f32 -ctv f32", "-hf is not supported: models",
+        "--memory-f32 is not supported: use -ctk f32 -ctv f32", "--models-dir is not supported",
         "'-c' / '--ctx-size': 'x' is not a valid integer", "'nan' is not a finite number",
         "LLAMA_ARG_TOOLS=all is not supported", "--port': 'x' is not a valid integer",
     ):  # fmt: skip

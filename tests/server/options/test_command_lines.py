@@ -94,13 +94,12 @@ TAKEN = [
     "--chat-template-kwargs '{\"reasoning_strength\":\"high\"}'",
     "-m Qwen3-235B.gguf -ngl 99 -ot '.ffn_.*_exps.=CPU' -fa 1 -ctk q8_0 -ctv q8_0 --no-mmap "
     "-ub 2048 -b 2048 --temp 0.6 --top_p 0.95 --top_k 20 --min_p 0 --presence-penalty 1.5",
+    "-hf ggml-org/gemma-3-4b-it-GGUF --jinja -c 0 --no-warmup",
     "-m llama-70b.gguf -ngl 99 -sm row -ts 3,1 -mg 0 --main_gpu 0 -c 8192 -nocb --no-kv-offload",
     "-m model.gguf -c 4096 --samplers 'top_k;min_p;temperature' -r '\\n' --dry-multiplier 0.8 "
     "--xtc-probability 0.5 -lv 1 --swa-full --threads-http 8 -sps 0.5 -to 600",
 ]
 REFUSED = {
-    "-hf ggml-org/gemma-3-4b-it-GGUF --jinja -c 0 --no-warmup":
-        "-hf is not supported: models are not downloaded here: fetch the file",
     "-m model.gguf -ngl 33 -p 'Prompt:' -n 256": "-p is not supported: it is llama-cli's",
     "--models-dir ./models": "--models-dir is not supported: one process serves one model",
     "-m model.gguf --ui --rpc 192.168.1.2:50052":

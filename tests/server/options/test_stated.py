@@ -115,5 +115,7 @@ def test_defaults_as_they_would_be_given() -> None:
 def test_no_name_of_ours_looks_like_llama_servers() -> None:
     """Its variables begin with LLAMA_ARG_: one that it has not would be taken for its own."""
     ours = [one.option.env for one in OPTIONS if one.option.env]
-    known = re.findall(r"LLAMA_\w+|MTMD_\w+", (ROOT / "tests/data/llama_options.txt").read_text())
+    known = re.findall(
+        r"LLAMA_\w+|MTMD_\w+|HF_\w+", (ROOT / "tests/data/llama_options.txt").read_text()
+    )
     assert {name for name in ours if not name.startswith("GGUF_SERVE_")} <= set(known)
