@@ -25,6 +25,11 @@ def names() -> list[str]:
     return sorted({path.stem for root in (DATA, SHARED) for path in root.glob("specs/*.json")})
 
 
+def second_names() -> list[str]:
+    """Those that ../shared has apart: variants, and models that give something else than logits."""
+    return sorted(path.stem for path in SHARED.glob("second/specs/*.json"))
+
+
 def read_spec(name: str) -> Spec:
     """The spec of a model, as "llama-dense", or at a path that ends in ".json"."""
     path = Path(name) if name.endswith(".json") else _find(f"specs/{name}.json")

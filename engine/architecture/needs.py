@@ -38,6 +38,7 @@ def needs(part: Part, *names: str | tuple[str, ...], unless: str = "") -> Needs:
 EMBEDDING = needs("model", "token_embd")
 EMBEDDING_NORM = needs("model", "token_embd_norm")
 OUTPUT_NORM = needs("model", "output_norm")
+ENCODER_OUTPUT_NORM = needs("model", "enc.output_norm")
 OUTPUT = needs("model", "output")
 ENDS = EMBEDDING + OUTPUT_NORM
 

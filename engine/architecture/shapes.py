@@ -22,8 +22,9 @@ BARE = ("ssm_a", "ssm_d", "hrm.z_l_init")  # names of tensors without ".weight"
 # tensors of a layer.
 ENDS = {
     "token_embd": "E V", "output": "E V", "output.bias": "V", "output_norm": "E",
-    "output_norm.bias": "E", "token_embd_norm": "E", "token_embd_norm.bias": "E",
-    "position_embd": "E -", "rope_freqs": "R", "rope_factors_short": "R", "rope_factors_long": "R",
+    "output_norm.bias": "E", "enc.output_norm": "E", "token_embd_norm": "E",
+    "token_embd_norm.bias": "E", "position_embd": "E -", "rope_freqs": "R",
+    "rope_factors_short": "R", "rope_factors_long": "R",
 }  # fmt: skip
 LAYER = {
     "attn_norm": "E", "attn_norm_2": "E", "ffn_norm": "E", "ffn_norm_exps": "E",

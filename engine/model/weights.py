@@ -188,7 +188,7 @@ def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
     if h.arch.norms_after or h.cycles:  # the last layer has normalized the stream
         return NormWeights(None, h.eps)
-    return _norm(source, h, "output_norm", "token_embd_norm")
+    return _norm(source, h, "output_norm", "enc.output_norm", "token_embd_norm")
 
 
 def _first(source: TensorSource, *names: str) -> npt.NDArray[np.float32] | None:

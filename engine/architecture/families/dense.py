@@ -130,6 +130,7 @@ ROWS = (
     Architecture("plamo", ENDS + ATTENTION_NORM + QKV + GLU + OUTPUT, positions="neox"),
     Architecture("plamo3", DECODER + QK_NORM + POST_NORMS + FFN, keys=window(8, base=10000.0),
                  positions="neox", window_rope_scaled=False),
+    Architecture("pockettts", DECODER + FFN + NORM_BIASES, layer_norm=True, activation="gelu"),
     Architecture("qwen", DECODER + GLU + QKV_BIAS + OUTPUT, positions="neox"),
     Architecture("qwen2", LLAMA, positions="neox"),
     Architecture("qwen2vl", LLAMA, keys=must("rope.dimension_sections") |

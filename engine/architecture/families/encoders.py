@@ -8,12 +8,17 @@ from gguf_serve.engine.architecture.keys import (
     window,
 )
 from gguf_serve.engine.architecture.needs import (
+    DECODER,
     EMBEDDING,
     EMBEDDING_NORM,
     ENCODER,
+    ENCODER_OUTPUT_NORM,
     EXPERTS,
     FFN,
     FFN_NORM,
+    GLU,
+    LLAMA,
+    NORMS,
     OUTPUT_NORM,
     QKV,
 )
@@ -22,15 +27,18 @@ KIND = "encoders, for embeddings and ranking"
 ROWS = (
     Architecture("bert", ENCODER,
                  positions="none", layer_norm=True, norms_after=True, activation="gelu"),
+    Architecture("eurobert", DECODER + GLU, positions="neox"),
     Architecture("jina-bert-v2", ENCODER,
                  positions="alibi", layer_norm=True, norms_after=True, activation="gelu"),
     Architecture("jina-bert-v3", ENCODER,
                  positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
+    Architecture("llama-embed", LLAMA, normalize_experts=True),
     Architecture("modern-bert", EMBEDDING + EMBEDDING_NORM + OUTPUT_NORM + FFN_NORM + QKV + FFN,
                  keys=window(3, base=10000.0) | may("hidden_activation") |
                  {"classifier.pooling_type": 1},
                  positions="neox", layer_norm=True, activation="gelu", quirks={"window_after_first",
                  "gelu_rank_head"}),
+    Architecture("neo-bert", EMBEDDING + ENCODER_OUTPUT_NORM + NORMS + QKV + FFN),
     Architecture("nomic-bert", ENCODER, positions="neox", layer_norm=True, norms_after=True),
     Architecture("nomic-bert-moe", ENCODER + EXPERTS,
                  positions="neox", layer_norm=True, norms_after=True, activation="gelu"),

@@ -63,6 +63,8 @@ ROWS = (
                  positions="neox", layer_norm=True, normalize_experts=True),
     Architecture("deepseek", DECODER + GLU + GLU_EXPERTS + GLU_SHARED,
                  keys=may("expert_weights_scale")),
+    Architecture("deepseek2-ocr", DECODER + GLU + GLU_EXPERTS + GLU_SHARED, keys=EXPERT_WEIGHTS,
+                 positions="neox"),
     Architecture("dots1", DECODER + QK_NORM + GLU + GLU_EXPERTS + GLU_SHARED + OUTPUT,
                  keys=EXPERT_WEIGHTS, positions="neox"),
     Architecture("ernie4_5-moe", LLAMA, keys=may("rope.dimension_sections"),

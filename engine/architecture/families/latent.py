@@ -22,6 +22,7 @@ from gguf_serve.engine.architecture.needs import (
     CHOICE_BIAS,
     COMPRESSOR,
     ENDS,
+    FFN,
     GLU,
     GLU_EXPERTS,
     GLU_SHARED,
@@ -73,4 +74,5 @@ ROWS = (
     Architecture("mistral4", LATENT + GLU + GLU_EXPERTS + GLU_SHARED,
                  keys=EXPERT_WEIGHTS | LATENT_SIZES | TEMPERATURE |
                  may("rope.scaling.yarn_log_multiplier"), yarn_multiplier=10.0, yarn_scores=True),
+    Architecture("plm", LATENT + FFN, keys=must("attention.kv_lora_rank"), activation="relu2"),
 )  # fmt: skip

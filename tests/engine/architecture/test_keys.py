@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_data import names, read_spec
+from conformance_data import names, read_spec, second_names
 
 from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
@@ -66,7 +66,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "leading_dense_block_count": {"attention.sliding_window_pattern": 1},
 }
 DEEPER = {"exaone4": "attention.sliding_window attention.sliding_window_pattern"}  # 64 layers
-MODELS = {read_spec(name)["arch"]: name for name in names()}
+MODELS = {read_spec(name)["arch"]: name for name in [*reversed(second_names()), *names()]}
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) & set(LLAMA_KEYS)))

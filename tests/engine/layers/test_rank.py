@@ -19,7 +19,16 @@ GELU_NMSE = 1e-6
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen3-rank", "bert-rank", "jina-bert-v2-rank", "modern-bert-rank", "modern-bert-swiglu"],
+    [
+        "qwen3-rank",
+        "bert-rank",
+        "jina-bert-v2-rank",
+        "modern-bert-rank",
+        "modern-bert-swiglu",
+        "neo-bert-cls",
+        "llama-embed",
+        "eurobert",
+    ],
 )
 def test_what_a_prompt_is_pooled_to(name: str, conformance_model: Callable[[str], Path]) -> None:
     """By a head where the file says so, of the first token or of the mean of all; in prompts that

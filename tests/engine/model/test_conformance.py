@@ -16,6 +16,12 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
 NAMES = names()
+# Architectures and variants that ../shared has apart.
+SECOND = [
+    "bailingmoe2-nextn", "deepseek2-ocr", "draft-target", "exaone-moe-nextn", "exaone4-nextn",
+    "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe", "jamba-moe", "llama-linear",
+    "nemotron_h_moe-moe", "plm", "pockettts", "qwen3-yarn",
+]  # fmt: skip
 # llama.cpp's GELU is a table of halves; all others are below 1e-11.
 FLOAT_NMSE = 1e-7
 # One of each kind of layer.
@@ -111,7 +117,7 @@ def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SECOND])
 def test_four_ways(load: Load, name: str) -> None:
     """One prompt, a prompt and single tokens, uneven chunks, in company."""
     model, (tokens, logits) = load(name), reference(name)

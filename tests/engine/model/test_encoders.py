@@ -20,6 +20,7 @@ from bert_reference import (
     random_tensors,
     write_model,
 )
+from conformance_data import arrays
 from stepping import Stepper, nmse, sequence
 
 from gguf_serve.engine.engine import load_engine
@@ -32,6 +33,12 @@ from gguf_serve.kernels.opencl.program import Programs
 
 Load = Callable[[str], Stepper]
 FLOAT_NMSE = 1e-11
+GELU_NMSE = 1e-7  # llama.cpp has a table of halves
+CONFORMANCE = [
+    "bert", "bert-rank", "eurobert", "jina-bert-v2", "jina-bert-v2-code", "jina-bert-v2-rank",
+    "jina-bert-v3", "llama-embed", "modern-bert", "modern-bert-rank", "modern-bert-swiglu",
+    "neo-bert", "neo-bert-cls", "nomic-bert", "nomic-bert-moe",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,20 @@ def test_hidden_states(load: Load, name: str) -> None:
         assert nmse(states, hidden_states(e, tensors, tokens)) <= FLOAT_NMSE
     alone = model.states(sequence(prompts[1], 2, [1]))[0]
     assert nmse(alone, found[1].astype(np.float64)) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFORMANCE)
+def test_hidden_states_of_llama_cpp(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path], name: str
+) -> None:
+    """Of a prompt beside others."""
+    model, found = Stepper(conformance_model(name), device, programs), arrays(name)
+    tokens = found["tokens"].tolist()
+    prompts = [tokens[:9], tokens, tokens[3:20]]
+    tables = [[3], [7, 5], [9]]
+    seqs = [sequence(prompts[i], i, tables[i]) for i in range(3)]
+    assert nmse(model.states(*seqs)[1], found["embeddings"]) <= GELU_NMSE
 
 
 def test_scores(device: Device, programs: Programs, tmp_path: Path) -> None:
