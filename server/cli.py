@@ -115,6 +115,9 @@ def tell(ctx: click.Context, findings: Findings) -> None:
         click.echo(f"serve: {warning}", err=True)
     refusals = findings.refusals
     if refusals:
+        from gguf_serve.server.configure import problems
+
+        refusals += problems(made(Settings, ctx.params))
         several = f"{len(refusals)} things cannot be used:"
         message = refusals[0] if len(refusals) == 1 else "\n  ".join([several, *refusals])
         raise click.UsageError(message, ctx=ctx)
@@ -152,11 +155,13 @@ def start(settings: Settings) -> int:
         engine = settings.engine
         named = engine.device or engine.override_tensor or settings.mmproj_device
         begin_ahead(engine.n_threads, names_device=bool(named))
-    from gguf_serve.server.configure import SettingsError
+    from gguf_serve.server.configure import SettingsError, problems
     from gguf_serve.server.sources.locate import located
 
     gc.disable()  # until the model is there: modules and vocabularies leave nothing to find
     try:
+        if found := problems(settings):
+            raise SettingsError("\nserve: ".join(found))
         settings = located(settings)
         check_model_file(settings.model)
         if settings.compile_only:

@@ -26,6 +26,21 @@ class SettingsError(Exception):
     """An option's value that cannot be used; the message names the option."""
 
 
+def problems(settings: Settings) -> list[str]:
+    """What is wrong with options that are seen together, or with the files that they name."""
+    model = settings.model or ""
+    if settings.hf_repo or settings.mmproj_url or model.startswith("ollama:"):
+        # The projector may come with the model.
+        settings = replace(settings, mmproj=settings.mmproj or "its own")
+    found = []
+    for part in (engine_options, request_defaults, api_keys, api_prefix, proxies, uses_https):
+        try:
+            part(settings)
+        except SettingsError as error:
+            found.append(str(error))
+    return found
+
+
 def engine_options(settings: Settings) -> EngineOptions:
     """The engine's own options, and what several of the server's say together."""
     given = settings.engine
@@ -165,7 +180,8 @@ def api_keys(settings: Settings) -> list[str]:
     return keys
 
 
-def api_prefix(given: str) -> str:
+def api_prefix(settings: Settings) -> str:
+    given = settings.api_prefix
     if given and not given.startswith("/"):
         raise SettingsError(f"--api-prefix: {given} does not begin with /")
     return given.rstrip("/")
@@ -184,8 +200,12 @@ def client_limits(settings: Settings, n_files: int) -> Limits:
         header_timeout=settings.header_timeout,
         idle_timeout=settings.idle_timeout,
         send_timeout=settings.send_timeout,
-        proxies=tuple(map(proxy, settings.forwarded_allow_ips)),
+        proxies=proxies(settings),
     )
+
+
+def proxies(settings: Settings) -> tuple[Network, ...]:
+    return tuple(map(proxy, settings.forwarded_allow_ips))
 
 
 def proxy(given: str) -> Network:

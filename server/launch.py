@@ -194,7 +194,7 @@ def serve(settings: Settings) -> int:
     limits = connection_limits(settings)
     bound = listeners.bind(hosts, settings.port, share=settings.reuse_port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
-    app = create_app(service, keys, cors(settings), api_prefix(settings.api_prefix), idle)
+    app = create_app(service, keys, cors(settings), api_prefix(settings), idle)
     server = Server(
         http_config(app, settings, limits),
         service,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from gguf_serve.engine.option import FALSE, TRUE, Option
 from gguf_serve.server.options.llama_options import FLAGS, VARIABLES, Foreign, judged
@@ -111,8 +110,15 @@ def own_arguments(args: Sequence[str], known: Mapping[str, int], findings: Findi
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    similar = get_close_matches(name, [*known, *FLAGS], 2, 0.7)
+    similar = close(name, [*known, *FLAGS])
     return f"No such option '{name}'" + (f" ({' or '.join(similar)}?)" if similar else "")
+
+
+def close(name: str, known: Iterable[str]) -> list[str]:
+    """Up to two names that look like it."""
+    from difflib import get_close_matches  # seldom needed
+
+    return get_close_matches(name, list(known), 2, 0.7)
 
 
 def from_environment(
@@ -132,8 +138,7 @@ def from_environment(
             findings.judge(f"{name}={given}", row, given if fixed is None else fixed)
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in read and name not in VARIABLES:
-            similar = get_close_matches(name, read, 1)
-            hint = f" ({similar[0]}?)" if similar else ""
+            hint = "".join(f" ({similar}?)" for similar in close(name, read)[:1])
             findings.warnings.append(f"{name} is read by nobody{hint}")
     return found
 

@@ -431,9 +431,14 @@ def test_https_needs_both_files(tmp_path: Path) -> None:
 
 
 def test_prefix_and_cors(settings_of: Any) -> None:
-    assert [api_prefix(given) for given in ("", "/llm", "/llm/", "/")] == ["", "/llm", "/llm", ""]
+    assert [api_prefix(Settings(api_prefix=it)) for it in ("", "/llm", "/llm/", "/")] == [
+        "",
+        "/llm",
+        "/llm",
+        "",
+    ]
     with pytest.raises(SettingsError, match="does not begin with /"):
-        api_prefix("llm")
+        api_prefix(Settings(api_prefix="llm"))
     made = cors(settings_of("--cors-origins", "http://a, http://b", "--cors-credentials"))
     assert (made.origins, made.credentials) == (("http://a", "http://b"), True)
 

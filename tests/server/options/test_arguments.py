@@ -165,6 +165,29 @@ def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
     assert "--mlock changes nothing here" in told
 
 
+def test_options_that_do_not_go_together_are_told_too(tmp_path: Path) -> None:
+    args = [
+        "-m",
+        "/nowhere.gguf",
+        "--api-prefix",
+        "x",
+        "--chat-template-kwargs",
+        "[1]",
+        "--api-key",
+        ",",
+    ]
+    result = CliRunner().invoke(cli.main, args)
+    assert result.exit_code == 1
+    expected = ["--chat-template-kwargs: expected a", "--api-key: there is no", "--api-prefix: x"]
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    for line, words in zip(lines, expected, strict=True):
+        assert line.startswith(f"serve: {words}")
+    with_others = CliRunner().invoke(cli.main, [*args, "--foo"])
+    assert with_others.exit_code == 2
+    assert "4 things cannot be used:" in with_others.stderr
+
+
 def test_one_refusal_is_told_alone(given: Given) -> None:
     assert (
         "Error: No such option '--ctx-sizes' (--ctx-size or --ctx-size-draft?)"
