@@ -52,8 +52,9 @@ def load_bare_ffn(source: TensorSource, h: Hyperparameters) -> FFNWeights:
 
 
 def _gate_and_up(source: TensorSource, gate: Part, up: Part) -> tuple[Linear, ...]:
-    """One matrix, unless they differ in type, or adapters change what they yield."""
-    if gate.raw.type == up.raw.type and not gate.updates and not up.updates:
+    """One matrix, unless they differ in type, have scales, or adapters change what they yield."""
+    plain = gate.scale == up.scale == 1 and not gate.updates and not up.updates
+    if plain and gate.fits(up):
         return (source.paired(gate, up),)
     return (*source.stacked([gate]), *source.stacked([up]))
 

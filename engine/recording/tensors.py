@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.recording.adapters import Adapter, LowRank
+from gguf_serve.engine.recording.scaled import with_scales_inside
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
@@ -42,12 +43,14 @@ class LowRankMatrices:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A matrix with its bias; ``offset`` is where its rows begin in the output."""
+    """A matrix with its bias: (W x + b) * scale. ``offset`` is where its rows begin in the output,
+    ``scale`` not 1 where the file has one beside the matrix (and b is divided by it)."""
 
     matrix: Matrix
     bias: Tensor | None = None
     offset: int = 0
     low_rank: LowRankMatrices | None = None
+    scale: float = 1.0
 
     @property
     def reads_floats(self) -> set[bool]:
@@ -66,6 +69,23 @@ class Part:
     @property
     def n_rows(self) -> int:
         return self.raw.n_rows
+
+    @property
+    def scale(self) -> float:
+        """Of what the matrix yields: the file's, of types that do not keep it themselves."""
+        return 1.0 if self.raw.type.has_matrix_scale else self.raw.scale
+
+    @property
+    def unscaled(self) -> Part:
+        """The same without that scale."""
+        if self.scale == 1:
+            return self
+        bias = None if self.bias is None else self.bias / np.float32(self.scale)
+        return replace(self, raw=replace(self.raw, scale=1.0), bias=bias)
+
+    def fits(self, other: Part) -> bool:
+        """Whether both may be one matrix."""
+        return self.raw.type == other.raw.type and self.scale == other.scale
 
     def rows(self, begin: int, end: int) -> Part:
         bias = None if self.bias is None else self.bias[begin:end]
@@ -136,7 +156,7 @@ class TensorSource:
         """A tensor as one matrix; one of three dimensions as matrices below each other."""
         shape = self.shape(name)
         n_rows = int(np.prod(shape[1:], dtype=np.int64))
-        scales = self.floats(f"{name.removesuffix('.weight')}.scale")  # beside NVFP4 alone
+        scales = self.floats(f"{name.removesuffix('.weight')}.scale")
         return RawMatrix(
             self._gguf.data(name), self._gguf.tensors[name].type, n_rows, shape[0],
             1.0 if scales is None else float(scales[0]),
@@ -208,9 +228,14 @@ class TensorSource:
         return self._place([self.raw(name)])
 
     def linear(self, name: str, n_cols: int | None = None) -> Linear:
-        part = self.part(name, n_cols)
-        bias = None if part.bias is None else self.upload(part.bias)
-        return Linear(self._place([part.raw]), bias, low_rank=self._low_rank([part]))
+        return self._linear([self.part(name, n_cols)])
+
+    def _linear(self, parts: Sequence[Part], offset: int = 0) -> Linear:
+        """Matrices of one type and one scale below each other."""
+        plain = [part.unscaled for part in parts]
+        matrix, biases = self._place([part.raw for part in plain]), _biases(plain)
+        bias = None if biases is None else self.upload(np.concatenate(biases))
+        return Linear(matrix, bias, offset, self._low_rank(plain), parts[0].scale)
 
     def _low_rank(self, parts: Sequence[Part]) -> LowRankMatrices | None:
         """The updates of matrices below each other."""
@@ -237,48 +262,46 @@ class TensorSource:
         return self.linear(name) if self.has(f"{name}.weight") else None
 
     def stacked(self, parts: Sequence[Part]) -> tuple[Linear, ...]:
-        """Matrices whose outputs lie side by side; neighbours of one type become one matrix."""
+        """Matrices whose outputs lie side by side; neighbours that fit become one matrix."""
         runs: list[list[Part]] = []
         for part in parts:
-            last = runs[-1][-1].raw if runs else None
-            if last is not None and last.type == part.raw.type and last.n_rows % ROWS == 0:
+            last = runs[-1][-1] if runs else None
+            if last is not None and last.fits(part) and last.n_rows % ROWS == 0:
                 runs[-1].append(part)
             else:
                 runs.append([part])
         linears, offset = [], 0
         for run in runs:
-            matrix = self._place([part.raw for part in run])
-            biases = _biases(run)
-            bias = None if biases is None else self.upload(np.concatenate(biases))
-            linears.append(Linear(matrix, bias, offset, self._low_rank(run)))
-            offset += matrix.n_rows
+            linears.append(self._linear(run, offset))
+            offset += linears[-1].matrix.n_rows
         return tuple(linears)
 
     def paired(self, gate: Part, up: Part) -> Linear:
-        """Gate and up of one type in one matrix, for kernels.matrix.matmul.glu."""
+        """Gate and up, which fit, in one matrix, for kernels.matrix.matmul.glu."""
         matrix = self._place([gate.raw, up.raw], paired=True)
         biases = _biases([gate, up])
         return Linear(matrix, None if biases is None else self.upload(_paired(biases)))
 
     def experts(self, name: str, share: int = 0, of: int = 1) -> list[Part]:
         """The matrices of a three-dimensional tensor; of each, the share-th of ``of`` parts."""
-        raw = self.raw(f"{name}.weight")
+        raw = replace(self.raw(f"{name}.weight"), scale=1.0)
         n = self.shape(f"{name}.weight")[-1]
         bias = self.floats(f"{name}.bias")
         rows = raw.n_rows // n
         starts = [e * rows + share * (rows // of) for e in range(n)]
         scales = self.floats(f"{name}.scale")
-        if scales is None:
-            scales = np.ones(n, np.float32)
+        scales = np.ones(n, np.float32) if scales is None else np.broadcast_to(scales, n)
         updates = self._updates(f"{name}.weight")
         begin, size = share * (rows // of), rows // of
-        return [
+        parts = [
             replace(
                 Part(replace(raw, scale=float(scale)), bias).rows(start, start + size),
                 updates=tuple(update.expert(e, begin, begin + size) for update in updates),
             )
             for e, (start, scale) in enumerate(zip(starts, scales, strict=True))
         ]
+        scaled = with_scales_inside(name, [part.raw for part in parts])
+        return [replace(part, raw=inside) for part, inside in zip(parts, scaled, strict=True)]
 
     def by_kind(self, prefix: str, name: str, image_name: str | None = None) -> Linear:
         """The matrix for text and the one for images, for engine.recording.image_experts;

@@ -61,7 +61,7 @@ class Verbs(Recorder):
             target, adds = e.target(out, add=add)
             matmul(
                 e.tape, part.matrix, e.operand(x), target, e.counts, tile=e.tile, add=adds,
-                bias=part.bias, out_offset=out.at + part.offset, scale=scale,
+                bias=part.bias, out_offset=out.at + part.offset, scale=scale * part.scale,
                 experts=rows_by_kind(e.step, e.context) if by_kind else None,
             )  # fmt: skip
 
