@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Queue
 
 import gguf
+import model_shapes
 import numpy as np
 import synthetic_model
 from peer_process import PeerProcess, peer_python
@@ -88,7 +89,7 @@ def write_projector(path: Path, kind: str) -> None:
 
 
 def write_text_model(path: Path) -> None:
-    shape = synthetic_model.Shape(
+    shape = model_shapes.llama(
         layers=1, embd=OUT, heads=32, kv_heads=8, ff=256, vocab=512, ctx=2048
     )
     synthetic_model.write_model(path, shape)

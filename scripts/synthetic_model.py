@@ -1,80 +1,56 @@
-"""Writes a model of random Q4_K weights, for measuring where no model is at hand.
+"""Writes a model of random weights, for measuring where no model is at hand.
 
     python scripts/synthetic_model.py model.gguf                 (7 billion parameters, 4.1 GB)
+    python scripts/synthetic_model.py model.gguf --shape qwen3moe-30b-a3b
     python scripts/synthetic_model.py model.gguf --layers 2 --embd 512 --heads 8 --kv-heads 2
         --ff 1024 --vocab 1000 --ctx 2048
 
-It is a Llama with finite activations and a byte-level vocabulary; what it says is noise.
-The random blocks are drawn once per number of columns and repeated, each tensor from
-another place on. Needs NumPy only.
+model_shapes.py has the shapes; sizes of one's own are a Llama's. Activations stay finite, the
+vocabulary is byte-level, and what it says is noise. Matrices are Q4_K, or MXFP4 where their columns
+are no multiple of 256. The random blocks are drawn once per number of columns and repeated, each
+tensor from another place on. Needs NumPy only.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from model_shapes import SHAPES, Number, Shape, llama
 
 ALIGNMENT = 32
-F32, Q4_K = 0, 12  # tensor types, and below types of values, as GGUF numbers them
-UINT32, FLOAT32, BOOL, STRING, ARRAY, INT32 = 4, 6, 7, 8, 9, 5
+# Types of values, as GGUF numbers them.
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 FILE_TYPE_Q4_K_S = 14
-SUPER, BLOCK_BYTES = 256, 144
 POOL_BLOCKS = 65537  # 9 MB of random blocks; a prime, so that matrices' rows all differ
 END = "<|endoftext|>"
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a Llama; the defaults are those of 7-billion-parameter models."""
+class Kind(NamedTuple):
+    """A tensor type: its number, and the values and bytes of a block."""
 
-    layers: int = 32
-    embd: int = 4096
-    heads: int = 32
-    kv_heads: int = 8
-    ff: int = 14336
-    vocab: int = 32000
-    ctx: int = 32768
+    number: int
+    values: int
+    block: int
 
-    def check(self) -> None:
-        """Raises ValueError for sizes that cannot be."""
-        for name in ("embd", "ff"):
-            if getattr(self, name) % SUPER or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, not a multiple of {SUPER}")
-        if min(self.layers, self.heads, self.kv_heads, self.ctx) < 1:
-            raise ValueError(f"{self} has a size below 1")
-        if self.embd % (2 * self.heads) or self.heads % self.kv_heads:
-            raise ValueError(
-                f"{self.embd} columns, {self.heads} heads and {self.kv_heads} KV heads do not fit"
-            )
-        if not 257 <= self.vocab <= 256 + 256 * 256:
-            raise ValueError(f"vocab is {self.vocab}, not between 257 and 65792")
 
-    def tensors(self) -> Iterator[tuple[str, int, int]]:
-        """Names, columns and rows; no rows: a vector of float32."""
-        kv = self.embd // self.heads * self.kv_heads
-        yield "token_embd.weight", self.embd, self.vocab
-        for i in range(self.layers):
-            b = f"blk.{i}."
-            yield f"{b}attn_norm.weight", self.embd, 0
-            yield f"{b}attn_q.weight", self.embd, self.embd
-            yield f"{b}attn_k.weight", self.embd, kv
-            yield f"{b}attn_v.weight", self.embd, kv
-            yield f"{b}attn_output.weight", self.embd, self.embd
-            yield f"{b}ffn_norm.weight", self.embd, 0
-            yield f"{b}ffn_gate.weight", self.embd, self.ff
-            yield f"{b}ffn_up.weight", self.embd, self.ff
-            yield f"{b}ffn_down.weight", self.ff, self.embd
-        yield "output_norm.weight", self.embd, 0
-        yield "output.weight", self.embd, self.vocab
+F32, Q4_K, MXFP4 = Kind(0, 1, 4), Kind(12, 256, 144), Kind(39, 32, 17)
+
+
+def kind_of(name: str, sizes: Sequence[int]) -> Kind:
+    """Matrices are quantized, but for small ones that models keep as floats."""
+    is_small = any(part in name for part in ("norm", "conv", "ssm_a", "ssm_d", "gate_inp", "bias"))
+    if len(sizes) == 1 or is_small or sizes[0] % MXFP4.values:
+        return F32
+    return MXFP4 if sizes[0] % Q4_K.values else Q4_K
 
 
 def random_blocks(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -84,13 +60,21 @@ def random_blocks(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8
     to 7 of the first eight of those 12 at 0, all scales and mins are from 0 to 15, as codes
     are: weight = d * scale * code - dmin * min.
     """
-    blocks = rng.integers(0, 256, (POOL_BLOCKS, BLOCK_BYTES), np.uint8)
+    blocks = rng.integers(0, 256, (POOL_BLOCKS, Q4_K.block), np.uint8)
     uniform = np.arange(16.0)
     square, mean = (uniform**2).mean(), uniform.mean()
     variance = square**2 - 2 * mean**4 + mean**2 * square  # of scale * code - mean * min
     d = (variance * n_cols) ** -0.5
     blocks[:, :4] = np.array([d, mean * d], np.float16).view(np.uint8)
     blocks[:, 4:12] &= 0x0F
+    return blocks
+
+
+def random_fours(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """MXFP4 blocks of about that variance, [POOL_BLOCKS, 17]: an exponent, then 32 codes of four
+    bits, for 0, 0.5, 1, 1.5, 2, 3, 4 and 6 with either sign, whose mean square is 8.6."""
+    blocks = rng.integers(0, 256, (POOL_BLOCKS, MXFP4.block), np.uint8)
+    blocks[:, 0] = 127 - round(math.log2(8.6 * n_cols) / 2)
     return blocks
 
 
@@ -110,8 +94,18 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _uint32(name: str, value: int) -> bytes:
-    return _string(name) + struct.pack("<II", UINT32, value)
+def _value(name: str, value: Number | Sequence[Number]) -> bytes:
+    """A key with a number, or with one for each layer."""
+    values = [value] if isinstance(value, bool | int | float) else list(value)
+    first = values[0]
+    kind, form = (
+        (BOOL, "?") if isinstance(first, bool)
+        else (UINT32, "I") if isinstance(first, int) else (FLOAT32, "f")
+    )  # fmt: skip
+    data = struct.pack(f"<{len(values)}{form}", *values)
+    if isinstance(value, bool | int | float):
+        return _string(name) + struct.pack("<I", kind) + data
+    return _string(name) + struct.pack("<IIQ", ARRAY, kind, len(values)) + data
 
 
 def _strings(name: str, texts: Sequence[str]) -> bytes:
@@ -121,73 +115,86 @@ def _strings(name: str, texts: Sequence[str]) -> bytes:
 
 def metadata(shape: Shape) -> list[bytes]:
     """The file's keys with their values."""
-    tokens, merges = byte_level_tokens(shape.vocab)
-    types = np.ones(shape.vocab, "<i4")  # normal
+    vocab = shape.keys["vocab_size"]
+    assert isinstance(vocab, int)
+    tokens, merges = byte_level_tokens(vocab)
+    types = np.ones(vocab, "<i4")  # normal
     types[-1] = 3  # control
     text = {
-        "general.architecture": "llama", "general.name": "synthetic",
+        "general.architecture": shape.arch, "general.name": "synthetic",
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
     }  # fmt: skip
-    numbers = {
+    numbers: dict[str, Number | Sequence[Number]] = {
         "general.file_type": FILE_TYPE_Q4_K_S,
         "general.alignment": ALIGNMENT,
-        "llama.block_count": shape.layers,
-        "llama.context_length": shape.ctx,
-        "llama.embedding_length": shape.embd,
-        "llama.feed_forward_length": shape.ff,
-        "llama.attention.head_count": shape.heads,
-        "llama.attention.head_count_kv": shape.kv_heads,
-        "llama.rope.dimension_count": shape.embd // shape.heads,
-        "tokenizer.ggml.bos_token_id": shape.vocab - 1,
-        "tokenizer.ggml.eos_token_id": shape.vocab - 1,
+        **{f"{shape.arch}.{name}": value for name, value in shape.keys.items()},
+        "tokenizer.ggml.bos_token_id": vocab - 1,
+        "tokenizer.ggml.eos_token_id": vocab - 1,
+        "tokenizer.ggml.add_bos_token": False,
     }
-    epsilon = "llama.attention.layer_norm_rms_epsilon"
     return [
         *(_string(name) + struct.pack("<I", STRING) + _string(v) for name, v in text.items()),
-        *(_uint32(name, value) for name, value in numbers.items()),
-        _string(epsilon) + struct.pack("<If", FLOAT32, 1e-5),
-        _string("tokenizer.ggml.add_bos_token") + struct.pack("<I?", BOOL, False),
+        *(_value(name, value) for name, value in numbers.items()),
         _strings("tokenizer.ggml.tokens", tokens),
         _strings("tokenizer.ggml.merges", merges),
         _string("tokenizer.ggml.token_type")
-        + struct.pack("<IIQ", ARRAY, INT32, shape.vocab)
+        + struct.pack("<IIQ", ARRAY, INT32, vocab)
         + types.tobytes(),
     ]
 
 
-def tensor_bytes(n_cols: int, n_rows: int) -> int:
-    return n_rows * n_cols // SUPER * BLOCK_BYTES if n_rows else 4 * n_cols
+def n_bytes(name: str, sizes: Sequence[int]) -> int:
+    kind = kind_of(name, sizes)
+    return math.prod(sizes) // kind.values * kind.block
 
 
 def header(shape: Shape) -> bytes:
     """Everything before the tensors' data, padding included."""
     keys, infos, offset = metadata(shape), [], 0
-    for name, n_cols, n_rows in shape.tensors():
-        sizes = (n_cols, n_rows) if n_rows else (n_cols,)
+    for name, sizes in shape.tensors:
         infos.append(
             _string(name)
             + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
-            + struct.pack("<IQ", Q4_K if n_rows else F32, offset)
+            + struct.pack("<IQ", kind_of(name, sizes).number, offset)
         )
-        offset += -(-tensor_bytes(n_cols, n_rows) // ALIGNMENT) * ALIGNMENT
+        offset += -(-n_bytes(name, sizes) // ALIGNMENT) * ALIGNMENT
     head = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(keys))
     data = head + b"".join(keys) + b"".join(infos)
     return data + bytes(-len(data) % ALIGNMENT)
 
 
+def floats(name: str, sizes: Sequence[int], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A tensor that is not quantized: norms are 1, biases 0, decays of states as models have."""
+    n = math.prod(sizes)
+    if name.endswith("ssm_a"):
+        return -np.linspace(1, 16, n, dtype=np.float32)
+    if name.endswith("ssm_dt.bias"):
+        return np.log(np.expm1(np.geomspace(1e-3, 0.1, n))).astype(np.float32)  # softplus undone
+    if name.endswith(("bias", "sinks.weight")):
+        return np.zeros(n, np.float32)
+    if len(sizes) == 1 or "norm" in name or name.endswith("ssm_d"):
+        return np.ones(n, np.float32)
+    return (rng.standard_normal(n) * sizes[0] ** -0.5).astype(np.float32)
+
+
 def write_model(path: Path, shape: Shape, seed: int = 1) -> None:
-    """Write the model; ValueError for sizes that cannot be."""
-    shape.check()
+    """Write the model."""
     rng = np.random.default_rng(seed)
-    pools = {n: random_blocks(n, rng).reshape(-1) for n in sorted({shape.embd, shape.ff})}
+    draw = {Q4_K: random_blocks, MXFP4: random_fours}
+    kinds = {(kind_of(name, sizes), sizes[0]) for name, sizes in shape.tensors}
+    pools = {
+        (kind, n_cols): draw[kind](n_cols, rng).reshape(-1)
+        for kind, n_cols in sorted(kinds) if kind is not F32
+    }  # fmt: skip
     with path.open("wb") as file:
         file.write(header(shape))
-        for _, n_cols, n_rows in shape.tensors():
-            if n_rows:
-                start = int(rng.integers(POOL_BLOCKS)) * BLOCK_BYTES
-                _write_cycle(file, pools[n_cols], start, tensor_bytes(n_cols, n_rows))
+        for name, sizes in shape.tensors:
+            kind = kind_of(name, sizes)
+            if kind is F32:
+                file.write(floats(name, sizes, rng).astype("<f4").tobytes())
             else:
-                file.write(np.ones(n_cols, "<f4").tobytes())
+                start = int(rng.integers(POOL_BLOCKS)) * kind.block
+                _write_cycle(file, pools[kind, sizes[0]], start, n_bytes(name, sizes))
             file.write(bytes(-file.tell() % ALIGNMENT))
 
 
@@ -199,15 +206,23 @@ def _write_cycle(file: BinaryIO, pool: npt.NDArray[np.uint8], start: int, n_byte
         n_bytes, start = n_bytes - part.size, 0
 
 
+SIZES = {
+    "layers": 32, "embd": 4096, "heads": 32, "kv_heads": 8, "ff": 14336, "vocab": 32000,
+    "ctx": 32768,
+}  # fmt: skip
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a model of random Q4_K weights.")
+    parser = argparse.ArgumentParser(description="Write a model of random weights.")
     parser.add_argument("path", type=Path, help="the GGUF file to write")
-    for name, default in ((f, getattr(Shape(), f)) for f in Shape.__dataclass_fields__):
+    parser.add_argument("--shape", choices=list(SHAPES), help="instead of sizes of one's own")
+    for name, default in SIZES.items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=int, default=default, help=f"default {default}")
     options = vars(parser.parse_args())
+    path, name = options.pop("path"), options.pop("shape")
     try:
-        write_model(options.pop("path"), Shape(**options))
+        write_model(path, SHAPES[name]() if name else llama(**options))
     except (ValueError, OSError) as error:
         print(f"synthetic_model: {error}", file=sys.stderr)
         return 1

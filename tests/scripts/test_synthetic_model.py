@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_model as synthetic
+from model_shapes import SHAPES, Shape, llama
 
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.gguf.file import open_gguf
@@ -15,7 +16,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 
-SMALL = synthetic.Shape(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128)
+SMALL = llama(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_default_has_seven_billion_parameters() -> None:
-    sizes = [cols * max(rows, 1) for _, cols, rows in synthetic.Shape().tensors()]
-    assert 7.2e9 < sum(sizes) < 7.3e9
+    assert 7.2e9 < llama().n_params < 7.3e9
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("qwen3moe-30b-a3b", 30.0), ("gpt-oss-20b", 20.3), ("mamba2-2.7b", 2.7),
+        ("deepseek2-lite", 15.6),
+    ],
+)  # fmt: skip
+def test_shapes_have_the_sizes_of_their_models(name: str, billions: float) -> None:
+    """But for the vocabularies, which are smaller here."""
+    assert SHAPES[name]().n_params / 1e9 == pytest.approx(billions, rel=0.03)
 
 
 def test_the_file_is_read_back(path: Path) -> None:
@@ -64,6 +76,36 @@ def test_weights_keep_activations_at_their_size(path: Path, name: str) -> None:
 
 
 def test_it_generates(path: Path) -> None:
+    tokens = generated(path)
+    assert len(tokens) == 8
+    assert len(set(tokens)) > 1, "NaN everywhere would give one token again and again"
+
+
+def of_two_layers(name: str) -> Shape:
+    """The small shape cut after its first layers, of which some have every kind of layer."""
+    shape = SHAPES[name]()
+    n = 4 if name.startswith(("lfm2", "granite")) else 2
+    shape.tensors = [
+        one for one in shape.tensors
+        if not one[0].startswith("blk.") or int(one[0].split(".")[1]) < n
+    ]  # fmt: skip
+    shape.keys = {
+        key: value if isinstance(value, int | float) else value[:n]
+        for key, value in shape.keys.items()
+    }
+    shape.keys["block_count"] = n
+    return shape
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.endswith("-small")])
+def test_every_family_generates(name: str, tmp_path: Path) -> None:
+    """Logits that are no numbers end a request with an error instead."""
+    synthetic.write_model(tmp_path / "m.gguf", of_two_layers(name))
+    assert len(generated(tmp_path / "m.gguf")) == 8
+
+
+def generated(path: Path) -> list[int]:
+    """Eight tokens, the likeliest ones."""
     events: list[Event] = []
     engine = load_engine(path, EngineOptions(n_ctx=128))
     try:
@@ -76,9 +118,7 @@ def test_it_generates(path: Path) -> None:
         _wait(events)
     finally:
         engine.close()
-    tokens = [token for e in events if isinstance(e, Delta) for token in e.tokens]
-    assert len(tokens) == 8
-    assert len(set(tokens)) > 1, "NaN everywhere would give one token again and again"
+    return [token for e in events if isinstance(e, Delta) for token in e.tokens]
 
 
 def _wait(events: list[Event]) -> None:
@@ -96,10 +136,10 @@ def _wait(events: list[Event]) -> None:
         ({"vocab": 70000}, "vocab is 70000"),
         ({"heads": 3}, "3 heads"),
         ({"kv_heads": 3}, "3 KV heads"),
-        ({"layers": 0}, "layers=0"),
+        ({"layers": 0}, "below 1"),
     ],
 )
 def test_impossible_sizes(tmp_path: Path, sizes: dict[str, int], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        synthetic.write_model(tmp_path / "x.gguf", synthetic.Shape(**sizes))
+        synthetic.write_model(tmp_path / "x.gguf", llama(**sizes))
     assert not (tmp_path / "x.gguf").exists()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import model_shapes
 import pytest
 import synthetic_model
 from hostile import IDLE_SECONDS, Row, Seen, Send, Server
@@ -19,7 +20,7 @@ from hostile_rows import ROWS
 
 from gguf_serve.engine.engine import list_devices
 
-SHAPE = synthetic_model.Shape(layers=4, embd=512, heads=8, kv_heads=2, ff=1024, vocab=20000)
+SHAPE = model_shapes.llama(layers=4, embd=512, heads=8, kv_heads=2, ff=1024, vocab=20000)
 TRIES = 3
 SHORT = Send("/completion", lambda: {"prompt": "Hello", "n_predict": 2}, (200,))
 
