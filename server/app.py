@@ -72,9 +72,12 @@ class Slashes:
         return await self.app(scope, receive, send)
 
 
+LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"  # an origin, whole
+
+
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Which pages may use the server."""
+    """Which pages may use the server; the origin "localhost" is every one on this host."""
 
     origins: Sequence[str] = ("*",)
     methods: Sequence[str] = ("*",)
@@ -85,6 +88,7 @@ class Cors:
         return Middleware(
             CORSMiddleware,
             allow_origins=self.origins,
+            allow_origin_regex=LOCALHOST if "localhost" in self.origins else None,
             allow_methods=self.methods,
             allow_headers=self.headers,
             allow_credentials=self.credentials,

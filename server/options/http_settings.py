@@ -58,7 +58,8 @@ class HttpSettings(LimitSettings):
     )
     cors_origins: tuple[str, ...] = option(
         "--cors-origins", group=SERVER, env="CORS_ORIGINS", type=LIST, multiple=True,
-        default=("*",), help="origins of pages that may use the server; commas between",
+        default=("*",),
+        help="origins of pages that may use the server; localhost: all on this host",
     )
     cors_methods: tuple[str, ...] = option(
         "--cors-methods", group=SERVER, env="CORS_METHODS", type=LIST, multiple=True,

@@ -105,6 +105,20 @@ def test_pages_of_the_internet_may_use_a_server_at_home(serve: Any, fakes: Any) 
     assert httpx.options(url + CHAT, headers=asked | {"Origin": "http://b"}).status_code == 400
 
 
+def test_cors_of_pages_on_this_host(serve: Any, fakes: Any) -> None:
+    url = serve(fakes.engine(), cors=Cors(origins=["localhost"]))
+
+    def allowed(origin: str) -> str | None:
+        return httpx.get(f"{url}/health", headers={"origin": origin}).headers.get(
+            "access-control-allow-origin"
+        )
+
+    for origin in ("http://localhost:3000", "https://127.0.0.1", "http://[::1]:80"):
+        assert allowed(origin) == origin
+    for origin in ("http://localhost.evil.example", "http://evil.example/localhost", "null"):
+        assert allowed(origin) is None
+
+
 def test_cors_can_be_narrowed(serve: Any, fakes: Any) -> None:
     cors = Cors(origins=["http://page.example"], methods=["GET"], credentials=True)
     url = serve(fakes.engine(), cors=cors)
