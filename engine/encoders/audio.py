@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf_serve.engine.encoders import whisper
+from gguf_serve.engine.encoders import conformer, whisper
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.weights import EncoderWeights
-from gguf_serve.engine.media.mel import qwen3_pieces, sample_pieces, whisper_pieces
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -20,17 +19,25 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
     "qwen2a": whisper.qwen2a,
     "voxtral": whisper.voxtral,
     "qwen3a": whisper.qwen3a,
+    "gemma4a": conformer.gemma4,
     "gemma4ua": whisper.gemma4_unified,
 }
 
 
-def spectrograms(spec: AudioFile, samples: Floats) -> list[Floats]:
+PLANES = ("gemma4a",)  # convolved in two dimensions: rows are single values, frame by frame
+
+
+def spectrograms(spec: AudioFile, samples: Floats, *, like_llama_cpp: bool = False) -> list[Floats]:
     """The encoder's inputs for a sound at 16 kHz, float32 [mels, frames] each; for Gemma 4 without
     an encoder the samples of a frame in the place of its mels."""
-    if spec.kind == "gemma4ua":
-        return sample_pieces(samples, spec.width)
-    pieces = qwen3_pieces if spec.kind == "qwen3a" else whisper_pieces
-    return pieces(samples, spec.n_mels)
+    return spec.input.pieces(samples, spec.n_mels, like_llama_cpp)
+
+
+def as_rows(spec: AudioFile, mel: Floats) -> Floats:
+    """A spectrogram [mels, frames] as the graph's input."""
+    if spec.kind in PLANES:
+        return mel.T.reshape(-1, 1)
+    return whisper.chunks(mel) if spec.kind == "qwen3a" else mel.T
 
 
 class AudioEncoder:
@@ -43,14 +50,14 @@ class AudioEncoder:
         self._weights, self._device, self._programs = weights, device, programs
         self._recordings = Recordings(self._record)  # by the number of frames
 
-    def warm_up(self, n_frames: int) -> int:
-        """Record an input of that length, which loads the weights; the output's width."""
-        return self._recordings.of(n_frames)[1].width
+    def warm_up(self) -> int:
+        """Record an input of the usual length, which loads the weights; the output's width."""
+        return self._recordings.of(self.spec.input.usual)[1].width
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
         graph, _ = self._recordings.of(mel.shape[1])
-        return graph.run([whisper.frames(self.spec, mel)])
+        return graph.run([as_rows(self.spec, mel)])
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
         graph = Graph(self._weights, self._device, self._programs)

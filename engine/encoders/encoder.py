@@ -23,7 +23,6 @@ from gguf_serve.kernels.opencl.program import Programs
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
-AUDIO_FRAMES = {"qwen3a": 100, "gemma4ua": 100}  # of what is recorded at the start; else 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +82,7 @@ class MediaEncoder:
         if self._vision is not None:
             widths.append(self._vision.warm_up())
         if self._audio is not None:
-            spec = self._audio.spec
-            widths.append(self._audio.warm_up(AUDIO_FRAMES.get(spec.kind, 3000)))
+            widths.append(self._audio.warm_up())
         if len(set(widths)) != 1:
             raise ModelError(f"the encoders of the projector have {widths} values")
         return widths[0]

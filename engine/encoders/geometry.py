@@ -50,6 +50,19 @@ def windows(grid: Grid, side: int) -> tuple[Ints, list[int]]:
     return np.concatenate(cells), [len(window) for window in cells]
 
 
+def planes(n: int, height: int, width: int) -> tuple[Ints, tuple[int, int]]:
+    """[rows of the output, 9]: what lies under a 3 x 3 kernel of stride 2 in n planes."""
+    numbers = np.arange(n * height * width).reshape(n, height, width)
+    padded = np.pad(numbers, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    out = (height + 1) // 2, (width + 1) // 2
+    taps = [
+        padded[:, dy : dy + 2 * out[0] : 2, dx : dx + 2 * out[1] : 2].reshape(-1)
+        for dy in range(3)
+        for dx in range(3)
+    ]
+    return np.stack(taps, axis=1).astype(np.int32), out
+
+
 # --- rotary positions: angles are [patches, head / 2], one for each pair of values ---
 
 

@@ -25,6 +25,7 @@ from gguf_serve.engine.recording.step import PROMPT_TILE, Step, Workspace, mode_
 from gguf_serve.engine.recording.verbs import carried
 from gguf_serve.kernels.attention.attention import AttentionInputs, Mask, Scratch, tile_queries
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
+from gguf_serve.kernels.attention.relative import relative_attention
 from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -221,6 +222,27 @@ class Graph(AttentionVerbs):
         return self.attend(
             q, heads.n, replace(queries, pages=keys.pages, paging=paging), ALL, keys=k
         )
+
+    def relative_attention(
+        self, q: Rows, k: Rows, v: Rows, n_heads: int, ranges: npt.ArrayLike, table: Rows, *,
+        zero: int = 0, p: Rows | None = None, scale: float = 1.0, softcap: float = 0.0,
+    ) -> Rows:  # fmt: skip
+        """Attention of row i to rows ranges[i, 0] to before ranges[i, 1], with the scores
+        scale * (q k + p table[zero + distance]) (kernels/attention/relative.py); p is q unless
+        given."""
+        q, k, v, table = (self._alone(rows) for rows in (q, k, v, table))
+        p = q if p is None else self._alone(p)
+        read, seen, out = (q, p, k, v, table), self._index(ranges), self.rows(q.width, n=q.n)
+
+        def run(e: Emission) -> None:
+            queries, places, keys, values, distances = (e.floats(rows) for rows in read)
+            relative_attention(
+                e.tape, queries, places, keys, values, distances, seen, e.floats(out),
+                head=q.width // n_heads, zero=zero, scale=scale, softcap=softcap,
+            )  # fmt: skip
+
+        self.launch(run, reads=read, writes=[out])
+        return out
 
     def _groups(self, lengths: tuple[int, ...], heads: Heads, use: str = "") -> Cache:
         """Pages of K and V for groups of consecutive rows that see each other and no others."""

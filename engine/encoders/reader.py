@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from gguf_serve.engine.encoders.audio import spectrograms
-from gguf_serve.engine.encoders.audio_file import MARKERS, AudioFile
+from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.errors import MediaError, TooManyTokensError
 from gguf_serve.engine.media.image import decode_image
@@ -99,10 +99,10 @@ class MediaReader:
         if self._audio is None:
             raise MediaError("this model takes no audio: its projector is for images only")
         samples = decode_sound(data, self._limits.max_seconds)
-        before, after = MARKERS[self._audio.kind]
-        around = [text for text in (before, after) if text]
-        mels: list[str | npt.NDArray[Any]] = list(spectrograms(self._audio, samples))
-        pieces = [*around[: bool(before)], *mels, *around[bool(before) :]]
+        around = self._audio.input
+        pieces: list[str | npt.NDArray[Any]] = [around.before] if around.before else []
+        pieces += spectrograms(self._audio, samples)
+        pieces += [around.after] if around.after else []
         return self._medium(pieces, len(samples) / SAMPLE_RATE)
 
     def prompt(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, Ints
+from gguf_serve.engine.encoders.geometry import Floats, Ints, planes
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
@@ -79,7 +79,7 @@ def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     height, width = spec.n_mels, QWEN3_UNIT
     x = g.input(chunks * height * width, 1)
     for i in range(1, 4):
-        taps, (height, width) = _planes(chunks, height, width)
+        taps, (height, width) = planes(chunks, height, width)
         x = _convolved(g, x, taps, f"a.conv2d.{i}")
     places = np.arange(chunks * height * width).reshape(chunks, height, width)
     x = g.gather(x, places.transpose(0, 2, 1).reshape(-1, height), by_channel=True)
@@ -97,22 +97,7 @@ def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     return linear(g, x, "mm.a.input_projection")
 
 
-def _planes(n: int, height: int, width: int) -> tuple[Ints, tuple[int, int]]:
-    """[rows of the output, 9]: what lies under a 3 x 3 kernel of stride 2 in n planes."""
-    numbers = np.arange(n * height * width).reshape(n, height, width)
-    padded = np.pad(numbers, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
-    out = (height + 1) // 2, (width + 1) // 2
-    taps = [
-        padded[:, dy : dy + 2 * out[0] : 2, dx : dx + 2 * out[1] : 2].reshape(-1)
-        for dy in range(3)
-        for dx in range(3)
-    ]
-    return np.stack(taps, axis=1).astype(np.int32), out
-
-
-def frames(spec: AudioFile, mel: Floats) -> Floats:
-    """A spectrogram [mels, frames] as the graph's input."""
-    if spec.kind != "qwen3a":
-        return mel.T
-    chunks = mel.reshape(mel.shape[0], -1, QWEN3_UNIT)
-    return chunks.transpose(1, 0, 2).reshape(-1, 1)
+def chunks(mel: Floats) -> Floats:
+    """A spectrogram [mels, frames] as Qwen3's input: single values, by 100 frames, then by mel."""
+    parts = mel.reshape(mel.shape[0], -1, QWEN3_UNIT)
+    return parts.transpose(1, 0, 2).reshape(-1, 1)

@@ -1,8 +1,9 @@
-"""Log-mel spectrograms of sounds, as Whisper and its kin take them.
+"""Log-mel spectrograms of sounds: Whisper's and its kin's, and Gemma 4's.
 
-Frames of 400 samples every 160 at 16 kHz, a periodic Hann window, Slaney's mel filters, base-10
-logarithms cut off 8 below the largest, then (x + 4) / 4. Arithmetic is in double precision.
+Whisper's: frames of 400 samples every 160 at 16 kHz, a periodic Hann window, Slaney's mel filters,
+base-10 logarithms cut off 8 below the largest, then (x + 4) / 4.
 Source: https://github.com/openai/whisper/blob/main/whisper/audio.py.
+Arithmetic is in double precision.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ WINDOW, HOP = 400, 160
 EDGE = WINDOW // 2  # samples that are mirrored at an end
 BLOCK = 8192  # frames transformed at a time, for the memory of long sounds
 WHISPER_FRAMES = 3000  # of a piece: 30 seconds
+GEMMA4_WINDOW, GEMMA4_FFT, GEMMA4_FLOOR = 320, 512, 1e-3
+PIECE = SAMPLE_RATE * 30  # samples, the most that Gemma 4 takes at once
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
 Floats = npt.NDArray[np.float32]
@@ -26,7 +29,7 @@ Doubles = npt.NDArray[np.float64]
 def whisper_pieces(samples: Floats, n_mels: int) -> list[Floats]:
     """[n_mels, 3000] for every 30 seconds or a part of them."""
     samples = _not_too_short(samples)
-    silence = np.zeros(SAMPLE_RATE * 30 + EDGE)
+    silence = np.zeros(PIECE + EDGE)
     mel = log_mel(np.concatenate([samples[EDGE:0:-1], samples, silence]), n_mels)
     n_pieces = -(-len(samples) // (WHISPER_FRAMES * HOP))
     return [mel[:, i * WHISPER_FRAMES : (i + 1) * WHISPER_FRAMES] for i in range(n_pieces)]
@@ -45,8 +48,23 @@ def sample_pieces(samples: Floats, n_frame: int) -> list[Floats]:
     """float32 [samples, frames] of up to 30 seconds each; the last frame is filled with zeros."""
     samples = _not_too_short(samples)
     frames = np.pad(samples, (0, -len(samples) % n_frame)).reshape(-1, n_frame)
-    most = 30 * SAMPLE_RATE // n_frame
+    most = PIECE // n_frame
     return [frames[at : at + most].T for at in range(0, len(frames), most)]
+
+
+def gemma4_pieces(samples: Floats, n_mels: int, like_llama_cpp: bool = False) -> list[Floats]:
+    """[n_mels, n] for every 30 seconds or a part of them: magnitudes of frames of 320 samples, by
+    filters on the HTK scale, ln(x + 0.001); llama.cpp's ln(max(x, 0.001)) instead."""
+    filters = triangles(GEMMA4_FFT, _htk_edges(n_mels))
+    pieces = []
+    for at in range(0, len(samples), PIECE):
+        piece = _not_too_short(samples[at : at + PIECE])
+        padded = np.concatenate([np.zeros(GEMMA4_WINDOW // 2), piece])
+        n = (len(padded) - GEMMA4_WINDOW - 1) // HOP + 1  # frames that have a sample after them
+        mel = mel_spectra(padded, hann(GEMMA4_WINDOW), filters, power=1)[:, :n]
+        mel = np.maximum(mel, GEMMA4_FLOOR) if like_llama_cpp else mel + GEMMA4_FLOOR
+        pieces.append(np.log(mel).astype(np.float32))
+    return pieces
 
 
 def _not_too_short(samples: Floats) -> Floats:
@@ -56,17 +74,29 @@ def _not_too_short(samples: Floats) -> Floats:
 
 def log_mel(samples: npt.NDArray[np.floating], n_mels: int) -> Floats:
     """[n_mels, frames]"""
-    n = 1 + (len(samples) - WINDOW) // HOP
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP][:n]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    mel = np.empty((n_mels, n))
-    for at in range(0, n, BLOCK):
-        power = np.abs(np.fft.rfft(frames[at : at + BLOCK] * hann, axis=1)) ** 2
-        mel[:, at : at + BLOCK] = mel_filters(n_mels) @ power.T
-    mel = np.log10(np.maximum(mel, 1e-10))
+    mel = np.log10(np.maximum(mel_spectra(samples, hann(WINDOW), mel_filters(n_mels)), 1e-10))
     mel = np.maximum(mel, mel.max() - 8.0)
     result: Floats = ((mel + 4.0) / 4.0).astype(np.float32)
     return result
+
+
+def hann(n: int) -> Doubles:
+    """The periodic Hann window of n samples."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
+
+
+def mel_spectra(
+    samples: npt.NDArray[np.floating], window: Doubles, filters: Doubles, *, power: int = 2
+) -> Doubles:
+    """[n_mels, frames]: filters of the magnitudes, to that power, of windows every 160 samples,
+    filled with zeros to the size that filters [n_mels, size / 2 + 1] are for."""
+    size = 2 * (filters.shape[1] - 1)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))[::HOP]
+    mel = np.empty((len(filters), len(frames)))
+    for at in range(0, len(frames), BLOCK):
+        spectra = np.fft.rfft(frames[at : at + BLOCK] * window, size, axis=1)
+        mel[:, at : at + BLOCK] = filters @ (np.abs(spectra) ** power).T
+    return mel
 
 
 @cache
@@ -74,13 +104,25 @@ def mel_filters(n_mels: int) -> Doubles:
     """[n_mels, 201]: triangles between frequencies equally far apart on Slaney's scale, each of
     unit area."""
     edges = _from_mel(np.linspace(0.0, _to_mel(SAMPLE_RATE / 2), n_mels + 2))
-    bins = np.arange(WINDOW // 2 + 1) * SAMPLE_RATE / WINDOW
+    area = 2.0 / (edges[2:] - edges[:-2])
+    return triangles(WINDOW, edges) * area[:, None]
+
+
+def triangles(size: int, edges: Doubles) -> Doubles:
+    """[edges - 2, size / 2 + 1]: filter i rises from edge i (Hz) to 1 and falls to edge i + 2."""
+    bins = np.arange(size // 2 + 1) * SAMPLE_RATE / size
     widths = np.diff(edges)[:, None]
     rising = (bins - edges[:-2, None]) / widths[:-1]
     falling = (edges[2:, None] - bins) / widths[1:]
-    area = 2.0 / (edges[2:] - edges[:-2])
-    filters: Doubles = np.maximum(0.0, np.minimum(rising, falling)) * area[:, None]
+    filters: Doubles = np.maximum(0.0, np.minimum(rising, falling))
     return filters
+
+
+def _htk_edges(n_mels: int) -> Doubles:
+    """n_mels + 2 frequencies in Hz equally far apart on HTK's scale, 2595 log10(1 + f / 700)."""
+    mels = np.linspace(0.0, np.log10(1 + SAMPLE_RATE / 2 / 700), n_mels + 2)
+    edges: Doubles = 700 * (10.0**mels - 1)
+    return edges
 
 
 # Slaney's scale is linear below 1000 Hz (mel 15) and logarithmic above.

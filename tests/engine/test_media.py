@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vision_data import IMAGES, SOUNDS, Reference, nmse
+from vision_data import IMAGES, SOUNDS, WITHOUT_TEXT, Reference, nmse
 
 from gguf_serve.engine.encoders import encoder as encoder_module
 from gguf_serve.engine.encoders.encoder import MediaEncoder
@@ -69,8 +69,8 @@ def serve(
 def read(reference: Reference, engine: Engine, key: str) -> MediaPrompt:
     assert engine.media is not None
     folder = reference.folder / "images"
-    if key == "sound":
-        medium = engine.media.sound((folder / "sound.wav").read_bytes())
+    if key in SOUNDS.values():
+        medium = engine.media.sound((folder / f"{key}.wav").read_bytes())
     else:
         medium = engine.media.image((folder / f"{key}.png").read_bytes())
     return engine.media.prompt(f"describe {MARKER} now", MARKER, [medium], engine.tokenizer)
@@ -103,7 +103,7 @@ def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 # CogVLM: see tests/engine/recording/test_image_experts.py.
-@pytest.mark.parametrize("name", [name for name in (*IMAGES, *SOUNDS) if name != "cogvlm"])
+@pytest.mark.parametrize("name", sorted({*IMAGES, *SOUNDS} - {"cogvlm", *WITHOUT_TEXT}))
 def test_tokens_and_logits(vision_folder: Path, serve: Callable[..., Engine], name: str) -> None:
     reference = Reference(vision_folder, name)
     engine = serve(reference)

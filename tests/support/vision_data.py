@@ -15,12 +15,19 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 IMAGES = (
-    "cogvlm", "dots_ocr", "gemma3", "gemma4v", "glm4v", "granite-vision", "idefics3", "internvl",
-    "kimivl", "ldp", "ldpv2", "lfm2", "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15",
-    "llava15-swapped", "llava16", "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3",
-    "paddleocr", "pixtral", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
+    "cogvlm", "dots_ocr", "gemma3", "gemma4-e2b", "gemma4u", "gemma4v", "gemma4v-gemma4",
+    "glm4v", "granite-vision", "idefics3", "internvl", "kimivl", "ldp", "ldpv2", "lfm2",
+    "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15", "llava15-swapped", "llava16",
+    "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3", "paddleocr", "pixtral",
+    "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
 )  # fmt: skip
-SOUNDS = ("qwen2a", "qwen3a", "ultravox", "voxtral")
+# Of sounds, which one each has.
+SOUNDS = {
+    "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short", "qwen2a": "sound",
+    "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
+}  # fmt: skip
+# Those whose text models are of architectures that are not served yet.
+WITHOUT_TEXT = ("gemma4-e2b", "gemma4a", "gemma4u", "gemma4v-gemma4")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Reference:
     def media(self) -> dict[str, Any]:
         found: dict[str, Any] = self.meta["media"]
         return found
+
+    @property
+    def images(self) -> list[str]:
+        """The keys of images."""
+        return [key for key in self.media if key not in SOUNDS.values()]
 
     def pixels(self, key: str, tile: int) -> Pixels | None:
         """The encoder's input, where the data has it."""

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from vision_data import Reference
 
-from gguf_serve.engine.media.mel import mel_filters, qwen3_pieces, whisper_pieces
+from gguf_serve.engine.media.mel import gemma4_pieces, mel_filters, qwen3_pieces, whisper_pieces
 from gguf_serve.engine.media.sound import decode_sound
+from gguf_serve.engine.media.sounds import SOUNDS
 
 
-@pytest.mark.parametrize("name", ["qwen2a", "qwen3a"])
+@pytest.mark.parametrize("name", ["gemma4a", "qwen2a", "qwen3a"])
 def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
     samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
     assert len(samples) == 32000
     expected = Reference(vision_folder, name).arrays["mel.sound.0"]
-    pieces = qwen3_pieces if name == "qwen3a" else whisper_pieces
-    found = pieces(samples, expected.shape[0])
+    found = SOUNDS[name].pieces(samples, expected.shape[0], True)
     assert len(found) == 1
     assert np.abs(found[0] - expected).max() < 1e-4
 
@@ -31,6 +31,14 @@ def test_lengths(n: int) -> None:
     pieces = qwen3_pieces(samples, 128)
     assert all(piece.shape[1] % 100 == 0 for piece in pieces)
     assert sum(piece.shape[1] for piece in pieces) >= n // 160
+
+
+def test_the_floor_of_gemma4_is_added_and_for_llama_cpp_the_least() -> None:
+    tone = np.sin(np.arange(1600, dtype=np.float32)) * 0.9
+    ours, theirs = (gemma4_pieces(tone, 128, like)[0] for like in (False, True))
+    added, least = np.exp(ours.astype(float)), np.exp(theirs.astype(float))
+    np.testing.assert_allclose(np.maximum(added - 1e-3, 1e-3), least, rtol=1e-4, atol=1e-6)
+    assert np.abs(ours - theirs).max() > 0.1
 
 
 def test_filters_are_triangles_of_unit_area() -> None:

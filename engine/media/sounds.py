@@ -1,0 +1,76 @@
+"""What each projector type gets of a sound, and the text that the model expects around it.
+
+A row of ``SOUNDS`` says how a sound is cut and made into inputs, and how many tokens come of one.
+Sources: the models' published processors, as restated in llama.cpp's tools/mtmd (mtmd.cpp,
+mtmd-audio.cpp); where the two disagree docs/multimodal.md says what is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gguf_serve.engine.media.mel import (
+    WHISPER_FRAMES,
+    Floats,
+    gemma4_pieces,
+    qwen3_pieces,
+    sample_pieces,
+    whisper_pieces,
+)
+
+SHORT = 100  # frames, of an input that is recorded at the start
+
+
+def _whisper(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return whisper_pieces(samples, n_mels)
+
+
+def _qwen3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return qwen3_pieces(samples, n_mels)
+
+
+def _samples(samples: Floats, n_frame: int, like_llama_cpp: bool) -> list[Floats]:
+    return sample_pieces(samples, n_frame)
+
+
+def _pairs_halved(n: int, stack: int) -> int:
+    """Tokens where a convolution and a mean halve the frames, of which some are stacked then."""
+    return n // 4 // stack
+
+
+def _halved(n: int, times: int) -> int:
+    """What convolutions of stride 2 leave of n frames."""
+    for _ in range(times):
+        n = (n + 1) // 2
+    return n
+
+
+@dataclass(frozen=True, slots=True)
+class SoundInput:
+    """How a type takes sounds.
+
+    ``pieces(samples, n_mels, like_llama_cpp)``: the encoder's inputs, float32 [mels, frames] each.
+    ``tokens(frames, stack)``: how many rows an input becomes. ``usual``: frames of an input that is
+    recorded at the start.
+    """
+
+    pieces: Callable[[Floats, int, bool], list[Floats]]
+    tokens: Callable[[int, int], int]
+    before: str = ""
+    after: str = ""
+    usual: int = WHISPER_FRAMES
+
+
+SOUNDS: dict[str, SoundInput] = {
+    "ultravox": SoundInput(_whisper, lambda n, stack: n // 2 // stack),
+    "qwen2a": SoundInput(
+        _whisper, lambda n, stack: n // 4 // stack, "<|audio_bos|>", "<|audio_eos|>"
+    ),
+    "voxtral": SoundInput(_whisper, _pairs_halved, "[BEGIN_AUDIO]"),
+    "qwen3a": SoundInput(
+        _qwen3, lambda n, stack: n // 100 * 13, "<|audio_start|>", "<|audio_end|>", SHORT
+    ),
+    "gemma4a": SoundInput(gemma4_pieces, lambda n, stack: _halved(n, 2), "<|audio>", "<audio|>"),
+    "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
+}
