@@ -126,7 +126,7 @@ class ExpertHyperparameters:
     """How many experts there are, and how a token's are chosen and weighted; 0: none."""
 
     n: int
-    used: int  # by each token
+    used: tuple[int, ...]  # per layer, by each token
     groups: tuple[int, int]  # of which a token's experts come from so many
     scale: float
     scoring: Scoring

@@ -30,9 +30,12 @@ def check_hyperparameters(gguf: GGUFFile, h: Hyperparameters) -> None:
         )
     _check_numbers(gguf, h)
     _check_windowed_sizes(gguf, h)
-    experts = h.experts
-    if experts.n and not 0 < experts.used <= experts.n <= 1024:
-        raise ModelError(f"{gguf.path}: {experts.used} of {experts.n} experts, not 1 to all")
+    for layer, used in enumerate(h.experts.used):
+        routed = f"blk.{layer}.ffn_gate_inp.weight" in gguf.tensors
+        if h.experts.n and routed and not 0 < used <= h.experts.n <= 1024:
+            raise ModelError(
+                f"{gguf.path}: {used} of {h.experts.n} experts in layer {layer}, not 1 to all"
+            )
 
 
 def _check_windowed_sizes(gguf: GGUFFile, h: Hyperparameters) -> None:

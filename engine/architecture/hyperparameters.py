@@ -398,7 +398,7 @@ def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperpa
     limits = per_layer_floats(gguf, "swiglu_clamp_exp", n_layers)
     return ExpertHyperparameters(
         n=n,
-        used=gguf.get_int(key("expert_used_count"), 0) if n else 0,
+        used=per_layer_ints(gguf, "expert_used_count", n_layers, (0,) * n_layers),
         groups=(
             gguf.get_int(key("expert_group_count"), 1) or 1,
             gguf.get_int(key("expert_group_used_count"), 1) or 1,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.expert_verbs import Choice
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.quantization.packing import ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,40 @@ def load_experts(source: TensorSource, prefix: str, suffix: str) -> ExpertsWeigh
         both = [parts("gate"), parts("up")]
     else:
         both = [parts("up")]
+    down = parts("down")
+    if n_more := -both[0][0].n_rows % (ROWS * len(both)):
+        both = [[_more_rows(part, n_more) for part in some] for some in both]
+        down = [_more_columns(part, n_more, f"{prefix}down{suffix}") for part in down]
     if any(part.updates for some in both for part in some):
         first = tuple(source.expert_linear(some) for some in both)
     else:
         first = (source.expert_linear(*both),)
-    return ExpertsWeights(first, source.expert_linear(parts("down")))
+    return ExpertsWeights(first, source.expert_linear(down))
+
+
+def _more_rows(part: Part, n: int) -> Part:
+    """An expert with n rows of zeros below its own: kernels take 16 rows, of pairs 32, at once. In
+    every type of blocks, zeros are values of zero."""
+    if part.updates:
+        raise ModelError(f"adapters of experts of {part.n_rows} rows, which is no multiple of 32")
+    raw, n_rows = part.raw, part.n_rows + n
+    data = np.zeros(n_rows * (raw.data.nbytes // raw.n_rows), np.uint8)
+    data[: raw.data.nbytes] = raw.data
+    bias = None if part.bias is None else np.pad(part.bias, (0, n))
+    return replace(part, raw=replace(raw, data=data, n_rows=n_rows), bias=bias)
+
+
+def _more_columns(part: Part, n: int, name: str) -> Part:
+    """An expert that reads n values more, and does not heed them."""
+    raw = part.raw
+    if not raw.type.is_float or part.updates:
+        raise ModelError(
+            f"{name} has {raw.n_cols} columns, which is no multiple of 32, of type {raw.type.name}"
+            + " with adapters" * bool(part.updates)
+        )
+    columns = raw.data.reshape(raw.n_rows, -1)
+    data = np.pad(columns, ((0, 0), (0, n * raw.type.block_bytes))).reshape(-1)
+    return replace(part, raw=replace(raw, data=data, n_cols=raw.n_cols + n))
 
 
 def experts(g: Graph, x: Rows, w: ExpertsWeights, choice: Choice, limit: float) -> Rows:

@@ -16,6 +16,8 @@ from gguf_serve.kernels.matrix.moe import Routing
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
+LATENT_NAMES = ("ffn_routed", "ffn_latent")  # Kimi K3's, which has a norm, and Nemotron-H's
+
 
 @dataclass(frozen=True, slots=True)
 class LatentWeights:
@@ -68,7 +70,7 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     return MoEWeights(
         router=router,
         choice_bias=source.vector(f"{b}exp_probs_b.bias", f"{b}exp_probs_b.weight"),
-        table=_load_table(source, h, f"{b}ffn_gate_tid2eid.weight"),
+        table=_load_table(source, h, layer),
         experts=experts,
         chunks=load_experts(source, f"{b}ffn_", "_chexps") if chunks else None,
         latent=_load_latent(source, h, b),
@@ -78,12 +80,13 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     )
 
 
-def _load_table(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None:
+def _load_table(source: TensorSource, h: Hyperparameters, layer: int) -> Tensor | None:
     """Which experts each token has."""
+    name = f"blk.{layer}.ffn_gate_tid2eid.weight"
     array = source.integers(name)
     if array is None:
         return None
-    source.check_shape(name, (h.experts.used, h.n_vocab))
+    source.check_shape(name, (h.experts.used[layer], h.n_vocab))
     if array.min() < 0 or array.max() >= h.experts.n:
         raise ModelError(
             f"tensor {name} names experts {array.min()} to {array.max()}, of {h.experts.n}"
@@ -92,12 +95,12 @@ def _load_table(source: TensorSource, h: Hyperparameters, name: str) -> Tensor |
 
 
 def _load_latent(source: TensorSource, h: Hyperparameters, b: str) -> LatentWeights | None:
-    if not source.has(f"{b}ffn_routed_down.weight"):
+    name = next((n for n in LATENT_NAMES if source.has(f"{b}{n}_down.weight")), None)
+    if name is None:
         return None
+    norm = NormWeights(source.vector(f"{b}{name}_norm.weight"), h.eps)
     return LatentWeights(
-        source.linear(f"{b}ffn_routed_down", h.n_embd),
-        NormWeights(source.vector(f"{b}ffn_routed_norm.weight"), h.eps),
-        source.linear(f"{b}ffn_routed_up"),
+        source.linear(f"{b}{name}_down", h.n_embd), norm, source.linear(f"{b}{name}_up")
     )
 
 
@@ -117,7 +120,8 @@ def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
         latent = g.combine(
             chosen.rows, chosen.choice, weighted=chosen.weighted, scale=h.residual_scale
         )
-        out = g.linear(g.norm(latent, w.latent.norm), w.latent.up)
+        latent = latent if w.latent.norm.is_copy else g.norm(latent, w.latent.norm)
+        out = g.linear(latent, w.latent.up)
         return out if w.shared_expert is None else ffn(
             g, x, w.shared_expert, scale=1.0, limit=limit, add_to=out
         )  # fmt: skip
@@ -147,15 +151,15 @@ def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -
     if w.latent is not None:
         x = g.linear(x, w.latent.down)
     choice = g.route(
-        logits, _routing(g.h), bias=w.choice_bias, table=w.table, weighted_before=before
+        logits, _routing(g.h, layer), bias=w.choice_bias, table=w.table, weighted_before=before
     )
     rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
     return _Chosen(rows, choice, logits, weighted=not before)
 
 
-def _routing(h: Hyperparameters) -> Routing:
+def _routing(h: Hyperparameters, layer: int) -> Routing:
     e = h.experts
-    return Routing(e.n, e.used, e.scoring, e.normalize, e.scale, groups=e.groups)
+    return Routing(e.n, e.used[layer], e.scoring, e.normalize, e.scale, groups=e.groups)
 
 
 def _add_chunks(
@@ -164,7 +168,7 @@ def _add_chunks(
     """Smaller experts, each shared by a few of the others, read what those yield (GroveMoE)."""
     e = g.h.experts
     summed = g.combine(chosen.rows, chosen.choice, weighted=chosen.weighted, scale=1.0)
-    routing = replace(_routing(g.h), divide=e.chunk[0])
+    routing = replace(_routing(g.h, layer), divide=e.chunk[0])
     choice = g.route(chosen.logits, routing, bias=w.choice_bias)
     rows = experts(g, summed, chunks, choice, e.limits[layer])
     return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)

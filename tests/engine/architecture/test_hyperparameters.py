@@ -47,6 +47,12 @@ def test_numbers_of_layers_that_cannot_be(change: Change) -> None:
         change(attention__head_count_kv=np.array([1, 1, 1]))
 
 
+def test_experts_that_cannot_be(change: Change) -> None:
+    with pytest.raises(ModelError, match="9 of 8 experts in layer 0, not 1 to all"):
+        change("llama-moe", expert_used_count=9)
+    assert change("llama-moe", expert_used_count=np.array([2, 1])).experts.used == (2, 1)
+
+
 NAN_ROPE = "angles would be no numbers"
 
 
