@@ -116,6 +116,7 @@ def asked(content: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
 
 
+IMAGE = "data:image/png;base64,"
 BOMB = '{{ ("{0:999999}" * 100000).format(1) }}'
 LISTS = (
     "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}"
@@ -150,6 +151,32 @@ ROWS = (
         (Send("/tokenize", lambda: gzip.compress(b'{"content": "' + b"7" * 60 * MB + b'"}')),),
         slow=True,
     ),
+    # Bodies as large as they may be
+    Row(
+        "60 MB of English in a body",
+        (Send("/v1/chat/completions", said(ENGLISH, 60 * MB)),),
+        slow=True,
+    ),
+    Row(
+        "60 MB of an image in a body",
+        (
+            Send(
+                "/v1/chat/completions",
+                asked([{"type": "image_url", "image_url": {"url": IMAGE + "A" * (60 * MB)}}]),
+                (400, 500, 501),
+            ),
+        ),
+        slow=True,
+    ),
+    # What the page asks of the server
+    Row(
+        "Markdown that takes long",
+        tuple(
+            Send("/page/html", field("text", part, 2**19), (200, 400))
+            for part in ("[", "*a **a ", "$", "`" * 3 + "c\n(", "| a ")
+        ),
+    ),
+    Row("a PDF that is none", (Send("/page/text", lambda: b"%PDF-1.7\n" + b"0 0 obj<<" * MB),)),
     # Tokens
     Row("detokenize 2 M tokens", (Send("/detokenize", lambda: {"tokens": [300] * (2 * MB)}),)),
     Row("detokenize 1 M tokens", (Send("/detokenize", lambda: {"tokens": [300] * MB}, (200,)),)),
