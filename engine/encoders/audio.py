@@ -50,9 +50,9 @@ class AudioEncoder:
         self._weights, self._device, self._programs = weights, device, programs
         self._recordings = Recordings(self._record)  # by the number of frames
 
-    def warm_up(self) -> int:
-        """Record an input of the usual length, which loads the weights; the output's width."""
-        return self._recordings.of(self.spec.input.usual)[1].width
+    def warm_up(self, n_frames: int) -> int:
+        """Record an input of that length, which loads the weights; the output's width."""
+        return self._recordings.of(n_frames)[1].width
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""

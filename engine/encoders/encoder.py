@@ -82,7 +82,7 @@ class MediaEncoder:
         if self._vision is not None:
             widths.append(self._vision.warm_up())
         if self._audio is not None:
-            widths.append(self._audio.warm_up())
+            widths.append(self._audio.warm_up(self._audio.spec.input.usual))
         if len(set(widths)) != 1:
             raise ModelError(f"the encoders of the projector have {widths} values")
         return widths[0]

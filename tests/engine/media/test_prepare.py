@@ -36,7 +36,8 @@ def check(reference: Reference, spec: VisionFile, key: str) -> None:
     assert [list(tile.pixels.shape[:2]) for tile in tiles] == [one["input"] for one in expected]
     texts = "".join(piece for piece in pieces if isinstance(piece, str))
     around = re.fullmatch(r"<(s> |bos>)describe (.*?) +now", "".join(reference.texts(key)), re.S)
-    assert around and texts == around[2]
+    assert around is not None
+    assert texts == around[2]
     for i, (tile, one) in enumerate(zip(tiles, expected, strict=True)):
         pixels = reference.pixels(key, i)
         if pixels is not None:
