@@ -18,6 +18,7 @@ from gguf_serve.server.dialects.table import DIALECTS, error_response
 from gguf_serve.server.errors import ApiError, exception_handlers, json_response, plain_error
 from gguf_serve.server.http.auth import KeyCheck, Keys
 from gguf_serve.server.http.client import Client
+from gguf_serve.server.http.request_log import RequestLog
 from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
 from gguf_serve.server.page import endpoints as page
@@ -111,6 +112,7 @@ def create_app(
     return Starlette(
         routes=[*routes, *openapi.routes(routes), *page.routes(service)],
         middleware=[
+            Middleware(RequestLog),
             (cors or Cors()).middleware(),
             Middleware(Slashes),
             *prefixed,

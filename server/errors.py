@@ -23,6 +23,7 @@ from gguf_serve.engine.errors import (
     EngineStoppedError,
     RequestError,
 )
+from gguf_serve.server.account import note_error
 
 log = logging.getLogger(__name__)
 
@@ -138,22 +139,24 @@ def exception_handlers(respond: ErrorResponse) -> dict[Any, Callable[..., Respon
     """What becomes of exceptions, by their classes."""
 
     def on_api_error(request: HttpRequest, error: ApiError) -> Response:
+        note_error(error.message)
         return respond(error, request.url.path)
 
     def on_engine_error(request: HttpRequest, error: EngineError) -> Response:
-        return respond(from_engine(error), request.url.path)
+        return on_api_error(request, from_engine(error))
 
     def on_http_exception(request: HttpRequest, error: HTTPException) -> Response:
-        return respond(from_http(request, error), request.url.path)
+        return on_api_error(request, from_http(request, error))
 
     def on_client_gone(request: HttpRequest, error: ClientDisconnect) -> Response:
         """The client left while it was sending its body; nobody reads this."""
         return Response(status_code=400)
 
     def on_exception(request: HttpRequest, error: Exception) -> Response:
-        """A fault of the server's own; the framework raises it again, which logs it."""
+        """A fault of the server's own."""
         kind, path = type(error).__name__, request.url.path
-        return respond(ApiError("server_error", f"{path}: {kind}: {error}"), path)
+        log.error("a fault of the server's own at %r", path, exc_info=error)
+        return on_api_error(request, ApiError("server_error", f"{path}: {kind}: {error}"))
 
     return {
         ApiError: on_api_error,

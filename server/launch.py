@@ -45,7 +45,7 @@ from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
 from gguf_serve.server.idle import Idle
 from gguf_serve.server.interface import Engine
-from gguf_serve.server.logs import level, set_up_logging
+from gguf_serve.server.logs import set_up_logging
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.requests.service import Endpoints, Service
 from gguf_serve.server.summary import progress_bar, show, summary
@@ -194,6 +194,8 @@ def serve(settings: Settings) -> int:
     limits = connection_limits(settings)
     bound = listeners.bind(hosts, settings.port, share=settings.reuse_port)
     addresses = [listeners.address(listener, encrypted) for listener in bound]
+    if not keys and any(map(listeners.is_open, bound)):
+        log.warning("whoever reaches %s can use the server: there is no --api-key", addresses[0])
     app = create_app(service, keys, cors(settings), api_prefix(settings), idle)
     server = Server(
         http_config(app, settings, limits),
@@ -226,7 +228,7 @@ def http_config(app: ASGIApp, settings: Settings, limits: Limits) -> uvicorn.Con
         app,
         http=protocol(error_response, limits),
         log_config=None,
-        access_log=level(settings) == logging.DEBUG,
+        access_log=False,  # http/request_log.py has it
         lifespan="off",
         ws="none",
         server_header=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -87,6 +88,13 @@ def address(listener: socket.socket, encrypted: bool = False) -> str:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
     return f"{'https' if encrypted else 'http'}://{host}:{name[1]}"
+
+
+def is_open(listener: socket.socket) -> bool:
+    """Whether others than this machine's processes can reach it."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def close(sockets: Sequence[socket.socket]) -> None:

@@ -10,20 +10,22 @@ from contextlib import contextmanager
 import click
 
 from gguf_serve.server.interface import Engine
+from gguf_serve.server.logs import Console
 
 log = logging.getLogger("gguf_serve.server")
-STEPS = 1000  # of the progress bar
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[float], None]]:
     """A function that takes the fraction done; draws on a terminal, else logs the label."""
-    if not sys.stderr.isatty():
+    handlers = logging.getLogger().handlers if log.isEnabledFor(logging.INFO) else []
+    console = next((handler for handler in handlers if isinstance(handler, Console)), None)
+    if console is not None and console.stream is sys.stderr and sys.stderr.isatty():
+        with console.bar(label) as draw:
+            yield draw
+    else:
         log.info(label)
         yield lambda fraction: None
-        return
-    with click.progressbar(length=STEPS, label=label, file=sys.stderr) as bar:
-        yield lambda fraction: bar.update(max(int(fraction * STEPS) - bar.pos, 0))
 
 
 def summary(engine: Engine, model_name: str, addresses: Sequence[str]) -> list[str]:

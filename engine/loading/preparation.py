@@ -5,6 +5,7 @@ What its programs are is known then, too, so that compiling begins first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +22,17 @@ from gguf_serve.engine.loading.control import read_directions
 from gguf_serve.engine.loading.fit import Fitting, outline
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, load_media, open_media
+from gguf_serve.engine.loading.reasons import reasons
 from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.model.weights import Additions
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.adapters import read_adapters
 from gguf_serve.kernels.attention.kv import KV_TYPES
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs
 
+log = logging.getLogger(__name__)
 IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
 
 
@@ -83,7 +87,10 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
     model = outline(gguf, hparams, first, additions)
     fitting = Fitting(model, options, machine, shape)
     chosen = fitting.choose()
-    placed = [(device, Programs(device)) for device in map(machine.open, chosen.devices)]
+    devices = [machine.open(at) for at in chosen.devices]
+    known = list_devices(options.n_threads)
+    log.info("using %s", reasons(options, known, devices, chosen.n_ctx, hparams.n_ctx_train))
+    placed = [(device, Programs(device)) for device in devices]
     compiling = None
     if not all(programs.are_kept_by_driver for _, programs in placed):
         compiling = Compiling(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-log = logging.getLogger("server")
+log = logging.getLogger(__name__)
 
 OVERFLOW = 32  # connections beyond the limit that are told so; those beyond are dropped
 OTHER_FILES = 64  # open at the same time beside connections: the model, downloads, drivers

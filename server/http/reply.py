@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gguf_serve.engine.request import Delta, Event, PromptScored
+from gguf_serve.server.account import note_error
 from gguf_serve.server.errors import ApiError, invalid, json_response
 from gguf_serve.server.http.connections import ABORT
 from gguf_serve.server.http.framing import Framing
@@ -154,6 +155,7 @@ class Reply:
             else:
                 body, error = self._translate(batch)
             if error is not None:
+                note_error(error.message)
                 yield body + self._framed(self.dialect.failed(error))
                 return
             if body:

@@ -28,6 +28,7 @@ from gguf_serve.engine.request import (
     Timings,
     TokenScore,
 )
+from gguf_serve.server.account import Account
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.interface import Engine
 
@@ -76,9 +77,11 @@ class EventStream:
         inbox: Inbox,
         max_unread: int = DEFAULT_MAX_UNREAD,
         client: str = "",
+        account: Account | None = None,
     ) -> None:
         self.engine = engine
         self._client, self._batch = client, next(batches)
+        self._account = account
         self.max_unread = max_unread  # bytes of events that wait while it is blocked
         self.is_blocked = False  # something is being sent, and its client has not taken it yet
         self.on_overflow: Callable[[], None] = lambda: None
@@ -129,6 +132,8 @@ class EventStream:
     def deliver(self, index: int, event: Event) -> None:
         if type(event) is Finished or type(event) is Failed:
             self._tickets.pop(index, None)
+        if self._account is not None:
+            self._account.take(index, event)
         if self.gone:
             return
         self._pending.append((index, event))

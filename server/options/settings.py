@@ -231,7 +231,7 @@ class Settings(HttpSettings):
     )
     verbose: bool = option(
         "-v", "--verbose", "--log-verbose", group=LOGGING, default=False,
-        help="log every request and more",
+        help="log more, and requests that are made time and again (GET)",
     )
     log_verbosity: int = option(
         "-lv", "--verbosity", "--log-verbosity", group=LOGGING, env="LOG_VERBOSITY", type=NATURAL,

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from starlette.requests import Request as HttpRequest
 
 from gguf_serve.engine.request import Pooling
+from gguf_serve.server.account import account
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.body import read_json, read_object
 from gguf_serve.server.http.client import client
@@ -120,7 +121,7 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(self.engine, self._inbox, self.max_unread, client.get())
+        return EventStream(self.engine, self._inbox, self.max_unread, client.get(), account.get())
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_serve.server.configure import SettingsError
-from gguf_serve.server.sockets import bind, close
+from gguf_serve.server.sockets import bind, close, is_open
 
 
 def test_a_port_is_shared_by_those_who_say_so() -> None:
@@ -17,3 +17,10 @@ def test_a_port_is_shared_by_those_who_say_so() -> None:
             bind(["127.0.0.1"], port)
     finally:
         close(first)
+
+
+@pytest.mark.parametrize(("host", "others"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_who_can_reach_a_socket(host: str, others: bool) -> None:
+    (listener,) = bind([host], 0)
+    with listener:
+        assert is_open(listener) is others

@@ -1,0 +1,57 @@
+"""What a start has chosen, and why, as one line of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
+
+
+def reasons(
+    options: EngineOptions,
+    known: Sequence[DeviceInfo],
+    devices: Sequence[Device],
+    n_ctx: int,
+    n_ctx_train: int,
+) -> str:
+    """``known``: all devices that the drivers have; ``n_ctx``: tokens of all slots together."""
+    names = " and ".join(device.info.name for device in devices)
+    said = [f"{names} ({device_reason(options, known, [one.info for one in devices])})"]
+    simd = next((device for device in devices if device.is_simd), None)
+    if simd is not None:
+        said.append(f"activations in {activations(options, simd)}")
+    return "; ".join(
+        [*said, f"a context of {n_ctx} tokens ({context(options, n_ctx, n_ctx_train)})"]
+    )
+
+
+def device_reason(
+    options: EngineOptions, known: Sequence[DeviceInfo], chosen: Sequence[DeviceInfo]
+) -> str:
+    if options.device is not None:
+        return "--device"
+    if len(known) == 1:
+        return "the only device"
+    if any(info.kind == "gpu" for info in chosen):
+        return "a GPU comes before processors"
+    if any(info.kind == "gpu" for info in known):
+        return "--gpu-layers 0"
+    drivers = {info.platform for info in known}
+    return f"no driver has a GPU, and of {len(drivers)} drivers this one is the fastest known"
+
+
+def activations(options: EngineOptions, device: Device) -> str:
+    name = "int8" if device.byte_codes else "int16"
+    if options.activation_type != "auto":
+        return f"{name} (--activation-type)"
+    if device.byte_codes:
+        return f"{name} (twice as fast here; --activation-type int16 is more exact)"
+    return f"{name} (nothing is faster here)"
+
+
+def context(options: EngineOptions, n_ctx: int, n_ctx_train: int) -> str:
+    if options.n_ctx > 0 and n_ctx == options.n_ctx:
+        return "--ctx-size"
+    return "the model's" if n_ctx == n_ctx_train else "what memory has room for"

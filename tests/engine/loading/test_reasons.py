@@ -1,0 +1,66 @@
+"""The line that says what a start has chosen, and why."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gguf_serve.engine.loading.reasons import reasons
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
+
+INTEL = DeviceInfo(0, "Xeon", "Intel(R) OpenCL", "", "cpu", 8 << 30, 8)
+POCL = DeviceInfo(1, "Xeon of PoCL", "Portable Computing Language", "", "cpu", 8 << 30, 8)
+GPU = DeviceInfo(2, "H200", "NVIDIA CUDA", "", "gpu", 140 << 30, 132)
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "chosen", "words"),
+    [
+        ({}, [INTEL], [INTEL], "Xeon (the only device)"),
+        ({"device": "0"}, [INTEL, POCL], [INTEL], "Xeon (--device)"),
+        ({}, [INTEL, POCL], [INTEL], "of 2 drivers this one is the fastest known"),
+        ({}, [INTEL, GPU], [GPU], "H200 (a GPU comes before processors)"),
+        ({"n_gpu_layers": 0}, [INTEL, GPU], [INTEL], "Xeon (--gpu-layers 0)"),
+        ({}, [INTEL, GPU], [GPU, INTEL], "H200 and Xeon (a GPU comes"),
+    ],
+)
+def test_devices(given: dict[str, Any], known: Any, chosen: Any, words: str) -> None:
+    assert words in line(given, known, chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "byte_codes", "words"),
+    [
+        ({}, True, "int8 (twice as fast here"),
+        ({}, False, "int16 (nothing is faster here)"),
+        ({"activation_type": "int8"}, True, "int8 (--activation-type)"),
+    ],
+)
+def test_activations(given: dict[str, Any], byte_codes: bool, words: str) -> None:
+    assert words in line(given, [INTEL], [INTEL], byte_codes)
+    assert "activations" not in line(given, [GPU], [GPU], byte_codes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_ctx", "words"),
+    [
+        (512, 512, "512 tokens (--ctx-size)"),
+        (-1, 2048, "2048 tokens (the model's)"),
+        (-1, 1024, "1024 tokens (what memory has room for)"),
+    ],
+)
+def test_context(asked: int, n_ctx: int, words: str) -> None:
+    assert words in line({"n_ctx": asked}, [INTEL], [INTEL], n_ctx=n_ctx)
+
+
+def line(
+    given: dict[str, Any], known: Any, chosen: Any, byte_codes: bool = False, n_ctx: int = 2048
+) -> str:
+    devices: Any = [
+        SimpleNamespace(info=info, is_simd=info.kind == "cpu", byte_codes=byte_codes)
+        for info in chosen
+    ]
+    return reasons(EngineOptions(**given), known, devices, n_ctx, 2048)
