@@ -99,6 +99,7 @@ class Pretokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token is not merged anew
     add_bos: bool = False  # unless the file says otherwise
+    add_separator: bool = False  # between two texts, unless the file says otherwise
     always_bos: bool = False  # converted files say no, and the models fail without it
     escape_spaces: bool = False  # SentencePiece's alphabet: ▁ for a space, <0xXX> for a byte
     newline_tokens: bool = False  # a run of newlines that is a token is not merged anew
@@ -154,18 +155,17 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
         ),
         _LLAMA3_ROW,
     ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), Pretokenizer((_LLAMA3,))),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), Pretokenizer((_LLAMA3,))),
+    **dict.fromkeys(("glm4", "glm5"), Pretokenizer((_LLAMA3,), ignore_merges=True)),
+    "whitespace": Pretokenizer((r"\S+",), escape_spaces=True),
     **dict.fromkeys(
         (
             "gpt-2",
             "phi-2",
             "jina-es",
             "jina-de",
-            "jina-v1-en",
             "jina-v2-es",
             "jina-v2-de",
-            "jina-v2-code",
-            "roberta-bpe",
             "gigachat",
             "a.x-4.0",
             "mellum",
@@ -178,6 +178,9 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
             "exaone4",
         ),
         _GPT2_ROW,
+    ),
+    **dict.fromkeys(
+        ("jina-v1-en", "jina-v2-code", "roberta-bpe"), Pretokenizer((_GPT2,), add_separator=True)
     ),
     **dict.fromkeys(
         (

@@ -19,6 +19,7 @@ from gguf_serve.engine.text.charsmap import CharsMap
 from gguf_serve.engine.text.detokenizer import TextDecoder
 from gguf_serve.engine.text.partition import SpecialTokens
 from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
+from gguf_serve.engine.text.rwkv import longest_match_encoder, unescaped
 from gguf_serve.engine.text.spm import escaped_piece, score_encoder
 from gguf_serve.engine.text.unigram import unigram_encoder
 from gguf_serve.engine.text.vocab import (
@@ -232,6 +233,7 @@ def _tokenizer(
     assign_roles(vocab)
     assign_strips(vocab, metadata)
     add_space_prefix = _flag(metadata, "add_space_prefix", defaults.get("space_prefix", False))
+    add_separator = _flag(metadata, "add_sep_token", defaults.get("add_separator", False))
     return Tokenizer(
         vocab,
         encode,
@@ -240,7 +242,7 @@ def _tokenizer(
         add_eos=_flag(metadata, "add_eos_token", defaults.get("add_eos", False)),
         prefix_space=add_space_prefix and vocab.model == "llama",
         strip_space=add_space_prefix,
-        separator=vocab.roles.get("separator") if _flag(metadata, "add_sep_token", False) else None,
+        separator=vocab.roles.get("separator") if add_separator else None,
     )
 
 
@@ -257,16 +259,36 @@ def _load_gemma4(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _load_bpe(vocab: Vocab, metadata: Mapping[str, Any], pre: Pretokenizer) -> Tokenizer:
-    merges = metadata.get(PREFIX + "merges")
-    if not isinstance(merges, Sequence):
-        raise ModelError(f"{PREFIX}merges is missing or is not a list of strings")
+    merges = _merges(metadata)
     if pre.escape_spaces:
         encode, piece = escaped_encoder(vocab, merges, pre), escaped_piece
     else:
         encode, piece = byte_level_encoder(vocab, merges, pre), byte_level_piece
     if pre.always_bos:
         metadata = {**metadata, PREFIX + "add_bos_token": True}
-    return _tokenizer(vocab, metadata, encode, piece, add_bos=pre.add_bos)
+    return _tokenizer(
+        vocab, metadata, encode, piece, add_bos=pre.add_bos, add_separator=pre.add_separator
+    )
+
+
+def _merges(metadata: Mapping[str, Any]) -> Sequence[str]:
+    merges = metadata.get(PREFIX + "merges")
+    if not isinstance(merges, Sequence):
+        raise ModelError(f"{PREFIX}merges is missing or is not a list of strings")
+    return merges
+
+
+def _load_whitespace(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
+    """White space is dropped, and capitals if the file says so; Jina's Chinese embeddings."""
+    lower = _flag(metadata, "normalizer.lowercase", False)
+    encode = escaped_encoder(vocab, _merges(metadata), PRETOKENIZERS["whitespace"])
+    return _tokenizer(
+        vocab, metadata, lambda text: encode(text.lower() if lower else text), escaped_piece
+    )
+
+
+def _load_rwkv(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
+    return _tokenizer(vocab, metadata, longest_match_encoder(vocab), unescaped)
 
 
 def _load_llama(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -300,6 +322,8 @@ _LOADERS: dict[str, Callable[[Vocab, Mapping[str, Any]], Tokenizer]] = {
     "llama": _load_llama,
     "gemma4": _load_gemma4,
     "bert": _load_bert,
+    "rwkv": _load_rwkv,
+    "whitespace": _load_whitespace,
     "t5": _load_t5,
 }
 

@@ -41,6 +41,8 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "bert": {"bos": 101, "unknown": 100, "separator": 102},
     "gpt2": {"bos": 11, "eos": 11},
     "t5": {"eos": 1, "unknown": 2},
+    "rwkv": {},
+    "whitespace": {"bos": 11, "eos": 11},
     "gemma4": {},
 }
 

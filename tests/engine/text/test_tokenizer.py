@@ -199,3 +199,18 @@ def test_adding_a_token_that_is_not_named_is_refused() -> None:
     }
     with pytest.raises(ModelError, match="adds a bos token"):
         load_tokenizer(metadata)
+
+
+@pytest.mark.parametrize(("lower", "text"), [(False, "ab c\tab\u3000c"), (True, "AB  c\nAb C")])
+def test_white_space_is_dropped(lower: bool, text: str) -> None:
+    """The model "whitespace", of words in letters that stand for themselves."""
+    tokenizer = load_tokenizer(
+        {
+            "tokenizer.ggml.model": "whitespace",
+            "tokenizer.ggml.pre": "whitespace",
+            "tokenizer.ggml.tokens": ["a", "b", "c", "ab"],
+            "tokenizer.ggml.merges": ["a b"],
+            "tokenizer.ggml.normalizer.lowercase": lower,
+        }
+    )
+    assert tokenizer.encode(text, add_special=False) == [3, 2, 3, 2]
