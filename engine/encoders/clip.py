@@ -16,6 +16,7 @@ from gguf_serve.engine.encoders.geometry import (
     coordinates,
     rotation,
     squares,
+    under_kernel,
 )
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import (
@@ -81,18 +82,6 @@ def llava(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encod
 # MobileVLM: convolutions over the grid of patches.
 
 
-def _taps(grid: Grid, stride: int) -> tuple[np.ndarray, Grid]:
-    """[rows of the output, 9]: the patches under a 3 x 3 kernel, -1 outside."""
-    padded = np.full((grid[0] + 2, grid[1] + 2), -1)
-    padded[1:-1, 1:-1] = np.arange(grid[0] * grid[1]).reshape(grid)
-    out = tuple((side - 1) // stride + 1 for side in grid)
-    rows, columns = (stride * np.arange(side) for side in out)
-    taps = [
-        padded[np.ix_(rows + dy, columns + dx)].reshape(-1) for dy in range(3) for dx in range(3)
-    ]
-    return np.stack(taps, axis=1), (out[0], out[1])
-
-
 def _depthwise(g: Graph, x: Rows, name: str, taps: np.ndarray, add_to: Rows | None = None) -> Rows:
     kernel = g.weights.floats(f"{name}.weight").reshape(x.width, 9).T
     y = g.mixed(x, taps, kernel, add_to=add_to)
@@ -103,7 +92,7 @@ def _depthwise(g: Graph, x: Rows, name: str, taps: np.ndarray, add_to: Rows | No
 
 def _inverted_residual(g: Graph, x: Rows, name: str, grid: Grid, stride: int) -> tuple[Rows, Grid]:
     """MobileNetV3's block without expansion: depthwise, squeeze and excitation, pointwise."""
-    taps, out = _taps(grid, stride)
+    taps, out = under_kernel(grid, 3, stride)
     y = normalized(g, _depthwise(g, x, f"{name}.0.0", taps), f"{name}.0.1", PROJECTOR_EPS)
     y = g.activate(y, "hardswish")
     mean = g.mixed(y, np.arange(y.count)[None], np.full((1, y.count), 1 / y.count, np.float32))
@@ -123,7 +112,7 @@ def ldp(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encodin
 def ldpv2(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     x = mlp(g, _clip(g, spec, grid, like_llama_cpp), "mm.model.mlp.0", "mm.model.mlp.2")
     x = g.mixed(x, squares(grid, 2), np.full((x.count // 4, 4), 0.25, np.float32))
-    taps, _ = _taps((grid[0] // 2, grid[1] // 2), 1)
+    taps, _ = under_kernel((grid[0] // 2, grid[1] // 2), 3)
     return Encoding(_depthwise(g, x, "mm.model.peg.0", taps, add_to=x))
 
 

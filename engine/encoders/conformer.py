@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, planes
+from gguf_serve.engine.encoders.geometry import Floats, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import linear, normalized
 from gguf_serve.engine.recording.rows import Rows
@@ -60,7 +60,7 @@ def _gemma4_stem(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     height, width = n_frames, spec.n_mels
     x = g.input(height * width, 1)
     for i in range(GEMMA4_STRIDES):
-        taps, (height, width) = planes(1, height, width)
+        taps, (height, width) = under_kernel((height, width), 3, 2)
         x = linear(g, g.gather(x, taps, by_channel=True), f"a.conv1d.{i}")
         x = g.activate(normalized(g, x, f"a.conv1d.{i}.norm", GEMMA4_EPS), "relu")
     return linear(g, x.reshaped(height), "a.input_projection")

@@ -22,6 +22,7 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
 log = logging.getLogger(__name__)
+LEFT_ALONE = ("gemma3na",)  # types of sounds whose files are used for their images
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
 
 
@@ -48,6 +49,9 @@ def open_projector(
     if not any(flags):
         flags[0] = True  # old files say nothing
     vision = read_vision_file(gguf, min_tokens, max_tokens) if flags[0] else None
+    if vision is not None and gguf.metadata.get("clip.audio.projector_type") in LEFT_ALONE:
+        log.warning("%s: no encoder of sounds is made of its %s", path, *LEFT_ALONE)
+        flags[1] = False
     return ProjectorFile(gguf, vision, read_audio_file(gguf) if flags[1] else None)
 
 

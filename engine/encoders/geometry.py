@@ -24,6 +24,11 @@ def patch_rows(image: Floats, patch: int) -> Floats:
     return np.ascontiguousarray(cells).reshape(rows * columns, 3 * patch * patch)
 
 
+def pixel_rows(image: Floats, patch: int) -> Floats:
+    """[pixels, 3], row by row, of an image [height, width, 3]."""
+    return np.ascontiguousarray(image).reshape(-1, 3)
+
+
 def coordinates(grid: Grid) -> tuple[Ints, Ints]:
     """Row and column of each patch."""
     rows, columns = np.indices(grid, np.int32)
@@ -50,17 +55,32 @@ def windows(grid: Grid, side: int) -> tuple[Ints, list[int]]:
     return np.concatenate(cells), [len(window) for window in cells]
 
 
-def planes(n: int, height: int, width: int) -> tuple[Ints, tuple[int, int]]:
-    """[rows of the output, 9]: what lies under a 3 x 3 kernel of stride 2 in n planes."""
-    numbers = np.arange(n * height * width).reshape(n, height, width)
-    padded = np.pad(numbers, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
-    out = (height + 1) // 2, (width + 1) // 2
+def under_kernel(
+    grid: Grid, kernel: int, stride: int = 1, *, same: bool = False, planes: int = 1
+) -> tuple[Ints, Grid]:
+    """[rows of the output, kernel * kernel], what lies under a square kernel in each of several
+    planes, -1 outside; and the grid of one plane of the output.
+
+    Padded evenly by (kernel - 1) / 2, or with ``same`` as little as TensorFlow does, at the end
+    first.
+    """
+    before = [(kernel - 1) // 2] * 2
+    out = [(side + 2 * before[0] - kernel) // stride + 1 for side in grid]
+    if same:
+        out = [-(-side // stride) for side in grid]
+        needed = ((n - 1) * stride + kernel for n in out)
+        before = [max(n - side, 0) // 2 for n, side in zip(needed, grid, strict=True)]
+    numbers = np.arange(planes * grid[0] * grid[1], dtype=np.int32).reshape(planes, *grid)
+    edges = [(0, 0), *((n, kernel) for n in before)]
+    padded = np.pad(numbers, edges, constant_values=-1)
     taps = [
-        padded[:, dy : dy + 2 * out[0] : 2, dx : dx + 2 * out[1] : 2].reshape(-1)
-        for dy in range(3)
-        for dx in range(3)
+        padded[:, dy : dy + stride * out[0] : stride, dx : dx + stride * out[1] : stride][
+            :, : out[0], : out[1]
+        ].reshape(-1)
+        for dy in range(kernel)
+        for dx in range(kernel)
     ]
-    return np.stack(taps, axis=1).astype(np.int32), out
+    return np.stack(taps, axis=1), (out[0], out[1])
 
 
 # --- rotary positions: angles are [patches, head / 2], one for each pair of values ---

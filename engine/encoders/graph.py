@@ -49,10 +49,11 @@ class Heads:
     norm: QKNorm | None = None
     rope: Tensor | None = None  # cos and sin: float32 [n, 2, size / 2]
     neox: bool = True  # pairs (i, i + size / 2), else (2i, 2i + 1)
+    n_kv: int = 0  # heads of K and V if they are fewer
 
     @property
     def shape(self) -> KVShape:
-        return KVShape(self.n, self.size, self.size)
+        return KVShape(self.n_kv or self.n, self.size, self.size)
 
     @property
     def rotation(self) -> Rotation:
@@ -76,8 +77,8 @@ class CountedRows:
         )
         return cls(device, workspace, counts)
 
-    def queries(self, n_heads: int) -> int:
-        return tile_queries(self.device, n_heads, n_heads)
+    def queries(self, n_heads: int, n_kv: int) -> int:
+        return tile_queries(self.device, n_heads, n_kv)
 
 
 class Graph(AttentionVerbs):
@@ -214,7 +215,7 @@ class Graph(AttentionVerbs):
         # Q has other rows than K and V, so it is scaled beside unused keys of its own.
         queries = self._groups((q.count,), heads, "unused")
         self.rope(q, q, q, heads.n, queries, heads.rotation)
-        self.rope(k, k, v, heads.n, keys, Rotation(heads.rotation.style))
+        self.rope(k, k, v, heads.shape.n_kv, keys, Rotation(heads.rotation.style))
         paging = replace(
             queries.paging, tiles=self._tiles([(0, q.count, 0, k.count)], heads),
             tables=keys.paging.tables,
@@ -264,7 +265,7 @@ class Graph(AttentionVerbs):
 
     def _tiles(self, groups: Sequence[tuple[int, int, int, int]], heads: Heads) -> Tensor:
         """(first row, rows, row of tables, keys) of groups, cut into tiles of attention."""
-        most = self.surroundings.queries(heads.n)
+        most = self.surroundings.queries(heads.n, heads.shape.n_kv)
         return self._index([
             (first + at, min(most, length - at), table, n_keys)
             for first, length, table, n_keys in groups

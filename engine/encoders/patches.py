@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints
+from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, patch_rows
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import Tower, optional_norm
@@ -23,11 +23,12 @@ def same(rows: Floats) -> Floats:
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """A recorded encoder: its output rows, the order in which it takes the patches (None: row
-    by row), and what is done to the result on the host."""
+    by row), what is done to the result on the host, and how an image becomes rows."""
 
     out: Rows
     order: Ints | None = None
     finish: Callable[[Floats], Floats] = same
+    rows: Callable[[Floats, int], Floats] = patch_rows
 
 
 def tower(spec: VisionFile, **differences: object) -> Tower:

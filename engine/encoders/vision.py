@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_serve.engine.encoders import clip, minicpm, pixtral, qwen, siglip
-from gguf_serve.engine.encoders.geometry import Floats, Grid, patch_rows
+from gguf_serve.engine.encoders import clip, minicpm, mobilenet, pixtral, qwen, siglip
+from gguf_serve.engine.encoders.geometry import Floats, Grid
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding
 from gguf_serve.engine.encoders.recordings import Recordings
@@ -27,6 +27,7 @@ BUILD: dict[str, Build] = {
     "cogvlm": clip.cogvlm,
     "llama4": clip.llama4,
     "gemma3": siglip.gemma3,
+    "gemma3nv": mobilenet.gemma3n,
     "gemma4v": siglip.gemma4,
     "gemma4uv": siglip.gemma4_unified,
     "idefics3": siglip.idefics3,
@@ -81,7 +82,7 @@ class VisionEncoder:
         patch = self.spec.patch
         grid = pixels.shape[0] // patch, pixels.shape[1] // patch
         recorded = self._recordings.of(grid)
-        rows = patch_rows(self._normalized(pixels), patch)
+        rows = recorded.encoding.rows(self._normalized(pixels), patch)
         order = recorded.encoding.order
         found = recorded.graph.run([rows if order is None else rows[order]])
         return recorded.encoding.finish(found)

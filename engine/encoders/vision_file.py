@@ -33,6 +33,7 @@ MERGE: dict[str, int] = {
     "gemma4v": 3,
     "gemma4uv": 3,
     "gemma3": 4,
+    "gemma3nv": 16,
 }
 JOINED = ("gemma4uv",)  # what becomes one token is one patch from the beginning
 CAUSAL_GEMMA4 = (1536, 2560)  # widths of Gemma 4's text models that read images in order

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, Ints, planes
+from gguf_serve.engine.encoders.geometry import Floats, Ints, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
@@ -79,7 +79,7 @@ def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     height, width = spec.n_mels, QWEN3_UNIT
     x = g.input(chunks * height * width, 1)
     for i in range(1, 4):
-        taps, (height, width) = planes(chunks, height, width)
+        taps, (height, width) = under_kernel((height, width), 3, 2, planes=chunks)
         x = _convolved(g, x, taps, f"a.conv2d.{i}")
     places = np.arange(chunks * height * width).reshape(chunks, height, width)
     x = g.gather(x, places.transpose(0, 2, 1).reshape(-1, height), by_channel=True)

@@ -210,6 +210,9 @@ PREPARE: dict[str, Prepare] = {
     "ldpv2": _llava,
     "cogvlm": _llava,
     "gemma3": _around("<start_of_image>", _padded_square("bilinear", (0, 0, 0)), "<end_of_image>"),
+    "gemma3nv": _around(
+        "<start_of_image>", _padded_square("bilinear", (0, 0, 0)), "<end_of_image>"
+    ),
     "gemma4v": _around("<|image>", _smart, "<image|>"),
     "gemma4uv": _around("<|image>", _smart, "<image|>"),
     "qwen2vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),

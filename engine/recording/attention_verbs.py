@@ -80,7 +80,8 @@ class AttentionVerbs(Verbs):
     ) -> Rows:  # fmt: skip
         """softmax(q K) V over the keys that the mask allows and that are ``selected`` (bits),
         heads side by side. ``keys``: what was rotated on its way to the cache, if not with q."""
-        c, head_v = self.surroundings, cache.pages.shape.head_v
+        c, shape = self.surroundings, cache.pages.shape
+        head_v, most = shape.head_v, c.queries(n_heads, shape.n_kv)
         out = self.rows(n_heads * head_v, n=q.n)
         if not attn.fuses_quantization(c.device, head_v, plain=c.plain is not None):
             out.value.floats = True  # to be made integers of
@@ -90,7 +91,7 @@ class AttentionVerbs(Verbs):
             attn.attention(
                 e.tape, e.floats(q), n_heads, cache.pages, cache.paging, e.operand(out),
                 replace(mask, selected=bits),
-                queries=1 if mode == "single" else c.queries(n_heads),
+                queries=1 if mode == "single" else most,
                 split=c.split if mode == "split" else None, plain=c.plain,
             )  # fmt: skip
 

@@ -172,7 +172,7 @@ class Surroundings(Protocol):
     @property
     def plain(self) -> Scratch | None: ...
 
-    def queries(self, n_heads: int) -> int:
+    def queries(self, n_heads: int, n_kv: int) -> int:
         """The most tokens of a tile of attention."""
 
 
@@ -200,7 +200,7 @@ class Context:
     def counts(self) -> Tensor:
         return self.inputs.counts
 
-    def queries(self, n_heads: int) -> int:
+    def queries(self, n_heads: int, n_kv: int) -> int:
         return self.tile_queries
 
     @property

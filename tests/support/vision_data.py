@@ -15,10 +15,10 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 IMAGES = (
-    "cogvlm", "dots_ocr", "gemma3", "gemma4-e2b", "gemma4u", "gemma4v", "gemma4v-gemma4",
-    "glm4v", "granite-vision", "idefics3", "internvl", "kimivl", "ldp", "ldpv2", "lfm2",
-    "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15", "llava15-swapped", "llava16",
-    "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3", "paddleocr", "pixtral",
+    "cogvlm", "dots_ocr", "gemma3", "gemma3nv", "gemma4-e2b", "gemma4u", "gemma4v",
+    "gemma4v-gemma4", "glm4v", "granite-vision", "idefics3", "internvl", "kimivl", "ldp", "ldpv2",
+    "lfm2", "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15", "llava15-swapped",
+    "llava16", "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3", "paddleocr", "pixtral",
     "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
 )  # fmt: skip
 # Of sounds, which one each has.
@@ -27,7 +27,7 @@ SOUNDS = {
     "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
 }  # fmt: skip
 # Those whose text models are of architectures that are not served yet.
-WITHOUT_TEXT = ("gemma4-e2b", "gemma4a", "gemma4u", "gemma4v-gemma4")
+WITHOUT_TEXT = ("gemma3nv", "gemma4-e2b", "gemma4a", "gemma4u", "gemma4v-gemma4")
 
 
 @dataclass(frozen=True)
