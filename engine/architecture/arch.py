@@ -184,6 +184,7 @@ class Hyperparameters:
     labels: tuple[str, ...]  # of the ranking head's scores
     parallel: bool  # attention and FFN read the same stream, though each has its norm
     ssm_state: int  # values of state per channel, or of a key
+    rescale_every: int  # after so many layers the stream is halved, as RWKV-6 has it; 0: never
     ssm_norms: bool  # step size, B and C have norms even without weights
     kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
     experts: ExpertHyperparameters

@@ -120,6 +120,29 @@ MAMBA_1 = MAMBA + needs("state", "ssm_x", "ssm_dt")
 STEP_NORMS = needs("state", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm")
 SHORT_CONV = needs("state", "shortconv.conv", "shortconv.in_proj", "shortconv.out_proj")
 
+# RWKV: time mixes, and channel mixes in the place of FFNs
+TIME_MIX = needs(
+    "layer", "time_mix_w1", "time_mix_w2", "time_mix_key", "time_mix_value",
+    "time_mix_receptance", "time_mix_output",
+)  # fmt: skip
+RWKV_6 = TIME_MIX + needs(
+    "layer", "time_mix_lerp_x", "time_mix_decay", "time_mix_decay_w1", "time_mix_decay_w2",
+    "time_mix_gate",
+)  # fmt: skip
+RWKV_7 = TIME_MIX + needs(
+    "layer", "time_mix_lerp_fused", "time_mix_w0", "time_mix_a0", "time_mix_a1", "time_mix_a2",
+    "time_mix_v0", "time_mix_v1", "time_mix_v2", "time_mix_k_k", "time_mix_k_a", "time_mix_r_k",
+)  # fmt: skip
+TIME_MIX_GATE = needs("layer", "time_mix_g1", "time_mix_g2")
+TIME_MIX_NORM = needs("layer", "time_mix_ln", "time_mix_ln.bias")
+CHANNEL_MIX = needs(
+    "layer", "attn_norm_2", "attn_norm_2.bias", "channel_mix_lerp_k", "channel_mix_key",
+    "channel_mix_value",
+)  # fmt: skip
+RWKV_ENDS = ENDS + EMBEDDING_NORM + OUTPUT + needs(
+    "model", "token_embd_norm.bias", "output_norm.bias"
+) + ATTENTION_NORM + needs("layer", "attn_norm.bias")  # fmt: skip
+
 # Gated delta nets, and in other layers attention with norms of its heads
 DELTA_NET = _STATE + STATE_NORM + needs(
     "attention", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm",

@@ -40,6 +40,14 @@ LAYER = {
     "ffn_gate_inp_shexp": "E|E 1", "ssm_f_a": "E r", "ssm_f_b": "r -", "ssm_g_a": "E g",
     "ssm_g_b": "g -", "ssm_beta": "E h", "ssm_alpha": "E h", "ssm_in": "E -", "ssm_out": "- E",
     "ssm_conv1d": "- c", "ssm_conv1d.bias": "c",
+    "time_mix_w0": "E", "time_mix_w1": "E w", "time_mix_w2": "w E|- E 5", "time_mix_a0": "E",
+    "time_mix_a1": "E a", "time_mix_a2": "a E", "time_mix_v0": "E", "time_mix_v1": "E b",
+    "time_mix_v2": "b E", "time_mix_g1": "E p", "time_mix_g2": "p E", "time_mix_k_k": "E",
+    "time_mix_k_a": "E", "time_mix_r_k": "E", "time_mix_decay": "E", "time_mix_decay_w1": "E d",
+    "time_mix_decay_w2": "d E", "time_mix_key": "E k", "time_mix_value": "E k",
+    "time_mix_receptance": "E E", "time_mix_gate": "E E", "time_mix_output": "E E",
+    "time_mix_ln": "E", "time_mix_first": "- -", "channel_mix_key": "E m",
+    "channel_mix_value": "m E", "channel_mix_receptance": "E E",
     "shortconv.in_proj": "E 3E", "shortconv.conv": "- E", "shortconv.out_proj": "E E",
 }  # fmt: skip
 Shape = tuple[int, ...]

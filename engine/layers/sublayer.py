@@ -99,6 +99,18 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """x * scale."""
+
+    part: int
+    scale: float
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.part):
+            return g.scaled(x, self.scale)
+
+
+@dataclass(frozen=True, slots=True)
 class Direction:
     """x + a control vector, the only row of a matrix."""
 

@@ -19,6 +19,7 @@ from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.attention import load_attention
+from gguf_serve.engine.layers.channel_mix import load_channel_mix
 from gguf_serve.engine.layers.compressed import load_compressed
 from gguf_serve.engine.layers.delta_net import load_delta_net
 from gguf_serve.engine.layers.ends import Embedding, Head
@@ -30,12 +31,15 @@ from gguf_serve.engine.layers.mla import load_mla
 from gguf_serve.engine.layers.moe import load_moe
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.residuals import Residuals, load_residuals
+from gguf_serve.engine.layers.rwkv6 import load_rwkv6
+from gguf_serve.engine.layers.rwkv7 import load_rwkv7
 from gguf_serve.engine.layers.short_conv import load_short_conv
 from gguf_serve.engine.layers.sublayer import (
     Deepstack,
     Direction,
     Entry,
     NormsAfter,
+    Scaled,
     Skip,
     Sublayer,
     SublayerWeights,
@@ -159,13 +163,15 @@ def _additions(
     directions: Mapping[int, npt.NDArray[np.float32]],
 ) -> list[Entry]:
     """What is added to what a layer yields: a later part of an encoder's embeddings, the tokens' by
-    a factor, a control vector."""
+    a factor, a control vector; or what halves it."""
     part = 2 * layer + 2
     source = sources[placement.parts[part]]
     found: list[Entry] = [Deepstack(part, embedding, (layer + 1) * h.n_embd)]
     scale = source.floats(f"blk.{layer}.layer_output_scale.weight")
     if scale is not None:
         found.append(Skip(part, float(scale[0])))
+    if h.rescale_every and (layer + 1) % h.rescale_every == 0:
+        found.append(Scaled(part, 0.5))
     if layer in directions:
         found.append(Direction(part, source.float_matrix(directions[layer][None])))
     return found
@@ -256,18 +262,20 @@ def _layer(
     mixers = _mixers(source, h, layer)
     ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
+    if source.has(f"{b}channel_mix_key.weight"):
+        own = f"{b}attn_norm_2"
     after = [f"{b}post_attention_norm", f"{b}attn_output_norm"]
     if source.has(f"{before}.weight") and not source.has(f"{own}.weight"):
         own, after = next((name for name in after if source.has(f"{name}.weight")), own), []
     has_own = source.has(f"{own}.weight") or not source.has(f"{before}.weight")
-    lightning = "lightning_attention" in h.arch.quirks
+    second = own != f"{b}attn_norm_2" and "lightning_attention" not in h.arch.quirks
     mixing, found = list[Sublayer](), list[Sublayer]()
     for i, mixer in enumerate(mixers):  # the second reads what the first read
-        first = [before] if lightning else [f"{b}attn_norm_2", before]
+        first = [f"{b}attn_norm_2", before] if second else [before]
         norm = _norm(source, h, *first) if i == 0 else None
         mixing.append(Sublayer(mixer_part, layer, norm, mixer, _post_norm(source, h, after)))
     if ffn is not None:
-        second = source.has(f"{b}attn_norm_2.weight") and not lightning
+        second = second and source.has(f"{b}attn_norm_2.weight")
         second = second or not mixers or ffn_at != mixer_at
         names = [own] if has_own else [before] if second else []
         post = _post_norm(elsewhere, h, [f"{b}post_ffw_norm", f"{b}layer_output_norm"])
@@ -314,6 +322,10 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
         found.append(load_kimi_delta(source, h, layer))
     elif source.has(f"{b}ssm_a"):
         found.append(load_delta_net(source, h, layer))
+    if source.has(f"{b}time_mix_w0.weight"):
+        found.append(load_rwkv7(source, h, layer))
+    elif source.has(f"{b}time_mix_decay.weight"):
+        found.append(load_rwkv6(source, h, layer))
     if source.has(f"{b}shortconv.conv.weight"):
         found.append(load_short_conv(source, layer))
     return found
@@ -325,4 +337,6 @@ def _ffn(source: TensorSource, h: Hyperparameters, layer: int) -> SublayerWeight
         return load_bare_ffn(source, h) if bare else load_moe(source, h, layer)
     if source.has(f"blk.{layer}.ffn_up.weight"):
         return load_ffn(source, h, layer)
+    if source.has(f"blk.{layer}.channel_mix_key.weight"):
+        return load_channel_mix(source, h, layer)
     return None

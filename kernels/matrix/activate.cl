@@ -20,6 +20,8 @@
 #define ACT HARDSIGMOID
 #elif defined(ACT_HARDSWISH)
 #define ACT HARDSWISH
+#elif defined(ACT_NONE)
+#define ACT(x) (x)
 #elif defined(ACT_RELU)
 #define ACT RELU
 #elif defined(ACT_RELU2)

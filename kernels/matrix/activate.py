@@ -10,7 +10,7 @@ from gguf_serve.kernels.rows.norm import quantize
 
 ACTIVATIONS = (
     "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "sigmoid", "softplus",
-    "hardsigmoid", "hardswish", "tanh",
+    "hardsigmoid", "hardswish", "tanh", "none",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pyopencl as cl
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.memory import ALIGNMENT as BUFFER_ALIGNMENT
 from gguf_serve.kernels.opencl.platforms import DeviceError
+from gguf_serve.kernels.opencl.signature import Arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,18 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A part of the rows of a tensor, from column ``at`` on."""
+
+    rows: Tensor
+    at: int = 0
+
+    def args(self, name: str) -> Arguments:
+        """As a kernel's parameters ``name``, name_stride and name_at."""
+        return {name: self.rows, f"{name}_stride": self.rows.shape[-1], f"{name}_at": self.at}
 
 
 def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:

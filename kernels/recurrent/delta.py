@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
-from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.recurrent.scan import Columns
+from gguf_serve.kernels.opencl.tensor import Columns, Tensor
 
 
 @dataclass(frozen=True, slots=True)

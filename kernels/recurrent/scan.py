@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
-from gguf_serve.kernels.opencl.tensor import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """A part of the rows of a tensor, from column ``at`` on."""
-
-    rows: Tensor
-    at: int = 0
-
-    def args(self, name: str) -> Arguments:
-        """As a kernel's parameters ``name``, name_stride and name_at."""
-        return {name: self.rows, f"{name}_stride": self.rows.shape[-1], f"{name}_at": self.at}
+from gguf_serve.kernels.opencl.tensor import Columns, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
 #ifdef NORM_WEIGHT
     weight += group * n_cols;
 #endif
+#ifdef NORM_BIAS
+    bias += group * n_cols;
+#endif
 #ifdef POST
     add_normed(x, y + row * n_cols, n_cols, post_weight, post_eps, partial);
 #endif

@@ -7,11 +7,13 @@ from gguf_serve.engine.architecture.keys import (
     CLAMPS,
     EXPERT_SCALE,
     LATENT_SIZES,
+    Only,
     may,
     must,
 )
 from gguf_serve.engine.architecture.needs import (
     ATTENTION_NORM,
+    CHANNEL_MIX,
     CHOICE_BIAS,
     CONV_BIAS,
     DECODER,
@@ -35,16 +37,24 @@ from gguf_serve.engine.architecture.needs import (
     QK_NORM,
     QKV,
     QKV_BIASES,
+    RWKV_6,
+    RWKV_7,
+    RWKV_ENDS,
     SHARED,
     SHARED_GATE,
     SHORT_CONV,
     STATE_NORM,
     STEP_NORMS,
+    TIME_MIX_GATE,
+    TIME_MIX_NORM,
     needs,
 )
 
 KIND = "state space, convolution or linear attention, alone or beside attention"
 ROWS = (
+    Architecture("arwkv7", ENDS + NORMS + RWKV_7 + GLU + OUTPUT,
+                 keys=must("wkv.head_size") | {"token_shift_count": Only(1)},
+                 mixed=True, positions="none"),
     Architecture("bailingmoe3", ENDS + NORMS + KIMI_LAYERS + KIMI_Q + needs("state", "ssm_g_a") +
                  needs("attention", "attn_gate", unless="ssm_a") + GLU + GLU_EXPERTS + GLU_SHARED +
                  CHOICE_BIAS,
@@ -103,4 +113,16 @@ ROWS = (
                  needs("state", "ssm_ba") + GLU + GLU_EXPERTS + GLU_SHARED + SHARED_GATE,
                  keys=must("ssm.state_size") | may("attention.recurrent_layers"),
                  mixed=True, positions="neox", normalize_experts=True),
+    Architecture("rwkv6", RWKV_ENDS + RWKV_6 + needs("layer", "time_mix_first") + TIME_MIX_NORM +
+                 CHANNEL_MIX + needs("layer", "channel_mix_lerp_r", "channel_mix_receptance"),
+                 keys=must("wkv.head_size") | may("rescale_every_n_layers") |
+                 {"token_shift_count": Only(2)},
+                 mixed=True, positions="none", layer_norm=True),
+    Architecture("rwkv6qwen2", ENDS + NORMS + RWKV_6 + needs("layer", "time_mix_lerp_fused") + GLU +
+                 OUTPUT,
+                 keys=must("wkv.head_size") | {"token_shift_count": Only(1)},
+                 mixed=True, positions="none"),
+    Architecture("rwkv7", RWKV_ENDS + RWKV_7 + TIME_MIX_GATE + TIME_MIX_NORM + CHANNEL_MIX,
+                 keys=must("wkv.head_size") | {"token_shift_count": Only(2)},
+                 mixed=True, positions="none", layer_norm=True),
 )  # fmt: skip

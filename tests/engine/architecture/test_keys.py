@@ -33,14 +33,16 @@ SAVED: dict[str, Any] = json.loads(
 )
 # Sizes and places that tensors show, so that none of these is read.
 SHOWN = [
+    "attention.decay_lora_rank", "attention.gate_lora_rank", "attention.iclr_lora_rank",
     "attention.output_group_count", "attention.output_lora_rank", "attention.q_lora_rank",
-    "attention.value_length_mla", "embedding_length_per_layer_input",
-    "expert_chunk_feed_forward_length", "expert_feed_forward_length", "expert_latent_length",
-    "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
-    "full_attention_interval", "hash_layer_count", "hyper_connection.low_rank",
-    "interleave_moe_layer_step", "kda.head_dim", "leading_dense_block_count", "moe_every_n_layers",
-    "moe_latent_size", "ple.conv_kernel", "shortconv.l_cache", "ssm.conv_kernel", "ssm.group_count",
-    "ssm.inner_size", "ssm.time_step_rank", "vocab_size",
+    "attention.value_length_mla", "attention.value_residual_mix_lora_rank",
+    "embedding_length_per_layer_input", "expert_chunk_feed_forward_length",
+    "expert_feed_forward_length", "expert_latent_length", "expert_shared_count",
+    "expert_shared_feed_forward_length", "feed_forward_length", "full_attention_interval",
+    "hash_layer_count", "hyper_connection.low_rank", "interleave_moe_layer_step", "kda.head_dim",
+    "leading_dense_block_count", "moe_every_n_layers", "moe_latent_size", "ple.conv_kernel",
+    "shortconv.l_cache", "ssm.conv_kernel", "ssm.group_count", "ssm.inner_size",
+    "ssm.time_step_rank", "time_decay_extra_dim", "time_mix_extra_dim", "vocab_size",
 ]  # fmt: skip
 # What llama.cpp reads and then does not use.
 IDLE = {
@@ -51,6 +53,10 @@ IDLE = {
     "granite": "deepstack_mapping",  # of images
     "granite_swa": "deepstack_mapping",
     "qwen4exp": "ple.image_token_id",
+    "arwkv7": "attention.layer_norm_epsilon",
+    "rwkv6": "attention.layer_norm_rms_epsilon",
+    "rwkv6qwen2": "attention.layer_norm_epsilon rescale_every_n_layers",
+    "rwkv7": "attention.layer_norm_rms_epsilon",
     "minicpm3": "attention.kv_lora_rank",  # attn_kv_b shows it
 }
 # Read by the layers that have them, from the file itself.

@@ -23,7 +23,7 @@ NAMES = [
     "mamba-dense", "mamba2-dense", "jamba-dense", "falcon-h1-dense", "nemotron_h-dense",
     "plamo2-dense", "granitehybrid-dense", "lfm2-dense", "qwen35-dense", "qwen3next-moe",
     "kimi-linear-moe", "bailingmoe3-moe", "minimax-01-moe", "qwen4exp-moe", "gemma3-dense",
-    "gpt-oss-moe", "deepseek4-moe",
+    "gpt-oss-moe", "deepseek4-moe", "rwkv7",
 ]  # fmt: skip
 
 

@@ -18,9 +18,10 @@ from gguf_serve.kernels.opencl.program import Programs
 NAMES = names()
 # Architectures and variants that ../shared has apart.
 SECOND = [
-    "bailingmoe2-nextn", "deepseek2-ocr", "draft-target", "exaone-moe-nextn", "exaone4-nextn",
-    "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe", "jamba-moe", "llama-linear",
-    "nemotron_h_moe-moe", "plm", "pockettts", "qwen3-yarn",
+    "arwkv7", "arwkv7-nogate", "bailingmoe2-nextn", "deepseek2-ocr", "draft-target",
+    "exaone-moe-nextn", "exaone4-nextn", "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe",
+    "jamba-moe", "llama-linear", "nemotron_h_moe-moe", "plm", "pockettts", "qwen3-yarn", "rwkv6",
+    "rwkv6qwen2",
 ]  # fmt: skip
 # llama.cpp's GELU is a table of halves; all others are below 1e-11.
 FLOAT_NMSE = 1e-7
@@ -28,6 +29,7 @@ FLOAT_NMSE = 1e-7
 FAST = [
     "deepseek2-moe", "deepseek4-moe", "falcon-dense", "glm5-next-moe", "gpt-oss-moe", "grok-moe",
     "lfm2-dense", "llama4-moe", "mamba2-dense", "qwen3next-moe", "qwen4exp-moe", "refact-moe",
+    "rwkv7",
 ]  # fmt: skip
 # Norms after sublayers, experts of all kinds, several streams, two parts side by side, other
 # weights for images.

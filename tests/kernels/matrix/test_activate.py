@@ -38,6 +38,7 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
     "gelu_erf": np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
     "gelu_quick": lambda x: x * sigmoid(1.702 * x),
     "hardsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
+    "none": lambda x: x,
     "hardswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
 }
 

@@ -12,9 +12,8 @@ from sequences import LENGTHS, PIECES, SLOTS, WHOLE, Division, place
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tensor import empty, read, upload
+from gguf_serve.kernels.opencl.tensor import Columns, empty, read, upload
 from gguf_serve.kernels.recurrent.delta import DeltaRule, delta_rule
-from gguf_serve.kernels.recurrent.scan import Columns
 
 HEADS, KEY, VALUE = 4, 32, 24
 

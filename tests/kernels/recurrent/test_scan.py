@@ -9,8 +9,8 @@ from sequences import LENGTHS, PIECES, SLOTS, WHOLE, Division, place
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tensor import empty, read, upload
-from gguf_serve.kernels.recurrent.scan import Columns, ScanWeights, scan
+from gguf_serve.kernels.opencl.tensor import Columns, empty, read, upload
+from gguf_serve.kernels.recurrent.scan import ScanWeights, scan
 
 CHANNELS, N_STATE = 24, 32
 

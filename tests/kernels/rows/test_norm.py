@@ -184,6 +184,23 @@ def test_spans_keep_what_codes_can_hold(device: Device, programs: Programs) -> N
     assert np.array_equal(unquantized(device, programs, inputs, 5), values)
 
 
+def test_groups_have_their_own_weights(device: Device, programs: Programs) -> None:
+    rng = np.random.default_rng(7)
+    x, (weight, bias) = rng.standard_normal((3, 128), dtype=np.float32), rng.random((2, 128))
+    tensors = [upload(device, each.astype(np.float32)) for each in (x, weight, bias)]
+    weights = NormWeights(tensors[1], EPS, tensors[2], layer=True)
+    out = activations(device, 3, 128, quantized=False)
+    run(device, programs, 3, lambda tape: norm(tape, tensors[0], weights, out, groups=4))
+    assert out.values is not None
+    groups = x.astype(np.float64).reshape(3, 4, 32)
+    centred = groups - groups.mean(axis=2, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + EPS)
+    np.testing.assert_allclose(
+        read(out.values, None, device.queue), normed.reshape(3, 128) * weight + bias, rtol=1e-4,
+        atol=1e-5,
+    )  # fmt: skip
+
+
 def test_spans_are_whole(device: Device, programs: Programs) -> None:
     x = empty(device, (1, 256))
     made = activations(device, 1, 256, quantized=True, spans=True)
