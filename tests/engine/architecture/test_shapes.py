@@ -88,6 +88,51 @@ def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
                 gguf.tensors[tensor] = whole[tensor]
 
 
+# Tensors of conformance models that nothing reads, as their references want it.
+UNREAD = {
+    "attn_k_norm.bias": "mpt-dense",  # without a norm of Q
+    "exp_probs_b_vl.bias": "deepseek4-moe",  # of images
+    # The router's tensors decide against the dense FFN.
+    **dict.fromkeys(("ffn_down.weight", "ffn_gate.weight", "ffn_up.weight"), "hy_v3-moe mimo2-moe"),
+    **dict.fromkeys(
+        ("ffn_down_exps.weight", "ffn_gate_exps.weight", "ffn_gate_inp.weight",
+         "ffn_up_exps.weight"), "refact-moe",
+    ),
+    # Of an indexer that chooses all keys, and what attn_qkv and attn_gate stand for.
+    **dict.fromkeys(
+        ("indexer.k_norm.weight", "indexer.k_proj.weight", "indexer.q_norm.weight",
+         "indexer.q_proj.weight"), "qwen4exp-moe",
+    ),
+    "ssm_in.weight": "qwen3next-moe",
+    # Of images, where there are any.
+    **dict.fromkeys(
+        ("vis_attn_output.weight", "vis_attn_qkv.weight", "vis_down.weight", "vis_gate.weight",
+         "vis_up.weight"), "cogvlm-dense",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its architecture says that it is in vain."""
+    read, data = set[str](), GGUFFile.data
+    monkeypatch.setattr(
+        GGUFFile, "data", lambda gguf, tensor: (read.add(tensor), data(gguf, tensor))[1]
+    )
+    with header(read_spec(name), tmp_path / "model.gguf") as gguf:
+        arch = find_architecture(gguf.architecture)
+        h = read_hyperparameters(gguf, arch)
+        allocate_weights(gguf, h, [open_device().meta()], on_one_device(h.n_layers))
+        unread = [
+            tensor
+            for tensor in set(gguf.tensors) - read
+            for inner in [tensor.split(".", 2)[2] if tensor.startswith("blk.") else tensor]
+            if not tensor.endswith(arch.unused or "\0")
+            and name not in UNREAD.get(inner, "").split()
+        ]
+    assert not unread
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_needs_are_known(arch: str) -> None:
     parts = {need.part for need in ARCHITECTURES[arch].needs}
