@@ -25,8 +25,8 @@ ROOMS = {
     "engine": "errors ahead option option_values child held gguf text media grammar "
     "sampling_params request options chat architecture recording layers encoders model scheduling "
     "forward sampling loading completion stats serving engine",
-    "server": "version options account errors interface http requests dialects page openapi idle app "
-    "demo configure sources sockets logs summary launch compile_only cli __main__",
+    "server": "version options account errors interface http requests dialects page openapi idle "
+    "app demo configure sources sockets logs summary launch compile_only cli __main__",
 }
 
 
