@@ -17,6 +17,7 @@ from gguf_serve.engine.architecture.rope import RopeScaling
 from gguf_serve.engine.architecture.sparse import Sparsity
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.request import Pooling
+from gguf_serve.kernels.matrix.activate import Xielu
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
 Scoring = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
@@ -186,6 +187,7 @@ class Hyperparameters:
     ssm_state: int  # values of state per channel, or of a key
     rescale_every: int  # after so many layers the stream is halved, as RWKV-6 has it; 0: never
     ssm_norms: bool  # step size, B and C have norms even without weights
+    xielu: tuple[Xielu, ...]  # per layer, the numbers of its activation; empty: another
     kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
     experts: ExpertHyperparameters
 

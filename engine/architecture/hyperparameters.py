@@ -27,6 +27,7 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
 from gguf_serve.engine.request import Pooling
 from gguf_serve.kernels.attention.kv import PAGE
+from gguf_serve.kernels.matrix.activate import Xielu
 
 # By their numbers in files (expert_gating_func).
 SCORING: dict[int, Scoring] = dict(enumerate(get_args(Scoring), 1))
@@ -109,6 +110,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         ssm_state=gguf.get_int(key("ssm.state_size"), 0) or gguf.get_int(key("wkv.head_size"), 0),
         rescale_every=gguf.get_int(key("rescale_every_n_layers"), 0),
         ssm_norms=bool(gguf.metadata.get(key("ssm.dt_b_c_rms"), False)),
+        xielu=_xielu(gguf, arch, n_layers),
         kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
         experts=_experts(gguf, arch, n_layers),
     )
@@ -391,6 +393,18 @@ def _logit_scale(gguf: GGUFFile, arch: Architecture, n_embd: int) -> float:
     if not value:
         return 256.0 / n_embd if "minicpm_scales" in arch.quirks else 1.0
     return 1.0 / value if arch.divide_logits else value
+
+
+def _xielu(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[Xielu, ...]:
+    """The file has the numbers whose softplus counts (https://arxiv.org/abs/2411.13010)."""
+    if arch.activation != "xielu":
+        return ()
+    names = ("alpha_n", "alpha_p", "beta", "eps")
+    numbers = [per_layer_floats(gguf, f"xielu.{name}", n_layers) for name in names]
+    return tuple(
+        Xielu(beta + float(np.logaddexp(0, n)), float(np.logaddexp(0, p)), beta, eps)
+        for n, p, beta, eps in zip(*numbers, strict=True)
+    )
 
 
 def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperparameters:

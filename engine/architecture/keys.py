@@ -14,7 +14,7 @@ from types import EllipsisType
 from typing import Any, Final, NamedTuple
 
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.gguf.file import BARE_KEYS, GGUFFile
 
 
 class Only(NamedTuple):
@@ -89,12 +89,12 @@ def as_read(gguf: GGUFFile, keys: Keys) -> GGUFFile:
     """The file as an architecture that reads these keys sees it: others are not there, and what
     holds without them is. ModelError names a key that is missing, or has a value that would
     need what is not computed here."""
-    prefix = gguf.arch_key("")
+    hyperparameters = (gguf.arch_key(""), BARE_KEYS)
     metadata: dict[str, Any] = {
-        key: value for key, value in gguf.metadata.items() if not key.startswith(prefix)
+        key: value for key, value in gguf.metadata.items() if not key.startswith(hyperparameters)
     }
     for name, without in {**COMMON, **keys}.items():
-        key = prefix + name
+        key = gguf.arch_key(name)
         value = gguf.metadata.get(key)
         if isinstance(without, Always) or _is_unset(value):
             value = None

@@ -64,6 +64,7 @@ ATTENTION_OUTPUT_BIAS = needs("attention", "attn_output.bias")
 IMAGE_WEIGHTS = needs(  # of tokens that are an image's
     "layer", "vis_attn_qkv", "vis_attn_output", "vis_gate", "vis_up", "vis_down"
 )
+SUB_NORMS = needs("attention", "attn_sub_norm") + needs("ffn", "ffn_sub_norm")
 DECODER = ENDS + NORMS + QKV
 # One vector that is K and V of all heads, and a factorized output
 JOINT_KV = needs(

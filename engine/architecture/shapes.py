@@ -29,10 +29,11 @@ ENDS = {
 LAYER = {
     "attn_norm": "E", "attn_norm_2": "E", "ffn_norm": "E", "ffn_norm_exps": "E",
     "post_attention_norm": "E", "post_ffw_norm": "E", "layer_output_norm": "E",
-    "attn_output": "- E", "attn_q_a": "E q", "attn_q_a_norm": "q", "attn_q_b": "q -",
+    "attn_output": "o E", "attn_q_a": "E q", "attn_q_a_norm": "q", "attn_q_b": "q -",
     "attn_kv_a_mqa": "E -", "attn_kv_a_norm": "l", "attn_kv_b": "l -", "attn_v_b": "l - -|l -",
     "attn_k_b": "- l -|- -", "attn_qkv": "E -", "attn_gate": "E -", "attn_sinks": "A",
-    "ffn_down": "f E", "ffn_gate": "E f", "ffn_up": "E f|E 2f",
+    "attn_sub_norm": "o", "ffn_down": "f E", "ffn_sub_norm": "f", "ffn_gate": "E f",
+    "ffn_up": "E f|E 2f",
     "ffn_down_shexp": "s E", "ffn_gate_shexp": "E s", "ffn_up_shexp": "E s|E 2s",
     "ffn_gate_inp": "E N", "ffn_gate_inp.bias": "N", "exp_probs_b.bias": "N", "exp_probs_b": "N",
     "ffn_down_exps": "x i N", "ffn_gate_exps": "i x N", "ffn_up_exps": "i x N",

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.header import FilePart, TensorInfo, read_part, shown
 
+BARE_KEYS = "xielu."  # hyperparameters without the architecture's name before them
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 # general.file_type, see llama_ftype in llama.cpp's include/llama.h
@@ -129,7 +130,7 @@ class GGUFFile:
 
     def arch_key(self, suffix: str) -> str:
         """The key of a hyperparameter, as "llama.block_count"."""
-        return f"{self.architecture}.{suffix}"
+        return suffix if suffix.startswith(BARE_KEYS) else f"{self.architecture}.{suffix}"
 
     def get_int(self, key: str, default: int | None = None) -> int:
         """An integer. This and the others raise ModelError, naming the key, if it is missing

@@ -27,6 +27,7 @@ class AttentionWeights:
     qk_norms_by_head: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
     qk_norms_whole: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
     gate: tuple[Linear, ...]  # per value or per head; empty: none
+    norm: NormWeights | None  # of what the output matrix reads
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
 
@@ -39,7 +40,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     b = f"blk.{layer}."
     if h.image_experts:
         qkv, output = (source.by_kind(b, name) for name in ("attn_qkv", "attn_output"))
-        return AttentionWeights((qkv,), output, (None, None), None, (), None)
+        return AttentionWeights((qkv,), output, (None, None), None, (), None, None)
     q, k, v, gate = _qkv_parts(source, h, layer)
     output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
@@ -52,6 +53,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
         else _qk_norms_by_head(h, layer, q_norm, k_norm),
         qk_norms_whole=whole,
         gate=source.stacked(gate),
+        norm=source.optional_norm(f"{b}attn_sub_norm", h.eps),
         sinks=source.vector(f"{b}attn_sinks.weight"),
         indexer=load_indexer(source, h, layer),
     )
@@ -118,6 +120,8 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     y = g.attend(q, n_heads, cache, _mask(g, w, layer), selected=selected)
     if w.gate:
         y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
+    if w.norm is not None:
+        y = g.norm(y, w.norm)
     return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
 
 

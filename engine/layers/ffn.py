@@ -10,7 +10,9 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.matrix.activate import Xielu
 from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.norm import NormWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class FFNWeights:
     first: tuple[Linear, ...]
     down: Linear
     divisors: Tensor | None = None  # of the activation's output
+    xielu: Xielu | None = None
+    norm: NormWeights | None = None  # of what down reads
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return ffn(g, x, self)
@@ -32,17 +36,19 @@ def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str =
         gate_, up_, down_ = (source.by_kind(b, f"ffn_{x}", x) for x in ("gate", "up", "down"))
         return FFNWeights((gate_, up_), down_)
     down = source.linear(f"{b}ffn_down{suffix}")
+    norm = source.optional_norm(f"{b}ffn_sub_norm{suffix}", h.eps)
     n_ff = down.matrix.n_cols
     up = source.part(f"{b}ffn_up{suffix}")
     if source.has(f"{b}ffn_gate{suffix}.weight"):
         gate = source.part(f"{b}ffn_gate{suffix}")
         source.check_rows(f"{b}ffn_gate{suffix}.weight", n_ff)
         source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
-        return FFNWeights(_gate_and_up(source, gate, up), down)
+        return FFNWeights(_gate_and_up(source, gate, up), down, norm=norm)
     if up.n_rows == 2 * n_ff:
         return FFNWeights(_gate_and_up(source, up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)), down)
     source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
-    return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"))
+    xielu = h.xielu[layer] if h.xielu else None
+    return FFNWeights(source.stacked([up]), down, source.vector(f"{b}ffn.act.scales"), xielu)
 
 
 def load_bare_ffn(source: TensorSource, h: Hyperparameters) -> FFNWeights:
@@ -77,6 +83,8 @@ def ffn(
         gate, up = (g.linear(x, part) for part in w.first)
         hidden = g.gated(gate, up, activation, limit)
     else:
-        hidden = g.activate(g.linear(x, w.first), activation, divisors=w.divisors)
+        hidden = g.activate(g.linear(x, w.first), activation, divisors=w.divisors, xielu=w.xielu)
+    if w.norm is not None:
+        hidden = g.norm(hidden, w.norm)
     scale = g.h.residual_scale if scale is None else scale
     return g.linear(hidden, w.down, scale=scale, add_to=add_to)

@@ -24,6 +24,7 @@ from gguf_serve.kernels.quantization.weights import (
     place,
     place_experts,
 )
+from gguf_serve.kernels.rows.norm import NormWeights
 
 FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
 INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
@@ -215,6 +216,11 @@ class TensorSource:
         """The first of these float tensors that the file has, flat; None if it has none."""
         arrays = (self.floats(name) for name in names)
         return next((self.upload(array) for array in arrays if array is not None), None)
+
+    def optional_norm(self, name: str, eps: float) -> NormWeights | None:
+        """An RMS norm that some layers have."""
+        weight = self.vector(f"{name}.weight")
+        return None if weight is None else NormWeights(weight, eps)
 
     def table(self, name: str) -> Tensor | None:
         """A float tensor with its shape, rows first; None if the file has none."""

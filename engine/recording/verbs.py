@@ -12,7 +12,7 @@ from gguf_serve.engine.recording.image_experts import rows_by_kind
 from gguf_serve.engine.recording.recorder import Recorder
 from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices
-from gguf_serve.kernels.matrix.activate import activate, activate_glu
+from gguf_serve.kernels.matrix.activate import Xielu, activate, activate_glu
 from gguf_serve.kernels.matrix.lowrank import scale_columns
 from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu, matmul
 from gguf_serve.kernels.matrix.moe import combine
@@ -187,9 +187,10 @@ class Verbs(Recorder):
         *,
         times: Rows | None = None,
         divisors: Tensor | None = None,
+        xielu: Xielu | None = None,
     ) -> Rows:
         """activation(x), times other rows: those may have several values for each of x. Divided
-        by a number for each column."""
+        by a number for each column. ``xielu``: the numbers of that activation."""
         wide, n = times or x, x.value.times
         out = self.rows(wide.width, n, n=x.n)
 
@@ -198,6 +199,7 @@ class Verbs(Recorder):
                 e.tape, e.floats(x), e.operand(out), activation=activation, x_at=x.at,
                 repeat=wide.width // x.width, y=None if times is None else e.floats(times),
                 y_at=0 if times is None else times.at, divisors=divisors, times=n,
+                xielu=xielu,
             )  # fmt: skip
 
         reads = [x] if times is None else [x, times]

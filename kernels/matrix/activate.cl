@@ -2,7 +2,7 @@
 //
 // out[t, c] = ACT(x[t, x_at + c / REPEAT]) (* y[t, y_at + c]) (/ divisors[c]), or with GLU_x
 // GLU(x, y). Work-item (32 columns, token).
-// ACT_x     a function of activation.cl                     TIMES   with y
+// ACT_x     a function of activation.cl, or xIELU           TIMES   with y
 // QUANTIZE  out is integer activations (n_cols a multiple of 32), else float
 
 #include "include/lanes.cl"
@@ -32,6 +32,9 @@
 #define ACT SOFTPLUS
 #elif defined(ACT_TANH)
 #define ACT TANH
+#elif defined(ACT_XIELU)
+#define ACT(x) \
+    (beta * (x) + ((x) > 0 ? alpha_p * (x) * (x) : alpha_n * (expm1(fmin(x, eps)) - (x))))
 #endif
 
 VECTOR_ITEMS
@@ -41,6 +44,9 @@ kernel void activate(global const float* x, int x_stride, int x_at,
 #endif
 #ifdef DIVIDE
                      global const float* divisors,
+#endif
+#ifdef ACT_XIELU
+                     float alpha_n, float alpha_p, float beta, float eps,
 #endif
                      int n_cols,
 #ifdef QUANTIZE

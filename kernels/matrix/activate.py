@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from gguf_serve.kernels.matrix.matmul import glu_defines
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -10,8 +12,18 @@ from gguf_serve.kernels.rows.norm import quantize
 
 ACTIVATIONS = (
     "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "sigmoid", "softplus",
-    "hardsigmoid", "hardswish", "tanh", "none",
+    "hardsigmoid", "hardswish", "tanh", "none", "xielu",
 )  # fmt: skip
+
+
+class Xielu(NamedTuple):
+    """xIELU (https://arxiv.org/abs/2411.13010): alpha_p x^2 + beta x for x > 0, else
+    alpha_n (exp(min(x, eps)) - 1 - x) + beta x."""
+
+    alpha_n: float
+    alpha_p: float
+    beta: float
+    eps: float
 
 
 def activate(
@@ -27,16 +39,19 @@ def activate(
     divisors: Tensor | None = None,
     count: int = TOKENS,
     times: int = 1,
+    xielu: Xielu | None = None,
 ) -> None:
     """out[t, c] = activation(x[t, x_at + c / repeat]) * y[t, y_at + c] / divisors[c].
 
     y and divisors may be missing; x and y may be out.values. ``times`` rows for each of
-    counts[count].
+    counts[count]. ``xielu``: the numbers of that activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: {ACTIVATIONS}")
+    if (activation == "xielu") != (xielu is not None):
+        raise ValueError(f"activation {activation!r} with the numbers {xielu} of xIELU")
     defines = [f"ACT_{activation.upper()}"]
-    _launch(tape, x, x_at, defines, repeat, y, y_at, divisors, out, Per(count, 1, times))
+    _launch(tape, x, x_at, defines, repeat, y, y_at, divisors, out, Per(count, 1, times), xielu)
 
 
 def activate_glu(
@@ -67,12 +82,15 @@ def _launch(
     divisors: Tensor | None,
     out: Activations,
     rows: Per,
+    xielu: Xielu | None = None,
 ) -> None:
     defines = [*defines, f"REPEAT={repeat}"]
     args: dict[str, object] = {
         "x": x, "x_stride": x.shape[-1], "x_at": x_at, "divisors": divisors, "n_cols": out.n_cols,
         "out": out.values,
     }  # fmt: skip
+    if xielu is not None:
+        args |= xielu._asdict()
     if y is not None:
         args |= {"y": y, "y_stride": y.shape[-1], "y_at": y_at}
     if out.values is None:

@@ -36,14 +36,19 @@ from gguf_serve.engine.architecture.needs import (
     QKV,
     QKV_BIAS,
     SINKS,
+    SUB_NORMS,
     needs,
 )
 
 KIND = "attention and FFN"
 ROWS = (
+    Architecture("apertus", DECODER + QK_NORM + FFN,
+                 keys=must("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"),
+                 positions="neox", activation="xielu"),
     Architecture("arcee", DECODER + FFN, activation="relu2"),
     Architecture("baichuan", DECODER + GLU + OUTPUT,
                  positions="none", quirks={"positions_by_depth"}),
+    Architecture("bitnet", DECODER + SUB_NORMS + GLU, positions="neox"),
     Architecture("bloom", DECODER + FFN + BIASES + QKV_BIAS + EMBEDDING_NORM + needs("model",
                  "token_embd_norm.bias"), positions="alibi", layer_norm=True, activation="gelu"),
     Architecture("chatglm", DECODER + FFN),

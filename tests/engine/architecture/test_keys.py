@@ -171,8 +171,7 @@ def test_required_keys_are_named(arch: str, conformance_model: Callable[[str], P
     with open_gguf(conformance_model(MODELS[arch])) as gguf:
         whole = dict(gguf.metadata)
         for key in (k for k, v in {**COMMON, **row.keys}.items() if v is REQUIRED):
-            gguf.metadata = MappingProxyType(
-                {k: v for k, v in whole.items() if k != f"{arch}.{key}"}
-            )
-            with pytest.raises(ModelError, match=f"{arch}.{key} is missing"):
+            full = gguf.arch_key(key)
+            gguf.metadata = MappingProxyType({k: v for k, v in whole.items() if k != full})
+            with pytest.raises(ModelError, match=f"{full} is missing"):
                 read_hyperparameters(gguf, row)

@@ -18,10 +18,10 @@ from gguf_serve.kernels.opencl.program import Programs
 NAMES = names()
 # Architectures and variants that ../shared has apart.
 SECOND = [
-    "arwkv7", "arwkv7-nogate", "bailingmoe2-nextn", "deepseek2-ocr", "draft-target",
-    "exaone-moe-nextn", "exaone4-nextn", "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe",
-    "jamba-moe", "llama-linear", "nemotron_h_moe-moe", "plm", "pockettts", "qwen3-yarn", "rwkv6",
-    "rwkv6qwen2",
+    "apertus", "arwkv7", "arwkv7-nogate", "bailingmoe2-nextn", "bitnet", "deepseek2-ocr",
+    "draft-target", "exaone-moe-nextn", "exaone4-nextn", "glm4-nextn", "gpt-oss-yarn",
+    "granitehybrid-moe", "jamba-moe", "llama-linear", "nemotron_h_moe-moe",
+    "nemotron_h_moe-puzzle", "plm", "pockettts", "qwen3-yarn", "rwkv6", "rwkv6qwen2",
 ]  # fmt: skip
 # llama.cpp's GELU is a table of halves; all others are below 1e-11.
 FLOAT_NMSE = 1e-7

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from launching import run, unquantized
 
-from gguf_serve.kernels.matrix.activate import activate, activate_glu
+from gguf_serve.kernels.matrix.activate import Xielu, activate, activate_glu
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import empty, read, upload
@@ -18,6 +18,7 @@ from gguf_serve.kernels.quantization.activations import Activations, activations
 
 Doubles = npt.NDArray[np.float64]
 N, WIDTH = 5, 96
+XIELU = Xielu(1.3, 0.8, 0.5, -0.25)
 
 
 def gelu(x: Doubles) -> Doubles:
@@ -40,6 +41,12 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
     "hardsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
     "none": lambda x: x,
     "hardswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
+    "xielu": lambda x: (
+        XIELU.beta * x
+        + np.where(
+            x > 0, XIELU.alpha_p * x**2, XIELU.alpha_n * (np.expm1(np.minimum(x, XIELU.eps)) - x)
+        )
+    ),
 }
 
 
@@ -49,7 +56,14 @@ def test_formulas(device: Device, programs: Programs, name: str, quantized: bool
     x = 3 * np.random.default_rng(1).standard_normal((N, WIDTH), dtype=np.float32)
     values = upload(device, x)
     out = activations(device, N, WIDTH, quantized=quantized)
-    run(device, programs, N, lambda tape: activate(tape, values, out, activation=name))
+    run(
+        device,
+        programs,
+        N,
+        lambda tape: activate(
+            tape, values, out, activation=name, xielu=XIELU if name == "xielu" else None
+        ),
+    )
     if out.values is None:
         result = unquantized(device, programs, out, N)
     else:
