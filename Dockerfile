@@ -4,7 +4,7 @@
 FROM python:3.11-slim
 
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY gguf_serve gguf_serve
 COPY server server
 COPY engine engine

@@ -52,11 +52,14 @@ from gguf_serve.engine.stats import (
     engine_stats,
 )
 from gguf_serve.engine.text.tokenizer import Tokenizer
+from gguf_serve.kernels.opencl.missing import no_driver
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine"]
+__all__ = [
+    "Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine", "no_driver",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time

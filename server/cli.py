@@ -127,7 +127,7 @@ def run(**values: Any) -> None:
     """Serve a GGUF model with OpenAI's API."""
     settings = made(Settings, values)
     if settings.list_devices:
-        return list_devices()
+        sys.exit(list_devices())
     if settings.arch_list:
         return list_architectures()
     if settings.completion_bash:
@@ -204,8 +204,9 @@ def check_model_file(path: str | None) -> None:
         raise SettingsError(f"{path} is not a GGUF file: it begins with {found!r}")
 
 
-def list_devices() -> None:
-    from gguf_serve.engine.engine import free_memory
+def list_devices() -> int:
+    """The exit code: 1 if there is none."""
+    from gguf_serve.engine.engine import free_memory, no_driver
     from gguf_serve.engine.engine import list_devices as found
 
     devices = found()
@@ -218,7 +219,8 @@ def list_devices() -> None:
         click.echo(f"   {device.platform}, {device.driver}")
         click.echo(f"   {device.capabilities}")
     if not devices:
-        click.echo("no OpenCL device found", err=True)
+        click.echo(f"serve: {no_driver()}", err=True)
+    return 0 if devices else 1
 
 
 def list_architectures() -> None:

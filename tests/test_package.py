@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,12 @@ def test_there_is_a_link_for_each_folder() -> None:
     assert all(links[name].resolve() == ROOT / name for name in FOLDERS)
 
 
+def test_an_older_python_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or later; .* is 3\.10\.13"):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
 def run(*command: str | Path) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -50,7 +57,7 @@ def build(target: Path, source: Path) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, in which no earlier build has left anything."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in (*FOLDERS, "gguf_serve"):
         ignored = shutil.ignore_patterns("__pycache__")

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
 from pathlib import Path
 
 LOADER_VARIABLES = ("OPENCL_VENDOR_PATH", "OCL_ICD_VENDORS", "OCL_ICD_FILENAMES")
+PACKAGE, LIBRARY = "intel-opencl-rt", "libintelocl.so"
 BUNDLED_PLATFORM = "Intel(R) OpenCL"
 POCL = "libpocl"  # how its library's name begins
 _left_out: set[str] = set()  # beginnings of libraries' names
 
 
 def bundled_drivers() -> list[Path]:
-    """Driver libraries that pip put into this environment."""
+    """Driver libraries that pip put into this environment, or wherever it was told to."""
     roots = dict.fromkeys((sys.prefix, sys.base_prefix, os.path.expanduser("~/.local")))
-    found = [Path(root) / "lib" / "libintelocl.so" for root in roots]
-    return [path for path in found if path.exists()][:1]
+    found = [Path(root) / "lib" / LIBRARY for root in roots]
+    return [path for path in found if path.exists()][:1] or recorded_drivers()
+
+
+@functools.cache
+def recorded_drivers() -> list[Path]:
+    """Where the package's own list of files says that the library is: with Debian's system pip,
+    ``--prefix`` or ``--target`` that is no folder of this interpreter's. Not asked first, since
+    to import what reads it takes as long as to load the library."""
+    return [path for path in _recorded() if path.exists()][:1]
+
+
+def is_lost() -> bool:
+    """Whether the package is installed without its library."""
+    recorded = _recorded()
+    return bool(recorded) and not any(path.exists() for path in recorded)
+
+
+def _recorded() -> list[Path]:
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        listed = files(PACKAGE) or ()
+    except PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())).resolve() for file in listed if file.name == LIBRARY]
 
 
 def are_named() -> bool:

@@ -25,6 +25,7 @@ from gguf_serve.kernels.opencl.drivers import (
     limit_threads,
 )
 from gguf_serve.kernels.opencl.memory import available_memory
+from gguf_serve.kernels.opencl.missing import cpu_advice, no_driver
 
 if TYPE_CHECKING:
     import pyopencl as cl
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"  # writable even where the root is not
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
-NO_DRIVER = (
-    "no OpenCL driver found. For the CPU: pip install 'gguf-serve[cpu]' (x86-64, in a checkout "
-    "pip install '.[cpu]'), or apt-get install pocl-opencl-icd; for a GPU: its vendor's driver "
-    "with OpenCL"
-)
 
 
 class DeviceError(Exception):
@@ -158,7 +154,7 @@ def choose(infos: list[DeviceInfo], wanted: str | None, use_gpu: bool = True) ->
     Raises DeviceError if there is none, or none of that name.
     """
     if not infos:
-        raise DeviceError(NO_DRIVER)
+        raise DeviceError(no_driver())
     if wanted is None:
         usable = [i for i in infos if use_gpu or i.kind != "gpu"] or infos
         return min(usable, key=_preference)
@@ -199,7 +195,7 @@ def choose_cpu(infos: list[DeviceInfo]) -> DeviceInfo:
     """The device that is the processor; DeviceError if it has no driver."""
     cpus = [info for info in infos if info.kind == "cpu"]
     if not cpus:
-        raise DeviceError(f"no OpenCL device for what is to be on the CPU; {NO_DRIVER}")
+        raise DeviceError(f"no OpenCL device for what is to be on the CPU: {cpu_advice()}")
     return min(cpus, key=_preference)
 
 

@@ -274,6 +274,14 @@ def test_list_devices() -> None:
     )
 
 
+def test_list_devices_where_there_is_none() -> None:
+    command = [sys.executable, str(SCRIPT), "--list-devices"]
+    env = os.environ | {"DEVICES": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "serve: no driver; install one\n"
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
 def test_https(start: Start, model: str, tmp_path: Path) -> None:
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")

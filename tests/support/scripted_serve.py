@@ -1,7 +1,7 @@
 """Not a test: ``serve`` with a slow engine that needs no device, for test_launch.py.
 
 It takes LOAD_SECONDS to load, fails to with FAIL, and counts until it is cancelled; with STUCK it
-takes no notice of that.
+takes no notice of that. The machine has DEVICES devices, else one.
 """
 
 from __future__ import annotations
@@ -83,18 +83,22 @@ def load_engine(path: Path, options: Any, progress: Any) -> Engine:
 
 module = types.ModuleType("gguf_serve.engine.engine")
 module.load_engine = load_engine  # type: ignore[attr-defined]
-module.list_devices = lambda: [  # type: ignore[attr-defined]
-    SimpleNamespace(
-        index=0,
-        name="Fake device",
-        platform="Nobody",
-        driver="fake 1.0",
-        kind="cpu",
-        memory_bytes=2**33,
-        compute_units=2,
-        capabilities="work-groups of 64",
-    )
-]
+module.no_driver = lambda: "no driver; install one"  # type: ignore[attr-defined]
+module.list_devices = lambda: (
+    int(os.environ.get("DEVICES", "1"))
+    * [  # type: ignore[attr-defined]
+        SimpleNamespace(
+            index=0,
+            name="Fake device",
+            platform="Nobody",
+            driver="fake 1.0",
+            kind="cpu",
+            memory_bytes=2**33,
+            compute_units=2,
+            capabilities="work-groups of 64",
+        )
+    ]
+)
 module.free_memory = lambda device: device.memory_bytes // 2  # type: ignore[attr-defined]
 sys.modules["gguf_serve.engine.engine"] = module
 

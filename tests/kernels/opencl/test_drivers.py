@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name in ("prefix", "base_prefix"):
         monkeypatch.setattr(drivers.sys, name, str(tmp_path / name))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(drivers, "recorded_drivers", list)
     assert bundled_drivers() == []
     library = tmp_path / "base_prefix" / "lib" / "libintelocl.so"
     library.parent.mkdir(parents=True)
@@ -25,6 +27,36 @@ def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     nearer.parent.mkdir(parents=True)
     nearer.touch()
     assert bundled_drivers() == [nearer]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where a package's list of files says that the library is, in no folder of this Python's."""
+    for name in ("prefix", "base_prefix"):
+        monkeypatch.setattr(drivers.sys, name, str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    packages = tmp_path / "lib" / "python3" / "dist-packages"
+    about = packages / "intel_opencl_rt-2099.1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: intel-opencl-rt\nVersion: 1\n")
+    (about / "RECORD").write_text("../../libintelocl.so-gdb.py,,\n../../libintelocl.so,,\n")
+    monkeypatch.setattr(drivers.sys, "path", [str(packages), *drivers.sys.path])
+    drivers.recorded_drivers.cache_clear()
+    yield tmp_path / "lib" / "libintelocl.so"
+    drivers.recorded_drivers.cache_clear()
+
+
+def test_a_driver_elsewhere(recorded: Path) -> None:
+    """Debian's pip and ``--prefix`` put it where only the package's list of files says."""
+    recorded.touch()
+    assert bundled_drivers() == [recorded]
+    assert not drivers.is_lost()
+
+
+def test_a_package_without_its_library(recorded: Path) -> None:
+    """As pip leaves it with ``--target``."""
+    assert bundled_drivers() == []
+    assert drivers.is_lost()
 
 
 def test_a_driver_that_is_loaded_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Which drivers a machine lacks, and the commands that install them. No driver is loaded."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_serve.kernels.opencl.drivers import LIBRARY, PACKAGE, is_lost
+
+PCI = Path("/sys/bus/pci/devices")
+DISPLAY = "0x03"  # how the PCI class of GPUs begins; NVIDIA's without an output are 0x0302
+POCL = "apt-get install pocl-opencl-icd"
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """A maker of GPUs; ``platforms``: what its drivers are called, in lower case."""
+
+    name: str
+    platforms: tuple[str, ...]
+    advice: str
+
+
+VENDORS = {
+    "0x10de": Vendor(
+        "NVIDIA", ("nvidia",),
+        "NVIDIA's driver has OpenCL: apt-get install nvidia-opencl-icd, or in a container "
+        "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    ),
+    "0x1002": Vendor(
+        "AMD", ("amd", "rusticl"),
+        "apt-get install rocm-opencl-runtime (from AMD's repository), or mesa-opencl-icd with "
+        "RUSTICL_ENABLE=radeonsi in the environment",
+    ),
+    "0x8086": Vendor(
+        "Intel", ("intel(r) opencl graphics", "rusticl"), "apt-get install intel-opencl-icd"
+    ),
+}  # fmt: skip
+
+
+def cpu_advice() -> str:
+    """The command that installs a driver for this processor."""
+    if is_lost():
+        return (
+            f"{PACKAGE} is installed, but without its {LIBRARY}, which pip leaves out with "
+            "--target: install into a virtual environment, or with --prefix"
+        )
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        return f"{sys.executable} -m pip install {PACKAGE} intel-cmplr-lib-rt, or {POCL}"
+    if sys.platform == "linux":
+        return POCL
+    return "install PoCL (https://portablecl.org)"
+
+
+def no_driver() -> str:
+    """What is said where there is no device at all."""
+    gpus = gpus_without_driver(())
+    for_gpu = "".join(f" For {vendor.name}'s GPU: {vendor.advice}." for vendor in gpus)
+    return f"no OpenCL driver found. For the processor: {cpu_advice()}.{for_gpu}"
+
+
+def gpus_without_driver(platforms: Sequence[str], folder: Path = PCI) -> list[Vendor]:
+    """Makers of GPUs in this machine that none of the platforms (by their names) is of."""
+    found = {vendor_of(path) for path in sorted(folder.glob("*")) if is_gpu(path)}
+    names = [name.lower() for name in platforms]
+    return [
+        vendor
+        for number, vendor in VENDORS.items()
+        if number in found and not any(p in name for p in vendor.platforms for name in names)
+    ]
+
+
+def is_gpu(path: Path) -> bool:
+    return read(path / "class").startswith(DISPLAY)
+
+
+def vendor_of(path: Path) -> str:
+    return read(path / "vendor")
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
