@@ -52,6 +52,7 @@ Quirk = Literal[
     "indexer_epsilon",  # an indexer's norms have the model's epsilon, not 1e-6
     "indexer_rope_last",  # over the last values of an indexer's head, not the first
     # FFN and experts
+    "gelu_with_gate",  # instead of the activation of FFNs without
     "experts_unused",  # an FFN of experts is its activation alone, as in llama.cpp
     "experts_scaled_before",  # a token's expert weight multiplies the expert's input
     "early_router",  # it reads the stream before the layer's attention
@@ -76,6 +77,7 @@ class Architecture:
     keys: Keys = field(default_factory=dict[str, Value])  # metadata that is read, with defaults
     mixed: bool = False  # not every layer has attention and an FFN or experts
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
+    stacks: tuple[str, ...] = ()  # what names of layers begin with, see stacks.py
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
     positions: Positions = "interleaved"
     rope_layers: Literal["all", "windowed", "step", "step_first", "windowed_or_dense"] = "all"
@@ -178,6 +180,9 @@ class Hyperparameters:
     logit_scale: float
     cycles: tuple[int, int, int] | None  # layers per stack, runs of the low one, of both (HRM)
     causal: bool  # tokens see those before them only
+    n_encoder: int  # layers of an encoder, whose output those after them attend to; 0: no such
+    start_token: int  # the decoder's first one, where there is an encoder
+    distance_buckets: int  # of distances that have a bias of their own; 0: none
     image_experts: bool  # images have weights of their own, and there may be images
     n_deepstack: int  # first layers to whose output an image encoder adds embeddings
     pooling: Pooling  # of embeddings, where nobody says

@@ -30,6 +30,9 @@ def check_hyperparameters(gguf: GGUFFile, h: Hyperparameters) -> None:
         )
     _check_numbers(gguf, h)
     _check_windowed_sizes(gguf, h)
+    if h.distance_buckets and not 4 <= h.distance_buckets <= 128:
+        key = gguf.arch_key("attention.relative_buckets_count")
+        raise ModelError(f"{gguf.path}: {key} is {h.distance_buckets}, expected 4 to 128")
     for layer, used in enumerate(h.experts.used):
         routed = f"blk.{layer}.ffn_gate_inp.weight" in gguf.tensors
         if h.experts.n and routed and not 0 < used <= h.experts.n <= 1024:

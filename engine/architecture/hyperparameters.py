@@ -22,6 +22,7 @@ from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
 from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
 from gguf_serve.engine.architecture.sparse import read_sparsity
+from gguf_serve.engine.architecture.stacks import as_layers
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
@@ -43,9 +44,9 @@ MOST_LAYERS = 4096
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     """The numbers of a model; ModelError names a key that is missing or out of range."""
     key = gguf.arch_key
-    gguf = as_read(gguf, arch.all_keys)
+    gguf = as_layers(as_read(gguf, arch.all_keys), arch)
     arch = _with_activation(gguf, _with_norm(gguf, arch))
-    n_layers = _n_layers(gguf)
+    n_layers = _n_layers(gguf, arch)
     n_embd = gguf.get_int(key("embedding_length"))
     n_heads, n_kv = _heads(gguf, n_layers)
     head_default = n_embd // max(*n_heads, 1)
@@ -101,6 +102,9 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         logit_scale=_logit_scale(gguf, arch, n_embd),
         cycles=_cycles(gguf, n_layers),
         causal=bool(gguf.metadata.get(key("attention.causal"), True)),
+        n_encoder=gguf.get_int(key("block_count")) if _has_decoder(arch) else 0,
+        start_token=gguf.get_int(key("decoder_start_token_id"), 0),
+        distance_buckets=gguf.get_int(key("attention.relative_buckets_count"), 0),
         image_experts=False,
         n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
@@ -140,7 +144,9 @@ def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
 
 
 def _with_activation(gguf: GGUFFile, arch: Architecture) -> Architecture:
-    """The row with the activation that the file names, if it does."""
+    """The row with the activation that the file names, if it does, or shows."""
+    if "gelu_with_gate" in arch.quirks and "blk.0.ffn_gate.weight" in gguf.tensors:
+        return replace(arch, activation="gelu")
     name = gguf.get_str(gguf.arch_key("hidden_activation"), "")
     if name and name not in ACTIVATIONS:
         key = gguf.arch_key("hidden_activation")
@@ -148,8 +154,14 @@ def _with_activation(gguf: GGUFFile, arch: Architecture) -> Architecture:
     return replace(arch, activation=ACTIVATIONS[name]) if name else arch
 
 
-def _n_layers(gguf: GGUFFile) -> int:
-    """Layers that tokens go through: those that predict further tokens at once come after."""
+def _has_decoder(arch: Architecture) -> bool:
+    """Whether it is one beside an encoder."""
+    return len(arch.stacks) > 1
+
+
+def _n_layers(gguf: GGUFFile, arch: Architecture) -> int:
+    """Layers that tokens go through, of an encoder and a decoder together: those that predict
+    further tokens at once come after."""
     key = gguf.arch_key
     n = gguf.get_int(key("block_count"))
     if not 0 < n <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
@@ -157,7 +169,13 @@ def _n_layers(gguf: GGUFFile) -> int:
     n_ahead = gguf.get_int(key("nextn_predict_layers"), 0)
     if not 0 <= n_ahead < n:
         raise ModelError(f"{gguf.path}: {key('nextn_predict_layers')} is {n_ahead} of {n} layers")
-    return n - n_ahead
+    if not _has_decoder(arch):
+        return n - n_ahead
+    n_decoder = gguf.get_int(key("decoder_block_count"), n)
+    if not 0 < n_decoder <= MOST_LAYERS:
+        name = key("decoder_block_count")
+        raise ModelError(f"{gguf.path}: {name} is {n_decoder}, expected 1 to {MOST_LAYERS}")
+    return n + n_decoder
 
 
 def _of_layers(gguf: GGUFFile, key: str, values: Sequence[Any], n_layers: int) -> Sequence[Any]:

@@ -87,6 +87,12 @@ class GGUFFile:
         view.metadata = MappingProxyType(dict(metadata))
         return view
 
+    def with_tensors(self, tensors: Mapping[str, TensorInfo]) -> GGUFFile:
+        """The same file with its tensors under other names, for as long as this one is open."""
+        view = copy(self)
+        view.tensors = dict(tensors)
+        return view
+
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, uint8 [n_bytes]: a read-only view of the file, not a copy.
 

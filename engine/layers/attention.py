@@ -8,6 +8,7 @@ import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.indexer import SELECTION, IndexerWeights, index, load_indexer
+from gguf_serve.engine.layers.relative import load_biases
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -30,6 +31,7 @@ class AttentionWeights:
     norm: NormWeights | None  # of what the output matrix reads
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
+    biases: Tensor | None = None  # by distance, see Mask
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return attention(g, x, self, layer)
@@ -56,6 +58,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
         norm=source.optional_norm(f"{b}attn_sub_norm", h.eps),
         sinks=source.vector(f"{b}attn_sinks.weight"),
         indexer=load_indexer(source, h, layer),
+        biases=load_biases(source, h, layer),
     )
 
 
@@ -140,11 +143,13 @@ def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
 
 def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
     h, c = g.h, g.context
+    both_ways = not h.causal or layer < h.n_encoder
     slopes = alibi_slopes(h.n_heads[layer], h.alibi_bias) if h.alibi_bias else None
     return Mask(
         h.window if h.windowed[layer] else 0, h.attention_softcap,
-        chunked="chunked_windows" in h.arch.quirks, bidirectional=not h.causal,
-        together=c.inputs.together, sinks=w.sinks,
+        chunked="chunked_windows" in h.arch.quirks, bidirectional=both_ways,
+        together=c.inputs.together, after=h.n_encoder > 0 and not both_ways, sinks=w.sinks,
+        biases=w.biases,
         by_head=h.sparsity is not None and h.sparsity.by_head,
         slopes=None if slopes is None else upload(c.device, slopes),
     )  # fmt: skip

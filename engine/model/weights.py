@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.shapes import check_tensors
+from gguf_serve.engine.architecture.stacks import as_layers
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.attention import load_attention
@@ -104,6 +105,7 @@ def allocate_weights(
     kernels.
     """
     adapters, directions = additions
+    gguf = as_layers(gguf, hparams.arch)
     sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()

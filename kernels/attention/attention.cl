@@ -3,12 +3,13 @@
 // A query sees the keys of its sequence up to its own position, and with `window` > 0 only the
 // last `window` of them. BIDIRECTIONAL: it sees the keys after it too, up to tile.w, and with a
 // window those at most window / 2 away. TOGETHER: it sees the keys up to tile.w in any case.
+// AFTER: of those before it, it sees the keys from tile.w on.
 // Keys are taken in parts of PART tokens, each with its own maximum m, sum l and weighted values
 // acc; parts are then merged from the first to the last. Single tokens (one work-item per part)
 // and prompts (a loop over parts) so do the same arithmetic.
 //
-// tiles[i] = (first token, number of queries, page table row, keys of the sequence
-// or with TOGETHER those that all queries of the tile see).
+// tiles[i] = (first token, number of queries, page table row, keys of the sequence,
+// with TOGETHER those that all queries of the tile see, with AFTER those that none sees).
 
 #include "include/lanes.cl"
 #include "include/activation.cl"
@@ -27,8 +28,10 @@
 
 // First key that any query from position `pos` on may see: of the last `window` ones, with
 // CHUNKED of those in its own stretch of so many.
-INLINE int first_key(int pos, int window) {
-#if defined(BIDIRECTIONAL)
+INLINE int first_key(int pos, int window, int n_keys) {
+#if defined(AFTER)
+    return n_keys;
+#elif defined(BIDIRECTIONAL)
     return window > 0 ? max(0, pos - window / 2) : 0;
 #elif defined(CHUNKED)
     return window > 0 ? pos / window * window : 0;
@@ -48,20 +51,27 @@ INLINE int end_key(int pos, int window, int n_keys) {
 #endif
 }
 
-// ALIBI: slopes[head] times the distance to a key is subtracted from its score.
+// ALIBI: slopes[head] times the distance to a key is subtracted from its score. RELATIVE: to it
+// biases[head][reach + d] is added, d the distance or, if it is longer, the reach.
 #ifdef BIDIRECTIONAL
 #define NEARNESS(d) (-fabs(d))
 #else
 #define NEARNESS(d) (d)
 #endif
 // SINKS: sinks[head] is the score of one more key, whose value is zero.
-#ifdef ALIBI
-#define SLOPES_ARG , global const float* slopes
-#define SLOPES , slopes
+#if defined(ALIBI)
+#define BIAS_ARG , global const float* slopes
+#define BIAS , slopes
+#elif defined(RELATIVE)
+#define BIAS_ARG , global const float* biases, int reach
+#define BIAS , biases, reach
 #else
-#define SLOPES_ARG
-#define SLOPES
+#define BIAS_ARG
+#define BIAS
 #endif
+INLINE float relative_bias(global const float* biases, int reach, int head, int d) {
+    return biases[head * (2 * reach + 1) + reach + clamp(d, -reach, reach)];
+}
 #ifdef SINKS
 #define OUTPUT_FACTOR(m, l, head) output_factor(m, l, sinks[head])
 #else

@@ -60,7 +60,10 @@ class Mask:
     chunked: the window is the query's own stretch of so many tokens, not the last ones.
     bidirectional: keys after the query count too; the window is half before it, half after.
     together: a query sees the keys up to tile.w in any case, those after it too.
-    slopes: float32 [heads], what a score loses per token of distance (ALiBi); sinks: float32
+    after: of those before it, a query sees the keys from tile.w on.
+    slopes: float32 [heads], what a score loses per token of distance (ALiBi); biases: float32
+    [heads, 2 * reach + 1], what it gains at a distance of -reach to reach, at longer ones as at
+    these (kernels.attention.relative); sinks: float32
     [heads], attention sinks, the score of one more key without a value; selected: int32 [n, pages],
     bits of the keys that a token sees (indexer.py), or [n, KV heads * pages] where ``by_head``.
     """
@@ -70,6 +73,8 @@ class Mask:
     chunked: bool = False
     bidirectional: bool = False
     together: bool = False
+    after: bool = False
+    biases: Tensor | None = None
     slopes: Tensor | None = None
     sinks: Tensor | None = None
     selected: Tensor | None = None
@@ -79,15 +84,21 @@ class Mask:
     def defines(self) -> list[str]:
         flags = {
             "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "BIDIRECTIONAL": self.bidirectional,
-            "TOGETHER": self.together,
+            "TOGETHER": self.together, "AFTER": self.after,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
+
+    @property
+    def reach(self) -> int:
+        """The longest distance that has a bias of its own."""
+        return 0 if self.biases is None else self.biases.shape[-1] // 2
 
     @property
     def args(self) -> Arguments:
         words = None if self.selected is None else self.selected.shape[1]
         return {
             "window": self.window, "softcap": self.softcap, "slopes": self.slopes,
+            "biases": self.biases, "reach": None if self.biases is None else self.reach,
             "sinks": self.sinks, "selected": self.selected, "n_words": words,
         }  # fmt: skip
 

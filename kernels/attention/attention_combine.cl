@@ -22,7 +22,7 @@ kernel void combine(global const float* partial, int max_parts, global const int
     const int t = tiles[tile].x, pos = positions[t];
     const size_t at = (size_t)t * n_heads + head;
     const size_t row = (size_t)tile * n_heads + head;
-    int part = first_key(pos, window) / PART;
+    int part = first_key(pos, window, tiles[tile].w) / PART;
     const int end = (end_key(pos, window, tiles[tile].w) - 1) / PART + 1;
     const int n = min(32, HDV_PADDED - 32 * c);
     global const float* p = partial + (row * max_parts + part) * (HDV_PADDED + 2);

@@ -16,6 +16,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #ifdef ALIBI
                       global const float* slopes,
 #endif
+#ifdef RELATIVE
+                      global const float* biases, int reach,
+#endif
 #ifdef SINKS
                       global const float* sinks,
 #endif
@@ -33,13 +36,16 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
         const int t = tile.x + query, pos = positions[t];
         global const int* table = tables + (size_t)tile.z * table_stride;
         global const float* q = qkv + (size_t)t * q_stride + head * HD;
-        const int first = first_key(pos, window), end = end_key(pos, window, tile.w);
+        const int first = first_key(pos, window, tile.w), end = end_key(pos, window, tile.w);
         float m = M_NONE, l = 0, acc[HDV_PADDED];
         for (int key = first; key < end; key++) {
             global const uchar* k = K_PAGE(k_cache, table[key / PAGE], n_kv, h);
             float sum = CAPPED(key_score(q, k, key % PAGE));
 #ifdef ALIBI
             sum += slopes[head] * NEARNESS((float)(key - pos));
+#endif
+#ifdef RELATIVE
+            sum += relative_bias(biases, reach, head, key - pos);
 #endif
 #ifdef SELECTED
             if (!(SELECTED_AT(t, h)[key / PAGE] >> (key % PAGE) & 1)) sum = S_MASKED;

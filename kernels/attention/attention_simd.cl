@@ -34,7 +34,7 @@
 #endif
 #define BLOCKS ((CHUNK + 1) / 2)
 #define AHEAD 2  // pages from what is read to what is fetched: one is too late
-#if defined(SOFTCAP) || defined(ALIBI) || defined(SELECTED)
+#if defined(SOFTCAP) || defined(ALIBI) || defined(RELATIVE) || defined(SELECTED)
 #define ALWAYS_MASKED 1
 #else
 #define ALWAYS_MASKED 0
@@ -101,7 +101,7 @@ INLINE void page_scores(const float* q, const Bytes* pages, const Bytes* next,
 // What the mask, and whatever else there is, makes of the scores of keys key to key + PAGE.
 // words: the bits of its keys that each query has selected.
 INLINE void mask_scores(float s[RB][PART], const uint* words, bool whole, int key, int pos,
-                        int window, int n_keys, float softcap, int first_head SLOPES_ARG) {
+                        int window, int n_keys, float softcap, int first_head BIAS_ARG) {
     for (int r = 0; r < RB; r++) {
         const int at = pos + r / G;
         for (int i = 0; i < HALVES; i++) {
@@ -110,9 +110,15 @@ INLINE void mask_scores(float s[RB][PART], const uint* words, bool whole, int ke
 #ifdef ALIBI
             x += slopes[first_head + r % G] * NEARNESS(ZERO_TO_15 + (float)(key + 16 * i - at));
 #endif
+#ifdef RELATIVE
+            float bias[16];
+            for (int j = 0; j < 16; j++)
+                bias[j] = relative_bias(biases, reach, first_head + r % G, key + 16 * i + j - at);
+            x += vload16(0, bias);
+#endif
             if (!whole) {
-                const int16 seen =
-                    (keys < end_key(at, window, n_keys)) & (keys >= first_key(at, window));
+                const int16 seen = (keys < end_key(at, window, n_keys)) &
+                                   (keys >= first_key(at, window, n_keys));
                 x = select((float16)(S_MASKED), x, seen);
             }
 #ifdef SELECTED
@@ -237,7 +243,7 @@ INLINE void part_scores(float s[RB][PART], const float* q, const Cache* cache, i
 }
 
 INLINE void mask_part(float s[RB][PART], int page, int n, int pos, int nq, int n_keys, int window,
-                      float softcap, int first_head SLOPES_ARG SELECTED_ARG) {
+                      float softcap, int first_head BIAS_ARG SELECTED_ARG) {
     for (int i = 0; i < n; i++) {
         const int key = (page + i) * PAGE;
         uint words[QB];
@@ -246,10 +252,10 @@ INLINE void mask_part(float s[RB][PART], int page, int n, int pos, int nq, int n
             words[j] = selected[(size_t)min(j, nq - 1) * n_words + page + i];
 #endif
         const bool whole = key + PAGE <= end_key(pos, window, n_keys) &&
-                           (window <= 0 || key >= first_key(pos + QB - 1, window));
+                           key >= first_key(pos + QB - 1, window, n_keys);
         if (ALWAYS_MASKED || !whole)
             mask_scores((float(*)[PART])(s[0] + i * PAGE), words, whole, key, pos, window, n_keys,
-                        softcap, first_head SLOPES);
+                        softcap, first_head BIAS);
     }
 }
 
@@ -279,12 +285,12 @@ INLINE void part_values(float16 acc[RB][VECTORS], float p[RB][PART], const Cache
 // values stay in registers.
 INLINE void attend_part(State* state, const float* q, const Cache* cache, int page, int end,
                         int pos, int nq, int kv_end, int n_keys, int window, float softcap,
-                        int first_head SLOPES_ARG SELECTED_ARG) {
+                        int first_head BIAS_ARG SELECTED_ARG) {
     float s[RB][PART];
     const int n = max(end - page, 0);
     const uint skipped = unselected(page, n, nq SELECTED_PASS(0, 0));
     part_scores(s, q, cache, page, n, skipped);
-    mask_part(s, page, n, pos, nq, n_keys, window, softcap, first_head SLOPES SELECTED_PASS(0, 0));
+    mask_part(s, page, n, pos, nq, n_keys, window, softcap, first_head BIAS SELECTED_PASS(0, 0));
     for (int r = 0; r < RB; r++) {
         const float2 found = softmax_row(s[r], n * HALVES);
         state->m[r] = found.x;
@@ -312,6 +318,9 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
 #ifdef ALIBI
                       global const float* slopes,
 #endif
+#ifdef RELATIVE
+                      global const float* biases, int reach,
+#endif
 #ifdef SINKS
                       global const float* sinks,
 #endif
@@ -335,7 +344,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const int4 tile = tiles[tile_index];
     const int t0 = tile.x, nq = tile.y, pos = positions[t0];
     const int kv_end = end_key(pos + nq - 1, window, tile.w);
-    const int first_page = first_key(pos, window) / PAGE;
+    const int first_page = first_key(pos, window, tile.w) / PAGE;
     const int last_page = (kv_end + PAGE - 1) / PAGE;
     const Cache cache = {PAGES(k_cache), PAGES(v_cache), tables + (size_t)tile.z * table_stride,
                          n_kv, h, last_page};
@@ -353,7 +362,7 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     }
 #define ATTEND(state, begin)                                                                  \
     attend_part(state, q, &cache, max(first_page, begin), min(last_page, (begin) + PART_PAGES), \
-                pos, nq, kv_end, tile.w, window, softcap, first_head SLOPES SELECTED_PASS(t0, h))
+                pos, nq, kv_end, tile.w, window, softcap, first_head BIAS SELECTED_PASS(t0, h))
     State total;
 #ifdef SPLIT
     if (part * PART_PAGES >= last_page) return;

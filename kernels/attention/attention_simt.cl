@@ -21,6 +21,9 @@ void attention(global const float* qkv, int q_stride, int n_kv, global const int
 #ifdef ALIBI
                global const float* slopes,
 #endif
+#ifdef RELATIVE
+               global const float* biases, int reach,
+#endif
 #ifdef SINKS
                global const float* sinks,
 #endif
@@ -44,7 +47,7 @@ void attention(global const float* qkv, int q_stride, int n_kv, global const int
     const int t = tile.x, pos = positions[t], h = head / G, n_heads = n_kv * G;
     global const int* table = tables + (size_t)tile.z * table_stride;
     const int n_seen = end_key(pos, window, tile.w);
-    int page = first_key(pos, window) / PAGE, end = (n_seen + PAGE - 1) / PAGE;
+    int page = first_key(pos, window, tile.w) / PAGE, end = (n_seen + PAGE - 1) / PAGE;
 #ifdef SPLIT
     if (part * PART >= n_seen) return;
     page = max(page, part * PART_PAGES);
@@ -59,7 +62,7 @@ void attention(global const float* qkv, int q_stride, int n_kv, global const int
     for (; page < end; page += PAGES_AT_ONCE) {
         const int mine = page + lid / PAGE, key = mine * PAGE + lid % PAGE;
         float s = S_MASKED;
-        bool seen = mine < end && key < n_seen && key >= first_key(pos, window);
+        bool seen = mine < end && key < n_seen && key >= first_key(pos, window, tile.w);
 #ifdef SELECTED
         seen = seen && SELECTED_AT(t, h)[mine] >> (lid % PAGE) & 1;
 #endif
@@ -68,6 +71,9 @@ void attention(global const float* qkv, int q_stride, int n_kv, global const int
             s = CAPPED(key_score(q, k, lid % PAGE));
 #ifdef ALIBI
             s += slopes[head] * NEARNESS((float)(key - pos));
+#endif
+#ifdef RELATIVE
+            s += relative_bias(biases, reach, head, key - pos);
 #endif
         }
         const float top = fmax(m, max_group(s, shared));

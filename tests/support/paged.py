@@ -169,9 +169,12 @@ def attended(
     window: int = 0,
     softcap: float = 0.0,
     bidirectional: bool = False,
+    start: int = 0,
+    biases: Doubles | None = None,
 ) -> Doubles:
-    """Attention of one token in double precision: q [n_heads, head] to [n_heads, head_v]."""
-    first = max(0, position - window + 1) if window else 0
+    """Attention of one token in double precision: q [n_heads, head] to [n_heads, head_v].
+    ``start``: the first key there is; ``biases``: see Mask."""
+    first = max(0, position - window + 1) if window else start
     end = position + 1
     if bidirectional:
         first = max(0, position - window // 2) if window else 0
@@ -181,6 +184,9 @@ def attended(
     scores = np.einsum("hd,thd->ht", q, keys)
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
+    if biases is not None:
+        reach = biases.shape[1] // 2
+        scores += biases[:, reach + np.clip(np.arange(first, end) - position, -reach, reach)]
     weights = np.exp(scores - scores.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
     return np.einsum("ht,thd->hd", weights, values)

@@ -49,6 +49,7 @@ class Stepper:
         cache_types: tuple[str, str] = ("f32", "f32"),
         adapters: Sequence[Path] = (),
         control: ControlVectors = NO_CONTROL,
+        sizes: Sizes = SIZES,
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first."""
         with open_gguf(path) as gguf:
@@ -66,7 +67,8 @@ class Stepper:
             Packing(gguf, [(*on, job) for on, some in listed for job in some]).run()
         self.n_vocab = hparams.n_vocab
         types = CacheTypes(*cache_types)
-        sizes = replace(SIZES, n_ring_pages=ring_pages(hparams, 3, 96, 32))
+        n_rings = ring_pages(hparams, sizes.n_slots, sizes.n_tokens, sizes.n_pages)
+        sizes = replace(sizes, n_ring_pages=n_rings)
         self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash)
 
     def step(

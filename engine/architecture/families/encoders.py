@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
-from gguf_serve.engine.architecture.keys import (
-    may,
-    window,
-)
+from gguf_serve.engine.architecture.keys import Always, may, must, window
 from gguf_serve.engine.architecture.needs import (
     DECODER,
     EMBEDDING,
@@ -42,4 +39,8 @@ ROWS = (
     Architecture("nomic-bert", ENCODER, positions="neox", layer_norm=True, norms_after=True),
     Architecture("nomic-bert-moe", ENCODER + EXPERTS,
                  positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
+    Architecture("t5encoder", EMBEDDING + ENCODER_OUTPUT_NORM + NORMS + QKV + FFN,
+                 keys=must("attention.relative_buckets_count") |
+                 {"attention.causal": Always(False), "attention.scale": Always(1.0)},
+                 stacks=("enc.",), positions="none", activation="relu", quirks={"gelu_with_gate"}),
 )  # fmt: skip
