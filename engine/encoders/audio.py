@@ -19,6 +19,9 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
     "qwen2a": whisper.qwen2a,
     "voxtral": whisper.voxtral,
     "qwen3a": whisper.qwen3a,
+    "glma": whisper.glma,
+    "meralion": whisper.meralion,
+    "musicflamingo": whisper.music_flamingo,
     "gemma4a": conformer.gemma4,
     "gemma4ua": whisper.gemma4_unified,
 }

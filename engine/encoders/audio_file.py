@@ -8,6 +8,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.media.sounds import SOUNDS, SoundInput
 
+OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
 SAMPLES = ("gemma4ua",)  # types whose input has samples in the place of mels
 
 
@@ -36,6 +37,7 @@ class AudioFile:
 def read_audio_file(gguf: GGUFFile) -> AudioFile:
     """The encoder of sounds of a projector file; ModelError if it is none that is known."""
     kind = gguf.get_str("clip.audio.projector_type", gguf.get_str("clip.projector_type", ""))
+    kind = OMNI.get(kind, kind)
     if kind not in SOUNDS:
         known = ", ".join(sorted(SOUNDS))
         raise ModelError(f"{gguf.path}: audio projector {kind!r} is not supported; known: {known}")

@@ -1,4 +1,4 @@
-"""Encoders after CLIP: LLaVA, MobileVLM, InternVL, CogVLM, Llama 4.
+"""Encoders after CLIP: LLaVA, MobileVLM, InternVL, CogVLM, Llama 4, Nemotron Nano VL.
 
 They have a class token. The published models put it in front of the patches, and so do we;
 llama.cpp appends it, and for all but Llama 4, whose model does that too, the positions are then
@@ -10,11 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_serve.engine.encoders.geometry import (
-    Floats,
     Grid,
+    antialiased,
     by_halves,
     coordinates,
+    resized,
     rotation,
+    square_table,
     squares,
     under_kernel,
 )
@@ -22,15 +24,18 @@ from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import (
     Encoding,
     embedded,
+    patch_matrix,
     post_norm,
     pre_norm,
     tower,
     with_class_token,
+    with_ends,
 )
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
 from gguf_serve.engine.recording.rows import Rows
 
+NEMOTRON_EPS = 1e-6
 PROJECTOR_EPS = 1e-5  # of norms outside the transformer
 
 
@@ -132,12 +137,7 @@ def cogvlm(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
     x = linear(g, x.first(n), "mm.model.fc")
     x = g.activate(normalized(g, x, "mm.post_fc_norm", PROJECTOR_EPS), "gelu")
     x = linear(g, gated(g, x, "mm.gate", "mm.up", "silu"), "mm.down")
-    ends = [g.weights.floats(f"v.{end}")[None] for end in ("boi", "eoi")]
-
-    def finish(rows: Floats) -> Floats:
-        return np.concatenate([ends[0], rows, ends[1]])
-
-    return Encoding(x, finish=finish)
+    return with_ends(g, x, "v.boi", "v.eoi")
 
 
 def llama4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -155,3 +155,16 @@ def llama4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
     x = g.gather(x, by_columns.reshape(-1, spec.merge**2))
     x = g.activate(mlp(g, x, "mm.model.mlp.1", "mm.model.mlp.2"), "gelu")
     return Encoding(linear(g, x, "mm.model.fc"))
+
+
+def nemotron(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """The patches are followed by registers, which have no positions."""
+    w, t, n = g.weights, tower(spec), grid[0] * grid[1]
+    table = square_table(w.floats("v.position_embd.weight"))
+    registers = w.floats("v.class_embd")
+    x = g.copied(g.constant(np.concatenate([resized(table, grid, antialiased), registers])))
+    g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g), add_to=x.first(n))
+    x = transformer(g, x, t, lambda i: [x.count]).first(n)
+    x = g.gather(x, squares(grid, spec.merge))
+    x = normalized(g, x, "mm.model.mlp.0", NEMOTRON_EPS, rms=True)
+    return Encoding(mlp(g, x, "mm.model.mlp.1", "mm.model.mlp.3", "relu2"))

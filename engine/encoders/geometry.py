@@ -24,6 +24,12 @@ def patch_rows(image: Floats, patch: int) -> Floats:
     return np.ascontiguousarray(cells).reshape(rows * columns, 3 * patch * patch)
 
 
+def channels_last(image: Floats, patch: int) -> Floats:
+    """As patch_rows, pixel by pixel."""
+    cells = patch_rows(image, patch).reshape(-1, 3, patch * patch)
+    return np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(len(cells), -1)
+
+
 def pixel_rows(image: Floats, patch: int) -> Floats:
     """[pixels, 3], row by row, of an image [height, width, 3]."""
     return np.ascontiguousarray(image).reshape(-1, 3)

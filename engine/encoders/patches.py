@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,12 @@ class Encoding:
     rows: Callable[[Floats, int], Floats] = patch_rows
 
 
-def tower(spec: VisionFile, **differences: object) -> Tower:
+def tower(spec: VisionFile, **differences: Any) -> Tower:
     """The transformer of a vision file."""
-    return Tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, spec.activation, **differences)  # type: ignore[arg-type]
+    return replace(
+        Tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, spec.activation, n_kv=spec.n_kv),
+        **differences,
+    )
 
 
 def patch_matrix(g: Graph) -> Linear:
@@ -49,6 +53,11 @@ def patch_matrix(g: Graph) -> Linear:
 
     bias = (lambda: w.floats(f"{name}.bias")) if w.has(f"{name}.bias") else None
     return w.computed(name, total, bias)
+
+
+def patches_first(kernel: Floats) -> Floats:
+    """A convolution [out, in, y, x] as a matrix over patches side by side."""
+    return kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
 
 
 def embedded(g: Graph, spec: VisionFile, grid: Grid, positions: Floats | None = None) -> Rows:
@@ -67,6 +76,12 @@ def with_class_token(g: Graph, spec: VisionFile, grid: Grid, places: npt.ArrayLi
     x = g.copied(g.constant(start))
     g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g), add_to=x.first(n))
     return x
+
+
+def with_ends(g: Graph, x: Rows, begin: str, end: str, order: Ints | None = None) -> Encoding:
+    """Rows between two that are vectors of the file."""
+    ends = [g.weights.floats(name)[None] for name in (begin, end)]
+    return Encoding(x, order, lambda rows: np.concatenate([ends[0], rows, ends[1]]))
 
 
 def pre_norm(g: Graph, x: Rows, tower: Tower) -> Rows:

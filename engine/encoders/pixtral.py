@@ -9,6 +9,7 @@ from gguf_serve.engine.encoders.geometry import (
     Floats,
     Grid,
     antialiased,
+    bicubic,
     by_halves,
     coordinates,
     resized,
@@ -51,9 +52,15 @@ def pixtral(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
 def kimivl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     t = tower(spec)
     rows, columns = coordinates(grid)
-    table = square_table(g.weights.floats("v.position_embd.weight"))
-    x = embedded(g, spec, grid, resized(table, grid, antialiased))
+    table = g.weights.floats("v.position_embd.weight")
+    own_table = table.ndim == 3  # Kimi K2.5's has two sides
+    positions = (
+        resized(table, grid, bicubic)
+        if own_table
+        else resized(square_table(table), grid, antialiased)
+    )
+    x = embedded(g, spec, grid, positions)
     rope = g.constant_rope(rotation(by_halves(columns, rows, t.head, ROPE_BASE)))
     x = post_norm(g, transformer(g, x, t, lambda i: [x.count], rope, neox=False), t)
-    x = normalized(g, x, "mm.input_norm", PROJECTOR_EPS)
+    x = normalized(g, x, "mm.input_norm", spec.eps if own_table else PROJECTOR_EPS)
     return Encoding(mlp(g, g.gather(x, squares(grid, spec.merge)), "mm.1", "mm.2"))

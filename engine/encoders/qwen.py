@@ -1,9 +1,11 @@
 """Encoders with rotary positions in two dimensions that merge 2 x 2 patches at the end:
-Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4V, dots.ocr, PaddleOCR-VL."""
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Ling 3 VL, Youtu-VL, GLM-4V and 5V, dots.ocr, PaddleOCR-VL,
+MiniMax M3."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from gguf_serve.engine.encoders.geometry import (
     antialiased,
     bicubic,
     by_halves,
+    channels_last,
     coordinates,
     resized,
     rotation,
@@ -23,15 +26,30 @@ from gguf_serve.engine.encoders.geometry import (
     windows,
 )
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
+from gguf_serve.engine.encoders.patches import (
+    Encoding,
+    embedded,
+    patches_first,
+    post_norm,
+    pre_norm,
+    tower,
+)
 from gguf_serve.engine.encoders.vision_file import VisionFile
-from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.vit import (
+    gated,
+    linear,
+    mlp,
+    normalized,
+    optional_norm,
+    transformer,
+)
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 ROPE_BASE = 10000.0
 WINDOW_PIXELS = 112  # a side of Qwen2.5-VL's windows
 PROJECTOR_EPS = 1e-5
+YOUTU_EPS = 1e-6
 
 
 def _rope(g: Graph, spec: VisionFile, grid: Grid, order: Ints | None) -> Tensor:
@@ -52,7 +70,7 @@ def qwen2vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
 def qwen25vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     """Most layers attend inside windows; patches are taken window by window."""
     t = tower(spec, rms=True)
-    cells, sizes = windows((grid[0] // 2, grid[1] // 2), WINDOW_PIXELS // spec.patch // 2)
+    cells, sizes = windows((grid[0] // 2, grid[1] // 2), _window(spec))
     order = squares(grid, 2)[cells].reshape(-1)
     pattern = spec.window_pattern
     whole, parts = [len(order)], [4 * size for size in sizes]
@@ -63,13 +81,38 @@ def qwen25vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> En
     x = embedded(g, spec, grid)
     x = transformer(g, x, t, groups, _rope(g, spec, grid, order))
     x = mlp(g, post_norm(g, x, t).reshaped(x.count // 4), "mm.0", "mm.2")
+    return Encoding(x, order, _put_back(cells))
+
+
+def _window(spec: VisionFile) -> int:
+    """A side of a window, in groups of 2 x 2 patches."""
+    return (spec.window_size or WINDOW_PIXELS) // spec.patch // 2
+
+
+def _put_back(cells: Ints) -> Callable[[Floats], Floats]:
+    """Rows that were taken in the order ``cells``, in their own."""
 
     def finish(rows: Floats) -> Floats:
         result = np.empty_like(rows)
         result[cells] = rows
         return result
 
-    return Encoding(x, order, finish)
+    return finish
+
+
+def youtuvl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """As Qwen2.5-VL, but for the layers that see all; patches are (y, x, channel)."""
+    t = tower(spec)
+    cells, sizes = windows((grid[0] // 2, grid[1] // 2), _window(spec))
+    order = squares(grid, 2)[cells].reshape(-1)
+    whole, parts = [len(order)], [4 * size for size in sizes]
+    x = transformer(
+        g, embedded(g, spec, grid), t, lambda i: whole if i in spec.window_layers else parts,
+        _rope(g, spec, grid, order),
+    )  # fmt: skip
+    x = normalized(g, post_norm(g, x, t), "mm.input_norm", YOUTU_EPS, rms=True)
+    x = mlp(g, x.reshaped(x.count // 4), "mm.0", "mm.2")
+    return Encoding(x, order, _put_back(cells), channels_last)
 
 
 def qwen3vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -95,25 +138,33 @@ def qwen3vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
     return Encoding(g.side_by_side([main, *outputs]), order)
 
 
+def ling3vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """As Qwen3-VL with nothing for later layers, and a norm before patches are merged."""
+    t, order = tower(spec), squares(grid, 2).reshape(-1)
+    table = square_table(g.weights.floats("v.position_embd.weight"))
+    x = embedded(g, spec, grid, resized(table, grid, aligned)[order])
+    x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, order))
+    x = normalized(g, post_norm(g, x, t), "mm.input_norm", spec.eps)
+    return Encoding(mlp(g, x.reshaped(x.count // 4), "mm.0", "mm.2"), order)
+
+
 def glm4v(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
-    w, t = g.weights, tower(spec, rms=True)
+    """GLM-5V has no learned positions and no norm of patches, but bounds in its FFN."""
+    w, t = g.weights, tower(spec, rms=True, limit=spec.ffn_limit)
     order = squares(grid, 2).reshape(-1)
-    x = normalized(g, embedded(g, spec, grid), "v.norm_embd", spec.eps, rms=True)
-    positions = resized(square_table(w.floats("v.position_embd.weight")), grid, bicubic)
-    x = g.add(x, g.constant(positions[order]))
+    x = optional_norm(g, embedded(g, spec, grid), "v.norm_embd", t)
+    if w.has("v.position_embd.weight"):
+        positions = resized(square_table(w.floats("v.position_embd.weight")), grid, bicubic)
+        x = g.add(x, g.constant(positions[order]))
     x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, order))
     x = post_norm(g, x, t).reshaped(x.count // 4)
     name = "mm.patch_merger"
-    merger = w.computed(name, lambda: _patches_first(w.floats(f"{name}.weight")),
+    merger = w.computed(name, lambda: patches_first(w.floats(f"{name}.weight")),
                         lambda: w.floats(f"{name}.bias"))  # fmt: skip
     x = linear(g, g.linear(x, merger), "mm.model.fc")
     x = g.activate(normalized(g, x, "mm.post_norm", PROJECTOR_EPS), "gelu_erf")
-    return Encoding(linear(g, gated(g, x, "mm.gate", "mm.up", "silu"), "mm.down"), order)
-
-
-def _patches_first(kernel: Floats) -> Floats:
-    """A convolution [out, in, y, x] as a matrix over patches side by side."""
-    return kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
+    x = gated(g, x, "mm.gate", "mm.up", "silu", spec.ffn_limit)
+    return Encoding(linear(g, x, "mm.down"), order)
 
 
 def dots_ocr(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -132,3 +183,36 @@ def paddleocr(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> E
     x = transformer(g, x, t, lambda i: [x.count], _rope(g, spec, grid, None))
     x = normalized(g, post_norm(g, x, t), "mm.input_norm", PROJECTOR_EPS)
     return Encoding(mlp(g, g.gather(x, squares(grid, 2)), "mm.1", "mm.2"))
+
+
+def minimax(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Of a head only some values turn; they are moved to where pairs are (i, i + head / 2)."""
+    head = spec.width // spec.n_heads
+    moved, pairs = _minimax_pairs(head)
+    order = (np.arange(spec.n_heads)[:, None] * head + moved).reshape(-1)
+    t = tower(spec, activation="gelu_erf", order=tuple(order), moved=tuple(moved))
+    patches = squares(grid, 2).reshape(-1)
+    rows, columns = (x[patches] for x in coordinates(grid))
+    angles = by_halves(rows, columns, 4 * pairs, ROPE_BASE)
+    still = np.zeros((len(angles), head // 2 - 2 * pairs))
+    rope = g.constant_rope(rotation(np.concatenate([angles, still], axis=1)))
+    x = pre_norm(g, embedded(g, spec, grid), t)
+    x = transformer(g, x, t, lambda i: [x.count], rope)
+    x = mlp(g, x, "mm.1", "mm.2", "gelu_erf").reshaped(x.count // 4)
+    return Encoding(mlp(g, x, "mm.merger.fc1", "mm.merger.fc2", "gelu_erf"), patches)
+
+
+def _minimax_pairs(head: int) -> tuple[Ints, int]:
+    """An order of a head's values, and how many pairs turn by each coordinate: a third of the
+    head by the row, a third by the column, each by halves, after a third that does not turn."""
+    pairs = head // 2 * 2 // 3 // 2
+    row, column = 2 * pairs, 4 * pairs
+    still = np.setdiff1d(np.arange(head), np.arange(row, row + 4 * pairs))
+    halves = [
+        np.concatenate([np.arange(pairs) + first, np.arange(pairs) + second, rest])
+        for first, second, rest in (
+            (row, column, still[: len(still) // 2]),
+            (row + pairs, column + pairs, still[len(still) // 2 :]),
+        )
+    ]
+    return np.concatenate(halves).astype(np.int32), pairs

@@ -1,8 +1,9 @@
-"""Encoders after SigLIP: Gemma 3 and 4, Idefics 3 (SmolVLM), LFM2."""
+"""Encoders after SigLIP: Gemma 3 and 4, Idefics 3 (SmolVLM), LFM2, Phi-4, Janus Pro, GLM-Edge."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,9 +18,16 @@ from gguf_serve.engine.encoders.geometry import (
     squares,
 )
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, tower
+from gguf_serve.engine.encoders.patches import (
+    Encoding,
+    embedded,
+    patches_first,
+    post_norm,
+    tower,
+    with_ends,
+)
 from gguf_serve.engine.encoders.vision_file import VisionFile
-from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.vit import gated, linear, mlp, normalized, transformer
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -57,6 +65,31 @@ def lfm2(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encodi
     if g.weights.has("mm.input_norm.weight"):
         x = normalized(g, x, "mm.input_norm", spec.eps)
     return Encoding(mlp(g, x, "mm.1", "mm.2"))
+
+
+def phi4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    return Encoding(mlp(g, _siglip(g, spec, grid), "mm.0", "mm.2"))
+
+
+def janus(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """The model's GELU is the exact one, in the transformer too; llama.cpp's is of tanh."""
+    if not like_llama_cpp:
+        spec = replace(spec, activation="gelu_erf")
+    return Encoding(mlp(g, _siglip(g, spec, grid), "mm.0", "mm.1", spec.activation))
+
+
+def glm_edge(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Four patches become one by a convolution; two vectors of the file are around all."""
+    w, name = g.weights, "adapter.conv"
+    x = g.gather(_siglip(g, spec, grid), squares(grid, 2))
+    kernel = w.computed(
+        name, lambda: patches_first(w.floats(f"{name}.weight")), lambda: w.floats(f"{name}.bias")
+    )
+    b = "adapter.linear."
+    x = linear(g, g.linear(x, kernel), f"{b}linear")
+    x = g.activate(normalized(g, x, f"{b}norm1", PATCH_EPS), "gelu")
+    x = linear(g, gated(g, x, f"{b}gate", f"{b}dense_h_to_4h", "silu"), f"{b}dense_4h_to_h")
+    return with_ends(g, x, "adapter.boi", "adapter.eoi")
 
 
 def gemma4(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:

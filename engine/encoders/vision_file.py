@@ -21,6 +21,8 @@ TOKENS: dict[str, tuple[int, int]] = {
     "pixtral": (8, 1024),
     "kimivl": (8, 1024),
     "lfm2": (64, 256),
+    "ling3vl": (8, 4096),
+    "minimax_m3": (8, 576),
 }
 # Patches a side that become one token, where the file does not say.
 MERGE: dict[str, int] = {
@@ -32,11 +34,15 @@ MERGE: dict[str, int] = {
     "dots_ocr": 2,
     "gemma4v": 3,
     "gemma4uv": 3,
+    "exaone4_5": 2,
+    "adapter": 2,
     "gemma3": 4,
     "gemma3nv": 16,
 }
 JOINED = ("gemma4uv",)  # what becomes one token is one patch from the beginning
+BETWEEN = ("adapter", "cogvlm")  # their tokens have one before and one after them
 CAUSAL_GEMMA4 = (1536, 2560)  # widths of Gemma 4's text models that read images in order
+OMNI = {"qwen2.5o": "qwen2.5vl_merger"}  # files that name one type for images and sounds
 MOST_PATCH = 1024  # pixels of a side; no known model has more than 32
 MOST_PATCHES = 4096  # of a side; tables with a number for each of a square must fit into memory
 PLAIN = ("resampler", "internvl", "llama4")  # their inputs are made of patches, not of tokens
@@ -59,6 +65,9 @@ class VisionFile:
     feature_layers: tuple[int, ...] = ()
     window_layers: tuple[int, ...] = ()  # after which layer windows of patches are merged
     window_pattern: int = 0  # every so many layers is global
+    window_size: int = 0  # a side of a window in pixels
+    n_kv: int = 0  # heads of K and V if they are fewer
+    ffn_limit: float = 0.0  # of the factors of a gated FFN
     n_queries: int = 0  # of a resampler
     breaks: bool = False  # a token ends each row of an image but the last
 
@@ -74,7 +83,7 @@ class VisionFile:
     def n_tokens(self, height: int, width: int) -> int:
         """The tokens of an input of that size."""
         columns, rows = self.token_grid(height, width)
-        extra = 2 if self.kind == "cogvlm" else rows - 1 if self.breaks else 0
+        extra = 2 if self.kind in BETWEEN else rows - 1 if self.breaks else 0
         return self.n_queries or columns * rows + extra
 
     def sees_together(self, n_embd: int) -> bool:
@@ -92,6 +101,7 @@ def read_vision_file(
     ``min_tokens`` and ``max_tokens`` take the place of the type's own limits.
     """
     kind = gguf.get_str("clip.vision.projector_type", gguf.get_str("clip.projector_type", ""))
+    kind = OMNI.get(kind, kind)
     if kind not in PREPARE:
         known = ", ".join(sorted(PREPARE))
         raise ModelError(f"{gguf.path}: projector type {kind!r} is not supported; known: {known}")
@@ -110,6 +120,9 @@ def read_vision_file(
         feature_layers=_ints(gguf, "clip.vision.feature_layer"),
         window_layers=_ints(gguf, "clip.vision.wa_layer_indexes"),
         window_pattern=gguf.get_int("clip.vision.n_wa_pattern", 0),
+        window_size=gguf.get_int("clip.vision.window_size", 0),
+        n_kv=gguf.get_int("clip.vision.attention.head_count_kv", 0),
+        ffn_limit=gguf.get_float("clip.vision.swiglu_clamp", 0.0),
         n_queries=gguf.get_int("clip.minicpmv_query_num", 0),
         breaks="v.token_embd.img_break" in gguf.tensors,
     )

@@ -36,10 +36,17 @@ class Tower:
     norm_v: bool = False
     order: tuple[int, ...] | None = None  # of the rows of Q and K, where pairs are moved,
     moved: tuple[int, ...] | None = None  # and of the values of one head
+    n_kv: int = 0  # heads of K and V if they are fewer
+    limit: float = 0.0  # of the factors of a gated FFN, 0 for none
 
     @property
     def head(self) -> int:
         return self.width // self.n_heads
+
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        n_keys = (self.n_kv or self.n_heads) * self.head
+        return self.width, n_keys, n_keys
 
 
 def layer_norm(weights: EncoderWeights, name: str, eps: float, rms: bool = False) -> NormWeights:
@@ -110,7 +117,7 @@ def attention(
     q_norm, k_norm = (_head_norm(w, f"{b}attn_{x_}_norm.weight", tower) for x_ in "qk")
     norm = QKNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
     scale = tower.scale or 1 / math.sqrt(tower.head)
-    heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox)
+    heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox, tower.n_kv)
     q, k, v = _qkv(g, x, tower, b)
     return linear(g, g.attention(q, k, v, heads, lengths), f"{b}attn_out")
 
@@ -125,11 +132,11 @@ def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
 
 def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> list[Rows]:
     """Q, K and V: out of one matrix, or each by itself where something comes in between."""
-    w, thirds = g.weights, (tower.width,) * 3
+    w, widths = g.weights, tower.qkv_widths
     if w.has(f"{b}attn_qkv.weight"):
-        parts = linear(g, x, f"{b}attn_qkv").split(*thirds)
+        parts = linear(g, x, f"{b}attn_qkv").split(*widths)
     elif _simple(w, tower, b):
-        parts = g.linear(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])).split(*thirds)
+        parts = g.linear(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])).split(*widths)
     else:
         parts = [linear(g, x, f"{b}attn_{x_}", tower.order if x_ != "v" else None) for x_ in "qkv"]
     for i, name in enumerate(("attn_q_norm", "attn_k_norm")):
@@ -155,14 +162,14 @@ def feed_forward(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
     if w.shape(f"{down}.weight")[0] == tower.width != w.shape(f"{up}.weight")[0]:
         up, down = down, up
     if w.has(f"{gate}.weight"):
-        return linear(g, gated(g, x, gate, up, tower.activation), down)
+        return linear(g, gated(g, x, gate, up, tower.activation, tower.limit), down)
     return linear(g, g.activate(linear(g, x, up), tower.activation), down)
 
 
-def gated(g: Graph, x: Rows, gate: str, up: str, activation: str) -> Rows:
-    """activation(gate x) * (up x)."""
+def gated(g: Graph, x: Rows, gate: str, up: str, activation: str, limit: float = 0.0) -> Rows:
+    """activation(gate x) * (up x), the factors within ``limit`` unless that is 0."""
     if not g.weights.has(f"{gate}.input_max"):
-        return g.glu(x, g.weights.paired(gate, up), activation)
+        return g.glu(x, g.weights.paired(gate, up), activation, limit)
     factors = linear(g, x, up)
     return g.activate(linear(g, x, gate), activation, times=factors)
 

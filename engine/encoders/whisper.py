@@ -8,7 +8,7 @@ import numpy as np
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.geometry import Floats, Ints, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.vit import Tower, linear, mlp, normalized, transformer
+from gguf_serve.engine.encoders.vit import Tower, gated, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -71,6 +71,28 @@ def ultravox(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
 def voxtral(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
     return mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+
+
+def glma(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """Two vectors of the file are around all."""
+    x = normalized(g, _whisper(g, spec, n_frames), "mm.a.norm_pre", spec.eps)
+    x = mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+    ends = g.constant(np.stack([g.weights.floats(f"v.{name}") for name in ("boi", "eoi")]))
+    between, outside = np.pad(np.arange(x.count), 1, constant_values=-1), np.full(x.count + 2, -1)
+    outside[[0, -1]] = 0, 1
+    return g.mixed(ends, outside[:, None], add_to=g.gather(x, between[:, None]))
+
+
+def meralion(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    x = normalized(g, _whisper(g, spec, n_frames), "a.post_ln", spec.eps)
+    x = normalized(g, _stacked(x, spec.stack), "mm.a.norm_pre", spec.eps)
+    x = g.activate(linear(g, x, "mm.a.mlp.0"), "silu")
+    return linear(g, gated(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "silu"), "mm.a.mlp.3")
+
+
+def music_flamingo(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
+    return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
 
 
 def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:

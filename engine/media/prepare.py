@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from gguf_serve.engine.media.resize import (
     Color,
     Filter,
@@ -26,6 +28,8 @@ from gguf_serve.engine.media.resize import (
 from gguf_serve.engine.media.tiles import aligned, area_size, best_canvas, cut, grids, nearest_grid
 
 CLIP_MEAN: Color = (122, 116, 104)  # what LLaVA pads with
+GREY: Color = (127, 127, 127)
+YOUTU_PATCHES, YOUTU_STEPS = 62500, 50
 MAX_SLICES = 9  # MiniCPM-V
 LFM2_TILE, LFM2_TILES = 512, range(2, 11)
 LLAMA4_GRID = 3  # tiles a side
@@ -114,9 +118,54 @@ def _llama4(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
     return _tiled(pixels, limits, tuple(c for c in canvases if c != one))
 
 
-def _smart(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
-    size = smart_size(size_of(pixels), limits.unit, limits.min_pixels, limits.max_pixels)
-    return [Tile(pad(pixels, size, "bicubic"))]
+def _whole(filter: Filter, *, stretched: bool = False) -> Prepare:
+    """One input of about the image's size, within limits; padded to it, or stretched."""
+
+    def prepared(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
+        size = smart_size(size_of(pixels), limits.unit, limits.min_pixels, limits.max_pixels)
+        return [Tile(stretch(pixels, size, filter) if stretched else pad(pixels, size, filter))]
+
+    return prepared
+
+
+_smart = _whole("bicubic")
+
+
+def _youtuvl(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
+    """Sides rounded up, of an image made smaller by steps of 2 % until there are few enough."""
+    most = YOUTU_PATCHES * limits.patch**2
+    for step in range(YOUTU_STEPS):
+        size = tuple(
+            max(math.ceil(side * (1 - step / YOUTU_STEPS) / limits.unit), 1) * limits.unit
+            for side in size_of(pixels)
+        )
+        if size[0] * size[1] <= most:
+            break
+    return [Tile(stretch(pixels, (size[0], size[1]), "bilinear"))]
+
+
+def _glm5v(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
+    """The image at the upper left of a canvas, enlarged only if that has too few pixels."""
+    (width, height), unit = size_of(pixels), limits.unit
+    scale = 1.0
+
+    def canvas(scale: float) -> Size:
+        return (
+            max(math.ceil(width * scale / unit), 1) * unit,
+            max(math.ceil(height * scale / unit), 1) * unit,
+        )
+
+    size = canvas(scale)
+    if size[0] * size[1] < limits.min_pixels:
+        scale = math.sqrt(limits.min_pixels / (width * height))
+        size = canvas(scale)
+    while size[0] * size[1] > limits.max_pixels and size[1] > unit:
+        scale = (size[1] - unit) / height  # the largest height that fits
+        size = canvas(scale)
+    inner = max(int(width * scale), 1), max(int(height * scale), 1)
+    result = np.zeros((size[1], size[0], 3), np.uint8)
+    result[: inner[1], : inner[0]] = stretch(pixels, inner, "bicubic")
+    return [Tile(result)]
 
 
 def _lightonocr(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
@@ -215,6 +264,18 @@ PREPARE: dict[str, Prepare] = {
     ),
     "gemma4v": _around("<|image>", _smart, "<image|>"),
     "gemma4uv": _around("<|image>", _smart, "<image|>"),
+    "adapter": _padded_square("bicubic", (0, 0, 0)),
+    "phi4": _whole("bilinear"),
+    "janus_pro": _padded_square("bicubic", GREY),
+    "nemotron_v2_vl": _padded_square("bicubic", (0, 0, 0)),
+    "exaone4_5": _around("<vision>", _smart, "</vision>"),
+    "glm5v": _around("<|begin_of_image|>", _glm5v, "<|end_of_image|>"),
+    "ling3vl": _around("<|vision_start|>", _smart, "<|vision_end|>"),
+    "youtuvl": _around("<|vision_start|>", _youtuvl, "<|vision_end|>"),
+    "minimax_m3": _around(
+        "]<]start of image[>[", _whole("bicubic", stretched=True), "]<]end of image[>["
+    ),
+    "kimik25": _around("<|media_begin|>", _smart, "<|media_end|>"),
     "qwen2vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),
     "qwen2.5vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),
     "qwen3vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),

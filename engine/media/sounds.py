@@ -71,6 +71,9 @@ SOUNDS: dict[str, SoundInput] = {
     "qwen3a": SoundInput(
         _qwen3, lambda n, stack: n // 100 * 13, "<|audio_start|>", "<|audio_end|>", SHORT
     ),
+    "glma": SoundInput(_whisper, lambda n, stack: n // 2 // stack + 2),
+    "meralion": SoundInput(_whisper, lambda n, stack: n // 2 // stack),
+    "musicflamingo": SoundInput(_whisper, _pairs_halved, "<sound>"),
     "gemma4a": SoundInput(gemma4_pieces, lambda n, stack: _halved(n, 2), "<|audio>", "<audio|>"),
     "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
 }

@@ -15,15 +15,17 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 IMAGES = (
-    "cogvlm", "dots_ocr", "gemma3", "gemma3nv", "gemma4-e2b", "gemma4u", "gemma4v",
-    "gemma4v-gemma4", "glm4v", "granite-vision", "idefics3", "internvl", "kimivl", "ldp", "ldpv2",
-    "lfm2", "lfm2-tiles", "lightonocr", "llama4", "llava-yi", "llava15", "llava15-swapped",
-    "llava16", "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "mistral3", "paddleocr", "pixtral",
-    "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
+    "adapter", "cogvlm", "dots_ocr", "exaone4_5", "gemma3", "gemma3nv", "gemma4-e2b", "gemma4u",
+    "gemma4v", "gemma4v-gemma4", "glm4v", "glm5v", "granite-vision", "idefics3", "internvl",
+    "janus_pro", "kimik25", "kimivl", "ldp", "ldpv2", "lfm2", "lfm2-tiles", "lightonocr",
+    "ling3vl", "llama4", "llava-yi", "llava15", "llava15-swapped", "llava16", "minicpmv2.5",
+    "minicpmv2.6", "minicpmv4.6", "minimax_m3", "mistral3", "nemotron_v2_vl", "paddleocr", "phi4",
+    "pixtral", "qwen2.5o", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl", "youtuvl",
 )  # fmt: skip
 # Of sounds, which one each has.
 SOUNDS = {
-    "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short", "qwen2a": "sound",
+    "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short", "glma": "sound",
+    "meralion": "sound", "musicflamingo": "sound", "qwen2.5o": "sound", "qwen2a": "sound",
     "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
 }  # fmt: skip
 # Those whose text models are of architectures that are not served yet.
