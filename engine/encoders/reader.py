@@ -25,7 +25,7 @@ from gguf_serve.engine.media.sound import decode_sound
 from gguf_serve.engine.media.span import MediaSpan
 
 # The texts that belong to images are special tokens and line ends, one after another.
-_PARTS = re.compile(r"<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
+_PARTS = re.compile(r"\]<\][^\[\]]*\[>\[|<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
 
 
 class Tokenizer(Protocol):
