@@ -41,6 +41,7 @@ Quirk = Literal[
     "normed_embedding",  # RMS norm without weight after the embedding
     "tiny_post_norm_eps",  # norms after sublayers have an epsilon of 1e-8
     "weightless_head_norms",  # where there is RoPE, and not in models of 128 experts
+    "layer_qk_norm",  # that of heads is a layer norm of epsilon 1e-5
     # Mixers
     "qkv_in_thirds",  # attn_qkv has Q, K, V each as wide as Q
     "scores_by_head_size",  # attention scores are divided by the head size, not by its root
@@ -64,6 +65,8 @@ Quirk = Literal[
     "minicpm_scales",  # residuals times 1.4 / sqrt(layers), logits times 256 / width, by default
     "normed_residuals",  # sublayers add to the normalized stream, times a scale
     "softmax_rank_head",  # scores are shares of their sum
+    "logits_of_last_ids",  # the output matrix has rows for the last ids alone
+    "silent_images",  # tokens 4 to 8195 are those of images, which are not generated
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
 

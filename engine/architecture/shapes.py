@@ -21,7 +21,7 @@ BARE = ("ssm_a", "ssm_d", "hrm.z_l_init")  # names of tensors without ".weight"
 # Of letters some are sizes of the model (see _sizes), others any number that is the same in all
 # tensors of a layer.
 ENDS = {
-    "token_embd": "E V", "output": "E V", "output.bias": "V", "output_norm": "E",
+    "token_embd": "E V", "output": "E O", "output.bias": "V", "output_norm": "E",
     "output_norm.bias": "E", "enc.output_norm": "E", "token_embd_norm": "E",
     "token_embd_norm.bias": "E", "position_embd": "E -", "rope_freqs": "R",
     "rope_factors_short": "R", "rope_factors_long": "R",
@@ -99,7 +99,8 @@ def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelEr
 
 
 def _sizes(h: Hyperparameters) -> dict[str, int]:
-    return {"E": h.n_embd, "N": h.experts.n, "R": h.n_rot // 2}
+    sizes = {"E": h.n_embd, "N": h.experts.n, "R": h.n_rot // 2}
+    return sizes if "logits_of_last_ids" in h.arch.quirks else sizes | {"O": h.n_vocab}
 
 
 def _check_shapes(

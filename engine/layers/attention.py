@@ -27,6 +27,7 @@ class AttentionWeights:
     output: Linear
     qk_norms_by_head: tuple[Tensor | None, Tensor | None]  # of each head of Q and K
     qk_norms_whole: tuple[NormWeights, NormWeights] | None  # of Q and K as a whole
+    qk_biases: tuple[Tensor | None, Tensor | None]  # of the norms of each head
     gate: tuple[Linear, ...]  # per value or per head; empty: none
     norm: NormWeights | None  # of what the output matrix reads
     sinks: Tensor | None
@@ -42,7 +43,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     b = f"blk.{layer}."
     if h.image_experts:
         qkv, output = (source.by_kind(b, name) for name in ("attn_qkv", "attn_output"))
-        return AttentionWeights((qkv,), output, (None, None), None, (), None, None)
+        return AttentionWeights((qkv,), output, (None, None), None, (None, None), (), None, None)
     q, k, v, gate = _qkv_parts(source, h, layer)
     output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
@@ -54,6 +55,7 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
         if whole is not None
         else _qk_norms_by_head(h, layer, q_norm, k_norm),
         qk_norms_whole=whole,
+        qk_biases=_qk_biases(source, layer) if whole is None else (None, None),
         gate=source.stacked(gate),
         norm=source.optional_norm(f"{b}attn_sub_norm", h.eps),
         sinks=source.vector(f"{b}attn_sinks.weight"),
@@ -109,6 +111,11 @@ def _qk_norms_by_head(
     return (None, None) if q is None else (q, k)
 
 
+def _qk_biases(source: TensorSource, layer: int) -> tuple[Tensor | None, Tensor | None]:
+    q, k = (source.table(f"blk.{layer}.attn_{x}_norm.bias") for x in "qk")
+    return (None, None) if q is None or k is None else (q, k)
+
+
 def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     """W (softmax(q K) V), times a gate if there is one."""
     h, n_heads, n_kv = g.h, g.h.n_heads[layer], g.h.n_kv[layer]
@@ -133,7 +140,11 @@ def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
     quirk = "weightless_head_norms" in h.arch.quirks
     weightless = quirk and h.rope[layer] and h.experts.n != 128
     if q is not None or weightless:
-        norm = QKNorm(h.eps, q, k, layer=h.arch.layer_norm, after=h.arch.head_norm_after_rope)
+        own = "layer_qk_norm" in h.arch.quirks
+        norm = QKNorm(
+            1e-5 if own else h.eps, q, k, layer=own or h.arch.layer_norm,
+            after=h.arch.head_norm_after_rope, q_bias=w.qk_biases[0], k_bias=w.qk_biases[1],
+        )  # fmt: skip
     temperature = None
     if h.temperature is not None and not ("chunked_windows" in h.arch.quirks and h.rope[layer]):
         temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gguf_serve.engine.layers.rank import RankOfMean, RankWeights, rank
 from gguf_serve.engine.layers.sublayer import EMBEDDING
 from gguf_serve.engine.recording.graph import Graph
@@ -12,6 +14,8 @@ from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices
 from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import NormWeights
+
+LOWEST_LOGIT = float(np.finfo(np.float32).min)  # of tokens that are never generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class Head:
         if self.output is None:
             return None
         with g.on(self.part):
-            logits = g.linear(last, self.output, scale=g.h.logit_scale)
+            rows = g.rows(g.h.n_vocab) if self.output.offset else None
+            logits = g.linear(last, self.output, scale=g.h.logit_scale, into=rows)
             if g.h.logit_softcap:
                 g.softcap(logits, g.h.logit_softcap)
             return logits

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.ends import LOWEST_LOGIT
 from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.recording import Recording
@@ -23,7 +26,7 @@ from gguf_serve.engine.recording.step import Mode
 from gguf_serve.kernels.attention.kv import KVShape
 from gguf_serve.kernels.opencl.device import CommandQueue
 from gguf_serve.kernels.opencl.tape import Tape
-from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.opencl.tensor import Tensor, empty, write
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.topk import topk
 from gguf_serve.kernels.rows.watch import mark_room, take_mark
@@ -62,6 +65,13 @@ class Decoder:
         last = places[weights.placement.output]
         n_tokens = last.workspace.n_tokens
         self.logits = empty(last.device, (n_outputs, h.n_vocab if self.generates else 0))
+        if weights.head.output is not None and weights.head.output.offset:  # no step writes these
+            write(
+                last.device,
+                self.logits,
+                np.full(self.logits.shape, LOWEST_LOGIT, np.float32),
+                wait=True,
+            )
         self.hidden = empty(last.device, (n_tokens, h.n_embd))
         self.scores: Tensor | None = None  # of the ranking head: float32 [n_outputs, scores]
         graph = Graph([place.context for place in places], weights.placement.parts)

@@ -23,7 +23,7 @@ from gguf_serve.engine.layers.attention import load_attention
 from gguf_serve.engine.layers.channel_mix import load_channel_mix
 from gguf_serve.engine.layers.compressed import load_compressed
 from gguf_serve.engine.layers.delta_net import load_delta_net
-from gguf_serve.engine.layers.ends import Embedding, Head
+from gguf_serve.engine.layers.ends import LOWEST_LOGIT, Embedding, Head
 from gguf_serve.engine.layers.ffn import load_bare_ffn, load_ffn
 from gguf_serve.engine.layers.kimi_delta import load_kimi_delta
 from gguf_serve.engine.layers.lightning import load_lightning
@@ -54,6 +54,7 @@ from gguf_serve.kernels.quantization.weights import Matrix, PackJob
 from gguf_serve.kernels.rows.norm import NormWeights
 
 EMBEDDING = "token_embd.weight"
+IMAGE_IDS = slice(4, 8196)  # Chameleon's
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def allocate_weights(
     head_at = len(placement.parts) - 1
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
+    tied = None if last is not source else matrix
     if residuals is not None:
         layers = tuple(_tied(layer, residuals) for layer in layers)
         if directions:
@@ -133,7 +135,7 @@ def allocate_weights(
         after=() if residuals is None else (residuals.finish,),
         head=Head(
             head_at, _output_norm(last, hparams),
-            _output(last, None if last is not source else matrix) if hparams.causal else None,
+            _output(last, hparams, tied) if hparams.causal else None,
             load_rank(last, hparams),
             RankOfMean(last, hparams) or None if hparams.rank_pooling == "mean" else None,
         ),
@@ -185,12 +187,21 @@ def _tied(layer: Layer, residuals: Residuals) -> Layer:
     return Layer(layer.part, tuple(residuals.tied(n, each) for n, each in enumerate(sublayers)))
 
 
-def _output(source: TensorSource, embedding: Matrix | None) -> Linear:
+def _output(source: TensorSource, h: Hyperparameters, embedding: Matrix | None) -> Linear:
     """``embedding``: the matrix that the file ties to it, if that is on the same device."""
     if source.has("output.weight"):
-        return source.linear("output")
-    matrix = source.matrix(EMBEDDING) if embedding is None else embedding
-    return Linear(matrix, source.vector("output.bias"))
+        output = source.linear("output", h.n_embd)
+    else:
+        matrix = source.matrix(EMBEDDING) if embedding is None else embedding
+        output = Linear(matrix, source.vector("output.bias"))
+    if "silent_images" in h.arch.quirks:
+        bias = np.zeros(h.n_vocab, np.float32)
+        bias[IMAGE_IDS] = LOWEST_LOGIT
+        output = replace(output, bias=source.upload(bias))
+    n_silent = h.n_vocab - output.matrix.n_rows  # before the last ids, which have rows
+    if n_silent < 0:
+        raise ModelError(f"output.weight has {output.matrix.n_rows} rows for {h.n_vocab} tokens")
+    return replace(output, offset=n_silent)
 
 
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:

@@ -8,6 +8,7 @@
 // NO_ROPE      no rotation; else that of head.cl
 // QK_NORM      each head of Q and K is normalized (head.cl) before the rotation, with NORM_AFTER
 //              after it, with the weights Q_WEIGHT and K_WEIGHT where there are any
+// BIASED       before the rotation biases are added, which lie as the weights do
 // CLAMP        values of Q, K and V are first bounded by +-clamp_to
 // JOINT        K is V, and kept in its place
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
@@ -58,14 +59,17 @@ INLINE void rotate(SHARED float* v, global const float* table) {
 
 // A head of Q or K, normalized and rotated.
 INLINE void load_head(global const float* x, global const float* table,
-                      global const float* weight, int head, float eps, float clamp_to,
-                      SHARED float* v, local float* partial) {
+                      global const float* weight, global const float* bias, int head, float eps,
+                      float clamp_to, SHARED float* v, local float* partial) {
     for (int i = LID; i < HD; i += WG) v[i] = CLAMPED(x[i]);
 #ifdef NORM_AFTER
     rotate(v, table);
     normalize(v, weight, head, eps, partial);
 #else
     normalize(v, weight, head, eps, partial);
+#ifdef BIASED
+    for (int i = LID; i < HD; i += WG) v[i] += bias[head * W_HEAD + i * W_ITEM];
+#endif
     rotate(v, table);
 #endif
 }
@@ -124,6 +128,9 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #ifdef K_WEIGHT
                     , global const float* k_weight
 #endif
+#ifdef BIASED
+                    , global const float* q_bias, global const float* k_bias
+#endif
 #ifdef TEMPERATURE
                     , global const int* positions, float growth, float step, float shift
 #endif
@@ -140,6 +147,9 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #ifndef K_WEIGHT
     global const float* k_weight = 0;
 #endif
+#ifndef BIASED
+    global const float *q_bias = 0, *k_bias = 0;
+#endif
     const int head = get_group_id(0), t = get_group_id(1);
     const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
 #ifdef NO_ROPE
@@ -154,7 +164,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     PARTIAL(partial);
     if (head < n_heads) {
         q += (size_t)t * q_stride + head * HD;
-        load_head(q, table, q_weight, head, eps, clamp_to, x, partial);
+        load_head(q, table, q_weight, q_bias, head, eps, clamp_to, x, partial);
         SPREAD_OUTLIERS(x);
 #ifdef TEMPERATURE
         scale *= log(floor((positions[t] + shift) / step) + 1.0f) * growth + 1.0f;
@@ -164,7 +174,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #if K_TOKENS == 1
         const int h = head - n_heads;
         k += (size_t)t * k_stride + k_at + h * HD;
-        load_head(k, table, k_weight, h, eps, clamp_to, x, partial);
+        load_head(k, table, k_weight, k_bias, h, eps, clamp_to, x, partial);
         SPREAD_OUTLIERS(x);
         MEET;
 #ifdef JOINT

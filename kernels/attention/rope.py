@@ -32,6 +32,8 @@ class QKNorm:
     k: Tensor | None = None
     layer: bool = False  # layer norm instead of RMS norm
     after: bool = False  # after the rotation
+    q_bias: Tensor | None = None  # as the weights
+    k_bias: Tensor | None = None
 
     def defines(self, head: int) -> list[str]:
         weight = self.q or self.k
@@ -42,7 +44,10 @@ class QKNorm:
 
     @property
     def args(self) -> Arguments:
-        return {"eps": self.eps, "q_weight": self.q, "k_weight": self.k}
+        return {
+            "eps": self.eps, "q_weight": self.q, "k_weight": self.k, "q_bias": self.q_bias,
+            "k_bias": self.k_bias,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ ROWS = (
     Architecture("bitnet", DECODER + SUB_NORMS + GLU, positions="neox"),
     Architecture("bloom", DECODER + FFN + BIASES + QKV_BIAS + EMBEDDING_NORM + needs("model",
                  "token_embd_norm.bias"), positions="alibi", layer_norm=True, activation="gelu"),
+    Architecture("chameleon", DECODER + QK_NORM + GLU, keys={"swin_norm": Only(False)},
+                 quirks={"layer_qk_norm", "silent_images"}),
     Architecture("chatglm", DECODER + FFN),
     Architecture("codeshell", needs("model", ("token_embd", "output")) + OUTPUT_NORM + NORMS + QKV +
                  FFN + BIASES + OUTPUT, positions="neox", layer_norm=True, activation="gelu"),
@@ -146,6 +148,9 @@ ROWS = (
                  keys=must("rope.dimension_sections") | may("n_deepstack_layers"),
                  positions="neox", sections_interleaved=True,
                  quirks={"softmax_rank_head"}),
+    Architecture("qwen3tts", DECODER + QK_NORM + GLU,
+                 keys=must("rope.dimension_sections") | may("n_deepstack_layers"),
+                 positions="neox", sections_interleaved=True, quirks={"logits_of_last_ids"}),
     # No model is known that has experts here. llama.cpp reads them and then takes the dense FFN,
     # whose matrices are not there: what is left is SiLU (NMSE 3e-14; with experts 0.22 to 0.37).
     Architecture("refact", LLAMA,

@@ -31,7 +31,7 @@ from gguf_serve.kernels.opencl.device import open_device
 NAMES = names()
 OPTIONAL = json.loads((Path(__file__).parents[1] / "data" / "optional_tensors.json").read_text())
 # Sizes that some models have in one tensor alone, so that nothing contradicts them.
-SINGLE = ("V", "c", "h", "l", "f", "2f", "g", "o", "r")
+SINGLE = ("V", "O", "c", "h", "l", "f", "2f", "g", "o", "r")
 TYPES = {"F32": np.float32, "F16": np.float16}
 
 
