@@ -174,8 +174,7 @@ class Batch:
         places = self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
         self._parts["counts"][:] = counts
-        if n > len(chunks):  # a prompt: what follows its last mixer reads these
-            self._fill_of_rows(places, counts)
+        self._fill_of_rows(places, counts)
         if not works_in_place(self._device):  # else the step before has been read, all is idle
             write(self._device, self._memory, self._host)
         if n_media and self.inputs.media is not None:

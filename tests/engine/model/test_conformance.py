@@ -12,6 +12,7 @@ from conformance_data import DATA, arrays, names, read_spec, reference
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.architecture.table import ARCHITECTURES
+from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
@@ -119,6 +120,17 @@ def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, nam
     if device.is_simd:
         whole = model.run(sequence(tokens, 1, TABLE), [64])
         assert np.array_equal(result, whole[positions])
+
+
+def test_tokens_after_prompts_of_which_no_row_was_wanted(load: Load) -> None:
+    """The step before has had fewer rows of logits than this one."""
+    model, (tokens, logits) = load(FAST[0]), reference(FAST[0])
+    seqs = [sequence(tokens, slot, pages) for slot, pages in enumerate(([4, 6], [3, 7]))]
+    for seq, count in zip(seqs, (20, 9), strict=True):
+        model.runner.forward([Chunk(seq, 0, count, "none")], (), ())
+        seq.n_computed = count
+    found = model.step((seqs[0], 1), (seqs[1], 1))
+    assert nmse(np.concatenate(found), logits[[20, 9]]) <= FLOAT_NMSE
 
 
 @pytest.mark.slow
