@@ -1,7 +1,7 @@
 """Images and sounds in a conversation: found, fetched, decoded, and a marker in their place.
 
-Every dialect has made them parts of OpenAI's shape: ``image_url`` with a URL (also data: and
-file:), ``input_audio`` with base64. What cannot be used is a 400 that names the part.
+Every dialect has made them parts of OpenAI's shape: ``image_url`` and ``input_audio``, each with
+base64 or a URL (also data: and file:). What cannot be used is a 400 that names the part.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ MAX_FETCHES = 4  # of a request at a time
 # Few, since each may need a gigabyte for a moment.
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
 UNQUOTED_PIECE = 2**16  # letters; of each of which there may be an object for a moment
+REMOTE = ("http://", "https://", "file://")
+MAX_SCHEME = 32  # characters before a URL's colon, which base64 does not have
 MAX_URL = 8192  # characters of one that is no data: URL
 MAX_MEDIA_TYPE = 1024  # characters of a data: URL before its comma
 
@@ -57,9 +59,11 @@ def sources(messages: list[dict[str, Any]]) -> Iterator[Source]:
 
 
 def given(name: str, part: dict[str, Any]) -> str:
-    """The URL of an image, the base64 of a sound."""
+    """The URL or base64 of an image or a sound; a sound's may be called url, too."""
     value = part.get(part["type"])
     field = "url" if part["type"] == "image_url" else "data"
+    if field == "data" and isinstance(value, dict) and "data" not in value and "url" in value:
+        field = "url"
     found = value.get(field) if isinstance(value, dict) else value
     if not isinstance(found, str) or not found:
         raise invalid(
@@ -107,8 +111,7 @@ async def read_media(messages: list[dict[str, Any]], engine: Engine, fetcher: Fe
 
 async def take_room(batch: list[Source], fetcher: Fetcher, lease: Lease) -> None:
     """Wait for memory for what comes from elsewhere; the rest has come with the body."""
-    n_remote = sum(not source.value.startswith("data:") for source in batch
-                   if source.kind == "image_url")  # fmt: skip
+    n_remote = sum(source.value.startswith(REMOTE) for source in batch)
     if not n_remote:
         return
     try:
@@ -133,12 +136,12 @@ def unsupported(source: Source, kind: str) -> ApiError:
 
 
 async def fetch(source: Source, fetcher: Fetcher) -> bytes:
-    """The bytes of an image or a sound."""
+    """The bytes of an image or a sound, given as a URL or as base64."""
     try:
-        if source.kind == "input_audio":
-            return await asyncio.to_thread(from_base64, source.value)
         if source.value.startswith("data:"):
             return await asyncio.to_thread(from_data_url, source.value)
+        if ":" not in source.value[:MAX_SCHEME]:
+            return await asyncio.to_thread(from_base64, source.value)
         if len(source.value) > MAX_URL:
             raise ValueError(f"the URL is longer than {MAX_URL} characters")
         if source.value.startswith("file://"):
@@ -148,8 +151,8 @@ async def fetch(source: Source, fetcher: Fetcher) -> bytes:
     except ValueError as error:
         raise invalid(f"Field '{source.name}': {error}") from None
     raise invalid(
-        f"Field '{source.name}': expected a URL that begins with data:, http:, https: or file:, "
-        f"got {shown(source.value)}"
+        f"Field '{source.name}': expected base64 or a URL that begins with data:, http:, https: or "
+        f"file:, got {shown(source.value)}"
     )
 
 

@@ -98,6 +98,22 @@ def test_a_sound(serve: Serve, engine: Any) -> None:
     assert [count for _, count in spans(engine)] == [26]  # two chunks of 100 frames
 
 
+def test_base64_and_urls_for_images_and_sounds(serve: Serve, engine: Any) -> None:
+    """The same places of a prompt, whichever way an image and a sound are given."""
+    url, letters = serve(engine), (base64.b64encode(png()).decode(), wav())
+    given = [
+        (letters[0], {"data": letters[1]}),
+        (f"data:image/png;base64,{letters[0]}", {"data": f"data:audio/wav;base64,{letters[1]}"}),
+        (letters[0], {"url": f"data:audio/wav;base64,{letters[1]}"}),
+    ]
+    for image, audio in given:
+        part = {"type": "input_audio", "input_audio": audio}
+        assert ask(url, user(image_part(image), part)).status_code == 200
+    first, *others = [request.prompt for request in engine.requests]
+    assert all(prompt == first for prompt in others)
+    assert len(engine.requests[0].media) == 2
+
+
 def test_anthropic(serve: Serve, engine: Any) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": data_url(png())[22:]}
     image = {"type": "image", "source": source}
@@ -165,7 +181,7 @@ def test_a_model_for_images_takes_no_sounds(serve: Serve, engine: Any) -> None:
         ("data:image/png;base64,*", "the base64 cannot be read"),
         ("data:image/png;base64", "has no comma"),
         (data_url(png())[:-60], "the image cannot be decoded"),
-        ("ftp://example.org/a.png", "expected a URL that begins with data:"),
+        ("ftp://example.org/a.png", "expected base64 or a URL that begins with data:"),
         ("file:///etc/passwd", "file: URLs are not allowed unless --media-path names a folder"),
         ("http://127.0.0.1:1/a.png", "has the address 127.0.0.1, which is not public"),
         ("http://localhost:1/a.png", "which is not public"),
