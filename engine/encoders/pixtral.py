@@ -1,5 +1,5 @@
 """Encoders for images of any size with interleaved rotary positions: Pixtral, Mistral 3,
-LightOnOCR, Kimi-VL."""
+LightOnOCR, Kimi-VL, Muse Glimmer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gguf_serve.engine.encoders.geometry import (
     rotation,
     square_table,
     squares,
+    windows,
 )
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding, embedded, post_norm, pre_norm, tower
@@ -23,6 +24,7 @@ from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import linear, mlp, normalized, transformer
 
 ROPE_BASE = 10000.0
+MUSE_PATTERN = 4  # every so many layers sees all
 PROJECTOR_EPS = 1e-5
 
 
@@ -64,3 +66,23 @@ def kimivl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enco
     x = post_norm(g, transformer(g, x, t, lambda i: [x.count], rope, neox=False), t)
     x = normalized(g, x, "mm.input_norm", spec.eps if own_table else PROJECTOR_EPS)
     return Encoding(mlp(g, g.gather(x, squares(grid, spec.merge)), "mm.1", "mm.2"))
+
+
+def muse_glimmer(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Most layers attend inside windows as wide as the table of positions."""
+    t = tower(spec, activation="gelu_erf")
+    table = square_table(g.weights.floats("v.position_embd.weight"))
+    order, sizes = windows(grid, len(table))
+    rows, columns = (x[order] + 1 for x in coordinates(grid))
+    rope = g.constant_rope(rotation(by_halves(columns, rows, t.head, ROPE_BASE)))
+
+    def groups(layer: int) -> list[int]:
+        whole = (layer + 1) % MUSE_PATTERN == 0 or layer == t.n_layers - 1
+        return [len(order)] if whole else sizes
+
+    x = pre_norm(g, embedded(g, spec, grid, resized(table, grid, antialiased)[order]), t)
+    x = post_norm(g, transformer(g, x, t, groups, rope, neox=False), t)
+    place = np.argsort(order)  # of each patch among the rows
+    x = g.gather(x, place[squares(grid, spec.merge)], by_channel=True)
+    x = g.activate(mlp(g, x, "mm.0", "mm.1", "gelu_erf"), "gelu_erf")
+    return Encoding(linear(g, x, "mm.2"), order)

@@ -49,6 +49,7 @@ BUILD: dict[str, Build] = {
     "paddleocr": qwen.paddleocr,
     "pixtral": pixtral.pixtral,
     "lightonocr": pixtral.pixtral,
+    "muse-glimmer": pixtral.muse_glimmer,
     "kimik25": pixtral.kimivl,
     "kimivl": pixtral.kimivl,
     "resampler": minicpm.resampler,

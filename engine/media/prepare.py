@@ -144,6 +144,18 @@ def _youtuvl(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
     return [Tile(stretch(pixels, (size[0], size[1]), "bilinear"))]
 
 
+def _muse_glimmer(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
+    """Stretched to whole tokens, each side rounded up or down as the proportions change least."""
+    width, height = size_of(pixels)
+    sides = [
+        [max(round_(side / limits.unit), 1) for round_ in (math.ceil, math.floor)]
+        for side in (width, height)
+    ]
+    shapes = [(columns, rows) for columns in sides[0] for rows in sides[1]]
+    columns, rows = min(shapes, key=lambda shape: abs(shape[1] / shape[0] - height / width))
+    return [Tile(stretch(pixels, (columns * limits.unit, rows * limits.unit), "lanczos"))]
+
+
 def _glm5v(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
     """The image at the upper left of a canvas, enlarged only if that has too few pixels."""
     (width, height), unit = size_of(pixels), limits.unit
@@ -275,6 +287,7 @@ PREPARE: dict[str, Prepare] = {
     "minimax_m3": _around(
         "]<]start of image[>[", _whole("bicubic", stretched=True), "]<]end of image[>["
     ),
+    "muse-glimmer": _around("<|image_start|>", _muse_glimmer, "<|image_end|>"),
     "kimik25": _around("<|media_begin|>", _smart, "<|media_end|>"),
     "qwen2vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),
     "qwen2.5vl_merger": _around("<|vision_start|>", _smart, "<|vision_end|>"),

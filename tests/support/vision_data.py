@@ -19,8 +19,9 @@ IMAGES = (
     "gemma4v", "gemma4v-gemma4", "glm4v", "glm5v", "granite-vision", "idefics3", "internvl",
     "janus_pro", "kimik25", "kimivl", "ldp", "ldpv2", "lfm2", "lfm2-tiles", "lightonocr",
     "ling3vl", "llama4", "llava-yi", "llava15", "llava15-swapped", "llava16", "minicpmv2.5",
-    "minicpmv2.6", "minicpmv4.6", "minimax_m3", "mistral3", "nemotron_v2_vl", "paddleocr", "phi4",
-    "pixtral", "qwen2.5o", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl", "youtuvl",
+    "minicpmv2.6", "minicpmv4.6", "minimax_m3", "mistral3", "muse-glimmer", "nemotron_v2_vl",
+    "paddleocr", "phi4", "pixtral", "qwen2.5o", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl",
+    "youtuvl",
 )  # fmt: skip
 # Of sounds, which one each has.
 SOUNDS = {
