@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gguf_serve.engine.media.limits import MEDIA, MediaLimits
 from gguf_serve.engine.option import (
@@ -33,7 +33,7 @@ from gguf_serve.engine.option_values import (
     shares,
     slot_count,
 )
-from gguf_serve.engine.request import Pooling
+from gguf_serve.engine.request import Denoising, Order, Pooling
 
 DEVICE, CONTEXT, MODEL_FILE, ROPE = "Device", "Context", "The model's file", "RoPE and YaRN"
 ADAPTERS, LOGGING = "Adapters", "Logging"
@@ -241,6 +241,14 @@ class EngineOptions:
         type=NATURAL, default=8192,
         help="tokens from checkpoint to checkpoint in long prompts; 0: one after every step",
     )
+    diffusion_steps: int = option(
+        "--diffusion-steps", group=CONTEXT, type=COUNT, default=128,
+        help="forwards in which a diffusion model's text is made",
+    )
+    diffusion_order: str = option(
+        "--diffusion-order", group=CONTEXT, type=Choice(get_args(Order)), default="confidence",
+        help="which masks of a diffusion model become tokens first",
+    )
     override_kv: tuple[tuple[str, bool | int | float | str], ...] = option(
         "--override-kv", group=MODEL_FILE, type=Parsed("KEY=TYPE:VALUE,...", key_values),
         multiple=True, default=(),
@@ -293,6 +301,7 @@ class ModelInfo:
     kv_bytes: int
     pooling: Pooling = "none"  # the file's; what is asked for where a client does not say
     is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
+    denoising: Denoising | None = None  # how a diffusion model writes
     ranks: bool = False  # it has a head that the pooling "rank" needs
     rank_pooling: Pooling = "cls"  # what that reads
     rerank_template: str = ""  # what it reads; {query} and {document} stand for the texts

@@ -17,6 +17,21 @@ from gguf_serve.engine.sampling_params import SamplingParams
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
+Order = Literal["confidence", "margin", "entropy", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """How a diffusion model writes: masks after the prompt become tokens in ``steps`` forwards, in
+    each those that ``order`` puts first. ``shifted``: what a token becomes is read at the one
+    before it."""
+
+    mask: int
+    shifted: bool = True
+    steps: int = 128
+    order: Order = "confidence"
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Tokens of an image or a video from ``start`` on: frames, in these rows, in these columns.

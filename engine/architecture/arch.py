@@ -16,7 +16,7 @@ from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.architecture.rope import RopeScaling
 from gguf_serve.engine.architecture.sparse import Sparsity
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.request import Pooling
+from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.matrix.activate import Xielu
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
@@ -67,6 +67,7 @@ Quirk = Literal[
     "softmax_rank_head",  # scores are shares of their sum
     "logits_of_last_ids",  # the output matrix has rows for the last ids alone
     "silent_images",  # tokens 4 to 8195 are those of images, which are not generated
+    "denoises",  # a diffusion model: it has logits, though attention is not causal
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
 
@@ -186,6 +187,7 @@ class Hyperparameters:
     n_encoder: int  # layers of an encoder, whose output those after them attend to; 0: no such
     start_token: int  # the decoder's first one, where there is an encoder
     distance_buckets: int  # of distances that have a bias of their own; 0: none
+    denoising: Denoising | None  # what a diffusion model does with that
     image_experts: bool  # images have weights of their own, and there may be images
     n_deepstack: int  # first layers to whose output an image encoder adds embeddings
     pooling: Pooling  # of embeddings, where nobody says
@@ -209,6 +211,11 @@ class Hyperparameters:
         """Per layer, whether it has the RoPE of windowed layers. Where some layers have compressed
         keys, it is that of the others."""
         return tuple(ratio == 0 for ratio in self.compress_ratios) or self.windowed
+
+    @property
+    def generates(self) -> bool:
+        """Whether it has logits: an encoder has hidden states only."""
+        return self.causal or self.denoising is not None
 
     @property
     def neox(self) -> bool:

@@ -28,6 +28,11 @@ def check_hyperparameters(gguf: GGUFFile, h: Hyperparameters) -> None:
             f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}, "
             "expected an even number of at most these"
         )
+    if h.denoising is not None and not 0 <= h.denoising.mask < h.n_vocab:
+        raise ModelError(
+            f"{gguf.path}: tokenizer.ggml.mask_token_id is {h.denoising.mask}, not one of "
+            f"{h.n_vocab} tokens"
+        )
     _check_numbers(gguf, h)
     _check_windowed_sizes(gguf, h)
     if h.distance_buckets and not 4 <= h.distance_buckets <= 128:

@@ -26,7 +26,7 @@ from gguf_serve.engine.architecture.stacks import as_layers
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
-from gguf_serve.engine.request import Pooling
+from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.matrix.activate import Xielu
 
@@ -105,6 +105,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_encoder=gguf.get_int(key("block_count")) if _has_decoder(arch) else 0,
         start_token=gguf.get_int(key("decoder_start_token_id"), 0),
         distance_buckets=gguf.get_int(key("attention.relative_buckets_count"), 0),
+        denoising=_denoising(gguf, arch),
         image_experts=False,
         n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
@@ -217,6 +218,13 @@ def _rank_pooling(gguf: GGUFFile) -> Pooling:
     kind = pooling_of(gguf.get_int(gguf.arch_key("classifier.pooling_type"), 0), gguf.path)
     causal = gguf.metadata.get(gguf.arch_key("attention.causal"), True)
     return kind if kind == "mean" else "last" if causal else "cls"
+
+
+def _denoising(gguf: GGUFFile, arch: Architecture) -> Denoising | None:
+    if "denoises" not in arch.quirks:
+        return None
+    shifted = bool(gguf.metadata.get("diffusion.shift_logits", True))
+    return Denoising(gguf.get_int("tokenizer.ggml.mask_token_id"), shifted)
 
 
 def _labels(gguf: GGUFFile) -> tuple[str, ...]:

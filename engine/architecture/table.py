@@ -5,6 +5,7 @@ from __future__ import annotations
 from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.families import (
     dense,
+    diffusion,
     encoders,
     experts,
     latent,
@@ -14,7 +15,8 @@ from gguf_serve.engine.architecture.families import (
 from gguf_serve.engine.errors import ModelError
 
 KINDS: dict[str, tuple[Architecture, ...]] = {
-    family.KIND: family.ROWS for family in (dense, experts, latent, state, streams, encoders)
+    family.KIND: family.ROWS
+    for family in (dense, experts, latent, state, streams, diffusion, encoders)
 }
 ARCHITECTURES = {row.name: row for rows in KINDS.values() for row in rows}
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import Output
 from gguf_serve.engine.completion.pooling import Pool
 from gguf_serve.engine.completion.reasoning import BudgetWatch
@@ -63,9 +64,12 @@ class Stream:
         guide: Guide | None = None,
         *,
         ranks_mean: bool = False,
+        denoiser: Denoiser | None = None,
     ) -> None:
-        """``ranks_mean``: what is wanted of the mean of its hidden states are a head's scores."""
-        self.ranks_mean = ranks_mean
+        """``ranks_mean``: what is wanted of the mean of its hidden states are a head's scores;
+        ``denoiser``: of a diffusion model."""
+        self.ranks_mean, self.denoiser = ranks_mean, denoiser
+        self.n_sent = seq.n_prompt  # tokens of the sequence that need not be sent any more
         self.seq, self._sampler, self._output = seq, sampler, output
         self._outbox = outbox
         self._guide = guide
@@ -172,6 +176,22 @@ class Stream:
             self.has_new_line = self.has_new_line or "\n" in delta.text
             self._emit(delta)
         return sampled.token
+
+    def draw(self, logits: RowLogits) -> int:
+        """Choose a token for a mask; others may take its place."""
+        self._last_at = time.perf_counter()
+        self._first_at = self._first_at or self._last_at
+        return self._sampler.sample(self._candidates(self.needs, logits)).token
+
+    def send_unmasked(self) -> None:
+        """Send the tokens before the first mask."""
+        tokens = self.seq.tokens
+        end = min(self.seq.masks, default=len(tokens))
+        while self.n_sent < end and self.reason is None:
+            delta = self._output.push(tokens[self.n_sent])
+            self.n_sent += 1
+            if delta is not None:
+                self._emit(delta)
 
     def _within_budget(self, sampled: Sampled, budget: BudgetWatch) -> Sampled:
         """The token itself, or the one that ends the reasoning."""

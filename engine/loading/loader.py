@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf_serve.kernels.opencl.platforms as devices
 from gguf_serve.engine.architecture.arch import Hyperparameters
@@ -27,6 +27,7 @@ from gguf_serve.engine.loading.preparation import Preparation, prepare, read_mod
 from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.adapters import Adapter
+from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
@@ -301,7 +302,12 @@ def _info(
         driver="; ".join(_driver(device) for device in devices),
         kv_bytes=sum(pages.n_bytes for pages in runner.pages),
         pooling=h.pooling,
-        is_encoder=not h.causal,
+        is_encoder=not h.generates,
+        denoising=None
+        if h.denoising is None
+        else replace(
+            h.denoising, steps=options.diffusion_steps, order=cast(Order, options.diffusion_order)
+        ),
         ranks=runner.ranks,
         rank_pooling=h.rank_pooling,
         rerank_template=str(metadata.get("tokenizer.chat_template.rerank") or ""),

@@ -135,7 +135,7 @@ def allocate_weights(
         after=() if residuals is None else (residuals.finish,),
         head=Head(
             head_at, _output_norm(last, hparams),
-            _output(last, hparams, tied) if hparams.causal else None,
+            _output(last, hparams, tied) if hparams.generates else None,
             load_rank(last, hparams),
             RankOfMean(last, hparams) or None if hparams.rank_pooling == "mean" else None,
         ),

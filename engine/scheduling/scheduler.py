@@ -14,6 +14,7 @@ of them end.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 from operator import attrgetter
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
@@ -174,6 +175,18 @@ class Scheduler:
         if seq.n_pending or len(seq.tokens) >= self.n_ctx:
             raise ValueError(f"no token can follow the {len(seq.tokens)} of sequence {seq.id}")
         seq.tokens.append(token)
+
+    def unmask(self, seq: Sequence, tokens: Mapping[int, int]) -> None:
+        """Put tokens in the place of masks, by position; all is computed again."""
+        for position, token in tokens.items():
+            seq.tokens[position] = token
+        seq.masks = [position for position in seq.masks if position not in tokens]
+        seq.n_computed = 0
+
+    def cut(self, seq: Sequence, end: int) -> None:
+        """Drop the tokens from a position on, masks or not, before the sequence ends."""
+        del seq.tokens[end:]
+        seq.masks.clear()
 
     def is_full(self, seq: Sequence) -> bool:
         """The context has no room for a further token: generation ends, truncated.
@@ -396,6 +409,9 @@ class Scheduler:
             return Chunk(seq, start, 0, "none")
         if isinstance(wants, Embedding):
             return Chunk(seq, start, count, "hidden")
+        if seq.masks:
+            masks = tuple(seq.masks[:n_outputs])
+            return Chunk(seq, start, count if masks else 0, "masks", masks)
         if count < pending or (seq.request.max_tokens == 0 and seq.request.has_text):
             return Chunk(seq, start, count, "none")
         if n_outputs < 1:

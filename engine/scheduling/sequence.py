@@ -33,6 +33,7 @@ class Sequence(PagedTokens):
     adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
+    masks: list[int] = field(default_factory=list)  # positions that are still to become tokens
     awaited: int = -1  # the last sequence that was seen computing this one's prefix
     state: Literal["new", "waiting", "running", "finished"] = "new"
 
@@ -87,7 +88,7 @@ class Sequence(PagedTokens):
 
     @property
     def n_generated(self) -> int:
-        return len(self.tokens) + self.n_dropped - self.n_prompt
+        return len(self.tokens) + self.n_dropped - self.n_prompt - len(self.masks)
 
     @property
     def n_pending(self) -> int:
@@ -99,17 +100,20 @@ class Sequence(PagedTokens):
 class Chunk:
     """``count`` tokens of a sequence from position ``start``, and where logits are wanted.
 
-    ``outputs`` "hidden": no logits, but the hidden states of the tokens.
+    ``outputs`` "hidden": no logits, but the hidden states of the tokens; "masks": the logits for
+    the masks at the positions ``masks``.
     """
 
     seq: Sequence
     start: int
     count: int
-    outputs: Literal["none", "last", "all", "hidden"]
+    outputs: Literal["none", "last", "all", "hidden", "masks"]
+    masks: tuple[int, ...] = ()
 
     @property
     def n_outputs(self) -> int:
-        return {"none": 0, "last": 1, "all": self.count, "hidden": 0}[self.outputs]
+        by_kind = {"none": 0, "last": 1, "all": self.count, "hidden": 0, "masks": len(self.masks)}
+        return by_kind[self.outputs]
 
     @property
     def is_final(self) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import output_of
 from gguf_serve.engine.completion.stream import Outbox, Stream
 from gguf_serve.engine.errors import RequestError
@@ -14,12 +17,14 @@ from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.recording.adapters import invoked, scales_of
-from gguf_serve.engine.request import Embedding, Event, Generation, Ranking, Request
+from gguf_serve.engine.request import Embedding, Event, Generation, Ranking, Request, Scoring
 from gguf_serve.engine.sampling.infill import infill_step
 from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.text.tokenizer import Tokenizer
+
+MASKS = 128  # tokens that a diffusion model writes, where a request names no number
 
 
 class Admission:
@@ -61,17 +66,37 @@ class Admission:
         salt = (scales, starts) if any(scales) else None
         seq = Sequence.from_request(next(self._ids), request, salt)
         seq.adapter_scales, seq.adapter_starts = scales, starts
+        denoiser = self._denoiser(seq)
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
         return Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
-            on_event, self._outbox, guide, ranks_mean=ranks_mean,
+            on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
         )  # fmt: skip
+
+    def _denoiser(self, seq: Sequence) -> Denoiser | None:
+        """Where a diffusion model is to write: with masks after the prompt."""
+        how, request = self._info.denoising, seq.request
+        if how is None or not request.has_text or request.max_tokens == 0:
+            return None
+        room = min(self._scheduler.max_tokens, self._scheduler.n_ctx) - seq.n_prompt
+        if room < 1:
+            raise RequestError(
+                f"after {seq.n_prompt} tokens of prompt there is no room for text: this model "
+                f"processes both at once, {room + seq.n_prompt} tokens at most (--ubatch-size and "
+                "--batch-size)"
+            )
+        wanted = request.max_tokens if request.max_tokens > 0 else MASKS
+        seq.masks = list(range(seq.n_prompt, seq.n_prompt + min(wanted, room)))
+        seq.tokens += [how.mask] * len(seq.masks)
+        return Denoiser(how, random.Random(request.sampling.seed).random)
 
     def _check(self, request: Request) -> None:
         self._scheduler.check(request)
         if request.has_text and self._info.is_encoder:
             raise RequestError("this model is an encoder: it has embeddings, not completions")
+        if self._info.denoising is not None:
+            self._check_denoising(request)
         if isinstance(request.wants, Ranking) and not self._info.ranks:
             raise RequestError("this model has no head for ranking: it cannot rerank")
         if request.constraint is not None and request.sampling.ignore_eos:
@@ -83,9 +108,21 @@ class Admission:
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
 
+    def _check_denoising(self, request: Request) -> None:
+        refused = {
+            "a grammar": request.constraint is not None,
+            "log-probabilities": request.n_probs > 0 or isinstance(request.wants, Scoring),
+        }
+        for what, asked in refused.items():
+            if asked:
+                raise RequestError(f"{what} cannot be had of a diffusion model's text")
+
     def _sampler(self, request: Request) -> Sampler:
+        sampling, how = request.sampling, self._info.denoising
+        if how is not None:  # a mask becomes no mask
+            sampling = replace(sampling, logit_bias=(*sampling.logit_bias, (how.mask, -math.inf)))
         return Sampler(
-            request.sampling, n_vocab=self._info.n_vocab, eog_ids=self._tokenizer.eog_ids,
+            sampling, n_vocab=self._info.n_vocab, eog_ids=self._tokenizer.eog_ids,
             n_ctx=self._scheduler.n_ctx, prompt=request.text_tokens,
             encode=self.encode_plain, pieces=self._piece,
             infill=infill_step(request, self._tokenizer),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.finite import check_finite, not_finite
 from gguf_serve.engine.completion.stream import Stream
 from gguf_serve.engine.forward.batch import OutputRow
@@ -84,6 +85,9 @@ class Delivery:
         if chunk.outputs == "last":
             k = min(stream.k, n_vocab)
             return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
+        if chunk.outputs == "masks" and (denoiser := stream.denoiser) is not None:
+            k = min(max(stream.k, denoiser.k), n_vocab)
+            return [OutputRow(chunk, denoiser.row(at), k, scored=True) for at in chunk.masks]
         k = stream.prompt_k
         picks = [*seq.tokens[chunk.start + 1 : end + 1], 0][: chunk.count]
         masks = [None] * (len(seq.tokens) - 1 - chunk.start) + [stream.mask]  # only the next
@@ -98,6 +102,23 @@ class Delivery:
         if stream is not None and stream.seq.state == "running":
             self._streams.attempt(stream, self._deliver, stream, row, logits)
 
+    def _denoise(
+        self, stream: Stream, denoiser: Denoiser, row: OutputRow, logits: RowLogits
+    ) -> None:
+        """Guess a token for a mask; after the last one, keep the best of the step."""
+        seq = stream.seq
+        denoiser.guess(row.position, stream.draw(logits), logits)
+        if row.position != denoiser.row(row.chunk.masks[-1]):
+            return
+        self._scheduler.unmask(seq, denoiser.take(len(seq.masks)))
+        if denoiser.n_steps == 1:
+            self._counters.note_prompt(stream.timings())
+        stream.send_unmasked()
+        if stream.reason is None and seq.masks and not stream.deaf:
+            return
+        self._scheduler.cut(seq, stream.n_sent)
+        self._streams.end(stream, "cancelled" if stream.deaf else stream.reason or "limit")
+
     def _deliver(self, stream: Stream, row: OutputRow, logits: RowLogits) -> None:
         """Score the prompt's next token, or sample the sequence's next one."""
         seq = stream.seq
@@ -106,6 +127,9 @@ class Delivery:
             return
         if logits.broken:
             raise not_finite("the logits", seq, self._runner)
+        if stream.denoiser is not None:
+            self._denoise(stream, stream.denoiser, row, logits)
+            return
         if row.chunk.outputs == "all":
             stream.score_prompt(row.position, logits)
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:

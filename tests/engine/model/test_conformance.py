@@ -134,6 +134,18 @@ def test_tokens_after_prompts_of_which_no_row_was_wanted(load: Load) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dream", "llada", "llada-moe", "rnd1"])
+def test_attention_both_ways(load: Load, name: str) -> None:
+    """Of models whose tokens see all others: a prompt alone, and beside others."""
+    model, (tokens, logits) = load(name), reference(name)
+    assert nmse(model.run(sequence(tokens, 1, TABLE), [len(tokens)]), logits) <= FLOAT_NMSE
+    others = sequence(tokens[:9], 0, [3]), sequence(tokens[5:20], 2, [11])
+    me = sequence(tokens, 1, [4, 6])
+    beside = model.step((others[0], 9), (me, len(tokens)), (others[1], 15))[1]
+    assert nmse(beside, logits) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *SECOND])
 def test_four_ways(load: Load, name: str) -> None:
     """One prompt, a prompt and single tokens, uneven chunks, in company."""
