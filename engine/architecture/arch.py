@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from gguf_serve.engine.architecture.keys import Keys, Value, must
 from gguf_serve.engine.architecture.needs import Needs
@@ -35,6 +35,8 @@ Quirk = Literal[
     "window_after_first",  # the first of n layers sees all keys, not the last
     "windows_from_64_layers",  # models with fewer layers have no windows
     "chunked_windows",  # a window is a token's own stretch, not the last ones
+    "images_together_in_windows",  # an image's tokens see each other in windowed layers only
+    "rope_factors_outside_windows",  # rope_freqs are those of layers that see all keys
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
     "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
@@ -44,6 +46,7 @@ Quirk = Literal[
     "layer_qk_norm",  # that of heads is a layer norm of epsilon 1e-5
     # Mixers
     "qkv_in_thirds",  # attn_qkv has Q, K, V each as wide as Q
+    "normed_values",  # RMS norm without weight of each head of V, which without attn_v is K
     "scores_by_head_size",  # attention scores are divided by the head size, not by its root
     "softplus_attention_gate",  # instead of a sigmoid
     "lightning_attention",  # where the file has attn_norm_2
@@ -60,10 +63,12 @@ Quirk = Literal[
     "early_experts",  # so do the experts, with their own norm, beside a dense FFN
     "dense_with_experts",  # a dense FFN beside the experts counts
     "glu_limit_first",  # swiglu_clamp_exp bounds the gate before its activation, not after
+    "population_deviation",  # of sparse activations: by n; llama.cpp divides by n - 1
     "glu_limit_of_shared",  # it bounds the shared expert, too
     # Residuals and the head
     "minicpm_scales",  # residuals times 1.4 / sqrt(layers), logits times 256 / width, by default
     "normed_residuals",  # sublayers add to the normalized stream, times a scale
+    "scaled_layers",  # layer_output_scale is of what a layer yields, not of added embeddings
     "softmax_rank_head",  # scores are shares of their sum
     "logits_of_last_ids",  # the output matrix has rows for the last ids alone
     "silent_images",  # tokens 4 to 8195 are those of images, which are not generated
@@ -97,8 +102,10 @@ class Architecture:
     head_norm_after_rope: bool = False
     # Attention
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
+    own_kv_layers: int = 0  # the first so many have K and V that later ones share; 0: all their own
     # FFN and experts
     activation: str = "silu"
+    sparse_layers: int = 0  # the first so many have sparse FFNs, where no key says it
     scoring: Scoring = "softmax"
     normalize_experts: bool = False
     ffn_scale: float = 1.0  # of the sum of experts and what is beside them
@@ -143,6 +150,14 @@ class ExpertHyperparameters:
     chunk: tuple[int, float]  # experts that share a smaller one, and its scale
 
 
+class HeadSizes(NamedTuple):
+    """Values of a head of Q and K, of one of V, and how many of the former RoPE turns."""
+
+    qk: int
+    v: int
+    rotated: int
+
+
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """Sizes and constants of one model, from the metadata of its file."""
@@ -156,9 +171,11 @@ class Hyperparameters:
     n_positions: int  # that the model has learned one by one; 0: any
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
     n_kv: tuple[int, ...]
+    kv_layers: tuple[int, ...]  # per layer, the one whose K and V it attends to, as a rule its own
     head: int  # values of a head of Q and K
     head_v: int
     n_rot: int
+    head_window: HeadSizes  # of windowed layers
     eps: float
     positions: Positions
     rope_base: float
@@ -200,11 +217,20 @@ class Hyperparameters:
     xielu: tuple[Xielu, ...]  # per layer, the numbers of its activation; empty: another
     kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
     experts: ExpertHyperparameters
+    sparsity_cutoffs: tuple[float, ...]  # per layer, of an FFN's gate (sparsify.cl); 0: none
 
     @property
     def post_eps(self) -> float:
         """The epsilon of norms after sublayers."""
         return 1e-8 if "tiny_post_norm_eps" in self.arch.quirks else self.eps
+
+    def head_sizes(self, layer: int) -> HeadSizes:
+        """Those of a layer's heads."""
+        return self.sizes_by_window(self.windowed[layer])
+
+    def sizes_by_window(self, windowed: bool) -> HeadSizes:
+        """Those of layers with a window, or of the others."""
+        return self.head_window if windowed else HeadSizes(self.head, self.head_v, self.n_rot)
 
     @property
     def rope_as_windowed(self) -> tuple[bool, ...]:

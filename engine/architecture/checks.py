@@ -17,17 +17,22 @@ def check_hyperparameters(gguf: GGUFFile, h: Hyperparameters) -> None:
         "block_count": h.n_layers,
         "embedding_length": h.n_embd,
         "context_length": h.n_ctx_train,
-        "attention.key_length": h.head,
-        "attention.value_length": h.head_v,
     }
     for name, value in positive.items():
         if not 0 < value < 1 << 24:
             raise ModelError(f"{gguf.path}: {gguf.arch_key(name)} is {value}, not 1 to 2^24")
-    if any(h.rope) and (h.n_rot % 2 or not 0 < h.n_rot <= h.head):
-        raise ModelError(
-            f"{gguf.path}: {h.n_rot} rotated values (rope.dimension_count) in a head of {h.head}, "
-            "expected an even number of at most these"
-        )
+    for windowed, suffix in ((False, ""), (True, "_swa")):
+        qk, v, rotated = h.sizes_by_window(windowed)
+        if not 0 < min(qk, v) <= max(qk, v) < 1 << 24:
+            raise ModelError(
+                f"{gguf.path}: attention.key_length{suffix} is {qk} and value_length{suffix} {v}, "
+                "not 1 to 2^24"
+            )
+        if any(h.rope) and (rotated % 2 or not 0 < rotated <= qk):
+            raise ModelError(
+                f"{gguf.path}: {rotated} rotated values (rope.dimension_count{suffix}) in a head "
+                f"of {qk}, expected an even number of at most these"
+            )
     if h.denoising is not None and not 0 <= h.denoising.mask < h.n_vocab:
         raise ModelError(
             f"{gguf.path}: tokenizer.ggml.mask_token_id is {h.denoising.mask}, not one of "
@@ -47,13 +52,17 @@ def check_hyperparameters(gguf: GGUFFile, h: Hyperparameters) -> None:
 
 
 def _check_windowed_sizes(gguf: GGUFFile, h: Hyperparameters) -> None:
-    """Raises ModelError for windowed layers whose heads have sizes of their own."""
-    sizes = {
-        "attention.key_length": h.head,
-        "attention.value_length": h.head_v,
-        "rope.dimension_count": h.n_rot,
-        "attention.kv_lora_rank": h.mla_latent,
-    }
+    """Raises ModelError for windowed layers whose heads have sizes of their own, where scores are
+    divided by a head's or K and V are no heads."""
+    sizes = {"attention.kv_lora_rank": h.mla_latent}
+    if not gguf.get_float(gguf.arch_key("attention.scale"), 0.0):
+        sizes["attention.key_length"] = h.head
+    if h.mla_latent or h.compress_ratios:
+        sizes |= {
+            "attention.key_length": h.head,
+            "attention.value_length": h.head_v,
+            "rope.dimension_count": h.n_rot,
+        }
     for name in ("attention.key_length_mla", "attention.value_length_mla"):
         sizes[name] = gguf.get_int(gguf.arch_key(name), 0)
     for name, size in sizes.items():
@@ -87,11 +96,11 @@ def _check_numbers(gguf: GGUFFile, h: Hyperparameters) -> None:
                 f"{gguf.path}: {gguf.arch_key(name)} gives the factor {value}, not a finite float32"
             )
     ropes = {
-        "rope.freq_base": (h.rope_base, h.rope_scaling),
-        "rope.freq_base_swa": (h.rope_base_window, h.rope_scaling_window),
+        "rope.freq_base": (h.rope_base, h.rope_scaling, h.n_rot),
+        "rope.freq_base_swa": (h.rope_base_window, h.rope_scaling_window, h.head_window.rotated),
     }
-    for name, (base, scaling) in ropes.items():
-        if any(h.rope) and not scaling.is_sound(base, h.n_rot):
+    for name, (base, scaling, n_rot) in ropes.items():
+        if any(h.rope) and not scaling.is_sound(base, n_rot):
             raise ModelError(
                 f"{gguf.path}: {gguf.arch_key(name)} is {base} and rope.scaling.factor "
                 f"{scaling.factor}: angles would be no numbers"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from math import isfinite
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import (
     Architecture,
     ExpertHyperparameters,
+    HeadSizes,
     Hyperparameters,
     Positions,
     Scoring,
     pooling_of,
 )
+from gguf_serve.engine.architecture.by_layer import of_layers, per_layer_floats, per_layer_ints
 from gguf_serve.engine.architecture.checks import check_hyperparameters
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
@@ -39,6 +41,7 @@ ACTIVATIONS = {
     "reglu": "relu",
 }  # fmt: skip
 MOST_LAYERS = 4096
+SPARSITY_CUTOFF = 1.6448533535003662  # deviations above the mean, where 5 % of a normal one are
 
 
 def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
@@ -51,15 +54,12 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     n_heads, n_kv = _heads(gguf, n_layers)
     head_default = n_embd // max(*n_heads, 1)
     head = gguf.get_int(key("attention.key_length"), head_default)
+    head_v = gguf.get_int(key("attention.value_length"), head_default)
+    n_rot = gguf.get_int(key("rope.dimension_count"), head)
     window, windowed = _windows(gguf, arch, n_layers)
     positions = _positions(gguf, arch, n_layers)
     base = _rope_base(gguf, head)
-    scaling = read_rope_scaling(
-        gguf, arch.yarn_multiplier, one_multiplier="yarn_one_multiplier" in arch.quirks,
-        scores=arch.yarn_scores,
-    )  # fmt: skip
-    if "yarn_without_magnitude" in arch.quirks:
-        scaling = replace(scaling, log_multiplier=1.0)
+    scaling = _rope_scaling(gguf, arch)
     hparams = Hyperparameters(
         arch=arch,
         n_layers=n_layers,
@@ -70,9 +70,11 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_positions=_n_positions(gguf),
         n_heads=n_heads,
         n_kv=n_kv,
+        kv_layers=_kv_layers(gguf, arch, windowed),
         head=head,
-        head_v=gguf.get_int(key("attention.value_length"), head_default),
-        n_rot=gguf.get_int(key("rope.dimension_count"), head),
+        head_v=head_v,
+        n_rot=n_rot,
+        head_window=_head_window(gguf, HeadSizes(head, head_v, n_rot)),
         eps=_epsilon(gguf, arch),
         positions=positions,
         rope_base=gguf.get_float(key("attention.compress_rope_freq_base"), base),
@@ -118,6 +120,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         xielu=_xielu(gguf, arch, n_layers),
         kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
         experts=_experts(gguf, arch, n_layers),
+        sparsity_cutoffs=_sparsity_cutoffs(gguf, arch, n_layers),
     )
     check_hyperparameters(gguf, hparams)
     return hparams
@@ -179,40 +182,6 @@ def _n_layers(gguf: GGUFFile, arch: Architecture) -> int:
     return n + n_decoder
 
 
-def _of_layers(gguf: GGUFFile, key: str, values: Sequence[Any], n_layers: int) -> Sequence[Any]:
-    """Of the layers that tokens go through; ModelError unless the file has one for each."""
-    if len(values) not in (n_layers, gguf.get_int(gguf.arch_key("block_count"))):
-        raise ModelError(f"{gguf.path}: {key} has {len(values)} values for {n_layers} layers")
-    return values[:n_layers]
-
-
-def per_layer_ints(
-    gguf: GGUFFile, name: str, n_layers: int, default: Sequence[int] | None
-) -> tuple[int, ...]:
-    """A number for every layer: the file has one for all, or an array."""
-    key = gguf.arch_key(name)
-    value = gguf.metadata.get(key)
-    if value is None and default is not None:
-        return tuple(default)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        return tuple(int(v) for v in _of_layers(gguf, key, value.tolist(), n_layers))
-    return (gguf.get_int(key),) * n_layers
-
-
-def per_layer_floats(
-    gguf: GGUFFile, name: str, n_layers: int, default: float | tuple[float, ...] = 0.0
-) -> tuple[float, ...]:
-    """The same for floats."""
-    key = gguf.arch_key(name)
-    value = gguf.metadata.get(key, default)
-    if not isinstance(value, np.ndarray | tuple):
-        return (gguf.get_float(key, default if isinstance(default, float) else None),) * n_layers
-    found = tuple(float(v) for v in value)[:n_layers]
-    if not np.isfinite(found).all():
-        raise ModelError(f"{gguf.path}: {key} has {next(v for v in found if not isfinite(v))}")
-    return found
-
-
 def _rank_pooling(gguf: GGUFFile) -> Pooling:
     """The mean of all, or by the token that has seen all: the first of an encoder, or the last."""
     kind = pooling_of(gguf.get_int(gguf.arch_key("classifier.pooling_type"), 0), gguf.path)
@@ -251,12 +220,31 @@ def _heads(gguf: GGUFFile, n_layers: int) -> tuple[tuple[int, ...], tuple[int, .
     return n_heads, n_kv
 
 
+def _head_window(gguf: GGUFFile, elsewhere: HeadSizes) -> HeadSizes:
+    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    own = (gguf.get_int(gguf.arch_key(f"{name}_swa"), 0) for name in names)
+    return HeadSizes(*(size or other for size, other in zip(own, elsewhere, strict=True)))
+
+
+def _kv_layers(gguf: GGUFFile, arch: Architecture, windowed: tuple[bool, ...]) -> tuple[int, ...]:
+    """The last layers share the K and V of the last one before them that is of their kind."""
+    key, n = gguf.arch_key("attention.shared_kv_layers"), len(windowed)
+    n_shared = gguf.get_int(key, max(n - (arch.own_kv_layers or n), 0))
+    if not 0 <= n_shared < n:
+        raise ModelError(f"{gguf.path}: {key} is {n_shared}, expected 0 to {n - 1}")
+    own = range(n - n_shared)
+    last = {kind: i for i, kind in enumerate(windowed[: len(own)])}
+    if not last.keys() >= set(windowed):
+        raise ModelError(f"{gguf.path}: {key} is {n_shared}, but no layer of the same kind is left")
+    return (*own, *(last[kind] for kind in windowed[len(own) :]))
+
+
 def _recurrent_layers(gguf: GGUFFile, n_layers: int) -> tuple[bool, ...]:
     """Layers with linear attention in the tensors of attention, where the file says which."""
     key = gguf.arch_key("attention.recurrent_layers")
     value = gguf.metadata.get(key)
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
+        return tuple(bool(v) for v in of_layers(gguf, key, list(value), n_layers))
     return tuple(f"blk.{i}.ssm_conv1d_k.weight" in gguf.tensors for i in range(n_layers))
 
 
@@ -291,7 +279,7 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
     if value is None or window < 1 or shallow:
         return 0, (False,) * n_layers
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return window, tuple(bool(v) for v in _of_layers(gguf, key, list(value), n_layers))
+        return window, tuple(bool(v) for v in of_layers(gguf, key, list(value), n_layers))
     n = gguf.get_int(key)
     shift = 0 if "window_after_first" in arch.quirks else 1
     return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
@@ -310,6 +298,15 @@ def _rope_base(gguf: GGUFFile, head: int) -> float:
     base = gguf.get_float(gguf.arch_key("rope.freq_base"), 10000.0)
     alpha = gguf.get_float(gguf.arch_key("rope.scaling.alpha"), 0.0)
     return base * alpha ** (head / (head - 2)) if alpha > 0 and head > 2 else base
+
+
+def _rope_scaling(gguf: GGUFFile, arch: Architecture) -> RopeScaling:
+    scaling = read_rope_scaling(
+        gguf, arch.yarn_multiplier, one_multiplier="yarn_one_multiplier" in arch.quirks,
+        scores=arch.yarn_scores,
+    )  # fmt: skip
+    without = "yarn_without_magnitude" in arch.quirks
+    return replace(scaling, log_multiplier=1.0) if without else scaling
 
 
 def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
@@ -335,7 +332,7 @@ def _rope_layers(
         return (False,) * len(windowed)
     if isinstance(pattern, Iterable) and not isinstance(pattern, str):
         key = gguf.arch_key("attention.rope_pattern")
-        return tuple(bool(v) for v in _of_layers(gguf, key, list(pattern), len(windowed)))
+        return tuple(bool(v) for v in of_layers(gguf, key, list(pattern), len(windowed)))
     if arch.rope_layers == "windowed" and any(windowed):
         return windowed
     if arch.rope_layers == "windowed_or_dense":
@@ -431,6 +428,16 @@ def _xielu(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[Xielu, ..
         Xielu(beta + float(np.logaddexp(0, n)), float(np.logaddexp(0, p)), beta, eps)
         for n, p, beta, eps in zip(*numbers, strict=True)
     )
+
+
+def _sparsity_cutoffs(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[float, ...]:
+    """Files write -inf where nothing is cut off."""
+    key = gguf.arch_key("activation_sparsity_scale")
+    value = gguf.metadata.get(key)
+    if not isinstance(value, np.ndarray):
+        return tuple(SPARSITY_CUTOFF * (i < arch.sparse_layers) for i in range(n_layers))
+    found = (float(v) for v in of_layers(gguf, key, value.tolist(), n_layers))
+    return tuple(v if isfinite(v) and v > 0 else 0.0 for v in found)
 
 
 def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperparameters:

@@ -12,7 +12,9 @@ from typing import Literal, NamedTuple
 # What a tensor is needed in: the model, every layer, or layers that have any other of this part.
 Part = Literal[
     "model", "layer", "attention", "compressor", "indexer", "state", "n-grams", "ffn", "experts",
-    "shared", "chunks",
+    "shared", "chunks", "per layer",
+    "tables",  # outside layers, too
+    "own K and V",  # layers that do not share those of an earlier one
 ]  # fmt: skip
 
 
@@ -175,6 +177,10 @@ STREAMS = needs(
     "hc_ffn_down", "hc_ffn_up", "hc_ffn_inject",
 )  # fmt: skip
 OUTPUT_STREAMS = needs("model", "output_hc_norm", "output_hc_down", "output_hc_up")
+PER_LAYER = needs("per layer", "inp_gate", "proj", "post_norm")  # of layers' own embeddings
+PER_LAYER_TABLE = needs(
+    "tables", "per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"
+)
 NGRAMS = needs("model", "per_layer_token_embd") + needs(
     "n-grams", "ple_conv1d", "ple_key", "ple_value", "ple_norm_conv", "ple_norm_key",
     "ple_norm_query",

@@ -24,11 +24,14 @@ ENDS = {
     "token_embd": "E V", "output": "E O", "output.bias": "V", "output_norm": "E",
     "output_norm.bias": "E", "enc.output_norm": "E", "token_embd_norm": "E",
     "token_embd_norm.bias": "E", "position_embd": "E -", "rope_freqs": "R",
-    "rope_factors_short": "R", "rope_factors_long": "R",
+    "rope_factors_short": "R", "rope_factors_long": "R", "per_layer_model_proj": "E p",
+    "per_layer_token_embd": "p -",
 }  # fmt: skip
 LAYER = {
     "attn_norm": "E", "attn_norm_2": "E", "ffn_norm": "E", "ffn_norm_exps": "E",
     "post_attention_norm": "E", "post_ffw_norm": "E", "layer_output_norm": "E",
+    "post_ffw_norm_1": "E", "post_ffw_norm_2": "E", "pre_ffw_norm_2": "E", "post_norm": "E",
+    "layer_output_scale": "1", "inp_gate": "E e", "proj": "e E",
     "attn_output": "o E", "attn_q_a": "E q", "attn_q_a_norm": "q", "attn_q_b": "q -",
     "attn_kv_a_mqa": "E -", "attn_kv_a_norm": "l", "attn_kv_b": "l -", "attn_v_b": "l - -|l -",
     "attn_k_b": "- l -|- -", "attn_qkv": "E -", "attn_gate": "E -", "attn_sinks": "A",
@@ -64,20 +67,26 @@ def check_tensors(gguf: GGUFFile, h: Hyperparameters) -> None:
             _check_bias(gguf, shapes, name, shape)
     for layer in range(h.n_layers):
         _check_shapes(gguf, LAYER, f"blk.{layer}.", shapes, _sizes(h) | {"A": h.n_heads[layer]})
-        _check_head_norms(gguf, h, shapes, f"blk.{layer}.")
+        _check_head_norms(gguf, h, shapes, layer)
 
 
 def _check_needs(gguf: GGUFFile, h: Hyperparameters) -> None:
     by_layer: dict[str, set[str]] = {}
     for layer, _, rest in (name.removeprefix("blk.").partition(".") for name in gguf.tensors):
         by_layer.setdefault(layer, set()).add(rest.removesuffix(".weight"))
-    _check_parts(gguf, h, {"model"}, "", {name.removesuffix(".weight") for name in gguf.tensors})
+    whole = {name.removesuffix(".weight") for name in gguf.tensors}
+    outside: set[Part] = {"model"}
+    if any(n.part == "tables" and not whole.isdisjoint(n.names) for n in h.arch.needs):
+        outside.add("tables")
+    _check_parts(gguf, h, outside, "", whole)
     for i in range(h.n_layers if h.cycles is None else 2 * h.cycles[0]):
         here = by_layer.get(str(i), set())
         parts = {need.part for need in h.arch.needs if not here.isdisjoint(need.names)}
         parts = parts - {"model"} | {"layer"}
         if not h.arch.mixed:
             parts |= {"attention"} if "experts" in parts else {"attention", "ffn"}
+        if h.kv_layers[i] == i:
+            parts |= {"own K and V"}
         _check_parts(gguf, h, parts, f"blk.{i}.", here)
 
 
@@ -157,8 +166,11 @@ def _check_bias(gguf: GGUFFile, shapes: dict[str, Shape], name: str, shape: Shap
         raise _wrong(gguf, name, shape, f"{expected}, as {matrix} of shape {weight} has it")
 
 
-def _check_head_norms(gguf: GGUFFile, h: Hyperparameters, shapes: dict[str, Shape], b: str) -> None:
+def _check_head_norms(
+    gguf: GGUFFile, h: Hyperparameters, shapes: dict[str, Shape], layer: int
+) -> None:
+    b, size = f"blk.{layer}.", h.head_sizes(layer).qk
     for norm in ("attn_q_norm", "attn_k_norm"):
         shape = shapes.get(f"{b}{norm}.weight")
-        if shape is not None and len(shape) == 1 and not h.mla_latent and shape[0] % h.head:
-            raise _wrong(gguf, f"{b}{norm}.weight", shape, f"a multiple of {h.head}")
+        if shape is not None and len(shape) == 1 and not h.mla_latent and shape[0] % size:
+            raise _wrong(gguf, f"{b}{norm}.weight", shape, f"a multiple of {size}")

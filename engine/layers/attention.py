@@ -21,7 +21,8 @@ from gguf_serve.kernels.rows.norm import NormWeights
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """``qkv`` has one matrix per tensor type, in Q, K, V order."""
+    """``qkv`` has one matrix per tensor type, in Q, K, V order: Q alone in layers that share the K
+    and V of an earlier one, Q and K where V is K before its norm and rotation."""
 
     qkv: tuple[Linear, ...]
     output: Linear
@@ -44,12 +45,12 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     if h.image_experts:
         qkv, output = (source.by_kind(b, name) for name in ("attn_qkv", "attn_output"))
         return AttentionWeights((qkv,), output, (None, None), None, (None, None), (), None, None)
-    q, k, v, gate = _qkv_parts(source, h, layer)
-    output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_v)
+    q, kv, gate = _qkv_parts(source, h, layer)
+    output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_sizes(layer).v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
     whole = _whole(source, h, layer, q_norm, k_norm)
     return AttentionWeights(
-        qkv=source.stacked([*q, k, v]),
+        qkv=source.stacked([*q, *kv]),
         output=output,
         qk_norms_by_head=(None, None)
         if whole is not None
@@ -66,27 +67,31 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
 
 def _qkv_parts(
     source: TensorSource, h: Hyperparameters, layer: int
-) -> tuple[list[Part], Part, Part, list[Part]]:
-    """Q (in pieces), K, V and the gate (in pieces), from one tensor or from several."""
-    b = f"blk.{layer}."
-    n_q, n_k, n_v = (
-        h.n_heads[layer] * h.head, h.n_kv[layer] * h.head, h.n_kv[layer] * h.head_v,
-    )  # fmt: skip
+) -> tuple[list[Part], list[Part], list[Part]]:
+    """Q (in pieces), what there is of K and V, and the gate (in pieces), from one tensor or from
+    several."""
+    b, size = f"blk.{layer}.", h.head_sizes(layer)
+    n_q, n_k, n_v = h.n_heads[layer] * size.qk, h.n_kv[layer] * size.qk, h.n_kv[layer] * size.v
     gate = [source.part(f"{b}attn_gate", h.n_embd)] if source.has(f"{b}attn_gate.weight") else []
     if source.has(f"{b}attn_qkv.weight"):
         whole = source.part(f"{b}attn_qkv", h.n_embd)
         at_k, at_v = (n_q, 2 * n_q) if "qkv_in_thirds" in h.arch.quirks else (n_q, n_q + n_k)
         source.check_rows(f"{b}attn_qkv.weight", at_v + n_v, more=True)
-        k, v = whole.rows(at_k, at_k + n_k), whole.rows(at_v, at_v + n_v)
-        return [whole.rows(0, n_q)], k, v, gate
-    q, k, v = (source.part(f"{b}attn_{x}", h.n_embd) for x in "qkv")
-    source.check_rows(f"{b}attn_k.weight", n_k)
-    source.check_rows(f"{b}attn_v.weight", n_v)
+        kv = [whole.rows(at_k, at_k + n_k), whole.rows(at_v, at_v + n_v)]
+        return [whole.rows(0, n_q)], kv if h.kv_layers[layer] == layer else [], gate
+    q, kv = source.part(f"{b}attn_q", h.n_embd), list[Part]()
+    if h.kv_layers[layer] == layer:
+        rows = {f"{b}attn_k": n_k, f"{b}attn_v": n_v}
+        if "normed_values" in h.arch.quirks and not source.has(f"{b}attn_v.weight"):
+            del rows[f"{b}attn_v"]
+        for name, n_rows in rows.items():
+            kv.append(source.part(name, h.n_embd))
+            source.check_rows(f"{name}.weight", n_rows)
     if q.n_rows == 2 * n_q:  # each head's query is followed by its gate
-        halves = [q.rows(i * h.head, (i + 1) * h.head) for i in range(2 * h.n_heads[layer])]
-        return halves[::2], k, v, halves[1::2]
+        halves = [q.rows(i * size.qk, (i + 1) * size.qk) for i in range(2 * h.n_heads[layer])]
+        return halves[::2], kv, halves[1::2]
     source.check_rows(f"{b}attn_q.weight", n_q)
-    return [q], k, v, gate
+    return [q], kv, gate
 
 
 def _whole(
@@ -95,7 +100,7 @@ def _whole(
     """Norms of Q and K as a whole, which have a weight for every value of all heads."""
     if q is None or k is None or len(q.shape) > 1 or h.n_heads[layer] == 1:
         return None
-    if q.shape[0] != h.n_heads[layer] * h.head:
+    if q.shape[0] != h.n_heads[layer] * h.head_sizes(layer).qk:
         return None
     q_bias, k_bias = (source.vector(f"blk.{layer}.attn_{x}_norm.bias") for x in "qk")
     return (
@@ -118,12 +123,12 @@ def _qk_biases(source: TensorSource, layer: int) -> tuple[Tensor | None, Tensor 
 
 def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     """W (softmax(q K) V), times a gate if there is one."""
-    h, n_heads, n_kv = g.h, g.h.n_heads[layer], g.h.n_kv[layer]
+    h, n_heads = g.h, g.h.n_heads[layer]
     cache = Cache.of_layer(g.context, layer)
-    qkv = g.linear(x, w.qkv)
-    q, k, v = qkv.split(n_heads * h.head, n_kv * h.head, n_kv * h.head_v)
-    for rows, weights in zip((q, k), w.qk_norms_whole or (), strict=False):
+    q, *kv = _split(h, g.linear(x, w.qkv), layer)
+    for rows, weights in zip((q, *kv[:1]), w.qk_norms_whole or (), strict=False):
         g.normalize(rows, weights)
+    k, v = (kv[0], kv[-1]) if kv else (None, None)
     g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
     index(g, x, x, w.indexer, layer, cache.table)
     selected = None if w.indexer is None else g.kept.get(SELECTION)
@@ -135,6 +140,13 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
 
 
+def _split(h: Hyperparameters, qkv: Rows, layer: int) -> list[Rows]:
+    """Q, and what there is of K and V."""
+    n_kv, size = h.n_kv[layer], h.head_sizes(layer)
+    parts = qkv.split(h.n_heads[layer] * size.qk, n_kv * size.qk, n_kv * size.v)
+    return [rows for rows in parts if rows.at < qkv.width]
+
+
 def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
     h, (q, k), norm = g.h, w.qk_norms_by_head, None
     quirk = "weightless_head_norms" in h.arch.quirks
@@ -144,23 +156,25 @@ def _rotation(g: Graph, w: AttentionWeights, layer: int) -> Rotation:
         norm = QKNorm(
             1e-5 if own else h.eps, q, k, layer=own or h.arch.layer_norm,
             after=h.arch.head_norm_after_rope, q_bias=w.qk_biases[0], k_bias=w.qk_biases[1],
+            values="normed_values" in h.arch.quirks and h.kv_layers[layer] == layer,
         )  # fmt: skip
     temperature = None
     if h.temperature is not None and not ("chunked_windows" in h.arch.quirks and h.rope[layer]):
         temperature = Temperature(g.context.inputs.attention.positions, *h.temperature)
-    style = RopeStyle(h.n_rot, h.neox)
+    style = RopeStyle(h.head_sizes(layer).rotated, h.neox)
     return Rotation(style, h.attention_scale, norm, h.clamp_qkv, temperature)
 
 
 def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
     h, c = g.h, g.context
     both_ways = not h.causal or layer < h.n_encoder
+    in_windows = "images_together_in_windows" in h.arch.quirks
     slopes = alibi_slopes(h.n_heads[layer], h.alibi_bias) if h.alibi_bias else None
     return Mask(
         h.window if h.windowed[layer] else 0, h.attention_softcap,
         chunked="chunked_windows" in h.arch.quirks, bidirectional=both_ways,
-        together=c.inputs.together, after=h.n_encoder > 0 and not both_ways, sinks=w.sinks,
-        biases=w.biases,
+        together=c.inputs.together and (h.windowed[layer] or not in_windows),
+        after=h.n_encoder > 0 and not both_ways, sinks=w.sinks, biases=w.biases,
         by_head=h.sparsity is not None and h.sparsity.by_head,
         slopes=None if slopes is None else upload(c.device, slopes),
     )  # fmt: skip

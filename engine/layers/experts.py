@@ -12,23 +12,33 @@ from gguf_serve.engine.recording.expert_verbs import Choice
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
+from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.packing import ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsWeights:
     """All experts' matrices in one each; ``first`` is gate and up paired, or gate and up where
-    adapters change what they yield, or up alone."""
+    adapters change what they yield, or up alone. ``scales``: float32 [experts], which a token's
+    weights are multiplied with."""
 
     first: tuple[Linear, ...]
     down: Linear
+    scales: Tensor | None = None
 
 
-def load_experts(source: TensorSource, prefix: str, suffix: str) -> ExpertsWeights:
-    """Gate and up as two tensors, as one, or up alone; and down."""
+def load_experts(
+    source: TensorSource, prefix: str, suffix: str, *, weighted_before: bool = False
+) -> ExpertsWeights:
+    """Gate and up as two tensors, as one, or up alone; and down. Scales beside down become those
+    of a token's weights, unless these multiply what the experts read (``weighted_before``)."""
+    last = f"{prefix}down{suffix}"
+    in_matrix = weighted_before or source.keeps_scales(last) or source.has(f"{last}.bias")
+    scales = None if in_matrix else source.floats(f"{last}.scale")
 
     def parts(name: str, share: int = 0, of: int = 1) -> Sequence[Part]:
-        return source.experts(f"{prefix}{name}{suffix}", share, of)
+        scaled = in_matrix or name != "down"
+        return source.experts(f"{prefix}{name}{suffix}", share, of, scaled=scaled)
 
     if source.has(f"{prefix}gate_up{suffix}.weight"):
         both = [parts("gate_up", 0, 2), parts("gate_up", 1, 2)]
@@ -37,14 +47,18 @@ def load_experts(source: TensorSource, prefix: str, suffix: str) -> ExpertsWeigh
     else:
         both = [parts("up")]
     down = parts("down")
+    if scales is not None:
+        scales = np.broadcast_to(scales, len(down)).copy()
     if n_more := -both[0][0].n_rows % (ROWS * len(both)):
         both = [[_more_rows(part, n_more) for part in some] for some in both]
-        down = [_more_columns(part, n_more, f"{prefix}down{suffix}") for part in down]
+        down = [_more_columns(part, n_more, last) for part in down]
     if any(part.updates for some in both for part in some):
         first = tuple(source.expert_linear(some) for some in both)
     else:
         first = (source.expert_linear(*both),)
-    return ExpertsWeights(first, source.expert_linear(down))
+    return ExpertsWeights(
+        first, source.expert_linear(down), None if scales is None else source.upload(scales)
+    )
 
 
 def _more_rows(part: Part, n: int) -> Part:

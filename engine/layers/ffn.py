@@ -17,13 +17,15 @@ from gguf_serve.kernels.rows.norm import NormWeights
 
 @dataclass(frozen=True, slots=True)
 class FFNWeights:
-    """``first`` is gate and up paired, or gate and up, or up alone where nothing is gated."""
+    """``first`` is gate and up paired, or gate and up, or up alone where nothing is gated.
+    ``cutoff``: of a sparse gate, see sparsify.cl; 0: it is not sparse."""
 
     first: tuple[Linear, ...]
     down: Linear
     divisors: Tensor | None = None  # of the activation's output
     xielu: Xielu | None = None
     norm: NormWeights | None = None  # of what down reads
+    cutoff: float = 0.0
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return ffn(g, x, self)
@@ -43,6 +45,9 @@ def load_ffn(source: TensorSource, h: Hyperparameters, layer: int, suffix: str =
         gate = source.part(f"{b}ffn_gate{suffix}")
         source.check_rows(f"{b}ffn_gate{suffix}.weight", n_ff)
         source.check_rows(f"{b}ffn_up{suffix}.weight", n_ff)
+        if cutoff := h.sparsity_cutoffs[layer]:  # which looks at all of the gate
+            apart = (*source.stacked([gate]), *source.stacked([up]))
+            return FFNWeights(apart, down, norm=norm, cutoff=cutoff)
         return FFNWeights(_gate_and_up(source, gate, up), down, norm=norm)
     if up.n_rows == 2 * n_ff:
         return FFNWeights(_gate_and_up(source, up.rows(0, n_ff), up.rows(n_ff, 2 * n_ff)), down)
@@ -81,6 +86,8 @@ def ffn(
         hidden = g.glu(x, w.first[0], activation, limit)
     elif len(w.first) == 2:
         gate, up = (g.linear(x, part) for part in w.first)
+        if w.cutoff:
+            g.sparsify(gate, w.cutoff, sample="population_deviation" not in g.h.arch.quirks)
         hidden = g.gated(gate, up, activation, limit)
     else:
         hidden = g.activate(g.linear(x, w.first), activation, divisors=w.divisors, xielu=w.xielu)

@@ -61,8 +61,9 @@ def load_moe(source: TensorSource, h: Hyperparameters, layer: int) -> MoEWeights
     router = source.linear(f"{b}ffn_gate_inp", h.n_embd)
     source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
     chunks = source.has(f"{b}ffn_up_chexps.weight")
-    experts = load_experts(source, f"{b}ffn_", "_exps")
-    if "experts_scaled_before" in h.arch.quirks and len(experts.first) > 1:
+    before = "experts_scaled_before" in h.arch.quirks
+    experts = load_experts(source, f"{b}ffn_", "_exps", weighted_before=before)
+    if before and len(experts.first) > 1:
         raise ModelError(
             f"adapters of {b}ffn_gate_exps and {b}ffn_up_exps are not supported, whose input "
             f"{h.arch.name} multiplies with a token's weight of the expert"
@@ -151,13 +152,15 @@ def _chosen(g: Graph, x: Rows, w: MoEWeights, layer: int, logits: Rows | None) -
     if w.latent is not None:
         x = g.linear(x, w.latent.down)
     choice = g.route(
-        logits, _routing(g.h, layer), bias=w.choice_bias, table=w.table, weighted_before=before
-    )
+        logits, routing(g.h, layer), bias=w.choice_bias, table=w.table, scales=w.experts.scales,
+        weighted_before=before,
+    )  # fmt: skip
     rows = experts(g, x, w.experts, choice, g.h.experts.limits[layer])
     return _Chosen(rows, choice, logits, weighted=not before)
 
 
-def _routing(h: Hyperparameters, layer: int) -> Routing:
+def routing(h: Hyperparameters, layer: int) -> Routing:
+    """How the router of a layer chooses experts."""
     e = h.experts
     return Routing(e.n, e.used[layer], e.scoring, e.normalize, e.scale, groups=e.groups)
 
@@ -168,7 +171,58 @@ def _add_chunks(
     """Smaller experts, each shared by a few of the others, read what those yield (GroveMoE)."""
     e = g.h.experts
     summed = g.combine(chosen.rows, chosen.choice, weighted=chosen.weighted, scale=1.0)
-    routing = replace(_routing(g.h, layer), divide=e.chunk[0])
-    choice = g.route(chosen.logits, routing, bias=w.choice_bias)
+    shared = replace(routing(g.h, layer), divide=e.chunk[0])
+    choice = g.route(chosen.logits, shared, bias=w.choice_bias, scales=chunks.scales)
     rows = experts(g, summed, chunks, choice, e.limits[layer])
     return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelExperts:
+    """Experts beside an MLP, each with norms of its own (Gemma 4's 26B-A4B): of the stream x,
+    after(mlp(before(x))) + experts_after(experts(experts_before(x))). The router reads
+    router_norm(x), whose weight is the router's scale."""
+
+    before: NormWeights
+    mlp: FFNWeights
+    after: NormWeights
+    router_norm: NormWeights
+    router: Linear
+    experts_before: NormWeights
+    experts: ExpertsWeights
+    experts_after: NormWeights
+
+    def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
+        mlp = g.norm(ffn(g, g.norm(x, self.before), self.mlp), self.after)
+        logits = g.linear(g.norm(x, self.router_norm), self.router)
+        choice = g.route(logits, routing(g.h, layer), scales=self.experts.scales)
+        limit = g.h.experts.limits[layer]
+        chosen = experts(g, g.norm(x, self.experts_before), self.experts, choice, limit)
+        return g.add(mlp, g.norm(g.combine(chosen, choice, scale=1.0), self.experts_after))
+
+
+def load_parallel_experts(source: TensorSource, h: Hyperparameters, layer: int) -> ParallelExperts:
+    """ModelError for tensors that are missing or do not fit."""
+    b = f"blk.{layer}."
+
+    def norm(name: str) -> NormWeights:
+        weight = source.vector(f"{b}{name}.weight")
+        if weight is None:
+            raise ModelError(f"tensor {b}{name}.weight is missing")
+        return NormWeights(weight, h.eps)
+
+    scale = source.floats(f"{b}ffn_gate_inp.scale")
+    if scale is None:
+        raise ModelError(f"tensor {b}ffn_gate_inp.scale is missing")
+    source.check_shape(f"{b}ffn_gate_inp.scale", (h.n_embd,))
+    source.check_rows(f"{b}ffn_gate_inp.weight", h.experts.n)
+    return ParallelExperts(
+        before=norm("ffn_norm"),
+        mlp=load_ffn(source, h, layer),
+        after=norm("post_ffw_norm_1"),
+        router_norm=NormWeights(source.upload(scale * h.n_embd**-0.5), h.eps),
+        router=source.linear(f"{b}ffn_gate_inp", h.n_embd),
+        experts_before=norm("pre_ffw_norm_2"),
+        experts=load_experts(source, f"{b}ffn_", "_exps"),
+        experts_after=norm("post_ffw_norm_2"),
+    )

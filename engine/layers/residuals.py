@@ -17,12 +17,13 @@ from gguf_serve.engine.layers.hyper import load_gated_hyper, load_hyper
 from gguf_serve.engine.layers.sublayer import Entry, Sublayer
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
-from gguf_serve.engine.recording.tensors import TensorSource
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import NormWeights
 
 CHECKPOINTS, LOW, HIGH = "checkpoints", "low state", "high state"  # names of what is kept
+PREDICTIONS, FIRST = "predicted streams", "first stream"  # names of what is kept
 
 
 class Residuals(Protocol):
@@ -31,7 +32,7 @@ class Residuals(Protocol):
     def begin(self, g: Graph, x: Rows, /) -> Rows: ...
 
     def tied(self, n: int, sublayer: Sublayer, /) -> Entry:
-        """The entry of a layer's mixer (n = 0) or FFN (n = 1)."""
+        """The entry of a layer's mixer (n = 0), FFN (n = 1) or own embedding (n = 2)."""
 
     def finish(self, g: Graph, x: Rows, /) -> Rows: ...
 
@@ -41,6 +42,8 @@ def load_residuals(
 ) -> Residuals | None:
     """The model's residual streams, or None for the ordinary one. ``home``: the part of the model
     whose device has them."""
+    if source.has("altup_proj.weight"):
+        return load_altup(source, h, home)
     if source.has("blk.0.hc_attn_fn.weight"):
         return load_hyper(source, gguf, h, home)
     if source.has("blk.0.hc_attn_norm.weight"):
@@ -215,3 +218,161 @@ class NormedSublayer:
         y = self.sublayer.yields(g, x)
         with g.on(self.streams.home):
             return g.add(g.scaled(x, self.streams.scale), y)
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpLayer:
+    """What a layer has of AltUp, and of Laurel (https://arxiv.org/abs/2411.07501) beside its
+    attention. The router's norm has 1 / n_embd in its weight; ``predict`` and ``correct`` make
+    factors of its logits."""
+
+    norm: NormWeights
+    router: Linear
+    predict: Tensor
+    correct: Tensor
+    scale: Tensor  # of the first stream, for the layer's own embedding
+    left: Linear
+    right: Linear
+    laurel_norm: NormWeights
+
+    def modalities(self, g: Graph, x: Rows) -> Rows:
+        """The router's logits of the first stream."""
+        return g.linear(g.norm(x, self.norm), self.router)
+
+    def laurel(self, g: Graph, x: Rows) -> Rows:
+        """x + norm(W W' x)."""
+        return g.add(x, g.norm(g.linear(g.linear(x, self.left), self.right), self.laurel_norm))
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpWeights:
+    """Gemma 3n (https://arxiv.org/abs/2301.13310): of four streams layers read one. ``spread``
+    makes the other streams of the embedding, ``merge`` brings each of them back."""
+
+    home: int  # the part of the model whose device has the streams
+    spread: Linear
+    layers: tuple[AltUpLayer, ...]
+    merge: tuple[Linear, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.merge) + 1
+
+    def begin(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            streams = g.rows(self.count * x.width)
+            first, others = streams.split(x.width, streams.width - x.width)
+            g.copy(x, first)
+            g.linear(x, self.spread, into=others)
+            g.match(streams, self.count)
+            return streams
+
+    def tied(self, n: int, sublayer: Sublayer) -> Entry:
+        """Attention, the FFN, or what the layer's own embedding adds."""
+        kinds = AltUpAttention, AltUpFFN, AltUpEmbedding
+        return kinds[n](self.home, self.layers[sublayer.layer], sublayer)
+
+    def finish(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.home):
+            merged, width = g.rows(x.width), x.width // self.count
+            (first, *others), (into, *columns) = (
+                rows.split(*[width] * self.count) for rows in (x, merged)
+            )
+            g.copy(first, into)
+            for stream, matrix, out in zip(others, self.merge, columns, strict=True):
+                g.linear(stream, matrix, into=out)
+            g.match(merged, self.count)
+            return g.reduce(merged, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpAttention:
+    """From the streams to (x + f(norm(x)) + laurel(norm(x))) / sqrt(2), x the first as it is
+    predicted."""
+
+    home: int
+    layer: AltUpLayer
+    sublayer: Sublayer
+
+    def __call__(self, g: Graph, streams: Rows) -> Rows:
+        w = self.layer
+        with g.on(self.home):
+            width = streams.width // w.router.matrix.n_rows
+            logits = w.modalities(g, streams.split(width)[0])
+            g.kept[PREDICTIONS], x = g.predict(streams, logits, w.predict)
+        normed = self.sublayer.reads(g, x)
+        y = self.sublayer.yields(g, normed)
+        with g.on(self.home):
+            return g.scaled(g.add(g.add(x, y), w.laurel(g, normed)), 0.5**0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpFFN:
+    """From that to the streams, corrected by what becomes of it."""
+
+    home: int
+    layer: AltUpLayer
+    sublayer: Sublayer
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        w, x = self.layer, self.sublayer(g, x)
+        with g.on(self.home):
+            streams, g.kept[FIRST] = g.correct(
+                g.kept[PREDICTIONS], x, w.modalities(g, x), w.correct, w.scale
+            )
+            return streams
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpEmbedding:
+    """The layer's own embedding is gated by the first stream, and added to the others."""
+
+    home: int
+    layer: AltUpLayer
+    sublayer: Sublayer
+
+    def __call__(self, g: Graph, streams: Rows) -> Rows:
+        y = self.sublayer.yields(g, g.kept[FIRST])
+        with g.on(self.home):
+            return g.add_others(streams, y)
+
+
+def load_altup(source: TensorSource, h: Hyperparameters, home: int) -> AltUpWeights:
+    """ModelError for what is missing or does not fit."""
+    count = source.shape("altup_proj.weight")[-1] + 1
+    whole = source.part("altup_unembd_proj", h.n_embd)
+    for name in ("altup_proj.weight", "altup_unembd_proj.weight"):
+        source.check_shape(name, (h.n_embd, h.n_embd, count - 1))
+    return AltUpWeights(
+        home,
+        source.linear("altup_proj", h.n_embd),
+        tuple(_load_layer(source, h, f"blk.{i}.", count) for i in range(h.n_layers)),
+        tuple(
+            source.stacked([whole.rows(i * h.n_embd, (i + 1) * h.n_embd)])[0]
+            for i in range(count - 1)
+        ),
+    )
+
+
+def _load_layer(source: TensorSource, h: Hyperparameters, b: str, count: int) -> AltUpLayer:
+    shapes = {
+        "predict_coef": (count, count * count), "correct_coef": (count, count),
+        "correct_scale": (h.n_embd,), "router_norm": (h.n_embd,), "router": (h.n_embd, count),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        source.check_shape(f"{b}altup_{name}.weight", shape)
+    norm = source.floats(f"{b}altup_router_norm.weight")
+    predict, correct, scale = (
+        source.table(f"{b}altup_{x}.weight")
+        for x in ("predict_coef", "correct_coef", "correct_scale")
+    )
+    laurel_norm = source.vector(f"{b}laurel_post_norm.weight")
+    if norm is None or predict is None or correct is None or scale is None or laurel_norm is None:
+        raise ModelError(f"tensors {b}altup_* or {b}laurel_post_norm.weight are missing")
+    return AltUpLayer(
+        NormWeights(source.upload(norm / h.n_embd), h.eps),
+        source.linear(f"{b}altup_router", h.n_embd),
+        predict, correct, scale,
+        source.linear(f"{b}laurel_l", h.n_embd), source.linear(f"{b}laurel_r"),
+        NormWeights(laurel_norm, h.eps),
+    )  # fmt: skip

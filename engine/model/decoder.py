@@ -38,7 +38,11 @@ def kv_shapes(h: Hyperparameters) -> list[KVShape]:
         latent = KVShape(1, h.mla_latent + h.n_rot, h.mla_latent)
         return [latent if n else KVShape(0, h.head, h.head_v) for n in h.n_heads]
     joint = bool(h.compress_ratios)
-    return [KVShape(n_kv, h.head, h.head_v, joint=joint) for n_kv in h.n_kv]
+    owned = (n if h.kv_layers[i] == i else 0 for i, n in enumerate(h.n_kv))
+    sizes = (h.head_sizes(i) for i in range(h.n_layers))
+    return [
+        KVShape(n_kv, size.qk, size.v, joint=joint) for n_kv, size in zip(owned, sizes, strict=True)
+    ]
 
 
 class Kind(NamedTuple):

@@ -79,10 +79,12 @@ class Place:
         scaling = h.rope_scaling_window if windowed else h.rope_scaling
         long = n_ctx > h.rope_scaling.longest_short
         factors = weights.rope_factors_long if long else weights.rope_factors
-        frequencies = scaling.frequencies(
-            h.rope_base_window if windowed else h.rope_base, h.n_rot, factors
-        )
-        table = workspace.tensor(f"rope {windowed}", workspace.n_tokens, 2, h.n_rot // 2)
+        if windowed and "rope_factors_outside_windows" in h.arch.quirks:
+            factors = None
+        base = h.rope_base_window if windowed else h.rope_base
+        n_rot = h.sizes_by_window(windowed).rotated
+        frequencies = scaling.frequencies(base, n_rot, factors)
+        table = workspace.tensor(f"rope {windowed}", workspace.n_tokens, 2, n_rot // 2)
         return upload(self.device, frequencies), table
 
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from gguf_serve.engine.errors import EngineError
 
 EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps")
-FFN_TENSORS = ("ffn", "exp_probs_b", "post_ffw_norm", "layer_output_norm")
+FFN_TENSORS = (
+    "ffn", "exp_probs_b", "pre_ffw_norm", "post_ffw_norm", "layer_output", "inp_gate", "proj",
+    "post_norm",
+)  # fmt: skip
 OUTPUT_TENSORS = ("output", "cls")
-INPUT_TENSORS = ("token_embd", "position_embd", "token_types")
+INPUT_TENSORS = ("token_embd", "position_embd", "token_types", "per_layer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,19 @@ from gguf_serve.engine.layers.attention import load_attention
 from gguf_serve.engine.layers.channel_mix import load_channel_mix
 from gguf_serve.engine.layers.compressed import load_compressed
 from gguf_serve.engine.layers.delta_net import load_delta_net
-from gguf_serve.engine.layers.ends import LOWEST_LOGIT, Embedding, Head
+from gguf_serve.engine.layers.ends import (
+    LOWEST_LOGIT,
+    Embedding,
+    Head,
+    load_per_layer_embedding,
+    load_per_layer_gate,
+)
 from gguf_serve.engine.layers.ffn import load_bare_ffn, load_ffn
 from gguf_serve.engine.layers.kimi_delta import load_kimi_delta
 from gguf_serve.engine.layers.lightning import load_lightning
 from gguf_serve.engine.layers.mamba import load_mamba
 from gguf_serve.engine.layers.mla import load_mla
-from gguf_serve.engine.layers.moe import load_moe
+from gguf_serve.engine.layers.moe import ParallelExperts, load_moe, load_parallel_experts
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.residuals import Residuals, load_residuals
 from gguf_serve.engine.layers.rwkv6 import load_rwkv6
@@ -113,6 +119,7 @@ def allocate_weights(
     check_tensors(gguf, hparams)
     matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
     head_at = len(placement.parts) - 1
+    per_layer = load_per_layer_embedding(source, hparams, 0)
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
     tied = None if last is not source else matrix
@@ -130,7 +137,10 @@ def allocate_weights(
     weights = ModelWeights(
         placement=placement,
         embedding=_embedding(source, hparams, matrix),
-        before=() if residuals is None else (residuals.begin,),
+        before=(
+            *(() if per_layer is None else (per_layer,)),
+            *(() if residuals is None else (residuals.begin,)),
+        ),
         layers=layers,
         after=() if residuals is None else (residuals.finish,),
         head=Head(
@@ -138,6 +148,7 @@ def allocate_weights(
             _output(last, hparams, tied) if hparams.generates else None,
             load_rank(last, hparams),
             RankOfMean(last, hparams) or None if hparams.rank_pooling == "mean" else None,
+            _dense(last, hparams),
         ),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
@@ -166,14 +177,15 @@ def _additions(
     embedding: Matrix,
     directions: Mapping[int, npt.NDArray[np.float32]],
 ) -> list[Entry]:
-    """What is added to what a layer yields: a later part of an encoder's embeddings, the tokens' by
-    a factor, a control vector; or what halves it."""
+    """What is done with what a layer yields: a later part of an encoder's embeddings is added, and
+    the tokens' by a factor, or it is scaled; a control vector is added."""
     part = 2 * layer + 2
     source = sources[placement.parts[part]]
     found: list[Entry] = [Deepstack(part, embedding, (layer + 1) * h.n_embd)]
     scale = source.floats(f"blk.{layer}.layer_output_scale.weight")
     if scale is not None:
-        found.append(Skip(part, float(scale[0])))
+        entry = Scaled if "scaled_layers" in h.arch.quirks else Skip
+        found.append(entry(part, float(scale[0])))
     if h.rescale_every and (layer + 1) % h.rescale_every == 0:
         found.append(Scaled(part, 0.5))
     if layer in directions:
@@ -202,6 +214,17 @@ def _output(source: TensorSource, h: Hyperparameters, embedding: Matrix | None) 
     if n_silent < 0:
         raise ModelError(f"output.weight has {output.matrix.n_rows} rows for {h.n_vocab} tokens")
     return replace(output, offset=n_silent)
+
+
+def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
+    """What the hidden states of Sentence Transformers' models go through in the end."""
+    found = tuple(source.linear(f"dense_{i}") for i in (2, 3) if source.has(f"dense_{i}.weight"))
+    if found and (found[0].matrix.n_cols, found[-1].matrix.n_rows) != (h.n_embd, h.n_embd):
+        raise ModelError(
+            f"dense_2 and dense_3 go from {found[0].matrix.n_cols} values to "
+            f"{found[-1].matrix.n_rows}, expected {h.n_embd} at both ends"
+        )
+    return found
 
 
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
@@ -264,11 +287,11 @@ def _layer(
 
     A norm called "post attention" without one called "ffn_norm" is the FFN's own, unless there
     is none before attention either. An FFN without a norm of its own reads what attention reads;
-    on another device it has the same norm again.
+    on another device it has the same norm again. Attention is where the K and V are that it reads.
     """
-    b = f"blk.{layer}."
-    mixer_at, ffn_at = placement.mixers[layer], placement.ffns[layer]
-    mixer_part, ffn_part = 2 * layer + 1, 2 * layer + 2
+    b, kv_layer = f"blk.{layer}.", h.kv_layers[layer]
+    mixer_at, ffn_at = placement.mixers[kv_layer], placement.ffns[layer]
+    mixer_part, ffn_part = 2 * kv_layer + 1, 2 * layer + 2
     source, elsewhere = sources[mixer_at], sources[ffn_at]
     if h.arch.norms_after:
         return _layer_with_norms_after(source, elsewhere, h, layer)
@@ -293,10 +316,15 @@ def _layer(
         names = [own] if has_own else [before] if second else []
         post = _post_norm(elsewhere, h, [f"{b}post_ffw_norm", f"{b}layer_output_norm"])
         own_norm = _norm(elsewhere, h, *names) if names else None
+        if isinstance(ffn, ParallelExperts):  # it reads the stream, and has the norm itself
+            own_norm = None
         found.append(Sublayer(ffn_part, layer, own_norm, ffn, post))
+    part, gate = 2 * layer + 1, load_per_layer_gate(elsewhere, h, layer)
+    if gate is not None:
+        found.append(Sublayer(ffn_part, layer, None, *gate))
     if not has_own or h.parallel:
-        return Layer(mixer_part, (Together((*mixing, *found)),))
-    return Layer(mixer_part, (*([Together(tuple(mixing))] if len(mixing) > 1 else mixing), *found))
+        return Layer(part, (Together((*mixing, *found)),))
+    return Layer(part, (*([Together(tuple(mixing))] if len(mixing) > 1 else mixing), *found))
 
 
 def _post_norm(source: TensorSource, h: Hyperparameters, names: list[str]) -> NormWeights | None:
@@ -345,6 +373,8 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
 
 
 def _ffn(source: TensorSource, h: Hyperparameters, layer: int) -> SublayerWeights | None:
+    if source.has(f"blk.{layer}.pre_ffw_norm_2.weight"):
+        return load_parallel_experts(source, h, layer)
     if source.has(f"blk.{layer}.ffn_gate_inp.weight"):
         bare = "experts_unused" in h.arch.quirks
         return load_bare_ffn(source, h) if bare else load_moe(source, h, layer)

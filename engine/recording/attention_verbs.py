@@ -37,8 +37,8 @@ class Cache:
 
     @classmethod
     def of_layer(cls, context: Context, layer: int) -> Cache:
-        """That of a layer, with a window or not."""
-        h, pages = context.h, context.kv[layer]
+        """That of a layer, with a window or not; the pages may be an earlier layer's."""
+        h, pages = context.h, context.kv[context.h.kv_layers[layer]]
         slots, paging = context.inputs.paging(h.windowed[layer])
         table = context.rope_tables[h.rope_as_windowed[layer]] if h.rope[layer] else None
         return cls(pages, slots, paging, table)
@@ -59,20 +59,31 @@ class AttentionVerbs(Verbs):
     """Attention over pages of K and V, and the plumbing of heads."""
 
     def rope(
-        self, q: Rows, k: Rows, v: Rows, n_heads: int, cache: Cache, rotation: Rotation
+        self,
+        q: Rows,
+        k: Rows | None,
+        v: Rows | None,
+        n_heads: int,
+        cache: Cache,
+        rotation: Rotation,
     ) -> None:
-        """Rotate Q in place, and K on its way with V to the cache (kernels/attention/rope.py)."""
+        """Rotate Q in place, and K on its way with V to the cache (kernels/attention/rope.py),
+        unless they are there from an earlier layer."""
+        stored = k is not None and v is not None
 
         def run(e: Emission) -> None:
-            rows = QKVRows(e.floats(q), e.floats(k), e.floats(v), k.at, v.at)
+            rows = QKVRows(e.floats(q), e.floats(k or q), e.floats(v or q))
+            if k is not None and v is not None:
+                rows = replace(rows, k_at=k.at, v_at=v.at)
             rope_kv(
                 e.tape, rows, n_heads, cache.pages, cache.table, cache.slots, style=rotation.style,
                 scale=rotation.scale, norm=rotation.norm, clamp=rotation.clamp,
-                temperature=rotation.temperature,
+                temperature=rotation.temperature, stored=stored,
             )  # fmt: skip
 
         assert q.at == 0, "Q comes first in its rows"
-        self.launch(run, reads=[q, k, v], writes=[q], mixes=True)
+        reads = [rows for rows in (q, k, v) if rows is not None]
+        self.launch(run, reads=reads, writes=[q], mixes=stored)
 
     def attend(
         self, q: Rows, n_heads: int, cache: Cache, mask: Mask, *, selected: Rows | None = None,

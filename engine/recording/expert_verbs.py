@@ -46,10 +46,11 @@ class ExpertVerbs(Verbs):
         *,
         bias: Tensor | None = None,
         table: Tensor | None = None,
+        scales: Tensor | None = None,
         weighted_before: bool = False,
     ) -> Choice:
-        """Choose by the router's logits, or a table: int32 [vocabulary, used].
-        ``weighted_before``: the weights multiply what the experts read."""
+        """Choose by the router's logits, or a table: int32 [vocabulary, used]. ``scales``: of what
+        each expert yields; ``weighted_before``: the weights multiply what the experts read."""
         used, n_tiles = routing.used, self.context.workspace.n_tokens * routing.used
         lists = self.rows(4, dtype=np.int32, n=n_tiles + routing.n_experts), *(
             self.rows(used, dtype=np.int32) for _ in range(2)
@@ -62,7 +63,7 @@ class ExpertVerbs(Verbs):
             experts = None if table is None else TokenExperts(table, e.inputs.tokens)
             into, choice.out_of[tile] = route(
                 e.tape, e.floats(logits), routing, buffers, e.counts, tile=tile,
-                bias=bias, table=experts,
+                bias=bias, table=experts, scales=scales,
             )  # fmt: skip
             choice.into[tile] = into.weighted(buffers.weights) if weighted_before else into
 

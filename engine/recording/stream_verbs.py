@@ -42,6 +42,7 @@ class StreamVerbs(Verbs):
         scale: float = 1.0,
         times: int = 1,
         tokens_only: bool = False,
+        padded: bool = False,
         media: bool = False,
     ) -> Rows:
         """Rows of a matrix, by the step's number for each token, or by ``times`` for each and then
@@ -53,7 +54,7 @@ class StreamVerbs(Verbs):
             assert rows is not None
             embed(
                 e.tape, w, rows, e.floats(out.by_head(times)), scale, times=times,
-                tokens_only=tokens_only, media=e.inputs.media if media else None,
+                tokens_only=tokens_only, padded=padded, media=e.inputs.media if media else None,
             )  # fmt: skip
 
         self.launch(run, writes=[out])

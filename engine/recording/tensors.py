@@ -160,7 +160,7 @@ class TensorSource:
         scales = self.floats(f"{name.removesuffix('.weight')}.scale")
         return RawMatrix(
             self._gguf.data(name), self._gguf.tensors[name].type, n_rows, shape[0],
-            1.0 if scales is None else float(scales[0]),
+            float(scales[0]) if scales is not None and len(scales) == 1 else 1.0,
         )  # fmt: skip
 
     def part(self, name: str, n_cols: int | None = None) -> Part:
@@ -288,15 +288,20 @@ class TensorSource:
         biases = _biases([gate, up])
         return Linear(matrix, None if biases is None else self.upload(_paired(biases)))
 
-    def experts(self, name: str, share: int = 0, of: int = 1) -> list[Part]:
-        """The matrices of a three-dimensional tensor; of each, the share-th of ``of`` parts."""
+    def keeps_scales(self, name: str) -> bool:
+        """Whether a matrix keeps the scale beside it."""
+        return self._gguf.tensors[self._named(f"{name}.weight")].type.has_matrix_scale
+
+    def experts(self, name: str, share: int = 0, of: int = 1, *, scaled: bool = True) -> list[Part]:
+        """The matrices of a three-dimensional tensor; of each, the share-th of ``of`` parts.
+        ``scaled``: with the scales beside them."""
         raw = replace(self.raw(f"{name}.weight"), scale=1.0)
         n = self.shape(f"{name}.weight")[-1]
         bias = self.floats(f"{name}.bias")
         rows = raw.n_rows // n
         starts = [e * rows + share * (rows // of) for e in range(n)]
-        scales = self.floats(f"{name}.scale")
-        scales = np.ones(n, np.float32) if scales is None else np.broadcast_to(scales, n)
+        beside = self.floats(f"{name}.scale") if scaled else None
+        scales = np.broadcast_to(np.ones(1, np.float32) if beside is None else beside, n)
         updates = self._updates(f"{name}.weight")
         begin, size = share * (rows // of), rows // of
         parts = [
@@ -306,8 +311,8 @@ class TensorSource:
             )
             for e, (start, scale) in enumerate(zip(starts, scales, strict=True))
         ]
-        scaled = with_scales_inside(name, [part.raw for part in parts])
-        return [replace(part, raw=inside) for part, inside in zip(parts, scaled, strict=True)]
+        raws = with_scales_inside(name, [part.raw for part in parts])
+        return [replace(part, raw=inside) for part, inside in zip(parts, raws, strict=True)]
 
     def by_kind(self, prefix: str, name: str, image_name: str | None = None) -> Linear:
         """The matrix for text and the one for images, for engine.recording.image_experts;

@@ -20,6 +20,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.packing import BLOCK
 from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
+from gguf_serve.kernels.rows.sparsify import sparsify
 
 
 class Verbs(Recorder):
@@ -205,6 +206,14 @@ class Verbs(Recorder):
         reads = [x] if times is None else [x, times]
         self.launch(run, reads=reads, writes=[out], writes_forms=True, over=wide)
         return out
+
+    def sparsify(self, x: Rows, cutoff: float, *, sample: bool) -> None:
+        """Keep what is more than so many deviations above a row's mean, in place."""
+
+        def run(e: Emission) -> None:
+            sparsify(e.tape, e.floats(x), x.width, cutoff, offset=x.at, sample=sample)
+
+        self.launch(run, reads=[x], writes=[x])
 
     def add(self, x: Rows, y: Rows, *, scale: float = 1.0) -> Rows:
         """x + y * scale."""

@@ -9,6 +9,7 @@
 // QK_NORM      each head of Q and K is normalized (head.cl) before the rotation, with NORM_AFTER
 //              after it, with the weights Q_WEIGHT and K_WEIGHT where there are any
 // BIASED       before the rotation biases are added, which lie as the weights do
+// NORM_V       so is each head of V, without weight
 // CLAMP        values of Q, K and V are first bounded by +-clamp_to
 // JOINT        K is V, and kept in its place
 // TEMPERATURE  Q grows with its position (attn_temperature in the GGUF format)
@@ -189,6 +190,9 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
         const int h = head - n_heads - n_kv;
         v += (size_t)t * v_stride + v_at + h * HDV;
         for (int i = LID; i < HDV; i += WG) y[i] = CLAMPED(v[i]);
+#ifdef NORM_V  // HDV is HD
+        normalize(y, 0, 0, eps, partial);
+#endif
         MEET;
         store_v(y, V_PAGE(v_cache, page, n_kv, h), row);
     }

@@ -34,12 +34,14 @@ class QKNorm:
     after: bool = False  # after the rotation
     q_bias: Tensor | None = None  # as the weights
     k_bias: Tensor | None = None
+    values: bool = False  # heads of V have one too, without weight
 
     def defines(self, head: int) -> list[str]:
         weight = self.q or self.k
         shape = (head,) if weight is None else weight.shape
         strides = (0, 1) if len(shape) == 1 else (shape[1], int(shape[1] > 1))
-        names = ["NORM_LAYER"] * self.layer + ["NORM_AFTER"] * self.after
+        flags = {"NORM_LAYER": self.layer, "NORM_AFTER": self.after, "NORM_V": self.values}
+        names = [name for name, on in flags.items() if on]
         return [f"W_HEAD={strides[0]}", f"W_ITEM={strides[1]}", *names]
 
     @property
@@ -124,20 +126,24 @@ def rope_kv(
     norm: QKNorm | None = None,
     clamp: float = 0.0,
     temperature: Temperature | None = None,
+    stored: bool = True,
 ) -> None:
-    """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t].
+    """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t], unless
+    they are not to be ``stored``: then rows.k and rows.v are not read.
 
     All are first bounded by +-``clamp`` if that is not 0. Where K and V are the same
     (``KVShape.joint``), K as it is then is both, and rows.v is not read.
     """
-    shape = layer.shape
+    shape, n_kv = layer.shape, layer.shape.n_kv if stored else 0
+    if norm is not None and norm.values and shape.head != shape.head_v:
+        raise ValueError(f"a norm of heads of V of {shape.head_v}, with those of K of {shape.head}")
     defines = [
         f"HD={shape.head}", f"HDV={shape.head_v}", f"PAGE={PAGE}", f"N_ROT={style.n_rot}",
         f"ROT_AT={style.begin}", *(["NEOX"] if style.neox else []),
         *(["NO_ROPE"] if table is None else []), *["JOINT"] * shape.joint, *layer.defines,
     ]  # fmt: skip
     args: dict[str, object] = {
-        **rows.args, "n_heads": n_heads, "n_kv": shape.n_kv, "table": table,
+        **rows.args, "n_heads": n_heads, "n_kv": n_kv, "table": table,
         "slots": slots, "k_cache": layer.k.arg, "v_cache": layer.v.arg, "scale": scale,
         "clamp_to": clamp or None,
     }  # fmt: skip
@@ -149,7 +155,7 @@ def rope_kv(
             "positions": temperature.positions, "growth": temperature.growth,
             "step": temperature.step, "shift": temperature.shift,
         }  # fmt: skip
-    n_written = shape.n_kv if shape.joint else 2 * shape.n_kv
+    n_written = n_kv if shape.joint else 2 * n_kv
     group = tape.device.group(min(SIMT_GROUP, shape.head))
     defines.append(f"WG={group}")
     grid = ((n_heads + n_written) * group, Per(TOKENS))

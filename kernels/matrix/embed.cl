@@ -1,6 +1,6 @@
 // Rows of a packed matrix as floats: out[t] = scale * W[ids[t]]. Work-item (block of 32, token).
 // ADD: out[t] is increased instead.
-// TOKENS_ONLY: zeros where ids are negative.
+// TOKENS_ONLY: zeros where ids are negative. PADDED: there, row 0.
 // SLAB: w has the rows from first_row on, n_rows of them; other ids are left alone.
 // MEDIA: a negative id -1 - r stands for the first n_cols values of row r of `media`, which has
 // media_cols; scale is for tokens alone. deepstack: out[t] += the values of that row from `at` on.
@@ -52,11 +52,14 @@ kernel void embed(global const uchar* w, ulong scales_at, int n_blocks, int n_co
         return;
     }
 #endif
-#ifdef SLAB
-    const int id = ids[t] - first_row;
-    if (id < 0 || id >= n_rows) return;
+#ifdef PADDED
+    int id = max(ids[t], 0);
 #else
-    const int id = ids[t];
+    int id = ids[t];
+#endif
+#ifdef SLAB
+    id -= first_row;
+    if (id < 0 || id >= n_rows) return;
 #endif
     const int g = id / ROWS, lane = id % ROWS;
 #ifdef LOW_BITS

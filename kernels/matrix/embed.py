@@ -20,15 +20,18 @@ def embed(
     times: int = 1,
     media: Tensor | None = None,
     tokens_only: bool = False,
+    padded: bool = False,
 ) -> None:
     """out[t] (+)= scale * w[ids[t]], float32 [n, n_cols]; ``times`` rows for each token.
 
     With ``media``, float32 [rows, n_cols or more], the id -1 - r stands for its row r, which is
-    not scaled; with ``tokens_only`` there are zeros where an id is negative.
+    not scaled; with ``tokens_only`` there are zeros where an id is negative, if ``padded`` what
+    the id 0 has.
     """
     if w.paired or out.shape[-1] != w.n_cols:
         raise ValueError(f"embedding of {w.n_cols} columns into rows of {out.shape[-1]}")
-    defines = [*w.defines, *["ADD"] * add, *["TOKENS_ONLY"] * tokens_only]
+    flags = {"ADD": add, "TOKENS_ONLY": tokens_only, "PADDED": padded}
+    defines = [*w.defines, *(name for name, on in flags.items() if on)]
     for row, part in w.parts:
         args: dict[str, object] = {
             "w": part, "scales_at": part.scales_at, "n_blocks": w.n_blocks, "n_cols": w.n_cols,

@@ -90,6 +90,9 @@ kernel void route(global const float* logits,
 #ifdef TABLE
                   global const int* table, global const int* ids,
 #endif
+#ifdef SCALED
+                  global const float* scales,
+#endif
                   float scale, global int* experts, global float* weights
 #ifdef SINGLE
                   , global int4* tiles, global int* rows, global int* slots
@@ -148,7 +151,11 @@ kernel void route(global const float* logits,
 #endif
         sum += weight;
         if (LID == 0) {
+#ifdef SCALED
+            chosen[k] = weight * scales[best / DIVIDE];
+#else
             chosen[k] = weight;
+#endif
             experts[t * USED + k] = best / DIVIDE;
 #ifdef SINGLE
             tiles[k] = (int4)(best / DIVIDE, k, 1, 0);

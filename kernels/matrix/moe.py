@@ -86,17 +86,19 @@ def route(
     tile: int,
     bias: Tensor | None = None,
     table: TokenExperts | None = None,
+    scales: Tensor | None = None,
 ) -> tuple[RowGroups, RowGroups]:
     """Choose each token's experts from logits, float32 [n, n_experts], or take those that the
-    token has in ``table``; their weights come from the logits in any case.
+    token has in ``table``; their weights come from the logits in any case, and are multiplied with
+    ``scales``, float32 [n_experts], in the end.
 
     Returns the rows for the first matrices of the experts (tokens to slots) and for the last
     ones (slots to slots).
     """
     single = tile == 1
     args: dict[str, object] = {
-        "logits": logits, "bias": bias, "scale": routing.scale, "experts": buffers.experts,
-        "weights": buffers.weights,
+        "logits": logits, "bias": bias, "scales": scales, "scale": routing.scale,
+        "experts": buffers.experts, "weights": buffers.weights,
     }  # fmt: skip
     if table is not None:
         args |= {"table": table.experts, "ids": table.ids}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.architecture.arch import Quirk
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.forward.batch import OutputRow
@@ -50,10 +51,13 @@ class Stepper:
         adapters: Sequence[Path] = (),
         control: ControlVectors = NO_CONTROL,
         sizes: Sizes = SIZES,
+        without: Set[Quirk] = frozenset(),
     ) -> None:
-        """``place``: from the number of layers to which device has what; all on the first."""
+        """``place``: from the number of layers to which device has what; all on the first.
+        ``without``: quirks of the architecture that are left out."""
         with open_gguf(path) as gguf:
-            hparams = read_hyperparameters(gguf, find_architecture(gguf.architecture))
+            arch = find_architecture(gguf.architecture)
+            hparams = read_hyperparameters(gguf, replace(arch, quirks=arch.quirks - without))
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
             additions = Additions(

@@ -6,6 +6,7 @@ from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.keys import (
     GRANITE_SCALES,
     REQUIRED,
+    Always,
     Only,
     may,
     must,
@@ -30,6 +31,8 @@ from gguf_serve.engine.architecture.needs import (
     NORMS,
     OUTPUT,
     OUTPUT_NORM,
+    PER_LAYER,
+    PER_LAYER_TABLE,
     POST_ATTENTION_NORM,
     POST_NORMS,
     QK_NORM,
@@ -82,6 +85,17 @@ ROWS = (
                  keys=window(6, base=10000.0) | may("final_logit_softcapping"),
                  positions="neox", window_rope_scaled=False, wide_scale_layers=62,
                  activation="gelu", scale_embedding=True),
+    Architecture("gemma4", ENDS + NORMS + POST_NORMS + needs("model", "rope_freqs") +
+                 needs("attention", ("attn_q", "attn_qkv"), "attn_q_norm", "attn_output") +
+                 needs("own K and V", ("attn_k", "attn_qkv"), "attn_k_norm") + GLU + EXPERTS +
+                 needs("experts", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2") +
+                 PER_LAYER + PER_LAYER_TABLE,
+                 keys=window(REQUIRED, REQUIRED, base=10000.0) | may("attention.shared_kv_layers") |
+                 {"attention.scale": Always(1.0), "final_logit_softcapping": 30.0},
+                 positions="neox", window_rope_scaled=False, activation="gelu",
+                 normalize_experts=True, scale_embedding=True,
+                 quirks={"normed_values", "rope_factors_outside_windows",
+                 "images_together_in_windows", "scaled_layers"}),
     Architecture("glm4", DECODER + POST_NORMS + FFN, keys=may("rope.dimension_sections")),
     Architecture("gpt2", DECODER + FFN + BIASES + QKV_BIAS + needs("model", "position_embd"),
                  positions="none", layer_norm=True, activation="gelu"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
-from gguf_serve.engine.architecture.keys import Always, may, must, window
+from gguf_serve.engine.architecture.keys import REQUIRED, Always, may, must, window
 from gguf_serve.engine.architecture.needs import (
     DECODER,
     EMBEDDING,
@@ -17,6 +17,8 @@ from gguf_serve.engine.architecture.needs import (
     LLAMA,
     NORMS,
     OUTPUT_NORM,
+    POST_NORMS,
+    QK_NORM,
     QKV,
 )
 
@@ -25,6 +27,10 @@ ROWS = (
     Architecture("bert", ENCODER,
                  positions="none", layer_norm=True, norms_after=True, activation="gelu"),
     Architecture("eurobert", DECODER + GLU, positions="neox"),
+    Architecture("gemma-embedding", DECODER + QK_NORM + POST_NORMS + GLU,
+                 keys=window(6, REQUIRED, base=10000.0) | {"attention.causal": Always(False)},
+                 positions="neox", window_rope_scaled=False, activation="gelu",
+                 scale_embedding=True),
     Architecture("jina-bert-v2", ENCODER,
                  positions="alibi", layer_norm=True, norms_after=True, activation="gelu"),
     Architecture("jina-bert-v3", ENCODER,

@@ -11,9 +11,12 @@ from gguf_serve.engine.architecture.keys import (
     INDEXER_SIZES,
     LATENT_SIZES,
     NGRAM_NUMBERS,
+    REQUIRED,
+    Always,
     Only,
     may,
     must,
+    window,
 )
 from gguf_serve.engine.architecture.needs import (
     ATTENTION_GATE,
@@ -39,6 +42,9 @@ from gguf_serve.engine.architecture.needs import (
     OUTPUT,
     OUTPUT_HYPER,
     OUTPUT_STREAMS,
+    PER_LAYER_TABLE,
+    POST_NORMS,
+    QK_NORM,
     QKV,
     QKV_BIASES,
     SHARED_GATE,
@@ -49,6 +55,17 @@ from gguf_serve.engine.architecture.needs import (
 
 KIND = "several residual streams, or others than a sum"
 ROWS = (
+    Architecture("gemma3n", DECODER + QK_NORM + POST_NORMS + GLU + PER_LAYER_TABLE +
+                 needs("layer", "inp_gate", "proj", "post_norm", "altup_correct_coef",
+                 "altup_correct_scale", "altup_predict_coef", "altup_router", "altup_router_norm",
+                 "laurel_l", "laurel_r", "laurel_post_norm") + needs("model", "altup_proj",
+                 "altup_unembd_proj"),
+                 keys=window(5, REQUIRED, base=10000.0) | may("activation_sparsity_scale",
+                 "attention.shared_kv_layers") | {"altup.active_idx": Only(0),
+                 "attention.scale": Always(1.0), "final_logit_softcapping": 30.0},
+                 positions="neox", window_rope_scaled=False, own_kv_layers=20, activation="gelu",
+                 sparse_layers=10, scale_embedding=True,
+                 quirks={"normed_values", "population_deviation"}),
     Architecture("glm5-next", ENDS + NORMS + KIMI_LAYERS + KIMI_Q + needs("state", "ssm_f_b",
                  "ssm_g_a", "ssm_g_b") + INDEXER + INDEXER_NORM + needs("indexer",
                  "indexer_compressor_gate", "indexer_compressor_ape") + HYPER + GLU + GLU_EXPERTS +

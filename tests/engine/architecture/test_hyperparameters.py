@@ -14,6 +14,7 @@ from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters,
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.model.decoder import kv_shapes
 from gguf_serve.engine.options import RopeOptions
 
 Change = Callable[..., Hyperparameters]
@@ -51,6 +52,23 @@ def test_experts_that_cannot_be(change: Change) -> None:
     with pytest.raises(ModelError, match="9 of 8 experts in layer 0, not 1 to all"):
         change("llama-moe", expert_used_count=9)
     assert change("llama-moe", expert_used_count=np.array([2, 1])).experts.used == (2, 1)
+
+
+def test_layers_that_share_k_and_v(change: Change) -> None:
+    """With the last one before them that has a window, or has none, as they do."""
+    h = change("gemma4-e2b")
+    assert h.kv_layers == (0, 1, 2, 3, 4, 3, 3, 3, 3, 4)
+    assert (h.head_sizes(3), h.head_sizes(4)) == ((64, 64, 64), (128, 128, 128))
+    assert [shape.n_kv for shape in kv_shapes(h)] == [2] * 5 + [0] * 5
+    with pytest.raises(ModelError, match=r"shared_kv_layers is 10, expected 0 to 9"):
+        change("gemma4-e2b", attention__shared_kv_layers=10)
+    with pytest.raises(ModelError, match=r"shared_kv_layers is 6, but no layer of the same kind"):
+        change("gemma4-e2b", attention__shared_kv_layers=6)
+
+
+def test_other_heads_in_windows_need_a_scale(change: Change) -> None:
+    with pytest.raises(ModelError, match=r"attention\.key_length_swa is 128, not 64 as elsewhere"):
+        change("gpt-oss-moe", attention__key_length_swa=128)
 
 
 NAN_ROPE = "angles would be no numbers"

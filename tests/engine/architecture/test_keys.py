@@ -35,14 +35,15 @@ SAVED: dict[str, Any] = json.loads(
 SHOWN = [
     "attention.decay_lora_rank", "attention.gate_lora_rank", "attention.iclr_lora_rank",
     "attention.output_group_count", "attention.output_lora_rank", "attention.q_lora_rank",
-    "attention.value_length_mla", "attention.value_residual_mix_lora_rank",
-    "embedding_length_per_layer_input", "expert_chunk_feed_forward_length",
-    "expert_feed_forward_length", "expert_latent_length", "expert_shared_count",
-    "expert_shared_feed_forward_length", "feed_forward_length", "full_attention_interval",
-    "hash_layer_count", "hyper_connection.low_rank", "interleave_moe_layer_step", "kda.head_dim",
-    "leading_dense_block_count", "moe_every_n_layers", "moe_latent_size", "ple.conv_kernel",
-    "shortconv.l_cache", "ssm.conv_kernel", "ssm.group_count", "ssm.inner_size",
-    "ssm.time_step_rank", "time_decay_extra_dim", "time_mix_extra_dim", "vocab_size",
+    "attention.value_length_mla", "attention.value_residual_mix_lora_rank", "dense_2_feat_in",
+    "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out", "embedding_length_per_layer_input",
+    "expert_chunk_feed_forward_length", "expert_feed_forward_length", "expert_latent_length",
+    "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length",
+    "full_attention_interval", "hash_layer_count", "hyper_connection.low_rank",
+    "interleave_moe_layer_step", "kda.head_dim", "leading_dense_block_count", "moe_every_n_layers",
+    "moe_latent_size", "ple.conv_kernel", "shortconv.l_cache", "ssm.conv_kernel", "ssm.group_count",
+    "ssm.inner_size", "ssm.time_step_rank", "time_decay_extra_dim", "time_mix_extra_dim",
+    "vocab_size",
 ]  # fmt: skip
 # What llama.cpp reads and then does not use.
 IDLE = {

@@ -98,6 +98,10 @@ UNREAD = {
         ("ffn_down_exps.weight", "ffn_gate_exps.weight", "ffn_gate_inp.weight",
          "ffn_up_exps.weight"), "refact-moe",
     ),
+    # Of layers that share the K and V of an earlier one.
+    **dict.fromkeys(
+        ("attn_k.weight", "attn_k_norm.weight", "attn_v.weight"), "gemma3n gemma4-e2b"
+    ),
     # Of an indexer that chooses all keys, and what attn_qkv and attn_gate stand for.
     **dict.fromkeys(
         ("indexer.k_norm.weight", "indexer.k_proj.weight", "indexer.q_norm.weight",

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from recorded import OUT, WIDTH, Function, X, context, matrices, normed_like, run
 
-from gguf_serve.engine.layers.sublayer import EMBEDDING, NormsAfter, Skip, Sublayer, Together
+from gguf_serve.engine.layers.sublayer import (
+    EMBEDDING,
+    NormsAfter,
+    Scaled,
+    Skip,
+    Sublayer,
+    Together,
+)
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear
@@ -96,6 +103,12 @@ def test_norms_after_are_of_the_stream(
     found = run(device, programs, context, after(a, NormsAfter(sublayer, ones, ones)))
     expected = normed_like(first + normed_like(made))
     check(found, expected, ["matmul", "combine", "norm", "combine"])
+
+
+def test_a_layer_is_scaled(device: Device, programs: Programs, context: Any, matrices: Any) -> None:
+    arrays, (a, *_) = matrices
+    found = run(device, programs, context, after(a, Scaled(0, 0.25)))
+    check(found, 0.25 * (X @ arrays[0].T), ["combine", "combine"])
 
 
 def test_what_is_kept_is_there_for_later_entries(

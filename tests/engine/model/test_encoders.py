@@ -35,9 +35,10 @@ Load = Callable[[str], Stepper]
 FLOAT_NMSE = 1e-11
 GELU_NMSE = 1e-7  # llama.cpp has a table of halves
 CONFORMANCE = [
-    "bert", "bert-rank", "eurobert", "jina-bert-v2", "jina-bert-v2-code", "jina-bert-v2-rank",
-    "jina-bert-v3", "llama-embed", "modern-bert", "modern-bert-rank", "modern-bert-swiglu",
-    "neo-bert", "neo-bert-cls", "nomic-bert", "nomic-bert-moe",
+    "bert", "bert-rank", "eurobert", "gemma-embedding", "gemma-embedding-dense", "jina-bert-v2",
+    "jina-bert-v2-code", "jina-bert-v2-rank", "jina-bert-v3", "llama-embed", "modern-bert",
+    "modern-bert-rank", "modern-bert-swiglu", "neo-bert", "neo-bert-cls", "nomic-bert",
+    "nomic-bert-moe",
 ]  # fmt: skip
 
 

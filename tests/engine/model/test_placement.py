@@ -59,6 +59,7 @@ def test_parts_and_back() -> None:
         ("blk.0.ffn_gate_inp.weight", 2), ("blk.1.ssm_in.weight", 3),
         ("blk.1.exp_probs_b.bias", 4), ("blk.2.post_attention_norm.weight", 5),
         ("output.weight", 7), ("cls.output.weight", 7), ("rope_freqs.weight", None),
+        ("per_layer_token_embd.weight", 0), ("blk.0.proj.weight", 2),
         ("blk.3.nextn.eh_proj.weight", None),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
 KINDS = [
     "llama-dense", "gemma3-dense",  # norms after sublayers
     "deepseek2-moe",
+    "gemma4-e2b",  # K and V of earlier layers, embeddings per layer
     "qwen4exp-moe",  # several streams, kept on one device
 ]  # fmt: skip
 MORE_KINDS = [

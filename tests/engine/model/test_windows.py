@@ -24,7 +24,9 @@ OPTIONS = EngineOptions(
     cache_type_k="f32", cache_type_v="f32",
 )  # fmt: skip
 WINDOW = 32  # llama4 has none of its own in its file
-NAMES = ["gemma3-dense", "gpt-oss-moe", "llama4-moe", "mimo2-moe", "deepseek4-moe"]
+NAMES = [
+    "gemma3-dense", "gemma4-e2b", "gpt-oss-moe", "llama4-moe", "mimo2-moe", "deepseek4-moe",
+]  # fmt: skip
 
 
 def read_with_window(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:

@@ -34,6 +34,16 @@ def test_rows_of_an_encoder_in_place_of_tokens(device: Device, programs: Program
     np.testing.assert_allclose(read(out, None, device.queue), np.stack(whole), rtol=1e-6)
 
 
+def test_a_row_in_place_of_an_encoder(device: Device, programs: Programs) -> None:
+    table = random(16, WIDTH)
+    matrix = pack(
+        device, programs, [raw_matrix(table.view(np.uint8).reshape(-1), "F32", 16, WIDTH)]
+    )
+    ids, out = upload(device, IDS), empty(device, (5, WIDTH))
+    run(device, programs, 5, lambda tape: embed(tape, matrix, ids, out, padded=True))
+    assert np.array_equal(read(out, None, device.queue), table[np.maximum(IDS, 0)])
+
+
 def test_a_part_that_the_rows_do_not_have_is_refused(device: Device, programs: Programs) -> None:
     matrix = pack(
         device, programs, [raw_matrix(np.zeros(16 * WIDTH * 4, np.uint8), "F32", 16, WIDTH)]

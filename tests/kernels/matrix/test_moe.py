@@ -52,17 +52,19 @@ def routed(
     routing: Routing,
     tile: int,
     bias: Floats | None = None,
+    scales: Floats | None = None,
 ) -> tuple[npt.NDArray[np.int32], Floats, tuple[RowGroups, RowGroups]]:
     """The experts of each token, sorted by id, with their weights; and the rows of both."""
     n = len(logits)
     buffers = routing_buffers(device, n, routing.n_experts, routing.used)
     counts = upload(device, np.full(N_COUNTS, n, np.int32))
     rows: list[tuple[RowGroups, RowGroups]] = []
-    scores, added = upload(device, logits), None if bias is None else upload(device, bias)
+    scores = upload(device, logits)
+    added, factors = (None if x is None else upload(device, x) for x in (bias, scales))
     run(
         device, programs, n,
         lambda tape: rows.append(
-            route(tape, scores, routing, buffers, counts, tile=tile, bias=added)
+            route(tape, scores, routing, buffers, counts, tile=tile, bias=added, scales=factors)
         ),
     )  # fmt: skip
     experts = read(buffers.experts, None, device.queue).reshape(n, -1)
@@ -120,6 +122,19 @@ def test_choice_and_weights(
     elif normalize:
         found = found / found.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(weights, 1.5 * found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [1, 8])
+def test_scales_of_experts(device: Device, programs: Programs, tile: int) -> None:
+    """They multiply a token's weights, and do not count among these before."""
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((1 if tile == 1 else 5, N_EXPERTS), dtype=np.float32)
+    routing = Routing(N_EXPERTS, USED, normalize=True)
+    scales = rng.random(N_EXPERTS, dtype=np.float32) + 1
+    experts, plain, _ = routed(device, programs, logits, routing, tile)
+    found, weights, _ = routed(device, programs, logits, routing, tile, scales=scales)
+    assert np.array_equal(found, experts)
+    np.testing.assert_allclose(weights, plain * scales[experts], rtol=1e-6)
 
 
 def test_only_the_best_groups_take_part(device: Device, programs: Programs) -> None:
