@@ -22,14 +22,10 @@ from gguf_serve.kernels.opencl.program import Programs
 
 LIMIT = 1e-5  # NMSE; most are at 2e-7, which is llama.cpp's table of GELU in half precision
 Build = Callable[[str], Path]
-FEW = (
-    "cogvlm",
-    "gemma3nv",
-    "gemma4v",
-    "minicpmv2.6",
-    "mistral3",
-    "qwen2.5vl",
-)  # each has a kernel or a path
+FEW = (  # each has a kernel or a path
+    "cogvlm", "exaone4_5", "gemma4v", "minicpmv2.6", "mistral3", "qwen2.5vl",
+    pytest.param("gemma3nv", marks=pytest.mark.slow),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
