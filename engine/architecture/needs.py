@@ -136,6 +136,8 @@ RWKV_7 = TIME_MIX + needs(
     "layer", "time_mix_lerp_fused", "time_mix_w0", "time_mix_a0", "time_mix_a1", "time_mix_a2",
     "time_mix_v0", "time_mix_v1", "time_mix_v2", "time_mix_k_k", "time_mix_k_a", "time_mix_r_k",
 )  # fmt: skip
+# Of the first layer, whose own values are those that others mix with theirs
+FIRST_VALUE_SHARES = tuple(f"blk.0.time_mix_v{i}.weight" for i in range(3))
 TIME_MIX_GATE = needs("layer", "time_mix_g1", "time_mix_g2")
 TIME_MIX_NORM = needs("layer", "time_mix_ln", "time_mix_ln.bias")
 CHANNEL_MIX = needs(

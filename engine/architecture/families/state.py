@@ -23,6 +23,7 @@ from gguf_serve.engine.architecture.needs import (
     ENDS,
     EXPERTS,
     FFN,
+    FIRST_VALUE_SHARES,
     GLU,
     GLU_EXPERTS,
     GLU_SHARED,
@@ -54,7 +55,7 @@ KIND = "state space, convolution or linear attention, alone or beside attention"
 ROWS = (
     Architecture("arwkv7", ENDS + NORMS + RWKV_7 + GLU + OUTPUT,
                  keys=must("wkv.head_size") | {"token_shift_count": Only(1)},
-                 mixed=True, positions="none"),
+                 mixed=True, unused=FIRST_VALUE_SHARES, positions="none"),
     Architecture("bailingmoe3", ENDS + NORMS + KIMI_LAYERS + KIMI_Q + needs("state", "ssm_g_a") +
                  needs("attention", "attn_gate", unless="ssm_a") + GLU + GLU_EXPERTS + GLU_SHARED +
                  CHOICE_BIAS,
@@ -124,5 +125,5 @@ ROWS = (
                  mixed=True, positions="none"),
     Architecture("rwkv7", RWKV_ENDS + RWKV_7 + TIME_MIX_GATE + TIME_MIX_NORM + CHANNEL_MIX,
                  keys=must("wkv.head_size") | {"token_shift_count": Only(2)},
-                 mixed=True, positions="none", layer_norm=True),
+                 mixed=True, unused=FIRST_VALUE_SHARES, positions="none", layer_norm=True),
 )  # fmt: skip
