@@ -300,6 +300,7 @@ class ModelInfo:
     driver: str
     kv_bytes: int
     pooling: Pooling = "none"  # the file's; what is asked for where a client does not say
+    start_token: int | None = None  # of a decoder, whose prompts an encoder reads
     is_encoder: bool = False  # attention sees both ways: embeddings only, no completions
     denoising: Denoising | None = None  # how a diffusion model writes
     ranks: bool = False  # it has a head that the pooling "rank" needs

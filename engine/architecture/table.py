@@ -6,6 +6,7 @@ from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.families import (
     dense,
     diffusion,
+    encoder_decoder,
     encoders,
     experts,
     latent,
@@ -16,7 +17,7 @@ from gguf_serve.engine.errors import ModelError
 
 KINDS: dict[str, tuple[Architecture, ...]] = {
     family.KIND: family.ROWS
-    for family in (dense, experts, latent, state, streams, diffusion, encoders)
+    for family in (dense, experts, latent, state, streams, diffusion, encoder_decoder, encoders)
 }
 ARCHITECTURES = {row.name: row for rows in KINDS.values() for row in rows}
 

@@ -289,7 +289,8 @@ class Batch:
         """
         end = chunk.start + chunk.count
         if not self.inputs.together:
-            return self._fill_run(chunk, n, at, tile, range(chunk.start, end), end)
+            seen = chunk.seq.n_encoder or end
+            return self._fill_run(chunk, n, at, tile, range(chunk.start, end), seen)
         start = chunk.start
         for span, _ in chunk.seq.media_between(start, end):
             at = self._fill_run(chunk, n, at, tile, range(start, span.start), 0)

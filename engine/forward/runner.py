@@ -34,7 +34,7 @@ RECORDING_PAUSE, COMPILING_PAUSE = 0.05, 0.5  # seconds between two looks at wha
 
 
 def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
-    if any(chunk.count > 1 for chunk in chunks):
+    if any(chunk.count > 1 or chunk.encodes for chunk in chunks):
         return "tiles"
     return "single" if all(chunk.start < PART for chunk in chunks) else "split"
 
@@ -135,7 +135,7 @@ class Runner:
         self.states = states
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
-        self._of_step: dict[tuple[int, int, AttentionMode, bool], Recording] = {}
+        self._of_step: dict[tuple[int, int, AttentionMode, bool, bool], Recording] = {}
         self._compiling: Compiling | None = None
         self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
         self.topk = decoder.record_topk()
@@ -148,10 +148,14 @@ class Runner:
         mode than they need. None: a mode is compiled when it is first needed.
         """
         self._compiling, self.is_complete = compiling, compiling is None
-        for mode in first_modes(generates=self._decoder.generates):
+        for mode in self._first_modes:
             self._recording(mode)
         if compiling is None and self._decoder.generates:
             self._recording(mode_of(DECODE_TILES[1], 1, "single"))
+
+    @property
+    def _first_modes(self) -> list[Mode]:
+        return first_modes(generates=self._decoder.generates, encodes=self._decoder.encodes)
 
     def use_pause(self) -> float | None:
         """Nothing is to be computed now: compile, or record, a part of what later steps may need.
@@ -178,7 +182,7 @@ class Runner:
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that a step of one token reads."""
-        tapes = self._recording(first_modes(generates=self._decoder.generates)[0]).tapes
+        tapes = self._recording(self._first_modes[0]).tapes
         return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
 
     @property
@@ -246,10 +250,11 @@ class Runner:
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
         hidden = any(chunk.outputs == "hidden" for chunk in chunks)
-        key = n_tokens, len(rows), attention, hidden
+        encodes = any(chunk.encodes for chunk in chunks)
+        key = n_tokens, len(rows), attention, hidden, encodes
         recording = self._of_step.get(key)
         if recording is None:
-            wanted = mode_of(n_tokens, len(rows), attention, hidden=hidden)
+            wanted = mode_of(n_tokens, len(rows), attention, hidden=hidden, encodes=encodes)
             mode = self._at_hand(wanted)
             recording = self._recording(mode)
             if mode == wanted:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.indexer import SELECTION, IndexerWeights, index, load_indexer
-from gguf_serve.engine.layers.relative import load_biases
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -17,6 +18,8 @@ from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.rows.norm import NormWeights
+
+DISTANCE = 128  # from where on all share a bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +190,35 @@ def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray[tuple[int], np.dty
     slopes = [2.0 ** (-max_bias * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-max_bias * (2 * i + 1) / (2 * power)) for i in range(n_heads - power)]
     return np.array(slopes, np.float32)
+
+
+def load_biases(source: TensorSource, h: Hyperparameters, layer: int) -> Tensor | None:
+    """What Mask.biases is for a layer: of its own biases, or the first layer's of its stack; None
+    for models without. ModelError for tensors that are missing or do not fit."""
+    if not h.distance_buckets:
+        return None
+    encodes = not h.causal or layer < h.n_encoder
+    own, first = (f"blk.{i}.attn_rel_b.weight" for i in (layer, 0 if encodes else h.n_encoder))
+    name = own if source.has(own) else first
+    source.check_shape(name, (h.n_heads[layer], h.distance_buckets))
+    biases = source.floats(name)
+    if biases is None:
+        raise ModelError(f"tensor {name} is missing")
+    found = buckets(np.arange(-DISTANCE, DISTANCE + 1), h.distance_buckets, both_ways=encodes)
+    return source.upload(np.ascontiguousarray(biases.reshape(h.distance_buckets, -1)[found].T))
+
+
+def buckets(distances: npt.NDArray[np.int64], n: int, *, both_ways: bool) -> npt.NDArray[np.int64]:
+    """The bucket of each distance, of ``n`` (T5, https://arxiv.org/abs/1910.10683, section 2.1):
+    negative ones are of keys before the query.
+
+    Short distances have a bucket each, longer ones up to DISTANCE share some by their logarithm,
+    all that are longer the last. Where tokens see those after them, these have half of them.
+    """
+    n_side = n // 2 if both_ways else n
+    far = np.abs(distances) if both_ways else np.maximum(-distances, 0)
+    n_exact = n_side // 2
+    logarithms = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(n_exact))
+    shared = n_exact + logarithms * (n_side - n_exact) / np.log(DISTANCE / n_exact)
+    sides = np.where(distances > 0, n_side, 0) if both_ways else 0
+    return sides + np.where(far < n_exact, far, np.minimum(shared.astype(np.int64), n_side - 1))

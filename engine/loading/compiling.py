@@ -38,11 +38,13 @@ class Compiling:
         self.n_wanted = 0
         self._began = self._ended = 0.0
         self._thread: threading.Thread | None = None
-        self.later = later_modes(generates=rehearsal.generates)
+        self.later = later_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
 
     def begin(self, *, everything: bool = False) -> None:
         """Begin to compile what loading and the first request need, or all steps."""
-        modes = first_modes(generates=self._rehearsal.generates) + self.later * everything
+        rehearsal = self._rehearsal
+        modes = first_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
+        modes += self.later * everything
         needed = self._rehearsal.of_modes(modes)
         self._began = time.perf_counter()
         for programs, first, specs in zip(self._placed, self._packing, needed, strict=True):

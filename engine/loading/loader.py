@@ -140,6 +140,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
             options,
             keeps_state=runner.state_bytes > 0,
             whole_prompts=not hparams.causal,
+            encodes=hparams.n_encoder > 0,
             shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
         ),
         tokenizer,
@@ -176,6 +177,7 @@ def _scheduler(
     *,
     keeps_state: bool,
     whole_prompts: bool,
+    encodes: bool,
     shift_keep: int | None,
 ) -> Scheduler:
     """``keeps_state``: slots keep something beside pages."""
@@ -184,7 +186,7 @@ def _scheduler(
         cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
         n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
         share=not keeps_state or checkpoints is not None, checkpoints=checkpoints,
-        whole_prompts=whole_prompts, shift_keep=shift_keep,
+        whole_prompts=whole_prompts, encodes=encodes, shift_keep=shift_keep,
     )  # fmt: skip
 
 
@@ -308,6 +310,7 @@ def _info(
         else replace(
             h.denoising, steps=options.diffusion_steps, order=cast(Order, options.diffusion_order)
         ),
+        start_token=h.start_token if h.n_encoder else None,
         ranks=runner.ranks,
         rank_pooling=h.rank_pooling,
         rerank_template=str(metadata.get("tokenizer.chat_template.rerank") or ""),

@@ -40,6 +40,11 @@ class Rehearsal:
         """Whether the model yields logits."""
         return self._decoder.generates
 
+    @property
+    def encodes(self) -> bool:
+        """Whether prompts go through an encoder, for a decoder."""
+        return self._decoder.encodes
+
     def programs(self, mode: Mode) -> list[list[Spec]]:
         """What a step of a mode launches, by device."""
         with self._lock:

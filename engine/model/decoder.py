@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.cross_attention import ENCODED
 from gguf_serve.engine.layers.ends import LOWEST_LOGIT
 from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
@@ -47,13 +48,17 @@ def kv_shapes(h: Hyperparameters) -> list[KVShape]:
 
 class Kind(NamedTuple):
     """What differs between modes before any launch: the hidden states of all tokens are wanted;
-    few rows are wanted of many tokens."""
+    few rows are wanted of many tokens; the tokens are an encoder's."""
 
     hidden: bool
     few: bool
+    encodes: bool = False
 
 
-KINDS = Kind(False, False), Kind(False, True), Kind(True, False)
+KINDS = (
+    Kind(False, False), Kind(False, True), Kind(True, False), Kind(False, False, True),
+    Kind(True, False, True),
+)  # fmt: skip
 
 
 class Decoder:
@@ -79,17 +84,23 @@ class Decoder:
         self.hidden = empty(last.device, (n_tokens, h.n_embd))
         self.scores: Tensor | None = None  # of the ranking head: float32 [n_outputs, scores]
         graph = Graph([place.context for place in places], weights.placement.parts)
-        some, hidden = self._write(graph, n_outputs)
-        plans = [
-            plan(graph.launches, [*some, *[hidden] * kind.hidden], wanted_only=kind.few)
-            for kind in KINDS
-        ]
+        results = {False: self._write(graph, n_outputs)}  # by Kind.encodes
+        if ENCODED in graph.kept:
+            with graph.on(weights.head.part):
+                encoded = graph.keep(graph.copied(graph.kept[ENCODED]), self.hidden)
+            results[True] = [rows.value for rows in graph.stored], encoded.value
+        self.encodes = True in results
+        kinds, plans = [kind for kind in KINDS if kind.encodes in results], list[Plan]()
+        for kind in kinds:
+            some, hidden = results[kind.encodes]
+            wanted = [*some, *[hidden] * kind.hidden]
+            plans.append(plan(graph.launches, wanted, wanted_only=kind.few))
         devices = [place.device for place in places]
         layouts = [Layout(each, devices, n_tokens, n_outputs) for each in plans]
         blocks = shared_blocks(layouts, devices)
         self._plans: dict[Kind, tuple[Plan, Mapping[Value, Activations]]] = {
             kind: (each, layout.bind(blocks))
-            for kind, each, layout in zip(KINDS, plans, layouts, strict=True)
+            for kind, each, layout in zip(kinds, plans, layouts, strict=True)
         }
 
     def _write(self, g: Graph, n_outputs: int) -> tuple[list[Value], Value]:
@@ -164,7 +175,8 @@ class Decoder:
 
     def record(self, mode: Mode) -> Recording:
         """The launches of a step: from token ids to what is made of the last hidden states."""
-        kind = Kind(mode.hidden, mode.attention == "tiles" and not mode.hidden)
+        few = mode.attention == "tiles" and not mode.hidden and not mode.encodes
+        kind = Kind(mode.hidden, few, mode.encodes)
         return Recording(self._places, mode, *self._plans[kind])
 
     def record_topk(self) -> Tape:

@@ -22,6 +22,7 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.attention import load_attention
 from gguf_serve.engine.layers.channel_mix import load_channel_mix
 from gguf_serve.engine.layers.compressed import load_compressed
+from gguf_serve.engine.layers.cross_attention import Handover, load_cross_attention
 from gguf_serve.engine.layers.delta_net import load_delta_net
 from gguf_serve.engine.layers.ends import (
     LOWEST_LOGIT,
@@ -264,7 +265,13 @@ def _layers(
     sources: Sequence[TensorSource], h: Hyperparameters, placement: Placement
 ) -> tuple[Layer, ...]:
     if h.cycles is None:
-        return tuple(_layer(sources, h, i, placement) for i in range(h.n_layers))
+        layers = [_layer(sources, h, i, placement) for i in range(h.n_layers)]
+        if h.n_encoder:
+            layer = layers[h.n_encoder]
+            norm = _norm(sources[placement.mixers[h.n_encoder]], h, "enc.output_norm")
+            entries: tuple[Entry, ...] = (Handover(layer.part, norm), *layer.entries)
+            layers[h.n_encoder] = Layer(layer.part, entries)
+        return tuple(layers)
     per_stack, n_low, _ = h.cycles  # the file has each of the two stacks once
     low, high = (
         [_layer(sources, h, i, placement) for i in range(first, first + per_stack)]
@@ -310,6 +317,10 @@ def _layer(
         first = [f"{b}attn_norm_2", before] if second else [before]
         norm = _norm(source, h, *first) if i == 0 else None
         mixing.append(Sublayer(mixer_part, layer, norm, mixer, _post_norm(source, h, after)))
+    cross = load_cross_attention(source, h, layer)
+    if cross is not None:
+        norm = _norm(source, h, f"{b}cross_attn_norm")
+        found.append(Sublayer(mixer_part, layer, norm, cross, None))
     if ffn is not None:
         second = second and source.has(f"{b}attn_norm_2.weight")
         second = second or not mixers or ffn_at != mixer_at

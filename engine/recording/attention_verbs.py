@@ -85,6 +85,11 @@ class AttentionVerbs(Verbs):
         reads = [rows for rows in (q, k, v) if rows is not None]
         self.launch(run, reads=reads, writes=[q], mixes=stored)
 
+    def store(self, k: Rows, v: Rows, cache: Cache, style: RopeStyle) -> None:
+        """K and V of an encoder's output to the cache, for the steps of the decoder."""
+        self.rope(k, k, v, 0, cache, Rotation(style))
+        self.stored.append(k)
+
     def attend(
         self, q: Rows, n_heads: int, cache: Cache, mask: Mask, *, selected: Rows | None = None,
         keys: Rows | None = None,

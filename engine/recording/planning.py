@@ -58,10 +58,12 @@ def forms_read(launches: Iterable[Launch]) -> dict[Value, set[bool]]:
 
 
 def _needed(launches: Sequence[Launch], results: Collection[Value]) -> list[Launch]:
-    """Without those whose rows nobody reads."""
+    """Without those whose rows nobody reads; what only looks at rows does so where others read
+    them."""
     wanted, found = set(results), list[Launch]()
     for launch in reversed(launches):
-        if not launch.writes or not wanted.isdisjoint(launch.outputs):
+        keeps = launch.mixes and not launch.writes  # writes to a cache or a state
+        if keeps or not wanted.isdisjoint(launch.outputs or launch.inputs):
             found.append(launch)
             wanted.update(launch.inputs)
     return found[::-1]

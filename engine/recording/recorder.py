@@ -45,6 +45,7 @@ class Recorder:
         """``devices``: of each part of the model (see Placement.parts) the index of its context."""
         self.launches: list[Launch] = []
         self.kept: dict[str, Rows] = {}
+        self.stored: list[Rows] = []  # of an encoder's output, for the steps of the decoder
         self._contexts, self._devices, self._at = contexts, devices, 0
         self._begin: int | None = None  # where the layer does; while something early is noted
         self._layer: tuple[int, Rows] | None = None

@@ -71,23 +71,27 @@ class Mode:
 
     ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
     by side) or, where no sequence has more than one part of keys, "single". ``hidden``: the
-    hidden states of all tokens are wanted.
+    hidden states of all tokens are wanted. ``encodes``: the tokens are those of prompts that an
+    encoder reads, for a decoder.
     """
 
     tile: int
     attention: AttentionMode
     output_tile: int
     hidden: bool = False
+    encodes: bool = False
 
 
-def first_modes(*, generates: bool) -> list[Mode]:
-    """Of the steps of a short first request: one token, and prompts."""
+def first_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
+    """Of the steps of a short first request: one token, and prompts. ``encodes``: which an encoder
+    reads."""
     if not generates:
         return [mode_of(PROMPT_TILE, 0, "tiles", hidden=True)]
-    return [mode_of(1, 1, "single"), mode_of(PROMPT_TILE, 1, "tiles")]
+    encoding = [mode_of(PROMPT_TILE, 0, "tiles", encodes=True)] * encodes
+    return [mode_of(1, 1, "single"), mode_of(PROMPT_TILE, 1, "tiles"), *encoding]
 
 
-def later_modes(*, generates: bool) -> list[Mode]:
+def later_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
     """Of all other steps, the likeliest first."""
     attentions: tuple[AttentionMode, ...] = ("single", "split")
     hidden = [
@@ -96,19 +100,22 @@ def later_modes(*, generates: bool) -> list[Mode]:
     ]  # fmt: skip
     decode = [mode_of(n, n, attention) for n in DECODE_TILES for attention in attentions]
     modes = [*decode, mode_of(PROMPT_TILE, PROMPT_TILE, "tiles"), *hidden] if generates else hidden
-    first = first_modes(generates=generates)
+    if encodes:
+        modes[-len(hidden) :] = [mode_of(PROMPT_TILE, 0, "tiles", hidden=True, encodes=True)]
+    first = first_modes(generates=generates, encodes=encodes)
     return [mode for mode in dict.fromkeys(modes) if mode not in first]
 
 
 def mode_of(
-    n_tokens: int, n_outputs: int, attention: AttentionMode, *, hidden: bool = False
-) -> Mode:
+    n_tokens: int, n_outputs: int, attention: AttentionMode, *, hidden: bool = False,
+    encodes: bool = False,
+) -> Mode:  # fmt: skip
     """The mode of a step of so many tokens and rows of logits."""
     if attention != "tiles":
         tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
-        return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden)
+        return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden, encodes)
     few = n_outputs <= FEW_OUTPUTS
-    return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden)
+    return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden, encodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Scheduler:
         checkpoints: Checkpoints | None = None,
         shift_keep: int | None = None,
         whole_prompts: bool = False,
+        encodes: bool = False,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
 
@@ -56,7 +57,8 @@ class Scheduler:
         Both default to ``n_ubatch``. ``checkpoints``: the model keeps more of a sequence than
         its pages, so that prefixes are shared up to a checkpoint only. ``share`` False: no
         sequence uses what another computed. ``whole_prompts``: a prompt is one chunk, because
-        its tokens see those after them; they share nothing. ``shift_keep``: tokens that ``shift``
+        its tokens see those after them; they share nothing. ``encodes``: so are prompts, in
+        forwards of their own, but a decoder's tokens follow. ``shift_keep``: tokens that ``shift``
         keeps beside those of a request's n_keep; None: contexts do not shift. Raises ValueError
         for numbers that leave a sequence without a token per forward.
         """
@@ -77,8 +79,9 @@ class Scheduler:
         self.waiting = WaitingLine()
         self._prompt_turns = PromptTurns()
         self.n_preempted = 0
-        self._share, self.checkpoints = share and not whole_prompts, checkpoints
-        self.whole_prompts = whole_prompts
+        self._share = share and not (whole_prompts or encodes)
+        self.checkpoints = checkpoints
+        self.whole_prompts, self._encodes = whole_prompts, encodes
         self.shift_keep = shift_keep
         self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
@@ -99,15 +102,16 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raise what ``add`` raises for this request."""
-        n = len(request.prompt)
-        if not n:
+        n = len(request.prompt) + (self._encodes and request.has_text)
+        if not request.prompt:
             raise RequestError("the prompt has no tokens")
         if n > self.n_ctx or (n == self.n_ctx and request.has_text):
             raise ContextOverflowError(n, self.n_ctx)
-        if self.whole_prompts and n > self.max_tokens:
+        n_whole = len(request.prompt) * (self.whole_prompts or self._encodes)
+        if n_whole > self.max_tokens:
             raise RequestError(
-                f"the input has {n} tokens, but this model must process it at once: increase the "
-                f"physical batch size (--ubatch-size and --batch-size), now {self.max_tokens}"
+                f"the input has {n_whole} tokens, but this model must process it at once: increase "
+                f"the physical batch size (--ubatch-size and --batch-size), now {self.max_tokens}"
             )
         most = self.max_tokens - len(self.slots)
         for span in request.media:
@@ -121,16 +125,19 @@ class Scheduler:
     def plan(self, most_tokens: int | None = None) -> Plan | None:
         """The next forward, of at most so many prompt tokens; None: nothing to compute."""
         self._make_room()
-        decoding = [self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1]
+        encoding = any(seq.encodes for seq in self.running)
+        decoding = [
+            self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1 and not encoding
+        ]
         chunks = [chunk for chunk in decoding if chunk.count]  # else its embedding is missing
         n_tokens = self.max_tokens - len(chunks)
         n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
         if chunks and not self.whole_prompts:
             n_tokens = min(n_tokens, self.prompt_chunk)
-        if most_tokens is not None and not self.whole_prompts:
+        if most_tokens is not None and not (self.whole_prompts or encoding):
             n_tokens = min(n_tokens, most_tokens)
         plan, n_decoding = Plan(chunks), len(chunks)
-        prompts = [seq for seq in self.running if seq.n_pending > 1]
+        prompts = [seq for seq in self.running if seq.n_pending > 1 or seq.encodes]
         while prompts and self.waiting.has_newcomer(self.running):
             if (seq := self._admit(plan)) is None:
                 break
@@ -142,7 +149,7 @@ class Scheduler:
                 break
             planned = sum([chunk.count for chunk in chunks])
             chunk = self._chunk(seq, n_tokens, n_outputs, self.max_tokens - planned)
-            if chunk.count:
+            if chunk.count and (not chunks or chunk.encodes == chunks[0].encodes):
                 chunks.append(chunk)
                 n_tokens -= chunk.count
                 n_outputs -= chunk.n_outputs
@@ -199,7 +206,7 @@ class Scheduler:
     def shifts(self, seq: Sequence) -> bool:
         """Whether a full context can be shifted; one with images has them where they are, and so
         has one with adapters that begin to count at a token."""
-        fixed = seq.request.media or seq.adapter_starts
+        fixed = seq.request.media or seq.adapter_starts or seq.n_encoder
         return self.shift_keep is not None and not fixed
 
     def shift(self, seq: Sequence) -> None:
@@ -393,6 +400,10 @@ class Scheduler:
         """
         start = seq.n_computed
         pending = len(seq.tokens) - start
+        if seq.encodes:
+            count = seq.n_encoder if seq.n_encoder <= n_tokens else 0
+            embeds = isinstance(seq.request.wants, Embedding)
+            return Chunk(seq, 0, count, "hidden" if embeds else "none")
         mark = self._next_mark(seq, start)
         count = min(pending, n_tokens, pending if mark is None else mark - start)
         if seq.request.media:

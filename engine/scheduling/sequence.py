@@ -27,6 +27,7 @@ class Sequence(PagedTokens):
     n_cached: int = 0  # prompt tokens that were computed when it first got a slot
     n_reused: int = 0  # leading tokens that it has taken from the cache, at most
     recomputed: bool = False  # without what it has taken from the cache
+    n_encoder: int = 0  # leading tokens that an encoder reads, for a decoder
     n_dropped: int = 0  # tokens that a full context has dropped
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros
@@ -49,6 +50,18 @@ class Sequence(PagedTokens):
             request=request,
             n_prompt=len(request.prompt),
         )
+
+    def encode_first(self, start: int) -> None:
+        """Its prompt is an encoder's, and a text begins with the token ``start``."""
+        self.n_encoder = len(self.tokens)
+        if self.request.has_text:
+            self.tokens.append(start)
+            self.n_prompt += 1
+
+    @property
+    def encodes(self) -> bool:
+        """Whether its next tokens are an encoder's, which see each other."""
+        return self.n_computed < self.n_encoder
 
     def media_between(self, start: int, end: int) -> Iterator[tuple[MediaSpan, Any]]:
         """The images and sounds with places from ``start`` to before ``end``, and their
@@ -114,6 +127,11 @@ class Chunk:
     def n_outputs(self) -> int:
         by_kind = {"none": 0, "last": 1, "all": self.count, "hidden": 0, "masks": len(self.masks)}
         return by_kind[self.outputs]
+
+    @property
+    def encodes(self) -> bool:
+        """Whether its tokens are an encoder's, for a decoder."""
+        return self.start < self.seq.n_encoder
 
     @property
     def is_final(self) -> bool:

@@ -65,6 +65,8 @@ class Admission:
         scales, starts = invoked(self.adapters, request.prompt, scales)
         salt = (scales, starts) if any(scales) else None
         seq = Sequence.from_request(next(self._ids), request, salt)
+        if self._info.start_token is not None:
+            seq.encode_first(self._info.start_token)
         seq.adapter_scales, seq.adapter_starts = scales, starts
         denoiser = self._denoiser(seq)
         constraint = request.constraint
@@ -97,6 +99,10 @@ class Admission:
             raise RequestError("this model is an encoder: it has embeddings, not completions")
         if self._info.denoising is not None:
             self._check_denoising(request)
+        if isinstance(request.wants, Scoring) and self._info.start_token is not None:
+            raise RequestError(
+                "this model's encoder reads the prompt: its tokens have no log-probabilities"
+            )
         if isinstance(request.wants, Ranking) and not self._info.ranks:
             raise RequestError("this model has no head for ranking: it cannot rerank")
         if request.constraint is not None and request.sampling.ignore_eos:

@@ -87,7 +87,7 @@ class Stepper:
         """
         chunks = [Chunk(seq, seq.n_computed, count, "all") for seq, count in shares]
         wanted = [
-            OutputRow(chunk, chunk.start + i, 4, i, scored=True)
+            OutputRow(chunk, chunk.start + i, 4, i % self.n_vocab, scored=True)
             for chunk in chunks
             for i in range(chunk.count)
             if wants(chunk.start + i)
