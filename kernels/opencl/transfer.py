@@ -33,6 +33,8 @@ class Transfer:
     def run(self, counts: Counts) -> None:
         """Wait for the source's queue, and copy."""
         n_bytes = counts[self._count] * self._row_bytes
+        if not n_bytes:  # of a prompt's middle no row is wanted, and nothing can be mapped
+            return
         source, target = self._source.queue, self._target.queue
         if self._source.unified_memory:
             with _mapped(self._source, self._x, cl.map_flags.READ, n_bytes) as rows:

@@ -166,6 +166,11 @@ class EventStream:
         for index in list(self._tickets):
             self.deliver(index, Finished("cancelled", Timings()))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a request of it has not ended."""
+        return bool(self._tickets)
+
     def end_reasoning(self) -> None:
         for ticket in self._submitted():
             self.engine.end_reasoning(ticket)

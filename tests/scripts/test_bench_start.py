@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from bench_start import Start, start
-from synthetic_model import Shape, write_model
+from model_shapes import llama
+from synthetic_model import write_model
 
 from gguf_serve.kernels.opencl.drivers import bundled_drivers
 
@@ -27,7 +28,7 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "intel.icd").write_text(f"{drivers[0]}\n")
     monkeypatch.setenv("OPENCL_VENDOR_PATH", str(folder))
     path = tmp_path / "model.gguf"
-    write_model(path, Shape(layers=8, embd=1024, heads=16, kv_heads=8, ff=4096, vocab=32000))
+    write_model(path, llama(layers=8, embd=1024, heads=16, kv_heads=8, ff=4096, vocab=32000))
     found = start(path, ["-c", "4096"])
     assert found.excess(SPARE) == []
     assert found.weights > 80

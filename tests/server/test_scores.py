@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gguf_serve.server.http import stream
+from gguf_serve.server.http import reply
 from gguf_serve.server.requests import generate
 
 
@@ -29,7 +29,7 @@ def test_scores_of_prompts_are_counted_before(
 def test_scores_of_a_whole_answer_are_counted_as_they_come(
     serve: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_SCORES", 20)
+    monkeypatch.setattr(reply, "MAX_SCORES", 20)
     engine = fakes.engine(fakes.say("x" * 6))
     url = serve(engine) + "/completion"
     assert httpx.post(url, json={"prompt": "a", "n_probs": 2}).status_code == 200

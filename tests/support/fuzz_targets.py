@@ -138,6 +138,8 @@ def _models() -> Iterable[bytes]:
     tensors |= {f"blk.0.{name}.weight": _matrix(*shape) for name, shape in layer.items()}
     for arch in ("llama", "gemma", "granite"):
         named = {f"{arch}.{key}": value for key, value in sizes.items()}
+        if arch == "granite":
+            named["granite.logit_scale"] = 2.0
         yield _written(arch, named | tokens, tensors)
 
 

@@ -68,7 +68,7 @@ async def control(service: Service, http: HttpRequest) -> Response:
     """End the reasoning of a running completion that has asked for ``reasoning_control``."""
     fields = convert(await service.read_object(http), ControlFields)
     stream = service.controlled.get(fields.id)
-    if stream is None:
+    if stream is None or not stream.is_running:
         message = f"no completion {fields.id} with reasoning_control is running"
         return json_response({"success": False, "message": message})
     stream.end_reasoning()

@@ -29,6 +29,8 @@ export const NUMBERS = [
   ["mirostat", "Mirostat", "0: off, 1, 2"],
   ["mirostat_tau", "Mirostat tau", ""],
   ["mirostat_eta", "Mirostat eta", ""],
+  ["adaptive_target", "Adaptive target", "Probability that drawn tokens are steered to; -1: off"],
+  ["adaptive_decay", "Its decay", ""],
   ["min_keep", "Min keep", "Tokens that every filter leaves"],
 ];
 

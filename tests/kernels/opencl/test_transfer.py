@@ -27,6 +27,14 @@ def test_the_rows_of_a_step_arrive(device: Device, unified: tuple[bool, bool]) -
         assert not result[n:].any()
 
 
+def test_no_row(device: Device) -> None:
+    """Of a prompt's middle none is wanted."""
+    x = upload(device, np.ones((5, 24), np.float32))
+    y = zeros(device, (5, 24))
+    Transfer(device, x, device, y).run((0, 0, 0, 0, 0))
+    assert not read(y, None, device.queue).any()
+
+
 def test_other_rows_are_refused(device: Device) -> None:
     with pytest.raises(ValueError, match=r"\(5, 24\) cannot go to float32 \(5, 25\)"):
         Transfer(device, zeros(device, (5, 24)), device, zeros(device, (5, 25)))

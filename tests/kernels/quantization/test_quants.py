@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_serve.kernels.quantization.quants import TENSOR_TYPES, TensorType, by_name
+from gguf_serve.kernels.quantization.quants import TENSOR_TYPES, by_name
 
 
 def test_sizes_are_those_of_the_gguf_package():
@@ -24,7 +24,8 @@ def test_keys_and_names_are_unique():
 
 
 def test_by_name():
-    assert by_name("Q4_K") == TensorType("Q4_K", 12, 256, 144)
+    kind = by_name("Q4_K")
+    assert (kind.name, kind.id, kind.block_elements, kind.block_bytes) == ("Q4_K", 12, 256, 144)
     for kind in TENSOR_TYPES.values():
         assert by_name(kind.name) is kind
 
