@@ -63,7 +63,7 @@ class Mask:
     after: of those before it, a query sees the keys from tile.w on.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); biases: float32
     [heads, 2 * reach + 1], what it gains at a distance of -reach to reach, at longer ones as at
-    these (kernels.attention.relative); sinks: float32
+    these; sinks: float32
     [heads], attention sinks, the score of one more key without a value; selected: int32 [n, pages],
     bits of the keys that a token sees (indexer.py), or [n, KV heads * pages] where ``by_head``.
     """
