@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     OfflineModeIsEnabled,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoSibling
 
 from gguf_serve.server.configure import SettingsError
 from gguf_serve.server.sources.choice import (
@@ -39,6 +39,7 @@ from gguf_serve.server.sources.choice import (
 from gguf_serve.server.sources.progress import Progress
 from gguf_serve.server.sources.url import StatusError, download
 
+TIMEOUT = 15.0  # seconds for a repository's list of files
 ROOM = 1 << 28  # bytes that a download leaves free
 MOST_NAMED = 20  # files in an error
 
@@ -91,10 +92,11 @@ class Hub:
         """Of the hub, or if nobody answers there what the cache has of them."""
         if not self._offline:
             try:
-                tree = HfApi(self._endpoint, token=self._token).list_repo_tree(
-                    repo.id, recursive=True
+                # One question, asked once: the library would list a tree with tries for a minute.
+                info = HfApi(self._endpoint, token=self._token).model_info(
+                    repo.id, files_metadata=True, timeout=TIMEOUT
                 )
-                return [remote(each) for each in tree if isinstance(each, RepoFile)]
+                return [remote(each) for each in info.siblings or ()]
             except HfHubHTTPError as error:
                 if not (error.response.status_code >= 500 and self._cached(repo)):
                     gated = isinstance(error, GatedRepoError)
@@ -184,8 +186,8 @@ class Hub:
         )  # fmt: skip
 
 
-def remote(file: RepoFile) -> Remote:
-    return Remote(file.path, file.size or 0, file.lfs.sha256 if file.lfs else "")
+def remote(file: RepoSibling) -> Remote:
+    return Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
 
 
 def refused(repo: Repo, status: int, *, gated: bool = False) -> str:

@@ -57,9 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.files and not path.startswith("/blob/"):
             return self.answer(401, b"{}", **{"X-Error-Code": "RepoNotFound"})
         if path.startswith("/api/models/"):
-            return self.answer(
-                200, json.dumps([entry(*one) for one in self.hub.files[repo].items()]).encode()
-            )
+            files = [entry(*one) for one in self.hub.files[repo].items()]
+            info = {"id": repo, "sha": self.hub.commit(repo), "siblings": files}
+            return self.answer(200, json.dumps(info).encode())
         if path.startswith("/blob/"):  # where a resolved address leads
             _, _, owner, name, *rest = path.split("/")
             return self.content(self.hub.files[f"{owner}/{name}"]["/".join(rest)])
@@ -124,6 +124,6 @@ def stand_in(files: dict[str, dict[str, bytes]]) -> Iterator[StandIn]:
 def entry(path: str, content: bytes) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     return {
-        "type": "file", "path": path, "size": len(content), "oid": digest[:40],
-        "lfs": {"oid": digest, "size": len(content), "pointerSize": 134},
+        "rfilename": path, "size": len(content), "blobId": digest[:40],
+        "lfs": {"sha256": digest, "size": len(content), "pointerSize": 134},
     }  # fmt: skip
