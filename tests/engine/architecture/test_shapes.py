@@ -169,6 +169,8 @@ def test_tensors_of_other_shapes(name: str, tmp_path: Path) -> None:
             for axis, size in enumerate(forms):
                 shape = tuple(max(n // 2, 1) if i == axis else n for i, n in enumerate(info.shape))
                 alone = size == "-" or size in SINGLE or len(forms) != len(shape)
+                # Of qwen4exp it is a table of another kind, which nothing else has the size of.
+                alone |= size == "p" and "per_layer_model_proj.weight" not in gguf.tensors
                 if alone or shape == info.shape:
                     continue
                 gguf.tensors[tensor] = replace(info, shape=shape)
