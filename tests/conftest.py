@@ -31,10 +31,9 @@ def conformance_model(
     pytest.importorskip("gguf", reason="the gguf package writes the models")
     import random_model
 
-    folder = tmp_path_factory.mktemp("conformance")
-
     @cache
     def build(name: str) -> Path:
-        return random_model.build(read_spec(name), folder / f"{Path(name).stem}.gguf")
+        stem = Path(name).stem  # of a model and of its projector, perhaps
+        return random_model.build(read_spec(name), tmp_path_factory.mktemp(stem) / f"{stem}.gguf")
 
     return build

@@ -286,7 +286,7 @@ class Graph(AttentionVerbs):
         assert out.width == out.row
         begin = Launch(_nothing, 0, (), (), tuple(value.rows for value in self._inputs))
         end = Launch(_nothing, 0, (out,), (), ())
-        planned = plan([begin, *self.launches, end], [], wanted_only=False)
+        planned = plan([begin, *self.launches, end], [out.value], wanted_only=False)
         layout = Layout(planned, [self.device], exact=True)
         held = layout.bind(shared_blocks([layout], [self.device]))
         step = Step(self._tape, mode_of(PROMPT_TILE, 0, "tiles"))

@@ -153,9 +153,14 @@ const acts = {
 
 // The list of conversations
 
+let listings = 0; // only the last one that was begun is shown
+
 async function list() {
+  const turn = ++listings;
+  const all = await store.all();
+  if (turn !== listings) return;
   const words = $("search").value.trim();
-  const found = (await store.all()).filter((each) => !words || conversations.matches(each, words));
+  const found = all.filter((each) => !words || conversations.matches(each, words));
   $("conversations").replaceChildren(...found.map((each) => h("li", {},
     h("a", { href: `#/c/${each.id}`, "aria-current": each.id === current.id ? "page" : null }, each.title || "Untitled"),
     h("button", { type: "button", "aria-label": `Rename ${each.title}`, onclick: () => rename(each) }, "✎"),

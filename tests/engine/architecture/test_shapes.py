@@ -90,7 +90,7 @@ def test_what_is_optional_is_loaded_without(name: str, tmp_path: Path) -> None:
 
 # Tensors of conformance models that nothing reads, as their references want it.
 UNREAD = {
-    "attn_k_norm.bias": "mpt-dense",  # without a norm of Q
+    "attn_k_norm.bias": "mpt-dense ",  # without a norm of Q; a name in ../shared alone
     "exp_probs_b_vl.bias": "deepseek4-moe",  # of images
     # The router's tensors decide against the dense FFN.
     **dict.fromkeys(("ffn_down.weight", "ffn_gate.weight", "ffn_up.weight"), "hy_v3-moe mimo2-moe"),
