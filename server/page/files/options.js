@@ -67,14 +67,14 @@ function json(text, name) {
   }
 }
 
-/** The dialog; `defaults` are the server's sampling parameters. */
+/** The dialog; `defaults` are the server's sampling parameters, none while it loads. */
 export async function openOptions(defaults, askKey) {
   const dialog = $("settings");
   const fault = h("p", { class: "fault", role: "alert" });
-  const numbers = NUMBERS.filter(([name]) => name in defaults).map(([name, label, hint]) => {
+  const numbers = NUMBERS.map(([name, label, hint]) => {
     const id = `option-${name}`;
     const field = h("input", { id, name, type: "number", step: "any",
-      placeholder: String(defaults[name]), value: options.numbers[name] ?? "", title: hint });
+      placeholder: String(defaults[name] ?? ""), value: options.numbers[name] ?? "", title: hint });
     return h("div", {}, h("label", { for: id, title: hint }, label), field);
   });
   const area = (name, label, rows, hint = "") => {
