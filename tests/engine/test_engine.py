@@ -146,7 +146,9 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
         PageCache(16, 16), n_slots=2, n_ctx_slot=N_CTX, n_batch=32, n_ubatch=32, max_outputs=32
     )
     adapters = (AdapterState(0, Path("a.gguf"), 0.5), AdapterState(1, Path("b.gguf"), 0.0))
-    info: Any = SimpleNamespace(n_vocab=N_VOCAB, is_encoder=False, ranks=False, adapters=adapters)
+    info: Any = SimpleNamespace(
+        n_vocab=N_VOCAB, is_encoder=False, ranks=False, adapters=adapters, denoising=None
+    )
     made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
     yield made
     runner.gate.set()
