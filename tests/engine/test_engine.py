@@ -147,7 +147,12 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
     )
     adapters = (AdapterState(0, Path("a.gguf"), 0.5), AdapterState(1, Path("b.gguf"), 0.0))
     info: Any = SimpleNamespace(
-        n_vocab=N_VOCAB, is_encoder=False, ranks=False, adapters=adapters, denoising=None
+        n_vocab=N_VOCAB,
+        is_encoder=False,
+        ranks=False,
+        adapters=adapters,
+        denoising=None,
+        start_token=None,
     )
     made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
     yield made
