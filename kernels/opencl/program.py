@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -48,6 +47,17 @@ if hasattr(invoker, _GENERATE):
 KEEP_THEIR_OWN = ("Portable Computing Language", "PoCL")
 
 
+def _drop(text: str) -> None:
+    """Compilers' remarks are not for users.
+
+    pyopencl makes warnings of them, whose filters are the whole process's: another thread that
+    changed them while an engine's built once made a remark the end of that engine.
+    """
+
+
+cl.compiler_output = _drop
+
+
 class Spec(NamedTuple):
     """A program: its .cl file and its defines, sorted, those of the device among them."""
 
@@ -56,36 +66,6 @@ class Spec(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.source} with {' '.join(self.defines)}"
-
-
-class _Quiet:
-    """No warnings while any thread builds: compilers' remarks are not for users.
-
-    ``catch_warnings`` alone is not made for threads: two that overlap leave the filters of the
-    one that began later.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_inside = 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._n_inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-            self._n_inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0:
-                self._filters.__exit__(None, None, None)
-
-
-_quiet = _Quiet()
 
 
 class _NoKernel:
@@ -223,26 +203,24 @@ class Programs:
 
     def _load(self, spec: Spec, binary: bytes) -> cl.Program:
         """A program of its binary, or of its source if the driver does not take that."""
-        with _quiet:
-            try:
-                program = cl.Program(self._device.context, self._device.context.devices, [binary])
-                built: cl.Program = program.build(options=self._options(spec))
-                return built
-            except cl.Error:
-                self._cache.discard(self._key(spec))
+        try:
+            program = cl.Program(self._device.context, self._device.context.devices, [binary])
+            built: cl.Program = program.build(options=self._options(spec))
+            return built
+        except cl.Error:
+            self._cache.discard(self._key(spec))
         return self._compile(spec)
 
     def _compile(self, spec: Spec) -> cl.Program:
         """In this process."""
         self._n_compiled_here += 1
-        with _quiet:
-            try:
-                built: cl.Program = compile_program(
-                    self._device.context, self._text(spec), self._options(spec)
-                )
-                return built
-            except cl.RuntimeError as error:
-                raise BuildError(f"{spec}: {error}") from error
+        try:
+            built: cl.Program = compile_program(
+                self._device.context, self._text(spec), self._options(spec)
+            )
+            return built
+        except cl.RuntimeError as error:
+            raise BuildError(f"{spec}: {error}") from error
 
     def _key(self, spec: Spec) -> str:
         if not self._device_hash:

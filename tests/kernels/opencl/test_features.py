@@ -56,7 +56,6 @@ def test_the_best_that_works(
     assert tried == before  # known from the file
 
 
-@pytest.mark.filterwarnings("ignore::pyopencl.CompilerWarning")
 def test_the_probe_builds_every_intrinsic(device: Device) -> None:
     """That of the signs too: a compiler that does not know it would end the server."""
     if not device.is_simd:
