@@ -52,7 +52,7 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
 
 
 def layer_and_room(name: str) -> tuple[str, str]:
-    """Of ``gguf_serve.engine.layers.ffn``: engine and layers. Of another's: itself, and ""."""
+    """Of ``gguf_serve.engine.layers.rank``: engine and layers. Of another's: itself, and ""."""
     parts = name.split(".")
     if parts[0] != PACKAGE:
         return parts[0], ""
@@ -162,8 +162,8 @@ def test_the_check_reaches_real_imports():
 @pytest.mark.parametrize(
     ("layer", "module", "target"),
     [
-        ("engine", "layers.ffn", "model.decoder"),
-        ("engine", "recording.step", "layers.ffn"),
+        ("engine", "layers.feed_forward.ffn", "model.decoder"),
+        ("engine", "recording.step", "layers.feed_forward.ffn"),
         ("engine", "errors", "gguf.file"),
         ("engine", "stats", "engine"),
         ("kernels", "matrix.matmul", "attention.kv"),

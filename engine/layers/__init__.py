@@ -1,1 +1,1 @@
-"""Layers: one file per mixer or FFN, with its weights and what it computes."""
+"""Layers: one file per mixer or FFN, with its weights and what it computes; what ties them."""

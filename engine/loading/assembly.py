@@ -9,8 +9,8 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.forward.batch import Batch, MediaShape
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.layers.compressed import compressed_shapes
-from gguf_serve.engine.layers.indexer import index_shapes, pooled_block
+from gguf_serve.engine.layers.attention.compressed import compressed_shapes
+from gguf_serve.engine.layers.attention.indexer import index_shapes, pooled_block
 from gguf_serve.engine.model.decoder import Decoder, kv_shapes
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.weights import ModelWeights

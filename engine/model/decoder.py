@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.cross_attention import ENCODED
+from gguf_serve.engine.layers.attention.cross_attention import ENCODED
 from gguf_serve.engine.layers.ends import LOWEST_LOGIT
 from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place

@@ -19,11 +19,10 @@ from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.architecture.stacks import as_layers
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.layers.attention import load_attention
-from gguf_serve.engine.layers.channel_mix import load_channel_mix
-from gguf_serve.engine.layers.compressed import load_compressed
-from gguf_serve.engine.layers.cross_attention import Handover, load_cross_attention
-from gguf_serve.engine.layers.delta_net import load_delta_net
+from gguf_serve.engine.layers.attention.attention import load_attention
+from gguf_serve.engine.layers.attention.compressed import load_compressed
+from gguf_serve.engine.layers.attention.cross_attention import Handover, load_cross_attention
+from gguf_serve.engine.layers.attention.mla import load_mla
 from gguf_serve.engine.layers.ends import (
     LOWEST_LOGIT,
     Embedding,
@@ -31,17 +30,22 @@ from gguf_serve.engine.layers.ends import (
     load_per_layer_embedding,
     load_per_layer_gate,
 )
-from gguf_serve.engine.layers.ffn import load_bare_ffn, load_ffn
-from gguf_serve.engine.layers.kimi_delta import load_kimi_delta
-from gguf_serve.engine.layers.lightning import load_lightning
-from gguf_serve.engine.layers.mamba import load_mamba
-from gguf_serve.engine.layers.mla import load_mla
-from gguf_serve.engine.layers.moe import ParallelExperts, load_moe, load_parallel_experts
+from gguf_serve.engine.layers.feed_forward.channel_mix import load_channel_mix
+from gguf_serve.engine.layers.feed_forward.ffn import load_bare_ffn, load_ffn
+from gguf_serve.engine.layers.feed_forward.moe import (
+    ParallelExperts,
+    load_moe,
+    load_parallel_experts,
+)
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
+from gguf_serve.engine.layers.recurrent.delta_net import load_delta_net
+from gguf_serve.engine.layers.recurrent.kimi_delta import load_kimi_delta
+from gguf_serve.engine.layers.recurrent.lightning import load_lightning
+from gguf_serve.engine.layers.recurrent.mamba import load_mamba
+from gguf_serve.engine.layers.recurrent.rwkv6 import load_rwkv6
+from gguf_serve.engine.layers.recurrent.rwkv7 import load_rwkv7
+from gguf_serve.engine.layers.recurrent.short_conv import load_short_conv
 from gguf_serve.engine.layers.residuals import Residuals, load_residuals
-from gguf_serve.engine.layers.rwkv6 import load_rwkv6
-from gguf_serve.engine.layers.rwkv7 import load_rwkv7
-from gguf_serve.engine.layers.short_conv import load_short_conv
 from gguf_serve.engine.layers.sublayer import (
     Deepstack,
     Direction,

@@ -11,7 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.indexer import SELECTION, IndexerWeights, index, load_indexer
+from gguf_serve.engine.layers.attention.indexer import (
+    SELECTION,
+    IndexerWeights,
+    index,
+    load_indexer,
+)
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows

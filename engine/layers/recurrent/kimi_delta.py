@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.layers.delta_net import normalize_keys
-from gguf_serve.engine.layers.short_conv import load_convs
+from gguf_serve.engine.layers.recurrent.delta_net import normalize_keys
+from gguf_serve.engine.layers.recurrent.short_conv import load_convs
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource

@@ -19,7 +19,7 @@ from gguf_serve.engine.model.placement import Placement
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 CASES = json.loads((DATA / "sparse.json").read_text(encoding="utf-8"))
 FAST = ["deepseek32", "deepseek4", "glm5-next", "qwen4exp", "minimax-m3", "minimax-m3-pages"]
 TABLE = [3, 7, 5, 9]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.layers.token_shift import load_shares, shifted
+from gguf_serve.engine.layers.recurrent.token_shift import load_shares, shifted
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource

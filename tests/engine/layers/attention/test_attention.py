@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gguf_serve.engine.layers.attention import DISTANCE, buckets
+from gguf_serve.engine.layers.attention.attention import DISTANCE, buckets
 
 
 def expected(distance: int, n: int, both_ways: bool) -> int:

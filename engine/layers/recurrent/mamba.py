@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.short_conv import load_convs
+from gguf_serve.engine.layers.recurrent.short_conv import load_convs
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.layers.experts import ExpertsWeights, experts, load_experts
-from gguf_serve.engine.layers.ffn import FFNWeights, ffn, load_ffn
+from gguf_serve.engine.layers.feed_forward.experts import ExpertsWeights, experts, load_experts
+from gguf_serve.engine.layers.feed_forward.ffn import FFNWeights, ffn, load_ffn
 from gguf_serve.engine.recording.expert_verbs import Choice
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows

@@ -1,0 +1,1 @@
+"""Feed-forward networks: dense, of experts, and RWKV's."""

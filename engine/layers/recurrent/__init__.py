@@ -1,0 +1,1 @@
+"""Mixers with a state per sequence: convolutions, recurrences, RWKV's token shift."""
