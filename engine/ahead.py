@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from gguf_serve.kernels.opencl.cache_folder import features_path
+from gguf_serve.kernels.opencl.compiling.cache_folder import features_path
+from gguf_serve.kernels.opencl.compiling.worker import N_WORKERS, begin_workers
 from gguf_serve.kernels.opencl.drivers import leave_out_unused, load_ahead
-from gguf_serve.kernels.opencl.worker import N_WORKERS, begin_workers
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 

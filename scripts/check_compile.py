@@ -47,7 +47,7 @@ MODES = (Mode(1, "single", 1), Mode(1, "split", 1), Mode(8, "single", 8), Mode(3
 @dataclass(frozen=True, slots=True)
 class Processor:
     """What Intel's driver calls an architecture, None for the one that is there, and what
-    kernels/opencl/features.py finds on it."""
+    kernels/opencl/compiling/features.py finds on it."""
 
     target: str | None
     forms: tuple[str, ...]

@@ -61,7 +61,7 @@ def gpu() -> Device:
 
 
 def processor(forms: Sequence[str], *, byte_codes: bool = False) -> Device:
-    """The same with the kernels for CPUs; ``forms``: see kernels/opencl/features.py."""
+    """The same with the kernels for CPUs; ``forms``: see kernels/opencl/compiling/features.py."""
     return _device("cpu", "simd", tuple(forms), byte_codes=byte_codes)
 
 

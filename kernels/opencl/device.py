@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities
-from gguf_serve.kernels.opencl.features import dot_defines
+from gguf_serve.kernels.opencl.compiling.features import dot_defines
 from gguf_serve.kernels.opencl.memory import HugePages
 from gguf_serve.kernels.opencl.platforms import (
     DeviceError,

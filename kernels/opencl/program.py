@@ -17,23 +17,23 @@ from typing import Any, NamedTuple
 import pyopencl as cl
 from pyopencl import invoker
 
-from gguf_serve.kernels.opencl.compile_worker import compile_program
-from gguf_serve.kernels.opencl.compiler import (
+from gguf_serve.kernels.opencl.compiling.compile_worker import compile_program
+from gguf_serve.kernels.opencl.compiling.compiler import (
     BACKGROUND,
     FOREGROUND,
     BuildError,
     Compiler,
     Job,
 )
-from gguf_serve.kernels.opencl.device import Device
-from gguf_serve.kernels.opencl.program_cache import (
+from gguf_serve.kernels.opencl.compiling.program_cache import (
     ProgramCache,
     default_folder,
     device_hash_of,
     program_key,
 )
+from gguf_serve.kernels.opencl.compiling.worker import NoWorkerError
+from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.sources import SOURCES
-from gguf_serve.kernels.opencl.worker import NoWorkerError
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 

@@ -14,7 +14,8 @@ from gguf_serve.engine.loading.compiling import longest_first
 from gguf_serve.engine.loading.loader import compile_model, load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.step import Mode, later_modes
-from gguf_serve.kernels.opencl import compiler, program, program_cache
+from gguf_serve.kernels.opencl import program
+from gguf_serve.kernels.opencl.compiling import compiler, program_cache
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs, Spec

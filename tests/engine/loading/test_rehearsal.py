@@ -13,7 +13,7 @@ from gguf_serve.engine.loading.preparation import prepare, read_model
 from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.step import AttentionMode, Mode, first_modes, later_modes, mode_of
-from gguf_serve.kernels.opencl.compiler import BuildError
+from gguf_serve.kernels.opencl.compiling.compiler import BuildError
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs, Spec
 from gguf_serve.kernels.quantization.quants import by_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_serve.kernels.opencl.compile_worker import compile_program
+from gguf_serve.kernels.opencl.compiling.compile_worker import compile_program
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import BuildError, Programs
 from gguf_serve.kernels.quantization.quants import by_name

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gguf_serve.kernels.opencl.cache_folder import cache_folder
+from gguf_serve.kernels.opencl.compiling.cache_folder import cache_folder
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.sources import SOURCES
 

@@ -1,6 +1,6 @@
 """A process that compiles programs for another one, and ends with it.
 
-    python -m gguf_serve.kernels.opencl.compile_worker [background]
+    python -m gguf_serve.kernels.opencl.compiling.compile_worker [background]
 
 It takes lines of JSON. The first names its device ({"platform", "device", "environment"}), every
 other one a program ({"source", "options"}) or a form of products to be tried ({"probe", "pairs"}).
@@ -58,7 +58,7 @@ def _say(out: BinaryIO, head: dict[str, Any], data: bytes = b"") -> None:
 def _answer(context: Any, wanted: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     import pyopencl as cl
 
-    from gguf_serve.kernels.opencl.probe import works
+    from gguf_serve.kernels.opencl.compiling.probe import works
 
     try:
         if "probe" in wanted:

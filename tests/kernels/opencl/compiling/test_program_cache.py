@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gguf_serve.kernels.opencl import program_cache
-from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.program_cache import (
+import gguf_serve
+from gguf_serve.kernels.opencl.compiling import program_cache
+from gguf_serve.kernels.opencl.compiling.program_cache import (
     ProgramCache,
     cpu_identity,
     default_folder,
@@ -21,6 +21,7 @@ from gguf_serve.kernels.opencl.program_cache import (
     source_hash,
     steering_variables,
 )
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 CPU = DeviceInfo(0, "Intel(R) Xeon(R) Processor", "platform", "driver", "cpu", 1 << 30, 2)
 CPUINFO = (
@@ -165,10 +166,10 @@ def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     program = (
         "import sys; from pathlib import Path\n"
-        "from gguf_serve.kernels.opencl.program_cache import ProgramCache\n"
+        "from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache\n"
         "with ProgramCache(Path(sys.argv[1])).locked('a') as held: print(held, flush=True); input()"
     )
-    root = str(Path(program_cache.__file__).parents[1])
+    root = str(Path(gguf_serve.__file__).parents[1])
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": root},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -17,16 +17,16 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gguf_serve.kernels.opencl.cache_folder import features_path
 from gguf_serve.kernels.opencl.capabilities import cpu_flags
-from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.worker import (
+from gguf_serve.kernels.opencl.compiling.cache_folder import features_path
+from gguf_serve.kernels.opencl.compiling.worker import (
     NoWorkerError,
     Worker,
     WorkerEndedError,
     keep_worker,
     take_worker,
 )
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 log = logging.getLogger(__name__)
 # Defines of lanes.cl for products of shorts, and of byte_products.cl for those of bytes; best

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from gguf_serve.kernels.opencl import compiler
-from gguf_serve.kernels.opencl.compiler import BACKGROUND, BuildError, Compiler, Job
+import gguf_serve
+from gguf_serve.kernels.opencl.compiling import compiler
+from gguf_serve.kernels.opencl.compiling.compiler import BACKGROUND, BuildError, Compiler, Job
+from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache
+from gguf_serve.kernels.opencl.compiling.worker import NoWorkerError
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.program_cache import ProgramCache
-from gguf_serve.kernels.opencl.worker import NoWorkerError
 from gguf_serve.kernels.quantization.quants import by_name
 
 INFO = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
@@ -149,7 +150,8 @@ def test_the_second_start_compiles_nothing(
     entry.write_bytes(entry.read_bytes()[:-1])
     assert build(compiling, cache).n_compiled == 1
     monkeypatch.setattr(
-        "gguf_serve.kernels.opencl.program_cache.cpu_identity", lambda: {"model": "another"}
+        "gguf_serve.kernels.opencl.compiling.program_cache.cpu_identity",
+        lambda: {"model": "another"},
     )
     assert build(compiling, cache).n_compiled == (compiling.info.kind == "cpu")
 
@@ -183,7 +185,7 @@ def test_a_user_whose_cache_cannot_be_written(compiling: Device, tmp_path: Path)
         "for t in ('F32', 'F16'): programs.kernel('matrix/embed.cl', 'embed', by_name(t).defines)\n"
         "print(programs.n_compiled)\n"
     )
-    root = str(Path(compiler.__file__).parents[2])
+    root = str(Path(gguf_serve.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "XDG_CACHE_HOME": str(tmp_path / "file")}
     result = subprocess.run(
         [sys.executable, "-c", program, compiling.info.platform, compiling.family],
@@ -199,7 +201,7 @@ def test_two_processes_share_the_work(compiling: Device, tmp_path: Path) -> None
         "from gguf_serve.kernels.opencl.device import open_device\n"
         "from gguf_serve.kernels.opencl.program import Programs\n"
         "from gguf_serve.kernels.quantization.quants import by_name\n"
-        "from gguf_serve.kernels.opencl.program_cache import ProgramCache\n"
+        "from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache\n"
         "device = open_device(sys.argv[1], family=sys.argv[2])\n"
         "programs = Programs(device, ProgramCache(Path(sys.argv[3])))\n"
         "specs = [programs.spec('matrix/embed.cl', by_name(t).defines) for t in ('F16', 'F32')]\n"
@@ -207,7 +209,7 @@ def test_two_processes_share_the_work(compiling: Device, tmp_path: Path) -> None
         "for t in ('F32', 'F16'): programs.build('matrix/embed.cl', by_name(t).defines)\n"
         "print(programs.n_compiled)\n"
     )
-    root = str(Path(compiler.__file__).parents[2])
+    root = str(Path(gguf_serve.__file__).parents[1])
     command = [sys.executable, "-c", program, str(compiling.info.index), compiling.family]
     both = [
         subprocess.Popen(

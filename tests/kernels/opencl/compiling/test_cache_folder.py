@@ -7,8 +7,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from gguf_serve.kernels.opencl.cache_folder import cache_folder
-from gguf_serve.kernels.opencl.program_cache import default_folder
+from gguf_serve.kernels.opencl.compiling.cache_folder import cache_folder
+from gguf_serve.kernels.opencl.compiling.program_cache import default_folder
 
 
 def test_it_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from gguf_serve.kernels.opencl import worker as workers
-from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.worker import (
+from gguf_serve.kernels.opencl.compiling import worker as workers
+from gguf_serve.kernels.opencl.compiling.worker import (
     begin_workers,
     end_spare_workers,
     keep_worker,
     take_worker,
 )
+from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 INFO = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 OTHER = replace(INFO, name="another")

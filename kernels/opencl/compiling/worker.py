@@ -47,7 +47,7 @@ class Worker:
         """``background``: it runs when no other process wants the processor."""
         if not sys.executable:
             raise NoWorkerError("this Python does not know its own program")
-        module = "gguf_serve.kernels.opencl.compile_worker"
+        module = "gguf_serve.kernels.opencl.compiling.compile_worker"
         # The parent's folders of modules, so that "site" need not look for them again.
         command = [sys.executable, "-S", "-m", module, *(["background"] * background)]
         root = str(Path(gguf_serve.__file__).resolve().parents[1])

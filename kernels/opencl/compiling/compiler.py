@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
-from gguf_serve.kernels.opencl.program_cache import ProgramCache
-from gguf_serve.kernels.opencl.worker import (
+from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache
+from gguf_serve.kernels.opencl.compiling.worker import (
     N_WORKERS,
     Worker,
     WorkerEndedError,
     end_spare_workers,
     take_worker,
 )
+from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 
 FOREGROUND, BACKGROUND = 0, 1
 N_THREADS = (N_WORKERS, 1)

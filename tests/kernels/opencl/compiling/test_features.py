@@ -8,14 +8,14 @@ from typing import Any
 import pyopencl as cl
 import pytest
 
-from gguf_serve.kernels.opencl import features
 from gguf_serve.kernels.opencl.capabilities import Capabilities
+from gguf_serve.kernels.opencl.compiling import features
+from gguf_serve.kernels.opencl.compiling.features import PAIR_FORMS, dot_defines
+from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE
+from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
 from gguf_serve.kernels.opencl.device import Device, open_device
-from gguf_serve.kernels.opencl.features import PAIR_FORMS, dot_defines
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.probe import BYTE_PROBE
 from gguf_serve.kernels.opencl.sources import SOURCES
-from gguf_serve.kernels.opencl.worker import WorkerEndedError
 
 CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 

@@ -1,0 +1,1 @@
+"""Compiling programs aside from this process, and keeping them on disk."""
