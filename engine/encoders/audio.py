@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf_serve.engine.encoders import conformer, whisper
 from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.families import conformer, whisper
 from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_serve.engine.encoders import clip, minicpm, mobilenet, pixtral, qwen, siglip
+from gguf_serve.engine.encoders.families import clip, minicpm, mobilenet, pixtral, qwen, siglip
 from gguf_serve.engine.encoders.geometry import Floats, Grid
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding

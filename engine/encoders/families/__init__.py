@@ -1,0 +1,1 @@
+"""Families of encoders, each of which a few types of projectors share."""
