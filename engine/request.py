@@ -12,7 +12,7 @@ from typing import Literal
 
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.media.span import MediaSpan
-from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.sampling_params import NO_RULES, SamplingParams, TokenRules
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
@@ -114,6 +114,8 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = -1  # -1: until the end of generation or of the context; 0: prompt only
     stop: tuple[str, ...] = ()
+    includes_stop: bool = False  # the string or token that ends the text is part of it
+    rules: TokenRules = NO_RULES
     n_probs: int = 0  # > 0: log-probabilities of the chosen and of the n likeliest tokens
     post_sampling_probs: bool = False  # probabilities after the samplers, not of raw logits
     cache_prompt: bool = True

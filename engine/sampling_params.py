@@ -222,6 +222,24 @@ class SamplingParams:
 # fmt: on
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Which tokens may be written, whatever the samplers make of them; as in vLLM.
+
+    ``stop_ids`` end the text as an end token does. Before ``min_tokens`` tokens nothing ends it:
+    no end token, none of ``stop_ids``, no stop string. ``bad_words`` are sequences of tokens that
+    are never written. ``allowed``, if there are any, are the only tokens that may be.
+    """
+
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed: tuple[int, ...] = ()
+
+
+NO_RULES = TokenRules()
+
+
 PARAMETERS: dict[str, Option] = {
     field.name: field.metadata["option"] for field in fields(SamplingParams)
 }

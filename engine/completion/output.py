@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, Protocol
 
 from gguf_serve.engine.request import Delta, Request, TokenScore
+from gguf_serve.engine.sampling_params import NO_RULES, TokenRules
 
 
 class Decoder(Protocol):
@@ -35,9 +36,11 @@ class _Waiting(NamedTuple):
 class Output:
     """The text of one completion, token by token.
 
-    ``reason`` is None until the tokens themselves end it: "eos", "word", this with
-    ``stopping_word``, or "limit" for a line with less than ``min_indent`` spaces before it. The
-    end-of-generation token is counted and scored among the tokens but has no text.
+    ``rules`` say which tokens end it beside ``eog_ids``, and from where on. ``reason`` is None
+    until the tokens themselves end it: "eos", "word", this with ``stopping_word``, or "limit" for a
+    line with less than ``min_indent`` spaces before it. With ``includes_stop`` the stop string, or
+    the token of the rules, that ended it stays in the text; an end-of-generation token is counted
+    and scored among the tokens but has no text.
     """
 
     def __init__(
@@ -47,10 +50,15 @@ class Output:
         stop: Iterable[str] = (),
         eog_ids: Collection[int] = (),
         min_indent: int = 0,
+        rules: TokenRules = NO_RULES,
+        includes_stop: bool = False,
     ) -> None:
         self._decoder = decoder
         self._stop = tuple(word for word in stop if word)
-        self._eog_ids = frozenset(eog_ids)
+        self._end_ids = rules.stop_ids.union(eog_ids)
+        self._shown_ends = rules.stop_ids if includes_stop else frozenset[int]()
+        self._includes_stop = includes_stop
+        self._n_unstopped = rules.min_tokens  # tokens to come in which no stop string counts
         self._dedent = dedent_pattern(min_indent) if min_indent > 0 else None
         self._holds_nothing = not self._stop and self._dedent is None
         self._held = ""  # decoded, not sent; no stop string in it
@@ -64,18 +72,22 @@ class Output:
         """Add a token; what can be sent now, or None. Raises ValueError after the end."""
         if self._finished:
             raise ValueError(f"token {token} comes after the end of the output")
-        is_end = token in self._eog_ids
-        text = "" if is_end else self._decoder.push(token)
-        if text and self._holds_nothing and not self._waiting:
+        is_end = token in self._end_ids
+        text = "" if is_end and token not in self._shown_ends else self._decoder.push(token)
+        may_stop = self._n_unstopped <= 0
+        self._n_unstopped -= 1
+        if text and self._holds_nothing and not self._waiting and not is_end:
             self._n_sent += len(text)
             return Delta(text, (token,), () if score is None else (score,))
         self._waiting.append(_Waiting(token, score, self._n_sent + len(self._held)))
+        self._held += text
         if is_end:
             self.reason = "eos"
             return self.finish()
         if not text:
             return None
-        self._held += text
+        if not may_stop:
+            return self._send(len(self._held), all_tokens=False)
         if self._cut_at_stop() or self._cut_at_dedent():
             return self._send(len(self._held), all_tokens=False)
         return self._send(len(self._held) - self._n_undecided(), all_tokens=False)
@@ -90,9 +102,9 @@ class Output:
         return self._send(len(self._held), all_tokens=not stopped)
 
     def _cut_at_stop(self) -> bool:
-        """Whether a stop string is complete; then drop it and what follows.
+        """Whether a stop string is complete; then drop what follows, and it if it is not wanted.
 
-        Its tokens stay waiting, and so never leave.
+        The tokens of what is dropped stay waiting, and so never leave.
         """
         first: tuple[int, int, str] | None = None  # end, start, word
         for word in self._stop:
@@ -101,7 +113,7 @@ class Output:
                 first = (start + len(word), start, word)
         if first is None:
             return False
-        self._held = self._held[: first[1]]
+        self._held = self._held[: first[0] if self._includes_stop else first[1]]
         self.reason, self.stopping_word = "word", first[2]
         self._finished = True
         return True
@@ -159,6 +171,7 @@ def output_of(request: Request, tokenizer: Vocabulary) -> Output:
     return Output(
         tokenizer.decoder(request.special, request.shown), stop=request.stop,
         eog_ids=tokenizer.eog_ids, min_indent=request.min_indent,
+        rules=request.rules, includes_stop=request.includes_stop,
     )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ from gguf_serve.engine.sampling.candidates import (
 )
 from gguf_serve.engine.sampling.dry_breakers import breaker_heads
 from gguf_serve.engine.sampling.penalties import Dry, Repetition
-from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.sampling.rules import bans, only
+from gguf_serve.engine.sampling_params import NO_RULES, SamplingParams, TokenRules
 
 # Above this many candidates, the whole row costs less than selecting from it.
 _MAX_CANDIDATES = 1024
@@ -77,8 +78,8 @@ class Sampler:
     """The sampler of one request: its chain of steps, its random numbers, its history.
 
     ``encode`` and ``pieces`` (text to tokens, a token's bytes) serve DRY's sequence
-    breakers; ``infill`` is the step of that name. ``seed`` is the seed in use. Raises
-    RequestError for a parameter out of range.
+    breakers; ``infill`` is the step of that name; ``rules`` hold whatever the chain is. ``seed``
+    is the seed in use. Raises RequestError for a parameter out of range.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Sampler:
         encode: Callable[[str], list[int]] | None = None,
         pieces: Callable[[int], bytes] | None = None,
         infill: Filter | None = None,
+        rules: TokenRules = NO_RULES,
     ) -> None:
         params.check()
         self._n_vocab = n_vocab
@@ -105,7 +107,8 @@ class Sampler:
 
         repetition = _repetition(params, n_ctx, prompt)
         dry = _dry(params, n_ctx, prompt, n_vocab, encode, pieces)
-        self._histories = [history for history in (repetition, dry) if history is not None]
+        banned = bans(rules, eog_ids)
+        self._histories = [history for history in (banned, repetition, dry) if history is not None]
         stages = chain.build(
             params,
             repetition=repetition,
@@ -116,9 +119,11 @@ class Sampler:
         )
         self._steps = [stage.step for stage in stages]
         self._observers = [stage.observe for stage in stages if stage.observe is not None]
-        if self._bias:
-            self._steps.insert(0, self._add_bias)
-        self._limit = chain.limit(stages)
+        before: list[Filter] = [self._add_bias] if self._bias else []
+        before += [banned] if banned is not None else []
+        before += [only(rules.allowed)] if rules.allowed else []
+        self._steps[:0] = before
+        self._limit = None if rules.allowed else chain.limit(stages)
         self._needs = self._ask(self._raised, self._lowered)
         self._needs_change = bool(self._histories) and self._limit is not None
         self._is_stale = self._needs_change

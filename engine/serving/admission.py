@@ -105,8 +105,13 @@ class Admission:
             )
         if isinstance(request.wants, Ranking) and not self._info.ranks:
             raise RequestError("this model has no head for ranking: it cannot rerank")
-        if request.constraint is not None and request.sampling.ignore_eos:
-            raise RequestError("ignore_eos cannot go with a grammar, which ends the text")
+        if request.constraint is not None:
+            for name, given in (
+                ("ignore_eos", request.sampling.ignore_eos),
+                ("min_tokens", request.rules.min_tokens > 0),
+            ):
+                if given:
+                    raise RequestError(f"{name} cannot go with a grammar, which ends the text")
         if request.media and not isinstance(request.wants, Generation):
             raise RequestError("images and sounds have no embeddings and no log-probabilities")
         n_vocab, tokens = self._info.n_vocab, request.text_tokens
@@ -131,5 +136,5 @@ class Admission:
             sampling, n_vocab=self._info.n_vocab, eog_ids=self._tokenizer.eog_ids,
             n_ctx=self._scheduler.n_ctx, prompt=request.text_tokens,
             encode=self.encode_plain, pieces=self._piece,
-            infill=infill_step(request, self._tokenizer),
+            infill=infill_step(request, self._tokenizer), rules=request.rules,
         )  # fmt: skip

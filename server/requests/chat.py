@@ -20,9 +20,10 @@ from gguf_serve.server.interface import Engine, Tokenizer
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import Chat, continued_field, tool_choice
+from gguf_serve.server.requests.fields import max_tokens, n_kept
 from gguf_serve.server.requests.generate import Job
 from gguf_serve.server.requests.media import MARKER, SHOWN_MARKER, read_media, with_markers
-from gguf_serve.server.requests.prompts import MAX_TOKENS, Prompt, within_context
+from gguf_serve.server.requests.prompts import MAX_TOKENS, Prompt, last_tokens, within_context
 from gguf_serve.server.requests.service import Service
 
 RENDERERS = ThreadPoolExecutor(4, "template")
@@ -90,8 +91,10 @@ def read_job(
     """``media``: the images and sounds whose markers are in the messages."""
     tokenizer = engine.tokenizer
     parsed = not defaults.skip_chat_parsing
+    last = n_kept(chat.truncate_prompt_tokens, max_tokens(chat, defaults.max_tokens), engine.n_ctx)
+    whole = prompt(form.prompt, engine, media, MAX_TOKENS if counts or last else 0)
     return Job(
-        [prompt(form.prompt, engine, media, MAX_TOKENS if counts else 0)],
+        [whole if last is None else last_tokens(whole, last)],
         constraint=constraint(chat, form, asked),
         format=form if parsed else None,
         stop=form.stops,

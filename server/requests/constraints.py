@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import msgspec
 from gguf_serve.engine.grammar.constraint import Constraint, Kind, Trigger
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.interface import Engine, Tokenizer
-from gguf_serve.server.requests.fields import GenerationFields
+from gguf_serve.server.requests.fields import GenerationFields, StructuredOutputs
 
 ANY_OBJECT = {"type": "object"}
 COMPILERS = ThreadPoolExecutor(2, "grammar")
@@ -31,14 +32,11 @@ def read_constraint(
     fields: GenerationFields, default: Constraint | None, tokenizer: Tokenizer
 ) -> Constraint | None:
     """The one constraint of a request, or what the command line says; ApiError if it has two."""
-    grammars: tuple[tuple[str, Kind, str | None], ...] = (
-        ("grammar", "gbnf", fields.grammar or None),
-        ("regex", "regex", fields.regex or None),
-        ("guided_regex", "regex", fields.guided_regex or None),
-        ("json_schema", "json_schema", encoded(fields.json_schema)),
-        ("response_format", "json_schema", encoded(response_schema(fields.response_format))),
-    )
-    given = [(name, kind, text) for name, kind, text in grammars if text is not None]
+    given = [
+        *of_llama_server(fields),
+        *guided("guided_", guided_fields(fields)),
+        *guided("structured_outputs.", fields.structured_outputs),
+    ]
     if len(given) > 1:
         names = " and ".join(f"'{name}'" for name, _, _ in given)
         raise invalid(f"Fields {names}: only one of them can be given")
@@ -50,8 +48,73 @@ def read_constraint(
     return Constraint(kind, text, triggers, preserved=tuple(fields.preserved_tokens or ()))
 
 
-def encoded(schema: Any) -> str | None:
-    return None if schema is None else msgspec.json.encode(schema).decode()
+def of_llama_server(fields: GenerationFields) -> Iterator[tuple[str, Kind, str]]:
+    """What is asked for: the field, and of which kind its text is."""
+    grammars: tuple[tuple[str, Kind, str | None], ...] = (
+        ("grammar", "gbnf", fields.grammar),
+        ("regex", "regex", fields.regex),
+        ("ebnf", "gbnf", fields.ebnf),
+    )
+    for name, kind, text in grammars:
+        if text:
+            yield name, kind, text
+    schemas = (
+        ("json_schema", fields.json_schema),
+        ("response_format", response_schema(fields.response_format)),
+    )
+    for name, schema in schemas:
+        if schema is not None:
+            yield name, "json_schema", encoded(schema)
+
+
+def guided_fields(fields: GenerationFields) -> StructuredOutputs:
+    """vLLM's older names for the parts of ``structured_outputs``."""
+    return StructuredOutputs(
+        fields.guided_json, fields.guided_regex, fields.guided_choice, fields.guided_grammar
+    )
+
+
+def guided(prefix: str, asked: StructuredOutputs | None) -> Iterator[tuple[str, Kind, str]]:
+    """The same of vLLM's fields, whose names begin with ``prefix``."""
+    if asked is None:
+        return
+    if asked.structural_tag is not None:
+        raise invalid(f"Field '{prefix}structural_tag' is not supported by this server: use tools")
+    if asked.json is not None:
+        yield f"{prefix}json", "json_schema", schema_text(f"{prefix}json", asked.json)
+    if asked.json_object:
+        yield f"{prefix}json_object", "json_schema", encoded(ANY_OBJECT)
+    if asked.regex:
+        yield f"{prefix}regex", "regex", asked.regex
+    if asked.choice is not None:
+        yield f"{prefix}choice", "lark", one_of(f"{prefix}choice", asked.choice)
+    if asked.grammar:
+        # Both are called EBNF; only GBNF has this sign.
+        yield f"{prefix}grammar", "gbnf" if "::=" in asked.grammar else "lark", asked.grammar
+
+
+def schema_text(name: str, schema: str | dict[str, Any] | bool) -> str:
+    """A schema, or its JSON."""
+    if not isinstance(schema, str):
+        return encoded(schema)
+    try:
+        value = msgspec.json.decode(schema)
+    except msgspec.DecodeError as error:
+        raise invalid(f"Field '{name}': expected a JSON schema, or its text: {error}") from None
+    if not isinstance(value, dict | bool):
+        raise invalid(f"Field '{name}': expected a JSON schema, got {shown(value)}")
+    return schema
+
+
+def one_of(name: str, texts: Sequence[str]) -> str:
+    """A grammar in Lark of these texts."""
+    if not texts or "" in texts:
+        raise invalid(f"Field '{name}': expected texts that are not empty, got {shown(texts)}")
+    return "start: " + " | ".join(encoded(text) for text in texts)
+
+
+def encoded(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def response_schema(value: dict[str, Any] | None) -> dict[str, Any] | bool | None:

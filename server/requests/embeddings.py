@@ -15,6 +15,7 @@ from gguf_serve.engine.completion.pooling import normalized
 from gguf_serve.engine.request import Embedded, Pooling, Request, vectors_by
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.http.stream import raise_if_ended_early
+from gguf_serve.server.requests.fields import n_kept
 from gguf_serve.server.requests.prompt_objects import read_prompts
 from gguf_serve.server.requests.prompts import Prompt
 from gguf_serve.server.requests.service import Service
@@ -59,6 +60,7 @@ class EmbeddingFields(msgspec.Struct, kw_only=True):
     dimensions: int | None = None
     embd_normalize: int | None = None
     truncate: bool = False  # cut what is longer than the context; Ollama does unless told not to
+    truncate_prompt_tokens: int | None = None  # keep so many tokens, the last ones
 
 
 async def embed(
@@ -67,7 +69,8 @@ async def embed(
     name, value = ("input", fields.input) if fields.content is None else ("content", fields.content)
     if value is None:
         raise invalid("Field 'input' is required")
-    prompts = await read_prompts(value, service, name, fields.truncate)
+    last = n_kept(fields.truncate_prompt_tokens, 0, service.engine.n_ctx)
+    prompts = await read_prompts(value, service, name, fields.truncate, last)
     if fields.truncate:
         n_ctx = service.engine.n_ctx
         prompts = [replace(prompt, ids=prompt.ids[:n_ctx]) for prompt in prompts]

@@ -17,7 +17,12 @@ import msgspec
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.option import INT32_MAX, Real, Whole
-from gguf_serve.engine.sampling_params import PARAMETERS, SamplingParams, parse_samplers
+from gguf_serve.engine.sampling_params import (
+    PARAMETERS,
+    SamplingParams,
+    TokenRules,
+    parse_samplers,
+)
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.interface import Tokenizer
 
@@ -27,6 +32,7 @@ MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two 
 MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
 MAX_BIASED_TEXT = 2**12  # characters
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
+MAX_BAD_WORDS = 256  # each is looked for before every token
 
 CLAMPED = {
     name: stated.type.clamp
@@ -56,23 +62,23 @@ LIMITED: dict[str, tuple[int, int]] = {
     "thinking_budget_tokens": (-1, INT32_MAX),
     "id_slot": (-1, INT32_MAX),
     "embd_normalize": (-1, INT32_MAX),
+    "min_tokens": (0, INT32_MAX),
+    "prompt_logprobs": (0, MAX_TOP),
+    "truncate_prompt_tokens": (-1, INT32_MAX),
 }
 
 # Fields that cannot be honoured, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "backend_sampling": (False,),
-    "ebnf": (),
     "function_call": ("auto", "none"),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
     "image_data": ([],),
+    "logits_processors": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
     "response_fields": ([],),
-    "structured_outputs": (),
+    "use_beam_search": (False,),
     "verbose": (False,),
     "web_search_options": (),
 }
@@ -80,6 +86,17 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct):
+    """vLLM's; ``choice``: one of these texts."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Any = None
 
 
 class AdapterScale(msgspec.Struct):
@@ -143,7 +160,22 @@ class GenerationFields(SamplingFields, kw_only=True):
     grammar_triggers: list[dict[str, Any]] | None = None
     preserved_tokens: list[str] | None = None
     regex: str | None = None
+    # vLLM's and SGLang's names for what is there already, or as well.
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
     guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    ebnf: str | None = None
 
 
 class CompletionFields(GenerationFields, kw_only=True):
@@ -201,6 +233,14 @@ def max_tokens(fields: GenerationFields, default: int) -> int:
     return next((value for value in given if value is not None), default)
 
 
+def n_kept(given: int | None, max_tokens: int, n_ctx: int) -> int | None:
+    """How many tokens of a prompt ``truncate_prompt_tokens`` keeps, the last ones; None: all.
+    -1: those that leave room in the context for an answer."""
+    if given == 0:
+        raise invalid("Field 'truncate_prompt_tokens': expected -1 or a number above 0, got 0")
+    return max(n_ctx - max(max_tokens, 1), 1) if given == -1 else given
+
+
 def n_choices(fields: GenerationFields, n_slots: int) -> int:
     name = "n" if fields.n_cmpl is None else "n_cmpl"
     n: int | None = getattr(fields, name)
@@ -233,6 +273,9 @@ def sampling_params(
         if value is not None:
             low, high = CLAMPED.get(name, (value, value))
             changes[name] = min(max(value, low), high)
+    if fields.repetition_penalty is not None and "repeat_penalty" not in changes:
+        # It looks at the prompt and all that was written.
+        changes = {"repeat_last_n": -1} | changes | {"repeat_penalty": fields.repetition_penalty}
     if "seed" in changes:
         changes["seed"] = seed(changes["seed"])
     if changes.get("dry_base", 1.0) < 1.0:
@@ -249,6 +292,36 @@ def sampling_params(
     if fields.logit_bias is not None:
         changes["logit_bias"] = logit_bias(fields.logit_bias, tokenizer)
     return replace(default, **changes)
+
+
+def token_rules(fields: GenerationFields, tokenizer: Tokenizer) -> TokenRules:
+    return TokenRules(
+        min_tokens=fields.min_tokens or 0,
+        stop_ids=frozenset(token_ids("stop_token_ids", fields.stop_token_ids, tokenizer)),
+        bad_words=bad_words(fields.bad_words or (), tokenizer),
+        allowed=token_ids("allowed_token_ids", fields.allowed_token_ids, tokenizer),
+    )
+
+
+def token_ids(name: str, given: Sequence[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if given is not None and not given and name == "allowed_token_ids":
+        raise invalid(f"Field '{name}': the list is empty: no token could be written")
+    last = tokenizer.n_vocab - 1
+    for token in given or ():
+        if not 0 <= token <= last:
+            raise invalid(f"Field '{name}': token {token} is outside the vocabulary (0 to {last})")
+    return tuple(given or ())
+
+
+def bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, at the beginning of a text and after a space."""
+    if len(words) > MAX_BAD_WORDS:
+        raise invalid(f"Field 'bad_words': at most {MAX_BAD_WORDS} words, got {len(words)}")
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word, " " + word.lstrip()) if word.strip() else ():
+            found[tuple(biased_tokens(text, tokenizer, "bad_words"))] = None
+    return tuple(ids for ids in found if ids)
 
 
 def seed(value: int) -> int:
@@ -300,15 +373,15 @@ def bias_value(value: Any) -> float:
     raise invalid(f"Field 'logit_bias': a bias is a number or false, got {shown(value)}")
 
 
-def biased_tokens(token: int | str, tokenizer: Tokenizer) -> list[int]:
+def biased_tokens(token: int | str, tokenizer: Tokenizer, field: str = "logit_bias") -> list[int]:
     if isinstance(token, str):
         if len(token) > MAX_BIASED_TEXT:
             raise invalid(
-                f"Field 'logit_bias': a text has at most {MAX_BIASED_TEXT} characters, "
+                f"Field '{field}': a text has at most {MAX_BIASED_TEXT} characters, "
                 f"got {len(token)}"
             )
         return tokenizer.encode(token, add_special=False, parse_special=True)
     if not 0 <= token < tokenizer.n_vocab:
         last = tokenizer.n_vocab - 1
-        raise invalid(f"Field 'logit_bias': token {token} is outside the vocabulary (0 to {last})")
+        raise invalid(f"Field '{field}': token {token} is outside the vocabulary (0 to {last})")
     return [token]

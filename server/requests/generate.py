@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import Generation, ReasoningBudget, Request, Scoring
+from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
+from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice
 from gguf_serve.server.requests.fields import (
     GenerationFields,
@@ -20,6 +22,7 @@ from gguf_serve.server.requests.fields import (
     n_choices,
     sampling_params,
     stop_strings,
+    token_rules,
 )
 from gguf_serve.server.requests.prompts import Prompt
 
@@ -38,7 +41,11 @@ class Options:
     return_tokens: bool = False
     timings_per_token: bool = False
     include_usage: bool = False
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None  # the same of the prompts' tokens
+    n_scored: int | None = (
+        None  # likeliest tokens that are found for them; None: for an answer only
+    )
+    return_token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +72,12 @@ class Job:
 
 
 def make_options(
-    fields: GenerationFields, n_top: int | None, service: Service, prompt_logprobs: bool = False
+    fields: GenerationFields, n_top: int | None, service: Service, n_echoed: int | None = None
 ) -> Options:
+    """``n_echoed``: how many likeliest tokens an echo of the prompt shows; None: none is scored."""
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise invalid("Field 'prompt_logprobs': is not there in a stream")
+    asked = [n for n in (n_echoed, fields.prompt_logprobs) if n is not None]
     stream_options = fields.stream_options
     return Options(
         n=n_choices(fields, service.engine.n_slots),
@@ -76,7 +87,9 @@ def make_options(
         return_tokens=bool(fields.return_tokens),
         timings_per_token=bool(fields.timings_per_token),
         include_usage=bool(stream_options and stream_options.include_usage),
-        prompt_logprobs=prompt_logprobs,
+        prompt_logprobs=fields.prompt_logprobs,
+        n_scored=max(asked, default=None),
+        return_token_ids=bool(fields.return_token_ids),
     )
 
 
@@ -104,16 +117,18 @@ async def engine_requests(
     """n for each prompt, in the order of the choices; a given seed counts up over the n."""
     defaults = service.defaults
     given = fields, defaults.sampling, service.engine.tokenizer
-    if fields.logit_bias:  # may have texts, which are tokenized
-        sampling = await asyncio.to_thread(sampling_params, *given)
+    if fields.logit_bias or fields.bad_words:  # may have texts, which are tokenized
+        sampling, rules = await asyncio.to_thread(choosing, *given)
     else:
-        sampling = sampling_params(*given)
-    n_scored = options.n_top if options.prompt_logprobs else None  # likeliest of the prompt's
+        sampling, rules = choosing(*given)
+    n_scored = options.n_scored
     request = Request(
         prompt=(),
         sampling=sampling,
         max_tokens=max_tokens(fields, defaults.max_tokens),
         stop=stop_strings(fields, defaults.stop) + job.stop,
+        includes_stop=bool(fields.include_stop_str_in_output),
+        rules=rules,
         n_probs=0 if options.n_top is None else max(options.n_top, 1),
         post_sampling_probs=options.post_sampling,
         wants=Generation() if n_scored is None else Scoring(n_scored),
@@ -142,6 +157,13 @@ async def engine_requests(
         for prompt in job.prompts
         for seed in seeds
     ]
+
+
+def choosing(
+    fields: GenerationFields, default: SamplingParams, tokenizer: Tokenizer
+) -> tuple[SamplingParams, TokenRules]:
+    """What says how tokens are chosen."""
+    return sampling_params(fields, default, tokenizer), token_rules(fields, tokenizer)
 
 
 def check_scores(prompts: Sequence[Prompt], n_top: int | None, n: int) -> None:

@@ -79,6 +79,28 @@ def legacy_logprobs(
     }
 
 
+def prompt_logprobs(
+    scores: Sequence[TokenScore | None], n_top: int
+) -> list[dict[str, object] | None]:
+    """vLLM's ``prompt_logprobs``: of each token of the prompt an object with itself and the
+    likeliest in its place, by their ids; the first has none. The rank of a token that is not among
+    those is not known here, and null."""
+    return [None if score is None else row(ranked(score, n_top), n_top) for score in scores]
+
+
+def ranked(score: TokenScore, n_top: int) -> dict[str, Any]:
+    def entry(piece: bytes, value: float, rank: int | None) -> dict[str, object]:
+        text = piece.decode("utf-8", "replace")
+        return {"logprob": finite(value), "rank": rank, "decoded_token": text}
+
+    found = {
+        str(id): entry(piece, value, place + 1)
+        for place, (id, piece, value) in enumerate(score.top[:n_top])
+    }
+    found.setdefault(str(score.id), entry(score.piece, score.logprob, None))
+    return found
+
+
 def legacy_top(score: TokenScore, n_top: int) -> dict[str, float]:
     # Reversed, so that of two tokens with the same text the likelier one is kept.
     top = {legacy_token(piece): finite(value) for _, piece, value in reversed(score.top[:n_top])}

@@ -13,36 +13,50 @@ from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.chat import prompt
 from gguf_serve.server.requests.conversation import check_part, with_refusals
 from gguf_serve.server.requests.media import MARKER, SHOWN_MARKER, read_media, with_markers
-from gguf_serve.server.requests.prompts import MAX_PROMPTS, Prompt, check_number, completion_prompts
+from gguf_serve.server.requests.prompts import (
+    MAX_PROMPTS,
+    MAX_TOKENS,
+    Prompt,
+    check_number,
+    completion_prompts,
+    last_tokens,
+)
 from gguf_serve.server.requests.service import Service
 
 N_LETTERS = 16  # of base64: the first 12 bytes, by which a sound is known
 
 
 async def read_prompts(
-    value: Any, service: Service, field: str = "prompt", cut: bool = False
+    value: Any,
+    service: Service,
+    field: str = "prompt",
+    cut: bool = False,
+    last: int | None = None,
 ) -> list[Prompt]:
     """Any number of prompts in any of their shapes; ApiError says what is wrong in `field`.
 
-    ``cut``: of texts that do not fit the context, the beginnings that do.
+    ``cut``: of texts that do not fit the context, the beginnings that do; ``last``: so many tokens
+    of their ends.
     """
+    most = 0 if last is None else MAX_TOKENS
     # As many numbers as a body may have take the loop's time only to be looked at.
     long = isinstance(value, list) and len(value) > MAX_PROMPTS
     has_objects, n = await asyncio.to_thread(measured, value) if long else measured(value)
     if isinstance(value, dict):
-        value = await object_prompt(value, service, field)
+        value = await object_prompt(value, service, field, most)
     elif has_objects:
         check_number(value, field)
         value = [
-            await object_prompt(item, service, f"{field}[{place}]")
+            await object_prompt(item, service, f"{field}[{place}]", most)
             if isinstance(item, dict)
             else item
             for place, item in enumerate(value)
         ]
     engine = service.engine
-    return await service.read_text(
-        n, completion_prompts, value, engine.tokenizer, engine.n_ctx, field, cut
+    prompts = await service.read_text(
+        n, completion_prompts, value, engine.tokenizer, max(engine.n_ctx, most), field, cut
     )
+    return prompts if last is None else [last_tokens(prompt, last) for prompt in prompts]
 
 
 def measured(value: Any) -> tuple[bool, int]:
@@ -63,7 +77,9 @@ def n_characters(items: Iterable[Any]) -> int:
     return n
 
 
-async def object_prompt(value: dict[str, Any], service: Service, name: str) -> Prompt:
+async def object_prompt(
+    value: dict[str, Any], service: Service, name: str, most: int = 0
+) -> Prompt:
     if "prompt_string" in value:
         text, parts = marked_text(value, name)
     elif isinstance(value.get("content"), str):
@@ -72,7 +88,7 @@ async def object_prompt(value: dict[str, Any], service: Service, name: str) -> P
         text, parts = text_of_parts(value.get("content"), f"{name}.content")
     engine = service.engine
     media = await read_media([{"content": parts}], engine, service.fetcher)
-    found = await service.read_text(len(text), prompt, text, engine, media)
+    found = await service.read_text(len(text), prompt, text, engine, media, most)
     if not found.ids:
         raise invalid(f"Field '{name}': there are no tokens")
     return found

@@ -57,6 +57,15 @@ def completion_prompts(
     return prompts
 
 
+def last_tokens(prompt: Prompt, n: int) -> Prompt:
+    """The last n tokens of a prompt, as vLLM's ``truncate_prompt_tokens`` keeps them."""
+    if len(prompt.ids) <= n:
+        return prompt
+    if prompt.media:
+        raise invalid("Field 'truncate_prompt_tokens': cannot go with images and sounds")
+    return Prompt(prompt.ids[-n:])
+
+
 def check_total(n_tokens: int, n_ctx: int, field: str) -> None:
     """ApiError if the prompts of a request have too many tokens together."""
     most = max(MAX_PROMPT_TOKENS, n_ctx)

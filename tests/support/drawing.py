@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampler
-from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.sampling_params import NO_RULES, SamplingParams, TokenRules
 
 
 def answer(needs: LogitNeeds, row: NDArray[np.float32]) -> Candidates:
@@ -23,5 +23,8 @@ def make(
     prompt: tuple[int, ...] = (),
     n_ctx: int = 4096,
     eog_ids: frozenset[int] = frozenset(),
+    rules: TokenRules = NO_RULES,
 ) -> Sampler:
-    return Sampler(params, n_vocab=n_vocab, eog_ids=eog_ids, n_ctx=n_ctx, prompt=prompt)
+    return Sampler(
+        params, n_vocab=n_vocab, eog_ids=eog_ids, n_ctx=n_ctx, prompt=prompt, rules=rules
+    )

@@ -32,7 +32,13 @@ from gguf_serve.server.requests.prompts import Prompt, prompt_text
 from gguf_serve.server.requests.service import Service
 
 NATIVE_UNSUPPORTED = {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"}
-NATIVE_UNSUPPORTED |= {"echo": (False,), "suffix": ("",)}
+NATIVE_UNSUPPORTED |= {
+    "echo": (False,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+}
 STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from gguf_serve.engine.request import Event, Finished, Progress
+from gguf_serve.server.dialects.openai.shapes import prompt_fields
 from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE_DONE
 from gguf_serve.server.requests.answer import (
@@ -33,6 +34,7 @@ class Shape(Protocol):
     whole_object: str
     chunk_object: str
     usage_in_final_chunk: bool
+    prompt_in_choice: bool  # what is told of the prompt; else it stands beside the choices
 
     def opening(self, index: int, choice: Choice) -> dict[str, Any] | None:
         """What is sent before the first text of a choice."""
@@ -91,15 +93,25 @@ class Completions:
             self.shape.whole(index, choice, join(self._parts[index]))
             for index, choice in enumerate(self.choices)
         ]
-        head = self._head | {"object": self.shape.whole_object}
-        return head | {"choices": choices} | self._totals()
+        whole = self._head | {"object": self.shape.whole_object, "choices": choices}
+        for index, choice in enumerate(self.choices):
+            place = choices[index] if self.shape.prompt_in_choice else whole
+            place |= prompt_fields(self.options, choice)
+        return whole | self._totals()
 
     def _open(self, index: int) -> list[dict[str, Any]]:
         if index in self._opened:
             return []
         self._opened.add(index)
         opening = self.shape.opening(index, self.choices[index])
-        return [] if opening is None else [self._chunk(opening)]
+        told = prompt_fields(self.options, self.choices[index])
+        if told:
+            opening = opening or self.shape.delta(index, Piece())
+        if opening is None:
+            return []
+        if self.shape.prompt_in_choice:
+            return [self._chunk(opening | told)]
+        return [self._chunk(opening) | told]
 
     def _progress(self, index: int, event: Progress) -> list[dict[str, Any]]:
         """Each repeats what opens the choice, as llama-server sends it."""

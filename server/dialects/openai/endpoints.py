@@ -18,7 +18,14 @@ from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import Chat, read_chat
-from gguf_serve.server.requests.fields import UNSUPPORTED, CompletionFields, convert, refuse
+from gguf_serve.server.requests.fields import (
+    UNSUPPORTED,
+    CompletionFields,
+    convert,
+    max_tokens,
+    n_kept,
+    refuse,
+)
 from gguf_serve.server.requests.generate import Job, make_options, start
 from gguf_serve.server.requests.infill import suffixed
 from gguf_serve.server.requests.prompt_objects import read_prompts
@@ -80,7 +87,7 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     refuse(data, UNSUPPORTED)
     fields = convert(data, CompletionFields)
     n_top = fields.logprobs if fields.n_probs is None else fields.n_probs or None
-    options = make_options(fields, n_top, service, prompt_logprobs=bool(fields.echo))
+    options = make_options(fields, n_top, service, n_echoed=n_top if fields.echo else None)
     tokenizer = service.engine.tokenizer
     asked = read_constraint(fields, service.defaults.constraint, tokenizer)
     prompts = await prompts_of(fields, service)
@@ -93,12 +100,16 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
 async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]:
     """With a suffix, the text between it and the prompt is asked for."""
     if not fields.suffix:
-        prompts = await read_prompts(fields.prompt, service)
+        room = max_tokens(fields, service.defaults.max_tokens)
+        last = n_kept(fields.truncate_prompt_tokens, room, service.engine.n_ctx)
+        prompts = await read_prompts(fields.prompt, service, last=last)
         if fields.echo and any(prompt.media for prompt in prompts):
             raise invalid("Field 'echo': cannot go with images and sounds")
         return prompts
     if not isinstance(fields.prompt, str):
         raise invalid("Field 'suffix': needs a prompt that is one string")
+    if fields.truncate_prompt_tokens is not None:
+        raise invalid("Field 'truncate_prompt_tokens': cannot go with 'suffix'")
     n_characters = len(fields.prompt) + len(fields.suffix)
     return [await service.read_text(n_characters, suffixed, fields.prompt, fields.suffix, service)]
 

@@ -10,7 +10,12 @@ from gguf_serve.engine.request import TokenScore
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice, Piece
 from gguf_serve.server.requests.generate import Options
-from gguf_serve.server.requests.logprobs import TextOffsets, content_logprobs, legacy_logprobs
+from gguf_serve.server.requests.logprobs import (
+    TextOffsets,
+    content_logprobs,
+    legacy_logprobs,
+    prompt_logprobs,
+)
 from gguf_serve.server.requests.prompts import prompt_text
 
 
@@ -19,6 +24,7 @@ class ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     usage_in_final_chunk = False
+    prompt_in_choice = False
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -55,9 +61,23 @@ class ChatShape:
         if options.n_top is not None:
             content = content_logprobs(piece.scores, options.n_top, options.post_sampling)
             choice["logprobs"] = {"content": content}
-        if options.return_tokens:
-            choice["tokens"] = piece.tokens
-        return choice
+        return choice | token_fields(options, piece)
+
+
+def token_fields(options: Options, piece: Piece) -> dict[str, Any]:
+    """The tokens of a piece, by the names under which they were asked for."""
+    names = (("tokens", options.return_tokens), ("token_ids", options.return_token_ids))
+    return {name: piece.tokens for name, is_asked in names if is_asked}
+
+
+def prompt_fields(options: Options, choice: Choice) -> dict[str, Any]:
+    """What vLLM's clients ask to know of the prompt."""
+    found: dict[str, Any] = {}
+    if options.return_token_ids:
+        found["prompt_token_ids"] = choice.prompt.ids
+    if options.prompt_logprobs is not None:
+        found["prompt_logprobs"] = prompt_logprobs(choice.prompt_scores, options.prompt_logprobs)
+    return found
 
 
 def call_delta(call: ToolCallDelta) -> dict[str, Any]:
@@ -77,6 +97,7 @@ class TextShape:
     whole_object = "text_completion"
     chunk_object = "text_completion"
     usage_in_final_chunk = True
+    prompt_in_choice = True
 
     def __init__(self, options: Options, tokenizer: Tokenizer, echo: bool) -> None:
         self.options = options
@@ -138,6 +159,4 @@ class TextShape:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        if options.return_tokens:
-            choice["tokens"] = piece.tokens
-        return choice
+        return choice | token_fields(options, piece)

@@ -19,7 +19,7 @@ from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.input import (
-    ONE_ANSWER,
+    ELSEWHERE,
     STATEFUL,
     ResponsesFields,
     chat_body,
@@ -63,7 +63,7 @@ async def input_tokens(service: Service, http: HttpRequest) -> Response:
 
 
 async def read(service: Service, data: dict[str, Any], counts: bool = False) -> tuple[Chat, Job]:
-    refuse(data, STATEFUL | ONE_ANSWER)
+    refuse(data, STATEFUL | ELSEWHERE)
     convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
     return chat, await prepare(service, chat, counts=counts)

@@ -19,7 +19,13 @@ STATEFUL: dict[str, tuple[object, ...]] = {
     "previous_response_id": (),
     "prompt": (),
 }
-ONE_ANSWER: dict[str, tuple[object, ...]] = {"n": (1,), "n_cmpl": (1,)}
+# What its answers have no place for.
+ELSEWHERE: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "n_cmpl": (1,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+}
 TRANSLATED = frozenset(
     {
         "include",

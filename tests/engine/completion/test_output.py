@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gguf_serve.engine.completion.output import Output
 from gguf_serve.engine.request import Delta, TokenScore
+from gguf_serve.engine.sampling_params import TokenRules
 
 EOG = 0
 
@@ -74,6 +75,34 @@ def test_the_rest_of_a_token_after_a_stop_string_is_dropped() -> None:
     output, deltas = run(["one. two\n\nthree"], "\n\n")
     assert deltas == [Delta("one. two", (1,))]
     assert output.stopping_word == "\n\n"
+
+
+def test_a_stop_string_stays_if_it_is_wanted() -> None:
+    spelled = [b"", b"a<", b"end", b"> b"]
+    output = Output(SpelledDecoder(spelled), stop=["<end>"], includes_stop=True)
+    deltas = [output.push(token) for token in (1, 2, 3)]
+    assert text_of([delta for delta in deltas if delta is not None]) == "a<end>"
+    assert (output.reason, output.stopping_word) == ("word", "<end>")
+
+
+def test_a_token_of_the_rules_ends_the_text() -> None:
+    spelled = [b"", b"a", b"."]
+    for includes_stop, text in ((False, "a"), (True, "a.")):
+        rules = TokenRules(stop_ids=frozenset({2}))
+        output = Output(
+            SpelledDecoder(spelled), eog_ids={EOG}, rules=rules, includes_stop=includes_stop
+        )
+        deltas = [delta for delta in (output.push(1), output.push(2)) if delta is not None]
+        assert (text_of(deltas), tokens_of(deltas)) == (text, [1, 2])
+        assert output.reason == "eos"
+
+
+def test_no_stop_string_counts_before_so_many_tokens() -> None:
+    spelled = [b"", b"stop", b"a", b"stop"]
+    output = Output(SpelledDecoder(spelled), stop=["stop"], rules=TokenRules(min_tokens=2))
+    deltas = [output.push(token) for token in (1, 2, 3)]
+    assert deltas == [Delta("stop", (1,)), Delta("a", (2,)), None]
+    assert output.reason == "word"
 
 
 def test_a_stop_string_at_once_leaves_nothing() -> None:

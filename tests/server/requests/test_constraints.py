@@ -80,6 +80,38 @@ def test_grammars(asked: Callable[..., Constraint | None]) -> None:
     assert lazy == Constraint("gbnf", GRAMMAR, triggers, preserved=("<call>",))
 
 
+@pytest.mark.parametrize("wrap", [lambda d: {f"guided_{k}": v for k, v in d.items()},
+                                  lambda d: {"structured_outputs": d}])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "kind", "text"),
+    [
+        ({"json": SCHEMA}, "json_schema", json.dumps(SCHEMA)),
+        ({"json": json.dumps(SCHEMA)}, "json_schema", json.dumps(SCHEMA)),
+        ({"regex": "a+"}, "regex", "a+"),
+        ({"choice": ["a b", 'say "x"']}, "lark", r'start: "a b" | "say \"x\""'),
+        ({"grammar": GRAMMAR}, "gbnf", GRAMMAR),
+        ({"grammar": 'start: "a"'}, "lark", 'start: "a"'),
+    ],
+)
+def test_vllms_fields(
+    asked: Callable[..., Constraint | None],
+    wrap: Callable[[Any], Any],
+    given: Any,
+    kind: str,
+    text: str,
+) -> None:
+    for found in (asked(**wrap(given)), asked("/v1/chat/completions", **chat(**wrap(given)))):
+        assert found is not None
+        same = json.dumps(json.loads(found.text)) if kind == "json_schema" else found.text
+        assert (found.kind, same) == (kind, text)
+
+
+def test_other_spellings(asked: Callable[..., Constraint | None]) -> None:
+    assert asked(ebnf=GRAMMAR) == Constraint("gbnf", GRAMMAR)
+    any_object = Constraint("json_schema", '{"type":"object"}')
+    assert asked(structured_outputs={"json_object": True}) == any_object
+
+
 def test_the_default_holds_unless_the_request_says_otherwise(
     asked: Callable[..., Constraint | None],
 ) -> None:
@@ -96,6 +128,11 @@ def test_the_default_holds_unless_the_request_says_otherwise(
         ({"response_format": "json"}, "response_format"),
         ({"grammar": GRAMMAR, "json_schema": {}}, "'grammar' and 'json_schema': only one"),
         ({"grammar": "("}, "invalid grammar"),
+        ({"guided_json": "{"}, "'guided_json': expected a JSON schema, or its text"),
+        ({"guided_json": "3"}, "'guided_json': expected a JSON schema, got 3"),
+        ({"guided_choice": []}, "'guided_choice': expected texts that are not empty"),
+        ({"guided_choice": ["a"], "structured_outputs": {"regex": "a"}}, "only one of them"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag' is not supported"),
         ({"grammar_lazy": True}, "no 'grammar'"),
         ({"grammar": GRAMMAR, "grammar_lazy": True}, "needs one at least"),
         (

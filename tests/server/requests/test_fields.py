@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams
+from gguf_serve.engine.sampling_params import (
+    DEFAULT_SAMPLERS,
+    NO_RULES,
+    SamplingParams,
+    TokenRules,
+)
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.body import read_object
 from gguf_serve.server.requests.conversation import Chat
@@ -18,9 +23,11 @@ from gguf_serve.server.requests.fields import (
     convert,
     max_tokens,
     n_choices,
+    n_kept,
     refuse,
     sampling_params,
     stop_strings,
+    token_rules,
 )
 
 
@@ -178,8 +185,8 @@ def test_wrong_types(name: str, value: Any, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ebnf", "root ::= 'a'"),
-        ("guided_json", {}),
+        ("logits_processors", ["a.b"]),
+        ("use_beam_search", True),
         ("response_fields", ["content"]),
     ],
 )
@@ -191,6 +198,49 @@ def test_values_that_ask_for_nothing_pass() -> None:
     for name, values in UNSUPPORTED.items():
         for value in values:
             sampling(**{name: value})
+
+
+def test_a_repetition_penalty_looks_at_everything() -> None:
+    both = sampling(repetition_penalty=1.2)
+    assert (both.repeat_penalty, both.repeat_last_n) == (1.2, -1)
+    assert sampling(repetition_penalty=1.2, repeat_last_n=9).repeat_last_n == 9
+    assert sampling(repetition_penalty=1.2, repeat_penalty=1.1).repeat_penalty == 1.1
+
+
+def rules(**body: Any) -> TokenRules:
+    return token_rules(parse(**body), Tokenizer())  # type: ignore[arg-type]
+
+
+def test_token_rules() -> None:
+    assert rules() == NO_RULES
+    found = rules(min_tokens=3, stop_token_ids=[7], allowed_token_ids=[1, 2], bad_words=["no"])
+    assert found == TokenRules(3, frozenset({7}), (tuple(b"no"), tuple(b" no")), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"stop_token_ids": [300]}, r"'stop_token_ids': token 300 is outside"),
+        ({"allowed_token_ids": [-1]}, r"'allowed_token_ids': token -1 is outside"),
+        ({"allowed_token_ids": []}, "no token could be written"),
+        ({"bad_words": ["x"] * 257}, "'bad_words': at most 256 words, got 257"),
+        ({"bad_words": ["x" * 5000]}, "'bad_words': a text has at most 4096"),
+        ({"min_tokens": -1}, "'min_tokens': Value must be between 0"),
+    ],
+)
+def test_rules_that_are_refused(body: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ApiError, match=reason):
+        rules(**body)
+
+
+def test_how_much_of_a_prompt_is_kept() -> None:
+    assert n_kept(None, 5, 100) is None
+    assert n_kept(7, 5, 100) == 7
+    assert n_kept(-1, 5, 100) == 95
+    assert n_kept(-1, -1, 100) == 99
+    assert n_kept(-1, 500, 100) == 1
+    with pytest.raises(ApiError, match="'truncate_prompt_tokens': expected -1 or"):
+        n_kept(0, 5, 100)
 
 
 def test_precedence_of_limits() -> None:
