@@ -37,9 +37,11 @@ Examples:
   serve -hf ggml-org/gemma-3-1b-it-GGUF
   serve -m model.gguf -c 8192 -np 4 --port 8000
   serve --demo
+  serve doctor          what this machine has, lacks and can serve
 """
 
 MAGIC = b"GGUF"
+DOCTOR = "doctor"  # a command of its own
 OLLAMA = "ollama"  # in what names one of its models or files
 
 OPTIONS = tuple(stated(Settings))
@@ -51,6 +53,10 @@ class ServeCommand(click.Command):
     """Tells everything that is wrong with a command line at once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == [DOCTOR]:
+            from gguf_serve.server.doctor.command import doctor
+
+            doctor.main(args[1:], f"{ctx.command_path} {DOCTOR}")
         args = self.with_sources(ctx, args)
         findings = ctx.meta[FINDINGS] = Findings()
         known = {flag: given.n_values for flag, given in FLAGS.items()} | dict.fromkeys(OWN, 0)

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from gguf_serve.server.configure import (
     uses_https,
 )
 from gguf_serve.server.dialects.table import error_response
+from gguf_serve.server.doctor import other_commands
 from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
@@ -201,7 +202,7 @@ def serve(settings: Settings) -> int:
         http_config(app, settings, limits),
         service,
         load=lambda report: load_model(settings, report),
-        on_loaded=lambda engine: show(summary(engine, service.model_name, addresses)),
+        on_loaded=lambda engine: greet(engine, service.model_name, addresses),
         idle=idle,
         handshake_timeout=limits.header_timeout,
         on_hangup=None if settings.api_key_file is None else partial(read_keys, settings, keys),
@@ -211,6 +212,13 @@ def serve(settings: Settings) -> int:
     finally:
         listeners.unlink(hosts)
     return finish(server)
+
+
+def greet(engine: Engine, model_name: str, addresses: Sequence[str]) -> None:
+    """Say what is served, and then what takes some time to find out."""
+    show(summary(engine, model_name, addresses))
+    for notice in other_commands.notices():
+        log.warning(notice)
 
 
 def read_keys(settings: Settings, keys: Keys) -> None:

@@ -26,8 +26,8 @@ ROOMS = {
     "sampling_params request options chat architecture recording layers encoders model scheduling "
     "forward sampling loading completion stats serving engine",
     "server": "version options account errors interface http requests dialects page openapi idle "
-    "app demo configure sources sockets logs summary launch compile_only cli "
-    "container __main__",
+    "app demo configure sources sockets logs summary doctor launch compile_only "
+    "cli container __main__",
 }
 
 

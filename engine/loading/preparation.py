@@ -89,7 +89,8 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
     chosen = fitting.choose()
     devices = [machine.open(at) for at in chosen.devices]
     known = list_devices(options.n_threads)
-    log.info("using %s", reasons(options, known, devices, chosen.n_ctx, hparams.n_ctx_train))
+    said = reasons(options, known, devices, chosen.n_ctx, hparams.n_ctx_train, chosen.sizes)
+    log.info("using %s", said)
     placed = [(device, Programs(device)) for device in devices]
     compiling = None
     if not all(programs.are_kept_by_driver for _, programs in placed):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gguf_serve.engine.loading.assembly import Sizes
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.missing import gpus_without_driver
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 
@@ -15,16 +17,20 @@ def reasons(
     devices: Sequence[Device],
     n_ctx: int,
     n_ctx_train: int,
+    sizes: Sizes,
 ) -> str:
     """``known``: all devices that the drivers have; ``n_ctx``: tokens of all slots together."""
     names = " and ".join(device.info.name for device in devices)
-    said = [f"{names} ({device_reason(options, known, [one.info for one in devices])})"]
+    families = " and ".join(dict.fromkeys(device.family for device in devices))
+    said = [
+        f"{names} ({device_reason(options, known, [one.info for one in devices])})",
+        f"kernels of the {families} family",
+    ]
     simd = next((device for device in devices if device.is_simd), None)
     if simd is not None:
         said.append(f"activations in {activations(options, simd)}")
-    return "; ".join(
-        [*said, f"a context of {n_ctx} tokens ({context(options, n_ctx, n_ctx_train)})"]
-    )
+    said.append(f"a context of {n_ctx} tokens ({context(options, n_ctx, n_ctx_train)})")
+    return "; ".join([*said, slots(options, sizes)])
 
 
 def device_reason(
@@ -32,18 +38,28 @@ def device_reason(
 ) -> str:
     if options.device is not None:
         return "--device"
-    if len(known) == 1:
-        return "the only device"
     if any(info.kind == "gpu" for info in chosen):
-        return "a GPU comes before processors"
+        return "the only device" if len(known) == 1 else "a GPU comes before processors"
     if any(info.kind == "gpu" for info in known):
         return "--gpu-layers 0"
     drivers = {info.platform for info in known}
-    return f"no driver has a GPU, and of {len(drivers)} drivers this one is the fastest known"
+    unused = "".join(
+        f"; {vendor.name}'s GPU has no driver, see gguf-serve doctor"
+        for vendor in gpus_without_driver(drivers)
+    )
+    if len(known) == 1:
+        return f"the only device{unused}"
+    fastest = f"of {len(drivers)} drivers this one is the fastest known"
+    return f"no driver has a GPU, and {fastest}{unused}"
+
+
+def activation_name(device: Device) -> str:
+    """What the activations of quantized weights are rounded to, in the simd family."""
+    return "int8" if device.byte_codes else "int16"
 
 
 def activations(options: EngineOptions, device: Device) -> str:
-    name = "int8" if device.byte_codes else "int16"
+    name = activation_name(device)
     if options.activation_type != "auto":
         return f"{name} (--activation-type)"
     if device.byte_codes:
@@ -55,3 +71,9 @@ def context(options: EngineOptions, n_ctx: int, n_ctx_train: int) -> str:
     if options.n_ctx > 0 and n_ctx == options.n_ctx:
         return "--ctx-size"
     return "the model's" if n_ctx == n_ctx_train else "what memory has room for"
+
+
+def slots(options: EngineOptions, sizes: Sizes) -> str:
+    each = "" if sizes.n_slots == 1 else f" of up to {sizes.n_ctx_slot} tokens"
+    why = "--parallel" if options.n_parallel > 0 else "the default"
+    return f"{sizes.n_slots} slot{'s' * (sizes.n_slots > 1)}{each} ({why})"

@@ -1,16 +1,23 @@
-"""Which drivers a machine lacks, and the commands that install them. No driver is loaded."""
+"""Which drivers a machine lacks, and the commands that install them.
+
+Only ``missing`` loads drivers, to hear why the loader of OpenCL passed over one without a word.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_serve.kernels.opencl.drivers import LIBRARY, PACKAGE, is_lost
 
 PCI = Path("/sys/bus/pci/devices")
+VENDORS_FOLDER = Path("/etc/OpenCL/vendors")  # of files that each name a driver's library
+DEVICE_FILES = ("dri/renderD*", "kfd", "dxg")  # in /dev, that the drivers of GPUs open
 DISPLAY = "0x03"  # how the PCI class of GPUs begins; NVIDIA's without an output are 0x0302
 POCL = "apt-get install pocl-opencl-icd"
 
@@ -62,7 +69,48 @@ def no_driver() -> str:
     return f"no OpenCL driver found. For the processor: {cpu_advice()}.{for_gpu}"
 
 
-def gpus_without_driver(platforms: Sequence[str], folder: Path = PCI) -> list[Vendor]:
+def missing(
+    platforms: Collection[str],
+    *,
+    has_cpu: bool,
+    pci: Path = PCI,
+    vendors: Path = VENDORS_FOLDER,
+    dev: Path = Path("/dev"),
+) -> list[str]:
+    """Sentences about what keeps devices of this machine from being used, with what to do.
+
+    ``platforms``: of the devices that there are, by name; ``has_cpu``: whether one of them is the
+    processor.
+    """
+    found = [] if has_cpu else [f"the processor has no OpenCL driver: {cpu_advice()}"]
+    found += [
+        f"{vendor.name}'s GPU has no OpenCL driver: {vendor.advice}"
+        for vendor in gpus_without_driver(platforms, pci)
+    ]
+    found += [
+        f"{path} may not be opened by this user: usermod -aG {path.group()} USER, and log in again"
+        for path in device_files(dev)
+        if not os.access(path, os.R_OK | os.W_OK)
+    ]
+    return found + [
+        f"{icd} names a driver that cannot be loaded: {why}" for icd, why in broken(vendors)
+    ]
+
+
+def device_files(dev: Path) -> list[Path]:
+    return [path for pattern in DEVICE_FILES for path in sorted(dev.glob(pattern))]
+
+
+def broken(vendors: Path) -> Iterator[tuple[Path, str]]:
+    """The ``.icd`` files whose library cannot be loaded, with the system's reason."""
+    for icd in sorted(vendors.glob("*.icd")):
+        try:
+            ctypes.CDLL(read(icd))
+        except OSError as error:
+            yield icd, str(error)
+
+
+def gpus_without_driver(platforms: Collection[str], folder: Path = PCI) -> list[Vendor]:
     """Makers of GPUs in this machine that none of the platforms (by their names) is of."""
     found = {vendor_of(path) for path in sorted(folder.glob("*")) if is_gpu(path)}
     names = [name.lower() for name in platforms]

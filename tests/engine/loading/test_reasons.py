@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from gguf_serve.engine.loading import reasons as chosen_for
+from gguf_serve.engine.loading.assembly import slots_of
 from gguf_serve.engine.loading.reasons import reasons
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.missing import VENDORS
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 INTEL = DeviceInfo(0, "Xeon", "Intel(R) OpenCL", "", "cpu", 8 << 30, 8)
@@ -56,11 +59,39 @@ def test_context(asked: int, n_ctx: int, words: str) -> None:
     assert words in line({"n_ctx": asked}, [INTEL], [INTEL], n_ctx=n_ctx)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "4 slots of up to 2048 tokens (the default)"),
+        ({"n_parallel": 2}, "2 slots of up to 1024 tokens (--parallel)"),
+        ({"n_parallel": 1}, "1 slot (--parallel)"),
+    ],
+)
+def test_slots(given: dict[str, Any], words: str) -> None:
+    assert line(given, [INTEL], [INTEL]).endswith(f"; {words}")
+
+
+def test_families_and_gpus_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "; kernels of the simt and simd family" in line({}, [INTEL, GPU], [GPU, INTEL])
+    monkeypatch.setattr(chosen_for, "gpus_without_driver", lambda platforms: [VENDORS["0x10de"]])
+    assert "(the only device; NVIDIA's GPU has no driver, " in line({}, [INTEL], [INTEL])
+    assert "NVIDIA's" not in line({"device": "0"}, [INTEL], [INTEL])
+
+
 def line(
     given: dict[str, Any], known: Any, chosen: Any, byte_codes: bool = False, n_ctx: int = 2048
 ) -> str:
     devices: Any = [
-        SimpleNamespace(info=info, is_simd=info.kind == "cpu", byte_codes=byte_codes)
+        SimpleNamespace(
+            info=info,
+            is_simd=info.kind == "cpu",
+            family="simd" if info.kind == "cpu" else "simt",
+            byte_codes=byte_codes,
+        )
         for info in chosen
     ]
-    return reasons(EngineOptions(**given), known, devices, n_ctx, 2048)
+    options = EngineOptions(**given)
+    n_slots = slots_of(options)
+    each = n_ctx // n_slots if options.n_parallel > 0 else n_ctx
+    sizes: Any = SimpleNamespace(n_slots=n_slots, n_ctx_slot=each)
+    return reasons(options, known, devices, n_ctx, 2048, sizes)

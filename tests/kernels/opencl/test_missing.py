@@ -52,3 +52,29 @@ def test_advice(monkeypatch: pytest.MonkeyPatch, machine: str, lost: bool, words
     monkeypatch.setattr(missing, "is_lost", lambda: lost)
     assert words in cpu_advice()
     assert cpu_advice() in no_driver()
+
+
+def test_what_keeps_devices_from_being_used(
+    pci: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendors, dev = tmp_path / "vendors", tmp_path / "dev"
+    (dev / "dri").mkdir(parents=True)
+    node = dev / "dri" / "renderD128"
+    node.touch()
+    vendors.mkdir()
+    (vendors / "none.icd").write_text("libno-such-driver.so.1\n")
+    monkeypatch.setattr(missing.os, "access", lambda path, mode: path != node)
+    found = missing.missing(
+        ["NVIDIA CUDA"], has_cpu=False, pci=pci, vendors=vendors, dev=dev
+    )  # fmt: skip
+    beginnings = [
+        "the processor has no OpenCL driver: ", "AMD's GPU has no OpenCL driver: ",
+        f"{node} may not be opened by this user: usermod -aG ", f"{vendors / 'none.icd'} names ",
+    ]  # fmt: skip
+    assert [text[: len(begin)] for text, begin in zip(found, beginnings, strict=True)] == beginnings
+    assert "libno-such-driver.so.1" in found[-1]
+
+
+def test_a_machine_that_lacks_nothing(tmp_path: Path) -> None:
+    nothing = tmp_path / "none"
+    assert missing.missing([], has_cpu=True, pci=nothing, vendors=nothing, dev=nothing) == []

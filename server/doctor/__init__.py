@@ -1,0 +1,1 @@
+"""What a person should know of the machine: ``serve doctor``, and notices at the start."""
