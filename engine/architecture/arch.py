@@ -15,6 +15,7 @@ from gguf_serve.engine.architecture.needs import Needs
 from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.architecture.rope import RopeScaling
 from gguf_serve.engine.architecture.sparse import Sparsity
+from gguf_serve.engine.architecture.switch import Switch
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.matrix.activate import Xielu
@@ -36,6 +37,7 @@ Quirk = Literal[
     "windows_from_64_layers",  # models with fewer layers have no windows
     "chunked_windows",  # a window is a token's own stretch, not the last ones
     "images_together_in_windows",  # an image's tokens see each other in windowed layers only
+    "half_rope_outside_windows",  # of the values that are rotated in windowed layers
     "rope_factors_outside_windows",  # rope_freqs are those of layers that see all keys
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
@@ -99,6 +101,7 @@ class Architecture:
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
     norms_after: bool = False  # of the stream itself, after each sublayer (BERT)
+    normed_outputs: bool = False  # those before sublayers are of what these yield (swin_norm)
     head_norm_after_rope: bool = False
     # Attention
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
@@ -168,6 +171,7 @@ class Hyperparameters:
     n_vocab: int
     n_ctx_train: int
     ngrams: NGrams | None  # of embeddings of several tokens
+    switch: Switch | None  # of adapters that some tokens turn on
     n_positions: int  # that the model has learned one by one; 0: any
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
     n_kv: tuple[int, ...]
@@ -205,7 +209,6 @@ class Hyperparameters:
     start_token: int  # the decoder's first one, where there is an encoder
     distance_buckets: int  # of distances that have a bias of their own; 0: none
     denoising: Denoising | None  # what a diffusion model does with that
-    image_experts: bool  # images have weights of their own, and there may be images
     n_deepstack: int  # first layers to whose output an image encoder adds embeddings
     pooling: Pooling  # of embeddings, where nobody says
     rank_pooling: Pooling  # of what the ranking head reads
@@ -218,6 +221,7 @@ class Hyperparameters:
     kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
     experts: ExpertHyperparameters
     sparsity_cutoffs: tuple[float, ...]  # per layer, of an FFN's gate (sparsify.cl); 0: none
+    image_experts: bool = False  # images have weights of their own, and there may be images
 
     @property
     def post_eps(self) -> float:

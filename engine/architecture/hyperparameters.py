@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from math import isfinite
-from typing import get_args
 
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import (
     Architecture,
-    ExpertHyperparameters,
     HeadSizes,
     Hyperparameters,
     Positions,
-    Scoring,
     pooling_of,
 )
 from gguf_serve.engine.architecture.by_layer import of_layers, per_layer_floats, per_layer_ints
 from gguf_serve.engine.architecture.checks import check_hyperparameters
+from gguf_serve.engine.architecture.experts import read_experts
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
 from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
 from gguf_serve.engine.architecture.sparse import read_sparsity
 from gguf_serve.engine.architecture.stacks import as_layers
+from gguf_serve.engine.architecture.switch import read_switch
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.options import RopeOptions
@@ -32,8 +31,6 @@ from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.matrix.activate import Xielu
 
-# By their numbers in files (expert_gating_func).
-SCORING: dict[int, Scoring] = dict(enumerate(get_args(Scoring), 1))
 POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
 ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 ACTIVATIONS = {
@@ -67,13 +64,14 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         n_vocab=_n_vocab(gguf),
         n_ctx_train=gguf.get_int(key("context_length")),
         ngrams=read_ngrams(gguf),
+        switch=read_switch(gguf, _n_vocab(gguf)),
         n_positions=_n_positions(gguf),
         n_heads=n_heads,
         n_kv=n_kv,
         kv_layers=_kv_layers(gguf, arch, windowed),
         head=head,
         head_v=head_v,
-        n_rot=n_rot,
+        n_rot=n_rot // 2 if "half_rope_outside_windows" in arch.quirks else n_rot,
         head_window=_head_window(gguf, HeadSizes(head, head_v, n_rot)),
         eps=_epsilon(gguf, arch),
         positions=positions,
@@ -108,7 +106,6 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         start_token=gguf.get_int(key("decoder_start_token_id"), 0),
         distance_buckets=gguf.get_int(key("attention.relative_buckets_count"), 0),
         denoising=_denoising(gguf, arch),
-        image_experts=False,
         n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
         rank_pooling=_rank_pooling(gguf),
@@ -119,7 +116,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         ssm_norms=bool(gguf.metadata.get(key("ssm.dt_b_c_rms"), False)),
         xielu=_xielu(gguf, arch, n_layers),
         kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
-        experts=_experts(gguf, arch, n_layers),
+        experts=read_experts(gguf, arch, n_layers),
         sparsity_cutoffs=_sparsity_cutoffs(gguf, arch, n_layers),
     )
     check_hyperparameters(gguf, hparams)
@@ -141,7 +138,10 @@ def with_rope(h: Hyperparameters, options: RopeOptions) -> Hyperparameters:
 
 
 def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
-    """The row with the norm that the file has, where that may be either: of the epsilon given."""
+    """The row with the norms that the file has: of the kind that it has an epsilon of, where they
+    may be either, and in the places that it says."""
+    if gguf.metadata.get(gguf.arch_key("swin_norm"), False):
+        arch = replace(arch, normed_outputs=True)
     either = "norm_by_epsilon" in arch.quirks
     layer = either and not gguf.get_float(gguf.arch_key(arch.epsilon_key), 0.0)
     return replace(arch, layer_norm=True) if layer else arch
@@ -438,43 +438,6 @@ def _sparsity_cutoffs(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tupl
         return tuple(SPARSITY_CUTOFF * (i < arch.sparse_layers) for i in range(n_layers))
     found = (float(v) for v in of_layers(gguf, key, value.tolist(), n_layers))
     return tuple(v if isfinite(v) and v > 0 else 0.0 for v in found)
-
-
-def _experts(gguf: GGUFFile, arch: Architecture, n_layers: int) -> ExpertHyperparameters:
-    key = gguf.arch_key
-    n = gguf.get_int(key("expert_count"), 0)
-    limits = per_layer_floats(gguf, "swiglu_clamp_exp", n_layers)
-    return ExpertHyperparameters(
-        n=n,
-        used=per_layer_ints(gguf, "expert_used_count", n_layers, (0,) * n_layers),
-        groups=(
-            gguf.get_int(key("expert_group_count"), 1) or 1,
-            gguf.get_int(key("expert_group_used_count"), 1) or 1,
-        ),
-        scale=gguf.get_float(key("expert_weights_scale"), 0.0) or 1.0,
-        scoring=_scoring(gguf, arch),
-        normalize=bool(gguf.metadata.get(key("expert_weights_norm"), arch.normalize_experts)),
-        limits=limits,
-        shared_limits=per_layer_floats(
-            gguf,
-            "swiglu_clamp_shexp",
-            n_layers,
-            limits if "glu_limit_of_shared" in arch.quirks else 0.0,
-        ),
-        chunk=(
-            gguf.get_int(key("experts_per_group"), 1),
-            gguf.get_float(key("expert_group_scale"), 1.0),
-        ),
-    )
-
-
-def _scoring(gguf: GGUFFile, arch: Architecture) -> Scoring:
-    kind = gguf.get_int(gguf.arch_key("expert_gating_func"), 0)
-    if kind and kind not in SCORING:
-        raise ModelError(
-            f"{gguf.path}: unknown expert_gating_func {kind}, expected one of {[*SCORING]}"
-        )
-    return SCORING.get(kind, arch.scoring)
 
 
 def _n_positions(gguf: GGUFFile) -> int:

@@ -114,6 +114,13 @@ ENCODER = (
     EMBEDDING + EMBEDDING_NORM + QKV + needs("layer", "attn_output_norm", "layer_output_norm") + FFN
 )
 
+# A model's own adapters, which are switched on by tokens
+SWITCHED = needs("layer", *(
+    f"{matrix}.lora_{x}"
+    for matrix in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for x in "ab"
+))  # fmt: skip
+
 # State spaces and convolutions
 _STATE = needs("state", "ssm_a", "ssm_conv1d", "ssm_dt.bias", "ssm_out")
 CONV_BIAS = needs("state", "ssm_conv1d.bias")

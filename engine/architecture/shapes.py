@@ -16,7 +16,8 @@ from gguf_serve.engine.architecture.needs import Part
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
-BARE = ("ssm_a", "ssm_d", "hrm.z_l_init")  # names of tensors without ".weight"
+# Names, or ends of names, of tensors without ".weight"
+BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", ".bias", ".lora_a", ".lora_b")
 # Shapes in the file's order, maybe less ones at the end; "|" between those that a tensor may have.
 # Of letters some are sizes of the model (see _sizes), others any number that is the same in all
 # tensors of a layer.
@@ -52,6 +53,11 @@ LAYER = {
     "time_mix_receptance": "E E", "time_mix_gate": "E E", "time_mix_output": "E E",
     "time_mix_ln": "E", "time_mix_first": "- -", "channel_mix_key": "E m",
     "channel_mix_value": "m E", "channel_mix_receptance": "E E",
+    "attn_q.lora_a": "E t n", "attn_q.lora_b": "t - n", "attn_k.lora_a": "E t n",
+    "attn_k.lora_b": "t - n", "attn_v.lora_a": "E t n", "attn_v.lora_b": "t - n",
+    "attn_output.lora_a": "o t n", "attn_output.lora_b": "t E n", "ffn_gate.lora_a": "E t n",
+    "ffn_gate.lora_b": "t f n", "ffn_up.lora_a": "E t n", "ffn_up.lora_b": "t f n",
+    "ffn_down.lora_a": "f t n", "ffn_down.lora_b": "t E n",
     "shortconv.in_proj": "E 3E", "shortconv.conv": "- E", "shortconv.out_proj": "E E",
 }  # fmt: skip
 Shape = tuple[int, ...]
@@ -96,10 +102,7 @@ def _check_parts(
     """``here``: the names of tensors of the same layer, ``b`` what comes before them."""
     for need in h.arch.needs:
         if need.part in parts and here.isdisjoint(need.names) and need.unless not in here:
-            full = [
-                b + (name if name in BARE or name.endswith(".bias") else f"{name}.weight")
-                for name in need.names
-            ]
+            full = [b + (name if name.endswith(BARE) else f"{name}.weight") for name in need.names]
             raise ModelError(f"{gguf.path}: tensor {' or '.join(full)} is missing")
 
 
@@ -108,7 +111,9 @@ def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelEr
 
 
 def _sizes(h: Hyperparameters) -> dict[str, int]:
-    sizes = {"E": h.n_embd, "N": h.experts.n, "R": h.n_rot // 2}
+    half = "half_rope_outside_windows" in h.arch.quirks
+    rotated = h.head_window.rotated if half else h.n_rot  # rope_freqs are of the wider layers
+    sizes = {"E": h.n_embd, "N": h.experts.n, "R": rotated // 2}
     return sizes if "logits_of_last_ids" in h.arch.quirks else sizes | {"O": h.n_vocab}
 
 

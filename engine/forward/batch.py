@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.ngrams import NGrams
+from gguf_serve.engine.architecture.switch import Switch
 from gguf_serve.engine.forward.positions import grids_of
 from gguf_serve.engine.forward.positions import positions as grid_positions
 from gguf_serve.engine.recording.step import StepInputs
@@ -86,6 +87,7 @@ class Batch:
         n_ctx: int,
         n_vocab: int,
         ngrams: NGrams | None = None,
+        switch: Switch | None = None,
         n_ring_pages: int = 0,
         media: MediaShape | None = None,
         sections: bool = False,
@@ -96,6 +98,7 @@ class Batch:
         keep all. ``sections``: positions have four numbers (M-RoPE). ``block``: tokens of a block
         whose first token's position is wanted too, if they are more than 1."""
         self._device, self._ngrams, self._n_ring_pages = device, ngrams, n_ring_pages
+        self._switch = switch
         self._block = block
         self._media = np.zeros((n_tokens, media.width) if media else (0, 0), np.float32)
         shapes = [
@@ -236,26 +239,42 @@ class Batch:
             ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
             self._parts["ring slots"][n : n + chunk.count] = ring
         if self.inputs.adapter_scales is not None:
-            scales = np.array(seq.adapter_scales or 0, np.float32)
-            if seq.adapter_starts:
-                places = np.arange(start, end)[:, None]
-                scales = np.where(places >= seq.adapter_starts, scales, np.float32(0))
-            self._parts["adapter_scales"][n : n + chunk.count] = scales.view(np.int32)
+            self._fill_scales(chunk, self._parts["adapter_scales"][n : n + chunk.count])
         if self.inputs.rope_positions is not None or self._block > 1:
             self._fill_rope_positions(chunk, n)
         if chunk.count == 1:
             page = seq.table[start // PAGE]
-            self._parts["tokens"][n] = max(seq.tokens[start], -1)
+            self._parts["tokens"][n] = self._embedded(max(seq.tokens[start], -1))
             self._parts["positions"][n] = start
             self._parts["slots"][n] = page * PAGE + start % PAGE
             return
         positions = np.arange(start, end, dtype=np.int32)
         pages = np.array(seq.table[start // PAGE : (end - 1) // PAGE + 1], np.int32)
-        self._parts["tokens"][n : n + chunk.count] = np.maximum(seq.tokens[start:end], -1)
+        ids = np.maximum(seq.tokens[start:end], -1)
+        self._parts["tokens"][n : n + chunk.count] = self._embedded(ids)
         self._parts["positions"][n : n + chunk.count] = positions
         self._parts["slots"][n : n + chunk.count] = (
             pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE
         )
+
+    def _embedded(self, ids: int | Ints) -> int | Ints:
+        """The tokens whose embeddings these have."""
+        if self._switch is None:
+            return ids
+        return np.where(ids < 0, ids, self._switch.embedded[ids])
+
+    def _fill_scales(self, chunk: Chunk, into: Ints) -> None:
+        """Those of a chunk's tokens, of the model's own adapters and of those that are loaded."""
+        seq, start, end, n_own = chunk.seq, chunk.start, chunk.start + chunk.count, 0
+        if self._switch is not None:
+            n_own = self._switch.n_adapters
+            own = self._switch.scales(seq.tokens, start, chunk.count)
+            into[:, :n_own] = own.view(np.int32)
+        scales = np.array(seq.adapter_scales or 0, np.float32)
+        if seq.adapter_starts:
+            places = np.arange(start, end)[:, None]
+            scales = np.where(places >= seq.adapter_starts, scales, np.float32(0))
+        into[:, n_own:] = scales.view(np.int32)
 
     def _fill_rope_positions(self, chunk: Chunk, n: int) -> None:
         """Those of a chunk's tokens, and of the first tokens of their blocks."""

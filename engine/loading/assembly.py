@@ -127,6 +127,7 @@ def allocate_memory(
         batch = Batch(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
+            switch=h.switch,
             n_ring_pages=sizes.n_ring_pages, media=media,
             sections=bool(h.rope_sections), block=pooled_block(h),
             n_adapters=weights.n_adapters,

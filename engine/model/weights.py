@@ -58,7 +58,7 @@ from gguf_serve.engine.layers.sublayer import (
     Together,
 )
 from gguf_serve.engine.model.placement import Placement
-from gguf_serve.engine.recording.adapters import Adapter, check_used
+from gguf_serve.engine.recording.adapters import Adapter, check_used, switched_adapters
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.quantization.weights import Matrix, PackJob
@@ -118,10 +118,13 @@ def allocate_weights(
     """
     adapters, directions = additions
     gguf = as_layers(gguf, hparams.arch)
+    check_tensors(gguf, hparams)
+    if hparams.switch is not None:
+        own = switched_adapters(gguf, hparams.n_layers, hparams.switch.n_adapters)
+        adapters = (*own, *adapters)
     sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
-    check_tensors(gguf, hparams)
     matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
     head_at = len(placement.parts) - 1
     per_layer = load_per_layer_embedding(source, hparams, 0)
@@ -306,6 +309,8 @@ def _layer(
     source, elsewhere = sources[mixer_at], sources[ffn_at]
     if h.arch.norms_after:
         return _layer_with_norms_after(source, elsewhere, h, layer)
+    if h.arch.normed_outputs:
+        return _layer_of_normed_outputs(source, elsewhere, h, layer)
     mixers = _mixers(source, h, layer)
     ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
@@ -351,9 +356,7 @@ def _layer_with_norms_after(
     source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
 ) -> Layer:
     b, part = f"blk.{layer}.", 2 * layer + 1
-    mixer, ffn = load_attention(source, h, layer), _ffn(elsewhere, h, layer)
-    if ffn is None:
-        raise ModelError(f"tensor {b}ffn_up.weight is missing")
+    mixer, ffn = _attention_and_ffn(source, elsewhere, h, layer)
     first, second = _norm(source, h, f"{b}attn_output_norm"), f"{b}attn_norm_2"
     norms = [first, _norm(source, h, second)] if source.has(f"{second}.weight") else [first]
     return Layer(part, (
@@ -362,6 +365,26 @@ def _layer_with_norms_after(
             Sublayer(part + 1, layer, None, ffn, None), _norm(elsewhere, h, f"{b}layer_output_norm")
         ),
     ))  # fmt: skip
+
+
+def _layer_of_normed_outputs(
+    source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
+) -> Layer:
+    b, part = f"blk.{layer}.", 2 * layer + 1
+    mixer, ffn = _attention_and_ffn(source, elsewhere, h, layer)
+    after = _norm(source, h, f"{b}attn_norm"), _norm(elsewhere, h, f"{b}ffn_norm")
+    return Layer(part, (
+        Sublayer(part, layer, None, mixer, after[0]), Sublayer(part + 1, layer, None, ffn, after[1])
+    ))  # fmt: skip
+
+
+def _attention_and_ffn(
+    source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
+) -> tuple[SublayerWeights, SublayerWeights]:
+    ffn = _ffn(elsewhere, h, layer)
+    if ffn is None:
+        raise ModelError(f"tensor blk.{layer}.ffn_up.weight is missing")
+    return load_attention(source, h, layer), ffn
 
 
 def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[SublayerWeights]:

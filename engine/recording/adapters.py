@@ -23,6 +23,11 @@ Floats = npt.NDArray[np.float32]
 ENDS = (".lora_a", ".lora_b")
 INVOCATION = "adapter.alora.invocation_tokens"
 EMBEDDING = "token_embd.weight"
+# Matrices that a file's own adapters change, and by which names
+SWITCHED = {
+    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    **{name: (name,) for name in ("attn_output", "ffn_gate", "ffn_up", "ffn_down")},
+}
 ADAPTABLE = re.compile(
     r"(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b)"
     r"|ffn_(gate|up|down)(_shexp)?|ffn_(gate|up|down|gate_up)_(ch)?exps"
@@ -46,7 +51,10 @@ class LowRank:
         return LowRank(self.index, self.a[expert], self.b[expert, begin:end])
 
     def rows(self, begin: int, end: int) -> LowRank:
-        return LowRank(self.index, self.a, self.b[begin:end])
+        """Of some rows, without what changes none of them."""
+        b = self.b[begin:end]
+        counts = b.any(axis=0)
+        return LowRank(self.index, self.a[counts], b[:, counts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,39 @@ class Adapter:
 def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
     """The adapters of a model; ModelError for a file that is not one, or is another model's."""
     return [_read(path, model) for path in paths]
+
+
+def switched_adapters(model: GGUFFile, n_layers: int, n: int) -> list[Adapter]:
+    """The ``n`` adapters that a file has itself, which follow one of zeros: of Q, K and V as of one
+    matrix. ModelError for tensors that do not fit."""
+    found: list[dict[str, tuple[Floats, Floats]]] = [{} for _ in range(n)]
+    for layer in range(n_layers):
+        for matrix, parts in SWITCHED.items():
+            name = f"blk.{layer}.{matrix}.weight"
+            tensors = [f"blk.{layer}.{part}" for part in parts]
+            a, b = ([_floats(model, t + end) for t in tensors] for end in ENDS)
+            rows = sum(each.shape[1] for each in b)
+            if {len(each) for each in (*a, *b)} != {n + 1} or rows != model.tensors[name].shape[1]:
+                raise ModelError(
+                    f"{model.path}: tensors {', '.join(tensors)} (.lora_a, .lora_b) of shapes "
+                    f"{[each.shape[::-1] for each in (*a, *b)]} do not fit {name} of shape "
+                    f"{model.tensors[name].shape} and {n} adapters"
+                )
+            if any(each[0].any() for each in b):
+                raise ModelError(f"{model.path}: the first adapter of {name} is not zero")
+            for i in range(n):
+                found[i][name] = _below([each[i + 1] for each in a], [each[i + 1] for each in b])
+    return [Adapter(model.path, updates) for updates in found]
+
+
+def _below(a: Sequence[Floats], b: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """The update of matrices below each other, of theirs."""
+    whole = np.zeros((sum(map(len, b)), sum(map(len, a))), np.float32)
+    row = column = 0
+    for low, high in zip(a, b, strict=True):
+        whole[row : row + len(high), column : column + len(low)] = high
+        row, column = row + len(high), column + len(low)
+    return np.concatenate(a), whole
 
 
 def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:

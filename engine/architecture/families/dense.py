@@ -40,6 +40,7 @@ from gguf_serve.engine.architecture.needs import (
     QKV_BIAS,
     SINKS,
     SUB_NORMS,
+    SWITCHED,
     needs,
 )
 
@@ -54,7 +55,7 @@ ROWS = (
     Architecture("bitnet", DECODER + SUB_NORMS + GLU, positions="neox"),
     Architecture("bloom", DECODER + FFN + BIASES + QKV_BIAS + EMBEDDING_NORM + needs("model",
                  "token_embd_norm.bias"), positions="alibi", layer_norm=True, activation="gelu"),
-    Architecture("chameleon", DECODER + QK_NORM + GLU, keys={"swin_norm": Only(False)},
+    Architecture("chameleon", DECODER + QK_NORM + GLU, keys=may("swin_norm"),
                  quirks={"layer_qk_norm", "silent_images"}),
     Architecture("chatglm", DECODER + FFN),
     Architecture("codeshell", needs("model", ("token_embd", "output")) + OUTPUT_NORM + NORMS + QKV +
@@ -107,6 +108,11 @@ ROWS = (
     Architecture("granite_swa", DECODER + SINKS + GLU + EXPERTS + GLU_SHARED,
                  keys=window(REQUIRED, REQUIRED) | GRANITE_SCALES | may("attention.rope_pattern"),
                  normalize_experts=True, divide_logits=True),
+    Architecture("graniteswitch", ENDS + NORMS + needs("attention", "attn_qkv", "attn_output") +
+                 GLU + SWITCHED, keys=GRANITE_SCALES | may("rope.scaling.finetuned") |
+                 must("adapters.count", "adapters.token_ids_activate",
+                 "adapters.token_ids_substitute") | {"adapters.router_gain": 15.0},
+                 divide_logits=True, quirks={"rope_if_finetuned"}),
     Architecture("hunyuan-dense", DECODER + QK_NORM + GLU, keys=may("rope.dimension_sections"),
                  positions="neox", head_norm_after_rope=True),
     Architecture("hunyuan_vl", DECODER + QK_NORM + GLU,

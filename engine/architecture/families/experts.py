@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.keys import (
+    CLAMPS,
     EXPERT_SCALE,
     EXPERT_WEIGHTS,
     GRANITE_SCALES,
@@ -135,4 +136,8 @@ ROWS = (
     Architecture("smallthinker", DECODER + GLU_EXPERTS, keys=window(4) | may("expert_gating_func"),
                  positions="neox", rope_layers="step_first", activation="relu",
                  normalize_experts=True, quirks={"window_after_first", "early_router"}),
+    Architecture("step35", DECODER + GLU + GLU_EXPERTS + GLU_SHARED + OUTPUT,
+                 keys=window(REQUIRED, REQUIRED) | EXPERT_WEIGHTS | CLAMPS,
+                 positions="neox", window_rope_scaled=False, scoring="sigmoid",
+                 quirks={"half_rope_outside_windows", "rope_factors_outside_windows"}),
 )  # fmt: skip

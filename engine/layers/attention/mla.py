@@ -17,6 +17,7 @@ from gguf_serve.engine.layers.attention.indexer import (
     index,
     load_indexer,
 )
+from gguf_serve.engine.layers.feed_forward.experts import more_rows
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -24,6 +25,7 @@ from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import RopeStyle, Temperature
 from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.quantization.packing import ROWS
 from gguf_serve.kernels.rows.norm import COPY, NormWeights
 
 
@@ -60,7 +62,10 @@ def load_mla(source: TensorSource, h: Hyperparameters, layer: int) -> MLAWeights
         parts = (
             source.experts(f"{b}{name}") if h.n_heads[layer] > 1 else [source.part(f"{b}{name}")]
         )
-        return source.expert_linear(parts)
+        n_more = -parts[0].n_rows % ROWS
+        return source.expert_linear(
+            [more_rows(part, n_more) for part in parts] if n_more else parts
+        )
 
     def weights(name: str) -> NormWeights | None:
         vector = source.vector(f"{b}{name}.weight")
@@ -114,10 +119,21 @@ def mla(g: Graph, x: Rows, w: MLAWeights, layer: int) -> Rows:
     mask = Mask(window, sinks=w.sinks, together=together)
     y = g.attend(q, n, cache, mask, selected=selected)
     if w.v_up is not None:
-        y = g.per_head(y.by_head(n), w.v_up)
+        y = _values(g, y, w, w.v_up, n)
     if w.gate:
         y = g.activate(g.linear(x, w.gate), h.arch.attention_gate, times=y)
     return g.output(y, w.output)
+
+
+def _values(g: Graph, y: Rows, w: MLAWeights, v_up: Linear, n: int) -> Rows:
+    """Every head's values from the latent space, without the rows that fill its matrix up."""
+    size = w.output.matrix.n_cols // n
+    whole = g.per_head(y.by_head(n), v_up)
+    if whole.width == n * size:
+        return whole
+    values = g.rows(n * size)
+    g.copy(whole.by_head(n).split(size)[0], values.by_head(n))
+    return values
 
 
 def _absorb(g: Graph, q: Rows, c: Rows, w: MLAWeights, rot: int) -> Rows:

@@ -50,7 +50,7 @@ def load_experts(
     if scales is not None:
         scales = np.broadcast_to(scales, len(down)).copy()
     if n_more := -both[0][0].n_rows % (ROWS * len(both)):
-        both = [[_more_rows(part, n_more) for part in some] for some in both]
+        both = [[more_rows(part, n_more) for part in some] for some in both]
         down = [_more_columns(part, n_more, last) for part in down]
     if any(part.updates for some in both for part in some):
         first = tuple(source.expert_linear(some) for some in both)
@@ -61,9 +61,9 @@ def load_experts(
     )
 
 
-def _more_rows(part: Part, n: int) -> Part:
-    """An expert with n rows of zeros below its own: kernels take 16 rows, of pairs 32, at once. In
-    every type of blocks, zeros are values of zero."""
+def more_rows(part: Part, n: int) -> Part:
+    """An expert, or a head, with n rows of zeros below its own: kernels take 16 rows, of pairs 32,
+    at once. In every type of blocks, zeros are values of zero."""
     if part.updates:
         raise ModelError(f"adapters of experts of {part.n_rows} rows, which is no multiple of 32")
     raw, n_rows = part.raw, part.n_rows + n

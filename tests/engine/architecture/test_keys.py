@@ -33,8 +33,9 @@ SAVED: dict[str, Any] = json.loads(
 )
 # Sizes and places that tensors show, so that none of these is read.
 SHOWN = [
-    "attention.decay_lora_rank", "attention.gate_lora_rank", "attention.iclr_lora_rank",
-    "attention.output_group_count", "attention.output_lora_rank", "attention.q_lora_rank",
+    "adapters.lora_rank", "attention.decay_lora_rank", "attention.gate_lora_rank",
+    "attention.iclr_lora_rank", "attention.output_group_count", "attention.output_lora_rank",
+    "attention.q_lora_rank",
     "attention.value_length_mla", "attention.value_residual_mix_lora_rank", "dense_2_feat_in",
     "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out", "embedding_length_per_layer_input",
     "expert_chunk_feed_forward_length", "expert_feed_forward_length", "expert_latent_length",

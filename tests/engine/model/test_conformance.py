@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance_data import DATA, arrays, names, read_spec, reference
-from stepping import Floats, Stepper, nmse, sequence
+from stepping import SIZES, Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.architecture.arch import Quirk
 from gguf_serve.engine.architecture.table import ARCHITECTURES
@@ -21,11 +22,10 @@ NAMES = names()
 # Architectures and variants that ../shared has apart.
 SECOND = [
     "apertus", "arwkv7", "arwkv7-nogate", "bailingmoe2-nextn", "bitnet", "chameleon",
-    "deepseek2-ocr", "draft-target", "exaone-moe-nextn", "exaone4-nextn", "gemma4-26b-a4b",
-    "gemma4-31b", "gemma4-e4b", "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe", "jamba-moe",
-    "llama-linear", "nemotron_h_moe-moe", "nemotron_h_moe-puzzle", "plm", "pockettts", "qwen3-yarn",
-    "qwen3tts", "rwkv6",
-    "rwkv6qwen2",
+    "deepseek2-lite", "deepseek2-ocr", "draft-target", "exaone-moe-nextn", "exaone4-nextn",
+    "gemma4-26b-a4b", "gemma4-31b", "gemma4-e4b", "glm4-nextn", "gpt-oss-yarn", "granitehybrid-moe",
+    "graniteswitch", "jamba-moe", "llama-linear", "nemotron_h_moe-moe", "nemotron_h_moe-puzzle",
+    "plm", "pockettts", "qwen3-yarn", "qwen3tts", "rwkv6", "rwkv6qwen2", "step35",
 ]  # fmt: skip
 # Token ids that are never generated
 SILENT = {"chameleon": slice(4, 8196), "qwen3tts": slice(128)}
@@ -153,6 +153,22 @@ def test_attention_both_ways(load: Load, name: str) -> None:
     me = sequence(tokens, 1, [4, 6])
     beside = model.step((others[0], 9), (me, len(tokens)), (others[1], 15))[1]
     assert nmse(beside, logits) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_ctx", "name"), [(512, "logits"), (256, "logits_short")])
+def test_longrope(
+    device: Device,
+    programs: Programs,
+    conformance_model: Callable[[str], Path],
+    n_ctx: int,
+    name: str,
+) -> None:
+    """The long factors count where the context is longer than the original one of 256 tokens."""
+    sizes, found = replace(SIZES, n_ctx_slot=n_ctx), arrays("phi3-longrope")
+    model = Stepper(conformance_model("phi3-longrope"), device, programs, sizes=sizes)
+    result = model.run(sequence(found["tokens"], 1, TABLE), [40] + [1] * 24)
+    assert nmse(result, found[name]) <= FLOAT_NMSE
 
 
 @pytest.mark.slow
