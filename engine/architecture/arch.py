@@ -42,6 +42,8 @@ Quirk = Literal[
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
     "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
+    "layer_norm_after_heads",  # the last norm of a head of speculation is a layer norm
+    "states_before_norm",  # those that heads of speculation take are from before the last norm
     "normed_embedding",  # RMS norm without weight after the embedding
     "tiny_post_norm_eps",  # norms after sublayers have an epsilon of 1e-8
     "weightless_head_norms",  # where there is RoPE, and not in models of 128 experts
@@ -221,6 +223,8 @@ class Hyperparameters:
     kda_lower: float  # bound of the decay's logarithm in Kimi's delta attention; 0: none
     experts: ExpertHyperparameters
     sparsity_cutoffs: tuple[float, ...]  # per layer, of an FFN's gate (sparsify.cl); 0: none
+    takes_states: bool = False  # it is a head of speculation, see heads.py
+    gives_states: bool = False  # hidden states are those that its heads take
     image_experts: bool = False  # images have weights of their own, and there may be images
 
     @property
@@ -246,6 +250,12 @@ class Hyperparameters:
     def generates(self) -> bool:
         """Whether it has logits: an encoder has hidden states only."""
         return self.causal or self.denoising is not None
+
+    @property
+    def states_normed(self) -> bool:
+        """Whether hidden states are from after the last norm."""
+        as_heads = self.takes_states or self.gives_states
+        return not (as_heads and "states_before_norm" in self.arch.quirks)
 
     @property
     def neox(self) -> bool:

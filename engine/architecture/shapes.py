@@ -58,6 +58,7 @@ LAYER = {
     "attn_output.lora_a": "o t n", "attn_output.lora_b": "t E n", "ffn_gate.lora_a": "E t n",
     "ffn_gate.lora_b": "t f n", "ffn_up.lora_a": "E t n", "ffn_up.lora_b": "t f n",
     "ffn_down.lora_a": "f t n", "ffn_down.lora_b": "t E n",
+    "nextn.eh_proj": "2E E", "nextn.enorm": "E", "nextn.hnorm": "E",
     "shortconv.in_proj": "E 3E", "shortconv.conv": "- E", "shortconv.out_proj": "E E",
 }  # fmt: skip
 Shape = tuple[int, ...]

@@ -33,6 +33,7 @@ from gguf_serve.kernels.opencl.tensor import (
 from gguf_serve.kernels.rows.topk import topk_buffers
 
 Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Batch:
         sections: bool = False,
         block: int = 1,
         n_adapters: int = 0,
+        state_width: int = 0,
     ) -> None:
         """``n_ring_pages``: of each slot, for layers that keep their window only; 0: they
         keep all. ``sections``: positions have four numbers (M-RoPE). ``block``: tokens of a block
@@ -147,6 +149,7 @@ class Batch:
             adapter_scales=tensors.get("adapter_scales"),
             row_scales=tensors.get("row scales"),
             ngrams=tensors.get("ngrams"),
+            states=empty(device, (n_tokens, state_width)) if state_width else None,
             block_positions=tensors.get("block_positions"),
         )
 
@@ -154,10 +157,17 @@ class Batch:
     def found(self) -> Tensor:
         return self.inputs.topk.found
 
-    def fill(self, chunks: Sequence[Chunk], rows: Sequence[OutputRow], tile: int) -> Counts:
+    def fill(
+        self,
+        chunks: Sequence[Chunk],
+        rows: Sequence[OutputRow],
+        tile: int,
+        states: Floats | None = None,
+    ) -> Counts:
         """Write a step's inputs to the device; returns its counts (kernels/opencl/tape.py).
 
-        ``rows`` are in the order of the chunks and their positions.
+        ``rows`` are in the order of the chunks and their positions. ``states``: see
+        StepInputs.states, of the step's tokens.
         """
         self._write_tables([chunk.seq for chunk in chunks])
         firsts: dict[int, int] = {}
@@ -182,6 +192,8 @@ class Batch:
             write(self._device, self._memory, self._host)
         if n_media and self.inputs.media is not None:
             write(self._device, self.inputs.media, self._media[:n_media])
+        if states is not None and self.inputs.states is not None:
+            write(self._device, self.inputs.states, np.ascontiguousarray(states), wait=True)
         return counts
 
     def _fill_rows(self, rows: Sequence[OutputRow], firsts: Mapping[int, int]) -> list[int]:

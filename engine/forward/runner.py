@@ -207,10 +207,12 @@ class Runner:
         rows: Sequence[OutputRow],
         meanwhile: Callable[[], None] = lambda: None,
         patience: float | None = None,
+        states: npt.NDArray[np.float32] | None = None,
     ) -> list[RowLogits]:
         """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
         them, hold until the next forward. ``meanwhile`` is called while the device computes.
-        Rows whose masks are not known after ``patience`` seconds of that wait for them."""
+        Rows whose masks are not known after ``patience`` seconds of that wait for them.
+        ``states``: what a head of speculation reads beside each token, float32 [tokens, n_embd]."""
         for copy in copies:
             for pages in self.pages:
                 pages.copy_page(copy.source, copy.target)
@@ -220,7 +222,7 @@ class Runner:
         for row in rows:
             if row.mask is not None:
                 row.mask.begin()
-        recording, counts = self.prepare(chunks, rows)
+        recording, counts = self.prepare(chunks, rows, states)
         recording.run(counts)
         masks = self._last.write_masks(rows, patience)  # while the device computes
         self.topk.run(counts[self._output_at])
@@ -244,7 +246,10 @@ class Runner:
             self.states.restore(restore.slot, restore.copy)
 
     def prepare(
-        self, chunks: Sequence[Chunk], rows: Sequence[OutputRow]
+        self,
+        chunks: Sequence[Chunk],
+        rows: Sequence[OutputRow],
+        states: npt.NDArray[np.float32] | None = None,
     ) -> tuple[Recording, list[Counts]]:
         """Write a step's inputs to the devices; what is left is to run its launches and topk's."""
         attention = _attention_mode(chunks)
@@ -260,7 +265,7 @@ class Runner:
             if mode == wanted:
                 self._of_step[key] = recording
         counts = [
-            batch.fill(chunks, rows, tile if attention == "tiles" else 1)
+            batch.fill(chunks, rows, tile if attention == "tiles" else 1, states)
             for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
         ]
         return recording, counts

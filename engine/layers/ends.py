@@ -65,7 +65,8 @@ class Head:
     def hidden(self, g: Graph, x: Rows) -> Rows:
         """The hidden states of all tokens."""
         with g.on(self.part):
-            x = g.copied(x) if self.norm.is_copy else g.norm(x, self.norm)
+            as_is = self.norm.is_copy or not g.h.states_normed
+            x = g.copied(x) if as_is else g.norm(x, self.norm)
             return g.through(x, self.dense)
 
     def last(self, g: Graph, x: Rows) -> Rows:

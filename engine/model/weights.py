@@ -37,6 +37,7 @@ from gguf_serve.engine.layers.feed_forward.moe import (
     load_moe,
     load_parallel_experts,
 )
+from gguf_serve.engine.layers.nextn import load_fusion
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.recurrent.delta_net import load_delta_net
 from gguf_serve.engine.layers.recurrent.kimi_delta import load_kimi_delta
@@ -128,6 +129,7 @@ def allocate_weights(
     matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
     head_at = len(placement.parts) - 1
     per_layer = load_per_layer_embedding(source, hparams, 0)
+    fusion = load_fusion(source, hparams, 0)
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
     tied = None if last is not source else matrix
@@ -146,6 +148,7 @@ def allocate_weights(
         placement=placement,
         embedding=_embedding(source, hparams, matrix),
         before=(
+            *(() if fusion is None else (fusion,)),
             *(() if per_layer is None else (per_layer,)),
             *(() if residuals is None else (residuals.begin,)),
         ),
@@ -238,7 +241,9 @@ def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
     if h.arch.norms_after or h.cycles:  # the last layer has normalized the stream
         return NormWeights(None, h.eps)
-    return _norm(source, h, "output_norm", "enc.output_norm", "token_embd_norm")
+    norm = _norm(source, h, "output_norm", "enc.output_norm", "token_embd_norm")
+    other = h.takes_states and "layer_norm_after_heads" in h.arch.quirks
+    return replace(norm, layer=True) if other else norm
 
 
 def _first(source: TensorSource, *names: str) -> npt.NDArray[np.float32] | None:

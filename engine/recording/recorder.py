@@ -82,6 +82,10 @@ class Recorder:
         """Rows that a launch will write: so many for each token, or ``n``."""
         return Value(width, times, np.dtype(dtype), n=n).rows
 
+    def given(self, memory: Tensor) -> Rows:
+        """Rows of tokens that a step is given: float32 [n, width]."""
+        return Value(memory.shape[1], memory=memory).rows
+
     def keep(self, x: Rows, memory: Tensor) -> Rows:
         """Give rows memory of their own, which outlives the step."""
         x.value.memory = memory

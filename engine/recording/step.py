@@ -46,6 +46,7 @@ class StepInputs:
     adapter_scales: Tensor | None = None  # float32 bits in int32 [n, adapters]
     ngrams: Tensor | None = None  # int32 [n, hashes]: rows of the table of n-grams
     row_scales: Tensor | None = None  # as adapter_scales, of the rows
+    states: Tensor | None = None  # float32 [n, n_embd]: a target's, of the token before each
     block_positions: Tensor | None = None  # as rope_positions, of the first token of its block
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Quirk
+from gguf_serve.engine.architecture.heads import read_head
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.forward.batch import OutputRow
@@ -52,12 +53,21 @@ class Stepper:
         control: ControlVectors = NO_CONTROL,
         sizes: Sizes = SIZES,
         without: Set[Quirk] = frozenset(),
+        head: int | None = None,
+        gives_states: bool = False,
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first.
-        ``without``: quirks of the architecture that are left out."""
+        ``without``: quirks of the architecture that are left out. ``head``: the head of speculation
+        of that number, and not the model; ``gives_states``: hidden states are those that heads
+        take."""
         with open_gguf(path) as gguf:
             arch = find_architecture(gguf.architecture)
-            hparams = read_hyperparameters(gguf, replace(arch, quirks=arch.quirks - without))
+            arch = replace(arch, quirks=arch.quirks - without)
+            if head is None:
+                hparams = read_hyperparameters(gguf, arch)
+            else:
+                gguf, hparams = read_head(gguf, arch, head)
+            hparams = replace(hparams, gives_states=gives_states)
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
             additions = Additions(
@@ -114,6 +124,18 @@ class Stepper:
         ends = np.cumsum([chunk.count for chunk in chunks])
         states = self.runner.hidden(range(int(ends[-1])))
         return np.split(states, ends[:-1])
+
+    def with_states(
+        self, seq: RunningSequence, count: int, given: Floats | None = None
+    ) -> tuple[Floats, Floats]:
+        """The logits and the hidden states of the next so many tokens; ``given``: what a head of
+        speculation reads beside each of them."""
+        chunk = Chunk(seq, seq.n_computed, count, "hidden")
+        wanted = [OutputRow(chunk, chunk.start + i, 1) for i in range(count)]
+        found = self.runner.forward([chunk], (), wanted, states=given)
+        logits = np.array([row.row() for row in found])
+        seq.n_computed += count
+        return logits, self.runner.hidden(range(count))
 
     def run(self, seq: RunningSequence, counts: Iterable[int]) -> Floats:
         """The logits of one sequence, in steps of so many tokens."""

@@ -115,7 +115,7 @@ ROWS = (
     Architecture("mimo2", DECODER + FFN_OR_EXPERTS + OUTPUT,
                  keys=window(REQUIRED, REQUIRED, base=10000.0) | may("attention.value_scale"),
                  unused=QKV_BIASES, positions="neox", window_rope_scaled=False, scoring="sigmoid",
-                 normalize_experts=True),
+                 normalize_experts=True, quirks={"states_before_norm"}),
     Architecture("minimax-m2", DECODER + QK_NORM + GLU_EXPERTS + CHOICE_BIAS + OUTPUT,
                  keys=may("expert_gating_func"), positions="neox", normalize_experts=True),
     Architecture("minimax-m3", DECODER + QK_NORM + BLOCK_INDEXER + GLU + GLU_EXPERTS + GLU_SHARED +
@@ -139,5 +139,6 @@ ROWS = (
     Architecture("step35", DECODER + GLU + GLU_EXPERTS + GLU_SHARED + OUTPUT,
                  keys=window(REQUIRED, REQUIRED) | EXPERT_WEIGHTS | CLAMPS,
                  positions="neox", window_rope_scaled=False, scoring="sigmoid",
-                 quirks={"half_rope_outside_windows", "rope_factors_outside_windows"}),
+                 quirks={"half_rope_outside_windows", "rope_factors_outside_windows",
+                 "states_before_norm"}),
 )  # fmt: skip

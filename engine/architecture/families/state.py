@@ -97,7 +97,8 @@ ROWS = (
                  FFN,
                  keys=EXPERT_SCALE | must("ssm.state_size", "attention.layer_norm_epsilon") |
                  may("attention.layer_norm_rms_epsilon"),
-                 mixed=True, positions="none", activation="relu2", scoring="sigmoid"),
+                 mixed=True, positions="none", activation="relu2", scoring="sigmoid",
+                 quirks={"layer_norm_after_heads"}),
     Architecture("plamo2", DECODER + QK_NORM + MAMBA_1 + STEP_NORMS + POST_NORMS + FFN,
                  keys=must("ssm.state_size"), mixed=True, positions="neox"),
     Architecture("qwen35", ENDS + ATTENTION_NORM + POST_ATTENTION_NORM + DELTA_NET + DELTA_RATES +

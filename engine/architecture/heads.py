@@ -1,0 +1,85 @@
+"""The layers of a file that predict further tokens (``nextn_predict_layers``), each as a model.
+
+Such a head is a layer like the others, and its own or the model's embedding, norm and output. Seen
+as a file with one layer, it is loaded, checked and placed as other models are. What is new is what
+it reads: beside each token the state that the target has of the one before (layers/nextn.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
+from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import GGUFFile
+
+T = TypeVar("T")
+# What a head has itself, by what it is in a model; the first that the file has.
+OWN = {
+    "output_norm": ("nextn.shared_head_norm", "layer_output_norm"),
+    "output": ("nextn.shared_head_head",),
+    "token_embd": ("nextn.embed_tokens",),
+}
+
+
+def count_heads(gguf: GGUFFile) -> int:
+    """How many heads the file has."""
+    return gguf.get_int(gguf.arch_key("nextn_predict_layers"), 0)
+
+
+def read_head(gguf: GGUFFile, arch: Architecture, number: int) -> tuple[GGUFFile, Hyperparameters]:
+    """Head ``number`` of a file, as a file of its own; ModelError if there is no such head, or what
+    is read cannot be."""
+    n = count_heads(gguf)
+    if not 0 <= number < n:
+        raise ModelError(f"{gguf.path}: there is no head {number} of speculation, of {n}")
+    if "hc_attn_fn" in " ".join(gguf.tensors):
+        raise ModelError(f"{gguf.path}: heads of {arch.name} are not supported, with its streams")
+    none = {gguf.arch_key("nextn_predict_layers"): 0}
+    h = read_hyperparameters(gguf.with_metadata({**gguf.metadata, **none}), arch)
+    layer = h.n_layers - n + number
+    pattern = gguf.metadata.get(gguf.arch_key("attention.sliding_window_pattern"))
+    if not isinstance(pattern, np.ndarray):  # "every n-th" does not go on in heads: they see all
+        h = replace(h, windowed=(False,) * h.n_layers, rope=(any(h.rope),) * h.n_layers)
+    return _as_model(gguf, layer), _of_layer(h, layer)
+
+
+def _as_model(gguf: GGUFFile, layer: int) -> GGUFFile:
+    own = {
+        match[1]: info
+        for name, info in gguf.tensors.items()
+        if (match := re.fullmatch(rf"blk\.{layer}\.(.+)", name)) is not None
+    }
+    found = {name: info for name, info in gguf.tensors.items() if not name.startswith("blk.")}
+    if "output.weight" not in found:
+        found["output.weight"] = found["token_embd.weight"]
+    for name, others in OWN.items():
+        named = [own.pop(f"{other}.weight", None) for other in others]
+        info = next((info for info in named if info is not None), None)
+        if info is not None:
+            found[f"{name}.weight"] = info
+    return gguf.with_tensors(found | {f"blk.0.{name}": info for name, info in own.items()})
+
+
+def _of_layer(h: Hyperparameters, layer: int) -> Hyperparameters:
+    """Those of a model that has this layer alone."""
+
+    def one(values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(values[layer : layer + 1])
+
+    e, s = h.experts, h.sparsity
+    return replace(
+        h, n_layers=1, n_heads=one(h.n_heads), n_kv=one(h.n_kv), kv_layers=(0,), rope=one(h.rope),
+        windowed=one(h.windowed), compress_ratios=one(h.compress_ratios), xielu=one(h.xielu),
+        sparsity_cutoffs=one(h.sparsity_cutoffs), n_deepstack=0, takes_states=True,
+        experts=replace(
+            e, used=one(e.used), limits=one(e.limits), shared_limits=one(e.shared_limits)
+        ),
+        sparsity=s if s is None else replace(s, layers=one(s.layers)),
+    )  # fmt: skip
