@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server.errors import ErrorShape, plain_error
 from gguf_serve.server.requests.service import Service
+from gguf_serve.server.requests.unknown import KNOWN, known_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Dialect:
 
 
 class Post(Route):
-    """A route of POST; ``body`` is the type of what it is sent, as JSON or as a form."""
+    """A route of POST; ``body`` is the type of what it is sent, as JSON or as a form. ``also``:
+    fields beside those of ``body`` that are refused, or known to change nothing."""
 
     def __init__(
         self,
@@ -34,7 +36,13 @@ class Post(Route):
         body: Any = dict[str, Any],
         *,
         is_form: bool = False,
+        also: Collection[str] = (),
     ) -> None:
         super().__init__(path, endpoint, methods=["POST"])
         self.body = body
         self.is_form = is_form
+        self.known = known_fields(body, also)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[KNOWN] = self.known
+        await super().handle(scope, receive, send)

@@ -9,9 +9,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from gguf_serve.server.errors import invalid, shown
-from gguf_serve.server.requests.fields import UNSUPPORTED, GenerationFields, convert, refuse
+from gguf_serve.server.requests.fields import (
+    INERT,
+    UNSUPPORTED,
+    GenerationFields,
+    convert,
+    refuse,
+)
 from gguf_serve.server.requests.media import KINDS, given
 
+CHAT_UNSUPPORTED = UNSUPPORTED | {"echo": (False,), "suffix": ("",)}
+CHAT_ALSO = INERT.union(CHAT_UNSUPPORTED)
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 
 
@@ -35,7 +43,7 @@ class Chat(GenerationFields, kw_only=True):
 
 def read_chat(data: dict[str, Any]) -> Chat:
     """A chat from the body of a chat completion, or from what a dialect has made of its own."""
-    refuse(data, UNSUPPORTED | {"suffix": ("",)})
+    refuse(data, CHAT_UNSUPPORTED)
     chat = convert(data, Chat)
     check_messages(chat.messages)
     chat.messages = [with_refusals(message) for message in chat.messages]

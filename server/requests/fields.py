@@ -71,17 +71,32 @@ LIMITED: dict[str, tuple[int, int]] = {
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "backend_sampling": (False,),
+    "chat_template": (),
+    "documents": ([],),
     "function_call": ("auto", "none"),
     "functions": ([],),
     "image_data": ([],),
     "logits_processors": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
+    "priority": (0,),
+    "prompt_embeds": (),
     "response_fields": ([],),
     "use_beam_search": (False,),
     "verbose": (False,),
     "web_search_options": (),
 }
+
+
+# Fields that change no answer here: nobody keeps it, prices it or moderates it, every prefix is
+# cached, and what is said of beams does nothing without them.
+INERT = frozenset(
+    {
+        "early_stopping", "length_penalty", "metadata", "model", "moderation", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "request_id", "safety_identifier",
+        "service_tier", "spaces_between_special_tokens", "store", "user", "verbosity",
+    }
+)  # fmt: skip
 
 
 class StreamOptions(msgspec.Struct):
@@ -167,6 +182,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None

@@ -134,7 +134,9 @@ async def engine_requests(
         wants=Generation() if n_scored is None else Scoring(n_scored),
         cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
         constraint=job.constraint,
-        special=defaults.special,
+        special=defaults.special
+        if fields.skip_special_tokens is None
+        else not fields.skip_special_tokens,
         shown=job.shown,
         reasoning=job.reasoning,
         progress=bool(fields.stream and fields.return_progress),

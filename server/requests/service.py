@@ -25,6 +25,7 @@ from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.options.request_defaults import Defaults
+from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
 
 T = TypeVar("T")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
@@ -89,6 +90,7 @@ class Service:
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
+        self._unknown = UnknownFields()
         self._inbox: Inbox | None = None
         self._long_texts = asyncio.Semaphore(1)
 
@@ -133,7 +135,11 @@ class Service:
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
-        return await self._decoded(request, read_object)
+        fields = await self._decoded(request, read_object)
+        known = request.scope.get(KNOWN)
+        if known is not None:
+            self._unknown.note(request.scope["path"], fields, known)
+        return fields
 
     async def read_list(self, request: HttpRequest) -> list[Any]:
         """The items of a body that is an array."""

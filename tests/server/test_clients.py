@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
+from gguf_serve.server.requests import unknown
 
 # ChatML with tool calls as Hermes models write them.
 SOURCE = (
@@ -33,6 +35,14 @@ TOOL = {
         },
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def every_field_is_known(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What these programs send is understood, or said to change nothing."""
+    yield
+    told = [record for record in caplog.get_records("call") if record.name == unknown.__name__]
+    assert not told
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
 from gguf_serve.server.dialects.anthropic.errors import error_body
-from gguf_serve.server.dialects.anthropic.input import MessagesFields, chat_body
+from gguf_serve.server.dialects.anthropic.input import ALSO, MessagesFields, chat_body
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import EVENT_STREAM, Framing, named_sse
@@ -36,8 +36,11 @@ ANTHROPIC_SSE = Framing(EVENT_STREAM, named_sse, named_sse({"type": "ping"}))
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Post("/v1/messages", partial(messages, service), MessagesFields),
-        Post("/v1/messages/count_tokens", partial(count_tokens, service), MessagesFields),
+        Post(path, partial(endpoint, service), MessagesFields, also=ALSO)
+        for path, endpoint in (
+            ("/v1/messages", messages),
+            ("/v1/messages/count_tokens", count_tokens),
+        )
     ]
 
 

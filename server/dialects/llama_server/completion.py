@@ -17,6 +17,7 @@ from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.fields import (
+    INERT,
     UNSUPPORTED,
     CompletionFields,
     GenerationFields,
@@ -39,6 +40,7 @@ NATIVE_UNSUPPORTED |= {
     "suffix": ("",),
     "truncate_prompt_tokens": (),
 }
+NATIVE_ALSO = INERT.union(NATIVE_UNSUPPORTED)
 STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
 
 
@@ -56,9 +58,9 @@ class InfillFields(GenerationFields, kw_only=True):
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Post("/completion", partial(completion, service), NativeFields),
-        Post("/completions", partial(completion, service), NativeFields),
-        Post("/infill", partial(infill, service), InfillFields),
+        Post("/completion", partial(completion, service), NativeFields, also=NATIVE_ALSO),
+        Post("/completions", partial(completion, service), NativeFields, also=NATIVE_ALSO),
+        Post("/infill", partial(infill, service), InfillFields, also=NATIVE_ALSO),
     ]
 
 

@@ -16,7 +16,7 @@ from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, json_response, shown
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, run
-from gguf_serve.server.requests.fields import convert
+from gguf_serve.server.requests.fields import INERT, convert
 from gguf_serve.server.requests.prompts import Prompt, check_number, check_total, within_context
 from gguf_serve.server.requests.service import Service
 
@@ -28,8 +28,9 @@ def routes(service: Service) -> list[BaseRoute]:
     vectors, scores = partial(embeddings, service), partial(rerank, service)
     rerankings = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
     return [
-        *(Post(path, vectors, EmbeddingFields) for path in ("/embeddings", "/embedding")),
-        *(Post(path, scores, RerankFields) for path in rerankings),
+        Post("/embeddings", vectors, EmbeddingFields, also=INERT),
+        Post("/embedding", vectors, EmbeddingFields, also=INERT),
+        *(Post(path, scores, RerankFields, also=INERT) for path in rerankings),
     ]
 
 

@@ -17,7 +17,7 @@ from gguf_serve.server.errors import ApiError, invalid, json_response, not_enabl
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.chat import rendered, template_caps
-from gguf_serve.server.requests.conversation import Chat, read_chat
+from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat, read_chat
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.media import SHOWN_MARKER, with_markers
 from gguf_serve.server.requests.parameters import generation_settings
@@ -35,7 +35,7 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v1/health", partial(health, service)),
         Post("/tokenize", partial(tokenize, service), TokenizeFields),
         Post("/detokenize", partial(detokenize, service), DetokenizeFields),
-        Post("/apply-template", partial(apply_template, service), Chat),
+        Post("/apply-template", partial(apply_template, service), Chat, also=CHAT_ALSO),
         Route("/props", partial(props, service)),
         Post("/props", partial(change_props, service)),
     ]

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.dialects.ollama.input import ALSO
 from gguf_serve.server.errors import json_response
 from gguf_serve.server.requests.embeddings import EmbeddingFields, Result, embed, one_vector
 from gguf_serve.server.requests.fields import convert
@@ -19,8 +20,8 @@ from gguf_serve.server.requests.service import Service
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Post("/api/embed", partial(embed_all, service), EmbeddingFields),
-        Post("/api/embeddings", partial(embed_one, service), OllamaPrompt),
+        Post("/api/embed", partial(embed_all, service), EmbeddingFields, also=ALSO),
+        Post("/api/embeddings", partial(embed_one, service), OllamaPrompt, also=ALSO),
     ]
 
 

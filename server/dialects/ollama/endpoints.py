@@ -19,6 +19,7 @@ from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.ollama.input import (
+    ALSO,
     ChatFields,
     GenerateFields,
     chat_body,
@@ -45,8 +46,8 @@ Field = Literal["message", "response"]
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Post("/api/chat", partial(chat, service), ChatFields),
-        Post("/api/generate", partial(generate, service), GenerateFields),
+        Post("/api/chat", partial(chat, service), ChatFields, also=ALSO),
+        Post("/api/generate", partial(generate, service), GenerateFields, also=ALSO),
     ]
 
 

@@ -10,6 +10,9 @@ import msgspec
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.fields import SamplingFields, check_limits, check_stops, refuse
 
+# Fields that change no answer: Ollama's are of a model that is loaded for a request.
+ALSO = frozenset({"model", "name", "options", "keep_alive", "truncate", "shift"})
+
 
 class Options(SamplingFields, kw_only=True):
     """What of ``options`` a request decides; the rest is decided when the server starts."""

@@ -13,12 +13,12 @@ from starlette.routing import BaseRoute
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import json_response
 from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, one_vector
-from gguf_serve.server.requests.fields import convert
+from gguf_serve.server.requests.fields import INERT, convert
 from gguf_serve.server.requests.service import Service
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    return [Post("/v1/embeddings", partial(embeddings, service), EmbeddingFields)]
+    return [Post("/v1/embeddings", partial(embeddings, service), EmbeddingFields, also=INERT)]
 
 
 async def embeddings(service: Service, http: HttpRequest) -> Response:

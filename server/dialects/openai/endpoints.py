@@ -17,8 +17,9 @@ from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.constraints import compiled, read_constraint
-from gguf_serve.server.requests.conversation import Chat, read_chat
+from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat, read_chat
 from gguf_serve.server.requests.fields import (
+    INERT,
     UNSUPPORTED,
     CompletionFields,
     convert,
@@ -39,10 +40,18 @@ def routes(service: Service) -> list[BaseRoute]:
     chat, count = partial(chat_completions, service), partial(input_tokens, service)
     end = partial(control, service)
     return [
-        *(Post(f"{start}/chat/completions", chat, Chat) for start in ("/v1", "")),
-        *(Post(f"{start}/chat/completions/input_tokens", count, Chat) for start in ("/v1", "")),
+        *(Post(f"{start}/chat/completions", chat, Chat, also=CHAT_ALSO) for start in ("/v1", "")),
+        *(
+            Post(f"{start}/chat/completions/input_tokens", count, Chat, also=CHAT_ALSO)
+            for start in ("/v1", "")
+        ),
         *(Post(f"{start}/chat/completions/control", end, ControlFields) for start in ("/v1", "")),
-        Post("/v1/completions", partial(completions, service), CompletionFields),
+        Post(
+            "/v1/completions",
+            partial(completions, service),
+            CompletionFields,
+            also=INERT.union(UNSUPPORTED),
+        ),
         Route("/v1/models", partial(models, service)),
         Route("/models", partial(models, service)),
         Route("/v1/models/{name:path}", partial(model, service)),

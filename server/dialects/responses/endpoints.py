@@ -19,6 +19,7 @@ from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.input import (
+    ALSO,
     ELSEWHERE,
     STATEFUL,
     ResponsesFields,
@@ -42,8 +43,9 @@ from gguf_serve.server.requests.service import Service
 def routes(service: Service) -> list[BaseRoute]:
     answer, count = partial(responses, service), partial(input_tokens, service)
     return [
-        *(Post(f"{start}/responses", answer, ResponsesFields) for start in ("/v1", "")),
-        *(Post(f"{start}/responses/input_tokens", count, ResponsesFields) for start in ("/v1", "")),
+        Post(f"{start}{path}", endpoint, ResponsesFields, also=ALSO)
+        for path, endpoint in (("/responses", answer), ("/responses/input_tokens", count))
+        for start in ("/v1", "")
     ]
 
 

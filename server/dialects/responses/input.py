@@ -11,6 +11,7 @@ import msgspec
 
 from gguf_serve.server.dialects.responses.tools import chat_name, tool_fields
 from gguf_serve.server.errors import invalid, shown
+from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat
 
 # What asks for a memory of earlier responses, or for work that outlives the request.
 STATEFUL: dict[str, tuple[object, ...]] = {
@@ -38,6 +39,14 @@ TRANSLATED = frozenset(
         "top_logprobs",
         "truncation",
     }
+)
+# Fields beside those of ResponsesFields: a chat completion's, and what changes nothing here.
+ALSO = CHAT_ALSO.union(
+    Chat.__struct_encode_fields__,
+    STATEFUL,
+    ELSEWHERE,
+    TRANSLATED,
+    ("client_metadata", "max_tool_calls"),
 )
 TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
 # Ends of types. Tools that stand among the items, and traces of those that OpenAI's servers run:
