@@ -2,10 +2,12 @@
 
     python scripts/bench.py -m model.gguf
     python scripts/bench.py -m model.gguf --peer --peer-python other-venv/bin/python
+    python scripts/bench.py -m model.gguf --widths
 
 With --peer the two take turns at every measurement (ours, peer, ours, peer, ...) and the
 medians are compared; who is not measured waits and uses no processor. Prompts are random
-tokens of a fixed seed, the same for both, and generation is greedy.
+tokens of a fixed seed, the same for both, and generation is greedy. With --widths it is measured
+instead what a step costs by how many tokens it has (bench_widths.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 import bench_report as report  # noqa: E402
+import bench_widths as step_widths  # noqa: E402
 from bench_engine import EngineSubject  # noqa: E402
 from bench_report import Row  # noqa: E402
 from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
@@ -160,6 +163,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--depth", type=int, default=4096, help="also generate after so many; 0: do not")
     add("--streams", type=int, default=8, help="parallel streams (default 8); 1: do not")
     add("--repeat", type=int, default=3, help="of every measurement (default 3)")
+    add("--widths", type=numbers, nargs="?", const=step_widths.WIDTHS,
+        help="measure steps of so many tokens instead (default 1,2,3,4,6,8,16,32)")  # fmt: skip
+    add("--seconds", type=float, default=20.0, help="that --widths measures (default 20)")
     add("--peer", action="store_true", help="measure llama-cpp-python too")
     add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
     add("--markdown", action="store_true", help="print Markdown")
@@ -167,6 +173,8 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.repeat < 1 or options.generate < 2 or options.streams < 1 or options.depth < 0:
         parser.error("--repeat and --streams need 1 or more, --generate 2, --depth 0")
+    if options.widths and 1 not in options.widths:
+        parser.error("--widths needs 1, of which the others are multiples")
     return options
 
 
@@ -177,14 +185,31 @@ def numbers(text: str) -> tuple[int, ...]:
     return values
 
 
-def load(options: argparse.Namespace, plan: Plan, ready: Row) -> EngineSubject:
-    subject = EngineSubject(
-        options.model, n_ctx=plan.n_ctx, n_slots=options.streams, device=options.device,
+def load(options: argparse.Namespace, n_ctx: int, n_slots: int) -> EngineSubject:
+    return EngineSubject(
+        options.model, n_ctx=n_ctx, n_slots=n_slots, device=options.device,
         n_threads=options.threads, kernel_family=options.kernel_family,
         activation_type=options.activation_type, profile=options.profile,
     )  # fmt: skip
-    ready.ours.append(subject.load_seconds)
-    return subject
+
+
+def run_widths(options: argparse.Namespace) -> dict[str, Any]:
+    """What bench_widths.py measures."""
+    facts = {"model": options.model.name, **report.machine()}
+    busy = report.is_busy()
+    most = max(options.widths)
+    subject = load(options, step_widths.DEPTH + most, most)
+    try:
+        facts |= report.versions(subject.engine)
+        runner = subject.engine._runner
+        times = step_widths.measure(runner, options.widths, step_widths.DEPTH, options.seconds)
+    finally:
+        subject.close()
+    facts["after"] = f"{step_widths.DEPTH} tokens"
+    return {
+        "facts": facts, "busy": busy, "skipped": [], "table": step_widths.cells(times),
+        "widths": step_widths.as_json(times),
+    }  # fmt: skip
 
 
 def start_peer(options: argparse.Namespace, plan: Plan, ready: Row) -> tuple[PeerProcess, str]:
@@ -215,7 +240,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     plan = Plan(options, n_vocab, n_ctx_train)
     ready = Row("ready after", "s", lower_is_better=True)
     memory = Row("peak memory", "MiB", lower_is_better=True)
-    subject = load(options, plan, ready)
+    subject = load(options, plan.n_ctx, options.streams)
+    ready.ours.append(subject.load_seconds)
     facts |= report.versions(subject.engine)
     peer = None
     try:
@@ -235,18 +261,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if peer:
             peer.close()
     rows = [*(m.row for m in plan.measurements), share, *host, ready, memory]
-    return {"facts": facts, "busy": busy, "rows": rows, "skipped": plan.skipped}
+    return {
+        "facts": facts, "busy": busy, "skipped": plan.skipped,
+        "table": report.cells(rows, options.peer), "rows": [row.as_dict() for row in rows],
+    }  # fmt: skip
 
 
 def main() -> int:
     options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        result = run(options)
+        result = run_widths(options) if options.widths else run(options)
     except (EngineError, PeerError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    table = report.cells(result["rows"], options.peer)
+    table = result.pop("table")
     layout = report.markdown_table if options.markdown else report.text_table
     print(report.facts(result["facts"], markdown=options.markdown), layout(table), sep="\n\n")
     for skipped in result["skipped"]:
@@ -254,7 +283,6 @@ def main() -> int:
     if result["busy"]:
         print("\nWARNING: the machine was busy before the run; the numbers are not comparable.")
     if options.json is not None:
-        result["rows"] = [row.as_dict() for row in result["rows"]]
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 

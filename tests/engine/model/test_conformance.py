@@ -108,6 +108,24 @@ def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
         assert np.array_equal(result, model.run(sequence(tokens, 1, TABLE), [64]))
 
 
+def drafts_verified(model: Stepper, tokens: list[int], counts: list[int]) -> tuple[Floats, Floats]:
+    """The logits after a prompt of 33, of steps of so many tokens, and of steps of one."""
+    found = [
+        model.run(sequence(tokens, 1, TABLE), [33, *some])[33:]
+        for some in (counts, [1] * sum(counts))
+    ]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_tokens_at_once_have_the_bits_of_single_ones(load: Load, device: Device, name: str) -> None:
+    """What speculation stands on."""
+    if not device.is_simd:
+        pytest.skip("promised for CPUs only")
+    at_once, apart = drafts_verified(load(name), reference(name)[0], [3, 8])
+    assert np.array_equal(at_once, apart)
+
+
 def some_rows(model: Stepper, tokens: list[int], positions: list[int]) -> Floats:
     """The logits of some positions, of a prompt in chunks beside another one."""
     rng = np.random.default_rng(1)
@@ -141,6 +159,15 @@ def test_tokens_after_prompts_of_which_no_row_was_wanted(load: Load) -> None:
         seq.n_computed = count
     found = model.step((seqs[0], 1), (seqs[1], 1))
     assert nmse(np.concatenate(found), logits[[20, 9]]) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES, *SECOND])
+def test_drafts_of_every_model(load: Load, device: Device, name: str) -> None:
+    if not device.is_simd:
+        pytest.skip("promised for CPUs only")
+    at_once, apart = drafts_verified(load(name), reference(name)[0], [2, 8, 1, 20])
+    assert np.array_equal(at_once, apart)
 
 
 @pytest.mark.slow
