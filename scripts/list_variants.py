@@ -22,7 +22,8 @@ LLAMA_KEYS = ROOT / "tests" / "engine" / "data" / "llama_keys.json"  # an entry 
 # What is not served, and why
 MISSING = {
     "dflash": "drafts for another model, of the inputs of its layers",
-    "eagle3": "drafts for another model, of the inputs of its layers",
+    "eagle3": "drafts for another model, of the inputs of its layers: such files are loaded "
+    "(`engine/architecture/drafts.py`, tested with `eagle3` and `eagle3-own`), nothing drafts yet",
     "gemma4-assistant": "drafts for another model, of the K and V of its layers",
     "wavtokenizer-dec": "makes a sound of codes, not text",
 }

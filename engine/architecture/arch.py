@@ -42,6 +42,7 @@ Quirk = Literal[
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
     "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
+    "states_in_attention",  # a draft's attention reads states beside embeddings
     "layer_norm_after_heads",  # the last norm of a head of speculation is a layer norm
     "states_before_norm",  # those that heads of speculation take are from before the last norm
     "normed_embedding",  # RMS norm without weight after the embedding
@@ -224,6 +225,7 @@ class Hyperparameters:
     experts: ExpertHyperparameters
     sparsity_cutoffs: tuple[float, ...]  # per layer, of an FFN's gate (sparsify.cl); 0: none
     takes_states: bool = False  # it is a head of speculation, see heads.py
+    normed_residual: bool = False  # a draft's begins with the state after its norm
     gives_states: bool = False  # hidden states are those that its heads take
     image_experts: bool = False  # images have weights of their own, and there may be images
 
@@ -250,6 +252,11 @@ class Hyperparameters:
     def generates(self) -> bool:
         """Whether it has logits: an encoder has hidden states only."""
         return self.causal or self.denoising is not None
+
+    @property
+    def attention_width(self) -> int:
+        """Values that attention reads."""
+        return self.n_embd * (2 if "states_in_attention" in self.arch.quirks else 1)
 
     @property
     def states_normed(self) -> bool:

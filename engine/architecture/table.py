@@ -6,6 +6,7 @@ from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.families import (
     dense,
     diffusion,
+    drafts,
     encoder_decoder,
     encoders,
     experts,
@@ -20,10 +21,13 @@ KINDS: dict[str, tuple[Architecture, ...]] = {
     for family in (dense, experts, latent, state, streams, diffusion, encoder_decoder, encoders)
 }
 ARCHITECTURES = {row.name: row for rows in KINDS.values() for row in rows}
+DRAFTS = {row.name: row for row in drafts.ROWS}
 
 
 def find_architecture(name: str) -> Architecture:
     """The row of an architecture; ModelError names an unknown one and lists the others."""
+    if name in DRAFTS:
+        raise ModelError(f"{name} drafts for another model, and is not served by itself")
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(f"unknown architecture {name!r}; supported: {known}")

@@ -11,9 +11,10 @@ import mmap
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
@@ -91,6 +92,19 @@ class GGUFFile:
         """The same file with its tensors under other names, for as long as this one is open."""
         view = copy(self)
         view.tensors = dict(tensors)
+        return view
+
+    def borrowing(self, other: GGUFFile, names: Sequence[str]) -> GGUFFile:
+        """The same file with tensors of another, for as long as both are open; ModelError if that
+        does not have them."""
+        view, lent = copy(self), dict[str, TensorInfo]()
+        for name in names:
+            if name not in other.tensors:
+                raise ModelError(f"{self.path}: tensor {name} is missing, here and in {other.path}")
+            info = other.tensors[name]
+            lent[name] = replace(info, part=info.part + len(self._maps))
+        view._maps = [*self._maps, *other._maps]
+        view.tensors = self.tensors | lent
         return view
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:

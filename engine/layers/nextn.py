@@ -1,18 +1,43 @@
-"""What a head of speculation begins with (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.2): a
-token's embedding and the state that its target has of the token before, made one."""
+"""What heads of speculation and drafts read beside a token: a state of their target.
+
+A head in its model's file (DeepSeek-V3, https://arxiv.org/abs/2412.19437, section 2.2) makes one
+stream of both; EAGLE-3's attention reads both side by side, and its states are made of the inputs
+of several layers of the target.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.drafts import target_layers
 from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.layers.sublayer import SublayerWeights
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
-from gguf_serve.kernels.rows.norm import NormWeights
+from gguf_serve.kernels.rows.norm import COPY, NormWeights
 
 PROJECTION = "blk.0.nextn.eh_proj"
+FEATURES = "inputs of layers"  # the name of what is kept for a draft's states
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """[norm(embedding), norm(state)] of each token."""
+
+    embedding_norm: NormWeights
+    state_norm: NormWeights
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        both = g.rows(2 * x.width)
+        embedding, state = both.split(x.width, x.width)
+        g.copy(x, embedding)
+        g.copy(given_states(g), state)
+        g.normalize(embedding, self.embedding_norm)
+        g.normalize(state, self.state_norm)
+        return both
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,32 +45,101 @@ class Fusion:
     """W [norm(embedding), norm(state)], the entry before a head's layers."""
 
     part: int
-    embedding_norm: NormWeights
-    state_norm: NormWeights
+    beside: Beside
     projection: Linear
 
     def __call__(self, g: Graph, x: Rows) -> Rows:
-        states = g.context.inputs.states
-        assert states is not None, "a head of speculation without states"
         with g.on(self.part):
-            both = g.rows(2 * x.width)
-            embedding, state = both.split(x.width, x.width)
-            g.copy(x, embedding)
-            g.copy(g.given(states), state)
-            g.normalize(embedding, self.embedding_norm)
-            g.normalize(state, self.state_norm)
-            return g.linear(both, self.projection)
+            return g.linear(self.beside(g, x), self.projection)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftAttention:
+    """state + f([norm(embedding), norm(state)]), or norm(state) + that if the residual is
+    ``normed``."""
+
+    part: int
+    beside: Beside
+    weights: SublayerWeights
+    normed: bool
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.part):
+            both = self.beside(g, x)
+            state = both.split(x.width, x.width)[1] if self.normed else given_states(g)
+            return g.add(g.copied_columns(state), self.weights(g, both, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class StateFusion:
+    """A draft's states, of its target: W norm(the inputs of ``layers`` side by side)."""
+
+    part: int
+    layers: tuple[int, ...]
+    norm: NormWeights
+    projection: Linear
+
+    @property
+    def width(self) -> int:
+        return self.projection.matrix.n_rows
+
+    def note(self, g: Graph, x: Rows, layer: int) -> None:
+        """Keep what ``layer`` reads, if it is one of these."""
+        if not any(layer == mine for mine in self.layers):
+            return
+        with g.on(self.part):
+            if FEATURES not in g.kept:
+                g.kept[FEATURES] = g.rows(x.width * len(self.layers))
+            columns = g.kept[FEATURES].split(*[x.width] * len(self.layers))
+            for mine, column in zip(self.layers, columns, strict=True):
+                if mine == layer:
+                    g.copy(x, column)
+
+    def states(self, g: Graph) -> Rows:
+        """The states of all tokens."""
+        with g.on(self.part):
+            return g.linear(g.norm(g.kept[FEATURES], self.norm), self.projection)
+
+
+def given_states(g: Graph) -> Rows:
+    """What a step is given."""
+    states = g.context.inputs.states
+    assert states is not None, "a model that reads no states"
+    return g.given(states)
 
 
 def load_fusion(source: TensorSource, h: Hyperparameters, part: int) -> Fusion | None:
     """None for models that are no such head; ModelError for what is missing."""
     if not source.has(f"{PROJECTION}.weight"):
         return None
+    beside = Beside(*(_norm(source, h, f"blk.0.nextn.{name}") for name in ("enorm", "hnorm")))
+    return Fusion(part, beside, source.linear(PROJECTION, 2 * h.n_embd))
 
-    def norm(name: str) -> NormWeights:
-        weight = source.vector(f"blk.0.nextn.{name}.weight")
-        if weight is None:
-            raise ModelError(f"tensor nextn.{name}.weight is missing")
-        return NormWeights(weight, h.eps, layer=h.arch.layer_norm)
 
-    return Fusion(part, norm("enorm"), norm("hnorm"), source.linear(PROJECTION, 2 * h.n_embd))
+def load_draft_attention(
+    source: TensorSource, h: Hyperparameters, part: int, weights: SublayerWeights
+) -> DraftAttention:
+    """The first half of a draft's only layer; ModelError for what is missing."""
+    beside = Beside(*(_norm(source, h, f"blk.0.{name}") for name in ("attn_norm", "attn_norm_2")))
+    return DraftAttention(part, beside, weights, h.normed_residual)
+
+
+def load_state_fusion(
+    source: TensorSource, draft: GGUFFile, h: Hyperparameters, part: int
+) -> StateFusion:
+    """Of the file of a draft for the model of ``h``; ModelError for what is missing or does not
+    fit."""
+    layers = target_layers(draft)
+    if not all(0 <= layer <= h.n_layers for layer in layers):
+        raise ModelError(f"{draft.path}: states of layers {layers}, of {h.n_layers}")
+    norm = COPY
+    if draft.metadata.get(draft.arch_key("norm_before_fc"), False):
+        norm = _norm(source, h, "enc.output_norm")
+    return StateFusion(part, layers, norm, source.linear("fc", len(layers) * h.n_embd))
+
+
+def _norm(source: TensorSource, h: Hyperparameters, name: str) -> NormWeights:
+    weight = source.vector(f"{name}.weight")
+    if weight is None:
+        raise ModelError(f"tensor {name}.weight is missing")
+    return NormWeights(weight, h.eps, layer=h.arch.layer_norm)

@@ -81,7 +81,8 @@ class Decoder:
                 np.full(self.logits.shape, LOWEST_LOGIT, np.float32),
                 wait=True,
             )
-        self.hidden = empty(last.device, (n_tokens, h.n_embd))
+        width = h.n_embd if weights.handover is None else weights.handover.width
+        self.hidden = empty(last.device, (n_tokens, width))
         self.scores: Tensor | None = None  # of the ranking head: float32 [n_outputs, scores]
         graph = Graph([place.context for place in places], weights.placement.parts)
         results = {False: self._write(graph, n_outputs)}  # by Kind.encodes
@@ -106,19 +107,24 @@ class Decoder:
     def _write(self, g: Graph, n_outputs: int) -> tuple[list[Value], Value]:
         """The model from its first entry to its last one. Yields what it makes of the tokens whose
         logits are wanted, and the hidden states of all."""
-        weights, head = self._weights, self._weights.head
+        weights, head, handover = self._weights, self._weights.head, self._weights.handover
         x = weights.embedding(g)
         self._watch(g, -1, weights.embedding.part, x)
         for entry in weights.before:
             x = entry(g, x)
         for i, layer in enumerate(weights.layers):
             g.begin_layer(x)
+            if handover is not None:
+                handover.note(g, x, i)
             for entry in layer.entries:
                 x = entry(g, x)
             self._watch(g, i, layer.part + 1, x)
+        if handover is not None:
+            handover.note(g, x, len(weights.layers))
         for entry in weights.after:
             x = entry(g, x)
-        hidden, some = g.keep(head.hidden(g, x), self.hidden), list[Value]()
+        states = head.hidden(g, x) if handover is None else handover.states(g)
+        hidden, some = g.keep(states, self.hidden), list[Value]()
         if head.output is None and head.rank is None:
             return some, hidden.value
         last = head.last(g, x)

@@ -37,7 +37,12 @@ from gguf_serve.engine.layers.feed_forward.moe import (
     load_moe,
     load_parallel_experts,
 )
-from gguf_serve.engine.layers.nextn import load_fusion
+from gguf_serve.engine.layers.nextn import (
+    StateFusion,
+    load_draft_attention,
+    load_fusion,
+    load_state_fusion,
+)
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.recurrent.delta_net import load_delta_net
 from gguf_serve.engine.layers.recurrent.kimi_delta import load_kimi_delta
@@ -89,6 +94,7 @@ class ModelWeights:
     layers: tuple[Layer, ...]
     after: tuple[Entry, ...]
     head: Head
+    handover: StateFusion | None  # what makes the states for a draft
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
@@ -96,10 +102,12 @@ class ModelWeights:
 
 
 class Additions(NamedTuple):
-    """What is computed beside the file's matrices: LoRA adapters, control vectors by layer."""
+    """What is computed beside the file's matrices: LoRA adapters, control vectors by layer, states
+    for the draft of an open file."""
 
     adapters: Sequence[Adapter] = ()
     directions: Mapping[int, npt.NDArray[np.float32]] = {}
+    draft: GGUFFile | None = None
 
 
 NO_ADDITIONS = Additions()
@@ -117,7 +125,7 @@ def allocate_weights(
     Raises ModelError for a tensor that is missing, of a wrong shape, or of a type without
     kernels.
     """
-    adapters, directions = additions
+    adapters, directions, draft = additions
     gguf = as_layers(gguf, hparams.arch)
     check_tensors(gguf, hparams)
     if hparams.switch is not None:
@@ -130,6 +138,10 @@ def allocate_weights(
     head_at = len(placement.parts) - 1
     per_layer = load_per_layer_embedding(source, hparams, 0)
     fusion = load_fusion(source, hparams, 0)
+    handover = None
+    if draft is not None:
+        lent = TensorSource(draft, devices[placement.output])
+        handover, last.jobs[:0] = load_state_fusion(lent, draft, hparams, head_at), lent.jobs
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     layers = _layers(sources, hparams, placement)
     tied = None if last is not source else matrix
@@ -163,6 +175,7 @@ def allocate_weights(
         ),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
+        handover=handover,
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
     )  # fmt: skip
@@ -316,6 +329,8 @@ def _layer(
         return _layer_with_norms_after(source, elsewhere, h, layer)
     if h.arch.normed_outputs:
         return _layer_of_normed_outputs(source, elsewhere, h, layer)
+    if "states_in_attention" in h.arch.quirks:
+        return _drafting_layer(source, elsewhere, h, layer)
     mixers = _mixers(source, h, layer)
     ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
@@ -380,6 +395,17 @@ def _layer_of_normed_outputs(
     after = _norm(source, h, f"{b}attn_norm"), _norm(elsewhere, h, f"{b}ffn_norm")
     return Layer(part, (
         Sublayer(part, layer, None, mixer, after[0]), Sublayer(part + 1, layer, None, ffn, after[1])
+    ))  # fmt: skip
+
+
+def _drafting_layer(
+    source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
+) -> Layer:
+    part = 2 * layer + 1
+    mixer, ffn = _attention_and_ffn(source, elsewhere, h, layer)
+    own_norm = _norm(elsewhere, h, f"blk.{layer}.ffn_norm")
+    return Layer(part, (
+        load_draft_attention(source, h, part, mixer), Sublayer(part + 1, layer, own_norm, ffn, None)
     ))  # fmt: skip
 
 

@@ -161,6 +161,12 @@ class AttentionVerbs(Verbs):
 
         self.launch(run, reads=[x], writes=[into], writes_forms=into.heads == 1)
 
+    def copied_columns(self, x: Rows) -> Rows:
+        """Columns of rows, or rows that are given, as rows of their own."""
+        out = self.rows(x.width)
+        self.copy(x, out)
+        return out
+
     def repeat(self, x: Rows, into: Rows) -> None:
         """Columns of a token's row to those of each of its heads."""
         device, n = self.context.device, self.context.workspace.n_tokens

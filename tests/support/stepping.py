@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Quirk
+from gguf_serve.engine.architecture.drafts import read_draft
 from gguf_serve.engine.architecture.heads import read_head
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import find_architecture
@@ -55,24 +57,37 @@ class Stepper:
         without: Set[Quirk] = frozenset(),
         head: int | None = None,
         gives_states: bool = False,
+        draft: Path | None = None,
+        target: Path | None = None,
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first.
         ``without``: quirks of the architecture that are left out. ``head``: the head of speculation
         of that number, and not the model; ``gives_states``: hidden states are those that heads
-        take."""
-        with open_gguf(path) as gguf:
-            arch = find_architecture(gguf.architecture)
-            arch = replace(arch, quirks=arch.quirks - without)
-            if head is None:
-                hparams = read_hyperparameters(gguf, arch)
-            else:
-                gguf, hparams = read_head(gguf, arch, head)
+        take, ``draft``: those that this file's model takes; ``target``: the model that this one
+        drafts for."""
+        with ExitStack() as files:
+            gguf, other = (
+                None if each is None else files.enter_context(open_gguf(each))
+                for each in (path, draft or target)
+            )
+            assert gguf is not None
+            if target is None:
+                arch = find_architecture(gguf.architecture)
+                arch = replace(arch, quirks=arch.quirks - without)
+                if head is None:
+                    hparams = read_hyperparameters(gguf, arch)
+                else:
+                    gguf, hparams = read_head(gguf, arch, head)
+            elif other is not None:
+                found = read_draft(gguf, other)
+                gguf, hparams = found.gguf, found.hparams
             hparams = replace(hparams, gives_states=gives_states)
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
             additions = Additions(
                 read_adapters(adapters, gguf),
                 read_directions(control, hparams.n_layers, hparams.n_embd),
+                None if draft is None else other,
             )
             weights, jobs = allocate_weights(
                 gguf, hparams, [d for d, _ in devices], placement, additions

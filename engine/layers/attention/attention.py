@@ -80,20 +80,21 @@ def _qkv_parts(
     several."""
     b, size = f"blk.{layer}.", h.head_sizes(layer)
     n_q, n_k, n_v = h.n_heads[layer] * size.qk, h.n_kv[layer] * size.qk, h.n_kv[layer] * size.v
-    gate = [source.part(f"{b}attn_gate", h.n_embd)] if source.has(f"{b}attn_gate.weight") else []
+    has_gate, width = source.has(f"{b}attn_gate.weight"), h.attention_width
+    gate = [source.part(f"{b}attn_gate", width)] if has_gate else []
     if source.has(f"{b}attn_qkv.weight"):
-        whole = source.part(f"{b}attn_qkv", h.n_embd)
+        whole = source.part(f"{b}attn_qkv", width)
         at_k, at_v = (n_q, 2 * n_q) if "qkv_in_thirds" in h.arch.quirks else (n_q, n_q + n_k)
         source.check_rows(f"{b}attn_qkv.weight", at_v + n_v, more=True)
         kv = [whole.rows(at_k, at_k + n_k), whole.rows(at_v, at_v + n_v)]
         return [whole.rows(0, n_q)], kv if h.kv_layers[layer] == layer else [], gate
-    q, kv = source.part(f"{b}attn_q", h.n_embd), list[Part]()
+    q, kv = source.part(f"{b}attn_q", width), list[Part]()
     if h.kv_layers[layer] == layer:
         rows = {f"{b}attn_k": n_k, f"{b}attn_v": n_v}
         if "normed_values" in h.arch.quirks and not source.has(f"{b}attn_v.weight"):
             del rows[f"{b}attn_v"]
         for name, n_rows in rows.items():
-            kv.append(source.part(name, h.n_embd))
+            kv.append(source.part(name, width))
             source.check_rows(f"{name}.weight", n_rows)
     if q.n_rows == 2 * n_q:  # each head's query is followed by its gate
         halves = [q.rows(i * size.qk, (i + 1) * size.qk) for i in range(2 * h.n_heads[layer])]

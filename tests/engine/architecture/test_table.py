@@ -9,7 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_serve.engine.architecture.arch import Quirk
-from gguf_serve.engine.architecture.table import ARCHITECTURES, KINDS, find_architecture
+from gguf_serve.engine.architecture.table import (
+    ARCHITECTURES,
+    DRAFTS,
+    KINDS,
+    find_architecture,
+)
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.server import cli
 from scripts.list_architectures import README, with_table
@@ -26,7 +31,7 @@ def test_an_unknown_architecture_is_named() -> None:
 
 def test_every_quirk_is_had_and_looked_for() -> None:
     """By some row, and by some module; neither may have others."""
-    had = {quirk for row in ARCHITECTURES.values() for quirk in row.quirks}
+    had = {quirk for row in [*ARCHITECTURES.values(), *DRAFTS.values()] for quirk in row.quirks}
     assert had == set(get_args(Quirk))
     engine = Path(cli.__file__).parents[1] / "engine"
     text = "".join(

@@ -1,0 +1,65 @@
+"""Drafts in files of their own, beside their target, against llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance_data import arrays, read_spec
+from stepping import Stepper, nmse, sequence
+
+from gguf_serve.engine.architecture.drafts import read_draft
+from gguf_serve.engine.architecture.table import find_architecture
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.program import Programs
+
+FLOAT_NMSE = 1e-7
+TABLE = [3, 7, 5, 9]
+Build = Callable[[str], Path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eagle3", "eagle3-own"])
+def test_eagle3(device: Device, programs: Programs, conformance_model: Build, name: str) -> None:
+    """The states that its target makes, a prompt at once and in pieces, and drafting."""
+    path, found = conformance_model(name), arrays(name)
+    target = conformance_model(read_spec(name)["target"])
+    tokens, draft = found["tokens"].tolist(), found["draft_tokens"].tolist()
+    model = Stepper(target, device, programs, draft=path)
+    logits, fused = model.with_states(sequence(tokens, 1, TABLE), len(tokens))
+    assert nmse(fused[-8:], found["fused"]) <= FLOAT_NMSE
+    assert logits[-1].argmax() == draft[0]
+    drafter = Stepper(path, device, programs, target=target)
+    seq = sequence([*tokens[1:], *draft], 1, TABLE)
+    n = len(tokens) - 1
+    logits, hidden = drafter.with_states(seq, n, fused[:-1])
+    assert nmse(logits, found["logits"]) <= FLOAT_NMSE
+    assert nmse(hidden[-8:], found["hidden"]) <= FLOAT_NMSE
+    rows, state = [], fused[-1:]
+    for _ in draft[:-1]:
+        logits, state = drafter.with_states(seq, 1, state)
+        rows.append(logits[0])
+    assert nmse(np.array(rows), found["draft_logits"]) <= FLOAT_NMSE
+    again = sequence(tokens[1:], 2, [11, 1])
+    pieces = [
+        drafter.with_states(again, count, fused[again.n_computed :][:count])[0]
+        for count in (7, 1, 40, n - 48)
+    ]
+    assert nmse(np.concatenate(pieces), found["logits"]) <= FLOAT_NMSE
+
+
+def test_it_is_not_served_by_itself() -> None:
+    with pytest.raises(ModelError, match="eagle3 drafts for another model"):
+        find_architecture("eagle3")
+
+
+def test_another_model_is_no_draft(conformance_model: Build) -> None:
+    with (
+        open_gguf(conformance_model("llama-dense")) as gguf,
+        pytest.raises(ModelError, match="llama is not one of eagle3"),
+    ):
+        read_draft(gguf, gguf)
