@@ -297,7 +297,7 @@ def _info(
         n_ctx_train=h.n_ctx_train,
         n_vocab=h.n_vocab,
         n_embd=h.n_embd,
-        vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4, "rwkv": 5}.get(
+        vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4, "rwkv": 5, "plamo2": 6}.get(
             str(metadata.get("tokenizer.ggml.model")), 0
         ),
         device_name=" + ".join(device.info.name for device in devices),

@@ -18,6 +18,7 @@ from gguf_serve.engine.text.bpe import byte_level_encoder, byte_level_piece, esc
 from gguf_serve.engine.text.charsmap import CharsMap
 from gguf_serve.engine.text.detokenizer import TextDecoder
 from gguf_serve.engine.text.partition import SpecialTokens
+from gguf_serve.engine.text.plamo import plamo_encoder
 from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
 from gguf_serve.engine.text.rwkv import longest_match_encoder, unescaped
 from gguf_serve.engine.text.spm import escaped_piece, score_encoder
@@ -291,6 +292,11 @@ def _load_rwkv(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
     return _tokenizer(vocab, metadata, longest_match_encoder(vocab), unescaped)
 
 
+def _load_plamo2(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
+    without = {f"{PREFIX}{flag}": False for flag in ("add_bos_token", "add_eos_token")}
+    return _tokenizer(vocab, {**metadata, **without}, plamo_encoder(vocab), str.encode)
+
+
 def _load_llama(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
     encode = score_encoder(vocab)
     return _tokenizer(vocab, metadata, encode, escaped_piece, add_bos=True, space_prefix=True)
@@ -323,6 +329,7 @@ _LOADERS: dict[str, Callable[[Vocab, Mapping[str, Any]], Tokenizer]] = {
     "gemma4": _load_gemma4,
     "bert": _load_bert,
     "rwkv": _load_rwkv,
+    "plamo2": _load_plamo2,
     "whitespace": _load_whitespace,
     "t5": _load_t5,
 }

@@ -55,7 +55,7 @@ def unigram_encoder(
 
     def encode(text: str) -> Iterator[list[int]]:
         at_start = True
-        for piece in _joined(normalize(text), boundary):
+        for piece in joined(normalize(text), boundary):
             written = spaced(piece, at_start)
             at_start = False
             if written:
@@ -65,7 +65,7 @@ def unigram_encoder(
     return encode
 
 
-def _joined(parts: Iterable[str], boundary: Callable[[str, int, int], int | None]) -> Iterator[str]:
+def joined(parts: Iterable[str], boundary: Callable[[str, int, int], int | None]) -> Iterator[str]:
     """The text of the parts, cut where a word ends."""
     rest, seen = "", WINDOW  # up to where no word ends after a window
     for part in parts:

@@ -42,6 +42,7 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "gpt2": {"bos": 11, "eos": 11},
     "t5": {"eos": 1, "unknown": 2},
     "rwkv": {},
+    "plamo2": {"bos": 1, "eos": 2, "unknown": 0},
     "whitespace": {"bos": 11, "eos": 11},
     "gemma4": {},
 }

@@ -35,6 +35,17 @@ def word_end(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
     return end
 
 
+def untouched(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
+    """Where no token can go on, since none has these two characters side by side; as word_end."""
+    pairs = {token[i : i + 2] for token in tokens for i in range(len(token) - 1)}
+
+    def end(text: str, start: int, stop: int) -> int | None:
+        places = range(max(start, 1), min(stop, len(text)))
+        return next((i for i in places if text[i - 1 : i + 1] not in pairs), None)
+
+    return end
+
+
 def _attached(tokens: Iterable[str]) -> str:
     """The characters that some token has before a ▁."""
     return "".join(sorted(set(_INNER_SPACE.findall("\0".join(tokens)))))
