@@ -104,26 +104,39 @@ def values_of(type_name: str, n: int, n_cols: int, rng: np.random.Generator) -> 
     return exact_activations(n, n_cols, rng)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
-def test_product_with_bias_added_into_a_place_of_the_row(setting: Setting, type_name: str):
-    """The remainder of the memory is left alone, and company does not change a CPU's bits."""
+def check_product_in_a_place(setting: Setting, type_name: str, *, biased: bool) -> None:
+    """Products of all PASSES, added to columns of what is there."""
     rng = np.random.default_rng(1)
     n_rows, offset, width = 50, 7, 60
     raw, numbers = random_matrix(type_name, n_rows, columns(type_name), rng)
     w = pack(setting.device, setting.programs, [raw])
     x = values_of(type_name, 33, w.n_cols, rng)
-    bias = rng.standard_normal(n_rows, dtype=np.float32)
+    bias = rng.standard_normal(n_rows, dtype=np.float32) * biased
     before = rng.standard_normal((35, width), dtype=np.float32)
     inside = slice(offset, offset + n_rows)
     expected, magnitude = x @ numbers.T + bias, np.abs(x) @ np.abs(numbers).T + np.abs(bias)
     expected += before[:33, inside]
     magnitude += np.abs(before[:33, inside])
     for tile, n in PASSES:
-        options = {"add": True, "bias": upload(setting.device, bias), "out_offset": offset}
+        on_device = upload(setting.device, bias) if biased else None
+        options = {"add": True, "bias": on_device, "out_offset": offset}
         result = setting.product(w, setting.inputs(w, x), n, tile, before, **options)
         assert_close(result[:n, inside], expected[:n], ROUNDING * magnitude[:n])
         result[:n, inside] = before[:n, inside]
         assert np.array_equal(result, before)
+
+
+# Most tests of products add them, as the layers of models do: so they have programs in common.
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
+def test_product_added_into_a_place_of_the_row(setting: Setting, type_name: str) -> None:
+    """The remainder of the memory is left alone, and company does not change a CPU's bits."""
+    check_product_in_a_place(setting, type_name, biased=False)
+
+
+@pytest.mark.parametrize("type_name", ["F16", "Q8_0", "Q2_K"])
+def test_product_with_bias_added(setting: Setting, type_name: str) -> None:
+    """What adds the bias has the sums, and does not know of the type."""
+    check_product_in_a_place(setting, type_name, biased=True)
 
 
 @pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
@@ -134,13 +147,12 @@ def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_n
     raw, _ = random_matrix(type_name, 50, columns(type_name), rng)
     w = pack(setting.device, setting.programs, [raw])
     x = values_of(type_name, 33, w.n_cols, rng)
-    out = np.zeros((33, 50), np.float32)
-    options = {"add": True, "bias": upload(setting.device, np.ones(50, np.float32))}
-    whole = setting.product(w, setting.inputs(w, x), 33, 32, out, **options)
+    out = np.ones((33, 50), np.float32)
+    whole = setting.product(w, setting.inputs(w, x), 33, 32, out, add=True)
     for tile, n in PASSES[1:]:
         for order in (range(n), range(32, 32 - n, -1)):
             inputs = setting.inputs(w, x[list(order)])
-            result = setting.product(w, inputs, n, tile, out, **options)
+            result = setting.product(w, inputs, n, tile, out, add=True)
             assert np.array_equal(result[:n], whole[list(order)])
 
 
@@ -238,7 +250,7 @@ def test_the_largest_sums(setting: Setting, type_name: str, tile: int) -> None:
     x = np.full((tile, 256), CODE_MAX / 1024, np.float32)
     x[1::2] *= -1  # every other token
     out = np.zeros((tile, 16), np.float32)
-    result = setting.product(w, setting.inputs(w, x), tile, tile, out)
+    result = setting.product(w, setting.inputs(w, x), tile, tile, out, add=True)
     expected = np.repeat(x @ numbers.astype(np.float64)[:, None], 16, axis=1)
     # Equal terms may round the same way in each of 256 additions.
     assert_close(result, expected, 128 * 2.0**-24 * np.abs(expected))
