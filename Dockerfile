@@ -2,7 +2,7 @@
 #   docker build -t gguf-serve .
 #   docker run --rm -p 8080:8080 -v "$PWD/models:/models:ro" gguf-serve -m /models/model.gguf
 # With --build-arg EXTRAS= it has no driver for processors, for a GPU's (compose.yaml).
-FROM python:3.11-slim
+FROM python:3.13-slim-trixie
 
 WORKDIR /src
 COPY pyproject.toml setup.py README.md LICENSE ./

@@ -6,7 +6,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("server", "engine", "kernels")
 DATA = (".py", ".cl", ".json", ".jinja")
 THEIRS = ("kernels", "ray[serve]")
+NEEDED = ("pytest", "pytest-timeout", "hypothesis", "gguf", "jsonschema")
+SMALL_SET = (
+    "tests/kernels/rows/test_norm.py", "tests/engine/gguf", "tests/engine/grammar",
+    "tests/server/test_app.py", "tests/server/test_launch.py",
+)  # fmt: skip
+IMPORT_ALL = """
+import importlib, pkgutil, gguf_serve
+for module in pkgutil.walk_packages(gguf_serve.__path__, "gguf_serve."):
+    if not module.name.endswith(("__main__", "compile_worker", "_process", ".process")):
+        importlib.import_module(module.name)
+"""
 IMPORTS = "import kernels, ray.serve; kernels.get_kernel; ray.serve.deployment"
 
 
@@ -67,10 +77,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """A virtual environment of its own."""
+    """A virtual environment of its own, of this interpreter or another."""
 
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False)
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        run(python, "-m", "venv", "--without-pip", folder)
         self.folder = folder
 
     def pip(self, *args: str | Path) -> None:
@@ -127,3 +137,31 @@ def test_others_packages_stay_whole(wheel: Path, environment: Environment, last:
     environment.python(IMPORTS)
     found = "import importlib.util as u; print(u.find_spec('gguf_serve'))"
     assert environment.python(found) == "None\n"
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version: a command, or one of pyenv's."""
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for found in (shutil.which(f"python{version}"), *map(str, reversed(pyenv))):
+        told = found and subprocess.run([found, "--version"], capture_output=True, text=True)
+        if told and told.stdout.startswith(f"Python {version}."):  # shims may have none behind them
+            return found
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_other_versions_of_python(wheel: Path, tmp_path: Path, version: str) -> None:
+    """The wheel is installed, every module imported with warnings as errors, and a small set of
+    tests of each layer run against it."""
+    found = interpreter(version)
+    if found is None:
+        pytest.skip(f"there is no Python {version}")
+    environment = Environment(tmp_path / "environment", found)
+    environment.pip("install", f"{wheel}[cpu]", *NEEDED)
+    python = environment.folder / "bin" / "python"
+    run(python, "-W", "error", "-c", IMPORT_ALL)
+    assert "--model" in environment.command("serve")
+    tests = [ROOT / name for name in SMALL_SET]
+    run(python, "-m", "pytest", "-o", "pythonpath=scripts tests tests/support", "-x", *tests)
