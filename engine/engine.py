@@ -31,9 +31,10 @@ from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.request import Event, Request
 from gguf_serve.engine.scheduling.pace import Pace
 from gguf_serve.engine.scheduling.scheduler import Scheduler
-from gguf_serve.engine.scheduling.sequence import Plan
+from gguf_serve.engine.scheduling.sequence import Plan, Sequence
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.delivery import Delivery
+from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options
 from gguf_serve.engine.serving.mailbox import (
     Cancelled,
     Mailbox,
@@ -83,6 +84,7 @@ class Engine:
         chat_template: Template,
         info: ModelInfo,
         media: Media | None = None,
+        disk: DiskOptions | None = None,
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
@@ -92,13 +94,18 @@ class Engine:
         self._counters = Counters()
         self._mailbox = Mailbox()
         self._outbox: Outbox = deque()
-        self._slots = Slots(SlotCache(scheduler, runner, info), scheduler, self._mailbox)
+        slot_cache = SlotCache(scheduler, runner, info)
+        self._slots = Slots(slot_cache, scheduler, self._mailbox)
+        self._disk = None if disk is None else DiskCache(
+            disk, scheduler, runner, info, slot_cache.made_with, lambda: self._pace.speed,
+            self._mailbox.notify,
+        )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
         self._waiting = WaitingRows(self._mailbox.wake)
         self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
         encode = self._admission.encode_plain
-        self._soundness = Soundness(scheduler, info, encode, self.submit)
-        self._streams = Streams(scheduler, runner, self._counters, self._soundness)
+        self._soundness = Soundness(scheduler, info, encode, self.submit, self._forget)
+        self._streams = Streams(scheduler, runner, self._counters, self._soundness, self._keep)
         self._delivery = Delivery(self._streams, scheduler, runner, self._counters, info)
         self._media_turns = None if media is None else MediaTurns(
             media.encoder, scheduler, self._streams
@@ -153,7 +160,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What has been counted so far; from any thread, at no cost to the engine's."""
-        return engine_stats(self._counters, self._scheduler, self._mailbox.n_submitted)
+        disk = None if self._disk is None else self._disk.stats()
+        return engine_stats(self._counters, self._scheduler, self._mailbox.n_submitted, disk)
 
     def slots(self) -> list[SlotState]:
         """What each slot does or did last; from any thread."""
@@ -180,12 +188,16 @@ class Engine:
         self._mailbox.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            if self._disk is not None:
+                self._disk.close()
 
     def release(self) -> None:
         """Close, and let the memory of the device go. ``info``, ``tokenizer``, ``chat_template``
         and what ``slots`` and ``stats`` have counted stay."""
         self.close()
         self._slots.release()
+        if self._disk is not None:
+            self._disk.release()
         del self._runner, self._streams, self._delivery, self._media_turns
 
     # The engine's thread
@@ -194,6 +206,8 @@ class Engine:
         try:
             while self._take_inbox():
                 self._scheduler.prompt_chunk = self._pace.n_beside
+                if self._disk is not None:
+                    self._disk.work(is_alone=not self._scheduler.running)
                 if self._media_turns is not None:
                     self._media_turns.encode_one()
                 for row, logits in self._waiting.take():
@@ -203,7 +217,7 @@ class Engine:
                     self._step(plan)
                 else:
                     self._flush()
-                    self._waiting.wait(lambda: bool(self._mailbox))
+                    self._waiting.wait(self._has_news, also=self._all_are_loading)
                 self._slots.run_tasks()
         except Exception as error:
             log.exception("the engine has failed")
@@ -246,6 +260,8 @@ class Engine:
             match message:
                 case Submitted(stream):
                     self._streams.add(stream)
+                    if self._disk is not None:
+                        self._disk.admit(stream.seq)
                 case Cancelled(stream) if stream in self._streams:
                     self._streams.end(stream, "cancelled")
                 case ReasoningEnded(stream) if stream in self._streams:
@@ -263,7 +279,26 @@ class Engine:
             pause = self._runner.use_pause()
 
     def _has_work(self) -> bool:
-        return bool(self._mailbox or self._streams or self._slots.has_tasks)
+        return bool(self._streams or self._slots.has_tasks) or self._has_news()
+
+    def _has_news(self) -> bool:
+        """Whether another thread has something for this one."""
+        return bool(self._mailbox) or (self._disk is not None and self._disk.has_work)
+
+    @property
+    def _all_are_loading(self) -> bool:
+        return self._disk is not None and self._disk.n_waiting == len(self._streams) > 0
+
+    def _keep(self, seq: Sequence) -> None:
+        """Have what is computed of a sequence written to the disk."""
+        if self._disk is not None:
+            self._disk.keep(seq)
+
+    def _forget(self, seq: Sequence) -> None:
+        """Have nobody begin with what is cached of a sequence: it is damaged."""
+        self._scheduler.forget(seq)
+        if self._disk is not None:
+            self._disk.forget(seq)
 
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
@@ -284,6 +319,8 @@ class Engine:
         self._counters.note_forward(plan, len(self._scheduler.running))
         for chunk in plan.chunks:
             self._streams[chunk.seq.id].progress(chunk.start + chunk.count)
+            if chunk.start < chunk.seq.n_prompt <= chunk.start + chunk.count:
+                self._keep(chunk.seq)
         for row, values in zip(rows, logits, strict=True):
             if values.waits:
                 self._waiting.add(row, values)
@@ -299,5 +336,6 @@ def load_engine(
     """Load a model and start its engine; ModelError or EngineError says why it cannot be."""
     model = load_model(path, options, progress)
     return Engine(
-        model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info, model.media
-    )
+        model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
+        model.media, disk_options(options),
+    )  # fmt: skip

@@ -59,6 +59,19 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStats:
+    """The cache on disk at one moment; the folder's size and files are as of the last writing."""
+
+    n_bytes: int
+    n_files: int
+    n_hit_tokens: int  # loaded, in all
+    load_seconds: float  # that loading them took
+    n_written: int  # files, by this server
+    n_evicted: int
+    n_corrupt: int  # found damaged, and deleted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """The engine at one moment; behind each field the name of llama-server's metric.
 
@@ -89,6 +102,7 @@ class EngineStats:
     n_pages_cached: int  # with computed tokens, to be had when room is needed
     n_checkpoints: int = 0  # copies of states in the host's memory
     checkpoint_bytes: int = 0  # of all of them, at most
+    disk: DiskStats | None = None  # None: there is no cache on disk
 
     @property
     def kv_cache_usage_ratio(self) -> float:
@@ -101,7 +115,9 @@ class EngineStats:
         return self.n_pages_used * self.page_size
 
 
-def engine_stats(counters: Counters, scheduler: Scheduler, n_posted: int) -> EngineStats:
+def engine_stats(
+    counters: Counters, scheduler: Scheduler, n_posted: int, disk: DiskStats | None = None
+) -> EngineStats:
     """``n_posted``: requests that the scheduler has not seen yet."""
     pages = scheduler.cache.stats()
     return EngineStats(
@@ -126,6 +142,7 @@ def engine_stats(counters: Counters, scheduler: Scheduler, n_posted: int) -> Eng
         n_pages_cached=pages.n_cached,
         n_checkpoints=len(scheduler.checkpoints or ()),
         checkpoint_bytes=scheduler.checkpoints.n_bytes if scheduler.checkpoints else 0,
+        disk=disk,
     )
 
 

@@ -22,7 +22,7 @@ FORBIDDEN = {
 # Folders, and modules beside them; each imports of its package itself and those before it.
 ROOMS = {
     "kernels": "opencl quantization rows matrix attention recurrent profile",
-    "engine": "errors ahead option option_values child held gguf text media grammar "
+    "engine": "errors ahead option option_values child held disk_cache gguf text media grammar "
     "sampling_params request options chat architecture recording layers encoders model scheduling "
     "forward sampling loading completion stats serving engine",
     "server": "version options account errors interface http requests dialects page openapi idle "

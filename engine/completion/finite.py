@@ -53,12 +53,15 @@ class Soundness:
         info: ModelInfo,
         encode: Callable[[str], Sequence[int]],
         submit: Callable[[Request, Callable[[Event], None]], object],
+        forget: Callable[[RunningSequence], None] | None = None,
     ) -> None:
+        """``forget``: what is to be done with tokens whose cached values are damaged."""
         self._scheduler, self._submit = scheduler, submit
         self._request = Request(
             _probe(encode, info.n_vocab), SamplingParams(temperature=0.0), max_tokens=1,
             cache_prompt=False, wants=_wanted(info),
         )  # fmt: skip
+        self._forget = forget or scheduler.forget
         self._is_probing = False
         self.fault = ""  # what is wrong with any output of the model
 
@@ -82,7 +85,7 @@ class Soundness:
             elif seq.recomputed and seq.n_reused:
                 log.error("%s: cached tokens were damaged, they are forgotten", of(seq))
                 seq.n_reused = 0
-                self._scheduler.forget(seq)
+                self._forget(seq)
 
     def note(self, seq: RunningSequence) -> None:
         """A request has ended for this: find out whether any would."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.forward.cached_bytes import CachedBytes
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.forward.slot_file import Bytes, SlotContent
+from gguf_serve.engine.forward.slot_file import SlotContent
 from gguf_serve.engine.options import ModelInfo
 from gguf_serve.engine.scheduling.page_cache import PagedTokens
 from gguf_serve.engine.scheduling.scheduler import Scheduler
-from gguf_serve.kernels.attention.kv import KVPages
 
 
 class SlotCache:
@@ -25,6 +25,7 @@ class SlotCache:
 
     def __init__(self, scheduler: Scheduler, runner: Runner, info: ModelInfo) -> None:
         self._scheduler, self._runner, self._info = scheduler, runner, info
+        self._bytes = CachedBytes(scheduler, runner)
         self._left: list[tuple[Sequence[int], Hashable]] = [((), None)] * len(scheduler.slots)
 
     @property
@@ -41,7 +42,7 @@ class SlotCache:
 
     @property
     def page_bytes(self) -> int:
-        return sum(pages.page_bytes for pages in self._runner.pages)
+        return self._bytes.page_bytes
 
     def note(self, slot: int, tokens: Sequence[int], salt: Hashable) -> None:
         """From now on the slot's content is that of these tokens, which may grow."""
@@ -55,18 +56,12 @@ class SlotCache:
             raise RequestError(f"slot {slot} was computed with adapters, which no file names")
         if min(tokens, default=0) < 0:
             raise RequestError(f"slot {slot} has images or sounds, which no file names")
-        scheduler, runner, state = self._scheduler, self._runner, np.empty(0, np.uint8)
-        table, n = scheduler.cache.find_pages(tokens)
-        if runner.state_bytes:
-            checkpoint = None
-            if scheduler.checkpoints is not None:
-                runner.copy_states(scheduler.take_saves(), [])
-                checkpoint = scheduler.checkpoints.find(tokens, None, n)
-            n = checkpoint.position if checkpoint else 0
-            state = runner.states.read_copy(checkpoint.copy) if checkpoint else state
-        pages = [
-            _read_page(runner.pages, page) for page in table[: -(-n // scheduler.cache.page_size)]
-        ]
+        table, n = self._scheduler.cache.find_pages(tokens)
+        state = np.empty(0, np.uint8)
+        if self._runner.state_bytes:
+            n, state = self._bytes.read_state(tokens, None, n)
+        n_pages = -(-n // self._scheduler.cache.page_size)
+        pages = [self._bytes.read_page(page) for page in table[:n_pages]]
         return SlotContent(tokens[:n], pages, state)
 
     def put(self, slot: int, content: SlotContent, name: str) -> None:
@@ -83,12 +78,12 @@ class SlotCache:
         return n_cached
 
     def _insert(self, content: SlotContent, name: str) -> None:
-        cache, runner, n = self._scheduler.cache, self._runner, len(content.tokens)
+        cache, n = self._scheduler.cache, len(content.tokens)
         if any(not 0 <= token < self._info.n_vocab for token in content.tokens):
             raise RequestError(f"{name}: tokens that are not in the vocabulary")
         if len(content.pages) != -(-n // cache.page_size):
             raise RequestError(f"{name}: {len(content.pages)} pages for {n} tokens")
-        if content.state.nbytes != (runner.states.copy_bytes_at(n) if n else 0):
+        if content.state.nbytes != self._bytes.state_bytes_at(n):
             raise RequestError(f"{name}: a state of {content.state.nbytes} bytes")
         if n == 0:
             return
@@ -96,33 +91,8 @@ class SlotCache:
         if cache.acquire(seq) is None:
             raise RequestError(f"{name}: no room for {n} tokens in the KV cache")
         for page, data in zip(seq.table, content.pages, strict=True):
-            _write_page(runner.pages, page, data)
+            self._bytes.write_page(page, data)
         seq.share = True
         cache.commit(seq, n)
         cache.release(seq)
-        self._insert_state(content)
-
-    def _insert_state(self, content: SlotContent) -> None:
-        checkpoints, n = self._scheduler.checkpoints, len(content.tokens)
-        if checkpoints is None or not content.state.nbytes:
-            return
-        self._runner.copy_states(self._scheduler.take_saves(), [])  # they may be overwritten
-        copy = checkpoints.add(content.tokens, None, n)
-        if copy is not None:
-            self._runner.states.write_copy(copy, n, content.state)
-
-
-def _read_page(devices: Sequence[KVPages], page: int) -> Bytes:
-    """A page's K and V, layer by layer, wherever the layers are."""
-    parts = [np.empty(0, np.uint8)]
-    for layer in range(len(devices[0].layers)):
-        for pages in devices:
-            parts += pages.read_page(layer, page)
-    return np.concatenate(parts)
-
-
-def _write_page(devices: Sequence[KVPages], page: int, data: Bytes) -> None:
-    at = 0
-    for layer in range(len(devices[0].layers)):
-        for pages in devices:
-            at += pages.write_page(layer, page, data[at:])
+        self._bytes.write_state(content.tokens, None, n, content.state)

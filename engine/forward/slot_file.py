@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.disk_cache.page_file import open_at_once
 from gguf_serve.engine.errors import RequestError
 
 try:
@@ -113,7 +114,7 @@ def read_slot_file(
     """The content of a file and its bytes. RequestError for one that cannot be read, is none, is
     damaged, or was made with something else."""
     try:
-        with _open_at_once(path) as raw:
+        with open_at_once(path) as raw:
             if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
                 raise RequestError(f"{path.name} is not a file of a slot")
             file = _Checked(raw, path.name)
@@ -134,11 +135,6 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-
-
-def _open_at_once(path: Path) -> BinaryIO:
-    """Opening a pipe would wait for its writer."""
-    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
 
 
 def _read_header(file: _Checked) -> dict[str, Any]:

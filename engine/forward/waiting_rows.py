@@ -44,10 +44,11 @@ class WaitingRows:
             (row, _masked(logits, mask)) for row, logits, mask in ready if _is_next(row.chunk.seq)
         ]
 
-    def wait(self, is_enough: Callable[[], bool]) -> None:
-        """Wait for a mask, if any is missing, as there is nothing else to do."""
+    def wait(self, is_enough: Callable[[], bool], also: bool = False) -> None:
+        """Wait for a mask, if any is missing, as there is nothing else to do; ``also``: even if
+        none is."""
         with self._wake:
-            if self._rows:
+            if self._rows or also:
                 self._wake.wait_for(lambda: self._has_ready or is_enough(), LOOK_SECONDS)
 
     @property

@@ -320,7 +320,7 @@ def _info(
         settings=settings,
         cache_types=(options.cache_type_k, options.cache_type_v),
         adapters=tuple(
-            AdapterState(i, path, scale, adapter.invocation)
+            AdapterState(i, path, scale, adapter.invocation, adapter.fingerprint)
             for i, ((path, scale), adapter) in enumerate(
                 zip(options.adapters, adapters, strict=True)
             )

@@ -65,6 +65,7 @@ class Adapter:
     path: Path
     updates: dict[str, tuple[Floats, Floats]]
     invocation: tuple[int, ...] = ()
+    fingerprint: str = ""  # of the file
 
 
 def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
@@ -170,7 +171,7 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
         if stray is not None:
             raise ModelError(f"{path}: tensor {stray} is not a low-rank update")
         updates = {name: _update(gguf, model, name, alpha) for name in sorted(names)}
-        return Adapter(path, updates, _invocation(gguf))
+        return Adapter(path, updates, _invocation(gguf), gguf.fingerprint())
 
 
 def _invocation(gguf: GGUFFile) -> tuple[int, ...]:

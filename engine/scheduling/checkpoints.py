@@ -57,10 +57,13 @@ class Checkpoints:
         """The bytes of all copies, at most."""
         return len(self) * self._copy_bytes
 
-    def find(self, tokens: Sequence[int], salt: Hashable, most: int) -> Checkpoint | None:
-        """The longest prefix of at most ``most`` tokens that has a copy."""
+    def find(
+        self, tokens: Sequence[int], salt: Hashable, most: int, multiple: int = 1
+    ) -> Checkpoint | None:
+        """The longest prefix of at most ``most`` tokens, a multiple of so many, that has a copy."""
         found = None
-        positions = sorted({c.position for c in self._known.values() if c.position <= most})
+        known = {c.position for c in self._known.values() if c.position <= most}
+        positions = sorted(position for position in known if position % multiple == 0)
         for key in _keys(tokens, salt, positions):
             found = key if key in self._known else found
         if found is None:

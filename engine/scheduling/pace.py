@@ -21,6 +21,7 @@ class Pace:
         self.n_tokens = min(LEAST_TOKENS, most)  # until the speed is known
         self.n_beside = self.n_tokens  # while others generate
         self._patience = LEAST_PATIENCE
+        self.speed = 0.0  # tokens of prompts per second, in the last large step; 0: not known
 
     def patience(self, is_alone: bool) -> float:
         """Seconds for which a step waits for masks, from when the device computes: as long as
@@ -35,8 +36,9 @@ class Pace:
             self._patience = min(max(seconds, LEAST_PATIENCE), MOST_PATIENCE)
         if n_tokens < min(LEAST_TOKENS, self._most) or seconds <= 0.0:
             return
-        self.n_tokens = self._fitting(n_tokens / seconds * STEP_SECONDS, LEAST_TOKENS)
-        self.n_beside = self._fitting(n_tokens / seconds * BESIDE_SECONDS, TILE)
+        self.speed = n_tokens / seconds
+        self.n_tokens = self._fitting(self.speed * STEP_SECONDS, LEAST_TOKENS)
+        self.n_beside = self._fitting(self.speed * BESIDE_SECONDS, TILE)
 
     def _fitting(self, n_tokens: float, least: int) -> int:
         """Whole tiles, within the limits."""

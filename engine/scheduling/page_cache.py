@@ -120,6 +120,32 @@ class PageCache:
         table = [node.page for node in path] + [source] * (n_rows > 0)
         return table, len(path) * self.page_size + n_rows
 
+    def insert(
+        self, tokens: Sequence[int], salt: Hashable, start: int, spare: int = 0
+    ) -> tuple[int, list[int]]:
+        """New pages for those full pages of these tokens that are not in the tree, as many as leave
+        ``spare`` pages: how many were there, and the new ones. None if there were fewer than
+        ``start``. They are in the tree at once and hold nothing: the caller writes to them
+        before it does anything else.
+        """
+        node = self._root(salt)
+        path, _, _ = self._longest_prefix([*tokens, -1], node)
+        pages: list[int] = []
+        if len(path) < start:
+            return len(path), pages
+        for found in path:
+            self._reference(found.page)
+            node = found
+        while (end := (node.depth + 1) * self.page_size) <= len(tokens):
+            if self.n_available <= spare:
+                break
+            page = self._take()
+            node = self._insert(node, tuple(tokens[end - self.page_size : end]), page)
+            pages.append(page)
+        for page in [*reversed(pages), *(found.page for found in reversed(path))]:
+            self._unreference(page)
+        return len(path), pages
+
     def forget(self, tokens: Sequence[int], salt: Hashable = None) -> int:
         """Free the pages of these tokens that nobody holds and no other tokens continue.
 

@@ -289,15 +289,15 @@ class Scheduler:
     def _admit(self, plan: Plan) -> Sequence | None:
         """Give the first one that can have it a slot and pages, or None.
 
-        Only a slot or a prefix in the making lets others pass; who waits for pages is not
-        overtaken, or a long prompt might wait forever. A page is left for each of those
-        that run, so that the new one is not paused at their next step.
+        Only a slot or a prefix in the making, or on its way from a disk, lets others pass;
+        who waits for pages is not overtaken, or a long prompt might wait forever. A page is left
+        for each of those that run, so that the new one is not paused at their next step.
         """
         if len(self.running) == len(self.slots):
             return None
         for seq in self.waiting.in_turn(self.running):
             slot = self._free_slot(seq)
-            if slot is None or self._is_in_the_making(seq):
+            if slot is None or seq.is_loading or self._is_in_the_making(seq):
                 continue
             found = self._acquire(seq, slot, spare=len(self.running))
             if found is None:

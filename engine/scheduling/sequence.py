@@ -35,6 +35,7 @@ class Sequence(PagedTokens):
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
     masks: list[int] = field(default_factory=list)  # positions that are still to become tokens
+    is_loading: bool = False  # what it can begin with is on its way from a disk
     awaited: int = -1  # the last sequence that was seen computing this one's prefix
     state: Literal["new", "waiting", "running", "finished"] = "new"
 

@@ -85,6 +85,11 @@ class Mailbox:
             self._messages.append(message)
             self.wake.notify()
 
+    def notify(self) -> None:
+        """Have the engine's thread look around."""
+        with self.wake:
+            self.wake.notify()
+
     def check_open(self) -> None:
         """EngineStoppedError if messages are taken no more."""
         if self.stopping:

@@ -10,6 +10,7 @@ from gguf_serve.engine.completion.stream import Stream
 from gguf_serve.engine.errors import EngineError, NotFiniteError, RequestError
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.stats import Counters
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,16 @@ class Streams:
     """Streams by the id of their sequence. Lives in the engine's thread."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, counters: Counters, soundness: Soundness
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        counters: Counters,
+        soundness: Soundness,
+        keep: Callable[[Sequence], None] = lambda seq: None,
     ) -> None:
+        """``keep``: called with each sequence that has ended."""
         self._scheduler, self._runner, self._counters = scheduler, runner, counters
-        self._soundness = soundness
+        self._soundness, self._keep = soundness, keep
         self._by_id: dict[int, Stream] = {}
 
     def __len__(self) -> int:
@@ -76,4 +83,5 @@ class Streams:
         self._scheduler.finish(stream.seq)
         if self._by_id.pop(stream.seq.id, None):
             self._counters.note_generation(stream.timings())
+            self._keep(stream.seq)
         self._runner.compile_later()

@@ -16,6 +16,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor, empty
 from gguf_serve.kernels.quantization import quants
 
 PAGE = 32  # tokens per page
+LAYOUT = 1  # one more whenever the bytes of a page or a state come to mean something else
 SLABS = 4  # buffers that K or V of a layer may lie in (kv.cl)
 Bytes = npt.NDArray[np.uint8]
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")

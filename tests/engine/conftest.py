@@ -13,6 +13,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 __all__ = ["device", "programs"]
@@ -43,7 +44,8 @@ def start_engine(
     def started(name: str, options: EngineOptions) -> Engine:
         if not list_devices():
             pytest.skip("no OpenCL device")
-        engines.append(engine_of(load_model(conformance_model(name), options, lambda share: None)))
+        model = load_model(conformance_model(name), options, lambda share: None)
+        engines.append(engine_of(model, disk=disk_options(options)))
         return engines[-1]
 
     yield started

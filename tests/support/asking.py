@@ -11,6 +11,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, TokenScore
 from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.serving.disk import DiskOptions
 
 SECONDS = 60  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0)
@@ -111,9 +112,11 @@ def ask(engine: Engine, prompt: Iterable[int], *arguments: object, **fields: obj
     return submit(engine, prompt, *arguments, **fields).wait()
 
 
-def engine_of(model: Model, eog_ids: Iterable[int] = ()) -> Engine:
+def engine_of(model: Model, eog_ids: Iterable[int] = (), disk: DiskOptions | None = None) -> Engine:
     tokenizer = CharacterTokenizer(eog_ids)
-    return Engine(model.runner, model.scheduler, tokenizer, model.chat_template, model.info)
+    return Engine(
+        model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk
+    )
 
 
 def assert_same_logits(shared: Reply, alone: Reply) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gguf_serve.engine.stats import WAITS, EngineStats
+from gguf_serve.engine.stats import WAITS, DiskStats, EngineStats
 from gguf_serve.server.requests.answer import ratio
 
 PREFIX = "llamacpp:"
@@ -39,8 +39,25 @@ class StatsCollector(Collector):
             yield CounterMetricFamily(PREFIX + name, help, value=value)
         for name, value, help in gauges(self.stats):
             yield GaugeMetricFamily(PREFIX + name, help, value=value)
+        if self.stats.disk is not None:
+            yield from disk(self.stats.disk)
         yield waits(self.stats)
         yield states(self.stats)
+
+
+def disk(stats: DiskStats) -> Iterable[Metric]:
+    """The cache in --cache-disk."""
+    name = PREFIX + "cache_disk_"
+    yield GaugeMetricFamily(name + "bytes", "Size of the cache on disk.", value=stats.n_bytes)
+    yield GaugeMetricFamily(name + "files", "Pages and states in it.", value=stats.n_files)
+    for what, value, help in (
+        ("hit_tokens", stats.n_hit_tokens, "Prompt tokens loaded from disk."),
+        ("load_seconds", stats.load_seconds, "Time that loading them took."),
+        ("written", stats.n_written, "Files written by this server."),
+        ("evicted", stats.n_evicted, "Files deleted for others."),
+        ("corrupt", stats.n_corrupt, "Files found damaged, and deleted."),
+    ):
+        yield CounterMetricFamily(f"{name}{what}_total", help, value=value)
 
 
 def waits(stats: EngineStats) -> Metric:

@@ -390,3 +390,46 @@ def random_operation(cache, pages, seqs: list[PagedTokens], rng: random.Random):
         cache.cut(seq.tokens, seq.salt, rng.randrange(len(seq.tokens)))
     elif action == "clear":
         cache.clear()
+
+
+def test_pages_that_come_from_elsewhere_are_found_like_others():
+    cache = PageCache(8, SIZE)
+    pages = Pages(cache)
+    tokens = list(range(14))
+    assert cache.insert(tokens, None, 1) == (0, [])  # nothing may be missing before them
+    n_there, new = cache.insert(tokens[:8], None, 0)
+    assert (n_there, len(new)) == (0, 2)
+    for i, page in enumerate(new):
+        pages.rows[page] = digests(tokens)[i * SIZE : (i + 1) * SIZE]
+    assert cache.insert(tokens[:8], None, 1) == (2, [])
+    (page,) = cache.insert(tokens, None, 2)[1]  # two tokens are no full page
+    pages.rows[page] = digests(tokens)[8:12]
+    assert cache.stats().n_hit_tokens == 0
+    seq = PagedTokens(tokens)
+    assert cache.acquire(seq) == []
+    assert seq.n_computed == 12
+    pages.check([seq])
+
+
+def test_pages_that_come_from_elsewhere_leave_room():
+    cache = PageCache(4, SIZE)
+    seq = PagedTokens(list(range(100, 106)))
+    cache.acquire(seq)
+    assert cache.insert(range(12), None, 0, spare=2) == (0, [])
+    n_there, new = cache.insert(range(12), None, 0, spare=1)
+    assert (n_there, len(new)) == (0, 1)
+    assert cache.find_pages(range(12)) == (new, SIZE)
+    check_cache(cache, [seq])
+
+
+def test_a_page_that_is_being_filled_may_come_from_elsewhere_too():
+    """Whoever computes it goes on with the one that was there first."""
+    cache = PageCache(4, SIZE)
+    seq = PagedTokens(list(range(6)))
+    cache.acquire(seq)
+    cache.commit(seq, 3)
+    (page,) = cache.insert(range(4), None, 0)[1]
+    assert page not in seq.table
+    cache.commit(seq, 6)
+    assert seq.table[0] == page
+    check_cache(cache, [seq])

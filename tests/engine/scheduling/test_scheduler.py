@@ -104,6 +104,17 @@ def test_second_request_starts_behind_what_is_cached():
     assert seq.n_cached == 9
 
 
+def test_who_waits_for_a_disk_is_passed_over():
+    scheduler = make(n_slots=1)
+    first, second = add(scheduler, range(5)), add(scheduler, range(10, 15))
+    first.is_loading = True
+    assert shares(scheduler.plan()) == [(second.id, 0, 5, "last")]
+    scheduler.finish(second)
+    assert scheduler.plan() is None
+    first.is_loading = False
+    assert shares(scheduler.plan()) == [(first.id, 0, 5, "last")]
+
+
 def test_a_model_with_states_shares_nothing():
     """Not what ended, not what runs at the same time, and not after a pause."""
     scheduler = make(share=False)

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gguf_serve.engine.request import Request
-from gguf_serve.engine.stats import EngineStats, SlotFile, SlotState
+from gguf_serve.engine.stats import DiskStats, EngineStats, SlotFile, SlotState
 from gguf_serve.server.requests.service import Endpoints
 
 FRESH = SlotState(id=0, n_ctx=100, is_processing=False)
@@ -86,6 +86,21 @@ def test_metrics_say_how_long_requests_wait(serve: Any, engine: Any) -> None:
     assert f"{name}_count 6.0" in lines
     assert 'llamacpp:requests{state="waiting"} 5.0' in lines
     assert 'llamacpp:requests{state="paused"} 2.0' in lines
+
+
+def test_metrics_of_the_cache_on_disk(serve: Any, engine: Any) -> None:
+    url = serve(engine, endpoints=Endpoints(metrics=True)) + "/metrics"
+    assert "cache_disk" not in httpx.get(url).text
+    disk = DiskStats(
+        n_bytes=1, n_files=2, n_hit_tokens=3, load_seconds=4.5,
+        n_written=6, n_evicted=7, n_corrupt=8,
+    )  # fmt: skip
+    engine.stats = lambda: dataclasses.replace(STATS, disk=disk)
+    lines = [line for line in httpx.get(url).text.splitlines() if "cache_disk" in line]
+    assert [line.removeprefix("llamacpp:cache_disk_") for line in lines if line[0] != "#"] == [
+        "bytes 1.0", "files 2.0", "hit_tokens_total 3.0", "load_seconds_total 4.5",
+        "written_total 6.0", "evicted_total 7.0", "corrupt_total 8.0",
+    ]  # fmt: skip
 
 
 def test_metrics(serve: Any, engine: Any) -> None:

@@ -1,0 +1,77 @@
+"""The bytes of what is cached, of pages and of checkpoints: read, and put back. In the engine's
+thread, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.kernels.attention.kv import KVPages
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class CachedBytes:
+    """Of a scheduler's cache and checkpoints, on a runner's devices."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler, self._runner = scheduler, runner
+
+    @property
+    def page_bytes(self) -> int:
+        return sum(pages.page_bytes for pages in self._runner.pages)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a page or a checkpoint, at most."""
+        return max(self.page_bytes, self._runner.state_bytes)
+
+    def state_bytes_at(self, position: int) -> int:
+        """Of what a slot keeps beside pages after so many tokens; 0: nothing."""
+        return self._runner.states.copy_bytes_at(position) if position else 0
+
+    def read_page(self, page: int) -> Bytes:
+        """A page's K and V, layer by layer, wherever the layers are."""
+        devices = self._runner.pages
+        parts = [np.empty(0, np.uint8)]
+        for layer in range(len(devices[0].layers)):
+            for pages in devices:
+                parts += pages.read_page(layer, page)
+        return np.concatenate(parts)
+
+    def write_page(self, page: int, data: Bytes) -> None:
+        devices: Sequence[KVPages] = self._runner.pages
+        at = 0
+        for layer in range(len(devices[0].layers)):
+            for pages in devices:
+                at += pages.write_page(layer, page, data[at:])
+
+    def read_state(
+        self, tokens: Sequence[int], salt: Hashable, most: int, multiple: int = 1
+    ) -> tuple[int, Bytes]:
+        """The last checkpoint within the first ``most`` tokens, at a multiple of so many: its
+        position, 0 for none, and its bytes, to which nobody writes any more."""
+        scheduler, states = self._scheduler, self._runner.states
+        if scheduler.checkpoints is not None:
+            self._runner.copy_states(scheduler.take_saves(), [])
+            found = scheduler.checkpoints.find(tokens, salt, most, multiple)
+            if found is not None:
+                return found.position, states.read_copy(found.copy)
+        return 0, np.empty(0, np.uint8)
+
+    def write_state(
+        self, tokens: Sequence[int], salt: Hashable, position: int, data: Bytes
+    ) -> None:
+        """Have a checkpoint of so many tokens, unless there is one; ValueError for other bytes
+        than there are of it."""
+        checkpoints = self._scheduler.checkpoints
+        if checkpoints is None or not data.nbytes:
+            return
+        self._runner.copy_states(self._scheduler.take_saves(), [])  # they may be overwritten
+        copy = checkpoints.add(tokens, salt, position)
+        if copy is not None:
+            self._runner.states.write_copy(copy, position, data)

@@ -1,0 +1,128 @@
+"""The cache on disk, as the engine sees it: requests that come, prompts and sequences that end.
+
+All of it is in the engine's thread and takes a few milliseconds of each step; the disk is others'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_serve.engine.disk_cache.folder import Folder
+from gguf_serve.engine.disk_cache.names import root_of
+from gguf_serve.engine.forward.cached_bytes import CachedBytes
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.options import EngineOptions, ModelInfo
+from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.scheduling.sequence import Sequence
+from gguf_serve.engine.serving.disk_loads import DiskLoads, Loaded
+from gguf_serve.engine.serving.disk_names import DiskNames
+from gguf_serve.engine.serving.disk_saves import DiskSaves
+from gguf_serve.engine.stats import DiskStats
+from gguf_serve.kernels.attention.kv import LAYOUT
+
+ALONE_SECONDS, BESIDE_SECONDS = 0.05, 0.002  # of the engine's thread at once, beside others
+CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOptions:
+    """Where pages are kept, how many bytes of them, and of how long a chain at least. ``settings``:
+    what else decides their bytes, beside what a slot's file names."""
+
+    folder: Path
+    limit: int
+    min_tokens: int
+    settings: Mapping[str, Any]
+
+
+def disk_options(options: EngineOptions) -> DiskOptions | None:
+    """None: nothing is kept."""
+    if options.cache_disk is None:
+        return None
+    settings = {
+        "layout": LAYOUT,
+        "flash attention": options.flash_attn,
+        "kernels": options.kernel_family,
+    }
+    folder = Path(options.cache_disk).expanduser()
+    return DiskOptions(
+        folder, options.cache_disk_mib << 20, options.cache_disk_min_tokens, settings
+    )
+
+
+class DiskCache:
+    """Loads what requests begin with and keeps what has been computed."""
+
+    def __init__(
+        self,
+        options: DiskOptions,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: ModelInfo,
+        made_with: Mapping[str, Any],
+        speed: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        """``made_with``: what a slot's file names; ``speed``: tokens of prompts that are computed
+        in a second; ``wake``: for other threads, wakes the engine's."""
+        root = root_of({**made_with, **options.settings, "device": info.driver})
+        cached = CachedBytes(scheduler, runner)
+        names = DiskNames(root, info.adapters, scheduler.cache.page_size)
+        folder = Folder(options.folder, options.limit)
+        self._folder, self._loaded = folder, Loaded()
+        self._saves = DiskSaves(folder, names, scheduler, cached, options.min_tokens, wake)
+        self._loads = DiskLoads(folder, names, scheduler, cached, speed, wake, self._loaded)
+        self._open: list[DiskSaves | DiskLoads] = [self._saves, self._loads]
+
+    def admit(self, seq: Sequence) -> None:
+        """A sequence has come; it may have to wait for what is loaded for it."""
+        self._loads.offer(seq)
+
+    def keep(self, seq: Sequence) -> None:
+        """A prompt has been computed, or a sequence has ended."""
+        self._saves.offer(seq)
+
+    def forget(self, seq: Sequence) -> None:
+        """What is kept of a sequence's tokens is damaged."""
+        self._saves.forget(seq)
+
+    @property
+    def n_waiting(self) -> int:
+        """Sequences that wait for what is loaded."""
+        return self._loads.n_waiting
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``work`` would do something."""
+        return self._loads.has_work or self._saves.has_work
+
+    def work(self, is_alone: bool) -> None:
+        """Copy some pages; few of them if others wait for their next token."""
+        seconds = ALONE_SECONDS if is_alone else BESIDE_SECONDS
+        self._loads.work(seconds)
+        self._saves.work(seconds)
+
+    def stats(self) -> DiskStats:
+        """From any thread."""
+        folder, loaded = self._folder, self._loaded
+        return DiskStats(
+            n_bytes=folder.n_bytes,
+            n_files=folder.n_files,
+            n_hit_tokens=loaded.n_tokens,
+            load_seconds=loaded.seconds,
+            n_written=folder.n_written,
+            n_evicted=folder.n_evicted,
+            n_corrupt=folder.n_corrupt,
+        )
+
+    def close(self) -> None:
+        """Let what is on its way be written, for a moment."""
+        while self._open:
+            self._open.pop().close(CLOSE_SECONDS)
+
+    def release(self) -> None:
+        """Once it is closed: let the device's memory go. ``stats`` stays."""
+        del self._saves, self._loads

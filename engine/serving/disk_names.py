@@ -1,0 +1,29 @@
+"""What the pages of a request are called on a disk (disk_cache/names.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+from gguf_serve.engine.disk_cache.names import PageName, beginning, chain
+from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.scheduling.sequence import Sequence
+
+
+class DiskNames:
+    """Of one engine's sequences. May be used from any thread."""
+
+    def __init__(self, root: bytes, adapters: Items[AdapterState], page_size: int) -> None:
+        self._root, self._page_size = root, page_size
+        self._adapters = [adapter.fingerprint for adapter in adapters]
+
+    def of(self, seq: Sequence, tokens: Items[int]) -> list[PageName]:
+        """Of the full pages of the sequence's first tokens."""
+        scales = zip(self._adapters, seq.adapter_scales, strict=False)
+        begin = beginning(self._root, scales, seq.adapter_starts)
+        return list(chain(self._root, begin, tokens, self._page_size))
+
+
+def without_media(seq: Sequence, n: int) -> int:
+    """So many tokens of a sequence, or those before its first image or sound: the ids of these
+    mean something to this process only."""
+    return min([n, *(span.start for span in seq.request.media)])

@@ -1,0 +1,298 @@
+"""The cache on disk under an engine: what is kept, who finds it, and what goes wrong.
+
+Most tests share an engine and have prompts of their own; ``forget`` empties its memory, as a
+restart does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from asking import (
+    GREEDY,
+    SECONDS,
+    Reply,
+    ask,
+    assert_same_logits,
+    engine_of,
+    random_prompt,
+    submit,
+)
+
+from gguf_serve.engine.disk_cache.folder import Folder
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions, RopeOptions
+from gguf_serve.engine.request import Request
+from gguf_serve.engine.serving.disk import disk_options
+from gguf_serve.engine.stats import DiskStats
+from gguf_serve.kernels.opencl.platforms import list_devices
+
+OPTIONS = EngineOptions(
+    n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
+    cache_disk_min_tokens=64,
+)  # fmt: skip
+N_TOKENS = 330  # ten full pages and the beginning of one
+N_PAGES = 10
+
+Start = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("disk") / "kv"
+
+
+@pytest.fixture(scope="module")
+def engine(conformance_model: Callable[[str], Path], folder: Path) -> Iterator[Engine]:
+    """Two slots of 512 tokens."""
+    if not list_devices():
+        pytest.skip("no OpenCL device")
+    options = replace(OPTIONS, cache_disk=str(folder))
+    model = load_model(conformance_model("llama-dense"), options, lambda share: None)
+    engine = engine_of(model, disk=disk_options(options))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def start(start_engine: Callable[[str, EngineOptions], Engine], folder: Path) -> Start:
+    """Starts a model with the folder."""
+    return lambda name="llama-dense", **changes: start_engine(
+        name, replace(OPTIONS, cache_disk=str(folder), **changes)
+    )
+
+
+def disk(engine: Engine) -> DiskStats:
+    stats = engine.stats().disk
+    assert stats is not None
+    return stats
+
+
+def wait_for(engine: Engine, n_written: int) -> None:
+    """Until it has written so many files."""
+    end = time.monotonic() + SECONDS
+    while disk(engine).n_written < n_written:
+        assert time.monotonic() < end, f"{disk(engine).n_written} files, not {n_written}"
+        time.sleep(0.01)
+    assert disk(engine).n_written == n_written
+
+
+def forget(engine: Engine, *prompts: list[int]) -> None:
+    engine._scheduler.cache.clear()
+    if engine._scheduler.checkpoints is not None:
+        for prompt in prompts:
+            engine._scheduler.checkpoints.forget(prompt, None, 0)
+
+
+def kept(engine: Engine, seed: int) -> list[int]:
+    """A prompt that has been computed and is in the folder, and not in memory any more."""
+    prompt, n = random_prompt(N_TOKENS, seed), disk(engine).n_written
+    ask(engine, prompt, 1)
+    wait_for(engine, n + N_PAGES)
+    forget(engine)
+    return prompt
+
+
+def scores(reply: Reply) -> list[object]:
+    return [(score.id, score.logprob, score.top) for score in reply.scores]
+
+
+def test_a_hit_is_bit_by_bit_as_in_memory(engine: Engine) -> None:
+    prompt = [*random_prompt(N_TOKENS, 1)[:320], *random_prompt(20, 2)]
+    n = disk(engine).n_written
+    ask(engine, [*prompt[:320], 127 - prompt[320]], 1)
+    in_memory = ask(engine, prompt, 8, n_probs=128)
+    wait_for(engine, n + N_PAGES)
+    forget(engine)
+    before = disk(engine)
+    reply = ask(engine, prompt, 8, n_probs=128)
+    assert (reply.n_cached, in_memory.n_cached) == (320, 320)
+    assert (reply.tokens, scores(reply)) == (in_memory.tokens, scores(in_memory))
+    assert disk(engine).n_hit_tokens == before.n_hit_tokens + 320
+    assert disk(engine).load_seconds > before.load_seconds
+
+
+def test_after_a_restart(engine: Engine, start: Start) -> None:
+    """And another model finds nothing in the same folder."""
+    prompt = kept(engine, 3)
+    expected = ask(engine, prompt, 8).tokens
+    reply = ask(start(), prompt, 8)
+    assert (reply.n_cached, reply.tokens) == (320, expected)
+    assert ask(start("qwen2-dense"), prompt, 1).n_cached == 0
+
+
+@pytest.mark.slow
+def test_other_options_find_nothing(engine: Engine, start: Start) -> None:
+    prompt = kept(engine, 4)
+    other = start(rope=RopeOptions(base=5e5))
+    assert ask(other, prompt, 1).n_cached == 0
+    assert disk(other).n_corrupt == 0
+
+
+def test_generated_tokens_are_kept_too(engine: Engine) -> None:
+    prompt, n = random_prompt(N_TOKENS, 5), disk(engine).n_written
+    answer = ask(engine, prompt, 60).tokens
+    wait_for(engine, n + (N_TOKENS + 59) // 32)
+    forget(engine)
+    assert ask(engine, [*prompt, *answer, *random_prompt(10, 2)], 1).n_cached == 384
+
+
+def test_nothing_is_written_twice_and_nothing_short(engine: Engine) -> None:
+    prompt, n = random_prompt(N_TOKENS, 6), disk(engine).n_written
+    ask(engine, prompt, 1)
+    ask(engine, prompt, 40)
+    ask(engine, random_prompt(60, 7), 1)
+    wait_for(engine, n + N_PAGES + 1)
+
+
+def test_without_cache_prompt_nothing_is_kept_or_used(engine: Engine) -> None:
+    prompt, n = random_prompt(N_TOKENS, 8), disk(engine).n_written
+    ask(engine, prompt, 1, cache_prompt=False)
+    other = kept(engine, 9)
+    assert disk(engine).n_written == n + N_PAGES
+    assert ask(engine, other, 1, cache_prompt=False).n_cached == 0
+
+
+def test_only_what_is_not_in_memory_is_loaded(engine: Engine) -> None:
+    prompt = kept(engine, 10)
+    n = disk(engine).n_hit_tokens
+    ask(engine, prompt[:100], 1)
+    assert ask(engine, prompt, 1).n_cached == 320
+    assert disk(engine).n_hit_tokens == n + 320 - 100
+    assert ask(engine, prompt, 1).n_cached == 329
+    assert disk(engine).n_hit_tokens == n + 320 - 100
+
+
+def test_damage_costs_no_more_than_what_follows_it(engine: Engine, folder: Path) -> None:
+    prompt = random_prompt(N_TOKENS, 11)
+    expected = ask(engine, prompt, 8, cache_prompt=False).tokens
+    assert kept(engine, 11) == prompt
+    files = sorted(folder.glob("*.kv"), key=lambda path: -path.stat().st_mtime_ns)
+    raw = files[4].read_bytes()
+    files[4].write_bytes(raw[:-30] + bytes([raw[-30] ^ 1]) + raw[-29:])
+    before = disk(engine)
+    reply = ask(engine, prompt, 8)
+    assert (reply.n_cached, reply.tokens) == (128, expected)
+    assert disk(engine).n_corrupt == before.n_corrupt + 1
+    wait_for(engine, before.n_written + 1)
+    forget(engine)
+    assert ask(engine, prompt, 1).n_cached == 320  # it has been written again
+
+
+def test_a_folder_that_takes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is used, and nobody fails."""
+    prompt = kept(engine, 12)
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Folder, "_place", refuse)
+    n = disk(engine).n_written
+    assert ask(engine, prompt, 1).n_cached == 320
+    assert ask(engine, random_prompt(N_TOKENS, 13), 1).end.reason == "limit"
+    assert ask(engine, random_prompt(N_TOKENS, 14), 1).end.reason == "limit"
+    assert disk(engine).n_written == n
+    assert engine._disk is not None
+    engine._disk._folder._rests_until = 0.0
+
+
+def test_others_go_on_while_one_is_loaded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also who finds nothing on the disk; and one that is cancelled meanwhile ends."""
+    prompt, spins, reached = kept(engine, 15), threading.Event(), threading.Event()
+    read = Folder.read
+
+    def slow(*arguments: object) -> object:
+        reached.set()
+        assert spins.wait(SECONDS)
+        return read(*arguments)
+
+    monkeypatch.setattr(Folder, "read", slow)
+    loaded, cancelled = submit(engine, prompt, 4), Reply()
+    assert reached.wait(SECONDS)
+    ticket = engine.submit(Request(tuple(prompt), GREEDY, 4), cancelled)
+    assert len(ask(engine, random_prompt(200, 16), 5).tokens) == 5
+    engine.cancel(ticket)
+    assert cancelled.wait().end.reason == "cancelled"
+    assert not loaded.events
+    spins.set()
+    assert loaded.wait().n_cached == 320
+
+
+def test_a_prompt_for_which_there_is_no_room(engine: Engine) -> None:
+    """It is computed when others have ended, like any other."""
+    prompt = kept(engine, 17)
+    cache = engine._scheduler.cache
+    held = [cache._take() for _ in range(cache.n_available - 20)]
+    long = submit(engine, random_prompt(300, 18), 100)
+    assert len(ask(engine, prompt, 4).tokens) == 4
+    assert long.wait().end.reason == "limit"
+    for page in held:
+        cache._unreference(page)
+
+
+def test_what_is_computed_sooner_is_not_loaded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = kept(engine, 19)
+    assert engine._disk is not None
+    monkeypatch.setattr(engine._disk._loads, "_speed", lambda: 1e9)
+    n = disk(engine).n_hit_tokens
+    assert ask(engine, prompt, 1).n_cached == 0
+    assert disk(engine).n_hit_tokens == n
+
+
+def test_damaged_values_leave_the_disk_too(engine: Engine, folder: Path) -> None:
+    prompt = kept(engine, 20)
+    n = len(list(folder.glob("*.kv")))
+    ask(engine, prompt, 1, id_slot=0)
+    stream = engine._slots._latest[0]
+    assert stream is not None
+    engine._forget(stream.seq)
+    end = time.monotonic() + SECONDS
+    while len(list(folder.glob("*.kv"))) > n - N_PAGES:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_end_while_something_is_loaded(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, spins, reached = kept(engine, 21), threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        reached.set()
+        assert spins.wait(SECONDS)
+
+    other = start()
+    monkeypatch.setattr(Folder, "read", slow)
+    monkeypatch.setattr("gguf_serve.engine.serving.disk.CLOSE_SECONDS", 0.1)
+    reply = submit(other, prompt, 4)
+    assert reached.wait(SECONDS)
+    other.close()
+    assert reply.wait().end.reason == "cancelled"
+    spins.set()
+    other.release()
+    assert disk(other).n_files > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["falcon-h1-dense", pytest.param("gemma3-dense", marks=pytest.mark.slow)]
+)
+def test_models_with_a_state_or_a_window(start: Start, name: str) -> None:
+    """What a slot keeps beside pages is there with its last full page before the end."""
+    engine, prompt = start(name, checkpoint_min_step=1 << 20), random_prompt(N_TOKENS, 22)
+    other = [*prompt[:-1], 127 - prompt[-1]]
+    ask(engine, prompt, 1)
+    wait_for(engine, 10)  # nine pages and the checkpoint
+    in_memory = ask(engine, other, 8, n_probs=128)
+    forget(engine, prompt, other)
+    from_disk = ask(engine, other, 8, n_probs=128)
+    assert (from_disk.n_cached, in_memory.n_cached) == (288, 288)
+    assert (from_disk.tokens, scores(from_disk)) == (in_memory.tokens, scores(in_memory))
+    assert_same_logits(from_disk, ask(engine, other, 8, n_probs=128, cache_prompt=False))
