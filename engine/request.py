@@ -119,6 +119,7 @@ class Request:
     n_probs: int = 0  # > 0: log-probabilities of the chosen and of the n likeliest tokens
     post_sampling_probs: bool = False  # probabilities after the samplers, not of raw logits
     cache_prompt: bool = True
+    cache_salt: str = ""  # requests with different ones share no cached prefix
     constraint: Constraint | None = None  # what the text must match
     special: bool = False  # render special tokens as text
     shown: frozenset[int] = frozenset()  # special tokens to render as text in any case

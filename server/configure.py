@@ -177,6 +177,8 @@ def api_keys(settings: Settings) -> list[str]:
         if not from_file:
             raise SettingsError(f"--api-key-file: {settings.api_key_file} has no key")
         keys += from_file
+    if settings.cache_key_isolation and not keys:
+        raise SettingsError("--cache-key-isolation needs --api-key or --api-key-file")
     return keys
 
 

@@ -189,6 +189,7 @@ def serve(settings: Settings) -> int:
         embd_normalize=settings.embd_normalize,
         fetcher=media_fetcher(settings),
         page=settings.ui if settings.path is None else Path(settings.path),
+        isolates=settings.cache_key_isolation,
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)

@@ -53,7 +53,7 @@ class SlotCache:
         with a state up to its last checkpoint. RequestError if no file can have it."""
         tokens, salt = self._left[slot]
         if salt is not None:
-            raise RequestError(f"slot {slot} was computed with adapters, which no file names")
+            raise RequestError(f"slot {slot} has adapters or a cache_salt, which no file names")
         if min(tokens, default=0) < 0:
             raise RequestError(f"slot {slot} has images or sounds, which no file names")
         table, n = self._scheduler.cache.find_pages(tokens)

@@ -63,7 +63,8 @@ class Admission:
             request = replace(request, wants=Embedding("mean"))
         scales = scales_of(self.adapters, request.adapters)
         scales, starts = invoked(self.adapters, request.prompt, scales)
-        salt = (scales, starts) if any(scales) else None
+        adapted = (scales, starts) if any(scales) else None
+        salt = (adapted, request.cache_salt) if adapted or request.cache_salt else None
         seq = Sequence.from_request(next(self._ids), request, salt)
         if self._info.start_token is not None:
             seq.encode_first(self._info.start_token)

@@ -19,7 +19,7 @@ class DiskNames:
     def of(self, seq: Sequence, tokens: Items[int]) -> list[PageName]:
         """Of the full pages of the sequence's first tokens."""
         scales = zip(self._adapters, seq.adapter_scales, strict=False)
-        begin = beginning(self._root, scales, seq.adapter_starts)
+        begin = beginning(self._root, scales, seq.adapter_starts, seq.request.cache_salt)
         return list(chain(self._root, begin, tokens, self._page_size))
 
 

@@ -78,8 +78,10 @@ class EventStream:
         max_unread: int = DEFAULT_MAX_UNREAD,
         client: str = "",
         account: Account | None = None,
+        isolates: bool = False,
     ) -> None:
-        self.engine = engine
+        """``isolates``: clients share no cached prefixes."""
+        self.engine, self._isolates = engine, isolates
         self._client, self._batch = client, next(batches)
         self._account = account
         self.max_unread = max_unread  # bytes of events that wait while it is blocked
@@ -117,7 +119,10 @@ class EventStream:
     async def _submit(self, index: int, request: Request) -> None:
         """In a thread where it takes long: a grammar that is not compiled any more, or DRY, for
         which the vocabulary and the prompt are searched."""
-        request = replace(request, client=self._client, batch=self._batch)
+        salt = request.cache_salt
+        if self._isolates:
+            salt = f"{self._client} {salt}"
+        request = replace(request, client=self._client, batch=self._batch, cache_salt=salt)
         on_event = partial(self._inbox.put, self, index)
         if request.constraint is None and request.sampling.dry_multiplier == 0.0:
             self._tickets[index] = self.engine.submit(request, on_event)

@@ -44,6 +44,10 @@ class HttpSettings(LimitSettings):
         "--api-key-file", group=SERVER, env="API_KEY_FILE", type=FILE, default=None,
         help="file with a key on each line, which SIGHUP has read again",
     )
+    cache_key_isolation: bool = option(
+        "--cache-key-isolation", group=SERVER, env="CACHE_KEY_ISOLATION", default=False,
+        help="requests with different API keys share no cached prefixes",
+    )
     api_prefix: str = option(
         "--api-prefix", group=SERVER, env="API_PREFIX", type=TEXT, default="",
         help="what all paths begin with, such as /llm",

@@ -133,6 +133,7 @@ async def engine_requests(
         post_sampling_probs=options.post_sampling,
         wants=Generation() if n_scored is None else Scoring(n_scored),
         cache_prompt=defaults.cache_prompt if fields.cache_prompt is None else fields.cache_prompt,
+        cache_salt=fields.cache_salt or "",
         constraint=job.constraint,
         special=defaults.special
         if fields.skip_special_tokens is None

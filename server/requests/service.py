@@ -69,8 +69,10 @@ class Service:
         embd_normalize: int = 2,
         fetcher: Fetcher | None = None,
         page: bool | Path = True,
+        isolates: bool = False,
     ) -> None:
-        """``page``: whether there is a chat page at ``/``, or the folder that is there instead."""
+        """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
+        ``isolates``: keys share no cached prefixes."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
@@ -87,6 +89,7 @@ class Service:
         self.endpoints = endpoints or Endpoints()
         self.fetcher = fetcher or Fetcher()
         self.page = page
+        self._isolates = isolates
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
@@ -123,7 +126,9 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
-        return EventStream(self.engine, self._inbox, self.max_unread, client.get(), account.get())
+        return EventStream(
+            self.engine, self._inbox, self.max_unread, client.get(), account.get(), self._isolates
+        )
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that

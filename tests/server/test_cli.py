@@ -338,6 +338,9 @@ def test_api_keys(tmp_path: Path) -> None:
             api_keys(Settings(api_key=empty))
     with pytest.raises(SettingsError, match="cannot read"):
         api_keys(Settings(api_key_file=str(tmp_path / "none")))
+    assert api_keys(Settings(api_key="a", cache_key_isolation=True)) == ["a"]
+    with pytest.raises(SettingsError, match="--cache-key-isolation needs --api-key"):
+        api_keys(Settings(cache_key_isolation=True))
 
 
 def test_arch_list() -> None:

@@ -15,7 +15,7 @@ DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
 # Claude Code puts a line into the system prompt that changes with every request; read as a
 # part of the prompt, it would make every prefix new.
 BILLING_STAMP = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
-PASSED = (*SamplingFields.__struct_fields__, "stream", "cache_prompt", "id_slot")
+PASSED = (*SamplingFields.__struct_fields__, "stream", "cache_prompt", "cache_salt", "id_slot")
 # Beside them, what is of Anthropic's own servers; everything is cached.
 ALSO = frozenset(PASSED) | {
     "cache_control", "container", "context_management", "inference_geo", "mcp_servers", "metadata",

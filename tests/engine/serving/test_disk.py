@@ -26,9 +26,10 @@ from asking import (
 
 from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions, RopeOptions
-from gguf_serve.engine.request import Request
+from gguf_serve.engine.request import Request, Started
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.engine.stats import DiskStats
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -133,6 +134,21 @@ def test_other_options_find_nothing(engine: Engine, start: Start) -> None:
     other = start(rope=RopeOptions(base=5e5))
     assert ask(other, prompt, 1).n_cached == 0
     assert disk(other).n_corrupt == 0
+
+
+def test_a_salt_keeps_pages_to_those_who_know_it(engine: Engine) -> None:
+    """In memory and on disk; it decides nothing else."""
+    prompt, n = random_prompt(N_TOKENS, 23), disk(engine).n_written
+    expected = ask(engine, prompt, 8, cache_salt="ours").tokens
+    wait_for(engine, n + N_PAGES)
+    assert ask(engine, prompt, 1).n_cached == 0
+    wait_for(engine, n + 2 * N_PAGES)
+    forget(engine)
+    assert ask(engine, prompt, 1, cache_salt="theirs").n_cached == 0
+    reply = ask(engine, prompt, 8, cache_salt="ours")
+    assert (reply.n_cached, reply.tokens) == (320, expected)
+    with pytest.raises(RequestError, match="a cache_salt, which no file names"):
+        engine.save_slot(reply.all(Started)[0].id_slot, Path("unused")).result(SECONDS)
 
 
 def test_generated_tokens_are_kept_too(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import pytest
 
 
 def clients(fakes: Any, url: str, engine: Any, *headers: dict[str, str]) -> list[str]:
@@ -24,6 +25,29 @@ def test_keys_are_clients(serve: Any, fakes: Any) -> None:
     batches = [request.batch for request in engine.requests]
     assert batches[0] == batches[1]
     assert len(set(batches)) == 3
+
+
+@pytest.mark.parametrize("isolates", [False, True])
+def test_keys_may_share_no_prefixes(serve: Any, fakes: Any, isolates: bool) -> None:
+    engine = fakes.engine()
+    url = serve(engine, api_keys=("one", "two"), isolates=isolates)
+    for key, salt in (("one", None), ("one", "a"), ("two", None), ("two", "a"), ("one", "a")):
+        body = {"prompt": "a", "max_tokens": 1, "cache_salt": salt}
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx.post(url + "/v1/completions", json=body, headers=headers).is_success
+    salts = [request.cache_salt for request in engine.requests]
+    assert salts[4] == salts[1] != salts[0]
+    assert len(set(salts)) == (4 if isolates else 2)
+    assert not isolates or not any("one" in salt for salt in salts)
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 257, 1])
+def test_salts_that_are_none(serve: Any, fakes: Any, salt: object) -> None:
+    response = httpx.post(
+        serve(fakes.engine()) + "/v1/completions", json={"prompt": "a", "cache_salt": salt}
+    )
+    assert response.status_code == 400
+    assert "cache_salt" in response.text
 
 
 def test_without_keys_a_header_makes_no_client(serve: Any, fakes: Any) -> None:
