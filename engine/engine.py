@@ -207,7 +207,7 @@ class Engine:
             while self._take_inbox():
                 self._scheduler.prompt_chunk = self._pace.n_beside
                 if self._disk is not None:
-                    self._disk.work(is_alone=not self._scheduler.running)
+                    self._disk.work(bool(self._scheduler.running), bool(self._streams))
                 if self._media_turns is not None:
                     self._media_turns.encode_one()
                 for row, logits in self._waiting.take():

@@ -127,6 +127,9 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         _log_profile(path, runner, sizes)
     placed_at = prepared.placement.mixers if runner.state_bytes else ()
     settings = _settings(options, placed_at)
+    if weights.rope_factors_long is not None:
+        is_long = sizes.n_ctx_slot > hparams.rope_scaling.longest_short
+        settings["RoPE factors"] = "long" if is_long else "short"
     template.check()
     adapters = prepared.additions.adapters
     info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)

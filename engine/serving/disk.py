@@ -99,11 +99,10 @@ class DiskCache:
         """Whether ``work`` would do something."""
         return self._loads.has_work or self._saves.has_work
 
-    def work(self, is_alone: bool) -> None:
-        """Copy some pages; few of them if others wait for their next token."""
-        seconds = ALONE_SECONDS if is_alone else BESIDE_SECONDS
-        self._loads.work(seconds)
-        self._saves.work(seconds)
+    def work(self, is_computing: bool, has_requests: bool) -> None:
+        """Copy some pages; few of them if somebody waits for a step."""
+        self._loads.work(BESIDE_SECONDS if is_computing else ALONE_SECONDS)
+        self._saves.work(BESIDE_SECONDS if has_requests else ALONE_SECONDS)
 
     def stats(self) -> DiskStats:
         """From any thread."""

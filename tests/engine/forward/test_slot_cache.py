@@ -83,6 +83,15 @@ def test_a_file_made_with_other_options(start: Start, tmp_path: Path) -> None:
         other.restore_slot(0, tmp_path / "slot").result(SECONDS)
 
 
+def test_a_file_of_a_shorter_context(start: Start, tmp_path: Path) -> None:
+    """With LongRoPE, keys of contexts beyond the original 256 tokens are others."""
+    first, other = start("phi3-dense", n_ctx=256), start("phi3-dense", n_ctx=1024)
+    ask(first, PROMPT, 1, id_slot=0)
+    first.save_slot(0, tmp_path / "slot").result(SECONDS)
+    with pytest.raises(RequestError, match="made with RoPE factors 'short', here it is 'long'"):
+        other.restore_slot(0, tmp_path / "slot").result(SECONDS)
+
+
 def test_images_are_in_no_file(start: Start, tmp_path: Path) -> None:
     """Their places have ids that mean something to the process that gave them only."""
     engine = start("llama-dense")
