@@ -33,7 +33,6 @@ DIFFERENCES = {
     "rounds activations to 8 bits",
     "chameleon": "as published: with `swin_norm` the FFN reads the stream; llama.cpp's reads what "
     "attention adds to it",
-    "deepseek4": "its layers that predict further tokens are not loaded",
     "gemma3n": "as published: the deviation of sparse activations divides by n; llama.cpp's by n - "
     "1 (and here for the comparison)",
     "refact": "as llama.cpp: files with experts, of which none is known, use none of them",

@@ -39,13 +39,12 @@ def read_head(gguf: GGUFFile, arch: Architecture, number: int) -> tuple[GGUFFile
     n = count_heads(gguf)
     if not 0 <= number < n:
         raise ModelError(f"{gguf.path}: there is no head {number} of speculation, of {n}")
-    if "hc_attn_fn" in " ".join(gguf.tensors):
-        raise ModelError(f"{gguf.path}: heads of {arch.name} are not supported, with its streams")
     none = {gguf.arch_key("nextn_predict_layers"): 0}
     h = read_hyperparameters(gguf.with_metadata({**gguf.metadata, **none}), arch)
     layer = h.n_layers - n + number
     pattern = gguf.metadata.get(gguf.arch_key("attention.sliding_window_pattern"))
-    if not isinstance(pattern, np.ndarray):  # "every n-th" does not go on in heads: they see all
+    if not (arch.window_all or isinstance(pattern, np.ndarray)):
+        # "Every n-th layer" does not go on in heads: they see all keys.
         h = replace(h, windowed=(False,) * h.n_layers, rope=(any(h.rope),) * h.n_layers)
     return _as_model(gguf, layer), _of_layer(h, layer)
 

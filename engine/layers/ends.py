@@ -65,9 +65,13 @@ class Head:
     def hidden(self, g: Graph, x: Rows) -> Rows:
         """The hidden states of all tokens."""
         with g.on(self.part):
-            as_is = self.norm.is_copy or not g.h.states_normed
-            x = g.copied(x) if as_is else g.norm(x, self.norm)
+            x = g.copied(x) if self.norm.is_copy else g.norm(x, self.norm)
             return g.through(x, self.dense)
+
+    def unnormed(self, g: Graph, streams: Rows) -> Rows:
+        """The same from before the last norm, and before residual streams become one."""
+        with g.on(self.part):
+            return g.copied(streams)
 
     def last(self, g: Graph, x: Rows) -> Rows:
         """Those of the tokens whose logits are wanted."""

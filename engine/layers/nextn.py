@@ -30,11 +30,11 @@ class Beside:
     embedding_norm: NormWeights
     state_norm: NormWeights
 
-    def __call__(self, g: Graph, x: Rows) -> Rows:
+    def __call__(self, g: Graph, x: Rows, given: Rows) -> Rows:
         both = g.rows(2 * x.width)
         embedding, state = both.split(x.width, x.width)
         g.copy(x, embedding)
-        g.copy(given_states(g), state)
+        g.copy(given, state)
         g.normalize(embedding, self.embedding_norm)
         g.normalize(state, self.state_norm)
         return both
@@ -42,7 +42,8 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """W [norm(embedding), norm(state)], the entry before a head's layers."""
+    """W [norm(embedding), norm(state)], the entry before a head's layers; of each of the target's
+    residual streams, where it has several."""
 
     part: int
     beside: Beside
@@ -50,7 +51,12 @@ class Fusion:
 
     def __call__(self, g: Graph, x: Rows) -> Rows:
         with g.on(self.part):
-            return g.linear(self.beside(g, x), self.projection)
+            states = given_states(g)
+            out = g.rows(states.width)
+            sizes = [x.width] * (states.width // x.width)
+            for state, stream in zip(states.split(*sizes), out.split(*sizes), strict=True):
+                g.linear(self.beside(g, x, state), self.projection, into=stream)
+            return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class DraftAttention:
 
     def __call__(self, g: Graph, x: Rows) -> Rows:
         with g.on(self.part):
-            both = self.beside(g, x)
+            both = self.beside(g, x, given_states(g))
             state = both.split(x.width, x.width)[1] if self.normed else given_states(g)
             return g.add(g.copied_columns(state), self.weights(g, both, 0))
 

@@ -130,7 +130,7 @@ def allocate_memory(
             switch=h.switch,
             n_ring_pages=sizes.n_ring_pages, media=media,
             sections=bool(h.rope_sections), block=pooled_block(h),
-            n_adapters=weights.n_adapters, state_width=h.n_embd if h.takes_states else 0,
+            n_adapters=weights.n_adapters, state_width=weights.state_width if h.takes_states else 0,
         )  # fmt: skip
         pages = _kv_pages(
             h, device, _kv_shapes(h, weights, at, sizes.n_ctx_slot), sizes, cache, states

@@ -81,7 +81,9 @@ class Decoder:
                 np.full(self.logits.shape, LOWEST_LOGIT, np.float32),
                 wait=True,
             )
-        width = h.n_embd if weights.handover is None else weights.handover.width
+        width = h.n_embd if h.states_normed else weights.state_width
+        if weights.handover is not None:
+            width = weights.handover.width
         self.hidden = empty(last.device, (n_tokens, width))
         self.scores: Tensor | None = None  # of the ranking head: float32 [n_outputs, scores]
         graph = Graph([place.context for place in places], weights.placement.parts)
@@ -121,9 +123,13 @@ class Decoder:
             self._watch(g, i, layer.part + 1, x)
         if handover is not None:
             handover.note(g, x, len(weights.layers))
+        streams = x
         for entry in weights.after:
             x = entry(g, x)
-        states = head.hidden(g, x) if handover is None else handover.states(g)
+        if handover is not None:
+            states = handover.states(g)
+        else:
+            states = head.hidden(g, x) if g.h.states_normed else head.unnormed(g, streams)
         hidden, some = g.keep(states, self.hidden), list[Value]()
         if head.output is None and head.rank is None:
             return some, hidden.value

@@ -37,6 +37,7 @@ from gguf_serve.engine.layers.feed_forward.moe import (
     load_moe,
     load_parallel_experts,
 )
+from gguf_serve.engine.layers.hyper import HyperWeights
 from gguf_serve.engine.layers.nextn import (
     StateFusion,
     load_draft_attention,
@@ -95,6 +96,7 @@ class ModelWeights:
     after: tuple[Entry, ...]
     head: Head
     handover: StateFusion | None  # what makes the states for a draft
+    state_width: int  # of what goes from layer to layer
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
@@ -143,6 +145,7 @@ def allocate_weights(
         lent = TensorSource(draft, devices[placement.output])
         handover, last.jobs[:0] = load_state_fusion(lent, draft, hparams, head_at), lent.jobs
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
+    n_streams = residuals.count if isinstance(residuals, HyperWeights) else 1
     layers = _layers(sources, hparams, placement)
     tied = None if last is not source else matrix
     if residuals is not None:
@@ -162,7 +165,7 @@ def allocate_weights(
         before=(
             *(() if fusion is None else (fusion,)),
             *(() if per_layer is None else (per_layer,)),
-            *(() if residuals is None else (residuals.begin,)),
+            *(() if residuals is None or fusion is not None else (residuals.begin,)),
         ),
         layers=layers,
         after=() if residuals is None else (residuals.finish,),
@@ -176,6 +179,7 @@ def allocate_weights(
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         handover=handover,
+        state_width=hparams.n_embd * n_streams,
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
     )  # fmt: skip

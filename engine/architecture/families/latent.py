@@ -57,7 +57,7 @@ ROWS = (
                  "expert_gating_func", "expert_weights_norm", "expert_weights_scale",
                  "hyper_connection.sinkhorn_iterations") | CLAMPS,
                  window_all=True, window_rope_scaled=False, quirks={"yarn_without_magnitude",
-                 "glu_limit_first", "glu_limit_of_shared"}),
+                 "states_before_norm", "glu_limit_first", "glu_limit_of_shared"}),
     Architecture("dots3note", LATENT + needs("attention", "attn_k_norm") + ATTENTION_GATE +
                  INDEXER + INDEXER_NORM + GLU + GLU_EXPERTS + GLU_SHARED + CHOICE_BIAS,
                  keys=window(REQUIRED, REQUIRED, base=REQUIRED) | EXPERT_SCALE | LATENT_SIZES |

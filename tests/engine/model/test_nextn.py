@@ -20,10 +20,13 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
 MODELS = [
-    "bailingmoe3-mtp", "cohere2moe-mtp", "deepseek2-mtp", "deepseek32-mtp", "glm-dsa-mtp",
-    "glm4moe-mtp", "hy_v3-mtp", "mimo2-mtp", "nemotron_h_moe-mtp", "qwen35-mtp", "qwen35moe-mtp",
-    "qwen3next-mtp", "step35-mtp",
+    "bailingmoe3-mtp", "cohere2moe-mtp", "deepseek2-mtp", "deepseek32-mtp", "deepseek4-mtp",
+    "glm-dsa-mtp", "glm4moe-mtp", "hy_v3-mtp", "mimo2-mtp", "nemotron_h_moe-mtp", "qwen35-mtp",
+    "qwen35moe-mtp", "qwen3next-mtp", "step35-mtp",
 ]  # fmt: skip
+# Whose streams llama.cpp hands over normalized, but only those of the model, not of the head: the
+# norm that comes next writes over them. The head's own norm takes out what that changes.
+NORMALIZED = ("deepseek4-mtp",)
 FLOAT_NMSE = 1e-7
 TABLE = [3, 7, 5, 9]
 Build = Callable[[str], Path]
@@ -39,7 +42,8 @@ def test_heads(device: Device, programs: Programs, conformance_model: Build, nam
     model = Stepper(path, device, programs, gives_states=True)
     logits, states = model.with_states(sequence(tokens, 1, TABLE), len(tokens))
     assert nmse(logits, found["logits"]) <= FLOAT_NMSE
-    assert nmse(states[-8:], found["hidden"]) <= FLOAT_NMSE
+    size = np.sqrt((states**2).mean(1, keepdims=True)) if name in NORMALIZED else 1.0
+    assert nmse((states / size)[-8:], found["hidden"]) <= FLOAT_NMSE
     before = np.concatenate([np.zeros_like(states[:1]), states[:-1]])
     heads = [Stepper(path, device, programs, head=i) for i in range(len(found["mtp_logits"]))]
     for i, head in enumerate(heads):
