@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,9 @@ def switched_adapters(model: GGUFFile, n_layers: int, n: int) -> list[Adapter]:
             name = f"blk.{layer}.{matrix}.weight"
             tensors = [f"blk.{layer}.{part}" for part in parts]
             a, b = ([_floats(model, t + end) for t in tensors] for end in ENDS)
-            rows = sum(each.shape[1] for each in b)
-            if {len(each) for each in (*a, *b)} != {n + 1} or rows != model.tensors[name].shape[1]:
+            rows = sum(each.shape[-2] for each in b)
+            sizes = {(each.ndim, len(each)) for each in (*a, *b)}
+            if sizes != {(3, n + 1)} or rows != prod(model.tensors[name].shape[1:]):
                 raise ModelError(
                     f"{model.path}: tensors {', '.join(tensors)} (.lora_a, .lora_b) of shapes "
                     f"{[each.shape[::-1] for each in (*a, *b)]} do not fit {name} of shape "

@@ -18,7 +18,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.recording.adapters import invoked_at
+from gguf_serve.engine.recording.adapters import invoked_at, switched_adapters
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -330,3 +330,17 @@ def test_an_engine_with_an_adapter_that_tokens_invoke(
     assert_same_logits(off, ask(without, invoking, 4, n_probs=128))
     with pytest.raises(AssertionError):
         assert_same_logits(found, off)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape"),
+    [("blk.0.attn_qkv.weight", (256,)), ("blk.1.attn_q.lora_a", (256, 32))],
+)
+def test_a_models_own_adapters_that_do_not_fit(
+    conformance_model: Callable[[str], Path], tensor: str, shape: tuple[int, ...]
+) -> None:
+    with open_gguf(conformance_model("graniteswitch")) as gguf:
+        assert len(switched_adapters(gguf, 2, 3)) == 3
+        changed = {tensor: replace(gguf.tensors[tensor], shape=shape)}
+        with pytest.raises(ModelError, match="do not fit"):
+            switched_adapters(gguf.with_tensors({**gguf.tensors, **changed}), 2, 3)
