@@ -34,7 +34,7 @@ export class MessageView {
   update(busy) {
     const { node } = this;
     if (node.role === "user" || node.role === "tool") this.plainText();
-    else this.content.set(node.content);
+    else this.content.set(node.content, busy);
     if (node.reasoning) {
       if (this.thoughts.hidden) this.thoughts.open = busy;
       this.thoughts.hidden = false;
@@ -42,7 +42,7 @@ export class MessageView {
         this.thoughts.open = false; // it has begun to answer
         this.folded = true;
       }
-      this.reasoning.set(node.reasoning);
+      this.reasoning.set(node.reasoning, busy);
     }
     this.element.setAttribute("aria-busy", String(busy));
     this.note.textContent = noteOf(node, busy);

@@ -10,13 +10,18 @@ export class Rendered {
   constructor(name) {
     this.element = h("div", { class: `text ${name}` });
     this.text = this.done = "";
-    this.busy = false;
+    this.busy = this.grows = false;
     this.wait = LEAST;
+    this.wake = () => {};
   }
 
-  set(text) {
-    if (text === this.text) return;
-    this.text = text;
+  /** `grows`: more of it is coming. All of it is rendered as soon as it is there, however long the
+   *  rendering before took. */
+  set(text, grows) {
+    const isNew = text !== this.text;
+    Object.assign(this, { text, grows });
+    if (!grows) this.wake();
+    if (!isNew) return;
     if (!this.done) this.plain();
     this.render();
   }
@@ -40,9 +45,16 @@ export class Rendered {
       }
       this.done = text;
       this.wait = Math.max(LEAST, SHARE * (performance.now() - began));
-      if (this.done !== this.text) await new Promise((resolve) => setTimeout(resolve, this.wait));
+      if (this.done !== this.text && this.grows) await this.pause();
     }
     this.busy = false;
+  }
+
+  pause() {
+    return new Promise((resolve) => {
+      this.wake = resolve;
+      setTimeout(resolve, this.wait);
+    });
   }
 }
 
