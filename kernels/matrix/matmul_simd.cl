@@ -179,7 +179,11 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
 #define CODES_AT(g) (w + (first_group + (g)) * GROUP_BYTES)
 #define SCALES_AT(g) (w + scales_at + (first_group + (g)) * GROUP_SCALES)
-#if SPAN > 1 && NT >= 32
+#if SPAN > 1 && NT >= 8 && defined(TILE_BYTES) && !defined(EXPERTS)
+#include "matrix/dot_amx.cl"
+#define CALL_DOT(g, both, acc) \
+    dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)
+#elif SPAN > 1 && NT >= 32
 #include "matrix/dot_tiles.cl"
 #define CALL_DOT(g, both, acc) \
     dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)

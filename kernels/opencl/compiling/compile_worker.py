@@ -3,7 +3,7 @@
     python -m gguf_serve.kernels.opencl.compiling.compile_worker [background]
 
 It takes lines of JSON. The first names its device ({"platform", "device", "environment"}), every
-other one a program ({"source", "options"}) or a form of products to be tried ({"probe", "pairs"}).
+other one a program ({"source", "options"}) or a form of products to be tried ({"probe", "kind"}).
 It answers with a line ({"ready"}, {"size"} and then the binary's bytes, {"works"}, or {"error"}).
 A compiler's memory, and its crashes, stay here.
 """
@@ -62,7 +62,7 @@ def _answer(context: Any, wanted: dict[str, Any]) -> tuple[dict[str, Any], bytes
 
     try:
         if "probe" in wanted:
-            return {"works": works(context, wanted["probe"], pairs=wanted["pairs"])}, b""
+            return {"works": works(context, wanted["probe"], wanted["kind"])}, b""
         program = compile_program(context, wanted["source"], wanted["options"])
         binary = bytes(program.get_info(cl.program_info.BINARIES)[0])
     except cl.Error as error:

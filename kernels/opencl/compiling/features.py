@@ -1,10 +1,11 @@
 """What a CPU device's compiler can do beyond OpenCL C, found out by trying.
 
-OpenCL C has no name for the x86 instructions that multiply and add pairs of shorts into
-ints (VNNI), or bytes, and compilers do not find them by themselves. They do take LLVM's
-intrinsic under an assembler label, but one that does not know it, or knows it with other types,
-ends the process. So each form is tried in a process that may end (probe.py, worker.py), once per
-machine and driver; the answer is kept in the user's cache folder.
+OpenCL C has no name for the x86 instructions that multiply and add pairs of shorts into ints
+(VNNI), or bytes, or tiles of bytes (AMX), and compilers do not find them by themselves. They do
+take LLVM's intrinsic under an assembler label, or assembler, but one that does not know it, or
+knows it with other types, ends the process, and so does a system that forbids the instruction. So
+each form is tried in a process that may end (probe.py, worker.py), once per machine and driver; the
+answer is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gguf_serve.kernels.opencl.capabilities import cpu_flags
 from gguf_serve.kernels.opencl.compiling.cache_folder import features_path
+from gguf_serve.kernels.opencl.compiling.probe import Kind, allow_tiles
 from gguf_serve.kernels.opencl.compiling.worker import (
+    N_WORKERS,
     NoWorkerError,
     Worker,
     WorkerEndedError,
@@ -29,9 +32,9 @@ from gguf_serve.kernels.opencl.compiling.worker import (
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 log = logging.getLogger(__name__)
-# Defines of lanes.cl for products of shorts, and of byte_products.cl for those of bytes; best
-# first, those after the first that works are not tried. With each, the processor's flags that
-# allow it.
+# Defines of lanes.cl for products of shorts, of byte_products.cl for those of bytes, and of
+# dot_amx.cl; best first, those after the first that works are not tried. With each, the processor's
+# flags that allow it.
 _VNNI_512, _VNNI_256 = ("avx512_vnni",), ("avx_vnni", "avx512_vnni")
 PAIR_FORMS = {
     "DOT_PAIRS_512": _VNNI_512, "DOT_INTS_512": _VNNI_512,
@@ -41,23 +44,28 @@ BYTE_FORMS = {
     "DOT_BYTES_512": _VNNI_512, "DOT_BYTE_INTS_512": _VNNI_512,
     "DOT_BYTES_256": _VNNI_256, "DOT_BYTE_INTS_256": _VNNI_256, "MADD_BYTES_256": ("avx2",),
 }  # fmt: skip
-FORMS = (*PAIR_FORMS, *BYTE_FORMS)
+TILE_FORMS = {"TILE_BYTES": ("amx_int8",)}
+FORMS: dict[Kind, Mapping[str, tuple[str, ...]]] = {
+    "pairs": PAIR_FORMS, "bytes": BYTE_FORMS, "tiles": TILE_FORMS,
+}  # fmt: skip
+KNOWN = {form for forms in FORMS.values() for form in forms}
 PROBE_SECONDS = 60
 
 
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
     """The defines of the best forms that work on this CPU device: at most one for products of
-    shorts, and one for those of bytes."""
+    shorts, one for those of bytes, and one for those of tiles, if this process may use them."""
     flags = cpu_flags()
     asked = {
-        _key(info, flags, forms): forms
-        for candidates in (PAIR_FORMS, BYTE_FORMS)
+        _key(info, flags, forms): (kind, forms)
+        for kind, candidates in FORMS.items()
         if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
+        and (kind != "tiles" or allow_tiles())
     }
     known = _read_cache()
     if missing := [key for key in asked if key not in known]:
-        with ThreadPoolExecutor(len(missing)) as pool:  # which wait for processes
-            answers = pool.map(lambda key: _first(info, asked[key]), missing)
+        with ThreadPoolExecutor(N_WORKERS) as pool:  # which wait for processes
+            answers = pool.map(lambda key: _first(info, *asked[key]), missing)
             found = {
                 key: form for key, form in zip(missing, answers, strict=True) if form is not None
             }
@@ -71,14 +79,14 @@ def _key(info: DeviceInfo, flags: Collection[str], forms: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _first(info: DeviceInfo, forms: Sequence[str]) -> str | None:
+def _first(info: DeviceInfo, kind: Kind, forms: Sequence[str]) -> str | None:
     """The first form that works, "" if none does; None if there was no answer."""
     worker: Worker | None = None
     try:
         for form in forms:
             worker = worker or take_worker(info)
             try:
-                if worker.probe(form, PROBE_SECONDS, pairs=form in PAIR_FORMS):
+                if worker.probe(form, PROBE_SECONDS, kind):
                     return form
             except WorkerEndedError as error:
                 worker = None
@@ -101,7 +109,7 @@ def _read_cache() -> Mapping[str, str]:
     except (OSError, ValueError):
         return {}
     return (
-        {k: v for k, v in known.items() if v in FORMS or v == ""} if isinstance(known, dict) else {}
+        {k: v for k, v in known.items() if v in KNOWN or v == ""} if isinstance(known, dict) else {}
     )
 
 

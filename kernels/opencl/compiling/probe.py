@@ -1,18 +1,26 @@
-"""A product of shorts or bytes in one of the forms of features.py, tried on a device.
+"""A product of shorts, bytes or tiles in one of the forms of features.py, tried on a device.
 
 Only in a process that may end: a compiler that does not know the form's instruction ends it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ctypes
+import platform
+import sys
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from gguf_serve.kernels.opencl.sources import SOURCES
 
 if TYPE_CHECKING:
     import pyopencl as cl
+
+Kind = Literal["pairs", "bytes", "tiles"]
+# Linux's arch_prctl, on x86-64, and the state that a process asks for before it uses it.
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18
 
 # 16 rows of two products of shorts, or of four of bytes of which a's are not negative; with
 # SIGNED_CODES, for which every intrinsic that is declared is used.
@@ -38,28 +46,65 @@ kernel void probe(global const int* a, global const int* b, global int* c) {
 #endif
 }
 """
+# A tile of 16 rows times one of 16 columns, 64 bytes each.
+TILE_PROBE = """
+#include "include/lanes.cl"
+#include "include/tiles.cl"
+kernel void probe(global const int* a, global const int* b, global int* c) {
+    int16 x[16], y[16], sum[16];
+    for (int i = 0; i < 16; i++) { x[i] = vload16(i, a); y[i] = vload16(i, b); }
+    begin_tiles();
+    TILE_ZERO(4);
+    TILE_LOAD(0, x);
+    TILE_LOAD(1, y);
+    TILE_ADD_PRODUCT(4, 0, 1);
+    TILE_STORE(4, sum);
+    end_tiles();
+    for (int i = 0; i < 16; i++) vstore16(sum[i] + vload16(i, c), i, c);
+}
+"""
+SOURCE_OF: dict[Kind, str] = {"pairs": PAIR_PROBE, "bytes": BYTE_PROBE, "tiles": TILE_PROBE}
 
 
-def works(context: cl.Context, form: str, *, pairs: bool) -> bool:
-    """Build and run a product in a form, of pairs of shorts or of four bytes: whether it is
-    right. A pyopencl error for one that does not compile; it may end the process."""
+def allow_tiles() -> bool:
+    """Have the system let this process use tiles, which it must ask for; whether it may."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return False
+    system = ctypes.CDLL(None, use_errno=True)
+    return bool(system.syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0)
+
+
+def works(context: cl.Context, form: str, kind: Kind) -> bool:
+    """Build and run a product in a form, of that kind: whether it is right. A pyopencl error for
+    one that does not compile; it may end the process."""
     import pyopencl as cl
 
+    if kind == "tiles" and not allow_tiles():
+        return False
     queue = cl.CommandQueue(context)
     options = [f"-I{SOURCES}", f"-D{form}"]
-    source = PAIR_PROBE if pairs else BYTE_PROBE
-    kernel = cl.Kernel(cl.Program(context, source).build(options), "probe")
+    kernel = cl.Kernel(cl.Program(context, SOURCE_OF[kind]).build(options), "probe")
+    *inputs, c, expected = _example(kind)
+    flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+    buffers = [cl.Buffer(context, flags, hostbuf=x) for x in (*inputs, c)]
+    kernel.set_args(*buffers)
+    cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
+    cl.enqueue_copy(queue, c, buffers[2])
+    return bool((c == expected).all())
+
+
+def _example(kind: Kind) -> tuple[npt.NDArray[np.generic], ...]:
+    """Factors a and b, a sum c, and what it becomes."""
     rng = np.random.default_rng(0)
-    if pairs:
+    if kind == "tiles":
+        a, b = rng.integers(0, 256, (2, 16, 64)).astype(np.uint8)
+        c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)
+        columns = b.reshape(16, 16, 4).transpose(0, 2, 1).reshape(64, 16)
+        return a, b, c, c + a.astype(np.int32) @ columns.astype(np.int32)
+    if kind == "pairs":
         a, b = rng.integers(-20000, 20000, (2, 32)).astype(np.int16)
     else:
         a = rng.integers(0, 64, 64).astype(np.uint8)
         b = rng.integers(-127, 128, 64).astype(np.int8)
     c = rng.integers(-1000, 1000, 16).astype(np.int32)
-    expected = c + (a.astype(np.int32) * b).reshape(16, -1).sum(1)
-    flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
-    buffers = [cl.Buffer(context, flags, hostbuf=x) for x in (a, b, c)]
-    kernel.set_args(*buffers)
-    cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
-    cl.enqueue_copy(queue, c, buffers[2])
-    return bool((c == expected).all())
+    return a, b, c, c + (a.astype(np.int32) * b).reshape(16, -1).sum(1)

@@ -21,6 +21,7 @@ import gguf_serve
 from gguf_serve.kernels.opencl.drivers import only_driver
 
 if TYPE_CHECKING:
+    from gguf_serve.kernels.opencl.compiling.probe import Kind
     from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 N_WORKERS = 2  # that compile what somebody waits for
@@ -82,9 +83,9 @@ class Worker:
             raise ValueError(answer["error"])
         return binary
 
-    def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+    def probe(self, form: str, seconds: float, kind: Kind) -> bool:
         """Whether a form of products works (probe.py). Errors as of ``compile``."""
-        answer, _ = self._ask({"probe": form, "pairs": pairs}, seconds)
+        answer, _ = self._ask({"probe": form, "kind": kind}, seconds)
         return bool(answer.get("works"))
 
     def close(self) -> int:

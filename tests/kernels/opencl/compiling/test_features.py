@@ -10,7 +10,7 @@ import pytest
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.compiling import features
-from gguf_serve.kernels.opencl.compiling.features import PAIR_FORMS, dot_defines
+from gguf_serve.kernels.opencl.compiling.features import BYTE_FORMS, FORMS, dot_defines
 from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE
 from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
 from gguf_serve.kernels.opencl.device import Device, open_device
@@ -26,8 +26,8 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     found: list[str] = []
 
     class FakeWorker:
-        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
-            assert pairs == (form in PAIR_FORMS)
+        def probe(self, form: str, seconds: float, kind: str) -> bool:
+            assert form in FORMS[kind]
             found.append(form)
             return not form.endswith("_512")
 
@@ -56,6 +56,16 @@ def test_the_best_that_works(
     assert tried == before  # known from the file
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tiles_that_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], allowed: bool
+) -> None:
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"amx_int8"}))
+    monkeypatch.setattr(features, "allow_tiles", lambda: allowed)
+    assert dot_defines(CPU) == (("TILE_BYTES",) if allowed else ())
+    assert tried == (["TILE_BYTES"] if allowed else [])
+
+
 def test_the_probe_builds_every_intrinsic(device: Device) -> None:
     """That of the signs too: a compiler that does not know it would end the server."""
     if not device.is_simd:
@@ -68,7 +78,7 @@ def test_a_probe_without_an_answer_is_not_remembered(
     monkeypatch: pytest.MonkeyPatch, tried: list[str]
 ) -> None:
     class Hanging:
-        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+        def probe(self, form: str, seconds: float, kind: str) -> bool:
             raise WorkerEndedError("signal 9", late=True)
 
     monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx2"}))
@@ -84,13 +94,13 @@ def test_a_form_that_ends_the_compiler(
     """The next one is tried in another process."""
 
     class Crashing:
-        def probe(self, form: str, seconds: float, *, pairs: bool) -> bool:
+        def probe(self, form: str, seconds: float, kind: str) -> bool:
             raise WorkerEndedError("signal 11", late=False)
 
     workers: list[Any] = [Crashing()]
     other = features.take_worker(CPU)
     monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx_vnni"}))
-    monkeypatch.setattr(features, "PAIR_FORMS", {})
+    monkeypatch.setattr(features, "FORMS", {"bytes": BYTE_FORMS})
     monkeypatch.setattr(features, "take_worker", lambda info: workers.pop() if workers else other)
     assert dot_defines(CPU) == ("DOT_BYTE_INTS_256",)
 
