@@ -243,16 +243,19 @@ class EngineOptions:
         help="tokens from checkpoint to checkpoint in long prompts; 0: one after every step",
     )
     cache_disk: str | None = option(
-        "--cache-disk", group=CONTEXT, env="CACHE_DISK", type=Parsed("FOLDER", str), default=None,
+        "--cache-disk", group=CONTEXT, env="GGUF_SERVE_CACHE_DISK",
+        type=Parsed("FOLDER", str), default=None,
         help="folder to keep KV pages in, across restarts; made if it is not there",
     )
     cache_disk_mib: int = option(
-        "--cache-disk-size", group=CONTEXT, env="CACHE_DISK_SIZE", metavar="MIB", type=COUNT,
-        default=8192, help="what that folder may hold, of all models",
+        "--cache-disk-size", group=CONTEXT, env="GGUF_SERVE_CACHE_DISK_SIZE",
+        metavar="MIB", type=COUNT, default=8192,
+        help="what that folder may hold, of all models",
     )
     cache_disk_min_tokens: int = option(
-        "--cache-disk-min-tokens", group=CONTEXT, env="CACHE_DISK_MIN_TOKENS", type=COUNT,
-        default=512, help="shorter prompts are not kept there",
+        "--cache-disk-min-tokens", group=CONTEXT, env="GGUF_SERVE_CACHE_DISK_MIN_TOKENS",
+        type=COUNT, default=512,
+        help="shorter prompts are not kept there",
     )
     diffusion_steps: int = option(
         "--diffusion-steps", group=CONTEXT, type=COUNT, default=128,

@@ -45,7 +45,7 @@ class HttpSettings(LimitSettings):
         help="file with a key on each line, which SIGHUP has read again",
     )
     cache_key_isolation: bool = option(
-        "--cache-key-isolation", group=SERVER, env="CACHE_KEY_ISOLATION", default=False,
+        "--cache-key-isolation", group=SERVER, env="GGUF_SERVE_CACHE_KEY_ISOLATION", default=False,
         help="requests with different API keys share no cached prefixes",
     )
     api_prefix: str = option(
