@@ -45,6 +45,7 @@ from gguf_serve.engine.serving.mailbox import (
 from gguf_serve.engine.serving.media_turns import MediaTurns
 from gguf_serve.engine.serving.slots import Slots
 from gguf_serve.engine.serving.streams import Streams
+from gguf_serve.engine.speculation.speculation import Speculation
 from gguf_serve.engine.stats import (
     Counters,
     EngineStats,
@@ -101,6 +102,7 @@ class Engine:
             self._mailbox.notify,
         )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
+        self._speculation = Speculation(scheduler, runner.exact_tokens)
         self._waiting = WaitingRows(self._mailbox.wake)
         self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
         encode = self._admission.encode_plain
@@ -214,6 +216,7 @@ class Engine:
                     self._delivery.deliver(row, logits)
                 plan = self._scheduler.plan(self._pace.n_tokens)
                 if plan is not None:
+                    self._guess(plan)
                     self._step(plan)
                 else:
                     self._flush()
@@ -300,6 +303,13 @@ class Engine:
         if self._disk is not None:
             self._disk.forget(seq)
 
+    def _guess(self, plan: Plan) -> None:
+        self._speculation.draft(
+            plan,
+            lambda seq: self._streams[seq.id].proposals,
+            lambda n_tokens: self._runner.is_at_hand(plan.chunks, n_tokens),
+        )
+
     def _step(self, plan: Plan) -> None:
         for seq in plan.started:
             self._slots.begin(self._streams[seq.id])
@@ -313,7 +323,9 @@ class Engine:
         if not plan.chunks:  # copies for one that waits for an image
             return
         n_tokens = sum(chunk.count for chunk in plan.chunks)
-        self._pace.note(n_tokens, time.perf_counter() - began, any(row.mask for row in rows))
+        seconds = time.perf_counter() - began
+        self._pace.note(n_tokens, seconds, any(row.mask for row in rows))
+        self._speculation.note(plan, seconds)
         self._soundness.inspect(rows, logits)
         self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))
@@ -322,10 +334,13 @@ class Engine:
             if chunk.start < chunk.seq.n_prompt <= chunk.start + chunk.count:
                 self._keep(chunk.seq)
         for row, values in zip(rows, logits, strict=True):
-            if values.waits:
+            if values.waits and not row.n_drafted:
                 self._waiting.add(row, values)
             else:
                 self._delivery.deliver(row, values)
+        for chunk in plan.chunks:
+            if (stream := self._streams.get(chunk.seq.id)) and stream.proposals is not None:
+                stream.proposals.prepare()
         self._delivery.embed(plan.chunks)
         self._delivery.end_prompts(plan.chunks)
 

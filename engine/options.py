@@ -34,6 +34,7 @@ from gguf_serve.engine.option_values import (
     slot_count,
 )
 from gguf_serve.engine.request import Denoising, Order, Pooling
+from gguf_serve.engine.speculation_options import OFF, SpeculationOptions
 
 DEVICE, CONTEXT, MODEL_FILE, ROPE = "Device", "Context", "The model's file", "RoPE and YaRN"
 ADAPTERS, LOGGING = "Adapters", "Logging"
@@ -276,6 +277,7 @@ class EngineOptions:
     )
     rope: RopeOptions = field(default_factory=RopeOptions)
     adapters: tuple[tuple[Path, float], ...] = ()  # LoRA files and their scales at first
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     control: ControlVectors = field(default_factory=ControlVectors)
     mmproj: Path | None = None  # the projector file of images or sounds
     mmproj_device: str | None = None  # of the encoder; "none": a CPU, None: the text model's
@@ -329,4 +331,5 @@ class ModelInfo:
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     adapters: tuple[AdapterState, ...] = ()  # as they were loaded
     token_bytes: int = 0  # of weights, read for a token that is computed alone
+    speculation: SpeculationOptions = OFF  # what guesses, where the model allows it
     loading: str = ""  # what took how long, in words

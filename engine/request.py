@@ -69,6 +69,16 @@ class ReasoningBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """What may be guessed for a step: so many tokens (-1: as the engine likes), and those only
+    where it is at least so many, each right with at least such a chance."""
+
+    most: int = -1
+    least: int = 0
+    chance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """Text that follows the prompt: ``Delta`` events."""
 
@@ -135,6 +145,8 @@ class Request:
     client: str = ""  # who asks: clients get slots in turn
     batch: int = 0  # a number for requests of a client that were made together, one turn of it
     wants: Wanted = field(default_factory=Generation)
+    prediction: tuple[int, ...] = ()  # tokens that the client expects to be generated
+    drafts: DraftLimits = field(default_factory=DraftLimits)
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
     @property
@@ -217,6 +229,18 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """How often something was guessed, its tokens, and those that were right; of these the tokens
+    of the request's ``prediction``."""
+
+    n: int = 0
+    n_tokens: int = 0
+    n_accepted: int = 0
+    n_predicted: int = 0
+    n_predicted_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Counts and milliseconds, as llama-server's ``timings`` object needs them."""
 
@@ -225,6 +249,7 @@ class Timings:
     prompt_ms: float = 0.0
     predicted_n: int = 0
     predicted_ms: float = 0.0  # from the first token to the last
+    drafts: Drafts = field(default_factory=Drafts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Counters:
     prompt_seconds: float = 0.0
     n_generated_tokens: int = 0
     generation_seconds: float = 0.0
+    drafts: list[int] = field(default_factory=lambda: [0, 0, 0])  # guesses, their tokens, right
     n_decodes: int = 0
     n_busy_slots: int = 0
     n_tokens_max: int = 0
@@ -56,6 +57,9 @@ class Counters:
         """A request has ended."""
         self.n_generated_tokens += timings.predicted_n
         self.generation_seconds += timings.predicted_ms / 1e3
+        drafts = timings.drafts
+        for i, n in enumerate((drafts.n, drafts.n_tokens, drafts.n_accepted)):
+            self.drafts[i] += n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,9 @@ class EngineStats:
     n_checkpoints: int = 0  # copies of states in the host's memory
     checkpoint_bytes: int = 0  # of all of them, at most
     disk: DiskStats | None = None  # None: there is no cache on disk
+    n_drafts: int = 0  # spec_decode_num_drafts: guesses that were verified
+    n_drafted: int = 0  # spec_decode_num_draft_tokens: their tokens
+    n_accepted: int = 0  # spec_decode_num_accepted_tokens: those that were right
 
     @property
     def kv_cache_usage_ratio(self) -> float:
@@ -143,6 +150,7 @@ def engine_stats(
         n_checkpoints=len(scheduler.checkpoints or ()),
         checkpoint_bytes=scheduler.checkpoints.n_bytes if scheduler.checkpoints else 0,
         disk=disk,
+        **dict(zip(("n_drafts", "n_drafted", "n_accepted"), counters.drafts, strict=True)),
     )
 
 
@@ -165,6 +173,7 @@ class SlotState:
     n_remain: int = -1  # tokens to come at most; -1: no limit
     has_next_token: bool = False
     has_new_line: bool = False
+    guesses: bool = False  # its tokens may be guessed, several to be verified at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,4 +206,5 @@ def _slot_state(id: int, n_ctx: int, is_processing: bool, stream: Stream) -> Slo
         n_processed=max(0, min(n_computed, seq.n_prompt) - seq.n_cached),
         n_decoded=n_decoded, n_remain=max(0, most - n_decoded) if most >= 0 else -1,
         has_next_token=is_processing, has_new_line=stream.has_new_line,
+        guesses=stream.proposals is not None,
     )  # fmt: skip

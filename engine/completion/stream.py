@@ -15,9 +15,11 @@ from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import Output
 from gguf_serve.engine.completion.pooling import Pool
 from gguf_serve.engine.completion.reasoning import BudgetWatch
+from gguf_serve.engine.forward.batch import TokenMask
 from gguf_serve.engine.forward.runner import RowLogits
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import (
+    Drafts,
     Embedded,
     Embedding,
     Event,
@@ -33,6 +35,7 @@ from gguf_serve.engine.request import (
 )
 from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampled, Sampler, logprob
 from gguf_serve.engine.scheduling.sequence import Sequence
+from gguf_serve.engine.speculation.proposals import Proposals
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +68,11 @@ class Stream:
         *,
         ranks_mean: bool = False,
         denoiser: Denoiser | None = None,
+        proposals: Proposals | None = None,
     ) -> None:
         """``ranks_mean``: what is wanted of the mean of its hidden states are a head's scores;
-        ``denoiser``: of a diffusion model."""
+        ``denoiser``: of a diffusion model; ``proposals``: guesses of what follows, if any."""
+        self.proposals = proposals
         self.ranks_mean, self.denoiser = ranks_mean, denoiser
         self.n_sent = seq.n_prompt  # tokens of the sequence that need not be sent any more
         self.seq, self._sampler, self._output = seq, sampler, output
@@ -104,6 +109,11 @@ class Stream:
         return max(1, self.needs.k, self.request.n_probs if self.scores else 0)
 
     @property
+    def k_growth(self) -> int:
+        """By how many ``k`` may grow with each token."""
+        return int(self._sampler.needs_change)
+
+    @property
     def prompt_k(self) -> int:
         """How many where the prompt is scored."""
         return max(self.k, self._n_top)
@@ -117,6 +127,20 @@ class Stream:
     def mask(self) -> Guide | None:
         """What says which tokens may come next; None: any."""
         return self._guide if self._guide is not None and self._guide.constrains else None
+
+    def mask_after(self, n_guessed: int) -> TokenMask | None:
+        """The mask after so many tokens of the guess that is in the step."""
+        guide = self.mask
+        return None if guide is None else guide.mask_after(n_guessed)
+
+    def accept_guess(self) -> bool:
+        """The next token of the guess that is in the step has come; whether the masks after it
+        are those that the step had."""
+        if self._guide is not None and not self._guide.goes_as_foreseen:
+            return False
+        if self.proposals is not None:
+            self.proposals.accept()
+        return True
 
     def start(self) -> float:
         """The request has its slot; returns the seconds that it waited for it."""
@@ -168,6 +192,8 @@ class Stream:
         self._sampler.accept(sampled.token)
         if self._guide is not None:
             self._guide.accept(sampled.token)
+        if self.proposals is not None:
+            self.proposals.note(sampled.token)
         self._last_at = time.perf_counter()
         self._first_at = self._first_at or self._last_at
         score = self._sampled_score(sampled, logits) if self.request.n_probs else None
@@ -270,4 +296,5 @@ class Stream:
             prompt_ms=(first - started) * 1e3 if started else 0.0,
             predicted_n=self.seq.n_generated,
             predicted_ms=(self._last_at - self._first_at) * 1e3,
+            drafts=Drafts() if self.proposals is None else self.proposals.counts.drafts,
         )

@@ -74,6 +74,11 @@ class OutputRow:
     mask: TokenMask | None = None  # which tokens are allowed; None: all
     scored: bool = False  # whether the log-sum-exp of its logits is asked for
 
+    @property
+    def n_drafted(self) -> int:
+        """How many tokens of a draft come before the one that it is about."""
+        return max(self.position + 1 - self.chunk.end, 0)
+
 
 class Batch:
     """The device buffers of steps of up to ``n_tokens`` tokens and ``n_outputs`` rows."""
@@ -129,7 +134,7 @@ class Batch:
             tensors["tiles"], tensors["positions"], self._tables, tensors["counts"]
         )
         rings = upload(device, _ring_tables(self._pages, n_ring_pages or 1))
-        found = topk_buffers(device, n_outputs, n_vocab, n_sequences)
+        found = topk_buffers(device, n_outputs, n_vocab, n_outputs)
         self._masks: Ints = np.zeros(found.masks.shape, np.int32)
         self._n_mask_words = -(-n_vocab // 32)
         self.inputs = StepInputs(
@@ -244,7 +249,9 @@ class Batch:
     def _fill_chunk(self, chunk: Chunk, n: int) -> None:
         seq, start, end = chunk.seq, chunk.start, chunk.start + chunk.count
         if self._ngrams is not None:
-            rows = self._ngrams.rows(seq.tokens, start, chunk.count)
+            rows = self._ngrams.rows(
+                chunk.tokens(0) if chunk.draft else seq.tokens, start, chunk.count
+            )
             self._parts["ngrams"][n : n + chunk.count] = rows
         if self._n_ring_pages:
             n_ring = self._n_ring_pages * PAGE
@@ -262,7 +269,7 @@ class Batch:
             return
         positions = np.arange(start, end, dtype=np.int32)
         pages = np.array(seq.table[start // PAGE : (end - 1) // PAGE + 1], np.int32)
-        ids = np.maximum(seq.tokens[start:end], -1)
+        ids = np.maximum(chunk.tokens(start), -1)
         self._parts["tokens"][n : n + chunk.count] = self._embedded(ids)
         self._parts["positions"][n : n + chunk.count] = positions
         self._parts["slots"][n : n + chunk.count] = (
@@ -280,7 +287,7 @@ class Batch:
         seq, start, end, n_own = chunk.seq, chunk.start, chunk.start + chunk.count, 0
         if self._switch is not None:
             n_own = self._switch.n_adapters
-            own = self._switch.scales(seq.tokens, start, chunk.count)
+            own = self._switch.scales(chunk.tokens(0), start, chunk.count)
             into[:, :n_own] = own.view(np.int32)
         scales = np.array(seq.adapter_scales or 0, np.float32)
         if seq.adapter_starts:

@@ -33,6 +33,9 @@ from gguf_serve.kernels.rows.topk import MAX_K, Found, is_broken, parse
 RECORDING_PAUSE, COMPILING_PAUSE = 0.05, 0.5  # seconds between two looks at what is to be done
 
 
+NO_LOGITS = np.zeros(0, np.float32)  # of a guess whose mask is not known: it is dropped
+
+
 def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
     if any(chunk.count > 1 or chunk.encodes for chunk in chunks):
         return "tiles"
@@ -234,9 +237,21 @@ class Runner:
         ]
         for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
             if row.mask is not None and mask is None:
-                kept = self.read_logits(i)
+                kept = NO_LOGITS if row.n_drafted else self.read_logits(i)
                 found[i] = RowLogits(self, i, records[i].copy(), None, kept)
         return found
+
+    def is_at_hand(self, chunks: Sequence[Chunk], n_tokens: int) -> bool:
+        """Whether a step of so many tokens, each with a row of logits, and several of them of one
+        of these chunks, can begin at once: nothing is to be compiled for it."""
+        mode = mode_of(n_tokens, n_tokens, "tiles")
+        return mode in self._recordings or self._compiling is None or self._compiling.ready(mode)
+
+    @property
+    def exact_tokens(self) -> int | None:
+        """Of how many tokens a step may be for each to be computed as if it were alone, bit for
+        bit; None: any number."""
+        return None if self._decoder.is_simd else 0
 
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""

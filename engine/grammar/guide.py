@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from typing import Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.ahead import Ahead, MaskAhead
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint, Trigger
 from gguf_serve.engine.grammar.mask_threads import SLOW_SECONDS
@@ -60,6 +61,9 @@ class Guide:
         self._mask: Ints = np.zeros(-(-grammars.n_vocab // 32), np.int32)
         self._work: Future[None] | None = None  # on the mask; None: nothing has begun
         self._unread: list[int] = []  # tokens that the matcher is still to be told
+        self.foresees = False  # somebody guesses, and wants to know masks early
+        self._forced_next: list[int] = []  # tokens without a choice, by the tokenizer's choice
+        self._ahead = Ahead()
         self._seconds, self._n_accepted, self._is_slow = 0.0, 0, False
         self.phase: Literal["reasoning", "waiting", "opening", "on"] = "on"
         self._enter(reasoning=constraint.reasoning is not None)
@@ -144,6 +148,39 @@ class Guide:
             self._is_slow = True
             # What shares its lexer shares the limits, and the memory, that it has come to.
             self._grammars.forget(self._constraint)
+        elif self.foresees:
+            self._forced_next = self._matcher.compute_ff_tokens()
+
+    def may_guess(self, seconds: float) -> bool:
+        """Whether several tokens' masks can be had at once: not where a tag is being written, of
+        a slow grammar, or if the next token's mask is not known after so many seconds."""
+        if self.phase == "opening" or self._forced or self._is_slow:
+            return False
+        self.begin()
+        is_known = self._work is None or not wait([self._work], seconds).not_done
+        return is_known and not self._error
+
+    @property
+    def forced(self) -> list[int]:
+        """Where ``may_guess`` holds, the next tokens that the grammar leaves no choice of, as the
+        tokenizer would write their text."""
+        return self._forced_next if self.phase == "on" else []
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        """Have the masks after each of these tokens computed, as ``begin`` does the next one's.
+        ``may_guess`` must hold."""
+        self._ahead.phase = self.phase
+        if self.phase == "on":
+            self._ahead.begin(self._grammars.threads, self._matcher, tokens, len(self._mask))
+
+    def mask_after(self, n: int) -> Guide | MaskAhead:
+        """The mask after the first ``n`` tokens of those of ``look_ahead``; of 0, the next one."""
+        return self if n == 0 or self.phase != "on" else self._ahead.after(n)
+
+    @property
+    def goes_as_foreseen(self) -> bool:
+        """Whether the masks of ``look_ahead`` still are what counts, if its tokens have come."""
+        return self.phase == self._ahead.phase
 
     def accept(self, token: int) -> None:
         """Take note of the chosen token. RequestError if the grammar cannot go on."""

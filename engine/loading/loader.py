@@ -31,6 +31,7 @@ from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
+from gguf_serve.engine.speculation_options import OFF, SpeculationOptions
 from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
@@ -329,7 +330,14 @@ def _info(
             )
         ),
         token_bytes=runner.token_bytes,
+        speculation=_speculation(h, runner, options),
     )
+
+
+def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> SpeculationOptions:
+    """What guesses: nothing where a token cannot be taken back, or does not follow another."""
+    is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
+    return options.speculation if is_plain and not runner.states.is_recurrent else OFF
 
 
 def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:

@@ -125,8 +125,9 @@ class Sampler:
         self._steps[:0] = before
         self._limit = None if rules.allowed else chain.limit(stages)
         self._needs = self._ask(self._raised, self._lowered)
-        self._needs_change = bool(self._histories) and self._limit is not None
-        self._is_stale = self._needs_change
+        # Whether each token may change them, by one more of the likeliest mostly.
+        self.needs_change = bool(self._histories) and self._limit is not None
+        self._is_stale = self.needs_change
         self._takes_first = self._needs == (1, False, []) and not self._histories
 
     def needs(self) -> LogitNeeds:
@@ -158,7 +159,7 @@ class Sampler:
         """Add a token to the history that the penalties look at."""
         for history in self._histories:
             history.accept(token)
-        self._is_stale = self._needs_change
+        self._is_stale = self.needs_change
 
     def _add_bias(self, tokens: Tokens) -> Tokens:
         if isinstance(tokens, Pool) and tokens.whole:  # then there may be many biases

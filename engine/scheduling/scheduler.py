@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Mapping
+from collections.abc import Sequence as PlainSequence
+from dataclasses import replace
 from operator import attrgetter
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
@@ -169,13 +171,45 @@ class Scheduler:
     def advance(self, plan: Plan) -> None:
         """The plan's forward is enqueued: whatever is enqueued later finds its KV written."""
         for chunk in plan.chunks:
-            seq, end = chunk.seq, chunk.start + chunk.count
+            seq, end = chunk.seq, chunk.end
             if seq.state == "running":
-                self.cache.commit(seq, end)
+                self._commit(seq, end)
                 if chunk.outputs == "all":
                     seq.n_scored = end
-                if self._next_mark(seq, end - 1) == end:
-                    self._checkpoint(seq)
+
+    def _commit(self, seq: Sequence, end: int) -> None:
+        self.cache.commit(seq, end)
+        if self._next_mark(seq, end - 1) == end:
+            self._checkpoint(seq)
+
+    def room_for_drafts(self, plan: Plan) -> int:
+        """How many tokens of drafts a plan may have: none beside prompts."""
+        decodes = all(chunk.count == 1 and chunk.outputs == "last" for chunk in plan.chunks)
+        if not decodes or plan.started or plan.copies or plan.restores:
+            return 0
+        return min(self.max_tokens, self.max_outputs) - len(plan.chunks)
+
+    def draft(self, plan: Plan, i: int, tokens: PlainSequence[int]) -> int:
+        """Have chunk ``i`` of a plan guess these tokens, or as many as there is room for; how many.
+
+        Nobody pauses for the pages of a draft: one is left for each that runs. What is rejected
+        later is not seen by the cache, and overwritten by the tokens that come instead.
+        """
+        chunk = plan.chunks[i]
+        seq, mark = chunk.seq, self._next_mark(chunk.seq, chunk.start)
+        n = min(len(tokens), self.n_ctx - len(seq.tokens))
+        if mark is not None:  # a checkpoint is of this position
+            n = min(n, max(mark - chunk.end, 0))
+        n_pages = len(seq.table) + max(self.cache.n_available - len(self.running), 0)
+        n = min(n, n_pages * self.cache.page_size - len(seq.tokens))
+        if n < 1 or not self.cache.extend(seq, len(seq.tokens) + n):
+            return 0
+        plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
+        return n
+
+    def accept(self, seq: Sequence) -> None:
+        """The token appended last is what a draft has guessed: its KV is written."""
+        self._commit(seq, len(seq.tokens))
 
     def append(self, seq: Sequence, token: int) -> None:
         """Add a sampled token. Raises ValueError if there is no room or none was due."""

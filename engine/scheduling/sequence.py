@@ -115,7 +115,8 @@ class Chunk:
     """``count`` tokens of a sequence from position ``start``, and where logits are wanted.
 
     ``outputs`` "hidden": no logits, but the hidden states of the tokens; "masks": the logits for
-    the masks at the positions ``masks``.
+    the masks at the positions ``masks``. The last tokens may be a ``draft``: guesses of what
+    follows, none of which is one of the sequence's tokens yet, and after each logits are wanted.
     """
 
     seq: Sequence
@@ -123,11 +124,24 @@ class Chunk:
     count: int
     outputs: Literal["none", "last", "all", "hidden", "masks"]
     masks: tuple[int, ...] = ()
+    draft: tuple[int, ...] = ()
 
     @property
     def n_outputs(self) -> int:
-        by_kind = {"none": 0, "last": 1, "all": self.count, "hidden": 0, "masks": len(self.masks)}
+        last = 1 + len(self.draft)
+        by_kind = {
+            "none": 0, "last": last, "all": self.count, "hidden": 0, "masks": len(self.masks),
+        }  # fmt: skip
         return by_kind[self.outputs]
+
+    @property
+    def end(self) -> int:
+        """The position after the last of its tokens that are the sequence's."""
+        return self.start + self.count - len(self.draft)
+
+    def tokens(self, start: int) -> list[int]:
+        """The tokens from position ``start`` on to its last one, the draft among them."""
+        return [*self.seq.tokens[start : self.end], *self.draft]
 
     @property
     def encodes(self) -> bool:

@@ -22,6 +22,7 @@ from gguf_serve.engine.sampling.infill import infill_step
 from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
+from gguf_serve.engine.speculation.making import Drafting
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 MASKS = 128  # tokens that a diffusion model writes, where a request names no number
@@ -38,6 +39,7 @@ class Admission:
         grammars: Grammars,
         outbox: Outbox,
     ) -> None:
+        self.drafting = Drafting(info.speculation, tokenizer.eog_ids)
         self._scheduler, self._tokenizer, self._info = scheduler, tokenizer, info
         self._grammars, self._outbox = grammars, outbox
         self._ids = itertools.count()
@@ -75,6 +77,7 @@ class Admission:
         return Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
             on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
+            proposals=self.drafting.proposals(request, guide, salt) if denoiser is None else None,
         )  # fmt: skip
 
     def _denoiser(self, seq: Sequence) -> Denoiser | None:

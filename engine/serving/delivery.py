@@ -83,8 +83,13 @@ class Delivery:
             at = chunk.start if self._info.rank_pooling == "cls" else end - 1
             return [OutputRow(chunk, at, 1)]
         if chunk.outputs == "last":
-            k = min(stream.k, n_vocab)
-            return [OutputRow(chunk, end - 1, k, mask=stream.mask, scored=stream.scores)]
+            return [
+                OutputRow(
+                    chunk, position, min(stream.k + stream.k_growth * i, n_vocab),
+                    mask=stream.mask_after(i), scored=stream.scores,
+                )
+                for i, position in enumerate(range(chunk.end - 1, end))
+            ]  # fmt: skip
         if chunk.outputs == "masks" and (denoiser := stream.denoiser) is not None:
             k = min(max(stream.k, denoiser.k), n_vocab)
             return [OutputRow(chunk, denoiser.row(at), k, scored=True) for at in chunk.masks]
@@ -99,8 +104,23 @@ class Delivery:
     def deliver(self, row: OutputRow, logits: RowLogits) -> None:
         """Hand a row to its request, if that still runs."""
         stream = self._streams.get(row.chunk.seq.id)  # None: an earlier row has ended it
-        if stream is not None and stream.seq.state == "running":
+        if stream is None or stream.seq.state != "running":
+            return
+        if not row.n_drafted or self._accept(stream, row, logits):
             self._streams.attempt(stream, self._deliver, stream, row, logits)
+
+    def _accept(self, stream: Stream, row: OutputRow, logits: RowLogits) -> bool:
+        """Whether the tokens before a row are what a draft has guessed, so that it holds.
+
+        One that is not finite, or whose mask is another by now, is computed anew in the next step.
+        """
+        seq, guessed = stream.seq, row.chunk.draft[row.n_drafted - 1]
+        if row.position + 1 != len(seq.tokens) or seq.tokens[-1] != guessed:
+            return False
+        if logits.waits or logits.broken or not stream.accept_guess():
+            return False
+        self._scheduler.accept(seq)
+        return True
 
     def _denoise(
         self, stream: Stream, denoiser: Denoiser, row: OutputRow, logits: RowLogits

@@ -88,6 +88,11 @@ class SlotStates:
         """The most bytes of a copy; 0 if slots keep nothing beside pages."""
         return sum(part.most_bytes for part in self._parts)
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a slot's rows depend on every token before, so that none can be taken back."""
+        return any(isinstance(part, _Rows) for part in self._parts)
+
     def claim(self, copy: int, position: int) -> bool:
         """Host memory for copy number ``copy``, of a position; whether it could be had."""
         self._copies.pop(copy, None)

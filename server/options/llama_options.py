@@ -19,7 +19,7 @@ THREADS = (
     "threads are the OpenCL driver's (-t says how many; taskset or numactl confine the process)"
 )
 LOADING = "the file is read once, into the memory of the devices, and its pages are let go"
-DRAFTS = "there is no speculative decoding here: the text is the same, only later"
+DRAFTS = "no model that guesses tokens can be loaded yet: the text is the same, only later"
 CLI = "it is llama-cli's: here a request brings its prompt"
 
 
@@ -44,7 +44,7 @@ def as_switch(value: str) -> str:
     return "on" if word in TRUE else "off" if word in FALSE else word
 
 
-# Whoever builds speculative decoding begins with this one.
+# Whoever builds draft models begins with this one.
 SPECULATION = (
     Foreign(
         DRAFTS,
@@ -52,9 +52,9 @@ SPECULATION = (
         "-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl -ctkd "
         "--cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft "
         "--spec-draft-type-v -cd --ctx-size-draft -devd --device-draft "
-        "--spec-draft-device --draft --draft-n --draft-max --draft-min --draft-n-min "
-        "--draft-p-min --spec-draft-p-min --draft-p-split --spec-draft-p-split "
-        "--spec-type --spec-draft-n-max --spec-draft-n-min --spec-synth-len "
+        "--spec-draft-device --draft-p-min --spec-draft-p-min --draft-p-split "
+        "--spec-draft-p-split "
+        "--spec-draft-n-max --spec-draft-n-min --spec-synth-len "
         "--spec-synth-rates -td --threads-draft --spec-draft-threads -tbd "
         "--threads-batch-draft --spec-draft-threads-batch -Cd --cpu-mask-draft "
         "--spec-draft-cpu-mask -Crd --cpu-range-draft --spec-draft-cpu-range "
@@ -65,18 +65,11 @@ SPECULATION = (
         "--spec-draft-cpu-strict-batch --prio-batch-draft --spec-draft-prio-batch "
         "--poll-batch-draft --spec-draft-poll-batch -otd --override-tensor-draft "
         "--spec-draft-override-tensor -ncmoed --n-cpu-moe-draft --spec-draft-n-cpu-moe "
-        "--spec-draft-ncmoe --spec-ngram-mod-n-min --spec-ngram-mod-n-max "
-        "--spec-ngram-mod-n-match --spec-ngram-simple-size-n --spec-ngram-simple-size-m "
-        "--spec-ngram-simple-min-hits --spec-ngram-map-k-size-n --spec-ngram-map-k-size-m "
-        "--spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n "
-        "--spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --spec-ngram-size-n "
-        "--spec-ngram-size-m --spec-ngram-min-hits -lcs --lookup-cache-static -lcd "
-        "--lookup-cache-dynamic --spec-replace",
-        on="--spec-default -cmoed --cpu-moe-draft --spec-draft-cpu-moe "
-        "--spec-draft-backend-sampling",
+        "--spec-draft-ncmoe --spec-replace",
+        on="-cmoed --cpu-moe-draft --spec-draft-cpu-moe --spec-draft-backend-sampling",
         off="--no-spec-draft-backend-sampling",
-        env="MODEL_DRAFT SPEC_DRAFT_MODEL SPEC_DRAFT_HF_REPO SPEC_TYPE HFD_REPO DRAFT_MAX "
-        "DRAFT_MIN DRAFT_P_MIN SPEC_DRAFT_N_MAX SPEC_DRAFT_N_MIN SPEC_DRAFT_P_MIN "
+        env="MODEL_DRAFT SPEC_DRAFT_MODEL SPEC_DRAFT_HF_REPO HFD_REPO DRAFT_P_MIN "
+        "SPEC_DRAFT_N_MAX SPEC_DRAFT_N_MIN SPEC_DRAFT_P_MIN "
         "SPEC_DRAFT_P_SPLIT SPEC_DRAFT_CACHE_TYPE_K SPEC_DRAFT_CACHE_TYPE_V "
         "SPEC_DRAFT_CPU_MOE SPEC_DRAFT_N_CPU_MOE SPEC_DRAFT_BACKEND_SAMPLING "
         "SPEC_SYNTH_LEN SPEC_SYNTH_RATES N_GPU_LAYERS_DRAFT CTX_SIZE_DRAFT",
@@ -233,6 +226,18 @@ HINTS = (
 )
 
 REFUSED = (
+    Foreign(
+        "llama-server has it no more: use --spec-draft-n-max or --spec-ngram-mod-n-max",
+        takes="--draft --draft-n --draft-max", env="DRAFT_MAX",
+    ),
+    Foreign(
+        "llama-server has it no more: use --spec-draft-n-min or --spec-ngram-mod-n-min",
+        takes="--draft-min --draft-n-min", env="DRAFT_MIN",
+    ),
+    Foreign(
+        "llama-server has it no more: each type has its own, as --spec-ngram-simple-size-n",
+        takes="--spec-ngram-size-n --spec-ngram-size-m --spec-ngram-min-hits",
+    ),
     Foreign(
         "llama-server has it no more: name the model with -hf",
         on="--embd-bge-small-en-default --embd-e5-small-en-default --embd-gte-small-default",

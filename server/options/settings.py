@@ -35,13 +35,15 @@ from gguf_serve.engine.options import (
     EngineOptions,
 )
 from gguf_serve.engine.sampling_params import GROUP
+from gguf_serve.engine.speculation_options import GROUP as SPECULATION
 from gguf_serve.server.options.http_settings import HttpSettings
 from gguf_serve.server.options.limit_settings import LIMITS, SERVER
 from gguf_serve.server.options.request_defaults import CHAT, Defaults
 
 MODEL = "Model"
 GROUPS = (
-    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, GROUP, CHAT, MEDIA, SERVER, LIMITS, LOGGING,
+    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, GROUP, SPECULATION, CHAT, MEDIA, SERVER,
+    LIMITS, LOGGING,
 )  # fmt: skip
 SCALED = Parsed("FILE:SCALE,...", scaled_files)
 

@@ -33,6 +33,7 @@ from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Chunk
+from gguf_serve.engine.speculation_options import OFF
 from gguf_serve.engine.text.detokenizer import TextDecoder
 from gguf_serve.kernels.rows.topk import Found
 
@@ -80,6 +81,8 @@ class OneRow:
 
 class CountingRunner:
     """Waits for ``gate`` before each forward; ``fault`` is raised instead of one."""
+
+    exact_tokens = None
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -153,6 +156,7 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
         adapters=adapters,
         denoising=None,
         start_token=None,
+        speculation=OFF,
     )
     made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
     yield made

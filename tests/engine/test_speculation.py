@@ -1,0 +1,246 @@
+"""Guessed tokens change nothing: the same ids and log-probabilities, bit for bit, as without."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import GREEDY, Reply, engine_of, random_prompt, submit
+
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.grammar.constraint import Constraint
+from gguf_serve.engine.grammar.guide import Guide
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Delta, Event, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.speculation import speculation
+from gguf_serve.engine.speculation.drafter import Drafter, Forced
+from gguf_serve.engine.speculation.lengths import Offer
+from gguf_serve.engine.speculation.proposals import Proposals
+from gguf_serve.kernels.opencl.platforms import list_devices
+
+OPTIONS = EngineOptions(
+    n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd",
+)  # fmt: skip
+PROMPT = random_prompt(40, 1)
+MOST = 7  # tokens of a guess
+NO_END = ((0, float("-inf")),)
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["left", "right"]}, "is_it_open": {"type": "boolean"}},
+    "required": ["kind", "is_it_open"],
+    "additionalProperties": False,
+}
+OBJECT = Constraint("json_schema", json.dumps(SCHEMA))
+LETTERS = Constraint("regex", "[a-f]{3}(-[a-f]{3}){9}")
+
+
+class Scripted:
+    """Guesses what a rule makes of the tokens that come without guesses."""
+
+    kind, trust = "scripted", 0.9
+
+    def __init__(self, n_prompt: int, guess: Callable[[int], Sequence[int]]) -> None:
+        self._n_prompt, self._guess = n_prompt, guess
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        return self._guess(len(tokens) - self._n_prompt)[:most]
+
+    def judge(self, n_right: int, n_guessed: int) -> None:
+        pass
+
+
+def right(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
+    return lambda n: answer[n : n + MOST]
+
+
+def wrong(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
+    return lambda n: [(token + 1) % 128 for token in answer[n : n + MOST]]
+
+
+def mixed(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
+    rng = random.Random(3)
+    return lambda n: [
+        token if rng.random() < 0.7 else rng.randrange(128)
+        for token in answer[n : n + rng.randrange(MOST + 1)]
+    ]
+
+
+class GuessingEngine:
+    """An engine whose requests guess what a test says, however little that promises."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._script: Callable[[int], Sequence[int]] | None = None
+        self.made: list[Proposals] = []
+        engine._admission.drafting = self  # type: ignore[assignment]
+
+    def proposals(self, request: Request, guide: Guide | None, salt: object) -> Proposals | None:
+        if self._script is None:
+            return None
+        drafters: list[Drafter] = [Scripted(len(request.prompt), self._script)]
+        if guide is not None:
+            drafters.insert(0, Forced(guide))
+        self.made.append(Proposals(request.prompt, drafters, self.engine.tokenizer.eog_ids, guide))
+        return self.made[-1]
+
+    def submit(
+        self, script: Callable[[int], Sequence[int]] | None, *args: Any, **more: Any
+    ) -> Reply:
+        self._script = script
+        return submit(self.engine, *args, **more)
+
+
+@pytest.fixture
+def everything_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(offers: Sequence[Offer], most: int, price: object) -> list[int]:
+        numbers = []
+        for offer in offers:
+            numbers.append(min(offer.n_tokens, most - sum(numbers)))
+        return numbers
+
+    monkeypatch.setattr(speculation, "lengths", chosen)
+
+
+Start = Callable[..., GuessingEngine]
+
+
+@pytest.fixture
+def start(
+    everything_is_verified: None, conformance_model: Callable[[str], Path]
+) -> Iterator[Start]:
+    engines: list[Engine] = []
+
+    def started(name: str, **changes: Any) -> GuessingEngine:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        options = replace(OPTIONS, **changes)
+        model = load_model(conformance_model(name), options, lambda share: None)
+        engines.append(engine_of(model, [0]))
+        return GuessingEngine(engines[-1])
+
+    yield started
+    for engine in engines:
+        assert engine.healthy
+        assert engine.stats().n_pages_used == 0
+        engine.close()
+
+
+def told(reply: Reply) -> list[Any]:
+    """All of a reply that must not depend on guesses."""
+    assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
+    return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
+
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"sampling": GREEDY},
+    "seed": {"sampling": SamplingParams(temperature=0.8, seed=1)},
+    "penalties": {
+        "sampling": SamplingParams(
+            temperature=0.8, seed=2, repeat_penalty=1.3, frequency_penalty=0.2, presence_penalty=0.1
+        )
+    },
+    "greedy penalties": {"sampling": SamplingParams(temperature=0.0, repeat_penalty=1.3)},
+    "dry": {"sampling": SamplingParams(temperature=0.8, seed=3, dry_multiplier=0.8)},
+    "xtc": {"sampling": SamplingParams(temperature=0.8, seed=4, xtc_probability=0.5)},
+    "mirostat": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=2)},
+    "mirostat 1": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=1)},
+    "adaptive": {"sampling": SamplingParams(temperature=1.0, seed=6, adaptive_target=0.3)},
+    "schema": {"sampling": SamplingParams(temperature=0.8, seed=7), "constraint": OBJECT},
+    "regex": {"sampling": SamplingParams(temperature=0.8, seed=8), "constraint": LETTERS},
+    "after sampling": {
+        "sampling": SamplingParams(temperature=0.8, seed=9), "post_sampling_probs": True
+    },
+    "stop": {"sampling": SamplingParams(temperature=1.5, seed=10), "stop": tuple("abcdefghij")},
+}  # fmt: skip
+
+
+def test_every_sampler_on_a_dense_model(start: Start) -> None:
+    guessing = start("llama-dense")
+    for name, asked in SAMPLINGS.items():
+        alone = guessing.submit(None, PROMPT, 40, n_probs=3, **asked)
+        expected = told(alone)
+        for script in (right, wrong, mixed):
+            reply = guessing.submit(script(alone.tokens), PROMPT, 40, n_probs=3, **asked)
+            assert told(reply) == expected, (name, script)
+            counts = guessing.made[-1].counts
+            if script is wrong:
+                assert counts.accepted["scripted"] == 0
+            if script is right and len(alone.tokens) > 9:
+                assert counts.accepted.total() > len(alone.tokens) // 2, name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma3-dense",
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gpt-oss-moe", "deepseek2-moe", "deepseek32-moe", "gemma4-e2b")
+        ],
+    ],
+)
+def test_every_kind_of_attention(start: Start, name: str) -> None:
+    """Windows in rings, sinks, latent and sparse keys: across pages, parts of keys and windows."""
+    guessing = start(name)
+    sampling = SamplingParams(temperature=0.8, seed=1)
+    for n_prompt in (60, 250):
+        prompt = random_prompt(n_prompt, 2)
+        alone = guessing.submit(None, prompt, 40, sampling, n_probs=3)
+        expected = told(alone)
+        for script in (right, mixed):
+            reply = guessing.submit(script(alone.tokens), prompt, 40, sampling, n_probs=3)
+            assert told(reply) == expected, (n_prompt, script)
+        counts = guessing.made[-2].counts
+        assert (
+            counts.accepted.total()
+            == counts.drafted.total()
+            >= len(alone.tokens) * MOST // (MOST + 1) - 1
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-dense", pytest.param("gemma3-dense", marks=pytest.mark.slow)]
+)
+def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
+    """With four choices of one prompt, and one that is cancelled: nobody is paused for a guess
+    that would not be without, and whoever is paused goes on as if nothing had been."""
+    guessing = start(name, n_ctx=384)
+    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT] * 4
+    seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
+    asked = list(zip(prompts, seeds, strict=True))
+    alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
+    before = guessing.engine.stats().n_preempted
+    heard: list[Event] = []
+    guessing._script = mixed(alone[0][1])
+    endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
+    replies = [
+        guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
+        for told_alone, (p, s) in zip(alone, asked, strict=True)
+    ]
+    while not any(isinstance(event, Delta) for event in heard):
+        time.sleep(0.001)
+    guessing.engine.cancel(endless)
+    assert [told(reply) for reply in replies] == alone
+    assert guessing.engine.stats().n_preempted > before
+    assert isinstance(heard[-1], Finished)
+    assert all(proposals.counts.drafted.total() for proposals in guessing.made[1:])
+
+
+def test_a_context_that_shifts(start: Start) -> None:
+    guessing = start("llama-dense", n_ctx=96, context_shift=True)
+    sampling = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
+    alone = guessing.submit(None, PROMPT, 150, sampling, n_probs=3, n_keep=10)
+    expected = told(alone)
+    assert expected[-1]
+    for script in (right, mixed):
+        reply = guessing.submit(script(alone.tokens), PROMPT, 150, sampling, n_probs=3, n_keep=10)
+        assert told(reply) == expected
+    assert guessing.made[0].counts.accepted.total() > 100
