@@ -204,8 +204,18 @@ def usage(choices: Sequence[Choice], n: int) -> dict[str, object]:
     n_prompt = sum(choice.started.n_prompt for choice in prompts)
     n_completion = sum(choice.timings.predicted_n for choice in choices)
     n_reasoning = sum(choice.n_reasoning for choice in choices)
-    details = {"completion_tokens_details": {"reasoning_tokens": n_reasoning}}
-    return (details if n_reasoning else {}) | {
+    drafts = [choice.timings.drafts for choice in choices]
+    n_predicted = sum(each.n_predicted for each in drafts)
+    n_accepted = sum(each.n_predicted_accepted for each in drafts)
+    details = ({"reasoning_tokens": n_reasoning} if n_reasoning else {}) | (
+        {
+            "accepted_prediction_tokens": n_accepted,
+            "rejected_prediction_tokens": n_predicted - n_accepted,
+        }
+        if n_predicted
+        else {}
+    )
+    return ({"completion_tokens_details": details} if details else {}) | {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_completion,
         "total_tokens": n_prompt + n_completion,
@@ -233,7 +243,10 @@ def timings(choices: Sequence[Choice]) -> dict[str, float]:
     predicted_ms = max(one.predicted_ms for one in each)
     # The first token of a choice comes with its prompt.
     n_steps = sum(max(one.predicted_n - 1, 0) for one in each)
-    return {
+    drafted = sum(one.drafts.n_tokens for one in each)
+    accepted = sum(one.drafts.n_accepted for one in each)
+    drafts = {"draft_n": drafted, "draft_n_accepted": accepted} if drafted else {}
+    return drafts | {
         "cache_n": sum(one.cache_n for one in each),
         "prompt_n": prompt_n,
         "prompt_ms": prompt_ms,

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -59,6 +59,7 @@ LIMITED: dict[str, tuple[int, int]] = {
     "top_logprobs": (0, MAX_TOP),
     "t_max_predict_ms": (-1, INT32_MAX),
     "n_indent": (0, INT32_MAX),
+    "draft_num_predict": (-INT32_MAX, INT32_MAX),
     "reasoning_budget_tokens": (-1, INT32_MAX),
     "thinking_budget_tokens": (-1, INT32_MAX),
     "id_slot": (-1, INT32_MAX),
@@ -141,6 +142,19 @@ else:
     )
 
 
+class Prediction(msgspec.Struct, kw_only=True):
+    """OpenAI's: a text that is expected."""
+
+    content: str | list[dict[str, Any]]
+    type: Literal["content"] = "content"
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(str(part.get("text") or "") for part in self.content)
+
+
 class GenerationFields(SamplingFields, kw_only=True):
     """What both completion endpoints take."""
 
@@ -169,6 +183,10 @@ class GenerationFields(SamplingFields, kw_only=True):
     sse_ping_interval: float | None = None
     return_progress: bool | None = None
     t_max_predict_ms: int | None = None
+    prediction: Prediction | None = None
+    speculative_n_max: int | None = msgspec.field(default=None, name="speculative.n_max")
+    speculative_n_min: int | None = msgspec.field(default=None, name="speculative.n_min")
+    speculative_p_min: float | None = msgspec.field(default=None, name="speculative.p_min")
     n_indent: int | None = None
     response_format: dict[str, Any] | None = None
     json_schema: dict[str, Any] | bool | None = None

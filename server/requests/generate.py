@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
-from gguf_serve.engine.request import Generation, ReasoningBudget, Request, Scoring
+from gguf_serve.engine.request import DraftLimits, Generation, ReasoningBudget, Request, Scoring
 from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
 from gguf_serve.server.errors import invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
@@ -147,6 +148,8 @@ async def engine_requests(
         n_discard=fields.n_discard or 0,
         adapters=None if fields.lora is None else adapter_scales(fields.lora),
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
+        prediction=await expected(fields, service.engine.tokenizer),
+        drafts=draft_limits(fields),
     )
     seeds = [s if (s := sampling.seed) < 0 else s + k for k in range(options.n)]
     check_scores(job.prompts, n_scored, options.n)
@@ -167,6 +170,22 @@ def choosing(
 ) -> tuple[SamplingParams, TokenRules]:
     """What says how tokens are chosen."""
     return sampling_params(fields, default, tokenizer), token_rules(fields, tokenizer)
+
+
+async def expected(fields: GenerationFields, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens of a ``prediction``."""
+    if fields.prediction is None:
+        return ()
+    text = fields.prediction.text
+    encode = partial(tokenizer.encode, text, add_special=False, parse_special=True)
+    return tuple(await asyncio.to_thread(encode))
+
+
+def draft_limits(fields: GenerationFields) -> DraftLimits:
+    most, least = fields.speculative_n_max, fields.speculative_n_min
+    return DraftLimits(
+        -1 if most is None else max(most, -1), max(least or 0, 0), fields.speculative_p_min or 0.0
+    )
 
 
 def check_scores(prompts: Sequence[Prompt], n_top: int | None, n: int) -> None:

@@ -85,6 +85,9 @@ def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
     yield "n_decode_total", stats.n_decodes, "Forwards of the model."
     yield "prompt_tokens_cached_total", stats.n_cached_tokens, "Prompt tokens found in the cache."
     yield "preemptions_total", stats.n_preempted, "Pauses of requests for want of room."
+    yield "spec_decode_num_drafts_total", stats.n_drafts, "Guesses that were verified."
+    yield "spec_decode_num_draft_tokens_total", stats.n_drafted, "Tokens of these guesses."
+    yield "spec_decode_num_accepted_tokens_total", stats.n_accepted, "Those that were right."
 
 
 def gauges(stats: EngineStats) -> Iterable[tuple[str, float, str]]:

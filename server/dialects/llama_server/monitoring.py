@@ -51,7 +51,7 @@ def slot(state: SlotState, engine: Engine) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": state.id,
         "n_ctx": state.n_ctx,
-        "speculative": False,
+        "speculative": state.guesses,
         "is_processing": state.is_processing,
     }
     if state.request is None:

@@ -19,6 +19,7 @@ class Options(SamplingFields, kw_only=True):
 
     num_predict: int | None = None
     num_keep: int | None = None
+    draft_num_predict: int | None = None
     stop: str | list[str] | None = None
 
 
@@ -89,6 +90,8 @@ def common(fields: CommonFields) -> dict[str, Any]:
     for theirs, ours in (("num_predict", "n_predict"), ("num_keep", "n_keep")):
         if theirs in body:
             body[ours] = max(body.pop(theirs), -1)  # -2 fills the context: no limit, here
+    if "draft_num_predict" in body:
+        body["speculative.n_max"] = max(body.pop("draft_num_predict"), -1)
     body["stream"] = fields.stream
     if fields.format is not None and fields.format != "":
         body["response_format"] = response_format(fields.format)
