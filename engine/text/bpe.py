@@ -10,7 +10,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -18,7 +18,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.text.pretokenizers import Pretokenizer
 from gguf_serve.engine.text.vocab import Vocab
 from gguf_serve.engine.text.windows import pieces, windows
-from gguf_serve.engine.text.words import word_end, word_pattern
+from gguf_serve.engine.text.words import attached, word_end, word_pattern
 
 # Texts are encoded one at a time: threads of the library's own would serve nothing.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,8 +58,12 @@ def byte_level_encoder(
 ) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text with GPT-2's alphabet; ModelError on a malformed merge."""
     pairs = _pairs(merges)
-    stand_ins = _stand_ins(vocab, pairs)
-    tokenizer = _tokenizer(vocab.ids | stand_ins, pairs, ignore_merges=pre.ignore_merges)
+    stand_ins = _stand_ins(vocab, [])
+    try:
+        tokenizer = _tokenizer(vocab.ids | stand_ins, pairs, ignore_merges=pre.ignore_merges)
+    except ModelError:  # as hardly ever: to look through all merges takes a third of the time
+        stand_ins = _stand_ins(vocab, pairs)
+        tokenizer = _tokenizer(vocab.ids | stand_ins, pairs, ignore_merges=pre.ignore_merges)
     to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([word_splitter(pre), to_alphabet])
     n_vocab = len(vocab.tokens)
@@ -95,10 +99,11 @@ def escaped_encoder(
     # A character with neither a token nor byte tokens keeps its neighbours apart, and is lost.
     lost = len(vocab.tokens)
     tokenizer = _tokenizer(vocab.ids | {_LOST: lost}, _pairs(merges), unknown=_LOST)
-    pattern = Regex(word_pattern(vocab.tokens))
+    before_spaces = attached(vocab.tokens)
+    pattern = Regex(word_pattern(before_spaces))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     lines = re.compile("|".join(pre.patterns)).finditer
-    boundary = word_end(vocab.tokens)
+    boundary = word_end(before_spaces)
 
     def encode(text: str) -> Iterator[list[int]]:
         for match in lines(text):
@@ -146,6 +151,9 @@ def _tokenizer(
 
 def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
     """Merges as pairs; the first of equal ones counts, as its rank is the better one."""
+    cut = [tuple(merge.split(" ")) for merge in merges]  # hundreds of thousands: the short way
+    if all(map(all, cut)) and {*map(len, cut)} <= {2} and len(set(merges)) == len(merges):
+        return cast("list[tuple[str, str]]", cut)
     # A part may be a space itself, but is never empty.
     cuts = [merge.find(" ", 1) for merge in merges]
     if min(cuts, default=1) < 1:
@@ -155,7 +163,7 @@ def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _stand_ins(vocab: Vocab, pairs: list[tuple[str, str]]) -> dict[str, int]:
-    """Ids beyond the vocabulary for symbols that take part in merging but are no tokens."""
+    """Ids beyond the vocabulary for bytes, and symbols that take part in merging, without one."""
     symbols = dict.fromkeys(_CHARACTER_OF_BYTE.values())
     for left, right in pairs:
         symbols[left] = symbols[right] = symbols[left + right] = None

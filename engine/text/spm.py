@@ -15,14 +15,15 @@ from itertools import pairwise
 
 from gguf_serve.engine.text.vocab import Vocab
 from gguf_serve.engine.text.windows import pieces
-from gguf_serve.engine.text.words import word_end, word_pattern
+from gguf_serve.engine.text.words import attached, word_end, word_pattern
 
 _NOT_A_TOKEN = float("-inf")
 _SHORT = 48  # symbols; up to here scanning a list is faster than a heap
 _CACHED_WORDS = 65536
 _CACHED_LENGTH = 32  # characters; longer words hardly ever come again
 
-MISSING = -1
+MISSING = -1  # the id of no token, whose score is the last one below
+Get = Callable[[str, int], int]  # a token's id, or what is given
 
 
 def escaped_piece(token: str) -> bytes:
@@ -32,18 +33,20 @@ def escaped_piece(token: str) -> bytes:
 
 def score_encoder(vocab: Vocab) -> Callable[[str], Iterator[list[int]]]:
     """Encoding of plain text, already prefixed with a space if the vocabulary wants it."""
-    scores = dict(zip(vocab.tokens, vocab.scores or [0.0] * len(vocab.tokens), strict=True))
-    words = re.compile(word_pattern(vocab.tokens)).findall
-    boundary = word_end(vocab.tokens)
+    scores = [*(vocab.scores or [0.0] * len(vocab.tokens)), _NOT_A_TOKEN]
+    get: Get = vocab.ids.get  # no second table of as many tokens: that takes as long as the first
+    before_spaces = attached(vocab.tokens)
+    words = re.compile(word_pattern(before_spaces)).findall
+    boundary = word_end(before_spaces)
     byte_ids = [_byte_id(vocab, byte) for byte in range(256)]
     cache: dict[str, list[int]] = {}
 
     def encode_word(word: str) -> list[int]:
         symbols = list(word)
         if len(symbols) > _SHORT:
-            symbols = _merge_by_heap(symbols, scores)
+            symbols = _merge_by_heap(symbols, get, scores)
         else:
-            _merge_by_scan(symbols, scores)
+            _merge_by_scan(symbols, get, scores)
         ids: list[int] = []
         for symbol in symbols:
             known = vocab.ids.get(symbol)
@@ -77,31 +80,29 @@ def _byte_id(vocab: Vocab, byte: int) -> int:
     return vocab.roles.get("unknown", MISSING)
 
 
-def _merge_by_scan(symbols: list[str], scores: dict[str, float]) -> None:
+def _merge_by_scan(symbols: list[str], get: Get, scores: list[float]) -> None:
     """Merge ``symbols`` in place; quadratic, with a tiny constant."""
-    score = scores.get
-    pairs = [score(left + right, _NOT_A_TOKEN) for left, right in pairwise(symbols)]
+    pairs = [scores[get(left + right, MISSING)] for left, right in pairwise(symbols)]
     while pairs and (best := max(pairs)) != _NOT_A_TOKEN:
         i = pairs.index(best)
         merged = symbols[i] + symbols.pop(i + 1)
         symbols[i] = merged
         del pairs[i]
         if i < len(pairs):
-            pairs[i] = score(merged + symbols[i + 1], _NOT_A_TOKEN)
+            pairs[i] = scores[get(merged + symbols[i + 1], MISSING)]
         if i:
-            pairs[i - 1] = score(symbols[i - 1] + merged, _NOT_A_TOKEN)
+            pairs[i - 1] = scores[get(symbols[i - 1] + merged, MISSING)]
 
 
-def _merge_by_heap(symbols: list[str], scores: dict[str, float]) -> list[str]:
+def _merge_by_heap(symbols: list[str], get: Get, scores: list[float]) -> list[str]:
     """The merged symbols, in order; n log n. A symbol merged into its left one is ""."""
-    score = scores.get
     n = len(symbols)
     before, after = list(range(-1, n - 1)), list(range(1, n + 1))
     # (-score, left, right, length): stale if a symbol is gone or the length has changed
     heap = [
-        (-found, i, i + 1, 2)
+        (-scores[found], i, i + 1, 2)
         for i in range(n - 1)
-        if (found := score(symbols[i] + symbols[i + 1])) is not None
+        if (found := get(symbols[i] + symbols[i + 1], MISSING)) != MISSING
     ]
     heapq.heapify(heap)
     while heap:
@@ -114,11 +115,11 @@ def _merge_by_heap(symbols: list[str], scores: dict[str, float]) -> list[str]:
         after[left] = following = after[right]
         if following < n:
             before[following] = left
-            if (found := score(merged + symbols[following])) is not None:
+            if (found := get(merged + symbols[following], MISSING)) != MISSING:
                 size = length + len(symbols[following])
-                heapq.heappush(heap, (-found, left, following, size))
+                heapq.heappush(heap, (-scores[found], left, following, size))
         preceding = before[left]
-        if preceding >= 0 and (found := score(symbols[preceding] + merged)) is not None:
+        if preceding >= 0 and (found := get(symbols[preceding] + merged, MISSING)) != MISSING:
             size = length + len(symbols[preceding])
-            heapq.heappush(heap, (-found, preceding, left, size))
+            heapq.heappush(heap, (-scores[found], preceding, left, size))
     return [symbol for symbol in symbols if symbol]

@@ -14,7 +14,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.text.charsmap import CharsMap, normalizer
 from gguf_serve.engine.text.vocab import Attribute, Vocab
 from gguf_serve.engine.text.windows import MAX_WORD, WINDOW, too_long_word
-from gguf_serve.engine.text.words import word_end
+from gguf_serve.engine.text.words import attached, word_end
 
 # The library wants the unknown token among the others; this text stands for it, since
 # "<unk>" written in a text is not it.
@@ -39,7 +39,7 @@ def unigram_encoder(
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=len(pieces) - 1, byte_fallback=False))
     normalize = normalizer(charsmap, [vocab.tokens[i] for i in user_defined])
 
-    boundary = word_end(vocab.tokens)
+    boundary = word_end(attached(vocab.tokens))
     # Without a token for a space, one is unknown, and of unknown characters side by side the
     # library makes one token.
     if "▁" not in vocab.ids:

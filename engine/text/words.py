@@ -9,24 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-_INNER_SPACE = re.compile("([^▁\0])▁")
+
+def attached(tokens: Iterable[str]) -> str:
+    """The characters that some token has before a ▁."""
+    inner = "\0".join(tokens).replace("\0▁", "\0")  # without most of them, which begin a token
+    return "".join(sorted({part[-1:] for part in inner.split("▁")[:-1]} - {"", "\0"}))
 
 
-def word_pattern(tokens: Iterable[str]) -> str:
+def word_pattern(attached: str) -> str:
     """A regular expression whose matches cover any text, and which no token can straddle.
 
     Where some tokens do have a ▁ inside, the characters before it stay attached to it.
     """
-    attached = _attached(tokens)
     if not attached:
         return "▁*[^▁]+|▁+"
     return f"▁*(?:[^▁]+|(?<=[{re.escape(attached)}])▁+)+|▁+"
 
 
-def word_end(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
+def word_end(attached: str) -> Callable[[str, int, int], int | None]:
     """Where a text that still has its spaces ends a word, at or after one place and before
     another; None: nowhere between."""
-    search = re.compile(f"(?<=[^ ▁{re.escape(_attached(tokens))}])(?=[ ▁])").search
+    search = re.compile(f"(?<=[^ ▁{re.escape(attached)}])(?=[ ▁])").search
 
     def end(text: str, start: int, stop: int) -> int | None:
         found = search(text, start, stop)
@@ -44,8 +47,3 @@ def untouched(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
         return next((i for i in places if text[i - 1 : i + 1] not in pairs), None)
 
     return end
-
-
-def _attached(tokens: Iterable[str]) -> str:
-    """The characters that some token has before a ▁."""
-    return "".join(sorted(set(_INNER_SPACE.findall("\0".join(tokens)))))

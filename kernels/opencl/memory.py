@@ -20,28 +20,39 @@ import numpy.typing as npt
 
 HUGE_PAGE = 2 << 20
 CHUNK_BYTES = 32 << 20  # asked of the system at a time; larger buffers get their own
+SMALL_BYTES = 64 << 10  # buffers that lie together, apart from larger ones
 ALIGNMENT = 4096  # of every buffer: what drivers want for use in place
 
 
 class HugePages:
     """Cuts buffers from chunks of memory; a chunk lives as long as a buffer in it.
 
-    Pages are committed when first written, so what is never used costs nothing.
+    Pages are committed when first written, so what is never used costs nothing. To write the
+    weights of a norm must not commit those of the matrices beside it, a third of a millisecond or
+    (where a host has to find the memory first) five each: packing does, on every core.
     """
 
     def __init__(self) -> None:
-        self._chunk: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
-        self._used = 0
+        self._large, self._small = _Chunk(), _Chunk()
 
     def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
         """Zeroed memory, uint8 [n_bytes rounded up to ALIGNMENT]. Raises MemoryError."""
         size = -(-n_bytes // ALIGNMENT) * ALIGNMENT
-        if self._used + size > len(self._chunk):
-            if size > CHUNK_BYTES // 2:
-                return _map(size)[:size]
-            self._chunk, self._used = _map(CHUNK_BYTES), 0
-        taken = self._chunk[self._used : self._used + size]
-        self._used += size
+        if size > CHUNK_BYTES // 2:
+            return _map(size)[:size]
+        return (self._small if size <= SMALL_BYTES else self._large).take(size)
+
+
+class _Chunk:
+    """What is left of the memory that was last asked for."""
+
+    def __init__(self) -> None:
+        self._left: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        if size > len(self._left):
+            self._left = _map(CHUNK_BYTES)
+        taken, self._left = self._left[:size], self._left[size:]
         return taken
 
 

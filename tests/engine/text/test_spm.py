@@ -34,9 +34,11 @@ tokens = st.dictionaries(
 @given(st.text("ab▁", max_size=40), tokens)
 def test_both_ways_of_merging_keep_to_the_definition(text: str, scores: dict[str, float]) -> None:
     expected = merged(list(text), scores)
-    assert _merge_by_heap(list(text), scores) == expected
+    get = dict(zip(scores, range(len(scores)), strict=True)).get
+    by_id = [*scores.values(), float("-inf")]
+    assert _merge_by_heap(list(text), get, by_id) == expected
     scanned = list(text)
-    _merge_by_scan(scanned, scores)
+    _merge_by_scan(scanned, get, by_id)
     assert scanned == expected
 
 

@@ -5,22 +5,22 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_serve.engine.text.words import word_pattern
+from gguf_serve.engine.text.words import attached, word_pattern
 
 TOKENS = ["▁a", "▁▁", "b", "<▁>", "]▁"]
 
 
 def test_words_end_before_spaces() -> None:
-    assert re.findall(word_pattern(["▁a", "b"]), "a▁▁b▁c▁") == ["a", "▁▁b", "▁c", "▁"]
+    assert re.findall(word_pattern(attached(["▁a", "b"])), "a▁▁b▁c▁") == ["a", "▁▁b", "▁c", "▁"]
 
 
 def test_characters_of_tokens_with_inner_spaces_keep_them() -> None:
-    assert re.findall(word_pattern(TOKENS), "<▁▁a▁b]▁▁c▁") == ["<▁▁a", "▁b]▁▁c", "▁"]
+    assert re.findall(word_pattern(attached(TOKENS)), "<▁▁a▁b]▁▁c▁") == ["<▁▁a", "▁b]▁▁c", "▁"]
 
 
 @given(st.text(alphabet="▁ab<>]", max_size=30))
 def test_words_cover_the_text_and_no_token_straddles_them(text: str) -> None:
-    words = re.findall(word_pattern(TOKENS), text)
+    words = re.findall(word_pattern(attached(TOKENS)), text)
     assert "".join(words) == text
     ends = set()
     for word in words:
