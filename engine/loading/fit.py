@@ -18,7 +18,6 @@ from gguf_serve.engine.loading.assembly import (
     LOGITS_BYTES,
     CacheTypes,
     Sizes,
-    allocate_memory,
     most_copies,
     sizes_of,
     slots_of,
@@ -95,7 +94,7 @@ def mib(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:.0f} MiB"
 
 
-def needs(
+def rehearse(
     model: Outline,
     placement: Placement,
     devices: Sequence[Device],
@@ -104,24 +103,33 @@ def needs(
     *,
     flash: bool,
     media: MediaShape | None = None,
+) -> Rehearsal:
+    """The model with all its memory on meta devices like those that ``placement`` refers to."""
+    metas = [(device, Programs(device)) for device in (device.meta() for device in devices)]
+    moved = replace(model.weights, placement=placement)
+    return Rehearsal(model.h, moved, metas, sizes, cache, flash=flash, media=media)
+
+
+def needs(
+    model: Outline,
+    placement: Placement,
+    rehearsal: Rehearsal,
     copies: Callable[[int], int] = lambda copy_bytes: 0,
 ) -> list[MemoryNeed]:
     """What the model takes on each of the devices that ``placement`` refers to. ``copies``: how
     many checkpoints of so many bytes are to have room."""
+    memory, devices = rehearsal.memory, rehearsal.devices
     weights = [0] * len(devices)
     for at, n_bytes in zip(placement.parts, model.part_bytes, strict=True):
         weights[at] += n_bytes
     if placement.output == placement.embedding:
         weights[placement.output] -= model.tied_bytes
-    metas = [(device, Programs(device)) for device in (device.meta() for device in devices)]
-    moved = replace(model.weights, placement=placement)
-    memory = allocate_memory(model.h, moved, metas, sizes, cache, flash=flash, media=media)
     found = [
         MemoryNeed(n_bytes, pages.n_bytes, device.usage.n_bytes - pages.n_bytes)
-        for n_bytes, pages, (device, _) in zip(weights, memory.pages, metas, strict=True)
+        for n_bytes, pages, device in zip(weights, memory.pages, devices, strict=True)
     ]
     copy_bytes = memory.states.copy_bytes
-    host = next((i for i, (device, _) in enumerate(metas) if device.info.kind == "cpu"), None)
+    host = next((i for i, device in enumerate(devices) if device.info.kind == "cpu"), None)
     if host is not None:
         found[host] = replace(found[host], checkpoints=copies(copy_bytes) * copy_bytes)
     return found
@@ -152,7 +160,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A choice of what is loaded where, and what it takes; ``machine`` numbers the devices."""
+    """A choice of what is loaded where, and what it takes; the machine numbers the devices.
+
+    ``rehearsal`` is the model of it on meta devices, None if one refuses a buffer.
+    """
 
     n_ctx: int
     n_layers: int  # on the devices that are to have them, counting the output layer
@@ -160,6 +171,7 @@ class Trial:
     placement: Placement
     devices: tuple[int, ...]
     needs: tuple[MemoryNeed, ...]
+    rehearsal: Rehearsal | None = None
     refusal: str = ""  # of a device that cannot allocate one of the buffers at all
 
     def total(self) -> MemoryNeed:
@@ -229,15 +241,18 @@ class Fitting:
         sizes = sizes_of(h, options, n_ctx, logits_bytes)
         trial = Trial(n_ctx, n_layers, sizes, placement, used, ())
         try:
-            found = needs(
+            rehearsal = rehearse(
                 self._model, placement, devices, sizes,
                 CacheTypes(options.cache_type_k, options.cache_type_v),
                 flash=options.flash_attn != "off", media=self._media,
-                copies=lambda size: min(sizes.n_slots, most_copies(options, sizes.n_slots, size)),
             )  # fmt: skip
         except DeviceError as error:
             return replace(trial, refusal=str(error))
-        return replace(trial, needs=tuple(found))
+        found = needs(
+            self._model, placement, rehearsal,
+            lambda size: min(sizes.n_slots, most_copies(options, sizes.n_slots, size)),
+        )  # fmt: skip
+        return replace(trial, needs=tuple(found), rehearsal=rehearsal)
 
     def _place(self, n_layers: int, n_cpu_moe: int | None) -> Placement:
         options, machine, h = self._options, self._machine, self._model.h
@@ -282,17 +297,6 @@ class Fitting:
             if taken + spare(at) > free:
                 short.append((info, free))
         return short
-
-    def rehearse(self, trial: Trial) -> Rehearsal:
-        """The model of a trial on meta devices, to know which programs its steps need."""
-        options, model = self._options, self._model
-        metas = [self._machine.open(at).meta() for at in trial.devices]
-        return Rehearsal(
-            model.h, replace(model.weights, placement=trial.placement),
-            [(device, Programs(device)) for device in metas], trial.sizes,
-            CacheTypes(options.cache_type_k, options.cache_type_v),
-            flash=options.flash_attn != "off", media=self._media,
-        )  # fmt: skip
 
     def packed(self, trial: Trial) -> list[set[str]]:
         """The tensor types that are packed on each of a trial's devices."""

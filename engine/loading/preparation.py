@@ -93,9 +93,9 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
     log.info("using %s", said)
     placed = [(device, Programs(device)) for device in devices]
     compiling = None
-    if not all(programs.are_kept_by_driver for _, programs in placed):
+    if chosen.rehearsal and not all(programs.are_kept_by_driver for _, programs in placed):
         compiling = Compiling(
-            fitting.rehearse(chosen), [programs for _, programs in placed], fitting.packed(chosen)
+            chosen.rehearsal, [programs for _, programs in placed], fitting.packed(chosen)
         )
     return Preparation(
         gguf, hparams, media, additions, placed, chosen.placement, chosen.sizes,

@@ -28,8 +28,9 @@ class Rehearsal:
         flash: bool,
         media: MediaShape | None,
     ) -> None:
-        memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash, media=media)
-        self._decoder, self._programs = memory.decoder, [programs for _, programs in devices]
+        self.memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash, media=media)
+        self.devices = [device for device, _ in devices]
+        self._decoder, self._programs = self.memory.decoder, [programs for _, programs in devices]
         self._lock = threading.Lock()
         self._decoder.record_topk()
         self.of_all_steps = self._take()  # programs that every mode needs, by device

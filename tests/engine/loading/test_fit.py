@@ -27,6 +27,7 @@ from gguf_serve.engine.loading.fit import (
     Trial,
     needs,
     outline,
+    rehearse,
 )
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.model.placement import Placement
@@ -91,7 +92,9 @@ def test_the_estimate_is_what_is_allocated(
     with open_gguf(conformance_model(name)) as gguf:
         h = read_hyperparameters(gguf, find_architecture(gguf.architecture))
         sizes, types = sizes_of(h, EngineOptions(), 4096), CacheTypes("f16", "f32")
-        estimate = needs(read(name), placement, devices, sizes, types, flash=True)
+        model = read(name)
+        rehearsal = rehearse(model, placement, devices, sizes, types, flash=True)
+        estimate = needs(model, placement, rehearsal)
         assert [device.usage.n_bytes for device in devices] == [0, 0]
         weights, _ = allocate_weights(gguf, h, devices, placement)
     allocated = [device.usage.n_bytes for device in devices]
