@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +24,9 @@ from gguf_serve.server.requests.generate import Job
 from gguf_serve.server.requests.media import MARKER, SHOWN_MARKER, read_media, with_markers
 from gguf_serve.server.requests.prompts import MAX_TOKENS, Prompt, last_tokens, within_context
 from gguf_serve.server.requests.service import Service
+from gguf_serve.server.requests.workers import Workers
 
-RENDERERS = ThreadPoolExecutor(4, "template")
+RENDERERS = Workers(4, "template")
 MAX_MESSAGE = 2**12  # characters that end a reasoning
 
 
@@ -61,10 +61,7 @@ async def prepare(
 
 async def rendered(service: Service, chat: Chat, asked: Constraint | None = None) -> ChatFormat:
     """In a thread of those that wait for templates, which may keep them for seconds."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(
-        RENDERERS, render, chat, service.engine, service.defaults, asked
-    )
+    return await RENDERERS.run(render, chat, service.engine, service.defaults, asked)
 
 
 async def template_caps(service: Service) -> dict[str, bool]:
@@ -76,7 +73,7 @@ async def template_caps(service: Service) -> dict[str, bool]:
         except RequestError:
             return {}
 
-    return await asyncio.get_running_loop().run_in_executor(RENDERERS, find)
+    return await RENDERERS.run(find)
 
 
 def read_job(

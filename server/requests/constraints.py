@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import msgspec
@@ -13,9 +11,10 @@ from gguf_serve.engine.grammar.constraint import Constraint, Kind, Trigger
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.interface import Engine, Tokenizer
 from gguf_serve.server.requests.fields import GenerationFields, StructuredOutputs
+from gguf_serve.server.requests.workers import Workers
 
 ANY_OBJECT = {"type": "object"}
-COMPILERS = ThreadPoolExecutor(2, "grammar")
+COMPILERS = Workers(2, "grammar")
 MAX_TRIGGERS, MAX_TRIGGER = 64, 1000  # words, all of which are looked for in all free text
 TOKEN, WORD, PATTERN, WHOLE_PATTERN = range(4)  # llama-server's types of triggers
 
@@ -170,6 +169,5 @@ async def compiled(engine: Engine, constraint: Constraint | None) -> Constraint 
     """Compile in a thread of those that wait for it: a large schema takes seconds. The engine's
     refusal is raised here."""
     if constraint is not None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(COMPILERS, engine.compile, constraint)
+        await COMPILERS.run(engine.compile, constraint)
     return constraint

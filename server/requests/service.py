@@ -26,6 +26,7 @@ from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
+from gguf_serve.server.requests.workers import Workers
 
 T = TypeVar("T")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
@@ -95,7 +96,7 @@ class Service:
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
         self._unknown = UnknownFields()
         self._inbox: Inbox | None = None
-        self._long_texts = asyncio.Semaphore(1)
+        self._long_texts = Workers(1, "text")
 
     @property
     def engine(self) -> Engine:
@@ -135,8 +136,7 @@ class Service:
         threads, and memory, are left for the others."""
         if n_characters < LONG_TEXT:
             return await asyncio.to_thread(read, *args)
-        async with self._long_texts:
-            return await asyncio.to_thread(read, *args)
+        return await self._long_texts.run(read, *args)
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""

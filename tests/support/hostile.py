@@ -43,12 +43,16 @@ class Send:
     times: int = 1  # at once
 
 
+SHORT = Send("/completion", lambda: {"prompt": "Hello", "n_predict": 2}, (200,))
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """An attack: requests, or a function that does something else with a server's address.
 
     ``awaits``: what has to be there before this row holds; until then it is skipped.
     ``probe``: seconds that a short request of another client may take meanwhile; 0: none is made.
+    ``asked``: that request.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Row:
     awaits: str = ""
     args: tuple[str, ...] = ()  # more options of the server
     probe: float = 0.0
+    asked: Send = SHORT
 
 
 @dataclass(slots=True)

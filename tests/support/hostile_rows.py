@@ -10,6 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hostile import KEYS, Row, Send, Server
@@ -112,6 +113,15 @@ def leaving(server: Server) -> None:
         time.sleep(6)
 
 
+def slow_grammars(server: Server) -> None:
+    """As many as there are primes, at once; their client leaves before they are compiled."""
+    with ThreadPoolExecutor(len(PRIMES)) as clients:
+        for prime in PRIMES:
+            schema = {"type": "integer", "multipleOf": prime}
+            send = Send("/completion", completion(json_schema=schema), (), patience=6.0)
+            clients.submit(server.post, send)
+
+
 def asked(content: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
 
@@ -121,6 +131,10 @@ BOMB = '{{ ("{0:999999}" * 100000).format(1) }}'
 LISTS = (
     "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}"
     "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a is eq n.b }}"
+)
+SLOW_HERE = (
+    '{% if messages[0].content == "slow" %}{% for i in range(9999) %}{% for j in range(9999) %}'
+    "{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}"
 )
 AMBIGUOUS = 'root ::= a\na ::= a a | "a" | "b" | [a-z] | ""'
 PRIMES = (999983, 999979, 999961, 999959, 999953, 999931, 999917, 999907)
@@ -264,6 +278,21 @@ ROWS = (
         "a template that compares nested lists",
         (Send("/v1/chat/completions", asked("Hi"), (400, 500)),),
         args=("--jinja", "--chat-template", LISTS),
+    ),
+    Row(
+        "a client's slow templates, another's quick one",
+        (Send("/v1/chat/completions", asked("slow"), (), patience=6.0, times=8),),
+        args=("--jinja", "--chat-template", SLOW_HERE),
+        slow=True,
+        probe=2.0,
+        asked=Send("/v1/chat/completions", asked("Hi"), (200,)),
+    ),
+    Row(
+        "a client's slow grammars, another's quick one",
+        slow_grammars,
+        slow=True,
+        probe=2.0,
+        asked=Send("/completion", completion(json_schema={"type": "boolean"}), (200,)),
     ),
     Row(
         "schemas with large automata",
