@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from gguf_serve.engine.encoders.audio import spectrograms
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.errors import MediaError, TooManyTokensError
-from gguf_serve.engine.media.image import decode_image
+from gguf_serve.engine.media.image import decode_image, n_pixels
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.mel import SAMPLE_RATE
 from gguf_serve.engine.media.prepare import Tile, joined, prepare
@@ -26,6 +28,8 @@ from gguf_serve.engine.media.span import MediaSpan
 
 # The texts that belong to images are special tokens and line ends, one after another.
 _PARTS = re.compile(r"\]<\][^\[\]]*\[>\[|<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
+LARGE_PIXELS = 8_000_000  # to decode more takes 7 bytes for each, hundreds of MB
+_ONE_LARGE_IMAGE = threading.Lock()
 
 
 class Tokenizer(Protocol):
@@ -90,8 +94,9 @@ class MediaReader:
         """Decode an image file; MediaError says why it cannot be used."""
         if self._vision is None:
             raise MediaError("this model takes no images: its projector is for audio only")
-        pixels = decode_image(data, self._limits.max_pixels)
-        pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+        with _ONE_LARGE_IMAGE if n_pixels(data) > LARGE_PIXELS else nullcontext():
+            pixels = decode_image(data, self._limits.max_pixels)
+            pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
         return self._medium([p.pixels if isinstance(p, Tile) else p for p in pieces])
 
     def sound(self, data: bytes) -> Medium:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from gguf_serve.engine.errors import MediaError
 from gguf_serve.engine.media.limits import MediaLimits
@@ -18,6 +19,12 @@ from gguf_serve.engine.media.resize import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 WHITE = (255, 255, 255, 255)
+STRIP_ROWS = 256
+ORIENTATION = 0x0112  # of EXIF: how to turn or mirror what has been stored
+TURNS: dict[object, Callable[[Pixels], Pixels]] = {
+    2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).transpose(1, 0, 2), 8: np.rot90,
+}  # fmt: skip
 MAX_RATIO = 200  # of the sides, as in Qwen2-VL's processor; scaled to a square they would not end
 
 
@@ -29,7 +36,9 @@ def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pix
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damage that Pillow has repaired
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.width, image.height, max_pixels)
+                # WebP's decoder has the picture four times, and holds the interpreter's lock.
+                most = max_pixels // 3 if image.format == "WEBP" else max_pixels
+                _check_size(image.width, image.height, most)
                 return np.ascontiguousarray(_rgb(image))
     except MediaError:
         raise
@@ -44,6 +53,15 @@ def decode_image(data: bytes, max_pixels: int = MediaLimits().max_pixels) -> Pix
         raise MediaError(f"the image cannot be decoded: {error}") from error
 
 
+def n_pixels(data: bytes) -> int:
+    """Of an image file, as its header says; 0 for what ``decode_image`` refuses."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # whatever a parser trips over
+        return 0
+
+
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     size = f"the image has {width} x {height} pixels"
     if width * height > max_pixels:
@@ -53,16 +71,27 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """The first frame in RGB, turned as its EXIF data says."""
+    """The first frame in RGB, turned as its EXIF data says.
+
+    A strip at a time: Pillow has 4 bytes for each pixel, every conversion as many again.
+    """
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    turned: Image.Image = image
-    if turned.mode.startswith(("I", "F")):  # 16 bits or more in one channel
-        return _from_deep(np.asarray(turned))
-    if turned.has_transparency_data:
-        canvas = Image.new("RGBA", turned.size, WHITE)
-        turned = Image.alpha_composite(canvas, turned.convert("RGBA"))
-    return np.asarray(turned.convert("RGB"))
+    transparent = image.has_transparency_data
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
+        pixels[top : top + STRIP_ROWS] = _strip(strip, transparent)
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return pixels if turn is None else turn(pixels)
+
+
+def _strip(strip: Image.Image, transparent: bool) -> Pixels:
+    if strip.mode.startswith(("I", "F")):  # 16 bits or more in one channel
+        return _from_deep(np.asarray(strip))
+    if transparent:
+        canvas = Image.new("RGBA", strip.size, WHITE)
+        strip = Image.alpha_composite(canvas, strip.convert("RGBA"))
+    return np.asarray(strip.convert("RGB"))
 
 
 def _from_deep(values: np.ndarray) -> Pixels:

@@ -15,7 +15,7 @@ class MediaLimits:
 
     max_pixels: int = option(
         "--media-max-pixels", group=MEDIA, type=COUNT, default=64_000_000,
-        help="most pixels of an image; larger ones are refused before they are decoded",
+        help="most pixels of an image, of a WebP a third; larger ones are refused undecoded",
     )  # fmt: skip
     max_seconds: float = option(
         "--media-max-seconds", group=MEDIA, type=COUNT, default=1800,

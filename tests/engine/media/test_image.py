@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gguf_serve.engine.errors import MediaError
-from gguf_serve.engine.media.image import decode_image
+from gguf_serve.engine.media.image import STRIP_ROWS, decode_image, n_pixels
 
 COLORS = np.zeros((6, 9, 3), np.uint8)
 COLORS[:, :3], COLORS[:, 3:6], COLORS[:, 6:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -43,6 +46,58 @@ def test_exif_orientation_is_followed() -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise to show
     data = encoded(Image.fromarray(COLORS), "PNG", exif=exif)
     np.testing.assert_array_equal(decode_image(data), np.rot90(COLORS, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows_own(orientation: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise, "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(decode_image(data), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_strips_are_the_image(mode: str) -> None:
+    """What has more rows than a strip is as one of fewer would be."""
+    n_rows = 2 * STRIP_ROWS + 3
+    values = np.arange(n_rows * 4, dtype=np.uint16).reshape(n_rows, 4) * 13
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(
+        values.astype(np.uint8)
+    ).convert(mode)  # fmt: skip
+    found = decode_image(encoded(image, "PNG"))
+    for top in range(0, n_rows, 100):
+        part = image.crop((0, top, 4, min(top + 100, n_rows)))
+        np.testing.assert_array_equal(found[top : top + 100], decode_image(encoded(part, "PNG")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
+def test_a_large_canvas_takes_few_copies() -> None:
+    """Of 16 million pixels: 4 bytes for each in Pillow, 3 in the result, little beside them."""
+    data = encoded(Image.new("RGBA", (4000, 4000)), "PNG", compress_level=1)
+    code = (
+        "import sys; from gguf_serve.engine.media.image import decode_image\n"
+        "def peak():\n"
+        "    return next(int(x.split()[1]) for x in open('/proc/self/status') if 'VmHWM' in x)\n"
+        "data = sys.stdin.buffer.read(); before = peak(); decode_image(data)\n"
+        "print((peak() - before) // 1024)"
+    )
+    took = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert int(took.stdout) < 16 * 7 * 1.25 + 20
+
+
+def test_a_webp_has_a_third_of_the_pixels() -> None:
+    data = encoded(Image.new("RGB", (20, 20)), "WEBP")
+    assert decode_image(data, 1200).shape == (20, 20, 3)
+    with pytest.raises(MediaError, match="more than the limit of 399"):
+        decode_image(data, 1199)
+
+
+def test_the_size_is_known_from_the_header() -> None:
+    assert n_pixels(encoded(Image.new("RGB", (20, 30)), "JPEG")) == 600
+    assert n_pixels(b"no image") == 0
 
 
 def test_transparent_pixels_are_white() -> None:
