@@ -299,8 +299,20 @@ def test_an_end_while_something_is_loaded(
     assert disk(other).n_files > 0
 
 
+STATES = (
+    "gemma3-dense",
+    "mamba2-dense",
+    "qwen35-dense",
+    "deepseek4-moe",
+    "lfm2-dense",
+    "rwkv7",
+    "gemma4-26b-a4b",
+)
+
+
 @pytest.mark.parametrize(
-    "name", ["falcon-h1-dense", pytest.param("gemma3-dense", marks=pytest.mark.slow)]
+    "name",
+    ["falcon-h1-dense", *(pytest.param(name, marks=pytest.mark.slow) for name in STATES)],
 )
 def test_models_with_a_state_or_a_window(start: Start, name: str) -> None:
     """What a slot keeps beside pages is there with its last full page before the end."""
