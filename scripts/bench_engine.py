@@ -56,8 +56,10 @@ class Outside:
 
     def __init__(self) -> None:
         self.waiting = self.enqueueing = 0.0
-        self._read, self._run = runner.read, Tape.run
-        runner.read, Tape.run = self._timed_read, self._timed_run(Tape.run)  # type: ignore[method-assign]
+        timed: Any = runner  # whose names it replaces
+        self._read, self._run = timed.read, Tape.run
+        timed.read = self._timed_read
+        Tape.run = self._timed_run(Tape.run)  # type: ignore[method-assign, assignment]
 
     def reset(self) -> None:
         self.waiting = self.enqueueing = 0.0

@@ -210,7 +210,7 @@ def build(context: Any, text: str, defines: Sequence[str]) -> None:
     from gguf_serve.kernels.opencl.sources import SOURCES
 
     options = [f"-I{SOURCES}", *(f"-D{define}" for define in defines)]
-    program = cl.Program(context, text).build(options, cache_dir=False)
+    program = cl.Program(context, text).build(options, cache_dir=False)  # type: ignore[arg-type]
     assert program.get_info(cl.program_info.BINARIES)
 
 

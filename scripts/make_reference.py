@@ -43,7 +43,7 @@ def main() -> None:
     rows = logits(args.model, tokens)
     if np.isnan(rows).any():
         sys.exit(f"{args.model}: the logits are not numbers")
-    found = {"tokens": tokens, "logits": rows}
+    found: dict[str, Any] = {"tokens": tokens, "logits": rows}
     if args.pooled:
         found["pooled"] = pooled(args.model, tokens)
     np.savez_compressed(args.reference, **found)

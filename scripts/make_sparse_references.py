@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from make_reference import logits
@@ -31,7 +32,7 @@ def main() -> None:
     first, _ = reference("glm5-next-moe")
     more = np.random.default_rng(5).integers(128, size=N_TOKENS - len(first))
     tokens = np.array([*first, *more], np.int32)
-    found = {"tokens": tokens}
+    found: dict[str, Any] = {"tokens": tokens}
     for name, case in json.loads((DATA / "sparse.json").read_text(encoding="utf-8")).items():
         spec = read_spec(case["spec"])
         spec["kv"] |= {f"{spec['arch']}.{key}": value for key, value in case["kv"].items()}

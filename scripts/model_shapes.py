@@ -262,7 +262,8 @@ def falcon_h1(n_layers: int, width: int, heads: int, kv: int, head: int, ff: int
     shape = _start("falcon-h1", n_layers, width)
     _heads(shape, heads, kv, head)
     inner = 2 * width
-    shape.keys |= {"feed_forward_length": ff} | _mamba2_keys(inner, 128, inner // 64, 1)
+    shape.keys["feed_forward_length"] = ff
+    shape.keys |= _mamba2_keys(inner, 128, inner // 64, 1)
     for i in range(n_layers):
         shape.add(*_vectors(width, "attn_norm", "ffn_norm"), *_ffn(width, ff), at=i)
         shape.add(*_attention(width, heads, kv, head), at=i)
@@ -276,9 +277,9 @@ def granitehybrid(n_layers: int, width: int, heads: int, kv: int, head: int, ff:
     _heads(shape, heads, kv, head)
     attends = [i % 4 == 3 for i in range(n_layers)]
     inner = 2 * width
-    shape.keys |= {
-        "feed_forward_length": ff, "attention.head_count_kv": [kv * each for each in attends],
-    } | _mamba2_keys(inner, 128, inner // 64, 1)  # fmt: skip
+    shape.keys["feed_forward_length"] = ff
+    shape.keys["attention.head_count_kv"] = [kv * each for each in attends]
+    shape.keys |= _mamba2_keys(inner, 128, inner // 64, 1)
     for i, attention in enumerate(attends):
         shape.add(*_vectors(width, "attn_norm", "ffn_norm"), *_ffn(width, ff), at=i)
         if attention:

@@ -174,7 +174,7 @@ def floats(name: str, sizes: Sequence[int], rng: np.random.Generator) -> npt.NDA
         return np.zeros(n, np.float32)
     if len(sizes) == 1 or "norm" in name or name.endswith("ssm_d"):
         return np.ones(n, np.float32)
-    return (rng.standard_normal(n) * sizes[0] ** -0.5).astype(np.float32)
+    return (rng.standard_normal(n) * math.pow(sizes[0], -0.5)).astype(np.float32)
 
 
 def write_model(path: Path, shape: Shape, seed: int = 1) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,14 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
 from gguf_serve.kernels.opencl.tensor import empty, upload
 from gguf_serve.kernels.opencl.tuning import TABLE, Tuning, choices
-from gguf_serve.kernels.opencl.variant import tuned_sizes
+from gguf_serve.kernels.opencl.variant import Variant, tuned_sizes
 from gguf_serve.kernels.profile import touch_pages
 from gguf_serve.kernels.quantization.activations import Activations
 
-TABLES = (*matmul.VARIANTS, *attention.FUSED)  # of the kernels that are measured
+TABLES: tuple[Variant[Any], ...] = (
+    *matmul.VARIANTS,
+    *attention.FUSED,
+)  # of the kernels that are measured
 SHAPES = (("Q4_K", 4096, 4096), ("Q4_K", 16384, 4096), ("Q6_K", 4096, 8192))
 N_HEADS, ATTENDED, CONTEXT = 32, KVShape(8, 128, 128), 4096
 GAIN = 1.01  # by how much a size must win

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,10 @@ def _device(
     kind: str, family: str, forms: tuple[str, ...] = (), *, byte_codes: bool = False
 ) -> Device:
     info = DeviceInfo(0, "none", "none", "none", kind, 8 << 30, 64)
-    context = SimpleNamespace(devices=[None])
+    context: Any = SimpleNamespace(devices=[None])
+    queue: Any = None  # nothing is enqueued on a meta device
     return Device(
-        info, context, None, family, False, 2 << 30, Capabilities(forms=forms), is_meta=True,
+        info, context, queue, family, False, 2 << 30, Capabilities(forms=forms), is_meta=True,
         byte_codes=byte_codes,
     )  # fmt: skip
 
