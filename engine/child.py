@@ -145,14 +145,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Pool:
-    """Children that run ``module``, started as they are needed, ``most`` of them; the first one
-    at once. Every one is given ``setup`` before anything else."""
+    """Children that run ``module``, started as they are needed, ``most`` of them. Every one is
+    given ``setup`` before anything else. Thread-safe."""
 
-    def __init__(self, module: str, setup: object, *, most: int, limits: Limits) -> None:
+    def __init__(
+        self, module: str, setup: object, *, most: int, limits: Limits, ahead: bool = True
+    ) -> None:
+        """``ahead``: the first child is started at once."""
         self._module, self._setup, self._limits = module, pickle.dumps(setup), limits
         self._turns = threading.Semaphore(most)
         self._busy: set[_Child] = set()
-        self._idle = [self._start()]
+        self._idle = [self._start()] if ahead else []
         _POOLS.add(self)
 
     def first_answer(self) -> bytes:
@@ -183,12 +186,18 @@ class Pool:
             return answer
 
     def _take(self) -> _Child:
-        while self._idle:
-            child = self._idle.pop()
+        while (child := self._pop()) is not None:
             if child.process.poll() is None:
                 return child
             child.close()  # somebody has ended it meanwhile
         return self._start()
+
+    def _pop(self) -> _Child | None:
+        """One that is idle, which no other thread gets."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _start(self) -> _Child:
         return _Child(self._module, self._setup, self._limits)
@@ -197,8 +206,8 @@ class Pool:
         """End all children. A later message starts one anew."""
         for child in self._busy.copy():
             child.process.kill()  # who waits for it sees that
-        while self._idle:
-            self._idle.pop().close()
+        while (idle := self._pop()) is not None:
+            idle.close()
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()

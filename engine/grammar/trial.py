@@ -7,7 +7,6 @@ this process, for certain.
 from __future__ import annotations
 
 import functools
-import threading
 import time
 
 import msgspec
@@ -63,25 +62,14 @@ class Fault(msgspec.Struct, frozen=True, tag=True):
 Answer = Tried | Refused | Fault
 _DECODER = msgspec.msgpack.Decoder(Answer)
 encode_answer = msgspec.msgpack.Encoder().encode
-_starting = threading.Lock()
-
-
-def start() -> Pool:
-    """The processes, one for all models; the first is started here, at once."""
-    with _starting:
-        return _pool()
-
-
-@functools.cache
-def _pool() -> Pool:
-    return Pool(MODULE, None, most=MOST, limits=LIMITS)
+_CHILDREN = Pool(MODULE, None, most=MOST, limits=LIMITS, ahead=False)  # of all models
 
 
 def tried(kind: Kind, text: str) -> Tried:
     """RequestError for a grammar that is malformed, too large, takes too much to compile, or asks
     for what cannot be enforced."""
     try:
-        answer: Answer = _DECODER.decode(start().ask(Grammar(kind, text)))
+        answer: Answer = _DECODER.decode(_CHILDREN.ask(Grammar(kind, text)))
     except ChildError as error:
         raise refused(kind, f"to compile it, {error}") from error
     if isinstance(answer, Refused):
@@ -100,7 +88,7 @@ def schema_fault(schema: str) -> str | None:
 
 def _fault(schema: str) -> str | None:
     try:
-        answer: Answer = _DECODER.decode(start().ask(Schema(schema)))
+        answer: Answer = _DECODER.decode(_CHILDREN.ask(Schema(schema)))
     except ChildError as error:
         raise refused("json_schema", f"to compile it, {error}") from error
     assert isinstance(answer, Fault)

@@ -5,15 +5,14 @@ Nobody has bounded the time that their parsers take; a child can be ended (engin
 
 from __future__ import annotations
 
-import functools
-
 import msgspec
 
 from gguf_serve.engine.child import ChildError, Limits, Pool
 
 MODULE = "gguf_serve.server.page.process"
 LIMITS = Limits(seconds=5.0, memory=256 << 20)  # of one text or document
-CHILDREN = 2
+MOST = 2  # children
+_CHILDREN = Pool(MODULE, None, most=MOST, limits=LIMITS, ahead=False)
 
 
 class Markdown(msgspec.Struct, frozen=True):
@@ -47,14 +46,8 @@ _decode_answer = msgspec.msgpack.Decoder(Text | Unreadable).decode
 def read(message: Markdown | Pdf) -> Text | Unreadable:
     """What a child makes of it, waiting for one."""
     try:
-        return _decode_answer(_children().ask(message))
+        return _decode_answer(_CHILDREN.ask(message))
     except ChildError as error:
         return Unreadable(str(error))
     except msgspec.MsgspecError:
         return Unreadable("its process answered nonsense")
-
-
-@functools.cache
-def _children() -> Pool:
-    """Started by the first who needs them, and never where nobody looks at the page."""
-    return Pool(MODULE, None, most=CHILDREN, limits=LIMITS)

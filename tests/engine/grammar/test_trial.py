@@ -12,7 +12,7 @@ import pytest
 from byte_vocabulary import N_VOCAB, ByteVocabulary
 
 from gguf_serve.engine.chat.enforceable import enforceable
-from gguf_serve.engine.child import Limits
+from gguf_serve.engine.child import Limits, Pool
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar import compile as grammar
 from gguf_serve.engine.grammar import trial as grammar_trial
@@ -36,11 +36,12 @@ PATTERNS = {
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One second and 32 MiB for a grammar."""
-    monkeypatch.setattr(grammar_trial, "LIMITS", Limits(seconds=1.0, memory=32 << 20))
-    grammar_trial._pool.cache_clear()
+    limits = Limits(seconds=1.0, memory=32 << 20)
+    children = Pool(grammar_trial.MODULE, None, most=1, limits=limits, ahead=False)
+    monkeypatch.setattr(grammar_trial, "LIMITS", limits)
+    monkeypatch.setattr(grammar_trial, "_CHILDREN", children)
     yield
-    grammar_trial._pool().close()
-    grammar_trial._pool.cache_clear()
+    children.close()
 
 
 @pytest.mark.parametrize(
