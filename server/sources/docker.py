@@ -38,9 +38,9 @@ def fetched(
                 client, f"{registry}/v2/{repo}/manifests/{tag}", headers | {"accept": MANIFESTS}
             )
         digest = next(each["digest"] for each in manifest["layers"] if each["mediaType"] in LAYERS)
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise SettingsError(f"cannot reach {registry}: {error}") from None
-    except (KeyError, TypeError, StopIteration):
+    except (KeyError, TypeError, ValueError, StopIteration):
         raise SettingsError(f"{repo}:{tag} of Docker Hub is no model in GGUF") from None
     return url.fetched(
         f"{registry}/v2/{repo}/blobs/{digest}", headers=headers, folder=folder,

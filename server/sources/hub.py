@@ -7,7 +7,6 @@ interrupted download goes on where it ended; a file whose checksum is not the hu
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,9 @@ from gguf_serve.server.sources.choice import (
     tag_of,
 )
 from gguf_serve.server.sources.progress import Progress
-from gguf_serve.server.sources.url import StatusError, download
+from gguf_serve.server.sources.url import StatusError, check_room, download
 
 TIMEOUT = 15.0  # seconds for a repository's list of files
-ROOM = 1 << 28  # bytes that a download leaves free
 MOST_NAMED = 20  # files in an error
 
 
@@ -133,7 +131,8 @@ class Hub:
         """Where each of them lies on this disk."""
         found = {each.path: self._local(repo, each) for each in files}
         missing = [each for each in files if found[each.path] is None]
-        self._check_room(repo, sum(each.size for each in missing))
+        advice = " (HF_HUB_CACHE names another folder)"
+        check_room(repo.id, self._cache, sum(each.size for each in missing), advice)
         for each in missing:
             found[each.path] = self._download(repo, each)
         return {path: local for path, local in found.items() if local is not None}
@@ -146,15 +145,6 @@ class Hub:
             return None
         # The cache names what is kept by its checksum.
         return path if file.sha256 in ("", path.resolve().name) else None
-
-    def _check_room(self, repo: Repo, n_bytes: int) -> None:
-        folder = next(path for path in (self._cache, *self._cache.parents) if path.exists())
-        free = shutil.disk_usage(folder).free
-        if n_bytes and n_bytes + ROOM > free:
-            raise SettingsError(
-                f"{repo.id} needs {n_bytes / 2**30:.2f} GiB in {self._cache}, where "
-                f"{free / 2**30:.2f} GiB are free (HF_HUB_CACHE names another folder)"
-            )
 
     def _download(self, repo: Repo, file: Remote) -> Path:
         """Into the cache's place for its content, which the library then finds. Its own downloads

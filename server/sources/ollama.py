@@ -6,6 +6,7 @@ by their SHA-256: the model (GGUF), a projector, adapters, a template in Go's la
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,9 +82,10 @@ def of_blob(blob: Path) -> OllamaModel | None:
     folder = blob.parent.parent
     for manifest in sorted((folder / "manifests").rglob("*")):
         if manifest.is_file():
-            model = read(manifest, folder, manifest.parent.name)
-            if model.model.name == blob.name:
-                return model
+            with contextlib.suppress(SettingsError):  # others need not be models that are here
+                model = read(manifest, folder, manifest.parent.name)
+                if model.model.name == blob.name:
+                    return model
     return None
 
 
@@ -91,20 +93,21 @@ def read(manifest: Path, folder: Path, name: str) -> OllamaModel:
     try:
         layers = json.loads(manifest.read_bytes())["layers"]
         files = [(layer["mediaType"].removeprefix(KIND), blob(folder, layer)) for layer in layers]
+        template, system, params = (text(files, kind) for kind in ("template", "system", "params"))
+        decoded = json.loads(params or "{}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{manifest} is no manifest of Ollama's: {error}") from None
     models = of_kind(files, "model")
     if len(models) != 1:
         raise SettingsError(f"{name} of Ollama has {len(models)} model files, expected one")
-    params = text(files, "params")
     return OllamaModel(
         name,
         models[0],
         next(iter(of_kind(files, "projector")), None),
         tuple(of_kind(files, "adapter")),
-        text(files, "template"),
-        text(files, "system"),
-        json.loads(params) if params else {},
+        template,
+        system,
+        decoded,
     )
 
 

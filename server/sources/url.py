@@ -15,8 +15,8 @@ from platformdirs import user_cache_path
 from gguf_serve.server.configure import SettingsError
 from gguf_serve.server.sources.progress import Progress
 
-PART = ".incomplete"  # what has come so far, ...
-ETAG = ".etag"  # ... and of which version, as a server calls it
+PART = ".incomplete"  # what has come so far
+ETAG = ".etag"  # which version a file, or a part of one, is of, as a server calls it
 TIMEOUT = httpx.Timeout(30.0)
 TRIES = 3
 ROOM = 1 << 28  # bytes that a download leaves free
@@ -56,6 +56,8 @@ def download(
 ) -> None:  # fmt: skip
     """Have the newest version at ``path``, or the one of this SHA-256. What has come of a download
     that breaks off is kept beside it, and the next one goes on from there."""
+    if sha256 and path.is_file():  # which it is once all of it has come with that checksum
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with httpx.Client(follow_redirects=True, timeout=TIMEOUT) as client:
@@ -63,7 +65,7 @@ def download(
                 try:
                     _fetch(client, url, path, dict(headers or {}), sha256, name)
                     return
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     if path.is_file():
                         return
                     if not left:
@@ -84,14 +86,15 @@ def name_of(url: str) -> str:
 def _fetch(
     client: httpx.Client, url: str, path: Path, headers: dict[str, str], sha256: str, name: str
 ) -> None:
-    part, etag = path.with_name(path.name + PART), path.with_name(path.name + ETAG)
+    part = path.with_name(path.name + PART)
+    etag, part_etag = (each.with_name(each.name + ETAG) for each in (path, part))
+    begun = _text(part_etag)
     # What a checksum names is the same version whenever it comes.
-    known = "" if sha256 or not etag.is_file() else etag.read_text()
-    done = part.stat().st_size if part.is_file() and (known or sha256) else 0
-    if path.is_file() and known:
-        headers["if-none-match"] = known
-    elif done:
-        headers |= {"range": f"bytes={done}-"} | ({"if-range": known} if known else {})
+    done = part.stat().st_size if part.is_file() and (begun or sha256) else 0
+    if path.is_file() and (kept := _text(etag)):
+        headers["if-none-match"] = kept
+    if done:
+        headers |= {"range": f"bytes={done}-"} | ({"if-range": begun} if begun else {})
     with client.stream("GET", url, headers=headers) as answer:
         if answer.status_code == 304 or (answer.status_code >= 500 and path.is_file()):
             return
@@ -103,9 +106,9 @@ def _fetch(
         if answer.status_code != 206:
             done = 0
         if not sha256:
-            etag.write_text(answer.headers.get("etag", ""))
+            part_etag.write_text(answer.headers.get("etag", ""))
         size = int(answer.headers.get("content-length", 0)) + done
-        _check_room(url, path.parent, size - done)
+        check_room(url, path.parent, size - done)
         shown = name or path.name.partition("-")[2]
         with (
             part.open("ab" if done else "wb") as file,
@@ -118,13 +121,22 @@ def _fetch(
         raise httpx.ReadError(f"{part.stat().st_size} of {size} bytes have come")
     _verify(url, part, sha256)
     os.replace(part, path)
+    if not sha256:
+        os.replace(part_etag, etag)
 
 
-def _check_room(url: str, folder: Path, n_bytes: int) -> None:
-    if n_bytes + ROOM > (free := shutil.disk_usage(folder).free):
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def check_room(what: str, folder: Path, n_bytes: int, advice: str = "") -> None:
+    """SettingsError if so many bytes are not free where ``folder`` is, or will be."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if n_bytes and n_bytes + ROOM > free:
         raise SettingsError(
-            f"{url} needs {n_bytes / 2**30:.2f} GiB in {folder}, where {free / 2**30:.2f} GiB "
-            "are free"
+            f"{what} needs {n_bytes / 2**30:.2f} GiB in {folder}, where {free / 2**30:.2f} GiB "
+            f"are free{advice}"
         )
 
 

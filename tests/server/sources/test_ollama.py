@@ -82,6 +82,21 @@ def test_a_broken_manifest(put: Any, tmp_path: Path, manifest: str) -> None:
         ollama.find("tiny")
 
 
+def test_what_it_asks_for_must_be_json(put: Any) -> None:
+    put(*LIBRARY, "tiny", "latest", model=b"GGUF1", params=b"{temperature")
+    with pytest.raises(SettingsError, match="is no manifest of Ollama's"):
+        ollama.find("tiny")
+
+
+def test_a_file_is_found_beside_manifests_that_have_none(put: Any) -> None:
+    """As those of models in Ollama's cloud."""
+    put(*LIBRARY, "a-cloud", "latest", system=b"Hello")
+    model = put(*LIBRARY, "tiny", "latest", model=b"GGUF1")["model"]
+    found = ollama.of_blob(model)
+    assert found is not None
+    assert found.name == "tiny"
+
+
 def test_a_digest_leads_nowhere_else(put: Any, tmp_path: Path) -> None:
     put(*LIBRARY, "tiny", "latest", model=b"GGUF1")
     path = tmp_path.joinpath("manifests", *LIBRARY, "tiny", "latest")

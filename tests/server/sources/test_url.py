@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from gguf_serve.server.configure import SettingsError
@@ -52,6 +54,44 @@ def test_at_the_next_start_too_unless_it_is_another_version(
     n = len(site.requests("/blob/"))
     assert fetched(url, folder=tmp_path).read_bytes() == MODEL
     assert site.requests("/blob/")[n]["range"] == "bytes=1000000-"
+
+
+def test_a_new_version_that_broke_off_is_not_taken_for_the_old_one(
+    site: StandIn, url: str, tmp_path: Path
+) -> None:
+    fetched(url, folder=tmp_path)
+    new = b"GGUF" + bytes(range(255)) * 8192
+    site.files["a/b"]["m.gguf"] = new
+    site.cut = [1_000_000]
+    assert fetched(url, folder=tmp_path).read_bytes() == MODEL
+    assert fetched(url, folder=tmp_path).read_bytes() == new
+    n = len(site.requests("/blob/"))
+    assert fetched(url, folder=tmp_path).read_bytes() == new
+    assert [head.get("range") for head in site.requests("/blob/")[n:]] == [None]
+
+
+def test_what_a_checksum_names_is_not_asked_about_again(
+    site: StandIn, url: str, tmp_path: Path
+) -> None:
+    sha256 = hashlib.sha256(MODEL).hexdigest()
+    first = fetched(url, folder=tmp_path, sha256=sha256)
+    n = len(site.asked)
+    assert fetched(url, folder=tmp_path, sha256=sha256) == first
+    assert len(site.asked) == n
+
+
+def test_a_server_that_leads_in_a_circle(url: str, tmp_path: Path) -> None:
+    def circle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(302, headers={"location": str(request.url)})
+
+    class Circling(httpx.Client):
+        def __init__(self, **how: Any) -> None:
+            super().__init__(transport=httpx.MockTransport(circle), **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx, "Client", Circling)
+        with pytest.raises(SettingsError, match=r"cannot download .*redirects"):
+            fetched(url, folder=tmp_path)
 
 
 def test_offline_and_without_a_network(site: StandIn, url: str, tmp_path: Path) -> None:
