@@ -22,7 +22,7 @@ from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.media_loader import Media
-from gguf_serve.engine.loading.packing import Packing
+from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
 from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
@@ -239,7 +239,7 @@ def _fill(
     how long, in words."""
     compiling = prepared.compiling
     listed = [(*on, job) for on, some in zip(prepared.placed, jobs, strict=True) for job in some]
-    packing = Packing(prepared.gguf, listed)
+    packing = PackRun(prepared.gguf, listed)
     with ThreadPoolExecutor(2, "loading") as pool, stopping(compiling), packing:
         packed = pool.submit(packing.run)
         recorded = pool.submit(runner.warm_up, compiling)

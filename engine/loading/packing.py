@@ -14,7 +14,7 @@ from gguf_serve.kernels.quantization.weights import PackJob, enqueue_job
 PENDING_BYTES = 32 << 20  # of the file that are packed before its pages are let go
 
 
-class Packing:
+class PackRun:
     """Jobs that are run in a thread, which another one watches.
 
     As a context it ends what ``run`` does when it is left.
@@ -26,7 +26,7 @@ class Packing:
         self._n_done, self._seconds = 0, 0.0
         self._stopped = False
 
-    def __enter__(self) -> Packing:
+    def __enter__(self) -> PackRun:
         return self
 
     def __exit__(self, *error: object) -> None:

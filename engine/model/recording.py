@@ -15,7 +15,7 @@ from gguf_serve.kernels.quantization.activations import Activations
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Stage:
     """Launches on the device ``at``, or a transfer to it."""
 
     at: int
@@ -31,10 +31,10 @@ class Recording:
         """``held``: what memory the plan's values have."""
         self.mode = mode
         self._places, self._plan, self._held = places, plan, held
-        self._parts: list[Part] = []
+        self._stages: list[Stage] = []
         for launch in plan.launches:
             if launch.source is not None:
-                self._parts.append(Part(launch.at, self._transfer(launch, launch.source)))
+                self._stages.append(Stage(launch.at, self._transfer(launch, launch.source)))
             else:
                 self._add(launch)
         for _, tape in self.tapes:
@@ -42,13 +42,13 @@ class Recording:
 
     def run(self, counts: Sequence[Counts]) -> None:
         """Enqueue all for a step; ``counts`` has those of each device (Batch.fill)."""
-        for part in self._parts:
-            part.run.run(counts[part.at])
+        for stage in self._stages:
+            stage.run.run(counts[stage.at])
 
     @property
     def tapes(self) -> Iterator[tuple[int, Tape]]:
         """The runs of launches, each with the index of its device."""
-        return ((part.at, part.run) for part in self._parts if isinstance(part.run, Tape))
+        return ((stage.at, stage.run) for stage in self._stages if isinstance(stage.run, Tape))
 
     def _add(self, launch: Launch) -> None:
         place, tape = self._places[launch.at], self._tape(launch.at)
@@ -59,14 +59,14 @@ class Recording:
 
     def _tape(self, at: int) -> Tape:
         """That of a device: the last one, or another that begins."""
-        last = self._parts[-1] if self._parts else None
+        last = self._stages[-1] if self._stages else None
         if last is not None and last.at == at and isinstance(last.run, Tape):
             return last.run
         place = self._places[at]
         tape = Tape(place.device, place.programs)
         if at not in (there for there, _ in self.tapes):
             place.record_positions(tape)
-        self._parts.append(Part(at, tape))
+        self._stages.append(Stage(at, tape))
         return tape
 
     def _transfer(self, launch: Launch, source: Value) -> Transfer:

@@ -28,13 +28,13 @@ from gguf_serve.kernels.quantization.activations import (
     wants_spans,
 )
 
-PARTS = ("values", "codes", "scales")
-Part = tuple[Value, str]
+COMPONENTS = ("values", "codes", "scales")  # of Activations
+Component = tuple[Value, str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Like:
-    """What a part of a value needs: its device, shape and elements."""
+    """What a component of a value needs: its device, shape and elements."""
 
     at: int
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class _Like:
 
 
 class Layout:
-    """Which block each part of the values of a plan has. ``sizes``: bytes of the blocks of each
+    """Which block each component of a plan's values has. ``sizes``: bytes of the blocks of each
     device, the largest first."""
 
     def __init__(
@@ -66,9 +66,9 @@ class Layout:
         self._writers = _writers(plan.launches)
         self._share()
         self._made = {value: self._forms_of(value) for value in self._writers}
-        self._parts = self._needed_parts()
+        self._components = self._needed_components()
         self.sizes: list[list[int]] = [[] for _ in devices]
-        self._block: dict[Part, int] = {}
+        self._block: dict[Component, int] = {}
         self._place()
 
     def _share(self) -> None:
@@ -116,8 +116,8 @@ class Layout:
             normed=writer.normed or writer.norm is not None, exact=self._exact,
         )  # fmt: skip
 
-    def _needed_parts(self) -> dict[Part, _Like]:
-        found = dict[Part, _Like]()
+    def _needed_components(self) -> dict[Component, _Like]:
+        found = dict[Component, _Like]()
         for value, writer in self._writers.items():
             of_rows = writer.of_rows or writer.gathers
             n, forms = value.n or self._n_rows[of_rows] * value.times, self._made[value]
@@ -125,21 +125,21 @@ class Layout:
                 found[value, "values"] = _Like(writer.at, (n, value.width), value.dtype)
             if forms.integers:
                 likes = code_shapes(n, value.width, bytes=forms.bytes)
-                for part, (shape, dtype) in zip(PARTS[1:], likes, strict=True):
-                    found[value, part] = _Like(writer.at, shape, np.dtype(dtype))
+                for name, (shape, dtype) in zip(COMPONENTS[1:], likes, strict=True):
+                    found[value, name] = _Like(writer.at, shape, np.dtype(dtype))
         return found
 
     def _place(self) -> None:
-        """Give parts blocks."""
-        needs = dict[Part, tuple[int, int, int]]()  # device, bytes, launches as bits
-        for (value, part), like in self._parts.items():
+        """Give components blocks."""
+        wanted = dict[Component, tuple[int, int, int]]()  # device, bytes, launches as bits
+        for (value, name), like in self._components.items():
             uses = self._uses[value]
             span = (2 << uses[-1]) - (1 << uses[0])
-            key = self._plan.root(value) if part == "values" else value, part
-            _, n_bytes, others = needs.get(key, (like.at, 0, 0))
-            needs[key] = like.at, max(n_bytes, like.n_bytes), others | span
+            key = self._plan.root(value) if name == "values" else value, name
+            _, n_bytes, others = wanted.get(key, (like.at, 0, 0))
+            wanted[key] = like.at, max(n_bytes, like.n_bytes), others | span
         busy: list[list[int]] = [[] for _ in self._devices]
-        for key, (at, n_bytes, span) in sorted(needs.items(), key=lambda need: -need[1][1]):
+        for key, (at, n_bytes, span) in sorted(wanted.items(), key=lambda one: -one[1][1]):
             blocks = busy[at]
             i = next((i for i, others in enumerate(blocks) if not others & span), len(blocks))
             if i == len(blocks):
@@ -155,17 +155,17 @@ class Layout:
         return found | {value: self._bound(value, blocks) for value in self._writers}
 
     def _bound(self, value: Value, blocks: Sequence[Sequence[Tensor]]) -> Activations:
-        def part(name: str) -> Tensor | None:
+        def component(name: str) -> Tensor | None:
             root = self._plan.root(value) if name == "values" else value
             if name == "values" and root.memory is not None:
                 return root.memory
-            like = self._parts.get((value, name))
+            like = self._components.get((value, name))
             if like is None:
                 return None
             block = blocks[like.at][self._block[root, name]]
             return Tensor(block.buffer, like.shape, like.dtype)
 
-        values, codes, scales = (part(name) for name in PARTS)
+        values, codes, scales = (component(name) for name in COMPONENTS)
         return Activations(value.width, values, codes, scales, self._made[value].spans)
 
 

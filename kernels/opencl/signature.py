@@ -98,7 +98,7 @@ def _whole_buffers(argument: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class Binding:
     """What some arguments make of a kernel: the defines that they bring, and in the kernel's order
     the names of its parameters, each with what makes the driver's value."""
 
@@ -106,9 +106,9 @@ class Variant:
     parameters: tuple[tuple[str, Callable[[Any], Any]], ...]
 
 
-def _refused(variant: Variant, arguments: Arguments) -> str:
+def _refused(binding: Binding, arguments: Arguments) -> str:
     """The name of the first argument that cannot be converted."""
-    for name, convert in variant.parameters:
+    for name, convert in binding.parameters:
         try:
             convert(arguments[name])
         except (TypeError, ValueError, AttributeError):
@@ -121,7 +121,7 @@ class Signature:
 
     def __init__(self, source: str, name: str, parameters: tuple[Parameter, ...]) -> None:
         self.source, self.name, self.parameters = source, name, parameters
-        self._variants: dict[tuple[tuple[str, ...], tuple[str, ...]], Variant] = {}
+        self._bindings: dict[tuple[tuple[str, ...], tuple[str, ...]], Binding] = {}
 
     def bind(self, arguments: Arguments, defines: Sequence[str]) -> tuple[list[str], list[Any]]:
         """The defines with those that arguments bring, and the values in the kernel's order.
@@ -130,18 +130,18 @@ class Signature:
         """
         given = tuple([name for name, value in arguments.items() if value is not None])
         key = given, tuple(defines)
-        variant = self._variants.get(key)
-        if variant is None:
-            variant = self._variants[key] = self._variant(set(given), defines)
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = self._binding(set(given), defines)
         try:
-            values = [convert(arguments[name]) for name, convert in variant.parameters]
+            values = [convert(arguments[name]) for name, convert in binding.parameters]
         except (TypeError, ValueError, AttributeError) as error:
-            raise self._error(f"{_refused(variant, arguments)}: {error}") from error
+            raise self._error(f"{_refused(binding, arguments)}: {error}") from error
         if list in map(type, values):  # slabs of pages
             values = [v for value in values for v in (value if type(value) is list else (value,))]
-        return [*defines, *variant.brought], values
+        return [*defines, *binding.brought], values
 
-    def _variant(self, given: set[str], defines: Sequence[str]) -> Variant:
+    def _binding(self, given: set[str], defines: Sequence[str]) -> Binding:
         """Of arguments of these names, with these defines; ArgumentError."""
         names = {define.partition("=")[0] for define in defines}
         brought = self._brought(given, names)
@@ -153,7 +153,7 @@ class Signature:
                 f"missing {missing}, not among its parameters {unknown}, with "
                 f"{' '.join(sorted(names | {*brought})) or 'no defines'}"
             )
-        return Variant(tuple(brought), tuple((p.name, p.convert) for p in wanted))
+        return Binding(tuple(brought), tuple((p.name, p.convert) for p in wanted))
 
     def _brought(self, given: set[str], defined: set[str]) -> dict[str, None]:
         """Defines that arguments ask for: of parameters that are there only with them, but for

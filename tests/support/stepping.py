@@ -20,7 +20,7 @@ from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, ring_pages
 from gguf_serve.engine.loading.control import read_directions
-from gguf_serve.engine.loading.packing import Packing
+from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.model.placement import Placement, on_one_device
 from gguf_serve.engine.model.weights import Additions, allocate_weights
 from gguf_serve.engine.options import ControlVectors
@@ -93,7 +93,7 @@ class Stepper:
                 gguf, hparams, [d for d, _ in devices], placement, additions
             )
             listed = zip(devices, jobs, strict=True)
-            Packing(gguf, [(*on, job) for on, some in listed for job in some]).run()
+            PackRun(gguf, [(*on, job) for on, some in listed for job in some]).run()
         self.n_vocab = hparams.n_vocab
         types = CacheTypes(*cache_types)
         n_rings = ring_pages(hparams, sizes.n_slots, sizes.n_tokens, sizes.n_pages)

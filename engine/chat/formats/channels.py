@@ -23,8 +23,8 @@ from gguf_serve.engine.chat.scanner import (
 )
 from gguf_serve.engine.grammar.constraint import Trigger
 
-# What a part is: text, thinking, what nobody wants, or a call of the function named.
-Part = Literal["content", "reasoning", "nothing"] | tuple[Literal["call"], str]
+# What a part of a turn is: text, thinking, what nobody wants, or a call of the function named.
+PartKind = Literal["content", "reasoning", "nothing"] | tuple[Literal["call"], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Channels:
     header_end: str
     ends: tuple[str, ...]
     begin: str
-    part: Callable[[str, Turn], Part]
+    part: Callable[[str, Turn], PartKind]
     tag: str = ""
     calls: Syntax | None = None  # how the body of a call is written, if it is not only arguments
 
@@ -47,7 +47,7 @@ class Channels:
         while True:
             scanner.kept = scanner.pos
             header = yield from self._header(scanner)
-            part: Part = "content" if header is None else self.part(header, turn)
+            part: PartKind = "content" if header is None else self.part(header, turn)
             if header is not None:
                 scanner.kept = -1
             end = yield from self._body(scanner, turn, part)
@@ -67,7 +67,7 @@ class Channels:
             scanner.pos = scanner.kept
             return None
 
-    def _body(self, scanner: Scanner, turn: Turn, part: Part) -> Parse[str | None]:
+    def _body(self, scanner: Scanner, turn: Turn, part: PartKind) -> Parse[str | None]:
         if isinstance(part, tuple) and self.calls:
             return (yield from self._calls(scanner, turn, self.calls))
         if isinstance(part, tuple):
@@ -108,7 +108,7 @@ _RECIPIENT = re.compile(r"\bto=(\S+?)(?=<|\s|$)")
 _CHANNEL = re.compile(r"<\|channel\|>(\w+)")
 
 
-def _harmony_part(header: str, turn: Turn) -> Part:
+def _harmony_part(header: str, turn: Turn) -> PartKind:
     recipient = _RECIPIENT.search(header)
     channels = _CHANNEL.findall(header)
     if recipient and recipient[1].startswith("functions."):
@@ -171,7 +171,7 @@ class MuseCalls:
         return several(call, sequence(quoted(MUSE.ends[0] + MUSE.begin)), is_parallel)
 
 
-def _muse_part(header: str, turn: Turn) -> Part:
+def _muse_part(header: str, turn: Turn) -> PartKind:
     recipient = _RECIPIENT.search(header)
     if recipient is None or recipient[1] == "user":
         return "content"
