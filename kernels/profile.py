@@ -15,7 +15,7 @@ from gguf_serve.kernels.attention.kv import KVPages
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import Counts, Launch, Tape
-from gguf_serve.kernels.opencl.tensor import allocate, empty
+from gguf_serve.kernels.opencl.tensor import empty
 
 READ_BYTES = 512 << 20  # well over any cache that the system shares with others
 REPEATS = 5
@@ -56,15 +56,17 @@ def read_bandwidth(device: Device, programs: Programs) -> float:
     room = min(READ_BYTES, device.max_allocation, device.info.memory_bytes // 8)
     n_each = max(room // (n_items * width * 4), 1) * 4
     n_bytes = n_items * n_each * width
-    memory = allocate(device, n_bytes)
+    memory = empty(device, (n_bytes,), np.uint8)
     # Untouched pages would all be one page of zeros.
-    cl.enqueue_fill_buffer(device.queue, memory, np.ones(1, np.uint32), 0, n_bytes)
-    out = allocate(device, n_items * width)
-    kernel = programs.kernel("limits.cl", "read_memory", _defines(device))
+    cl.enqueue_fill_buffer(device.queue, memory.buffer, np.ones(1, np.uint32), 0, n_bytes)
     first, stride = (n_each, 1) if cpu else (1, n_items)
-    kernel.set_args(memory, np.uint64(n_each), np.uint64(first), np.uint64(stride), out)
+    arguments = {
+        "x": memory, "n": n_each, "first": first, "stride": stride,
+        "out": empty(device, (n_items, width), np.uint8),
+    }  # fmt: skip
+    kernel = programs.bound("limits.cl", "read_memory", arguments, _defines(device))
     seconds = _best(device, kernel, n_items, local)
-    memory.release()
+    memory.buffer.release()
     return n_bytes / seconds
 
 
@@ -75,9 +77,8 @@ def _multiply_rate(device: Device, programs: Programs) -> float:
     else:
         lanes, n = 1, 4096
         n_items, local = device.info.compute_units * 2048, min(256, device.capabilities.work_group)
-    kernel = programs.kernel("limits.cl", "multiply_add", _defines(device))
-    out = empty(device, (n_items, 16))
-    kernel.set_args(np.int32(n), np.float32(0.5), np.float32(0.25), out.buffer)
+    arguments = {"n": n, "x": 0.5, "y": 0.25, "out": empty(device, (n_items, 16))}
+    kernel = programs.bound("limits.cl", "multiply_add", arguments, _defines(device))
     return _chains(device) * lanes * n * n_items / _best(device, kernel, n_items, local)
 
 

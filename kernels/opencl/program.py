@@ -33,6 +33,7 @@ from gguf_serve.kernels.opencl.compiling.program_cache import (
 )
 from gguf_serve.kernels.opencl.compiling.worker import NoWorkerError
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.signature import Arguments, signature
 from gguf_serve.kernels.opencl.sources import SOURCES
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
@@ -100,6 +101,15 @@ class Programs:
             self._wanted[self.spec(source, defines)] = None
             return _NoKernel()
         return cl.Kernel(self.build(source, defines), name)
+
+    def bound(
+        self, source: str, name: str, arguments: Arguments, defines: Sequence[str] = ()
+    ) -> Any:
+        """A new kernel object with its arguments set, which are given by name (signature.py)."""
+        defines, values = signature(source, name).bind(arguments, defines)
+        kernel = self.kernel(source, name, defines)
+        kernel.set_args(*values)
+        return kernel
 
     def spec(self, source: str, defines: Sequence[str] = ()) -> Spec:
         return Spec(source, tuple(sorted({*defines, *self._device.defines})))
@@ -213,7 +223,8 @@ class Programs:
 
     def _compile(self, spec: Spec) -> cl.Program:
         """In this process."""
-        self._n_compiled_here += 1
+        with self._lock:
+            self._n_compiled_here += 1
         try:
             built: cl.Program = compile_program(
                 self._device.context, self._text(spec), self._options(spec)

@@ -17,7 +17,7 @@ import pyopencl as cl
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.memory import ALIGNMENT
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tensor import allocate, fill_zero, works_in_place
+from gguf_serve.kernels.opencl.tensor import Tensor, allocate, fill_zero, works_in_place
 from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
 from gguf_serve.kernels.quantization.quants import TensorType, by_name
 
@@ -250,13 +250,13 @@ def enqueue_job(device: Device, programs: Programs, job: PackJob) -> Any:
     passed this point: where the device works in the host's memory it reads them where they lie."""
     matrix, part = job.matrix, job.part
     source, defines = pack_program(matrix.type)
-    kernel = programs.kernel(source, "pack", defines)
     raw, begin = _raw_buffer(device, part.data)
-    kernel.set_args(
-        raw, np.uint64(begin), matrix.buffer, np.uint64(matrix.scales_at), np.int32(part.n_rows),
-        np.int32(matrix.n_blocks), np.int32(job.row), np.int32(job.stride), np.int32(job.offset),
-        np.float32(part.scale),
-    )  # fmt: skip
+    kernel = programs.bound(source, "pack", {
+        "raw": Tensor(raw, part.data.shape, part.data.dtype), "begin": begin, "packed": matrix,
+        "scales_at": matrix.scales_at, "n_rows": part.n_rows, "n_blocks": matrix.n_blocks,
+        "row_offset": job.row, "group_stride": job.stride, "group_offset": job.offset,
+        "scale": part.scale,
+    }, defines)  # fmt: skip
     n_blocks, n_groups = -(-matrix.n_cols // BLOCK), -(-part.n_rows // ROWS)
     grid, local = ((n_blocks, n_groups), (1, 1)) if device.is_simd else (
         (n_blocks, n_groups * ROWS), None
