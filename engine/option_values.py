@@ -94,7 +94,7 @@ def key_values(text: str) -> tuple[tuple[str, Any], ...]:
             message = f"{part!r} is not KEY=TYPE:VALUE with int, float, bool or str"
             raise ValueError(message) from None
         if not key or not colon:
-            raise ValueError(f"{part!r} names no key")
+            raise ValueError(f"{part!r} names no key, expected KEY=TYPE:VALUE")
     return tuple(found)
 
 
@@ -104,10 +104,12 @@ def scaled_files(text: str) -> tuple[tuple[str, float], ...]:
     for part in text.split(","):
         path, _, scale = part.rpartition(":")
         try:
-            found.append((path, float(scale)))
+            number = float(scale)
         except ValueError:
-            message = f"{part!r} is not a file and a scale such as adapter.gguf:0.5"
-            raise ValueError(message) from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{part!r} is not a file and a scale such as adapter.gguf:0.5")
+        found.append((path, number))
         if not path:
-            raise ValueError(f"{part!r} names no file")
+            raise ValueError(f"{part!r} names no file, expected one such as adapter.gguf:0.5")
     return tuple(found)

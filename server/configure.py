@@ -162,7 +162,7 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"--chat-template-kwargs: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise SettingsError("--chat-template-kwargs: expected a JSON object")
+        raise SettingsError(f"--chat-template-kwargs: expected a JSON object, not {value!r:.100}")
     return value
 
 

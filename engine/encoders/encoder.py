@@ -88,7 +88,10 @@ class MediaEncoder:
         if self._audio is not None:
             widths.append(self._audio.warm_up(self._audio.spec.input.usual))
         if len(set(widths)) != 1:
-            raise ModelError(f"the encoders of the projector have {widths} values")
+            raise ModelError(
+                f"the projector's encoders give embeddings of {' and '.join(map(str, widths))} "
+                "values, expected the same of both"
+            )
         return widths[0]
 
     def find(self, span: MediaSpan) -> Floats | None:

@@ -79,12 +79,18 @@ class SlotCache:
 
     def _insert(self, content: SlotContent, name: str) -> None:
         cache, n = self._scheduler.cache, len(content.tokens)
-        if any(not 0 <= token < self._info.n_vocab for token in content.tokens):
-            raise RequestError(f"{name}: tokens that are not in the vocabulary")
-        if len(content.pages) != -(-n // cache.page_size):
-            raise RequestError(f"{name}: {len(content.pages)} pages for {n} tokens")
-        if content.state.nbytes != self._bytes.state_bytes_at(n):
-            raise RequestError(f"{name}: a state of {content.state.nbytes} bytes")
+        n_vocab = self._info.n_vocab
+        stray = next((token for token in content.tokens if not 0 <= token < n_vocab), None)
+        if stray is not None:
+            raise RequestError(f"{name}: token {stray} is not in the vocabulary of {n_vocab}")
+        if len(content.pages) != (n_pages := -(-n // cache.page_size)):
+            raise RequestError(
+                f"{name}: {len(content.pages)} pages for {n} tokens, expected {n_pages}"
+            )
+        if content.state.nbytes != (n_bytes := self._bytes.state_bytes_at(n)):
+            raise RequestError(
+                f"{name}: a state of {content.state.nbytes} bytes, expected {n_bytes}"
+            )
         if n == 0:
             return
         seq = PagedTokens(list(content.tokens), share=False)

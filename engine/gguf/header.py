@@ -75,7 +75,7 @@ class FilePart:
         """A number about the split; 0 where the file is not part of one."""
         value = self.metadata.get(f"split.{name}", 0)
         if not isinstance(value, int) or value < 0:
-            raise ModelError(f"{self.path}: split.{name} is {shown(value)}")
+            raise ModelError(f"{self.path}: split.{name} is {shown(value)}, expected 0 or more")
         return value
 
 

@@ -7,6 +7,7 @@ whose text says why.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,7 +51,8 @@ def _resampled(file: soundfile.SoundFile, max_seconds: float) -> Floats:
             raise MediaError(f"the sound is longer than the limit of {max_seconds:g} seconds")
         found.append(block if stream is None else stream.resample_chunk(block))
     if n < MIN_SECONDS * rate:
-        raise MediaError(f"the sound has only {n} samples at {rate} Hz")
+        least = math.ceil(MIN_SECONDS * rate)
+        raise MediaError(f"the sound has only {n} samples at {rate} Hz, expected {least} or more")
     if stream is not None:
         found.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
     return np.concatenate(found)

@@ -125,7 +125,9 @@ def scales_of(
     found = [0.0] * len(adapters)
     for id, scale in scales:
         if not 0 <= id < len(found):
-            raise RequestError(f"there is no LoRA adapter {id}, of {len(found)}")
+            raise RequestError(
+                f"there is no LoRA adapter {id}, of {len(found)} that are numbered from 0"
+            )
         found[id] = scale
     return tuple(found)
 
@@ -162,7 +164,9 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
     with open_gguf(path) as gguf, naming(path):
         kind = (gguf.metadata.get("general.type"), gguf.metadata.get("adapter.type"))
         if kind != ("adapter", "lora"):
-            raise ModelError(f"{path}: not a LoRA adapter (general.type, adapter.type: {kind})")
+            raise ModelError(
+                f"{path}: general.type and adapter.type are {kind}, expected ('adapter', 'lora')"
+            )
         if gguf.architecture != model.architecture:
             raise ModelError(
                 f"{path}: an adapter of {gguf.architecture}, the model is {model.architecture}"
@@ -171,7 +175,10 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
         names = {name[: -len(ENDS[0])] for name in gguf.tensors if name.endswith(ENDS)}
         stray = next((name for name in gguf.tensors if not name.endswith(ENDS)), None)
         if stray is not None:
-            raise ModelError(f"{path}: tensor {stray} is not a low-rank update")
+            raise ModelError(
+                f"{path}: tensor {stray} is not a low-rank update, expected a name that ends with "
+                f"{' or '.join(ENDS)}"
+            )
         updates = {name: _update(gguf, model, name, alpha) for name in sorted(names)}
         return Adapter(path, updates, _invocation(gguf), gguf.fingerprint())
 
@@ -181,7 +188,7 @@ def _invocation(gguf: GGUFFile) -> tuple[int, ...]:
     if tokens is None:
         return ()
     if not isinstance(tokens, np.ndarray) or tokens.dtype.kind not in "iu" or not tokens.size:
-        raise ModelError(f"{gguf.path}: {INVOCATION} is no list of tokens: {tokens}")
+        raise ModelError(f"{gguf.path}: {INVOCATION} is {tokens}, expected a list of tokens")
     return tuple(tokens.tolist())
 
 

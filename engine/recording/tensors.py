@@ -199,7 +199,10 @@ class TensorSource:
         name = self._named(name)
         kind = self._gguf.tensors[name].type.name
         if kind not in FLOAT_TYPES:
-            raise ModelError(f"{self._gguf.path}: tensor {name} is of type {kind}, not a float")
+            raise ModelError(
+                f"{self._gguf.path}: tensor {name} is of type {kind}, expected "
+                f"{' or '.join(FLOAT_TYPES)}"
+            )
         return self._gguf.data(name).view(FLOAT_TYPES[kind]).astype(np.float32)
 
     def integers(self, name: str) -> npt.NDArray[np.int32] | None:
@@ -209,7 +212,9 @@ class TensorSource:
         name = self._named(name)
         kind = self._gguf.tensors[name].type.name
         if kind != INTEGER_TYPE:
-            raise ModelError(f"{self._gguf.path}: tensor {name} is of type {kind}, not integers")
+            raise ModelError(
+                f"{self._gguf.path}: tensor {name} is of type {kind}, expected {INTEGER_TYPE}"
+            )
         return self._gguf.data(name).view(np.int32)
 
     def vector(self, *names: str) -> Tensor | None:

@@ -29,7 +29,10 @@ class CharsMap:
     def __init__(self, blob: bytes) -> None:
         size = int.from_bytes(blob[:4], "little")
         if size % 4 or not 0 < size < len(blob) - 4:
-            raise ModelError(f"precompiled_charsmap: {len(blob)} bytes, of which a trie of {size}")
+            raise ModelError(
+                f"precompiled_charsmap has {len(blob)} bytes, of which its trie would take {size}: "
+                "expected a multiple of 4, and replacements after it"
+            )
         self._nodes = np.frombuffer(blob, dtype="<u4", count=size // 4, offset=4)
         self._node_list = self._nodes.tolist()
         self._replacements = blob[4 + size :]

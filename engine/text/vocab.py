@@ -180,7 +180,9 @@ def read_vocab(metadata: Mapping[str, Any]) -> Vocab:
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         i = next(i for i, token in enumerate(tokens) if ids[token] != i)
-        raise ModelError(f"{PREFIX}tokens: {tokens[i]!r} has the ids {i} and {ids[tokens[i]]}")
+        raise ModelError(
+            f"{PREFIX}tokens: {tokens[i]!r} has the ids {i} and {ids[tokens[i]]}, expected one"
+        )
     scores = _numbers(metadata, "scores", len(tokens))
     types = _numbers(metadata, "token_type", len(tokens))
     if types is None:
@@ -216,7 +218,10 @@ def _numbers(
         return None
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise ModelError(f"{PREFIX}{name} is not a list of numbers")
+        raise ModelError(
+            f"{PREFIX}{name} is an array of {array.dtype} and shape {array.shape}, expected a "
+            "list of numbers"
+        )
     if len(array) < n_tokens:
         raise ModelError(f"{PREFIX}{name} has {len(array)} entries for {n_tokens} tokens")
     return array[:n_tokens]

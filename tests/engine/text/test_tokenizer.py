@@ -181,7 +181,7 @@ def test_a_file_without_tokenizer_has_a_stand_in() -> None:
         ("tokens", ["a", "b", "a"], "'a' has the ids 0 and 2"),
         ("token_type", [1, 1], "2 entries for 263 tokens"),
         ("scores", [0.0], "1 entries for 263 tokens"),
-        ("scores", ["a"] * 263, "not a list of numbers"),
+        ("scores", ["a"] * 263, "expected a list of numbers"),
     ],
 )
 def test_broken_metadata_is_refused_by_name(
