@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-# What a tensor is needed in: the model, every layer, or layers that have any other of this part.
-Part = Literal[
+# Where a tensor is needed: in the model, every layer, or layers with any other of this scope.
+Scope = Literal[
     "model", "layer", "attention", "compressor", "indexer", "state", "n-grams", "ffn", "experts",
     "shared", "chunks", "per layer",
     "tables",  # outside layers, too
@@ -22,7 +22,7 @@ class Need(NamedTuple):
     """A tensor that must be there: one of ``names``, unless the layer has ``unless``, which
     shows it to be of another kind."""
 
-    part: Part
+    scope: Scope
     names: tuple[str, ...]  # within a layer, without ".weight"
     unless: str = ""
 
@@ -30,10 +30,10 @@ class Need(NamedTuple):
 Needs = tuple[Need, ...]
 
 
-def needs(part: Part, *names: str | tuple[str, ...], unless: str = "") -> Needs:
-    """Needs of one part; a tuple of names stands for any of them."""
+def needs(scope: Scope, *names: str | tuple[str, ...], unless: str = "") -> Needs:
+    """Needs of one scope; a tuple of names stands for any of them."""
     listed = ((name,) if isinstance(name, str) else name for name in names)
-    return tuple(Need(part, alternatives, unless) for alternatives in listed)
+    return tuple(Need(scope, alternatives, unless) for alternatives in listed)
 
 
 # Outside layers

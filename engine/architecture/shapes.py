@@ -12,7 +12,7 @@ from itertools import zip_longest
 from math import prod
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.architecture.needs import Part
+from gguf_serve.engine.architecture.needs import Scope
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
@@ -82,27 +82,27 @@ def _check_needs(gguf: GGUFFile, h: Hyperparameters) -> None:
     for layer, _, rest in (name.removeprefix("blk.").partition(".") for name in gguf.tensors):
         by_layer.setdefault(layer, set()).add(rest.removesuffix(".weight"))
     whole = {name.removesuffix(".weight") for name in gguf.tensors}
-    outside: set[Part] = {"model"}
-    if any(n.part == "tables" and not whole.isdisjoint(n.names) for n in h.arch.needs):
+    outside: set[Scope] = {"model"}
+    if any(n.scope == "tables" and not whole.isdisjoint(n.names) for n in h.arch.needs):
         outside.add("tables")
-    _check_parts(gguf, h, outside, "", whole)
+    _check_scopes(gguf, h, outside, "", whole)
     for i in range(h.n_layers if h.cycles is None else 2 * h.cycles[0]):
         here = by_layer.get(str(i), set())
-        parts = {need.part for need in h.arch.needs if not here.isdisjoint(need.names)}
-        parts = parts - {"model"} | {"layer"}
+        scopes = {need.scope for need in h.arch.needs if not here.isdisjoint(need.names)}
+        scopes = scopes - {"model"} | {"layer"}
         if not h.arch.mixed:
-            parts |= {"attention"} if "experts" in parts else {"attention", "ffn"}
+            scopes |= {"attention"} if "experts" in scopes else {"attention", "ffn"}
         if h.kv_layers[i] == i:
-            parts |= {"own K and V"}
-        _check_parts(gguf, h, parts, f"blk.{i}.", here)
+            scopes |= {"own K and V"}
+        _check_scopes(gguf, h, scopes, f"blk.{i}.", here)
 
 
-def _check_parts(
-    gguf: GGUFFile, h: Hyperparameters, parts: Set[Part], b: str, here: Set[str]
+def _check_scopes(
+    gguf: GGUFFile, h: Hyperparameters, scopes: Set[Scope], b: str, here: Set[str]
 ) -> None:
     """``here``: the names of tensors of the same layer, ``b`` what comes before them."""
     for need in h.arch.needs:
-        if need.part in parts and here.isdisjoint(need.names) and need.unless not in here:
+        if need.scope in scopes and here.isdisjoint(need.names) and need.unless not in here:
             full = [b + (name if name.endswith(BARE) else f"{name}.weight") for name in need.names]
             raise ModelError(f"{gguf.path}: tensor {' or '.join(full)} is missing")
 

@@ -139,9 +139,9 @@ def test_every_tensor_is_read(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_needs_are_known(arch: str) -> None:
-    parts = {need.part for need in ARCHITECTURES[arch].needs}
-    assert "model" in parts
-    assert len(parts) > 1
+    scopes = {need.scope for need in ARCHITECTURES[arch].needs}
+    assert "model" in scopes
+    assert len(scopes) > 1
 
 
 def test_a_gate_of_more_rows_than_one(tmp_path: Path) -> None:
