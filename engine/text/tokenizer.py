@@ -17,6 +17,7 @@ from gguf_serve.engine.errors import ModelError, RequestError, TooManyTokensErro
 from gguf_serve.engine.text.bpe import byte_level_encoder, byte_level_piece, escaped_encoder
 from gguf_serve.engine.text.charsmap import CharsMap
 from gguf_serve.engine.text.detokenizer import TextDecoder
+from gguf_serve.engine.text.dna import dna_encoder, dna_piece
 from gguf_serve.engine.text.partition import SpecialTokens
 from gguf_serve.engine.text.plamo import plamo_encoder
 from gguf_serve.engine.text.pretokenizers import PRETOKENIZERS, Pretokenizer
@@ -248,11 +249,23 @@ def _tokenizer(
 
 
 def _load_gpt2(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
+    return _load_bpe(vocab, metadata, _pretokenizer(metadata))
+
+
+def _load_hybriddna(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
+    pre = _pretokenizer(metadata)
+    encode = dna_encoder(vocab, byte_level_encoder(vocab, _merges(metadata), pre))
+    return _tokenizer(
+        vocab, metadata, encode, dna_piece, add_bos=pre.add_bos, add_separator=pre.add_separator
+    )
+
+
+def _pretokenizer(metadata: Mapping[str, Any]) -> Pretokenizer:
     name = str(metadata.get(PREFIX + "pre", ""))
     pre = PRETOKENIZERS.get(name)
     if pre is None:
         raise ModelError(f"unknown {PREFIX}pre {name!r}; known: {', '.join(sorted(PRETOKENIZERS))}")
-    return _load_bpe(vocab, metadata, pre)
+    return pre
 
 
 def _load_gemma4(vocab: Vocab, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -330,6 +343,7 @@ _LOADERS: dict[str, Callable[[Vocab, Mapping[str, Any]], Tokenizer]] = {
     "bert": _load_bert,
     "rwkv": _load_rwkv,
     "plamo2": _load_plamo2,
+    "hybriddna": _load_hybriddna,
     "whitespace": _load_whitespace,
     "t5": _load_t5,
 }

@@ -44,6 +44,7 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "rwkv": {},
     "plamo2": {"bos": 1, "eos": 2, "unknown": 0},
     "whitespace": {"bos": 11, "eos": 11},
+    "hybriddna": {"bos": 11, "eos": 11},
     "gemma4": {},
 }
 

@@ -48,7 +48,7 @@ def test_pieces_are_bytes() -> None:
     assert tokenizer.decode([3, 5, 9]) == "abcd\né"
 
 
-@pytest.mark.parametrize("model", ["hybriddna", "test"])
+@pytest.mark.parametrize("model", ["test"])
 def test_others_are_refused_by_name(model: str) -> None:
     with pytest.raises(ModelError, match=f"tokenizer.ggml.model '{model}'"):
         load_tokenizer({"tokenizer.ggml.model": model, "tokenizer.ggml.tokens": TOKENS})
