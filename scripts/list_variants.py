@@ -49,8 +49,8 @@ references. The names are those of the references; "plain" has no more than its 
 The NMSE is the squared error of logits, or of an encoder's hidden states, relative to the squares
 of the reference. Tests hold every variant below 1e-7, in both families of kernels: whole, one by
 one, in uneven chunks and beside other requests (`pytest -m slow tests/engine/model`). A figure is
-the largest one of the variants that `scripts/measure_conformance.py` has measured, of a prompt and
-single tokens. llama.cpp looks GELU up in a table of halves, which shows where it is used.
+the largest one of the variants, of a prompt and single tokens, as `scripts/measure_conformance.py`
+measures it. llama.cpp looks GELU up in a table of halves, which shows where it is used.
 `python scripts/list_variants.py` writes this page.
 
 """

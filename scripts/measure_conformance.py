@@ -25,6 +25,7 @@ from gguf_serve.engine.architecture.arch import Quirk  # noqa: E402
 from gguf_serve.engine.architecture.table import ARCHITECTURES  # noqa: E402
 from gguf_serve.engine.loading.assembly import Sizes  # noqa: E402
 from gguf_serve.engine.scheduling.sequence import Chunk  # noqa: E402
+from gguf_serve.kernels.attention.kv import PAGE  # noqa: E402
 from gguf_serve.kernels.opencl.device import Device, open_device  # noqa: E402
 from gguf_serve.kernels.opencl.program import Programs  # noqa: E402
 
@@ -49,22 +50,23 @@ def main() -> None:
 
 def measured(name: str, device: Device, programs: Programs) -> float:
     """The NMSE of what a model's reference has."""
-    found, tables = arrays(name), [[3, 7, 5, 9], list(range(10))]
-    tokens, n = found["tokens"].tolist(), len(found["tokens"])
+    found, n = arrays(name), len(arrays(name)["tokens"])
+    tokens, long = found["tokens"].tolist(), "encoder_tokens" in found or n > SIZES.n_tokens
+    sizes = T5_SIZES if long else SIZES
+    table = list(range(sizes.n_ctx_slot // PAGE))
     with TemporaryDirectory() as folder:
         path = random_model.build(read_spec(name), Path(folder) / "model.gguf")
-        sizes = T5_SIZES if "encoder_tokens" in found else SIZES
         model = Stepper(path, device, programs, sizes=sizes, without=PUBLISHED.get(name, set()))
     if "embeddings" in found:
-        return nmse(model.states(sequence(tokens, 1, tables[0]))[0], found["embeddings"])
+        return nmse(model.states(sequence(tokens, 1, table))[0], found["embeddings"])
     if "encoder_tokens" in found:
         prompt = found["encoder_tokens"].tolist()
-        seq = sequence([*prompt, *tokens], 1, tables[1])
+        seq = sequence([*prompt, *tokens], 1, table)
         seq.n_computed = seq.n_encoder = len(prompt)
         model.runner.forward([Chunk(seq, 0, len(prompt), "none")], (), ())
         return nmse(model.run(seq, [n]), found["logits"])
     both_ways = "denoises" in ARCHITECTURES[read_spec(name)["arch"]].quirks
-    logits = model.run(sequence(tokens, 1, tables[0]), [n] if both_ways else [n - 5, *[1] * 5])
+    logits = model.run(sequence(tokens, 1, table), [n] if both_ways else [n - 5, *[1] * 5])
     expected = found.get("logits_short", found["logits"])  # which is of so short a context
     return nmse(logits[:, found.get("columns", slice(None))], expected)
 
