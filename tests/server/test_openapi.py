@@ -54,6 +54,7 @@ def test_the_page(url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of all operations, of which each has 60 bodies
 def test_schemathesis_finds_no_fault(url: str) -> None:
     """Bodies made of the schemas, and broken ones: none is answered with 500."""
     schemathesis = pytest.importorskip("schemathesis")
