@@ -25,30 +25,42 @@ HEADERS = Path("/usr/share/pocl/include")  # of Debian's package
 READ = "_OPENCL_H_"  # defined where opencl-c.h has been read
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 FUNCTION = re.compile(
-    r"^[\w* ]*__ovld [^;#]*?\b(\w+)\s*\((?:[^;#()]|\([^)]*\))*\);\n", re.MULTILINE
+    r"^([\w* ]*__ovld [^;#]*?\b(\w+)\s*\((?:[^;#()]|\([^)]*\))*\);\n)", re.MULTILINE
 )
 
 
 @functools.cache
-def declarations() -> str:
-    """Types, constants, and the functions whose names are in a kernel; nothing without PoCL's
-    headers."""
+def declarations(source: str) -> str:
+    """Types, constants, and the functions whose names are in this .cl file or what it includes;
+    nothing without PoCL's headers."""
+    begin, *parts = _header()
+    kernels = _with_included(source)
+    called = set(re.findall(r"[A-Za-z_]\w*", kernels))
+    begun = set(re.findall(r"([A-Za-z_]\w*)\s*##", kernels))  # a macro adds a number of lanes
+    for function, name, between in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        if name in called or name.rstrip("0123456789") in begun:
+            begin += function
+        begin += between
+    return begin
+
+
+@functools.cache
+def _header() -> list[str]:
+    """opencl-c.h: what comes before the first function, then of each function its declaration, its
+    name, and what comes before the next."""
     try:
         guarded = f"#ifndef {READ}" in (HEADERS / "_clang_opencl.h").read_text(encoding="utf-8")
         base = _without_comments(HEADERS / "opencl-c-base.h")
         every = _without_comments(HEADERS / "opencl-c.h")
     except OSError:
-        return ""
-    kernels = "".join(_without_comments(path) for path in sorted(SOURCES.rglob("*.cl")))
-    called = set(re.findall(r"[A-Za-z_]\w*", kernels))
-    begun = set(re.findall(r"([A-Za-z_]\w*)\s*##", kernels))  # a macro adds a number of lanes
+        return [""]
+    whole = f"#undef {READ}\n" + every.replace('#include "opencl-c-base.h"\n', base)
+    return FUNCTION.split(re.sub(r"\n{2,}", "\n", whole)) if guarded else [""]
 
-    def if_called(function: re.Match[str]) -> str:
-        name = function[1]
-        return function[0] if name in called or name.rstrip("0123456789") in begun else ""
 
-    few = FUNCTION.sub(if_called, every).replace('#include "opencl-c-base.h"\n', base)
-    return f"#undef {READ}\n{few}" if guarded else ""
+def _with_included(source: str) -> str:
+    text = _without_comments(SOURCES / source)
+    return text + "".join(map(_with_included, re.findall(r'#include "(.+)"', text)))
 
 
 def _without_comments(path: Path) -> str:
@@ -61,15 +73,14 @@ class TestedPrograms(Programs):
     __test__ = False
 
     def _text(self, spec: Spec) -> str:
-        declared, text = self._declared, super()._text(spec)
+        declared, text = self._declared(spec), super()._text(spec)
         return f'{declared}\n#line 1 "{spec.source}"\n{text}' if declared else text
 
     def _options(self, spec: Spec) -> list[str]:
-        return super()._options(spec) + [f"-D{READ}"] * bool(self._declared)
+        return super()._options(spec) + [f"-D{READ}"] * bool(self._declared(spec))
 
-    @property
-    def _declared(self) -> str:
-        return declarations() if self.are_kept_by_driver else ""
+    def _declared(self, spec: Spec) -> str:
+        return declarations(spec.source) if self.are_kept_by_driver else ""
 
 
 FAMILIES = {"cpu": ("simd", "simt")}
