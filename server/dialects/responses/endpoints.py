@@ -37,6 +37,7 @@ from gguf_serve.server.requests.conversation import Chat, read_chat
 from gguf_serve.server.requests.fields import convert, refuse
 from gguf_serve.server.requests.generate import Job, Options, make_options, start
 from gguf_serve.server.requests.logprobs import content_logprobs
+from gguf_serve.server.requests.newest import prepare_newest
 from gguf_serve.server.requests.service import Service
 
 
@@ -68,6 +69,8 @@ async def read(service: Service, data: dict[str, Any], counts: bool = False) -> 
     refuse(data, STATEFUL | ELSEWHERE)
     convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
+    if data.get("truncation") == "auto" and not counts:
+        return chat, await prepare_newest(service, chat)
     return chat, await prepare(service, chat, counts=counts)
 
 

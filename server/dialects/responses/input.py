@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,6 +72,7 @@ class ResponsesFields(msgspec.Struct, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     parallel_tool_calls: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
 
 def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
