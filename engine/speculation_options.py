@@ -21,9 +21,7 @@ def spec_types(text: str) -> tuple[str, ...]:
     """Types separated by commas; ValueError for one that there is not."""
     types = tuple(part.strip() for part in text.split(","))
     for name in types:
-        if name in MODEL_TYPES:
-            raise ValueError(f"{name} needs a model that guesses, which cannot be loaded yet")
-        if name not in TYPES:
+        if name not in TYPES + MODEL_TYPES:
             raise ValueError(f"{name!r} is none of the types {', '.join(TYPES)}")
     return types
 
@@ -118,10 +116,16 @@ class SpeculationOptions:
 
     @property
     def in_use(self) -> tuple[str, ...]:
-        """The types that are asked for, each once; none: nothing guesses."""
+        """The types that are asked for, and that there are, each once; none: nothing guesses."""
         if "none" in self.types:
             return ()
-        return tuple(dict.fromkeys(("grammar", *self.types, *("ngram-mod",) * self.default)))
+        asked = ("grammar", *self.types, *("ngram-mod",) * self.default)
+        return tuple(dict.fromkeys(name for name in asked if name in TYPES))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The types that are asked for and need a model, none of which can be loaded yet."""
+        return tuple(name for name in self.types if name in MODEL_TYPES)
 
     @property
     def simple(self) -> NGramSizes:

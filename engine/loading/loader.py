@@ -336,6 +336,8 @@ def _info(
 
 def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> SpeculationOptions:
     """What guesses: nothing where a token cannot be taken back, or does not follow another."""
+    for name in options.speculation.missing:
+        log.warning("--spec-type %s does nothing: no model that guesses can be loaded yet", name)
     is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
     return options.speculation if is_plain and not runner.states.is_recurrent else OFF
 

@@ -1,14 +1,14 @@
 """Threads for what a client may make slow: its templates, grammars and long texts.
 
-Each client's work is done one piece after the other, and clients come in turn. Whoever has sent
-hundreds of slow pieces waits for them alone; the others find a thread, or wait for one piece.
+A client has some of the threads at most, and clients come in turn. Whoever has sent hundreds of
+slow pieces waits for them alone; the others find a thread, or wait for one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -21,13 +21,14 @@ Work = tuple[Future[Any], Callable[[], Any]]
 
 
 class Workers:
-    """At most ``n`` threads. May be used from any thread and event loop."""
+    """At most ``n`` threads, ``each`` of them for a client. May be used from any thread and event
+    loop."""
 
-    def __init__(self, n: int, name: str) -> None:
+    def __init__(self, n: int, name: str, each: int = 1) -> None:
         self._threads = ThreadPoolExecutor(n, name)
         self._lock = threading.Lock()
-        self._n_free = n
-        self._served: set[str] = set()
+        self._n_free, self._each = n, each
+        self._served = Counter[str]()  # threads, by client
         self._waiting: dict[str, deque[Work]] = {}  # by client, in the order of their turns
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
@@ -45,10 +46,13 @@ class Workers:
         return future
 
     def _begin(self) -> None:
-        """Give free threads to clients that have none, those first who have waited longest."""
-        for name in [name for name in self._waiting if name not in self._served][: self._n_free]:
+        """Give free threads to clients that may have more, those first who have waited longest."""
+        while self._n_free:
+            may = (name for name in self._waiting if self._served[name] < self._each)
+            if (name := next(may, None)) is None:
+                return
             self._n_free -= 1
-            self._served.add(name)
+            self._served[name] += 1
             waiting = self._waiting.pop(name)
             future, work = waiting.popleft()
             if waiting:
@@ -65,5 +69,7 @@ class Workers:
                 future.set_result(result)
         with self._lock:
             self._n_free += 1
-            self._served.discard(name)
+            self._served[name] -= 1
+            if not self._served[name]:
+                del self._served[name]
             self._begin()

@@ -99,8 +99,8 @@ def test_escapes(given: Given) -> None:
     [
         "--mlock", "--numa distribute", "--prio -1", "-tb 8", "--cache-reuse 256", "-dt 0.1",
         "-sps 0.5", "--threads-http 8", "--no-repack", "--no-jinja", "-nocb", "--poll 100",
-        "--cpu-mask ff", "-lm mlock", "--mmap", "-md draft.gguf", "--draft-max 16",
-        "--spec-type draft-mtp", "-sm row", "-sm tensor", "--log-colors on", "--no_repack",
+        "--cpu-mask ff", "-lm mlock", "--mmap", "-md draft.gguf", "-ngld 99",
+        "--spec-draft-n-max 16", "-sm row", "-sm tensor", "--log-colors on", "--no_repack",
     ],
 )  # fmt: skip
 def test_hints_are_taken_with_a_line_of_warning(given: Given, line: str) -> None:
@@ -113,11 +113,10 @@ def test_hints_are_taken_with_a_line_of_warning(given: Given, line: str) -> None
 
 
 def test_hints_of_one_kind_share_a_line(given: Given) -> None:
-    stderr = given("-md", "d.gguf", "--draft-max", "8", "--mlock", LLAMA_ARG_DRAFT_MIN="1")[
-        1
-    ].stderr
+    args = ("-md", "d.gguf", "-ngld", "8", "--mlock")
+    stderr = given(*args, LLAMA_ARG_SPEC_DRAFT_N_MIN="1")[1].stderr
     assert len(stderr.splitlines()) == 2
-    assert "serve: LLAMA_ARG_DRAFT_MIN=1, -md, --draft-max change nothing here: there is" in stderr
+    assert "serve: LLAMA_ARG_SPEC_DRAFT_N_MIN=1, -md, -ngld change nothing here: no" in stderr
 
 
 def test_a_hint_may_lack_its_value(given: Given) -> None:
@@ -130,7 +129,7 @@ def test_a_hint_may_lack_its_value(given: Given) -> None:
     [
         ("MLOCK", "1", True), ("MLOCK", "0", False), ("NO_MMAP", "1", False),
         ("JINJA", "on", False),
-        ("NO_JINJA", "1", True), ("CACHE_REUSE", "256", True), ("SPEC_TYPE", "none", False),
+        ("NO_JINJA", "1", True), ("CACHE_REUSE", "256", True),
         ("CONTEXT", "1", True), ("CTX_SIZES", "1", True),
         ("NUMA", "", False),
     ],

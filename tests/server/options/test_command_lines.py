@@ -40,8 +40,6 @@ TAKEN = [
     "--ctx-size 512 --parallel 2 --slots --n-predict 64 --no-webui --metrics --no-context-shift",
     "--port 8080 --model bert-bge-small.gguf --batch-size 512 --ubatch-size 512 --ctx-size 512 "
     "--parallel 4 --embeddings --pooling last --alias bert-bge-small --no-slots",
-    "--model m.gguf --ctx-size 256 --draft-max 8 --draft-min 4 --model-draft d.gguf "
-    "--flash-attn on",
     # systemd units
     "-m DeepSeek-R1-Distill-Qwen-14B-Q5_K_M.gguf --port 8000  --ctx-size 2048 --batch-size 512 "
     "--n-gpu-layers 49 --threads 8 --parallel 1",
@@ -101,6 +99,8 @@ TAKEN = [
 ]
 REFUSED = {
     "-m model.gguf -ngl 33 -p 'Prompt:' -n 256": "-p is not supported: it is llama-cli's",
+    "--model m.gguf --ctx-size 256 --draft-max 8 --draft-min 4 --model-draft d.gguf "
+    "--flash-attn on": "--draft-max is not supported: llama-server has it no more: use",
     "--models-dir ./models": "--models-dir is not supported: one process serves one model",
     "-m model.gguf --ui --rpc 192.168.1.2:50052":
         "--rpc is not supported: devices of other machines cannot be used",

@@ -20,6 +20,20 @@ def test_another_client_finds_a_thread() -> None:
     assert all(future.result(10) for future in slow)
 
 
+def test_a_client_may_have_several_threads() -> None:
+    """What is quick is not behind what is slow, up to so many slow ones."""
+    workers, stop = Workers(3, "test", each=2), threading.Event()
+    slow = workers.submit("one", stop.wait)
+    assert workers.submit("one", lambda: 7).result(10) == 7
+    others = [workers.submit("one", stop.wait) for _ in range(2)]
+    assert workers.submit("other", lambda: 8).result(10) == 8
+    waiting = workers.submit("one", lambda: 9)
+    assert not waiting.done()
+    stop.set()
+    assert all(future.result(10) for future in (slow, *others))
+    assert waiting.result(10) == 9
+
+
 def test_clients_come_in_turn() -> None:
     workers, go, order = Workers(1, "test"), threading.Event(), list[str]()
     first = workers.submit("a", go.wait)
