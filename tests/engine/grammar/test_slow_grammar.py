@@ -69,7 +69,8 @@ class Timed(Reply):
 
 @pytest.mark.usefixtures("slow")
 def test_others_go_on_meanwhile(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(engine, PROMPT, 5)
+    for reply in [submit(engine, PROMPT, 400) for _ in range(3)]:
+        reply.wait()  # what they need is compiled now
     monkeypatch.setattr("asking.Reply", Timed)
     free = submit(engine, PROMPT, 900)
     bound = submit(engine, PROMPT, 20, constraint=LETTERS)
