@@ -26,7 +26,7 @@ from gguf_serve.server.requests.prompts import MAX_TOKENS, Prompt, last_tokens, 
 from gguf_serve.server.requests.service import Service
 from gguf_serve.server.requests.workers import Workers
 
-RENDERERS = Workers(4, "template", each=2)
+RENDERERS = Workers(4, "template", each=2)  # of 3 children (confined.py)
 MAX_MESSAGE = 2**12  # characters that end a reasoning
 
 

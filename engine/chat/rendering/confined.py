@@ -19,7 +19,7 @@ from gguf_serve.engine.child import ChildError, Limits, Pool
 from gguf_serve.engine.errors import ModelError, RequestError
 
 LIMITS = Limits(seconds=5.0, memory=192 << 20)  # of one prompt, all its renderings together
-MOST = 2  # children: while one renders for long, others have the second
+MOST = 3  # children: while two render for long, a client has no more, others have the third
 MODULE = "gguf_serve.engine.chat.rendering.template_process"
 
 
