@@ -27,6 +27,13 @@ STATS = EngineStats(
     n_busy_slots=1, n_tokens_max=1, n_processing=1, n_deferred=2, n_slots=4, n_preempted=0,
     n_cached_tokens=3, page_size=32, n_pages=10, n_pages_used=2, n_pages_cached=1,
 )  # fmt: skip
+# How many messages there are, and what the last answer answers; null while it grows.
+ANSWERED = """() => {
+  const all = [...document.querySelectorAll(".message")];
+  const [asked, answer] = all.slice(-2);
+  const isWhole = answer?.matches(".assistant") && answer.getAttribute("aria-busy") !== "true";
+  return isWhole ? `${all.length} ${asked.textContent}` : null;
+}"""
 WAIT = 60_000  # milliseconds, on a machine with much other work
 
 
@@ -51,9 +58,14 @@ class Opened:
         self.page.goto(url)
 
     def ask(self, text: str) -> None:
+        """Wait for the whole answer: it may be there before anybody has seen it grow."""
+        before = self.page.evaluate(ANSWERED)
         self.page.fill("#prompt", text)
         self.page.keyboard.press("Enter")
-        self.page.wait_for_selector(".message.assistant[aria-busy=true]")
+        end = time.monotonic() + WAIT / 1e3
+        while self.page.evaluate(ANSWERED) in (None, before):
+            assert time.monotonic() < end
+            time.sleep(0.01)
         self.done()
 
     def done(self) -> None:
