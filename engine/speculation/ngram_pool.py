@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from copy import copy
 
 import numpy as np
 
-from gguf_serve.engine.speculation.ngram_index import RollingHash, hashed
+from gguf_serve.engine.speculation.ngram_index import RollingHash
 from gguf_serve.engine.speculation_options import NGramModSizes
 
 ENTRIES = 1 << 22  # of 4 bytes
@@ -84,12 +85,13 @@ class NGramMod:
         self._learn(tokens)
         if len(tokens) < n:
             return ()
-        found = list(tokens[-n:])
+        found, after = list(tokens[-n:]), copy(self._hash)
         while len(found) < n + self._sizes.n_max:
-            token = self._table.get(hashed(found[-n:]))
+            token = self._table.get(after.value)
             if token < 0:
                 break
             found.append(token)
+            after.push(found, len(found) - 1)
         return found[n:] if len(found) - n >= max(self._sizes.n_min, 1) else ()
 
     def judge(self, n_right: int, n_guessed: int) -> None:
