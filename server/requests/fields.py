@@ -25,6 +25,7 @@ from gguf_serve.engine.sampling_params import (
 )
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.interface import Tokenizer
+from gguf_serve.server.requests.prompts import checked_token
 
 T = TypeVar("T")
 MAX_TOP = 1024  # likeliest tokens of each: they are looked up and written one by one
@@ -342,11 +343,7 @@ def token_rules(fields: GenerationFields, tokenizer: Tokenizer) -> TokenRules:
 def token_ids(name: str, given: Sequence[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
     if given is not None and not given and name == "allowed_token_ids":
         raise invalid(f"Field '{name}': the list is empty: no token could be written")
-    last = tokenizer.n_vocab - 1
-    for token in given or ():
-        if not 0 <= token <= last:
-            raise invalid(f"Field '{name}': token {token} is outside the vocabulary (0 to {last})")
-    return tuple(given or ())
+    return tuple(checked_token(name, token, tokenizer) for token in given or ())
 
 
 def bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
@@ -417,7 +414,4 @@ def biased_tokens(token: int | str, tokenizer: Tokenizer, field: str = "logit_bi
                 f"got {len(token)}"
             )
         return tokenizer.encode(token, add_special=False, parse_special=True)
-    if not 0 <= token < tokenizer.n_vocab:
-        last = tokenizer.n_vocab - 1
-        raise invalid(f"Field '{field}': token {token} is outside the vocabulary (0 to {last})")
-    return [token]
+    return [checked_token(field, token, tokenizer)]
