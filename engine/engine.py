@@ -263,6 +263,8 @@ class Engine:
             match message:
                 case Submitted(stream):
                     self._streams.add(stream)
+                    if stream.seq.n_resumed:
+                        self._delivery.end_if_due(stream)
                     if self._disk is not None:
                         self._disk.admit(stream.seq)
                 case Cancelled(stream) if stream in self._streams:

@@ -224,6 +224,19 @@ class Scheduler:
         seq.masks = [position for position in seq.masks if position not in tokens]
         seq.n_computed = 0
 
+    def resume(self, seq: Sequence, tokens: PlainSequence[int]) -> None:
+        """Have a new sequence begin after tokens that another engine has generated.
+
+        Raises ContextOverflowError where they do not fit and contexts do not shift.
+        """
+        for token in tokens:
+            seq.tokens.append(token)
+            if self.is_full(seq) and self.shifts(seq):
+                self._drop(seq)
+        if len(seq.tokens) > self.n_ctx:
+            raise ContextOverflowError(len(seq.tokens), self.n_ctx)
+        seq.n_resumed = len(tokens)
+
     def cut(self, seq: Sequence, end: int) -> None:
         """Drop the tokens from a position on, masks or not, before the sequence ends."""
         del seq.tokens[end:]
@@ -250,13 +263,16 @@ class Scheduler:
         So pages that others share stay what they are, and a sequence of any kind of layers is
         as if it had never been longer. ValueError if contexts do not shift.
         """
+        self._pause(seq)
+        self._drop(seq)
+
+    def _drop(self, seq: Sequence) -> None:
         if self.shift_keep is None:
             raise ValueError("contexts do not shift")
         n_keep = seq.request.n_keep if seq.request.n_keep >= 0 else seq.n_prompt
         n_keep = min(n_keep + self.shift_keep, self.n_ctx - LEAST_DROPPED)
         n_left = len(seq.tokens) - n_keep
         n_drop = min(seq.request.n_discard or n_left // 2, n_left - 1)
-        self._pause(seq)
         del seq.tokens[n_keep : n_keep + n_drop]
         seq.n_dropped += n_drop
         seq.marks.clear()

@@ -74,11 +74,15 @@ class Admission:
         denoiser = self._denoiser(seq)
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
-        return Stream(
+        stream = Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
             on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
             proposals=self.drafting.proposals(request, guide, salt) if denoiser is None else None,
         )  # fmt: skip
+        if request.resume is not None:
+            self._scheduler.resume(seq, request.resume.tokens)
+            stream.resume(request.resume)
+        return stream
 
     def _denoiser(self, seq: Sequence) -> Denoiser | None:
         """Where a diffusion model is to write: with masks after the prompt."""
@@ -119,6 +123,10 @@ class Admission:
         if request.media and not isinstance(request.wants, Generation):
             raise RequestError("images and sounds have no embeddings and no log-probabilities")
         n_vocab, tokens = self._info.n_vocab, request.text_tokens
+        if request.resume is not None:
+            if not isinstance(request.wants, Generation) or self._info.denoising is not None:
+                raise RequestError("resume: only generated text, token after token, can go on")
+            tokens += request.resume.tokens
         for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")
