@@ -189,22 +189,30 @@ class Scheduler:
             return 0
         return min(self.max_tokens, self.max_outputs) - len(plan.chunks)
 
-    def draft(self, plan: Plan, i: int, tokens: PlainSequence[int]) -> int:
-        """Have chunk ``i`` of a plan guess these tokens, or as many as there is room for; how many.
+    def reserve(self, plan: Plan, i: int, n_tokens: int) -> int:
+        """Have pages for so many tokens after those of chunk ``i`` of a plan, or for as many as
+        there is room for; how many.
 
-        Nobody pauses for the pages of a draft: one is left for each that runs. What is rejected
-        later is not seen by the cache, and overwritten by the tokens that come instead.
+        Nobody pauses for the pages of a draft: one is left for each that runs.
         """
         chunk = plan.chunks[i]
         seq, mark = chunk.seq, self._next_mark(chunk.seq, chunk.start)
-        n = min(len(tokens), self.n_ctx - len(seq.tokens))
+        n = min(n_tokens, self.n_ctx - len(seq.tokens))
         if mark is not None:  # a checkpoint is of this position
             n = min(n, max(mark - chunk.end, 0))
         n_pages = len(seq.table) + max(self.cache.n_available - len(self.running), 0)
         n = min(n, n_pages * self.cache.page_size - len(seq.tokens))
-        if n < 1 or not self.cache.extend(seq, len(seq.tokens) + n):
-            return 0
-        plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
+        return n if n > 0 and self.cache.extend(seq, len(seq.tokens) + n) else 0
+
+    def draft(self, plan: Plan, i: int, tokens: PlainSequence[int]) -> int:
+        """Have chunk ``i`` of a plan guess these tokens, or as many as there is room for; how many.
+
+        What is rejected later is not seen by the cache, and overwritten by the tokens that come
+        instead.
+        """
+        n, chunk = self.reserve(plan, i, len(tokens)), plan.chunks[i]
+        if n:
+            plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
         return n
 
     def accept(self, seq: Sequence) -> None:

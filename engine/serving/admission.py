@@ -23,6 +23,7 @@ from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.speculation.making import Drafting
+from gguf_serve.engine.speculation.model_drafter import ByModel
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 MASKS = 128  # tokens that a diffusion model writes, where a request names no number
@@ -38,8 +39,10 @@ class Admission:
         info: ModelInfo,
         grammars: Grammars,
         outbox: Outbox,
+        by_model: Callable[[], ByModel | None] = lambda: None,
     ) -> None:
-        self.drafting = Drafting(info.speculation, tokenizer.eog_ids)
+        """``by_model``: for each request, if a model guesses its tokens."""
+        self.drafting = Drafting(info.speculation, tokenizer.eog_ids, by_model)
         self._scheduler, self._tokenizer, self._info = scheduler, tokenizer, info
         self._grammars, self._outbox = grammars, outbox
         self._ids = itertools.count()

@@ -67,6 +67,11 @@ class Prices:
             )
         return self._points
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether ``of`` is in seconds."""
+        return bool(self._measured())
+
     def of(self, n_tokens: int) -> float:
         """Seconds; without any measurement, in units of a step of one token."""
         points = self._measured()
