@@ -1,7 +1,8 @@
 """Who is next: each client in turn, of its requests each in turn, of those the first to arrive.
 
 Integers, lists and dictionaries only. A client that has less of the slots comes before one that
-has more, and among equals the one whose turn was longer ago; so a batch of thousands of prompts
+has more, and among equals the one whose turn was longer ago, after all of a lower priority; so a
+batch of thousands of prompts
 is one turn among others, and nobody who comes later is served for ever in somebody's place.
 """
 
@@ -26,6 +27,7 @@ class _Turns:
     last: int
     groups: dict[int, dict[int, Sequence]] = field(default_factory=dict)
     last_of: dict[int, int] = field(default_factory=dict)
+    priority_of: dict[int, int] = field(default_factory=dict)
 
 
 class WaitingLine:
@@ -60,6 +62,7 @@ class WaitingLine:
         if request not in turns.groups:
             turns.groups[request] = {}
             turns.last_of[request] = self._clock
+            turns.priority_of[request] = seq.request.priority
         turns.groups[request][seq.id] = seq
 
     def remove(self, seq: Sequence) -> None:
@@ -72,7 +75,7 @@ class WaitingLine:
         del turns.groups[request][seq.id]
         self.n_new -= 1
         if not turns.groups[request]:
-            del turns.groups[request], turns.last_of[request]
+            del turns.groups[request], turns.last_of[request], turns.priority_of[request]
         if not turns.groups:
             del self._clients[client]
 
@@ -94,7 +97,10 @@ class WaitingLine:
         if not self._clients:
             return False
         served = {seq.request.client for seq in running}
-        return any(client not in served for client in self._clients)
+        return any(
+            client not in served and min(turns.priority_of.values()) <= 0
+            for client, turns in self._clients.items()
+        )
 
     def in_turn(self, running: Collection[Sequence]) -> Iterator[Sequence]:
         """Who may go first, second and so on; ``running`` are those that are served."""
@@ -105,16 +111,30 @@ class WaitingLine:
         def client_turn(client: str) -> tuple[int, int]:
             return of_client[client], self._clients[client].last
 
-        for client in sorted(self._clients, key=client_turn):
+        def request_turn(named: tuple[str, int]) -> tuple[int, int, int]:
+            client, request = named
             turns = self._clients[client]
+            return turns.priority_of[request], of_request[named], turns.last_of[request]
 
-            def request_turn(
-                request: int, client: str = client, turns: _Turns = turns
-            ) -> tuple[int, int]:
-                return of_request[client, request], turns.last_of[request]
+        levels = {
+            yielding(p) for turns in self._clients.values() for p in turns.priority_of.values()
+        }
+        for level in sorted(levels):
+            for client in sorted(self._clients, key=client_turn):
+                turns = self._clients[client]
+                there = [
+                    (client, request)
+                    for request, priority in turns.priority_of.items()
+                    if yielding(priority) == level
+                ]
+                for _, request in sorted(there, key=request_turn):
+                    yield from tuple(turns.groups[request].values())
 
-            for request in sorted(turns.groups, key=request_turn):
-                yield from tuple(turns.groups[request].values())
+
+def yielding(priority: int) -> int:
+    """To how much of others a request yields. Nobody can go ahead of other clients: a priority
+    below 0 counts among the requests of its own."""
+    return max(priority, 0)
 
 
 class PromptTurns:

@@ -48,6 +48,31 @@ def test_one_client_is_served_by_arrival():
     assert starts(scheduler, 5) == [("a", batch) for batch in range(5)]
 
 
+def test_priorities():
+    """Above 0 others go first, whoever they are; below 0 only those of the same client wait."""
+    scheduler = make(n_slots=1)
+    for batch, client, priority in (
+        (1, "a", 5),
+        (2, "a", 0),
+        (3, "b", 0),
+        (4, "b", -3),
+        (5, "a", 1),
+    ):
+        add(scheduler, [batch], client=client, batch=batch, priority=priority)
+    assert starts(scheduler, 5) == [("a", 2), ("b", 4), ("b", 3), ("a", 5), ("a", 1)]
+    assert len(scheduler.waiting) == 0
+
+
+def test_who_yields_is_no_newcomer_for_whom_a_prompt_makes_room():
+    scheduler = make(n_slots=2)
+    busy = add(scheduler, range(60), client="a", batch=1)
+    step(scheduler)
+    add(scheduler, [1], client="b", batch=2, priority=1)
+    assert not scheduler.waiting.has_newcomer([busy])
+    add(scheduler, [1], client="b", batch=3)
+    assert scheduler.waiting.has_newcomer([busy])
+
+
 def test_who_waits_for_room_is_not_overtaken_for_ever():
     scheduler = make(8, n_slots=2, n_ctx=32)
     long = add(scheduler, range(24), client="a", batch=1)
