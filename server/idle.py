@@ -1,4 +1,7 @@
-"""--sleep-idle-seconds: the model leaves memory when nobody asks, and comes back when one does."""
+"""The model leaves memory when nobody asks, and comes back when one does.
+
+After how long, --sleep-idle-seconds says, and Ollama's ``keep_alive`` after the last request.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,19 @@ from gguf_serve.server.requests.service import Service
 log = logging.getLogger(__name__)
 # What can be answered without the model, and so neither wakes it nor keeps it awake.
 QUIET_PATHS = frozenset(
-    {"/", "/health", "/v1/health", "/props", "/models", "/v1/models", "/slots", "/metrics"}
+    {
+        "/",
+        "/health",
+        "/v1/health",
+        "/props",
+        "/models",
+        "/v1/models",
+        "/slots",
+        "/metrics",
+        "/api/ps",
+        "/api/tags",
+        "/api/version",
+    }
 )
 
 
@@ -22,8 +37,9 @@ class Idle:
     """When the model sleeps. All of it runs in the event loop, loading and closing in threads."""
 
     def __init__(self, service: Service, seconds: float, load: Callable[[], Engine]) -> None:
+        """``seconds``: below 0: never, unless a request says so."""
         self.service = service
-        self.seconds = seconds
+        self.seconds = service.keep_alive = seconds
         self._load = load
         self._n_open = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -34,11 +50,14 @@ class Idle:
         """Begin to wait, once the model is there or the last request has been answered."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self.seconds, self._sleep)
+        seconds = self.service.keep_alive
+        if seconds >= 0:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._sleep)
 
     async def enter(self) -> None:
         """A request has come; wait until there is a model for it."""
         self._n_open += 1
+        self.service.keep_alive = self.seconds
         if self._timer is not None:
             self._timer.cancel()
         async with self._waking:
@@ -60,7 +79,9 @@ class Idle:
         if engine is None:  # it still loads
             self.arm()
         elif self._n_open == 0 and not self.service.is_sleeping:
-            log.info("nobody has asked for %g seconds: the model leaves memory", self.seconds)
+            log.info(
+                "nobody has asked for %g seconds: the model leaves memory", self.service.keep_alive
+            )
             self.service.is_sleeping = True
             loop = asyncio.get_running_loop()
             self._closing = loop.run_in_executor(None, engine.release)

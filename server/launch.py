@@ -24,7 +24,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from gguf_serve.engine.child import end_all
-from gguf_serve.engine.errors import EngineError
+from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.option_values import commas
 from gguf_serve.server import sockets as listeners
 from gguf_serve.server.app import create_app
@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
         service: Service,
         load: Callable[[Callable[[float], None]], Engine],
         on_loaded: Callable[[Engine], None],
-        idle: Idle | None = None,
+        idle: Idle,
         handshake_timeout: float = 15.0,
         on_hangup: Callable[[], None] | None = None,
     ) -> None:
@@ -105,8 +105,7 @@ class Server(uvicorn.Server):
             self.servers.append(server)
         self.started = True
         AppStatus.should_exit = False
-        if self.idle is not None:
-            self.idle.arm()
+        self.idle.arm()
         self._spawn(self._load_model)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -190,6 +189,8 @@ def serve(settings: Settings) -> int:
         fetcher=media_fetcher(settings),
         page=settings.ui if settings.path is None else Path(settings.path),
         isolates=settings.cache_key_isolation,
+        verbose=settings.verbose,
+        only_vectors=settings.embedding or settings.reranking,
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)
@@ -263,9 +264,7 @@ def connection_limits(settings: Settings) -> Limits:
     return limits
 
 
-def idle_model(service: Service, settings: Settings) -> Idle | None:
-    if settings.sleep_idle_seconds < 0:
-        return None
+def idle_model(service: Service, settings: Settings) -> Idle:
     return Idle(
         service, settings.sleep_idle_seconds, lambda: load_model(settings, lambda fraction: None)
     )
@@ -301,6 +300,9 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
         gc.disable()  # as cli.py says
         try:
             engine = load_engine(path, options, progress)
+            if settings.reranking and not engine.info.ranks:
+                engine.close()
+                raise ModelError(f"--rerank: {path.name} has no head for ranking")
             # Collections pass over what is there: to look through its 90,000 objects and more,
             # with every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has
             # left. The first one would come as soon as they are enabled.

@@ -216,11 +216,12 @@ class Settings(HttpSettings):
     )
     embedding: bool = option(
         "--embedding", "--embeddings", group=CHAT, env="EMBEDDINGS", default=False,
-        help="accepted, as embeddings are always there",
+        help="embeddings alone: no text is generated; without it there are both",
     )
     reranking: bool = option(
         "--rerank", "--reranking", group=CHAT, env="RERANKING", default=False,
-        help="accepted, as reranking is there for models with a head for it",
+        help="reranking and embeddings alone; without it there is text too. Refused for a model "
+        "without a head for it",
     )
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = option(
         "--pooling", group=CHAT, env="POOLING", default=None,
@@ -233,7 +234,8 @@ class Settings(HttpSettings):
     )
     verbose: bool = option(
         "-v", "--verbose", "--log-verbose", group=LOGGING, default=False,
-        help="log more, and requests that are made time and again (GET)",
+        help="log more, and requests that are made time and again (GET); OpenAI's completions have "
+        "__verbose: the prompt, what the model wrote, all settings",
     )
     log_verbosity: int = option(
         "-lv", "--verbosity", "--log-verbosity", group=LOGGING, env="LOG_VERBOSITY", type=NATURAL,

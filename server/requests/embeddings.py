@@ -76,6 +76,8 @@ async def embed(
         prompts = [replace(prompt, ids=prompt.ids[:n_ctx]) for prompt in prompts]
     results = await run(service, http, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
+    if pooling == "none":
+        kind = -1  # of single tokens they are as the model gives them
     return await asyncio.to_thread(shaped_results, results, kind, fields.dimensions)
 
 

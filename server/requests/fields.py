@@ -68,6 +68,8 @@ LIMITED: dict[str, tuple[int, int]] = {
     "min_tokens": (0, INT32_MAX),
     "prompt_logprobs": (0, MAX_TOP),
     "truncate_prompt_tokens": (-1, INT32_MAX),
+    "num_ctx": (1, INT32_MAX),
+    "priority": (-INT32_MAX, INT32_MAX),
 }
 
 # Fields that cannot be honoured, with the values that ask for nothing.
@@ -82,11 +84,9 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "logits_processors": ([],),
     "modalities": (["text"],),
     "n_cache_reuse": (0,),
-    "priority": (0,),
     "prompt_embeds": (),
     "response_fields": ([],),
     "use_beam_search": (False,),
-    "verbose": (False,),
     "web_search_options": (),
 }
 
@@ -207,6 +207,8 @@ class GenerationFields(SamplingFields, kw_only=True):
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
+    verbose: bool | None = None
+    priority: int | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | bool | None = None
     guided_regex: str | None = None

@@ -12,7 +12,7 @@ from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import DraftLimits, Generation, ReasoningBudget, Request, Scoring
 from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
-from gguf_serve.server.errors import invalid
+from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice
@@ -116,6 +116,9 @@ async def engine_requests(
     service: Service, fields: GenerationFields, job: Job, options: Options
 ) -> list[Request]:
     """n for each prompt, in the order of the choices; a given seed counts up over the n."""
+    if service.only_vectors:
+        message = "This server gives vectors and scores: start it without --embedding and --rerank"
+        raise ApiError("not_supported_error", message)
     defaults = service.defaults
     given = fields, defaults.sampling, service.engine.tokenizer
     if fields.logit_bias or fields.bad_words:  # may have texts, which are tokenized
@@ -148,6 +151,7 @@ async def engine_requests(
         n_discard=fields.n_discard or 0,
         adapters=None if fields.lora is None else adapter_scales(fields.lora),
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
+        priority=fields.priority or 0,
         prediction=await expected(fields, service.engine.tokenizer),
         drafts=draft_limits(fields),
     )

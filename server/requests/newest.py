@@ -20,14 +20,15 @@ ANSWER_SHARE = 1 / 8  # of the context, what is left for an answer of any length
 Messages = Sequence[dict[str, Any]]
 
 
-async def prepare_newest(service: Service, chat: Chat) -> Job:
-    """Prepare a chat, without as many of its oldest turns as it takes to fit it into the context.
+async def prepare_newest(service: Service, chat: Chat, n_ctx: int = 0) -> Job:
+    """Prepare a chat, without as many of its oldest turns as it takes to fit it into the context,
+    or into ``n_ctx`` tokens of it.
     The system prompt and the last turn stay; ContextOverflowError where they do not fit alone."""
     head, turns = split_turns(chat.messages)
     job: Job | None = None  # without ``most`` turns
     least, most, n = 0, len(turns) - 1, 0  # how many turns must go, and how many are tried next
     while least < most:
-        found = await fitting(service, with_messages(chat, head, turns[n:]))
+        found = await fitting(service, with_messages(chat, head, turns[n:]), n_ctx)
         if found is None:
             least = n + 1
         else:
@@ -36,13 +37,14 @@ async def prepare_newest(service: Service, chat: Chat) -> Job:
     return job or await prepare(service, with_messages(chat, head, turns[most:]))
 
 
-async def fitting(service: Service, chat: Chat) -> Job | None:
+async def fitting(service: Service, chat: Chat, n_ctx: int = 0) -> Job | None:
     """What a chat means, if that leaves room for an answer."""
     try:
         job = await prepare(service, chat)
     except ContextOverflowError:
         return None
-    n_ctx, wanted = service.engine.n_ctx, max_tokens(chat, service.defaults.max_tokens)
+    n_ctx = n_ctx or service.engine.n_ctx
+    wanted = max_tokens(chat, service.defaults.max_tokens)
     room = int(n_ctx * ANSWER_SHARE)
     room = room if wanted < 0 else min(wanted, room)
     return job if len(job.prompts[0].ids) + room <= n_ctx else None

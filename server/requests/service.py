@@ -71,9 +71,12 @@ class Service:
         fetcher: Fetcher | None = None,
         page: bool | Path = True,
         isolates: bool = False,
+        verbose: bool = False,
+        only_vectors: bool = False,
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
-        ``isolates``: keys share no cached prefixes."""
+        ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
+        ``only_vectors``: no text is generated."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
@@ -91,6 +94,9 @@ class Service:
         self.fetcher = fetcher or Fetcher()
         self.page = page
         self._isolates = isolates
+        self.verbose = verbose
+        self.only_vectors = only_vectors
+        self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()

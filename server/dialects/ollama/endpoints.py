@@ -16,16 +16,19 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
+from gguf_serve.engine.errors import ContextOverflowError
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.ollama.input import (
     ALSO,
     ChatFields,
+    CommonFields,
     GenerateFields,
     chat_body,
     generate_body,
     plain_body,
 )
+from gguf_serve.server.dialects.ollama.keep_alive import keep_alive, seconds
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NDJSON
 from gguf_serve.server.http.reply import Reply
@@ -34,10 +37,16 @@ from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, j
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import read_chat
-from gguf_serve.server.requests.fields import CompletionFields, convert
+from gguf_serve.server.requests.fields import (
+    CompletionFields,
+    GenerationFields,
+    convert,
+    max_tokens,
+)
 from gguf_serve.server.requests.generate import Job, make_options, start
 from gguf_serve.server.requests.infill import suffixed
 from gguf_serve.server.requests.logprobs import content_logprobs
+from gguf_serve.server.requests.newest import prepare_newest
 from gguf_serve.server.requests.prompts import Prompt, checked_token, completion_prompts
 from gguf_serve.server.requests.service import Service, timestamp
 
@@ -57,10 +66,16 @@ def error_body(error: ApiError) -> dict[str, object]:
 
 async def chat(service: Service, http: HttpRequest) -> Reply | Response:
     fields = convert(await service.read_object(http), ChatFields)
+    keep_alive(service, fields.keep_alive)
     if not fields.messages:
         return loaded(service, "message", fields.keep_alive)
     request = read_chat(chat_body(fields))
-    job = await prepare(service, request)
+    n_ctx = context_of(fields, service)
+    if fields.truncate:
+        job = await prepare_newest(service, request, n_ctx)
+    else:
+        job = await prepare(service, request)
+    within(n_ctx, request, job, service)
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
     dialect = Lines("message", job.choices()[0], service.model_name, n_top)
@@ -69,6 +84,7 @@ async def chat(service: Service, http: HttpRequest) -> Reply | Response:
 
 async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     fields = convert(await service.read_object(http), GenerateFields)
+    keep_alive(service, fields.keep_alive)
     if not fields.prompt and not fields.suffix:
         return loaded(service, "response", fields.keep_alive)
     request: Any
@@ -82,11 +98,30 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
         request = read_chat(generate_body(fields))
         job = await prepare(service, request)
         job = after(fields.context or [], job, service.engine.tokenizer)
+    within(context_of(fields, service), request, job, service)
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
     dialect = Lines("response", job.choices()[0], service.model_name, n_top)
     dialect.has_context = job.format is not None
     return await start(service, request, job, options, dialect)
+
+
+def context_of(fields: CommonFields, service: Service) -> int:
+    """Tokens: ``num_ctx`` where that is less than the server has."""
+    asked = fields.options and fields.options.num_ctx
+    return min(asked or service.engine.n_ctx, service.engine.n_ctx)
+
+
+def within(n_ctx: int, fields: GenerationFields, job: Job, service: Service) -> None:
+    """Have the answer end where a context of that length does. ContextOverflowError if it has no
+    room for any."""
+    if n_ctx == service.engine.n_ctx:
+        return  # the engine sees to that
+    room = n_ctx - max(len(prompt.ids) for prompt in job.prompts)
+    if room <= 0:
+        raise ContextOverflowError(n_ctx - room, n_ctx)
+    asked = max_tokens(fields, service.defaults.max_tokens)
+    fields.n_predict = room if asked < 0 else min(asked, room)
 
 
 def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
@@ -108,9 +143,9 @@ def after(context: Sequence[int], job: Job, tokenizer: Tokenizer) -> Job:
     return replace(job, prompts=[Prompt(past + ids, None, media)])
 
 
-def loaded(service: Service, field: Field, keep_alive: object) -> Response:
+def loaded(service: Service, field: Field, kept: str | float | None) -> Response:
     """The answer to no prompt, which asks to load the model, or with 0 to unload it."""
-    reason = "unload" if keep_alive in (0, "0") else "load"
+    reason = "unload" if kept is not None and seconds(kept) == 0 else "load"
     head = {"model": service.model_name, "created_at": now()}
     return json_response(head | empty(field) | {"done": True, "done_reason": reason})
 

@@ -11,7 +11,7 @@ from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.fields import SamplingFields, check_limits, check_stops, refuse
 
 # Fields that change no answer: Ollama's are of a model that is loaded for a request.
-ALSO = frozenset({"model", "name", "options", "keep_alive", "truncate", "shift"})
+ALSO = frozenset({"model", "name", "options", "shift"})
 
 
 class Options(SamplingFields, kw_only=True):
@@ -20,6 +20,7 @@ class Options(SamplingFields, kw_only=True):
     num_predict: int | None = None
     num_keep: int | None = None
     draft_num_predict: int | None = None
+    num_ctx: int | None = None
     stop: str | list[str] | None = None
 
 
@@ -35,6 +36,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
 
 class ChatFields(CommonFields, kw_only=True):
     messages: list[dict[str, Any]] = []
+    truncate: bool = True
     tools: list[dict[str, Any]] | None = None
 
 
@@ -87,6 +89,7 @@ def common(fields: CommonFields) -> dict[str, Any]:
     if fields.options is not None and isinstance(fields.options.stop, list):
         check_stops("options.stop", fields.options.stop)
     body: dict[str, Any] = given(fields.options) if fields.options else {}
+    body.pop("num_ctx", None)
     for theirs, ours in (("num_predict", "n_predict"), ("num_keep", "n_keep")):
         if theirs in body:
             body[ours] = max(body.pop(theirs), -1)  # -2 fills the context: no limit, here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+import time
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.requests.chat import template_caps
 from gguf_serve.server.requests.service import Service, timestamp
 
+A_CENTURY = 36500 * 86400.0  # seconds: "for ever"
 API_VERSION = "0.12.6"  # of the API that is spoken here: clients look whether it is too old
 
 
@@ -41,9 +42,12 @@ async def tags(service: Service, http: HttpRequest) -> Response:
 
 
 async def ps(service: Service, http: HttpRequest) -> Response:
+    if service.is_sleeping:
+        return json_response({"models": []})
     info = service.engine.info
+    kept = service.keep_alive
     running = {
-        "expires_at": timestamp(service.created + timedelta(days=36500).total_seconds()),
+        "expires_at": timestamp(time.time() + (kept if kept >= 0 else A_CENTURY)),
         "size_vram": info.n_bytes,
         "context_length": service.engine.n_ctx,
     }

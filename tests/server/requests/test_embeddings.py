@@ -84,12 +84,24 @@ def test_tokens(url: str, client: Any, engine: Any) -> None:
 def test_native(serve: Any, engine: Any) -> None:
     url = serve(engine, pooling="none", embd_normalize=-1)
     answer = httpx.post(url + "/embedding", json={"content": "a"}).json()
-    assert answer == [{"index": 0, "embedding": [[3.0, 4.0, 0.0], [6.0, 8.0, 0.0]]}]
+    raw = [{"index": 0, "embedding": [[3.0, 4.0, 0.0], [6.0, 8.0, 0.0]]}]
+    assert answer == raw
+    # As llama-server, which normalizes what is pooled.
+    assert httpx.post(url + "/embedding", json={"content": "a", "embd_normalize": 2}).json() == raw
     # APIs with one vector for a text have the mean then.
     body = {"input": "a", "embd_normalize": 2}
     answer = httpx.post(url + "/v1/embeddings", json=body).json()
     assert answer["data"][0]["embedding"] == pytest.approx([0.6, 0.8, 0.0])
     assert engine.requests[-1].wants == Embedding("mean")
+
+
+def test_a_server_of_vectors_alone_writes_no_text(serve: Any, engine: Any) -> None:
+    url = serve(engine, only_vectors=True)
+    assert httpx.post(url + "/v1/embeddings", json={"input": "a"}).status_code == 200
+    for path, body in (("/completion", {"prompt": "a"}), ("/v1/responses", {"input": "a"})):
+        refused = httpx.post(url + path, json=body)
+        assert refused.status_code == 501
+        assert "--embedding" in refused.json()["error"]["message"]
 
 
 def test_ollama(url: str) -> None:

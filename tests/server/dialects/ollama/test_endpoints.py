@@ -137,6 +137,24 @@ def test_nothing_to_answer_loads_the_model(url: str, client: Any) -> None:
     assert client(url).chat("m", keep_alive=0).done_reason == "unload"
 
 
+def test_num_ctx_ends_the_answer_and_drops_the_oldest_turns(
+    url: str, client: Any, engine: Any
+) -> None:
+    asked = {"messages": USER, "options": {"num_ctx": 24}}
+    answer = client(url).chat("m", **asked)
+    n_prompt = len(engine.requests[0].prompt)
+    assert (answer.done_reason, answer.eval_count) == ("length", 24 - n_prompt)
+    turns = [{"role": "user", "content": "old" * 20}, {"role": "assistant", "content": "yes"}]
+    client(url).chat("m", **asked | {"messages": [*turns, *USER]})
+    assert engine.requests[0].prompt == engine.requests[1].prompt
+    for fields in ({"truncate": False}, {}):
+        messages = [*turns, *USER] if fields else [{"role": "user", "content": "x" * 30}]
+        body = {"messages": messages, "options": {"num_ctx": 24}} | fields
+        refused = httpx.post(url + "/api/chat", json=body)
+        assert refused.status_code == 400
+        assert "exceeds the available context size (24 tokens)" in refused.json()["error"]
+
+
 def test_logprobs(url: str) -> None:
     body = {"messages": USER, "stream": False, "logprobs": True, "top_logprobs": 2}
     answer = httpx.post(url + "/api/chat", json=body).json()
