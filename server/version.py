@@ -9,4 +9,5 @@ try:
     VERSION = version(NAME)
 except PackageNotFoundError:  # a checkout that was not installed
     VERSION = "0+unknown"
-BUILD_INFO = f"{NAME}-{VERSION}"
+# As llama-server writes it, a "b" and a number first: its clients look for these.
+BUILD_INFO = f"b{int(''.join(filter(str.isdecimal, VERSION)) or 0)}-{NAME}-{VERSION}"

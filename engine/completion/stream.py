@@ -167,6 +167,7 @@ class Stream:
         """The request has its slot; returns the seconds that it waited for it."""
         self._started_at = time.perf_counter()
         self._emit(Started(self.seq.n_prompt, self.seq.n_cached, self.seq.slot))
+        self.progress(self.seq.n_cached)
         return self._started_at - self._made_at
 
     def progress(self, n_done: int) -> None:

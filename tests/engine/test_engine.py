@@ -221,7 +221,7 @@ def test_only_the_prompt(engine: Engine) -> None:
 def test_progress_of_a_prompt(engine: Engine) -> None:
     events = run(engine, replace(request("a" * 40, 1), progress=True))
     progress = [event for event in events if isinstance(event, Progress)]
-    assert [(event.n_prompt, event.n_done) for event in progress] == [(40, 32), (40, 40)]
+    assert [(event.n_prompt, event.n_done) for event in progress] == [(40, 0), (40, 32), (40, 40)]
     assert not any(isinstance(event, Progress) for event in run(engine, request("b" * 40, 1)))
 
 

@@ -31,11 +31,12 @@ def select_template(metadata: Mapping[str, object]) -> TemplateSources:
 
 
 def named_template(name_or_source: str) -> str:
-    """The template of ``--chat-template``: a built-in name, or Jinja. ModelError otherwise."""
+    """The template of ``--chat-template``: a built-in name, or a text, with Jinja in it or without.
+    ModelError for one word that is no such name: it is more likely a slip than a prompt."""
     source = builtin_template(name_or_source)
     if source is not None:
         return source
-    if "{" in name_or_source:
+    if "{" in name_or_source or len(name_or_source.split()) > 1:
         return name_or_source
     raise ModelError(
         f"unknown chat template {name_or_source!r}; known are {', '.join(builtin_names())}"

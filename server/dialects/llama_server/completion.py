@@ -26,10 +26,9 @@ from gguf_serve.server.requests.fields import (
 )
 from gguf_serve.server.requests.generate import Job, Options, engine_requests, make_options, submit
 from gguf_serve.server.requests.infill import ExtraFile, infill_prompt
-from gguf_serve.server.requests.logprobs import content_logprobs
-from gguf_serve.server.requests.parameters import generation_settings
+from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
-from gguf_serve.server.requests.prompts import Prompt, prompt_text
+from gguf_serve.server.requests.prompts import Prompt
 from gguf_serve.server.requests.service import Service
 
 NATIVE_UNSUPPORTED = {k: v for k, v in UNSUPPORTED.items() if k != "response_fields"}
@@ -41,7 +40,6 @@ NATIVE_UNSUPPORTED |= {
     "truncate_prompt_tokens": (),
 }
 NATIVE_ALSO = INERT.union(NATIVE_UNSUPPORTED)
-STOP_TYPES = {"eos": "eos", "word": "word", "limit": "limit", "cancelled": "none"}
 
 
 class NativeFields(CompletionFields, kw_only=True):
@@ -122,11 +120,9 @@ class NativeCompletions:
         shown: Sequence[str],
     ) -> None:
         self.choices = choices
-        self.requests = requests
         self.options = options
         self.shown = shown
-        self.model = service.model_name
-        self.engine = service.engine
+        self._answers = NativeAnswers(service, choices, requests, options)
         self._parts: list[list[Piece]] = [[] for _ in choices]  # of a whole answer
         self._has_new_line = [False] * len(choices)
 
@@ -171,51 +167,20 @@ class NativeCompletions:
         }
         if self.options.timings_per_token:
             chunk["timings"] = timings([choice])
-        return chunk | self._probabilities(piece)
+        return chunk | self._answers.probabilities(piece)
 
     def _final(self, index: int, piece: Piece) -> dict[str, Any]:
-        choice, finished = self.choices[index], self.choices[index].finished
-        assert finished is not None
-        started, n_generated = choice.started, finished.timings.predicted_n
-        whole = {
-            "index": index,
-            "content": piece.text,
-            "tokens": piece.tokens if self.options.return_tokens else [],
-            "id_slot": started.id_slot,
-            "stop": True,
-            "model": self.model,
-            "tokens_predicted": n_generated,
-            "tokens_evaluated": started.n_prompt,
-            "generation_settings": {
-                **generation_settings(self.requests[index], self.engine),
-                "stream": self.options.stream,
-                "timings_per_token": self.options.timings_per_token,
-            },
-            "prompt": prompt_text(choice.prompt, self.engine.tokenizer),
-            "has_new_line": self._has_new_line[index],
-            "truncated": finished.truncated,
-            "stop_type": STOP_TYPES[finished.reason],
-            "stopping_word": finished.stopping_word,
-            "tokens_cached": started.n_prompt + max(n_generated - 1, 0),
-            "timings": timings([choice]),
-        }
-        whole |= self._probabilities(piece)
+        whole = self._answers.whole(index, piece, self._has_new_line[index])
         return chosen(whole, self.shown) if self.shown else whole
-
-    def _probabilities(self, piece: Piece) -> dict[str, Any]:
-        if self.options.n_top is None or not piece.scores:
-            return {}
-        content = content_logprobs(piece.scores, self.options.n_top, self.options.post_sampling)
-        return {"completion_probabilities": content}
 
 
 def chosen(whole: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """``response_fields``: a path such as timings/predicted_n gives the field predicted_n."""
+    """``response_fields``: the fields at the end of paths such as timings/predicted_n, by path."""
     found = {}
     for path in paths:
         value: Any = whole
         for name in path.split("/"):
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is not None:
-            found[path.rpartition("/")[2]] = value
+            found[path] = value
     return found

@@ -21,24 +21,26 @@ from gguf_serve.server.requests.answer import ratio
 PREFIX = "llamacpp:"
 
 
-def exposition(stats: EngineStats) -> bytes:
-    """One scrape's text."""
+def exposition(stats: EngineStats, is_sleeping: bool = False) -> bytes:
+    """One scrape's text; of a model that sleeps no gauge shows anything."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatsCollector(stats))
-    return generate_latest(registry)
+    registry.register(StatsCollector(stats, is_sleeping))
+    # llama-server's counter of that name has no "_total", which the library adds to all.
+    return generate_latest(registry).replace(b"n_tokens_max_total", b"n_tokens_max")
 
 
 class StatsCollector(Collector):
     """One scrape: the engine's numbers at one moment."""
 
-    def __init__(self, stats: EngineStats) -> None:
+    def __init__(self, stats: EngineStats, is_sleeping: bool) -> None:
         self.stats = stats
+        self.is_sleeping = is_sleeping
 
     def collect(self) -> Iterable[Metric]:
         for name, value, help in counters(self.stats):
             yield CounterMetricFamily(PREFIX + name, help, value=value)
         for name, value, help in gauges(self.stats):
-            yield GaugeMetricFamily(PREFIX + name, help, value=value)
+            yield GaugeMetricFamily(PREFIX + name, help, value=0.0 if self.is_sleeping else value)
         if self.stats.disk is not None:
             yield from disk(self.stats.disk)
         yield waits(self.stats)
@@ -84,6 +86,7 @@ def counters(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
     yield "tokens_predicted_seconds_total", stats.generation_seconds, "Time of generating."
     yield "n_decode_total", stats.n_decodes, "Forwards of the model."
     yield "prompt_tokens_cached_total", stats.n_cached_tokens, "Prompt tokens found in the cache."
+    yield "n_tokens_max", stats.n_tokens_max, "The longest sequence so far, in tokens."
     yield "preemptions_total", stats.n_preempted, "Pauses of requests for want of room."
     yield "spec_decode_num_drafts_total", stats.n_drafts, "Guesses that were verified."
     yield "spec_decode_num_draft_tokens_total", stats.n_drafted, "Tokens of these guesses."
@@ -97,7 +100,6 @@ def gauges(stats: EngineStats) -> Iterable[tuple[str, float, str]]:
     yield "predicted_tokens_seconds", predicted, "Generated tokens per second, on average."
     yield "requests_processing", stats.n_processing, "Requests being served."
     yield "requests_deferred", stats.n_deferred, "Requests that wait for a slot."
-    yield "n_tokens_max", stats.n_tokens_max, "The longest sequence so far, in tokens."
     busy = ratio(stats.n_busy_slots, stats.n_decodes)
     yield "n_busy_slots_per_decode", busy, "Busy slots in a forward, on average."
     yield "kv_cache_usage_ratio", stats.kv_cache_usage_ratio, "Share of the KV cache in use."

@@ -24,6 +24,7 @@ from gguf_serve.server.requests.answer import (
     usage,
 )
 from gguf_serve.server.requests.generate import Options
+from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.version import BUILD_INFO
 
 
@@ -51,12 +52,20 @@ class Completions:
     framing = SSE_DONE
 
     def __init__(
-        self, shape: Shape, options: Options, choices: Sequence[Choice], model: str
+        self,
+        shape: Shape,
+        options: Options,
+        choices: Sequence[Choice],
+        model: str,
+        native: NativeAnswers | None = None,
     ) -> None:
+        """``native``: what ``__verbose`` shows; None: it is not there."""
         self.shape = shape
         self.options = options
         self.choices = choices
-        self._parts: list[list[Piece]] = [[] for _ in self.choices]  # of a whole answer
+        self._native = native
+        # Of a whole answer, or of one of which all is shown at the end.
+        self._parts: list[list[Piece]] = [[] for _ in self.choices]
         self._opened: set[int] = set()
         self._n_running = len(self.choices)
         self.id = random_id(shape.id_prefix)
@@ -70,6 +79,8 @@ class Completions:
 
     def chunks(self, index: int, event: Event) -> Iterable[object]:
         pieces = self.choices[index].take(event)
+        if self._native is not None:
+            self._parts[index].extend(pieces)
         if type(event) is Finished:
             return self._end(index, pieces)
         if not pieces:
@@ -97,7 +108,7 @@ class Completions:
         for index, choice in enumerate(self.choices):
             place = choices[index] if self.shape.prompt_in_choice else whole
             place |= prompt_fields(self.options, choice)
-        return whole | self._totals()
+        return whole | self._verbose(0) | self._totals()
 
     def _open(self, index: int) -> list[dict[str, Any]]:
         if index in self._opened:
@@ -118,6 +129,8 @@ class Completions:
         self._opened.add(index)
         opening = self.shape.opening(index, self.choices[index])
         chunk = self._chunk(opening or self.shape.delta(index, Piece()))
+        if self.options.timings_per_token:
+            chunk["timings"] = timings([self.choices[index]])
         return [chunk | {"prompt_progress": prompt_progress(event)}]
 
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
@@ -142,7 +155,12 @@ class Completions:
             chunk["timings"] = timings(self.choices)
         elif self.options.timings_per_token:
             chunk["timings"] = timings([self.choices[index]])
-        return chunk
+        return chunk | self._verbose(index)
+
+    def _verbose(self, index: int) -> dict[str, Any]:
+        if self._native is None:
+            return {}
+        return {"__verbose": self._native.verbose(index, join(self._parts[index]))}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._chunk_head, "choices": [choice]}

@@ -10,8 +10,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gguf_serve.engine.request import Request
 from gguf_serve.server.dialects.dialect import Post
-from gguf_serve.server.dialects.openai.chunks import Completions
+from gguf_serve.server.dialects.openai.chunks import Completions, Shape
 from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
 from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.http.reply import Reply
@@ -22,13 +23,15 @@ from gguf_serve.server.requests.fields import (
     INERT,
     UNSUPPORTED,
     CompletionFields,
+    GenerationFields,
     convert,
     max_tokens,
     n_kept,
     refuse,
 )
-from gguf_serve.server.requests.generate import Job, make_options, start
+from gguf_serve.server.requests.generate import Job, Options, engine_requests, make_options, submit
 from gguf_serve.server.requests.infill import suffixed
+from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
 from gguf_serve.server.requests.prompts import Prompt
 from gguf_serve.server.requests.service import Service, timestamp
@@ -62,11 +65,22 @@ async def chat_completions(service: Service, http: HttpRequest) -> Reply:
     chat = read_chat(await service.read_object(http))
     options = make_options(chat, chat_n_top(chat), service)
     job = await prepare(service, chat)
-    dialect = Completions(ChatShape(options), options, job.choices(options.n), service.model_name)
-    reply = await start(service, chat, job, options, dialect)
+    dialect, requests = await answering(service, chat, job, options, ChatShape(options))
+    reply = await submit(service, chat, requests, dialect)
     if chat.reasoning_control:
         service.controlled[dialect.id] = reply.stream
     return reply
+
+
+async def answering(
+    service: Service, fields: GenerationFields, job: Job, options: Options, shape: Shape
+) -> tuple[Completions, list[Request]]:
+    """The engine's requests, and what makes an answer of their events."""
+    choices = job.choices(options.n)
+    requests = await engine_requests(service, fields, job, options)
+    is_verbose = service.verbose if fields.verbose is None else fields.verbose
+    native = NativeAnswers(service, choices, requests, options) if is_verbose else None
+    return Completions(shape, options, choices, service.model_name, native), requests
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
@@ -102,8 +116,8 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     prompts = await prompts_of(fields, service)
     job = Job(prompts, await compiled(service.engine, asked))
     shape = TextShape(options, tokenizer, echo=bool(fields.echo))
-    dialect = Completions(shape, options, job.choices(options.n), service.model_name)
-    return await start(service, fields, job, options, dialect)
+    dialect, requests = await answering(service, fields, job, options, shape)
+    return await submit(service, fields, requests, dialect)
 
 
 async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]:

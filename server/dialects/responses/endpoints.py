@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
-from gguf_serve.engine.request import Event, Finished, Started
+from gguf_serve.engine.request import Event, Finished, Progress, Started
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.input import (
     ALSO,
@@ -31,7 +31,14 @@ from gguf_serve.server.dialects.responses.tools import namespaced
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NAMED_SSE
 from gguf_serve.server.http.reply import Reply
-from gguf_serve.server.requests.answer import Choice, Piece, join, random_id, timings
+from gguf_serve.server.requests.answer import (
+    Choice,
+    Piece,
+    join,
+    prompt_progress,
+    random_id,
+    timings,
+)
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import Chat, read_chat
 from gguf_serve.server.requests.fields import convert, refuse
@@ -100,6 +107,8 @@ class Responses:
         pieces = self.choice.take(event)
         if type(event) is Started:
             return [self._of_response(name, "in_progress") for name in ("created", "in_progress")]
+        if type(event) is Progress:
+            return [self._progress(event)]
         events = [part for piece in pieces for part in self._piece(piece)]
         return [*events, *self._end()] if type(event) is Finished else events
 
@@ -160,6 +169,10 @@ class Responses:
         # A copy of the items: later events add to the list.
         response = self._response(status, error) | {"output": list(self._output)}
         return self._event(kind, response=response)
+
+    def _progress(self, event: Progress) -> dict[str, Any]:
+        progress = {"prompt_progress": prompt_progress(event), "timings": timings([self.choice])}
+        return self._of_response("in_progress", "in_progress") | progress
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
         assert self._open is not None

@@ -26,6 +26,7 @@ ELSEWHERE: dict[str, tuple[object, ...]] = {
     "n_cmpl": (1,),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
+    "verbose": (False,),
 }
 TRANSLATED = frozenset(
     {

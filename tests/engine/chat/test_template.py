@@ -227,5 +227,6 @@ def test_requests_with_tools_take_the_template_for_them():
 def test_template_by_name_or_text():
     assert named_template("gemma") == builtin_template("gemma")
     assert named_template(PRINT_ALL) == PRINT_ALL
+    assert named_template("This is no template, it is") == "This is no template, it is"
     with pytest.raises(ModelError, match=r"unknown chat template 'gema'; known are .*gemma, "):
         named_template("gema")

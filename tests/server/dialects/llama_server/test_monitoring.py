@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gguf_serve.engine.request import Request
 from gguf_serve.engine.stats import DiskStats, EngineStats, SlotFile, SlotState
+from gguf_serve.server.dialects.llama_server.metrics import exposition
 from gguf_serve.server.requests.service import Endpoints
 
 FRESH = SlotState(id=0, n_ctx=100, is_processing=False)
@@ -121,9 +122,18 @@ def test_metrics(serve: Any, engine: Any) -> None:
     assert samples["predicted_tokens_seconds"] == 10
     assert samples["requests_processing"] == 1
     assert samples["requests_deferred"] == 2
-    assert samples["n_tokens_max"] == 70
+    assert "llamacpp:n_tokens_max 70.0" in response.text.splitlines()
+    assert "# TYPE llamacpp:n_tokens_max counter" in response.text
     assert samples["n_busy_slots_per_decode"] == 1.5
     assert samples["kv_cache_usage_ratio"] == 0.5
+
+
+def test_gauges_of_a_model_that_sleeps_are_0() -> None:
+    awake, asleep = exposition(STATS).decode(), exposition(STATS, is_sleeping=True).decode()
+    assert "llamacpp:predicted_tokens_seconds 10.0" in awake
+    for name in ("predicted_tokens_seconds", "prompt_tokens_seconds", "requests_processing"):
+        assert f"llamacpp:{name} 0.0" in asleep
+    assert "llamacpp:prompt_tokens_total 100.0" in asleep
 
 
 def test_what_is_not_turned_on_says_how(serve: Any, engine: Any) -> None:

@@ -47,7 +47,7 @@ def test_chat(url: str, client: Any, engine: Any) -> None:
     assert answer.object == "chat.completion"
     assert re.fullmatch(r"chatcmpl-[A-Za-z0-9]{32}", answer.id)
     assert answer.model == "tiny.Q8_0.gguf"
-    assert answer.system_fingerprint.startswith("gguf-serve-")
+    assert re.match(r"b\d+-gguf-serve-", answer.system_fingerprint)
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content) == ("assistant", TEXT)
     assert choice.finish_reason == "stop"
@@ -130,6 +130,18 @@ def test_timings_per_token(serve: Any, fakes: Any) -> None:
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert "timings" not in chunks[0]
     assert [chunk["timings"]["predicted_n"] for chunk in chunks[1:]] == [1, 2, 3, 3]
+
+
+def test_verbose(serve: Any, engine: Any) -> None:
+    url = serve(engine, verbose=True) + "/v1/chat/completions"
+    body = {"messages": USER, "max_tokens": 5, "top_k": 7}
+    answer = httpx.post(url, json=body).json()["__verbose"]
+    assert (answer["prompt"], answer["content"], answer["stop_type"]) == (PROMPT, "Hello", "limit")
+    assert answer["generation_settings"]["top_k"] == 7
+    assert "__verbose" not in httpx.post(url, json=body | {"verbose": False}).json()
+    lines = httpx.post(url, json=body | {"stream": True}).text.split("\n\n")
+    (shown,) = [json.loads(line[6:])["__verbose"] for line in lines if "__verbose" in line]
+    assert (shown["content"], shown["tokens_predicted"]) == ("Hello", 5)
 
 
 def test_an_answer_without_text(serve: Any, fakes: Any) -> None:

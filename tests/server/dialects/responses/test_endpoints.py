@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from gguf_serve.engine.request import Delta, Event, Finished, Progress, Request, Started, Timings
 from gguf_serve.server.dialects.responses.input import chat_body, sealed
 
 TEXT = "Hello wörld"
@@ -69,6 +72,24 @@ def test_stream(serve: Any, fakes: Any, client: Any) -> None:
     assert events[-1].response.output_text == "ab"
     assert events[-1].response.usage.output_tokens == 2
     assert events[0].response.output == []
+
+
+def test_progress(serve: Any, fakes: Any) -> None:
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield Started(4, 1, 0)
+        yield Progress(4, 1, 1, 0.0)
+        yield Progress(4, 1, 4, 5.2)
+        yield Delta("a", (97,))
+        yield Finished("eos", Timings(predicted_n=1))
+
+    body = {"input": "hi", "stream": True, "return_progress": True}
+    text = httpx.post(serve(fakes.engine(script)) + "/v1/responses", json=body).text
+    events = [json.loads(part.partition("data: ")[2]) for part in text.split("\n\n") if part]
+    shown = [event for event in events if "prompt_progress" in event]
+    assert [event["prompt_progress"]["processed"] for event in shown] == [1, 4]
+    assert {event["type"] for event in shown} == {"response.in_progress"}
+    assert shown[0]["timings"]["cache_n"] == 1
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
 def test_stream_ends_without_done(url: str) -> None:
