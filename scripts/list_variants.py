@@ -21,10 +21,13 @@ LLAMA_KEYS = ROOT / "tests" / "engine" / "data" / "llama_keys.json"  # an entry 
 
 # What is not served, and why
 MISSING = {
-    "dflash": "drafts for another model, of the inputs of its layers",
+    "dflash": "drafts for another model, of the inputs of its layers: such files are loaded "
+    "(tested with `dflash`, `dspark` and `dspark-gemma4`; not DFlash 2's, nor those for "
+    "DeepSeek-V4), nothing drafts yet",
     "eagle3": "drafts for another model, of the inputs of its layers: such files are loaded "
-    "(`engine/architecture/drafts.py`, tested with `eagle3` and `eagle3-own`), nothing drafts yet",
-    "gemma4-assistant": "drafts for another model, of the K and V of its layers",
+    "(tested with `eagle3` and `eagle3-own`), nothing drafts yet",
+    "gemma4-assistant": "drafts for another model, of the K and V of its layers: such files are "
+    "loaded (tested with `gemma4-assistant` and `gemma4-assistant-e2b`), nothing drafts yet",
     "wavtokenizer-dec": "makes a sound of codes, not text",
 }
 # Where what is computed is not what llama.cpp computes, or not what was published

@@ -43,6 +43,8 @@ Quirk = Literal[
     "weightless_norms",  # where the file has none, before sublayers and at the end
     "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
     "states_in_attention",  # a draft's attention reads states beside embeddings
+    "keys_of_target",  # all of a draft's K and V are those of its target's last layers
+    "keys_of_states",  # a draft's K and V are made of states, but those of the block it drafts
     "layer_norm_after_heads",  # the last norm of a head of speculation is a layer norm
     "states_before_norm",  # those that heads of speculation take are from before the last norm
     "normed_embedding",  # RMS norm without weight after the embedding
@@ -178,7 +180,7 @@ class Hyperparameters:
     n_positions: int  # that the model has learned one by one; 0: any
     n_heads: tuple[int, ...]  # per layer; 0: no attention there
     n_kv: tuple[int, ...]
-    kv_layers: tuple[int, ...]  # per layer, the one whose K and V it attends to, as a rule its own
+    kv_layers: tuple[int, ...]  # per layer, whose K and V it attends to, as a rule its own
     head: int  # values of a head of Q and K
     head_v: int
     n_rot: int
@@ -225,6 +227,7 @@ class Hyperparameters:
     experts: ExpertHyperparameters
     sparsity_cutoffs: tuple[float, ...]  # per layer, of an FFN's gate (sparsify.cl); 0: none
     takes_states: bool = False  # it is a head of speculation, see heads.py
+    n_embd_target: int = 0  # values of the states that it takes and gives, if not n_embd
     normed_residual: bool = False  # a draft's begins with the state after its norm
     gives_states: bool = False  # hidden states are those that its heads take
     image_experts: bool = False  # images have weights of their own, and there may be images
@@ -257,6 +260,11 @@ class Hyperparameters:
     def attention_width(self) -> int:
         """Values that attention reads."""
         return self.n_embd * (2 if "states_in_attention" in self.arch.quirks else 1)
+
+    @property
+    def state_size(self) -> int:
+        """Values of a state, without residual streams."""
+        return self.n_embd_target or self.n_embd
 
     @property
     def states_normed(self) -> bool:

@@ -1,8 +1,11 @@
-"""A draft for another model, in a file of its own (EAGLE-3, https://arxiv.org/abs/2503.01840).
+"""A draft for another model, in a file of its own.
 
-It reads beside each token a state that is made of the inputs of some of its target's layers
-(layers/nextn.py, StateFusion), and then its own. What it has no embedding or output matrix for,
-the target has.
+It reads states that are made of the inputs of some of its target's layers (layers/nextn.py,
+StateFusion). EAGLE-3 (https://arxiv.org/abs/2503.01840) reads one beside each token, and then its
+own. DFlash (https://arxiv.org/abs/2602.06036) has keys of the states, and of a block that begins
+with the last token and goes on with masks, all of which become tokens at once. Gemma 4's assistants
+have no keys: they attend to those of their target's last layers, and read its embeddings. What a
+draft has no embedding or output matrix for, the target has.
 """
 
 from __future__ import annotations
@@ -12,25 +15,51 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
+from gguf_serve.engine.architecture.heads import of_layers
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import DRAFTS
 from gguf_serve.engine.errors import ModelError
-from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.gguf.file import FLOAT_TYPES, GGUFFile
 
 IDS = "d2t"
 LENT = ("token_embd.weight", "output.weight")  # by the target, where the draft has none
-OF_TARGET = (IDS, "fc.weight", "enc.output_norm.weight")  # not the draft's own
+TARGET_EMBEDDING = "target_embd.weight"  # of another width than the draft's
+UNSUPPORTED = {
+    "selector_hidden.weight": "DFlash 2 with a selector",
+    "output_hc_fn.weight": "a draft with several residual streams",
+}
+NORM = "enc.output_norm.weight"  # of what states are made of, or of the states
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a draft is of a token: the logistic function of weight . [state, embedding]."""
+
+    weight: npt.NDArray[np.float32]
+    bias: float
+
+    def of(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """0 to 1, of each row."""
+        found: npt.NDArray[np.float32] = 1 / (1 + np.exp(-(features @ self.weight + self.bias)))
+        return found
 
 
 @dataclass(frozen=True)
 class Draft:
     """A draft as a model. ``ids``: its tokens by the target's ids, int64 [n_vocab]; None: the
-    same."""
+    same. Of drafts of blocks: ``block``, tokens of one at most; ``mask``, the token in the places
+    of those to come; ``from_anchor``, whether the first place drafts a token, too; ``bigrams``:
+    the model that corrects logits by the token before (forward/corrections.py)."""
 
     gguf: GGUFFile
     hparams: Hyperparameters
     ids: npt.NDArray[np.int64] | None
+    block: int = 0
+    mask: int = -1
+    from_anchor: bool = False
+    bigrams: tuple[GGUFFile, Hyperparameters] | None = None
+    confidence: Confidence | None = None
 
 
 def read_draft(gguf: GGUFFile, target: GGUFFile) -> Draft:
@@ -39,14 +68,98 @@ def read_draft(gguf: GGUFFile, target: GGUFFile) -> Draft:
     arch = DRAFTS.get(gguf.architecture)
     if arch is None:
         raise ModelError(f"{gguf.path}: {gguf.architecture} is not one of {', '.join(DRAFTS)}")
+    _check_kind(gguf)
     ids = _ids(gguf)
-    own = {name: info for name, info in gguf.tensors.items() if name not in OF_TARGET}
-    view = gguf.with_tensors(own).borrowing(target, [name for name in LENT if name not in own])
+    if "keys_of_target" in arch.quirks:
+        return Draft(*_narrower(gguf, target, arch), None)
+    of_target = (IDS, "fc.weight", *([] if "keys_of_states" in arch.quirks else [NORM]))
+    own = {name: info for name, info in gguf.tensors.items() if name not in of_target}
+    view = _with_ends(gguf.with_tensors(own), target)
+    if "keys_of_states" in arch.quirks and "blk.0.attn_v.weight" not in own:
+        arch = replace(arch, quirks=arch.quirks | {"normed_values"})
     h = read_hyperparameters(view, arch)
-    return Draft(view, replace(
-        h, takes_states=True, n_vocab=h.n_vocab if ids is None else len(ids),
+    h = replace(
+        h,
+        takes_states=True,
+        n_vocab=h.n_vocab if ids is None else len(ids),
         normed_residual=bool(gguf.metadata.get(gguf.arch_key("norm_before_residual"), False)),
-    ), ids)  # fmt: skip
+    )
+    if "keys_of_states" not in arch.quirks:
+        return Draft(view, h, ids)
+    return Draft(
+        view, h, ids, gguf.get_int(gguf.arch_key("block_size")),
+        gguf.get_int("tokenizer.ggml.mask_token_id"),
+        bool(gguf.metadata.get(gguf.arch_key("sample_from_anchor"), False)),
+        _bigrams(gguf, h), _confidence(gguf),
+    )  # fmt: skip
+
+
+def _check_kind(gguf: GGUFFile) -> None:
+    """ModelError for drafts of blocks that need what is not computed here."""
+    for name, what in UNSUPPORTED.items():
+        if name in gguf.tensors:
+            raise ModelError(f"{gguf.path}: {what} ({name}) is not supported")
+
+
+def _bigrams(gguf: GGUFFile, h: Hyperparameters) -> tuple[GGUFFile, Hyperparameters] | None:
+    """The model of no layers whose logits are added to a block's."""
+    embedding, output = (gguf.tensors.get(f"markov_w{i}.weight") for i in (1, 2))
+    if embedding is None or output is None:
+        return None
+    found = {LENT[0]: embedding, LENT[1]: output}
+    if "markov_w2.scale" in gguf.tensors:
+        found["output.scale"] = gguf.tensors["markov_w2.scale"]
+    arch = Architecture(h.arch.name, needs=())
+    return gguf.with_tensors(found), replace(
+        of_layers(h, slice(0)), arch=arch, n_embd=embedding.shape[0], embedding_scale=1.0,
+        takes_states=False,
+    )  # fmt: skip
+
+
+def _confidence(gguf: GGUFFile) -> Confidence | None:
+    """None without it, too where it is quantized: it only advises."""
+    weight, bias = "conf_proj.weight", "conf_proj.bias"
+    if weight not in gguf.tensors or gguf.tensors[weight].type.name not in FLOAT_TYPES:
+        return None
+    added = float(gguf.floats(bias)[0]) if bias in gguf.tensors else 0.0
+    return Confidence(gguf.floats(weight), added)
+
+
+def lent_layers(target: Hyperparameters) -> tuple[int, int]:
+    """The layers of a target whose K and V its assistant attends to: the last one with a window,
+    and the last one without."""
+    last = {kind: target.kv_layers[i] for i, kind in enumerate(target.windowed)}
+    if len(last) < 2:
+        raise ModelError(f"{target.arch.name} has no layers both with and without a window")
+    return last[True], last[False]
+
+
+def _narrower(
+    gguf: GGUFFile, target: GGUFFile, arch: Architecture
+) -> tuple[GGUFFile, Hyperparameters]:
+    """A draft that reads embeddings and states of its target's width."""
+    lender = target.with_tensors({TARGET_EMBEDDING: target.tensors[LENT[0]]})
+    view = gguf.borrowing(lender, [TARGET_EMBEDDING])
+    no_heads = {gguf.arch_key("nextn_predict_layers"): 0}  # they are all its layers
+    h = read_hyperparameters(view.with_metadata({**view.metadata, **no_heads}), arch)
+    width = view.tensors[TARGET_EMBEDDING].shape[0]
+    return view, replace(
+        h, takes_states=True, n_embd_target=width, embedding_scale=float(np.float32(width**0.5)),
+        kv_layers=tuple(h.n_layers + (not windowed) for windowed in h.windowed),
+    )  # fmt: skip
+
+
+def _with_ends(gguf: GGUFFile, target: GGUFFile) -> GGUFFile:
+    """With the embedding and the output that it has not itself. One of them is the other where
+    they are tied, in the draft or in the target."""
+    embedding, output = LENT
+    ties = output not in target.tensors and embedding in target.tensors
+    lender = target.with_tensors(
+        target.tensors | {output: target.tensors[embedding]} if ties else target.tensors
+    )
+    has = gguf.tensors.keys()
+    names = [name for name in LENT if name not in has and not (name == output and embedding in has)]
+    return gguf.borrowing(lender, names)
 
 
 def target_layers(gguf: GGUFFile) -> tuple[int, ...]:

@@ -46,7 +46,8 @@ def read_head(gguf: GGUFFile, arch: Architecture, number: int) -> tuple[GGUFFile
     if not (arch.window_all or isinstance(pattern, np.ndarray)):
         # "Every n-th layer" does not go on in heads: they see all keys.
         h = replace(h, windowed=(False,) * h.n_layers, rope=(any(h.rope),) * h.n_layers)
-    return _as_model(gguf, layer), _of_layer(h, layer)
+    own = of_layers(h, slice(layer, layer + 1))
+    return _as_model(gguf, layer), replace(own, takes_states=True)
 
 
 def _as_model(gguf: GGUFFile, layer: int) -> GGUFFile:
@@ -66,19 +67,19 @@ def _as_model(gguf: GGUFFile, layer: int) -> GGUFFile:
     return gguf.with_tensors(found | {f"blk.0.{name}": info for name, info in own.items()})
 
 
-def _of_layer(h: Hyperparameters, layer: int) -> Hyperparameters:
-    """Those of a model that has this layer alone."""
+def of_layers(h: Hyperparameters, layers: slice) -> Hyperparameters:
+    """Those of a model that has these layers alone, and K and V of its own in each."""
 
-    def one(values: Sequence[T]) -> tuple[T, ...]:
-        return tuple(values[layer : layer + 1])
+    def some(values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(values[layers])
 
-    e, s = h.experts, h.sparsity
+    e, s, n = h.experts, h.sparsity, len(h.n_heads[layers])
     return replace(
-        h, n_layers=1, n_heads=one(h.n_heads), n_kv=one(h.n_kv), kv_layers=(0,), rope=one(h.rope),
-        windowed=one(h.windowed), compress_ratios=one(h.compress_ratios), xielu=one(h.xielu),
-        sparsity_cutoffs=one(h.sparsity_cutoffs), n_deepstack=0, takes_states=True,
+        h, n_layers=n, n_heads=some(h.n_heads), n_kv=some(h.n_kv), kv_layers=tuple(range(n)),
+        rope=some(h.rope), windowed=some(h.windowed), compress_ratios=some(h.compress_ratios),
+        xielu=some(h.xielu), sparsity_cutoffs=some(h.sparsity_cutoffs), n_deepstack=0,
         experts=replace(
-            e, used=one(e.used), limits=one(e.limits), shared_limits=one(e.shared_limits)
+            e, used=some(e.used), limits=some(e.limits), shared_limits=some(e.shared_limits)
         ),
-        sparsity=s if s is None else replace(s, layers=one(s.layers)),
+        sparsity=s if s is None else replace(s, layers=some(s.layers)),
     )  # fmt: skip

@@ -34,8 +34,8 @@ from gguf_serve.kernels.matrix.activate import Xielu
 POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
 ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 ACTIVATIONS = {
-    "gelu": "gelu", "geglu": "gelu", "silu": "silu", "swish": "silu", "swiglu": "silu",
-    "reglu": "relu",
+    "gelu": "gelu", "geglu": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu",
+    "swiglu": "silu", "reglu": "relu",
 }  # fmt: skip
 MOST_LAYERS = 4096
 SPARSITY_CUTOFF = 1.6448533535003662  # deviations above the mean, where 5 % of a normal one are

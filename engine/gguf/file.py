@@ -39,6 +39,7 @@ _FILE_TYPES = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
     38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
+FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
 _GUESSED = 1024  # a flag beside the file type
 
 
@@ -116,6 +117,15 @@ class GGUFFile:
         if not self._maps:
             raise ValueError(f"{self.path} is closed")
         return np.frombuffer(self._maps[info.part], np.uint8, info.n_bytes, info.offset)
+
+    def floats(self, name: str) -> npt.NDArray[np.float32]:
+        """A tensor of floats as a flat array; ModelError if it is of another type."""
+        kind = self.tensors[name].type.name
+        if kind not in FLOAT_TYPES:
+            raise ModelError(
+                f"{self.path}: tensor {name} is of type {kind}, expected {' or '.join(FLOAT_TYPES)}"
+            )
+        return self.data(name).view(FLOAT_TYPES[kind]).astype(np.float32)
 
     def fingerprint(self) -> str:
         """Hash of the metadata and of the beginning of every tensor: what tells models apart."""

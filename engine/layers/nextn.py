@@ -2,7 +2,7 @@
 
 A head in its model's file (DeepSeek-V3, https://arxiv.org/abs/2412.19437, section 2.2) makes one
 stream of both; EAGLE-3's attention reads both side by side, and its states are made of the inputs
-of several layers of the target.
+of several layers of the target. So are DFlash's, of which its layers have keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.drafts import target_layers
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.layers.sublayer import SublayerWeights
+from gguf_serve.engine.layers.attention.attention import ENCODED
+from gguf_serve.engine.layers.sublayer import Entry, SublayerWeights
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
@@ -77,6 +78,35 @@ class DraftAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class Projection:
+    """W [embedding, state], the entry before the layers of a draft narrower than its target."""
+
+    part: int
+    projection: Linear
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.part):
+            both = g.rows(2 * x.width)
+            embedding, state = both.split(x.width, x.width)
+            g.copy(x, embedding)
+            g.copy(given_states(g), state)
+            return g.linear(both, self.projection)
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """norm(state), the entry before the layers of a draft that have keys of it."""
+
+    part: int
+    norm: NormWeights
+
+    def __call__(self, g: Graph, x: Rows) -> Rows:
+        with g.on(self.part):
+            g.kept[ENCODED] = g.norm(given_states(g), self.norm)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
 class StateFusion:
     """A draft's states, of its target: W norm(the inputs of ``layers`` side by side)."""
 
@@ -114,8 +144,13 @@ def given_states(g: Graph) -> Rows:
     return g.given(states)
 
 
-def load_fusion(source: TensorSource, h: Hyperparameters, part: int) -> Fusion | None:
-    """None for models that are no such head; ModelError for what is missing."""
+def load_fusion(source: TensorSource, h: Hyperparameters, part: int) -> Entry | None:
+    """The entry before the layers that reads states; None for models that have none. ModelError
+    for what is missing."""
+    if "keys_of_states" in h.arch.quirks:
+        return States(part, _norm(source, h, "enc.output_norm"))
+    if "keys_of_target" in h.arch.quirks:
+        return Projection(part, source.linear("nextn.pre_projection", 2 * h.state_size))
     if not source.has(f"{PROJECTION}.weight"):
         return None
     beside = Beside(*(_norm(source, h, f"blk.0.nextn.{name}") for name in ("enorm", "hnorm")))

@@ -15,7 +15,7 @@ from gguf_serve.engine.model.decoder import Decoder, kv_shapes
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.options import DEFAULT_SLOTS, EngineOptions
-from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape
+from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.recurrent.state import SlotStates
@@ -99,12 +99,15 @@ def assemble(
     flash: bool,
     media: MediaShape | None = None,
     watched: bool = False,
+    lent: Sequence[LayerKV] = (),
 ) -> Runner:
     """A runner of the model on its devices, in the order of the weights' indices. ``watched``: it
-    notes after which layer values are not finite first."""
+    notes after which layer values are not finite first. ``lent``: the K and V of another model on
+    the same device, see Hyperparameters.kv_layers."""
     memory = allocate_memory(
-        h, weights, devices, sizes, cache, flash=flash, media=media, watched=watched
-    )
+        h, weights, devices, sizes, cache, flash=flash, media=media, watched=watched,
+        lent=lent,
+    )  # fmt: skip
     return Runner(
         memory.decoder, memory.batches, memory.pages, memory.states, weights.placement.output
     )
@@ -120,6 +123,7 @@ def allocate_memory(
     flash: bool,
     media: MediaShape | None = None,
     watched: bool = False,
+    lent: Sequence[LayerKV] = (),
 ) -> Memory:
     """All that a runner needs; on meta devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
@@ -139,6 +143,7 @@ def allocate_memory(
         places.append(Place(
             h, weights, pages, batch.inputs, device, programs, states,
             n_tokens=sizes.n_tokens, n_split=sizes.n_slots, n_ctx=sizes.n_ctx_slot, flash=flash,
+            lent=lent,
         ))  # fmt: skip
     decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs, watched=watched)
     return Memory(decoder, batches, [place.pages for place in places], states)

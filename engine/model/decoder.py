@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
-from gguf_serve.engine.layers.attention.cross_attention import ENCODED
+from gguf_serve.engine.layers.attention.attention import ENCODED
 from gguf_serve.engine.layers.ends import LOWEST_LOGIT
 from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
@@ -81,7 +81,7 @@ class Decoder:
                 np.full(self.logits.shape, LOWEST_LOGIT, np.float32),
                 wait=True,
             )
-        width = h.n_embd if h.states_normed else weights.state_width
+        width = h.state_size if h.states_normed else weights.state_width
         if weights.handover is not None:
             width = weights.handover.width
         self.hidden = empty(last.device, (n_tokens, width))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.rope import pair_components
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.recording.step import Context, StepInputs, Workspace
 from gguf_serve.kernels.attention import attention as attn
 from gguf_serve.kernels.attention.attention import Scratch
-from gguf_serve.kernels.attention.kv import KVPages
+from gguf_serve.kernels.attention.kv import KVPages, LayerKV
 from gguf_serve.kernels.attention.rope import rope_table
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -34,8 +36,10 @@ class Place:
         n_split: int,
         n_ctx: int,
         flash: bool,
+        lent: Sequence[LayerKV] = (),
     ) -> None:
-        """``n_split``: most sequences of a step of single tokens; ``flash``: fused attention."""
+        """``n_split``: most sequences of a step of single tokens; ``flash``: fused attention;
+        ``lent``: what comes after the layers' own K and V, see Hyperparameters.kv_layers."""
         self._h, self._weights = h, weights
         self.pages, self.inputs, self.device, self.programs = pages, inputs, device, programs
         workspace = self.workspace = Workspace(device, n_tokens)
@@ -52,7 +56,7 @@ class Place:
         split, plain = _scratch(h, device, pages, n_split, n_ctx, flash)
         self.tile_queries = _tile_queries(h, device, flash)
         self.context = Context(
-            h, device, workspace, inputs, states, flash, pages.layers[: h.n_layers],
+            h, device, workspace, inputs, states, flash, [*pages.layers[: h.n_layers], *lent],
             pages.layers[h.n_layers : 2 * h.n_layers], pages.layers[2 * h.n_layers :],
             {windowed: frequencies for windowed, (frequencies, _) in self._rope.items()},
             {windowed: table for windowed, (_, table) in self._rope.items()}, self._block_table,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.drafts import TARGET_EMBEDDING
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.architecture.stacks import as_layers
@@ -72,6 +73,11 @@ from gguf_serve.kernels.quantization.weights import Matrix, PackJob
 from gguf_serve.kernels.rows.norm import NormWeights
 
 EMBEDDING = "token_embd.weight"
+EMBEDDINGS = (
+    TARGET_EMBEDDING,
+    EMBEDDING,
+    "output.weight",
+)  # of which the first that there is counts
 IMAGE_IDS = slice(4, 8196)  # Chameleon's
 
 
@@ -136,7 +142,8 @@ def allocate_weights(
     sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
-    matrix = source.matrix(EMBEDDING if source.has(EMBEDDING) else "output.weight")
+    read = next((name for name in EMBEDDINGS if source.has(name)), EMBEDDING)
+    matrix = source.matrix(read)
     head_at = len(placement.parts) - 1
     per_layer = load_per_layer_embedding(source, hparams, 0)
     fusion = load_fusion(source, hparams, 0)
@@ -147,7 +154,7 @@ def allocate_weights(
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     n_streams = residuals.count if isinstance(residuals, HyperWeights) else 1
     layers = _layers(sources, hparams, placement)
-    tied = None if last is not source else matrix
+    tied = None if last is not source or read == TARGET_EMBEDDING else matrix
     if residuals is not None:
         layers = tuple(_tied(layer, residuals) for layer in layers)
         if directions:
@@ -179,7 +186,7 @@ def allocate_weights(
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         handover=handover,
-        state_width=hparams.n_embd * n_streams,
+        state_width=hparams.state_size * n_streams,
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
     )  # fmt: skip
@@ -245,12 +252,15 @@ def _output(source: TensorSource, h: Hyperparameters, embedding: Matrix | None) 
 
 
 def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
-    """What the hidden states of Sentence Transformers' models go through in the end."""
-    found = tuple(source.linear(f"dense_{i}") for i in (2, 3) if source.has(f"dense_{i}.weight"))
-    if found and (found[0].matrix.n_cols, found[-1].matrix.n_rows) != (h.n_embd, h.n_embd):
+    """What the hidden states of Sentence Transformers' models, and of drafts narrower than their
+    targets, go through in the end."""
+    names = [name for name in ("dense_2", "dense_3", "nextn.post_projection")
+             if source.has(f"{name}.weight")]  # fmt: skip
+    found = tuple(source.linear(name) for name in names)
+    if found and (found[0].matrix.n_cols, found[-1].matrix.n_rows) != (h.n_embd, h.state_size):
         raise ModelError(
-            f"dense_2 and dense_3 go from {found[0].matrix.n_cols} values to "
-            f"{found[-1].matrix.n_rows}, expected {h.n_embd} at both ends"
+            f"{' and '.join(names)} go from {found[0].matrix.n_cols} values to "
+            f"{found[-1].matrix.n_rows}, expected {h.n_embd} and {h.state_size}"
         )
     return found
 
@@ -326,6 +336,8 @@ def _layer(
     on another device it has the same norm again. Attention is where the K and V are that it reads.
     """
     b, kv_layer = f"blk.{layer}.", h.kv_layers[layer]
+    if kv_layer >= h.n_layers:  # another model's
+        kv_layer = layer
     mixer_at, ffn_at = placement.mixers[kv_layer], placement.ffns[layer]
     mixer_part, ffn_part = 2 * kv_layer + 1, 2 * layer + 2
     source, elsewhere = sources[mixer_at], sources[ffn_at]

@@ -85,9 +85,9 @@ class AttentionVerbs(Verbs):
         reads = [rows for rows in (q, k, v) if rows is not None]
         self.launch(run, reads=reads, writes=[q], mixes=stored)
 
-    def store(self, k: Rows, v: Rows, cache: Cache, style: RopeStyle) -> None:
-        """K and V of an encoder's output to the cache, for the steps of the decoder."""
-        self.rope(k, k, v, 0, cache, Rotation(style))
+    def store(self, k: Rows, v: Rows, cache: Cache, rotation: Rotation) -> None:
+        """K and V of an encoder's output, or a target's states, to the cache, for later steps."""
+        self.rope(k, k, v, 0, cache, rotation)
         self.stored.append(k)
 
     def attend(

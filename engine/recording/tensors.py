@@ -26,7 +26,6 @@ from gguf_serve.kernels.quantization.weights import (
 )
 from gguf_serve.kernels.rows.norm import NormWeights
 
-FLOAT_TYPES: dict[str, type[np.floating[Any]]] = {"F32": np.float32, "F16": np.float16}
 INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 
@@ -196,14 +195,7 @@ class TensorSource:
         """A float tensor as a flat array, or None if the file has none of that name."""
         if not self.has(name):
             return None
-        name = self._named(name)
-        kind = self._gguf.tensors[name].type.name
-        if kind not in FLOAT_TYPES:
-            raise ModelError(
-                f"{self._gguf.path}: tensor {name} is of type {kind}, expected "
-                f"{' or '.join(FLOAT_TYPES)}"
-            )
-        return self._gguf.data(name).view(FLOAT_TYPES[kind]).astype(np.float32)
+        return self._gguf.floats(self._named(name))
 
     def integers(self, name: str) -> npt.NDArray[np.int32] | None:
         """A tensor of integers as a flat array, or None if the file has none of that name."""

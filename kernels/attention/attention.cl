@@ -3,7 +3,7 @@
 // A query sees the keys of its sequence up to its own position, and with `window` > 0 only the
 // last `window` of them. BIDIRECTIONAL: it sees the keys after it too, up to tile.w, and with a
 // window those at most window / 2 away. TOGETHER: it sees the keys up to tile.w in any case.
-// AFTER: of those before it, it sees the keys from tile.w on.
+// AFTER: of those before it, it sees the keys from tile.w on, PAST: those before tile.w.
 // Keys are taken in parts of PART tokens, each with its own maximum m, sum l and weighted values
 // acc; parts are then merged from the first to the last. Single tokens (one work-item per part)
 // and prompts (a loop over parts) so do the same arithmetic.
@@ -46,6 +46,8 @@ INLINE int end_key(int pos, int window, int n_keys) {
     return window > 0 ? min(n_keys, pos + window / 2 + 1) : n_keys;
 #elif defined(TOGETHER)
     return max(pos + 1, n_keys);
+#elif defined(PAST)
+    return min(pos + 1, n_keys);
 #else
     return pos + 1;
 #endif

@@ -60,7 +60,7 @@ class Mask:
     chunked: the window is the query's own stretch of so many tokens, not the last ones.
     bidirectional: keys after the query count too; the window is half before it, half after.
     together: a query sees the keys up to tile.w in any case, those after it too.
-    after: of those before it, a query sees the keys from tile.w on.
+    after: of those before it, a query sees the keys from tile.w on, past: those before tile.w.
     slopes: float32 [heads], what a score loses per token of distance (ALiBi); biases: float32
     [heads, 2 * reach + 1], what it gains at a distance of -reach to reach, at longer ones as at
     these; sinks: float32
@@ -74,6 +74,7 @@ class Mask:
     bidirectional: bool = False
     together: bool = False
     after: bool = False
+    past: bool = False
     biases: Tensor | None = None
     slopes: Tensor | None = None
     sinks: Tensor | None = None
@@ -84,7 +85,7 @@ class Mask:
     def defines(self) -> list[str]:
         flags = {
             "SOFTCAP": self.softcap, "CHUNKED": self.chunked, "BIDIRECTIONAL": self.bidirectional,
-            "TOGETHER": self.together, "AFTER": self.after,
+            "TOGETHER": self.together, "AFTER": self.after, "PAST": self.past,
         }  # fmt: skip
         return [name for name, on in flags.items() if on]
 

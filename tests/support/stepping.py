@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.engine.architecture.arch import Quirk
-from gguf_serve.engine.architecture.drafts import read_draft
+from gguf_serve.engine.architecture.arch import Hyperparameters, Quirk
+from gguf_serve.engine.architecture.drafts import lent_layers, read_draft
 from gguf_serve.engine.architecture.heads import read_head
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.forward.batch import OutputRow
-from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.forward.corrections import Corrections
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, ring_pages
 from gguf_serve.engine.loading.control import read_directions
 from gguf_serve.engine.loading.packing import PackRun
@@ -59,12 +61,14 @@ class Stepper:
         gives_states: bool = False,
         draft: Path | None = None,
         target: Path | None = None,
+        lender: Stepper | None = None,
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first.
         ``without``: quirks of the architecture that are left out. ``head``: the head of speculation
         of that number, and not the model; ``gives_states``: hidden states are those that heads
         take, ``draft``: those that this file's model takes; ``target``: the model that this one
-        drafts for."""
+        drafts for, ``lender``: that as well, whose K and V it attends to."""
+        self.corrections: Corrections | None = None
         with ExitStack() as files:
             gguf, other = (
                 None if each is None else files.enter_context(open_gguf(each))
@@ -81,6 +85,9 @@ class Stepper:
             elif other is not None:
                 found = read_draft(gguf, other)
                 gguf, hparams = found.gguf, found.hparams
+                if found.bigrams is not None:
+                    bigrams = _small(*found.bigrams, device, programs)
+                    self.corrections = Corrections(found, bigrams)
             hparams = replace(hparams, gives_states=gives_states)
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)
@@ -94,11 +101,14 @@ class Stepper:
             )
             listed = zip(devices, jobs, strict=True)
             PackRun(gguf, [(*on, job) for on, some in listed for job in some]).run()
-        self.n_vocab = hparams.n_vocab
+        self.n_vocab, self.hparams = hparams.n_vocab, hparams
         types = CacheTypes(*cache_types)
         n_rings = ring_pages(hparams, sizes.n_slots, sizes.n_tokens, sizes.n_pages)
         sizes = replace(sizes, n_ring_pages=n_rings)
-        self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash)
+        lent = [] if lender is None else [
+            lender.runner.pages[0].layers[layer] for layer in lent_layers(lender.hparams)
+        ]  # fmt: skip
+        self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash, lent=lent)
 
     def step(
         self,
@@ -152,9 +162,28 @@ class Stepper:
         seq.n_computed += count
         return logits, self.runner.hidden(range(count))
 
+    def read_states(self, seq: RunningSequence, states: Floats) -> None:
+        """Give a draft that has keys of its target's states those of the next tokens."""
+        seq.n_encoder = seq.n_computed + len(states)
+        self.runner.forward(
+            [Chunk(seq, seq.n_computed, len(states), "none")], (), (), states=states
+        )
+        seq.n_computed, seq.n_encoder = seq.n_encoder, 0
+
     def run(self, seq: RunningSequence, counts: Iterable[int]) -> Floats:
         """The logits of one sequence, in steps of so many tokens."""
         return np.concatenate([self.step((seq, count))[0] for count in counts])
+
+
+def _small(gguf: GGUFFile, hparams: Hyperparameters, device: Device, programs: Programs) -> Runner:
+    """A model on one device, for one token at a time."""
+    placement = on_one_device(hparams.n_layers)
+    weights, (jobs,) = allocate_weights(gguf, hparams, [device], placement)
+    PackRun(gguf, [(device, programs, job) for job in jobs]).run()
+    sizes = Sizes(n_pages=1, n_slots=1, n_ctx_slot=32, n_tokens=1, n_batch=1, n_outputs=1)
+    return assemble(
+        hparams, weights, [(device, programs)], sizes, CacheTypes("f32", "f32"), flash=True
+    )
 
 
 def sequence(tokens: Iterable[int], slot: int, table: list[int]) -> RunningSequence:

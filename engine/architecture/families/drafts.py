@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
-from gguf_serve.engine.architecture.keys import may, must
-from gguf_serve.engine.architecture.needs import DECODER, GLU, OUTPUT, needs
+from gguf_serve.engine.architecture.keys import REQUIRED, Always, may, must, window
+from gguf_serve.engine.architecture.needs import (
+    DECODER,
+    ENCODER_OUTPUT_NORM,
+    ENDS,
+    GLU,
+    NORMS,
+    OUTPUT,
+    OUTPUT_NORM,
+    POST_NORMS,
+    QK_NORM,
+    needs,
+)
 
 ROWS = (
+    Architecture("dflash", ENCODER_OUTPUT_NORM + OUTPUT_NORM + NORMS + QK_NORM + needs("attention",
+                 "attn_q", "attn_k", "attn_output") + GLU,
+                 keys=must("target_layers") | window(0) | may("attention.scale",
+                 "attention.value_scale", "embedding_scale", "hidden_activation"),
+                 positions="neox", quirks={"keys_of_states", "scaled_layers"}),
     Architecture("eagle3", DECODER + needs("layer", "attn_norm_2") + GLU + OUTPUT,
                  keys=must("target_layers", "target_hidden_size") |
                  may("norm_before_fc", "norm_before_residual"),
                  quirks={"states_before_norm", "states_in_attention"}),
+    Architecture("gemma4-assistant", ENDS + NORMS + POST_NORMS + GLU + needs("model", "rope_freqs",
+                 "nextn.pre_projection", "nextn.post_projection") + needs("attention", "attn_q",
+                 "attn_q_norm", "attn_output") + needs("layer", "layer_output_scale"),
+                 keys=window(REQUIRED, REQUIRED, base=10000.0) |
+                 {"attention.scale": Always(1.0)},
+                 positions="neox", window_rope_scaled=False, activation="gelu",
+                 quirks={"keys_of_target", "rope_factors_outside_windows", "scaled_layers"}),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.rows.norm import NormWeights
 
 DISTANCE = 128  # from where on all share a bucket
+# The name, among what is kept for later entries, of what steps that encode have K and V of
+ENCODED = "encoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class AttentionWeights:
     sinks: Tensor | None
     indexer: IndexerWeights | None = None
     biases: Tensor | None = None  # by distance, see Mask
+    of_states: tuple[Linear, ...] = ()  # K and V of a target's states, by the matrices of qkv
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return attention(g, x, self, layer)
@@ -57,8 +61,9 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
     output = source.linear(f"{b}attn_output", h.n_heads[layer] * h.head_sizes(layer).v)
     q_norm, k_norm = (source.table(f"{b}attn_{x}_norm.weight") for x in "qk")
     whole = _whole(source, h, layer, q_norm, k_norm)
+    of_states = source.stacked(kv) if "keys_of_states" in h.arch.quirks else ()
     return AttentionWeights(
-        qkv=source.stacked([*q, *kv]),
+        qkv=_qkv_apart(source, q, of_states) if of_states else source.stacked([*q, *kv]),
         output=output,
         qk_norms_by_head=(None, None)
         if whole is not None
@@ -70,7 +75,13 @@ def load_attention(source: TensorSource, h: Hyperparameters, layer: int) -> Atte
         sinks=source.vector(f"{b}attn_sinks.weight"),
         indexer=load_indexer(source, h, layer),
         biases=load_biases(source, h, layer),
+        of_states=of_states,
     )
+
+
+def _qkv_apart(source: TensorSource, q: Sequence[Part], kv: Sequence[Linear]) -> tuple[Linear, ...]:
+    n_q = sum(part.n_rows for part in q)
+    return (*source.stacked(q), *(replace(each, offset=n_q + each.offset) for each in kv))
 
 
 def _qkv_parts(
@@ -138,6 +149,9 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     for rows, weights in zip((q, *kv[:1]), w.qk_norms_whole or (), strict=False):
         g.normalize(rows, weights)
     k, v = (kv[0], kv[-1]) if kv else (None, None)
+    if w.of_states:
+        _, *of_states = _split(h, g.linear(g.kept[ENCODED], w.of_states), layer, n_q=0)
+        g.store(of_states[0], of_states[-1], cache, _rotation(g, w, layer))
     g.rope(q, k, v, n_heads, cache, _rotation(g, w, layer))
     index(g, x, x, w.indexer, layer, cache.table)
     selected = None if w.indexer is None else g.kept.get(SELECTION)
@@ -149,10 +163,11 @@ def attention(g: Graph, x: Rows, w: AttentionWeights, layer: int) -> Rows:
     return g.linear(y, w.output, scale=h.residual_scale * h.value_scale)
 
 
-def _split(h: Hyperparameters, qkv: Rows, layer: int) -> list[Rows]:
-    """Q, and what there is of K and V."""
+def _split(h: Hyperparameters, qkv: Rows, layer: int, n_q: int | None = None) -> list[Rows]:
+    """Q, and what there is of K and V; ``n_q``: heads of Q, if not all."""
     n_kv, size = h.n_kv[layer], h.head_sizes(layer)
-    parts = qkv.split(h.n_heads[layer] * size.qk, n_kv * size.qk, n_kv * size.v)
+    n_q = h.n_heads[layer] if n_q is None else n_q
+    parts = qkv.split(n_q * size.qk, n_kv * size.qk, n_kv * size.v)
     return [rows for rows in parts if rows.at < qkv.width]
 
 
@@ -182,7 +197,8 @@ def _mask(g: Graph, w: AttentionWeights, layer: int) -> Mask:
     return Mask(
         h.window if h.windowed[layer] else 0, h.attention_softcap,
         chunked="chunked_windows" in h.arch.quirks, bidirectional=both_ways,
-        together=c.inputs.together and (h.windowed[layer] or not in_windows),
+        past="keys_of_target" in h.arch.quirks,
+        together=bool(w.of_states) or (c.inputs.together and (h.windowed[layer] or not in_windows)),
         after=h.n_encoder > 0 and not both_ways, sinks=w.sinks, biases=w.biases,
         by_head=h.sparsity is not None and h.sparsity.by_head,
         slopes=None if slopes is None else upload(c.device, slopes),

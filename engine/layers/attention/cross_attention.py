@@ -10,16 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.layers.attention.attention import ENCODED
 from gguf_serve.engine.layers.sublayer import EMBEDDING
-from gguf_serve.engine.recording.attention_verbs import Cache
+from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import RopeStyle
 from gguf_serve.kernels.rows.norm import NormWeights
-
-ENCODED = "encoded"  # the name of the encoder's output among what is kept for later entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,6 @@ def cross_attention(g: Graph, x: Rows, w: CrossAttentionWeights, layer: int) -> 
     h, cache = g.h, Cache.of_layer(g.context, layer)
     kv = g.linear(g.kept[ENCODED], w.kv)
     k, v = kv.split(h.n_kv[layer] * h.head, h.n_kv[layer] * h.head_v)
-    g.store(k, v, cache, RopeStyle(h.n_rot, h.neox))
+    g.store(k, v, cache, Rotation(RopeStyle(h.n_rot, h.neox)))
     y = g.attend(g.linear(x, w.q), h.n_heads[layer], cache, Mask(bidirectional=True))
     return g.output(y, w.output)

@@ -52,6 +52,59 @@ def test_eagle3(device: Device, programs: Programs, conformance_model: Build, na
     assert nmse(np.concatenate(pieces), found["logits"]) <= FLOAT_NMSE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dflash", "dspark", "dspark-gemma4"])
+def test_dflash(device: Device, programs: Programs, conformance_model: Build, name: str) -> None:
+    """The keys of its target's states, at once and in pieces, and a block; then the same block
+    after keys of tokens that a block before it had in their places."""
+    path, found = conformance_model(name), arrays(name)
+    target = conformance_model(read_spec(name)["target"])
+    tokens, block = found["tokens"].tolist(), found["block_tokens"].tolist()
+    model = Stepper(target, device, programs, draft=path)
+    logits, states = model.with_states(sequence(tokens, 1, TABLE), len(tokens))
+    assert nmse(logits[-1], found["target_last"]) <= FLOAT_NMSE
+    assert logits[-1].argmax() == block[0]
+    drafter = Stepper(path, device, programs, target=target)
+    for slot, counts in ((1, [len(tokens)]), (2, [7, 1, 40, len(tokens) - 48])):
+        seq = sequence([*tokens, *block], slot, TABLE)
+        for count in counts:
+            drafter.read_states(seq, states[seq.n_computed :][:count])
+        rows, own = drafter.with_states(seq, len(block))
+        if drafter.corrections is not None:
+            corrected = drafter.corrections.correct(block[0], rows, own)
+            rows = corrected.logits
+            assert corrected.confidence is not None
+            n_bare = len(block) - len(corrected.tokens)
+            assert corrected.tokens == found["draft_tokens"].tolist()[1:]
+            assert np.allclose(corrected.confidence[n_bare:], found["confidence"][n_bare:])
+        assert nmse(rows, found["draft_logits"]) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma4-assistant", "gemma4-assistant-e2b"])
+def test_assistants(
+    device: Device, programs: Programs, conformance_model: Build, name: str
+) -> None:
+    """The states of their target, and drafting with its keys at one position."""
+    path, found = conformance_model(name), arrays(name)
+    target = conformance_model(read_spec(name)["target"])
+    tokens, draft = found["tokens"].tolist(), found["draft_tokens"].tolist()
+    model = Stepper(target, device, programs, gives_states=True)
+    logits, states = model.with_states(sequence(tokens, 1, TABLE), len(tokens))
+    assert nmse(logits, found["target_logits"]) <= FLOAT_NMSE
+    assert nmse(states[-1:], found["hidden"]) <= FLOAT_NMSE
+    drafter = Stepper(path, device, programs, target=target, lender=model)
+    rows, own, state = [], [], states[-1:]
+    for token in draft[:-1]:
+        seq = sequence([*tokens, token], 1, TABLE)
+        seq.n_computed = seq.n_encoder = len(tokens)
+        logits, state = drafter.with_states(seq, 1, state)
+        rows.append(logits[0])
+        own.append(state[0])
+    assert nmse(np.array(rows), found["draft_logits"]) <= FLOAT_NMSE
+    assert nmse(np.array(own), found["draft_hidden"]) <= FLOAT_NMSE
+
+
 def test_it_is_not_served_by_itself() -> None:
     with pytest.raises(ModelError, match="eagle3 drafts for another model"):
         find_architecture("eagle3")
@@ -60,6 +113,6 @@ def test_it_is_not_served_by_itself() -> None:
 def test_another_model_is_no_draft(conformance_model: Build) -> None:
     with (
         open_gguf(conformance_model("llama-dense")) as gguf,
-        pytest.raises(ModelError, match="llama is not one of eagle3"),
+        pytest.raises(ModelError, match="llama is not one of dflash, eagle3, gemma4-assistant"),
     ):
         read_draft(gguf, gguf)
