@@ -45,6 +45,7 @@ from gguf_serve.engine.serving.mailbox import (
 from gguf_serve.engine.serving.media_turns import MediaTurns
 from gguf_serve.engine.serving.slots import Slots
 from gguf_serve.engine.serving.streams import Streams
+from gguf_serve.engine.speculation.model_drafter import ModelDrafter
 from gguf_serve.engine.speculation.speculation import Speculation
 from gguf_serve.engine.stats import (
     Counters,
@@ -86,6 +87,7 @@ class Engine:
         info: ModelInfo,
         media: Media | None = None,
         disk: DiskOptions | None = None,
+        drafter: ModelDrafter | None = None,
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
@@ -102,9 +104,11 @@ class Engine:
             self._mailbox.notify,
         )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
-        self._speculation = Speculation(scheduler, runner.exact_tokens)
+        self._speculation = Speculation(scheduler, runner.exact_tokens, drafter)
         self._waiting = WaitingRows(self._mailbox.wake)
-        self._admission = Admission(scheduler, tokenizer, info, self._grammars, self._outbox)
+        self._admission = Admission(
+            scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model
+        )
         encode = self._admission.encode_plain
         self._soundness = Soundness(scheduler, info, encode, self.submit, self._forget)
         self._streams = Streams(scheduler, runner, self._counters, self._soundness, self._keep)
@@ -200,6 +204,7 @@ class Engine:
         self._slots.release()
         if self._disk is not None:
             self._disk.release()
+        self._speculation.release()
         del self._runner, self._streams, self._delivery, self._media_turns
 
     # The engine's thread
@@ -263,6 +268,8 @@ class Engine:
             match message:
                 case Submitted(stream):
                     self._streams.add(stream)
+                    if stream.seq.n_resumed:
+                        self._delivery.end_if_due(stream)
                     if self._disk is not None:
                         self._disk.admit(stream.seq)
                 case Cancelled(stream) if stream in self._streams:
@@ -279,7 +286,8 @@ class Engine:
             with self._mailbox.wake:
                 if self._mailbox.wake.wait_for(self._has_work, pause):
                     return
-            pause = self._runner.use_pause()
+            pauses = self._runner.use_pause(), self._speculation.use_pause()
+            pause = min((each for each in pauses if each is not None), default=None)
 
     def _has_work(self) -> bool:
         return bool(self._streams or self._slots.has_tasks) or self._has_news()
@@ -318,6 +326,7 @@ class Engine:
         began = time.perf_counter()
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
+        self._speculation.begin(plan)
         patience = self._pace.patience(is_alone=len(self._streams) == 1)
         logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush, patience)
         if not plan.chunks:  # copies for one that waits for an image

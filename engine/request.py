@@ -106,6 +106,28 @@ class Ranking:
 Wanted = Generation | Scoring | Embedding | Ranking
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a completion stands after a token, beside what its tokens tell."""
+
+    n_draws: int = 0  # random numbers drawn so far
+    learned: tuple[float, ...] = ()  # by samplers with a feedback
+    n_forced: int = 0  # tokens that must come next, to close the reasoning
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A completion that another engine has begun: what of it has been delivered.
+
+    The same model computes the prompt and ``tokens``, as many as came with ``Delta`` events, and
+    goes on after ``mark``, that of the last of them; their text had ``n_characters``.
+    """
+
+    tokens: tuple[int, ...]
+    n_characters: int
+    mark: Mark
+
+
 def vectors_by(pooling: Pooling) -> Embedding | Ranking:
     """What is wanted where a file or an option names a pooling."""
     return Ranking() if pooling == "rank" else Embedding(pooling)
@@ -148,6 +170,8 @@ class Request:
     wants: Wanted = field(default_factory=Generation)
     prediction: tuple[int, ...] = ()  # tokens that the client expects to be generated
     drafts: DraftLimits = field(default_factory=DraftLimits)
+    marks: bool = False  # each Delta says where it stands, so that the rest can be had elsewhere
+    resume: Resume | None = None
     id_slot: int = -1  # -1: any slot; llama-server's meaning otherwise (modulo, waits if busy)
 
     @property
@@ -221,12 +245,14 @@ class Delta:
 
     ``text`` may be empty (held back as a possible stop string or half a character) and
     then comes with a later delta; ``tokens`` are those generated since the last delta.
-    ``scores`` parallels ``tokens`` if the request asked for n_probs, else it is empty.
+    ``scores`` parallels ``tokens`` if the request asked for n_probs, else it is empty; ``mark``
+    is that of the last of ``tokens``, where the request asked for marks.
     """
 
     text: str
     tokens: tuple[int, ...]
     scores: tuple[TokenScore, ...] = ()
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +269,10 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Counts and milliseconds, as llama-server's ``timings`` object needs them."""
+    """Counts and milliseconds, as llama-server's ``timings`` object needs them.
+
+    Of a completion that was begun elsewhere, those of this part of it.
+    """
 
     cache_n: int = 0
     prompt_n: int = 0  # tokens processed, cached ones not counted

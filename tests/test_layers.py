@@ -24,7 +24,7 @@ ROOMS = {
     "kernels": "opencl quantization rows matrix attention recurrent profile",
     "engine": "errors ahead option option_values child held disk_cache gguf text media grammar "
     "sampling_params speculation_options request options chat architecture recording layers "
-    "encoders model scheduling speculation forward sampling loading completion stats serving "
+    "encoders model scheduling forward speculation sampling loading completion stats serving "
     "engine",
     "server": "version options account errors interface http requests dialects page openapi idle "
     "app demo configure sources sockets logs summary doctor launch compile_only "

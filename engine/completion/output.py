@@ -101,6 +101,25 @@ class Output:
         stopped = self._cut_at_stop()
         return self._send(len(self._held), all_tokens=not stopped)
 
+    def resume(self, tokens: Iterable[int], n_characters: int) -> str:
+        """Go on after tokens that have been delivered, with so many characters; their text.
+
+        Nothing of them is sent again. Raises ValueError for tokens after the end, and for another
+        number of characters than they can have.
+        """
+        text = "".join(delta.text for token in tokens if (delta := self.push(token)))
+        self._waiting.clear()
+        # What a later token has decided is no stop string was delivered, too.
+        n_more = n_characters - self._n_sent
+        if not 0 <= n_more <= len(self._held):
+            raise ValueError(
+                f"{n_characters} characters were delivered, but these tokens have from "
+                f"{self._n_sent} to {self._n_sent + len(self._held)}"
+            )
+        text, self._held = text + self._held[:n_more], self._held[n_more:]
+        self._n_sent += n_more
+        return text
+
     def _cut_at_stop(self) -> bool:
         """Whether a stop string is complete; then drop what follows, and it if it is not wanted.
 

@@ -48,6 +48,17 @@ class BudgetWatch:
             self._left -= self._left > 0
             self._force_if_used_up()
 
+    @property
+    def n_forced(self) -> int:
+        """How many tokens must come now."""
+        return len(self._queue)
+
+    def resume(self, n_forced: int) -> None:
+        """Go on where so many of the forced tokens were still to come; the others are accepted."""
+        self._queue = deque(self._forced[len(self._forced) - n_forced :])
+        if n_forced:
+            self.is_open, self._tail = False, b""
+
     def end(self) -> bool:
         """Close the reasoning as soon as a character is whole; False if it is not open."""
         if self.is_open:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,19 +16,23 @@ from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import Output
 from gguf_serve.engine.completion.pooling import Pool
 from gguf_serve.engine.completion.reasoning import BudgetWatch
+from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.forward.batch import TokenMask
 from gguf_serve.engine.forward.runner import RowLogits
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import (
+    Delta,
     Drafts,
     Embedded,
     Embedding,
     Event,
     Failed,
     Finished,
+    Mark,
     Progress,
     PromptScored,
     Request,
+    Resume,
     Scoring,
     Started,
     Timings,
@@ -78,6 +83,7 @@ class Stream:
         self.seq, self._sampler, self._output = seq, sampler, output
         self._outbox = outbox
         self._guide = guide
+        self._marks: deque[Mark] = deque()  # of the tokens that are not sent
         budget = seq.request.reasoning
         self._budget = None if budget is None else BudgetWatch(budget, tokenizer.piece)
         self._tokenizer, self._on_event = tokenizer, on_event
@@ -142,6 +148,21 @@ class Stream:
             self.proposals.accept()
         return True
 
+    def resume(self, resume: Resume) -> None:
+        """Go on where another engine was. RequestError where it cannot have been there."""
+        try:
+            for token in resume.tokens:
+                self._accept(token)
+                if self._budget is not None:
+                    self._budget.accept(token)
+            text = self._output.resume(resume.tokens, resume.n_characters)
+        except ValueError as error:
+            raise RequestError(f"resume: {error}") from None
+        self.has_new_line = "\n" in text
+        self._sampler.resume(resume.mark.n_draws, resume.mark.learned)
+        if self._budget is not None:
+            self._budget.resume(resume.mark.n_forced)
+
     def start(self) -> float:
         """The request has its slot; returns the seconds that it waited for it."""
         self._started_at = time.perf_counter()
@@ -190,19 +211,33 @@ class Stream:
         sampled = self._sampler.sample(candidates, n_probs=n_probs)
         if self._budget is not None:
             sampled = self._within_budget(sampled, self._budget)
-        self._sampler.accept(sampled.token)
-        if self._guide is not None:
-            self._guide.accept(sampled.token)
-        if self.proposals is not None:
-            self.proposals.note(sampled.token)
+        self._accept(sampled.token)
+        if self.request.marks:
+            n_forced = 0 if self._budget is None else self._budget.n_forced
+            self._marks.append(Mark(self._sampler.n_draws, self._sampler.learned, n_forced))
         self._last_at = time.perf_counter()
         self._first_at = self._first_at or self._last_at
         score = self._sampled_score(sampled, logits) if self.request.n_probs else None
         delta = self._output.push(sampled.token, score)
         if delta is not None:
             self.has_new_line = self.has_new_line or "\n" in delta.text
-            self._emit(delta)
+            self._emit(self._marked(delta))
         return sampled.token
+
+    def _accept(self, token: int) -> None:
+        """A token has been chosen: for all that looks at the tokens so far."""
+        self._sampler.accept(token)
+        if self._guide is not None:
+            self._guide.accept(token)
+        if self.proposals is not None:
+            self.proposals.note(token)
+
+    def _marked(self, delta: Delta) -> Delta:
+        """With where its last token leaves the completion, where that was asked for."""
+        if not self._marks or not delta.tokens:
+            return delta
+        marks = [self._marks.popleft() for _ in delta.tokens]
+        return replace(delta, mark=marks[-1])
 
     def draw(self, logits: RowLogits) -> int:
         """Choose a token for a mask; others may take its place."""
@@ -264,7 +299,7 @@ class Stream:
             return
         delta = self._output.finish()
         if delta is not None and reason != "cancelled":
-            self._emit(delta)
+            self._emit(self._marked(delta))
         self._end(Finished(reason, self.timings(), self._output.stopping_word, truncated))
 
     def fail(self, message: str, by_request: bool = False) -> None:
@@ -295,7 +330,7 @@ class Stream:
             cache_n=self.seq.n_cached,
             prompt_n=self.seq.n_prompt - self.seq.n_cached,
             prompt_ms=(first - started) * 1e3 if started else 0.0,
-            predicted_n=self.seq.n_generated,
+            predicted_n=self.seq.n_generated - self.seq.n_resumed,
             predicted_ms=(self._last_at - self._first_at) * 1e3,
             drafts=Drafts() if self.proposals is None else self.proposals.counts.drafts,
         )

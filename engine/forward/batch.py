@@ -331,6 +331,8 @@ class Batch:
             return self._fill_run(chunk, n, at, tile, range(chunk.start, end), seen)
         start = chunk.start
         for span, _ in chunk.seq.media_between(start, end):
+            if not span.together:
+                continue
             at = self._fill_run(chunk, n, at, tile, range(start, span.start), 0)
             at = self._fill_run(chunk, n, at, tile, range(span.start, span.end), span.end)
             start = span.end

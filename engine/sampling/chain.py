@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.sampling import candidates as filters
 from gguf_serve.engine.sampling.candidates import LEAST_TEMPERATURE, Filter
-from gguf_serve.engine.sampling.feedback import AdaptiveP, Mirostat
+from gguf_serve.engine.sampling.feedback import AdaptiveP, Learner, Mirostat
 from gguf_serve.engine.sampling_params import SamplingParams, parse_samplers
 
 
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
     step: Filter
     kind: Literal["adjust", "scale", "first", "near", "rest", "other"]
     keeps: int = 0
-    observe: Callable[[int, float], None] | None = None  # takes the drawn token, its probability
+    learner: Learner | None = None
 
 
 def repeats_cost(params: SamplingParams) -> bool:
@@ -78,7 +78,7 @@ def build(
         else:
             stages += _STAGES[name](params)
     # It draws, in llama.cpp: whatever the order, it is the last.
-    stages.sort(key=lambda stage: stage.observe is not None)
+    stages.sort(key=lambda stage: stage.learner is not None)
     return _shortened(stages)
 
 
@@ -129,14 +129,14 @@ def _mirostat(params: SamplingParams, n_vocab: int) -> list[Stage]:
     if t < LEAST_TEMPERATURE:
         return scale
     made = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)
-    return [*scale, Stage(made.cut, "other", observe=made.observe)]
+    return [*scale, Stage(made.cut, "other", learner=made)]
 
 
 def _adaptive_p(params: SamplingParams) -> list[Stage]:
     if params.adaptive_target < 0.0:
         return []
     made = AdaptiveP(params.adaptive_target, params.adaptive_decay)
-    return [Stage(made, "other", observe=made.observe)]
+    return [Stage(made, "other", learner=made)]
 
 
 def _temperature(params: SamplingParams) -> list[Stage]:

@@ -1,16 +1,32 @@
 """Samplers that learn from the tokens they have drawn: Mirostat and adaptive-p.
 
-Each is a step of the chain with a state, and takes note of every drawn token (``observe``).
+Each is a step of the chain, and a Learner.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_serve.engine.sampling.candidates import Filter, Floats, Pool, Ranking, Tokens
+
+
+class Learner(Protocol):
+    """What takes note of every drawn token, and the numbers in which it does."""
+
+    @property
+    def learned(self) -> tuple[float, ...]: ...
+
+    def observe(self, token: int, prob: float) -> None:
+        """Learn from the drawn token and its probability among those kept."""
+        ...
+
+    def resume(self, learned: tuple[float, ...]) -> None:
+        """Go on where ``learned`` was what it is now."""
+        ...
 
 
 class Mirostat:
@@ -29,8 +45,14 @@ class Mirostat:
         self._n_vocab = n_vocab
         self.mu = 2.0 * tau  # bits; the feedback's state
 
+    @property
+    def learned(self) -> tuple[float, ...]:
+        return (self.mu,)
+
+    def resume(self, learned: tuple[float, ...]) -> None:
+        (self.mu,) = learned
+
     def observe(self, token: int, prob: float) -> None:
-        """Take note of the drawn token's probability among those kept."""
         self.mu -= self._eta * (-math.log2(max(prob, math.ulp(0.0))) - self._tau)
 
     def _cut_1(self, tokens: Tokens) -> Ranking:
@@ -85,8 +107,15 @@ class AdaptiveP:
         logits = self._PEAK - self._SHARPNESS * distance**2 / (1.0 + distance)
         return Pool(pool.ids, np.where(pool.logits == -math.inf, -math.inf, logits))
 
+    @property
+    def learned(self) -> tuple[float, ...]:
+        return self._sum, self._total
+
+    def resume(self, learned: tuple[float, ...]) -> None:
+        self._sum, self._total = learned
+
     def observe(self, token: int, prob: float) -> None:
-        """Take note of the probability that the drawn token had before."""
+        """What counts is the probability that the token had before this step."""
         assert self._before is not None
         ids, probs = self._before
         self._sum = float(probs[ids == token][0]) + self._decay * self._sum

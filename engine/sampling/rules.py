@@ -30,13 +30,20 @@ class Bans:
                 self._last.setdefault(word[-2], []).append(word)
                 longest = max(longest, len(word))
         self._written: deque[int] = deque(maxlen=longest - 1)
+        self._banned: set[int] | None = None  # next; None: not known yet
 
     def accept(self, token: int) -> None:
         self._n_left -= 1
         self._written.append(token)
+        self._banned = None
 
     def touched(self) -> Collection[int]:
         """The tokens that may not come next."""
+        if self._banned is None:
+            self._banned = self._find()
+        return self._banned
+
+    def _find(self) -> set[int]:
         banned = self._always | self._ends if self._n_left > 0 else set(self._always)
         if self._written:
             written = tuple(self._written)

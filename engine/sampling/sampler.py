@@ -74,6 +74,24 @@ class Sampled(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()  # (id, probability), none of probability 0
 
 
+class Uniform:
+    """Random numbers of [0, 1), and how many there were."""
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.PCG64(seed)
+        self._random = np.random.Generator(self._bits).random
+        self.n_drawn = 0
+
+    def __call__(self) -> float:
+        self.n_drawn += 1
+        return self._random()
+
+    def skip(self, n: int) -> None:
+        """As if they had been drawn; each takes one step of the generator."""
+        self._bits.advance(n)
+        self.n_drawn += n
+
+
 class Sampler:
     """The sampler of one request: its chain of steps, its random numbers, its history.
 
@@ -98,7 +116,7 @@ class Sampler:
         params.check()
         self._n_vocab = n_vocab
         self.seed = params.seed if params.seed >= 0 else secrets.randbits(32)
-        self._uniform = np.random.Generator(np.random.PCG64(self.seed)).random
+        self._uniform = Uniform(self.seed)
         self._bias = _biases(params, n_vocab, eog_ids)
         self._biased = np.array(list(self._bias), np.intp)
         self._biases = np.array(list(self._bias.values()))
@@ -118,7 +136,7 @@ class Sampler:
             n_vocab=n_vocab,
         )
         self._steps = [stage.step for stage in stages]
-        self._observers = [stage.observe for stage in stages if stage.observe is not None]
+        self._learners = [stage.learner for stage in stages if stage.learner is not None]
         before: list[Filter] = [self._add_bias] if self._bias else []
         before += [banned] if banned is not None else []
         before += [only(rules.allowed)] if rules.allowed else []
@@ -151,8 +169,8 @@ class Sampler:
         for step in self._steps:
             tokens = step(tokens)
         sampled = self._draw(tokens, n_probs)
-        for observe in self._observers:
-            observe(sampled.token, sampled.prob)
+        for learner in self._learners:
+            learner.observe(sampled.token, sampled.prob)
         return sampled
 
     def accept(self, token: int) -> None:
@@ -160,6 +178,29 @@ class Sampler:
         for history in self._histories:
             history.accept(token)
         self._is_stale = self.needs_change
+
+    @property
+    def n_draws(self) -> int:
+        return self._uniform.n_drawn
+
+    @property
+    def learned(self) -> tuple[float, ...]:
+        """What ``resume`` takes, beside the number of draws."""
+        return tuple(value for learner in self._learners for value in learner.learned)
+
+    def resume(self, n_draws: int, learned: Sequence[float]) -> None:
+        """Go on where another sampler of these parameters was, whose tokens are accepted."""
+        if len(learned) != len(self.learned):
+            raise RequestError(
+                f"resume: {len(learned)} values were learned, these samplers learn "
+                f"{len(self.learned)}"
+            )
+        self._uniform.skip(n_draws)
+        at = 0
+        for learner in self._learners:
+            n = len(learner.learned)
+            learner.resume(tuple(learned[at : at + n]))
+            at += n
 
     def _add_bias(self, tokens: Tokens) -> Tokens:
         if isinstance(tokens, Pool) and tokens.whole:  # then there may be many biases

@@ -84,6 +84,7 @@ class PageCache:
         self.page_size = page_size
         self._free = list(range(n_pages - 1, -1, -1))
         self._refs = [0] * n_pages
+        self.n_uses = [0] * n_pages  # how often each has been given away, for new content
         self._nodes: list[_Node | None] = [None] * n_pages  # by page
         # Pages in the tree that nobody references, oldest first. A page is referenced as
         # long as one below it is, and released after it: so the first has no children.
@@ -380,6 +381,7 @@ class PageCache:
         """A page with one reference; there must be one available."""
         page = self._free.pop() if self._free else self._evict()
         self._refs[page] = 1
+        self.n_uses[page] += 1
         return page
 
     def _evict(self) -> int:

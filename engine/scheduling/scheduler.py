@@ -189,22 +189,30 @@ class Scheduler:
             return 0
         return min(self.max_tokens, self.max_outputs) - len(plan.chunks)
 
-    def draft(self, plan: Plan, i: int, tokens: PlainSequence[int]) -> int:
-        """Have chunk ``i`` of a plan guess these tokens, or as many as there is room for; how many.
+    def reserve(self, plan: Plan, i: int, n_tokens: int) -> int:
+        """Have pages for so many tokens after those of chunk ``i`` of a plan, or for as many as
+        there is room for; how many.
 
-        Nobody pauses for the pages of a draft: one is left for each that runs. What is rejected
-        later is not seen by the cache, and overwritten by the tokens that come instead.
+        Nobody pauses for the pages of a draft: one is left for each that runs.
         """
         chunk = plan.chunks[i]
         seq, mark = chunk.seq, self._next_mark(chunk.seq, chunk.start)
-        n = min(len(tokens), self.n_ctx - len(seq.tokens))
+        n = min(n_tokens, self.n_ctx - len(seq.tokens))
         if mark is not None:  # a checkpoint is of this position
             n = min(n, max(mark - chunk.end, 0))
         n_pages = len(seq.table) + max(self.cache.n_available - len(self.running), 0)
         n = min(n, n_pages * self.cache.page_size - len(seq.tokens))
-        if n < 1 or not self.cache.extend(seq, len(seq.tokens) + n):
-            return 0
-        plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
+        return n if n > 0 and self.cache.extend(seq, len(seq.tokens) + n) else 0
+
+    def draft(self, plan: Plan, i: int, tokens: PlainSequence[int]) -> int:
+        """Have chunk ``i`` of a plan guess these tokens, or as many as there is room for; how many.
+
+        What is rejected later is not seen by the cache, and overwritten by the tokens that come
+        instead.
+        """
+        n, chunk = self.reserve(plan, i, len(tokens)), plan.chunks[i]
+        if n:
+            plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
         return n
 
     def accept(self, seq: Sequence) -> None:
@@ -223,6 +231,19 @@ class Scheduler:
             seq.tokens[position] = token
         seq.masks = [position for position in seq.masks if position not in tokens]
         seq.n_computed = 0
+
+    def resume(self, seq: Sequence, tokens: PlainSequence[int]) -> None:
+        """Have a new sequence begin after tokens that another engine has generated.
+
+        Raises ContextOverflowError where they do not fit and contexts do not shift.
+        """
+        for token in tokens:
+            seq.tokens.append(token)
+            if self.is_full(seq) and self.shifts(seq):
+                self._drop(seq)
+        if len(seq.tokens) > self.n_ctx:
+            raise ContextOverflowError(len(seq.tokens), self.n_ctx)
+        seq.n_resumed = len(tokens)
 
     def cut(self, seq: Sequence, end: int) -> None:
         """Drop the tokens from a position on, masks or not, before the sequence ends."""
@@ -250,13 +271,16 @@ class Scheduler:
         So pages that others share stay what they are, and a sequence of any kind of layers is
         as if it had never been longer. ValueError if contexts do not shift.
         """
+        self._pause(seq)
+        self._drop(seq)
+
+    def _drop(self, seq: Sequence) -> None:
         if self.shift_keep is None:
             raise ValueError("contexts do not shift")
         n_keep = seq.request.n_keep if seq.request.n_keep >= 0 else seq.n_prompt
         n_keep = min(n_keep + self.shift_keep, self.n_ctx - LEAST_DROPPED)
         n_left = len(seq.tokens) - n_keep
         n_drop = min(seq.request.n_discard or n_left // 2, n_left - 1)
-        self._pause(seq)
         del seq.tokens[n_keep : n_keep + n_drop]
         seq.n_dropped += n_drop
         seq.marks.clear()

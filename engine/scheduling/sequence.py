@@ -29,6 +29,7 @@ class Sequence(PagedTokens):
     recomputed: bool = False  # without what it has taken from the cache
     n_encoder: int = 0  # leading tokens that an encoder reads, for a decoder
     n_dropped: int = 0  # tokens that a full context has dropped
+    n_resumed: int = 0  # generated tokens that another engine has delivered
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
     adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros
     adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do

@@ -23,6 +23,7 @@ from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.speculation.making import Drafting
+from gguf_serve.engine.speculation.model_drafter import ByModel
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 MASKS = 128  # tokens that a diffusion model writes, where a request names no number
@@ -38,8 +39,10 @@ class Admission:
         info: ModelInfo,
         grammars: Grammars,
         outbox: Outbox,
+        by_model: Callable[[], ByModel | None] = lambda: None,
     ) -> None:
-        self.drafting = Drafting(info.speculation, tokenizer.eog_ids)
+        """``by_model``: for each request, if a model guesses its tokens."""
+        self.drafting = Drafting(info.speculation, tokenizer.eog_ids, by_model)
         self._scheduler, self._tokenizer, self._info = scheduler, tokenizer, info
         self._grammars, self._outbox = grammars, outbox
         self._ids = itertools.count()
@@ -74,11 +77,15 @@ class Admission:
         denoiser = self._denoiser(seq)
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
-        return Stream(
+        stream = Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
             on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
             proposals=self.drafting.proposals(request, guide, salt) if denoiser is None else None,
         )  # fmt: skip
+        if request.resume is not None:
+            self._scheduler.resume(seq, request.resume.tokens)
+            stream.resume(request.resume)
+        return stream
 
     def _denoiser(self, seq: Sequence) -> Denoiser | None:
         """Where a diffusion model is to write: with masks after the prompt."""
@@ -119,6 +126,10 @@ class Admission:
         if request.media and not isinstance(request.wants, Generation):
             raise RequestError("images and sounds have no embeddings and no log-probabilities")
         n_vocab, tokens = self._info.n_vocab, request.text_tokens
+        if request.resume is not None:
+            if not isinstance(request.wants, Generation) or self._info.denoising is not None:
+                raise RequestError("resume: only generated text, token after token, can go on")
+            tokens += request.resume.tokens
         for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {token} is not in the vocabulary of {n_vocab}")

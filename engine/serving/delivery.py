@@ -155,8 +155,14 @@ class Delivery:
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
             return
         self._scheduler.append(seq, stream.sample(logits))
-        if seq.n_generated == 1:
+        if seq.n_generated == seq.n_resumed + 1:
             self._counters.note_prompt(stream.timings())
+        if not self.end_if_due(stream) and self._scheduler.is_full(seq):
+            self._scheduler.shift(seq)
+
+    def end_if_due(self, stream: Stream) -> bool:
+        """End a text whose last token is there; whether it was."""
+        seq = stream.seq
         if stream.deaf:
             self._streams.end(stream, "cancelled")
         elif stream.reason is not None:
@@ -165,5 +171,6 @@ class Delivery:
             self._streams.end(stream, "limit", truncated=True)
         elif 0 <= seq.request.max_tokens <= seq.n_generated or stream.is_overdue:
             self._streams.end(stream, "limit")
-        elif self._scheduler.is_full(seq):
-            self._scheduler.shift(seq)
+        else:
+            return False
+        return True

@@ -8,6 +8,7 @@ from pathlib import Path
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import Request
 from gguf_serve.engine.speculation.drafter import Drafter, Forced, Prediction
+from gguf_serve.engine.speculation.model_drafter import ByModel
 from gguf_serve.engine.speculation.ngram_cache import NGramCache, read_counts
 from gguf_serve.engine.speculation.ngram_pool import NGramMod, NGramTables
 from gguf_serve.engine.speculation.ngrams import NGramMap, NGramSimple
@@ -20,9 +21,15 @@ MakeDrafter = Callable[[tuple[int, ...], Hashable], Drafter]  # of a prompt, and
 class Drafting:
     """Makes the proposals of requests, in the threads of those who submit."""
 
-    def __init__(self, options: SpeculationOptions, eog_ids: Collection[int]) -> None:
-        """EngineError for a file of n-grams that cannot be read."""
-        self._eog_ids, self._types = eog_ids, options.in_use
+    def __init__(
+        self,
+        options: SpeculationOptions,
+        eog_ids: Collection[int],
+        by_model: Callable[[], ByModel | None] = lambda: None,
+    ) -> None:
+        """``by_model``: for each request, if a model guesses. EngineError for a file of n-grams
+        that cannot be read."""
+        self._eog_ids, self._types, self._by_model = eog_ids, options.in_use, by_model
         tables = NGramTables()
         files = [{} if path is None else read_counts(Path(path))
                  for path in (options.dynamic, options.static)]  # fmt: skip
@@ -47,6 +54,8 @@ class Drafting:
         if request.prediction:
             drafters.append(Prediction(request.prediction, len(request.prompt)))
         drafters += [make(request.prompt, salt) for make in self._ngrams]
+        if (by_model := self._by_model()) is not None:
+            drafters.append(by_model)
         if not drafters:
             return None
         return Proposals(request.prompt, drafters, self._eog_ids, guide, request.drafts)

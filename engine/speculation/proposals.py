@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import DraftLimits, Drafts
 from gguf_serve.engine.speculation.drafter import Drafter, Prediction
+from gguf_serve.engine.speculation.model_drafter import ByModel
 
 FORGETS = 0.95  # of what is known of a drafter, with each of its tokens
 MASK_SECONDS = 0.0005  # for which a step waits to know what its grammar allows
@@ -21,6 +22,9 @@ class Guess(NamedTuple):
 
     tokens: tuple[int, ...]
     chance: float
+
+
+NOTHING = Guess((), 0.0)
 
 
 @dataclass(slots=True)
@@ -87,6 +91,8 @@ class Proposals:
         self._limits = limits or DraftLimits()
         self._tokens, self._drafters = list(prompt), drafters
         self._eog_ids, self._guide = eog_ids, guide
+        self._by_model = next((each for each in drafters if isinstance(each, ByModel)), None)
+        self.n_for_model = 0  # tokens that a model may guess now
         self._records = {drafter.kind: Record(drafter.trust) for drafter in drafters}
         self._open: _Open | None = None
         self._verified = ""  # the kind of what is in the step
@@ -99,18 +105,38 @@ class Proposals:
 
     def propose(self, most: int) -> Guess:
         """At most so many tokens; none ends the text, since nothing can be saved after it."""
-        limits = self._limits
+        limits, self.n_for_model = self._limits, 0
         most = most if limits.most < 0 else min(most, limits.most)
         if most < 1 or (self._guide is not None and not self._guide.may_guess(MASK_SECONDS)):
-            return Guess((), 0.0)
-        if (found := self._found(most)) is None:
-            return Guess((), 0.0)
+            return NOTHING
+        if (found := self._found(most)) is not None:
+            return self._guess(found, most)
+        self.n_for_model = most if self._by_model is not None else 0
+        return NOTHING
+
+    @property
+    def model_chance(self) -> float:
+        """That of each token which a model guesses."""
+        return 0.0 if self._by_model is None else self._records[self._by_model.kind].chance
+
+    def take(self, tokens: Sequence[int]) -> Guess:
+        """What a model guesses comes next, where ``propose`` had nothing and ``n_for_model`` was
+        more than 0."""
+        assert self._by_model is not None
+        self._close()
+        if not tokens:
+            return NOTHING
+        self._open = _Open(self._by_model, tokens)
+        return self._guess(self._open, self.n_for_model)
+
+    def _guess(self, found: _Open, most: int) -> Guess:
+        limits = self._limits
         tokens = found.tokens[found.n_right : found.n_right + most]
         ends = (i for i, token in enumerate(tokens) if token in self._eog_ids)
         tokens = tokens[: next(ends, len(tokens))]
         chance = self._records[found.drafter.kind].chance
         if len(tokens) < limits.least or chance < limits.chance:
-            return Guess((), 0.0)
+            return NOTHING
         return Guess(tuple(tokens), chance)
 
     def _found(self, most: int) -> _Open | None:

@@ -30,6 +30,7 @@ from gguf_serve.server.requests.prompts import Prompt
 
 FINISH_REASONS = {"eos": "stop", "word": "stop", "limit": "length", "cancelled": "stop"}
 ID_LETTERS = string.ascii_letters + string.digits
+LEAST_MS = 0.5  # between the first and the last token, for a rate
 
 
 def random_id(prefix: str = "") -> str:
@@ -255,9 +256,11 @@ def timings(choices: Sequence[Choice]) -> dict[str, float]:
         "predicted_n": predicted_n,
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": ratio(predicted_ms, n_steps),
-        "predicted_per_second": ratio(1e3 * n_steps, predicted_ms),
+        # Tokens that came in one step have no rate.
+        "predicted_per_second": ratio(1e3 * n_steps, predicted_ms, LEAST_MS),
     }
 
 
-def ratio(dividend: float, divisor: float) -> float:
-    return dividend / divisor if divisor > 0 else 0.0
+def ratio(dividend: float, divisor: float, least: float = 0.0) -> float:
+    """0 for a divisor of ``least`` or less."""
+    return dividend / divisor if divisor > least else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, Reply, engine_of, random_prompt, submit
+from asking import NO_END, SAMPLINGS, Reply, engine_of, random_prompt, submit
 
 from gguf_serve.engine.engine import Engine
-from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
@@ -31,15 +29,6 @@ OPTIONS = EngineOptions(
 )  # fmt: skip
 PROMPT = random_prompt(40, 1)
 MOST = 7  # tokens of a guess
-NO_END = ((0, float("-inf")),)
-SCHEMA = {
-    "type": "object",
-    "properties": {"kind": {"enum": ["left", "right"]}, "is_it_open": {"type": "boolean"}},
-    "required": ["kind", "is_it_open"],
-    "additionalProperties": False,
-}
-OBJECT = Constraint("json_schema", json.dumps(SCHEMA))
-LETTERS = Constraint("regex", "[a-f]{3}(-[a-f]{3}){9}")
 
 
 class Scripted:
@@ -137,29 +126,6 @@ def told(reply: Reply) -> list[Any]:
     """All of a reply that must not depend on guesses."""
     assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
     return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
-
-
-SAMPLINGS: dict[str, dict[str, Any]] = {
-    "greedy": {"sampling": GREEDY},
-    "seed": {"sampling": SamplingParams(temperature=0.8, seed=1)},
-    "penalties": {
-        "sampling": SamplingParams(
-            temperature=0.8, seed=2, repeat_penalty=1.3, frequency_penalty=0.2, presence_penalty=0.1
-        )
-    },
-    "greedy penalties": {"sampling": SamplingParams(temperature=0.0, repeat_penalty=1.3)},
-    "dry": {"sampling": SamplingParams(temperature=0.8, seed=3, dry_multiplier=0.8)},
-    "xtc": {"sampling": SamplingParams(temperature=0.8, seed=4, xtc_probability=0.5)},
-    "mirostat": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=2)},
-    "mirostat 1": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=1)},
-    "adaptive": {"sampling": SamplingParams(temperature=1.0, seed=6, adaptive_target=0.3)},
-    "schema": {"sampling": SamplingParams(temperature=0.8, seed=7), "constraint": OBJECT},
-    "regex": {"sampling": SamplingParams(temperature=0.8, seed=8), "constraint": LETTERS},
-    "after sampling": {
-        "sampling": SamplingParams(temperature=0.8, seed=9), "post_sampling_probs": True
-    },
-    "stop": {"sampling": SamplingParams(temperature=1.5, seed=10), "stop": tuple("abcdefghij")},
-}  # fmt: skip
 
 
 def test_every_sampler_on_a_dense_model(start: Start) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
 from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, TokenScore
 from gguf_serve.engine.sampling_params import SamplingParams
@@ -15,6 +18,37 @@ from gguf_serve.engine.serving.disk import DiskOptions
 
 SECONDS = 60  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0)
+NO_END = ((0, float("-inf")),)
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["left", "right"]}, "is_it_open": {"type": "boolean"}},
+    "required": ["kind", "is_it_open"],
+    "additionalProperties": False,
+}
+OBJECT = Constraint("json_schema", json.dumps(SCHEMA))
+LETTERS = Constraint("regex", "[a-f]{3}(-[a-f]{3}){9}")
+# What a request may ask for, by a name.
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"sampling": GREEDY},
+    "seed": {"sampling": SamplingParams(temperature=0.8, seed=1)},
+    "penalties": {
+        "sampling": SamplingParams(
+            temperature=0.8, seed=2, repeat_penalty=1.3, frequency_penalty=0.2, presence_penalty=0.1
+        )
+    },
+    "greedy penalties": {"sampling": SamplingParams(temperature=0.0, repeat_penalty=1.3)},
+    "dry": {"sampling": SamplingParams(temperature=0.8, seed=3, dry_multiplier=0.8)},
+    "xtc": {"sampling": SamplingParams(temperature=0.8, seed=4, xtc_probability=0.5)},
+    "mirostat": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=2)},
+    "mirostat 1": {"sampling": SamplingParams(temperature=0.8, seed=5, mirostat=1)},
+    "adaptive": {"sampling": SamplingParams(temperature=1.0, seed=6, adaptive_target=0.3)},
+    "schema": {"sampling": SamplingParams(temperature=0.8, seed=7), "constraint": OBJECT},
+    "regex": {"sampling": SamplingParams(temperature=0.8, seed=8), "constraint": LETTERS},
+    "after sampling": {
+        "sampling": SamplingParams(temperature=0.8, seed=9), "post_sampling_probs": True
+    },
+    "stop": {"sampling": SamplingParams(temperature=1.5, seed=10), "stop": tuple("abcdefghij")},
+}  # fmt: skip
 
 
 class CharacterDecoder:

@@ -29,8 +29,6 @@ SOUNDS = {
     "meralion": "sound", "musicflamingo": "sound", "qwen2.5o": "sound", "qwen2a": "sound",
     "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
 }  # fmt: skip
-# Those whose text models are of architectures that are not served yet.
-WITHOUT_TEXT = ("gemma3nv", "gemma4-e2b", "gemma4a", "gemma4u", "gemma4v-gemma4")
 
 
 @dataclass(frozen=True)

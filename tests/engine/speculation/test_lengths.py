@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gguf_serve.engine.speculation.lengths import Offer, lengths
 from gguf_serve.engine.speculation.prices import FORGOTTEN, Prices
 
@@ -57,4 +59,13 @@ def test_prices_are_guessed_measured_and_forgotten():
     assert 0.012 < prices.of(5) < 0.015
     for _ in range(FORGOTTEN + 1):
         prices.note(1, 0.010)
-    assert prices.of(5) == guessed
+    assert prices.of(5) == pytest.approx(prices.of(1) + 4 * (prices.of(2) - prices.of(1)))
+
+
+def test_what_a_further_token_costs_is_learnt():
+    prices = Prices()
+    for _ in range(40):
+        prices.note(1, 0.010)
+        prices.note(3, 0.012)
+    assert prices.of(9) == pytest.approx(0.018, rel=0.02)
+    assert prices.of(2) == pytest.approx(0.011)

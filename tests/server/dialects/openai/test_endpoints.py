@@ -24,6 +24,7 @@ from gguf_serve.engine.request import (
     Started,
     Timings,
 )
+from gguf_serve.server.requests.answer import LEAST_MS, ratio
 
 TEXT = "Hello wörld"
 N_BYTES = len(TEXT.encode())
@@ -73,6 +74,11 @@ def test_one_token_has_no_rate(url: str, client: Any) -> None:
     answer = client(url).chat.completions.create(model="m", messages=USER, max_tokens=1)
     assert answer.timings["predicted_per_second"] == 0.0
     assert answer.choices[0].finish_reason == "length"
+
+
+def test_tokens_of_one_step_have_no_rate() -> None:
+    assert ratio(1e3 * 2, 0.02, LEAST_MS) == 0.0
+    assert ratio(1e3 * 2, 20.0, LEAST_MS) == 100.0
 
 
 def test_chat_stream(url: str, client: Any) -> None:
