@@ -46,12 +46,20 @@ class PageName:
     ids: tuple[int, ...]
 
 
-def chain(root: bytes, begin: bytes, ids: Sequence[int], page_size: int) -> Iterator[PageName]:
-    """The names of the full pages of these ids, each an int64."""
+def chain(
+    root: bytes,
+    begin: bytes,
+    ids: Sequence[int],
+    page_size: int,
+    contents: Sequence[tuple[int, bytes]] = (),
+) -> Iterator[PageName]:
+    """The names of the full pages of these ids, each an int64. ``contents``: where among them
+    images and sounds begin, and their hashes, of which ids alone have too few bits."""
     parent = begin
     for start in range(0, len(ids) - page_size + 1, page_size):
         own = tuple(ids[start : start + page_size])
-        key = _digest(parent, packed(own))
+        shown = (digest for at, digest in contents if start <= at < start + page_size)
+        key = _digest(parent, packed(own), *shown)
         yield PageName(root, parent, key, own)
         parent = key
 

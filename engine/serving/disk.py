@@ -14,6 +14,7 @@ from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.disk_cache.names import root_of
 from gguf_serve.engine.forward.cached_bytes import CachedBytes
 from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions, ModelInfo
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
@@ -46,11 +47,20 @@ def disk_options(options: EngineOptions) -> DiskOptions | None:
         "layout": LAYOUT,
         "flash attention": options.flash_attn,
         "kernels": options.kernel_family,
+        "projector": _projector(options),
     }
     folder = Path(options.cache_disk).expanduser()
     return DiskOptions(
         folder, options.cache_disk_mib << 20, options.cache_disk_min_tokens, settings
     )
+
+
+def _projector(options: EngineOptions) -> list[str | None]:
+    """What makes the embeddings of images and sounds: its file, and the device that is named."""
+    if options.mmproj is None:
+        return []
+    with open_gguf(options.mmproj) as gguf:
+        return [gguf.fingerprint(), options.mmproj_device]
 
 
 class DiskCache:

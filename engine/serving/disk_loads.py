@@ -24,7 +24,7 @@ from gguf_serve.engine.disk_cache.worker import Worker
 from gguf_serve.engine.forward.cached_bytes import CachedBytes
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
-from gguf_serve.engine.serving.disk_names import DiskNames, without_media
+from gguf_serve.engine.serving.disk_names import DiskNames
 
 MOST_BYTES = 64 << 20  # of pages that are read and not yet in the cache
 MOST_PAGES = 256  # of them
@@ -85,7 +85,7 @@ class DiskLoads:
 
     def offer(self, seq: Sequence) -> None:
         """A request has come: it may wait for what it can begin with."""
-        n = without_media(seq, len(seq.tokens) - 1) // self._size * self._size
+        n = (len(seq.tokens) - 1) // self._size * self._size
         load = _Load(seq, seq.tokens[:n])
         if seq.share and n - self._find(load) >= LEAST_TOKENS:
             seq.is_loading = True

@@ -20,10 +20,5 @@ class DiskNames:
         """Of the full pages of the sequence's first tokens."""
         scales = zip(self._adapters, seq.adapter_scales, strict=False)
         begin = beginning(self._root, scales, seq.adapter_starts, seq.request.cache_salt)
-        return list(chain(self._root, begin, tokens, self._page_size))
-
-
-def without_media(seq: Sequence, n: int) -> int:
-    """So many tokens of a sequence, or those before its first image or sound: the ids of these
-    mean something to this process only."""
-    return min([n, *(span.start for span in seq.request.media)])
+        contents = [(span.start, span.key) for span in seq.request.media]
+        return list(chain(self._root, begin, tokens, self._page_size, contents))

@@ -21,7 +21,7 @@ from gguf_serve.engine.forward.cached_bytes import Bytes, CachedBytes
 from gguf_serve.engine.held import Budget
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
-from gguf_serve.engine.serving.disk_names import DiskNames, without_media
+from gguf_serve.engine.serving.disk_names import DiskNames
 
 MOST_BYTES = 64 << 20  # of pages that wait to be written, unless a single one is larger
 MOST_CHAINS = 256  # that wait; of more, the first are left out
@@ -68,13 +68,13 @@ class DiskSaves:
 
     def offer(self, seq: Sequence) -> None:
         """Keep what has been computed of a sequence, in full pages."""
-        n = without_media(seq, len(seq.tokens)) // self._size * self._size
+        n = len(seq.tokens) // self._size * self._size
         if seq.share and seq.keep and n >= self._min_tokens and self._folder.takes:
             self._waiting.append(_Chain(seq, seq.tokens[:n]))
 
     def forget(self, seq: Sequence) -> None:
         """Delete what is kept of a sequence's tokens."""
-        tokens = seq.tokens[: without_media(seq, len(seq.tokens))]
+        tokens = seq.tokens[:]
 
         def remove() -> None:
             for name in self._names.of(seq, tokens):

@@ -30,6 +30,14 @@ def test_each_page_hashes_the_name_before_it() -> None:
     assert other[1].key != second.key
 
 
+def test_the_content_of_an_image_counts_from_its_page_on() -> None:
+    """Beside its places' ids, which have 62 bits of it."""
+    plain = names(IDS)
+    one, other = (list(chain(ROOT, beginning(ROOT), IDS, 4, [(5, bytes([n]))])) for n in (1, 2))
+    assert plain[0] == one[0] == other[0]
+    assert len({found[1].key for found in (plain, one, other)}) == 3
+
+
 @pytest.mark.parametrize(
     "change",
     [{"model": "xyz"}, {"cache types": ["f16", "q8_0"]}, {"RoPE options": {"base": 5e5}}, {"a": 1}],
