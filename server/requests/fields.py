@@ -33,7 +33,7 @@ MAX_STOP_STRINGS = 256  # each is looked for in every token's text, between two 
 MAX_BIASES = 2**16  # tokens: more than any script has in a vocabulary
 MAX_BIASED_TEXT = 2**12  # characters
 MAX_DRY_BREAKERS = 64  # for each, the whole vocabulary is looked through
-MAX_SALT = 256  # characters
+CacheSalt = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 MAX_BAD_WORDS = 256  # each is looked for before every token
 
 CLAMPED = {
@@ -178,7 +178,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
     cache_prompt: bool | None = None
-    cache_salt: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SALT)] | None = None
+    cache_salt: CacheSalt | None = None
     id_slot: int | None = None
     lora: list[AdapterScale] | None = None
     sse_ping_interval: float | None = None

@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from gguf_serve.server.errors import invalid, shown
-from gguf_serve.server.requests.fields import SamplingFields, check_limits, check_stops, refuse
+from gguf_serve.server.requests.fields import (
+    CacheSalt,
+    SamplingFields,
+    check_limits,
+    check_stops,
+    refuse,
+)
 
 # Fields that change no answer: Ollama's are of a model that is loaded for a request.
 ALSO = frozenset({"model", "name", "options", "shift"})
@@ -22,6 +28,7 @@ class Options(SamplingFields, kw_only=True):
     draft_num_predict: int | None = None
     num_ctx: int | None = None
     stop: str | list[str] | None = None
+    cache_salt: CacheSalt | None = None
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
@@ -32,6 +39,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
     keep_alive: str | int | float | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    cache_salt: CacheSalt | None = None  # Ollama's clients send what they do not know in options
 
 
 class ChatFields(CommonFields, kw_only=True):
@@ -96,6 +104,8 @@ def common(fields: CommonFields) -> dict[str, Any]:
     if "draft_num_predict" in body:
         body["speculative.n_max"] = max(body.pop("draft_num_predict"), -1)
     body["stream"] = fields.stream
+    if fields.cache_salt is not None:
+        body["cache_salt"] = fields.cache_salt
     if fields.format is not None and fields.format != "":
         body["response_format"] = response_format(fields.format)
     if fields.think is not None:

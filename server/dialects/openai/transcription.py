@@ -28,7 +28,7 @@ from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.answer import Choice, Piece
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import read_chat
-from gguf_serve.server.requests.fields import SamplingFields, convert, refuse
+from gguf_serve.server.requests.fields import CacheSalt, SamplingFields, convert, refuse
 from gguf_serve.server.requests.generate import Options, start
 from gguf_serve.server.requests.media import MARKER, Source, decode, unsupported
 from gguf_serve.server.requests.service import Service
@@ -52,6 +52,7 @@ class TranscriptionFields(SamplingFields, kw_only=True):
     response_format: Literal["json", "text", "verbose_json"] = "json"
     stream: bool | None = None
     max_tokens: int | None = None
+    cache_salt: CacheSalt | None = None
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -125,7 +126,7 @@ def chat_body(fields: TranscriptionFields) -> dict[str, Any]:
     parts = [{"type": "text", "text": part} for part in (text, MARKER)]
     given = {
         name: value
-        for name in (*SamplingFields.__struct_fields__, "max_tokens", "stream")
+        for name in (*SamplingFields.__struct_fields__, "max_tokens", "stream", "cache_salt")
         if (value := getattr(fields, name)) is not None
     }
     return {"temperature": 0} | given | {"messages": [{"role": "user", "content": parts}]}

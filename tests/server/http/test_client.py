@@ -50,6 +50,31 @@ def test_salts_that_are_none(serve: Any, fakes: Any, salt: object) -> None:
     assert "cache_salt" in response.text
 
 
+CHAT: dict[str, object] = {"messages": [{"role": "user", "content": "a"}], "cache_salt": "s"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/responses", {"input": "a", "cache_salt": "s"}),
+        ("/v1/messages", CHAT),
+        ("/completion", {"prompt": "a", "cache_salt": "s"}),
+        ("/api/chat", CHAT),
+        ("/api/chat", {"messages": CHAT["messages"], "options": {"cache_salt": "s"}}),
+        ("/api/generate", {"prompt": "a", "cache_salt": "s"}),
+        ("/api/generate", {"prompt": "a", "raw": True, "options": {"cache_salt": "s"}}),
+    ],
+)
+def test_every_dialect_has_salts(
+    serve: Any, fakes: Any, path: str, body: dict[str, object]
+) -> None:
+    engine = fakes.engine()
+    assert httpx.post(serve(engine) + path, json=body).is_success
+    assert [request.cache_salt for request in engine.requests] == ["s"]
+    assert httpx.post(serve(engine) + path, json=body | {"cache_salt": ""}).status_code == 400
+
+
 def test_without_keys_a_header_makes_no_client(serve: Any, fakes: Any) -> None:
     engine = fakes.engine()
     headers = [{"authorization": f"Bearer {n}"} for n in range(2)]
