@@ -25,6 +25,7 @@ RUN pip install --no-cache-dir ".$EXTRAS" && rm -rf /src/* \
 # hosts of one kind, may hold them from the start, and run read-only:
 #   COPY model.gguf /models/
 #   RUN serve --compile-only -m /models/model.gguf    (as the user below)
+# and with --cache-disk and --warmup-prompt a system prompt that is computed (docs/cache.md).
 RUN useradd --create-home --uid 1000 serve
 USER serve
 WORKDIR /home/serve

@@ -189,6 +189,11 @@ class Engine:
         """Free what is cached of a slot's last tokens; the result is their number."""
         return self._slots.erase(id_slot)
 
+    def wait_until_kept(self, seconds: float) -> bool:
+        """Have what is computed so far written to the folder of --cache-disk; False: it cannot be,
+        or takes longer, or there is none."""
+        return self._disk is not None and self._disk.wait(seconds)
+
     def close(self) -> None:
         """End every stream and the thread; waits for the step that is running."""
         self._mailbox.stop()

@@ -33,7 +33,9 @@ def problems(settings: Settings) -> list[str]:
         # The projector may come with the model.
         settings = replace(settings, mmproj=settings.mmproj or "its own")
     found = []
-    for part in (engine_options, request_defaults, api_keys, api_prefix, proxies, uses_https):
+    for part in (
+        engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
+    ):  # fmt: skip
         try:
             part(settings)
         except SettingsError as error:
@@ -111,6 +113,31 @@ def chat_template(settings: Settings) -> str | None:
     if settings.chat_template is not None:
         raise SettingsError("--chat-template and --chat-template-file cannot both be given")
     return read_text("--chat-template-file", settings.chat_template_file)
+
+
+def warmup_body(settings: Settings) -> dict[str, Any] | None:
+    """The conversation of --warmup-prompt, as the body of a chat completion."""
+    path = settings.warmup_prompt
+    if path is None:
+        return None
+    if settings.cache_key_isolation:
+        raise SettingsError(
+            "--warmup-prompt and --cache-key-isolation cannot both be given: keys share no prefix"
+        )
+    if settings.compile_only and settings.engine.cache_disk is None:
+        raise SettingsError("--warmup-prompt with --compile-only needs --cache-disk")
+    text = read_text("--warmup-prompt", path)
+    if not path.endswith(".json"):
+        return {"messages": [{"role": "system", "content": text.removesuffix("\n")}]}
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"--warmup-prompt: {path} is not JSON: {error}") from None
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        raise SettingsError(
+            f"--warmup-prompt: {path} has no messages: expected the body of a chat completion"
+        )
+    return body
 
 
 def request_defaults(settings: Settings) -> Defaults:

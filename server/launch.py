@@ -38,9 +38,11 @@ from gguf_serve.server.configure import (
     media_fetcher,
     request_defaults,
     uses_https,
+    warmup_body,
 )
 from gguf_serve.server.dialects.table import error_response
 from gguf_serve.server.doctor import other_commands
+from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
@@ -49,6 +51,7 @@ from gguf_serve.server.interface import Engine
 from gguf_serve.server.logs import set_up_logging
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.requests.service import Endpoints, Service
+from gguf_serve.server.requests.warm_prompt import warm_up
 from gguf_serve.server.summary import progress_bar, show, summary
 
 log = logging.getLogger("gguf_serve.server")
@@ -149,7 +152,7 @@ class Server(uvicorn.Server):
                 engine.compile(self.service.defaults.constraint)
         except LoadStoppedError:
             pass
-        except EngineError as error:
+        except (EngineError, SettingsError) as error:
             self._fail(str(error))
         except Exception as error:
             log.exception("loading failed")
@@ -203,7 +206,7 @@ def serve(settings: Settings) -> int:
     server = Server(
         http_config(app, settings, limits),
         service,
-        load=lambda report: load_model(settings, report),
+        load=lambda report: load_warm(settings, report),
         on_loaded=lambda engine: greet(engine, service.model_name, addresses),
         idle=idle,
         handshake_timeout=limits.header_timeout,
@@ -310,6 +313,26 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
         finally:
             gc.enable()
         return engine
+
+
+def load_warm(settings: Settings, report: Callable[[float], None]) -> Engine:
+    """As ``load_model``, and what --warmup-prompt names is computed."""
+    engine = load_model(settings, report)
+    warm(engine, settings)
+    return engine
+
+
+def warm(engine: Engine, settings: Settings) -> int:
+    """Compute what conversations like --warmup-prompt begin with; how many tokens. EngineError or
+    SettingsError: it cannot be."""
+    body = warmup_body(settings)
+    if body is None:
+        return 0
+    defaults, fetcher = request_defaults(settings), media_fetcher(settings)
+    try:
+        return warm_up(Service(engine, defaults=defaults, fetcher=fetcher), body)
+    except ApiError as error:
+        raise SettingsError(f"--warmup-prompt: {error.message}") from None
 
 
 def demo_path(report: Callable[[float], None]) -> Path:

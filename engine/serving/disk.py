@@ -5,6 +5,7 @@ All of it is in the engine's thread and takes a few milliseconds of each step; t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from gguf_serve.kernels.attention.kv import LAYOUT
 
 ALONE_SECONDS, BESIDE_SECONDS = 0.05, 0.002  # of the engine's thread at once, beside others
 CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
+WAIT_SECONDS = 0.02  # until ``wait`` looks again
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,14 @@ class DiskCache:
         """Copy some pages; few of them if somebody waits for a step."""
         self._loads.work(BESIDE_SECONDS if is_computing else ALONE_SECONDS)
         self._saves.work(BESIDE_SECONDS if has_requests else ALONE_SECONDS)
+
+    def wait(self, seconds: float) -> bool:
+        """Let all that is on its way be written, for so long; False: something was not. From
+        another thread than the engine's."""
+        end = time.monotonic() + seconds
+        while self._saves.is_behind and time.monotonic() < end:
+            time.sleep(WAIT_SECONDS)
+        return not (self._saves.is_behind or self._saves.has_failed)
 
     def stats(self) -> DiskStats:
         """From any thread."""

@@ -63,14 +63,19 @@ class DiskSaves:
         self._chain: _Chain | None = None
         self._budget = Budget(max(MOST_BYTES, cached.most_bytes))
         self._held: Bytes | None = None  # read, but without room yet
+        self.has_failed = False  # something could not be written
         self._worker = Worker("disk cache writer")
         self._worker.do(folder.look)
 
     def offer(self, seq: Sequence) -> None:
         """Keep what has been computed of a sequence, in full pages."""
         n = len(seq.tokens) // self._size * self._size
-        if seq.share and seq.keep and n >= self._min_tokens and self._folder.takes:
+        if not (seq.share and seq.keep and n >= self._min_tokens):
+            return
+        if self._folder.takes:
             self._waiting.append(_Chain(seq, seq.tokens[:n]))
+        else:
+            self.has_failed = True
 
     def forget(self, seq: Sequence) -> None:
         """Delete what is kept of a sequence's tokens."""
@@ -91,12 +96,18 @@ class DiskSaves:
             return bool(self._waiting)
         return chain.missing is not None and (self._held is None or self._has_room(self._held))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is still on its way; from any thread."""
+        return bool(self._waiting) or self._chain is not None or self._budget.n_bytes > 0
+
     def work(self, seconds: float) -> None:
         """Do what can be done, for about so long."""
         end = time.perf_counter() + seconds
         while self.has_work:
             if self._chain is None:
-                self._begin(self._waiting.popleft())
+                self._begin(self._waiting[0])
+                self._waiting.popleft()
             elif self._go_on(self._chain, end):
                 self._chain = None
             elif time.perf_counter() >= end:
@@ -172,6 +183,7 @@ class DiskSaves:
             if not chain.has_failed:
                 name, stamp = chain.names[i], chain.stamps[i]
                 chain.has_failed = not self._folder.write(name, kind, view, stamp)
+                self.has_failed |= chain.has_failed
             del view
             self._wake()
 

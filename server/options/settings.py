@@ -101,6 +101,11 @@ class Settings(HttpSettings):
         "--compile-only", group=MODEL, default=False,
         help="compile what the model needs with these options, for later starts, and exit",
     )
+    warmup_prompt: str | None = option(
+        "--warmup-prompt", group=MODEL, env="GGUF_SERVE_WARMUP_PROMPT", type=FILE, default=None,
+        help="system prompt, or .json with messages and tools, computed before the first request; "
+        "with --compile-only for later starts, into --cache-disk",
+    )
     arch_list: bool = option(
         "--arch-list", group=MODEL, default=False,
         help="print the architectures that can be served and exit",

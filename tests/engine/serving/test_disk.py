@@ -161,6 +161,13 @@ def test_generated_tokens_are_kept_too(engine: Engine) -> None:
     assert ask(engine, [*prompt, *answer, *random_prompt(10, 2)], 1).n_cached == 384
 
 
+def test_waiting_until_all_is_written(engine: Engine) -> None:
+    n = disk(engine).n_written
+    ask(engine, random_prompt(N_TOKENS, 24), 1)
+    assert engine.wait_until_kept(SECONDS)
+    assert disk(engine).n_written == n + N_PAGES
+
+
 def test_nothing_is_written_twice_and_nothing_short(engine: Engine) -> None:
     prompt, n = random_prompt(N_TOKENS, 6), disk(engine).n_written
     ask(engine, prompt, 1)
@@ -215,9 +222,10 @@ def test_a_folder_that_takes_nothing(engine: Engine, monkeypatch: pytest.MonkeyP
     assert ask(engine, prompt, 1).n_cached == 320
     assert ask(engine, random_prompt(N_TOKENS, 13), 1).end.reason == "limit"
     assert ask(engine, random_prompt(N_TOKENS, 14), 1).end.reason == "limit"
+    assert not engine.wait_until_kept(SECONDS)
     assert disk(engine).n_written == n
     assert engine._disk is not None
-    engine._disk._folder._rests_until = 0.0
+    engine._disk._folder._rests_until, engine._disk._saves.has_failed = 0.0, False
 
 
 def test_others_go_on_while_one_is_loaded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
