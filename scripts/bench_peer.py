@@ -63,8 +63,7 @@ class PeerSubject:
     def op_generate(self, tokens: list[int], n: int) -> Answer:
         """Tokens per second from the first generated token to the n-th."""
         context = self._context(1)
-        if self._kept and self._kept == tokens:
-            context.keep(len(tokens) - 1)
+        if self._kept and self._kept == tokens and context.keep(len(tokens) - 1):
             context.decode([tokens[-1:]])
         else:
             context.clear()

@@ -70,10 +70,13 @@ class PeerContext:
         llama.llama_memory_clear(self._memory, True)
         self._n_past = [0] * len(self._n_past)
 
-    def keep(self, n_tokens: int) -> None:
-        """Forget all of sequence 0 but its first tokens."""
-        llama.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
+    def keep(self, n_tokens: int) -> bool:
+        """Forget all of sequence 0 but its first tokens, if that can be: a state of a recurrence
+        holds no past."""
+        if not llama.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+            return False
         self._n_past[0] = n_tokens
+        return True
 
     def decode(self, tokens: Sequence[Sequence[int]], *, all_logits: bool = False) -> None:
         """Continue sequence i by ``tokens[i]``; logits of the last token of each, or of all."""
