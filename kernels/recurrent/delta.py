@@ -1,11 +1,12 @@
-"""The gated delta rule (delta.cl): linear attention with a matrix of state per head."""
+"""The gated delta rule (delta_rule_*.cl): linear attention with a matrix of state per head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
+from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
+from gguf_serve.kernels.recurrent.columns import recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,7 @@ def delta_rule(
     ]  # fmt: skip
     args = {
         **q.args("q"), **k.args("k"), **v.args("v"), **beta.args("beta"), **gate.args("gate"),
-        "gate_bias": rule.gate_bias, "a": rule.a, "lower": rule.lower, "sequences": sequences,
-        "state": state, "out": out,
+        "gate_bias": rule.gate_bias, "a": rule.a, "lower": rule.lower, "n_value": rule.value,
+        "sequences": sequences, "state": state, "out": out,
     }  # fmt: skip
-    grid = (rule.value, rule.n_heads, Per(SEQUENCES))
-    tape.add("recurrent/delta.cl", "delta_rule", defines, args, grid)
+    recurrence(tape, "delta_rule", defines, args, rule.value, rule.n_heads)

@@ -1,9 +1,10 @@
-"""Linear attention with a constant decay per head (lightning.cl)."""
+"""Linear attention with a constant decay per head (lightning_*.cl)."""
 
 from __future__ import annotations
 
-from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
+from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.recurrent.columns import recurrence
 
 
 def lightning(
@@ -19,6 +20,4 @@ def lightning(
         "qkv": qkv, "stride": qkv.shape[1], "decay": decay, "sequences": sequences, "state": state,
         "out": out,
     }  # fmt: skip
-    tape.add(
-        "recurrent/lightning.cl", "lightning", [f"HD={head}"], args, (head, n_heads, Per(SEQUENCES))
-    )
+    recurrence(tape, "lightning", [f"HD={head}"], args, head, n_heads)

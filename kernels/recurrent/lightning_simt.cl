@@ -1,9 +1,10 @@
 // Lightning attention (https://arxiv.org/abs/2501.08313): linear attention whose state decays by a
 // constant for each head.
 //
-// Work-item (value column, head, sequence of the step) goes through its tokens with the column
-// s of HD values: s = s * decay[head] + k * v, out = s q. Rows have Q, K and V of a head side by
-// side, before their activation (SiLU). sequences as in conv.cl; state is [slot][head][HD][HD].
+// On a GPU: work-item (value column, head, sequence of the step) goes through its tokens with the
+// column s of HD values: s = s * decay[head] + k * v, out = s q. Rows have Q, K and V of a head
+// side by side, before their activation (SiLU). sequences as in conv.cl; state is
+// [slot][head][HD][HD].
 
 #include "include/lanes.cl"
 #include "include/activation.cl"

@@ -1,11 +1,12 @@
-"""RWKV's linear attention (rwkv.cl): a matrix of state per head that decays by key."""
+"""RWKV's linear attention (rwkv*.cl): a matrix of state per head that decays by key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.kernels.opencl.tape import SEQUENCES, TOKENS, Per, Tape
+from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
+from gguf_serve.kernels.recurrent.columns import recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ def rwkv(
     }  # fmt: skip
     if removal is not None:
         args |= {**removal.removed.args("removed"), **removal.added.args("added")}
-    grid = (heads.size, heads.n, Per(SEQUENCES))
-    tape.add("recurrent/rwkv.cl", "rwkv", heads.defines, args, grid)
+    recurrence(tape, "rwkv", heads.defines, args, heads.size, heads.n)
 
 
 def rwkv6_decay(

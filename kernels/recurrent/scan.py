@@ -1,11 +1,12 @@
-"""State space models: the selective scans of Mamba and Mamba 2 (scan.cl)."""
+"""State space models: the selective scans of Mamba and Mamba 2 (scan_*.cl)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
+from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
+from gguf_serve.kernels.recurrent.columns import recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def scan(
     state: Tensor,
     out: Tensor,
 ) -> None:
-    """out[t] = silu(z) * (C state + D x) over each sequence's tokens; see scan.cl.
+    """out[t] = silu(z) * (C state + D x) over each sequence's tokens; see scan_simd.cl.
 
     state: float32 [slots, n_channels, n_state], a multiple of 16; out: [n, n_channels].
     """
@@ -47,7 +48,7 @@ def scan(
     ]  # fmt: skip
     args = {
         **x.args("x"), **dt.args("dt"), "dt_bias": w.dt_bias, "bc": bc, "bc_stride": bc.shape[-1],
-        "b_at": b_at, "c_at": c_at, **z.args("z"), "a": w.a, "d": w.d, "sequences": sequences,
-        "state": state, "out": out,
+        "b_at": b_at, "c_at": c_at, **z.args("z"), "a": w.a, "d": w.d, "n_channels": w.n_channels,
+        "sequences": sequences, "state": state, "out": out,
     }  # fmt: skip
-    tape.add("recurrent/scan.cl", "scan", defines, args, (w.n_channels, Per(SEQUENCES)))
+    recurrence(tape, "scan", defines, args, w.n_channels)

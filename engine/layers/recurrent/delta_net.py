@@ -93,7 +93,7 @@ def delta_net(g: Graph, x: Rows, w: DeltaNetWeights) -> Rows:
 
 
 def normalize_keys(g: Graph, q: Rows, k: Rows, key: int) -> None:
-    """Each head of Q and K, which lie side by side, to the norm that delta.cl wants."""
+    """Each head of Q and K, which lie side by side, to the norm that the rule wants."""
     weights = NormWeights(None, g.h.eps / key, weightless=True)
     both = replace(q, width=q.width + k.width)
     g.normalize(both, weights, groups=both.width // key)

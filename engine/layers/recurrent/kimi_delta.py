@@ -63,7 +63,7 @@ def load_kimi_delta(source: TensorSource, h: Hyperparameters, layer: int) -> Kim
 
 
 def _decay(source: TensorSource, h: Hyperparameters, name: str) -> Tensor | None:
-    """The decay's factor of each head, with the sign that delta.cl wants."""
+    """The decay's factor of each head, with the sign that the rule wants."""
     a = source.floats(name)
     if a is None:
         return None
