@@ -366,5 +366,5 @@ def load_engine(
     model = load_model(path, options, progress)
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk_options(options),
+        model.media, disk_options(options), model.drafter,
     )  # fmt: skip

@@ -65,6 +65,7 @@ NATURAL = Whole(0)
 COUNT = Whole(1)
 OR_ALL = Whole(-1)
 NUMBER = Real()
+CACHE_TYPE = Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 TRUE = ("on", "true", "1", "enabled")
 FALSE = ("off", "false", "0", "disabled")
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from gguf_serve.engine.media.limits import MEDIA, MediaLimits
 from gguf_serve.engine.option import (
+    CACHE_TYPE,
     COUNT,
     INTEGER,
     NATURAL,
@@ -40,7 +41,6 @@ DEVICE, CONTEXT, MODEL_FILE, ROPE = "Device", "Context", "The model's file", "Ro
 ADAPTERS, LOGGING = "Adapters", "Logging"
 DEFAULT_SLOTS = 4  # llama-server's, where --parallel is not given
 NOT_NEGATIVE = Real(0.0)
-CACHE_TYPE = Choice(("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"))
 
 
 # fmt: off

@@ -5,15 +5,27 @@ Names and defaults are llama-server's, save for the type ``grammar``, which it h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gguf_serve.engine.option import COUNT, FILE, Parsed, Whole, option
+from gguf_serve.engine.option import (
+    CACHE_TYPE,
+    COUNT,
+    FILE,
+    NATURAL,
+    TEXT,
+    Parsed,
+    Real,
+    Whole,
+    option,
+)
+from gguf_serve.engine.option_values import layer_count
 
 GROUP = "Speculation"
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 TYPES = ("none", "grammar", *NGRAM_TYPES)
-MODEL_TYPES = ("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+DRAFT = "draft-simple"
+MODEL_TYPES = (DRAFT, "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
 SIZE, SIZE_OR_0 = Whole(1, 1024), Whole(0, 1024)
 
 
@@ -44,6 +56,47 @@ class NGramModSizes(NamedTuple):
 
 # fmt: off
 @dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """A model that guesses for the one that is served."""
+
+    model: str | None = option(
+        "-md", "--model-draft", "--spec-draft-model", group=GROUP, env="SPEC_DRAFT_MODEL",
+        type=FILE, default=None,
+        help="GGUF file of a smaller model with the same vocabulary, which guesses tokens",
+    )
+    device: str | None = option(
+        "-devd", "--device-draft", "--spec-draft-device", group=GROUP, type=TEXT, default=None,
+        help="its devices, as in --device; those of the model otherwise",
+    )
+    n_gpu_layers: str | int = option(
+        "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl", group=GROUP,
+        env="N_GPU_LAYERS_DRAFT", type=Parsed("N|auto|all", layer_count), default="auto",
+        help="its last so many layers go to the devices, the others to the CPU",
+    )
+    cache_type_k: str = option(
+        "-ctkd", "--cache-type-k-draft", "--spec-draft-type-k", group=GROUP,
+        env="SPEC_DRAFT_CACHE_TYPE_K", type=CACHE_TYPE, default="f16", help="type of its keys",
+    )
+    cache_type_v: str = option(
+        "-ctvd", "--cache-type-v-draft", "--spec-draft-type-v", group=GROUP,
+        env="SPEC_DRAFT_CACHE_TYPE_V", type=CACHE_TYPE, default="f16", help="type of its values",
+    )
+    n_max: int = option(
+        "--spec-draft-n-max", group=GROUP, env="SPEC_DRAFT_N_MAX", type=NATURAL, default=3,
+        help="tokens that it guesses at most",
+    )
+    n_min: int = option(
+        "--spec-draft-n-min", group=GROUP, env="SPEC_DRAFT_N_MIN", type=NATURAL, default=0,
+        help="tokens that it guesses at least, or none",
+    )
+    p_min: float = option(
+        "--draft-p-min", "--spec-draft-p-min", group=GROUP, env="SPEC_DRAFT_P_MIN",
+        type=Real(0.0, 1.0), default=0.0,
+        help="probability that it gives each of them at least",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationOptions:
     """What guesses, apart from what a request says."""
 
@@ -51,7 +104,8 @@ class SpeculationOptions:
         "--spec-type", group=GROUP, env="SPEC_TYPE", type=Parsed("TYPE,...", spec_types),
         multiple=True, default=(),
         help="what guesses tokens, beside grammar, which guesses what a schema or grammar forces: "
-        f"{', '.join(NGRAM_TYPES)}; none: nothing, grammar neither; repeatable",
+        f"{', '.join(NGRAM_TYPES)}; {DRAFT} with -md, and without being named; none: nothing, "
+        "grammar neither; repeatable",
     )
     default: bool = option(
         "--spec-default", group=GROUP, default=False, help="the same as --spec-type ngram-mod",
@@ -112,6 +166,7 @@ class SpeculationOptions:
         "-lcd", "--lookup-cache-dynamic", group=GROUP, type=FILE, default=None,
         help="and one that it looks in after its own; it is not written",
     )
+    draft: DraftOptions = field(default_factory=DraftOptions)
 # fmt: on
 
     @property
@@ -123,9 +178,20 @@ class SpeculationOptions:
         return tuple(dict.fromkeys(name for name in asked if name in TYPES))
 
     @property
+    def has_draft(self) -> bool:
+        """Whether a model is to be loaded that guesses: -md says so, unless the types say that it
+        names something else, or that nothing guesses."""
+        named = [name for name in self.types if name in MODEL_TYPES]
+        is_one = self.draft.model is not None and (DRAFT in named or not named)
+        return is_one and self.draft.n_max > 0 and "none" not in self.types
+
+    @property
     def missing(self) -> tuple[str, ...]:
-        """The types that are asked for and need a model, none of which can be loaded yet."""
-        return tuple(name for name in self.types if name in MODEL_TYPES)
+        """The types that are asked for and need a model, where there is none for them."""
+        return tuple(
+            name for name in self.types
+            if name in MODEL_TYPES and not (name == DRAFT and self.draft.model is not None)
+        )
 
     @property
     def simple(self) -> NGramSizes:

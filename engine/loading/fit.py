@@ -136,6 +136,18 @@ def needs(
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """Bytes that another model takes of a device: its weights, and of each page."""
+
+    info: DeviceInfo
+    weights: int
+    page: int
+
+    def total(self, sizes: Sizes) -> int:
+        return self.weights + self.page * sizes.n_pages
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """The devices that a model may use: the first ``n_offload`` have layers by default."""
 
@@ -190,9 +202,11 @@ class Fitting:
         options: EngineOptions,
         machine: Machine,
         media: MediaShape | None = None,
+        beside: Beside | None = None,
     ) -> None:
+        """``beside``: another model, with as many pages, that is to fit as well."""
         self._model, self._options, self._machine = model, options, machine
-        self._media = media
+        self._media, self._beside = media, beside
         self._has_experts = layers_with_experts(model.names, model.h.n_layers)
         self._whole = model.h.n_layers + 1
         self._n_offload = machine.n_offload
@@ -293,10 +307,18 @@ class Fitting:
         short = []
         for at, need, info in zip(trial.devices, trial.needs, infos, strict=True):
             taken = on_cpu if info.kind == "cpu" else need.total
+            taken += self._taken_beside(info, trial.sizes)
             free = self._machine.free(info)
             if taken + spare(at) > free:
                 short.append((info, free))
         return short
+
+    def _taken_beside(self, info: DeviceInfo, sizes: Sizes) -> int:
+        beside = self._beside
+        is_there = beside is not None and (
+            beside.info == info or beside.info.kind == info.kind == "cpu"
+        )
+        return beside.total(sizes) if beside is not None and is_there else 0
 
     def packed(self, trial: Trial) -> list[set[str]]:
         """The tensor types that are packed on each of a trial's devices."""
@@ -313,6 +335,7 @@ class Fitting:
             return None
         counted = trial.total().checkpoints
         taken = sum(n.total for n, i in zip(trial.needs, infos, strict=True) if i.kind == "cpu")
+        taken += self._taken_beside(self._machine.infos[at], trial.sizes)
         free = self._machine.free(self._machine.infos[at])
         return max(free - taken - self._spare(at), 0) + counted
 
@@ -349,9 +372,14 @@ class Fitting:
             for at, need in zip(trial.devices, trial.needs, strict=True)
         ]
         raise EngineError(
-            f"a context of {trial.n_ctx} tokens does not fit into memory ({'; '.join(lines)}); "
+            f"a context of {trial.n_ctx} tokens does not fit into memory ({'; '.join(lines)}"
+            f"{self._told_beside(trial.sizes)}); "
             "smaller: --ctx-size, --parallel, --ubatch-size, --cache-type-k and -v, --gpu-layers"
         )
+
+    def _told_beside(self, sizes: Sizes) -> str:
+        beside = self._beside
+        return "" if beside is None else f"; the model that guesses: {mib(beside.total(sizes))}"
 
     def _report(self, wanted: Trial, trial: Trial) -> None:
         for pattern in unmatched(self._model.names, self._machine.overrides):

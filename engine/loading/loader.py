@@ -21,17 +21,24 @@ from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
 from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.engine.loading.draft_loader import (
+    DraftFile,
+    drafter_of,
+    open_draft,
+    prepare_draft,
+)
 from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
-from gguf_serve.engine.model.weights import allocate_weights
+from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.adapters import Adapter
 from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
-from gguf_serve.engine.speculation_options import OFF, SpeculationOptions
+from gguf_serve.engine.speculation.model_drafter import ModelDrafter
+from gguf_serve.engine.speculation_options import DRAFT, OFF, SpeculationOptions
 from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
@@ -52,6 +59,7 @@ class Model:
     chat_template: Template
     info: ModelInfo
     media: Media | None
+    drafter: ModelDrafter | None = None  # a model that guesses its tokens
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -80,50 +88,47 @@ def compile_model(
     How many were missing, and how many there are. Raises as load_model does."""
     with refusing(path):
         try:
-            prepared = prepare(*read_model(path, options), options)
-            compiling = prepared.compiling
-            if compiling is None:
-                raise EngineError(
-                    f"{prepared.devices[0].info.platform} compiles when a kernel is first run: "
-                    "nothing can be compiled ahead"
-                )
-            with stopping(compiling):
-                compiling.begin(everything=True)
-                while not compiling.wait(PROGRESS_SECONDS):
-                    progress(compiling.progress)
-            progress(1.0)
-            compiling.end()
-            compiling.check_kept()
+            gguf, hparams = read_model(path, options)
+            draft = open_draft(gguf, hparams, options)
+            found = [
+                prepare(gguf, hparams, options, beside=None if draft is None else draft.beside)
+            ]
+            if draft is not None:
+                found.append(prepare_draft(draft, found[0]))
+            numbers = [_compile(prepared, progress) for prepared in found]
         except DeviceError as error:
             raise EngineError(str(error)) from error
+    return sum(n for n, _ in numbers), sum(n for _, n in numbers)
+
+
+def _compile(prepared: Preparation, progress: Callable[[float], None]) -> tuple[int, int]:
+    compiling = prepared.compiling
+    if compiling is None:
+        raise EngineError(
+            f"{prepared.devices[0].info.platform} compiles when a kernel is first run: "
+            "nothing can be compiled ahead"
+        )
+    with stopping(compiling):
+        compiling.begin(everything=True)
+        while not compiling.wait(PROGRESS_SECONDS):
+            progress(compiling.progress)
+    progress(1.0)
+    compiling.end()
+    compiling.check_kept()
     return compiling.n_missing, compiling.n_wanted
 
 
 def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     began = time.perf_counter()
     gguf, hparams = read_model(path, options)
+    draft = open_draft(gguf, hparams, options)
     with ThreadPoolExecutor(1, "tokenizer") as pool:
         text = pool.submit(_read_text, gguf, hparams, options)
-        prepared = prepare(gguf, hparams, options)
+        prepared = prepare(gguf, hparams, options, beside=None if draft is None else draft.beside)
         chosen = time.perf_counter()
-        hparams, sizes, compiling = prepared.hparams, prepared.sizes, prepared.compiling
-        with stopping(compiling):
-            if compiling is not None:
-                compiling.begin(everything=options.profile)
-            weights, jobs = allocate_weights(
-                gguf, hparams, prepared.devices, prepared.placement, prepared.additions
-            )
-            runner = assemble(
-                hparams, weights, prepared.placed, sizes,
-                CacheTypes(options.cache_type_k, options.cache_type_v),
-                flash=options.flash_attn != "off",
-                media=None if prepared.media is None else prepared.media.shape,
-                watched=options.check_tensors,
-            )  # fmt: skip
-            times = _fill(prepared, runner, jobs, progress)
-            tokenizer, template = text.result()
-    if compiling is not None:
-        compiling.end()
+        hparams, sizes = prepared.hparams, prepared.sizes
+        weights, runner, times = _made(prepared, options, progress)
+        tokenizer, template = text.result()
     if options.profile:
         _log_profile(path, runner, sizes)
     placed_at = prepared.placement.mixers if runner.state_bytes else ()
@@ -134,24 +139,66 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     template.check()
     adapters = prepared.additions.adapters
     info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
+    scheduler = _scheduler(
+        sizes,
+        _checkpoints(sizes, runner, options, prepared.room),
+        options,
+        keeps_state=runner.state_bytes > 0,
+        whole_prompts=not hparams.causal,
+        encodes=hparams.n_encoder > 0,
+        shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
+    )
+    drafter = None
+    if draft is not None and info.speculation != OFF:
+        with naming(draft.gguf.path):
+            drafter = _drafter(draft, prepared, scheduler, tokenizer, options, progress)
     loading = f"{time.perf_counter() - began:.1f} s: read in {chosen - began:.1f} s, {times}"
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
-        runner,
-        _scheduler(
-            sizes,
-            _checkpoints(sizes, runner, options, prepared.room),
-            options,
-            keeps_state=runner.state_bytes > 0,
-            whole_prompts=not hparams.causal,
-            encodes=hparams.n_encoder > 0,
-            shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
-        ),
-        tokenizer,
-        template,
-        replace(info, loading=loading),
-        prepared.media,
+        runner, scheduler, tokenizer, template, replace(info, loading=loading), prepared.media,
+        drafter,
+    )  # fmt: skip
+
+
+def _drafter(
+    draft: DraftFile,
+    target: Preparation,
+    scheduler: Scheduler,
+    tokenizer: Tokenizer,
+    options: EngineOptions,
+    progress: Callable[[float], None],
+) -> ModelDrafter:
+    prepared = prepare_draft(draft, target)
+    _, runner, _ = _made(prepared, draft.options, progress)
+    draft.gguf.close()
+    return drafter_of(
+        runner, prepared.sizes, scheduler.cache, target.hparams.n_vocab, tokenizer.eog_ids, options
     )
+
+
+def _made(
+    prepared: Preparation, options: EngineOptions, progress: Callable[[float], None]
+) -> tuple[ModelWeights, Runner, str]:
+    """The weights, a runner with what the first request needs, and what took how long."""
+    compiling = prepared.compiling
+    with stopping(compiling):
+        if compiling is not None:
+            compiling.begin(everything=options.profile)
+        weights, jobs = allocate_weights(
+            prepared.gguf, prepared.hparams, prepared.devices, prepared.placement,
+            prepared.additions,
+        )  # fmt: skip
+        runner = assemble(
+            prepared.hparams, weights, prepared.placed, prepared.sizes,
+            CacheTypes(options.cache_type_k, options.cache_type_v),
+            flash=options.flash_attn != "off",
+            media=None if prepared.media is None else prepared.media.shape,
+            watched=options.check_tensors,
+        )  # fmt: skip
+        times = _fill(prepared, runner, jobs, progress)
+    if compiling is not None:
+        compiling.end()
+    return weights, runner, times
 
 
 @contextmanager
@@ -337,9 +384,15 @@ def _info(
 def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> SpeculationOptions:
     """What guesses: nothing where a token cannot be taken back, or does not follow another."""
     for name in options.speculation.missing:
-        log.warning("--spec-type %s does nothing: no model that guesses can be loaded yet", name)
+        without = "-md, which names a model that guesses, is missing"
+        reason = without if name == DRAFT else "no such model can be loaded yet"
+        log.warning("--spec-type %s does nothing: %s", name, reason)
     is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
-    return options.speculation if is_plain and not runner.states.is_recurrent else OFF
+    if is_plain and not runner.states.is_recurrent and runner.exact_tokens is None:
+        return options.speculation
+    if options.speculation.has_draft:
+        log.warning("-md does nothing: for this model, or on its device, nothing is guessed")
+    return OFF
 
 
 def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:

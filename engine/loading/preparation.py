@@ -19,7 +19,7 @@ from gguf_serve.engine.gguf.tensor_values import check_tensor_values
 from gguf_serve.engine.loading.assembly import Sizes
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.control import read_directions
-from gguf_serve.engine.loading.fit import Fitting, outline
+from gguf_serve.engine.loading.fit import Beside, Fitting, Machine, outline
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, load_media, open_media
 from gguf_serve.engine.loading.reasons import reasons
@@ -47,6 +47,7 @@ class Preparation:
     additions: Additions
     placed: Sequence[tuple[Device, Programs]]
     placement: Placement
+    n_ctx: int
     sizes: Sizes
     room: int | None
     compiling: Compiling | None
@@ -67,13 +68,21 @@ def read_model(path: Path, options: EngineOptions) -> tuple[GGUFFile, Hyperparam
     return gguf, with_rope(hparams, options.rope)
 
 
-def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) -> Preparation:
-    """Choose devices and sizes. Raises ModelError, EngineError or DeviceError."""
+def prepare(
+    gguf: GGUFFile,
+    hparams: Hyperparameters,
+    options: EngineOptions,
+    *,
+    machine: Machine | None = None,
+    beside: Beside | None = None,
+) -> Preparation:
+    """Choose devices and sizes. ``machine``: that of the options, if it is known; ``beside``:
+    another model that is to fit as well. Raises ModelError, EngineError or DeviceError."""
     _check_cache_types(options)
     projector = open_media(options, hparams)
     if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
         hparams = replace(hparams, image_experts=True)
-    machine = find_machine(options)
+    machine = machine or find_machine(options)
     first = machine.open(0)
     media = None if projector is None else load_media(projector, options, hparams, first)
     shape = None if media is None else media.shape
@@ -85,7 +94,7 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
         read_directions(options.control, hparams.n_layers, hparams.n_embd),
     )
     model = outline(gguf, hparams, first, additions)
-    fitting = Fitting(model, options, machine, shape)
+    fitting = Fitting(model, options, machine, shape, beside)
     chosen = fitting.choose()
     devices = [machine.open(at) for at in chosen.devices]
     known = list_devices(options.n_threads)
@@ -98,7 +107,7 @@ def prepare(gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions) ->
             chosen.rehearsal, [programs for _, programs in placed], fitting.packed(chosen)
         )
     return Preparation(
-        gguf, hparams, media, additions, placed, chosen.placement, chosen.sizes,
+        gguf, hparams, media, additions, placed, chosen.placement, chosen.n_ctx, chosen.sizes,
         fitting.room_for_checkpoints(chosen), compiling,
     )  # fmt: skip
 

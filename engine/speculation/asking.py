@@ -16,6 +16,7 @@ from gguf_serve.engine.speculation.prices import Prices
 from gguf_serve.engine.speculation.proposals import Guess, Proposals
 
 FEW = 16  # tokens that a sequence may lack to be guessed for at once
+MOST, MOST_BESIDE = 512, 64  # tokens that it is then brought on by between two steps: alone, else
 TRIAL = 3  # tokens of a guess that is made to learn how good it is
 LEAST_LEFT = 32  # tokens that an answer is taken to have left, or as many as it has had
 
@@ -152,10 +153,10 @@ class Asking:
         if request.max_tokens >= 0:
             n_left = min(n_left, request.max_tokens - so_far)
         cost = drafter.seconds(asker.n_missing, 1, 0)
-        if n_chunks > 1 or cost > saved * n_left or not self._account.has(cost):
+        if cost > saved * n_left or not self._account.has(cost):
             return
         began = time.perf_counter()
-        drafter.catch_up(asker.seq)
+        drafter.catch_up(asker.seq, MOST if n_chunks == 1 else MOST_BESIDE)
         self._account.settle(began - time.perf_counter())
 
 

@@ -70,13 +70,16 @@ class DraftModel:
         n_ctx: int,
         max_tokens: int,
         most: int,
+        least: int = 0,
         p_min: float = 0.0,
     ) -> None:
         """``n_vocab``, ``eog_ids``: the target's; ``n_ctx``: of a sequence; ``max_tokens``: of a
-        step; ``most``: of a guess; ``p_min``: the probability that each of its tokens must have."""
+        step; ``most``, ``least``: of a guess; ``p_min``: the probability that each of its tokens
+        must have."""
         self._runner, self._coverage = runner, Coverage(cache)
         self._n_vocab, self._eog_ids = n_vocab, eog_ids
-        self._n_ctx, self._max_tokens, self.most, self._p_min = n_ctx, max_tokens, most, p_min
+        self._n_ctx, self._max_tokens, self.most = n_ctx, max_tokens, most
+        self._least, self._p_min = least, p_min
         self._guessed: list[_Guessed | None] = [None] * n_slots
         self._prices = Prices()
         self._measure()
@@ -128,9 +131,9 @@ class DraftModel:
         first = self._prices.of(n_missing) if n_missing else 0.0
         return first + max(n_tokens - 1, 0) * self._prices.of(n_sequences)
 
-    def catch_up(self, seq: RunningSequence) -> None:
+    def catch_up(self, seq: RunningSequence, most: int) -> None:
         start = self._coverage.n_covered(seq)
-        count = min(len(seq.tokens) - 1 - start, self._max_tokens)
+        count = min(len(seq.tokens) - 1 - start, most, self._max_tokens)
         if count < 1:
             return
         end = start + count
@@ -152,7 +155,7 @@ class DraftModel:
             going = [draft for draft in going if draft.is_open]
         for draft in drafts:
             self._keep(draft)
-        return [draft.found for draft in drafts]
+        return [draft.found if len(draft.found) >= self._least else [] for draft in drafts]
 
     def _add(self, draft: _Draft, logits: RowLogits, worth: float) -> None:
         draft.is_open = False

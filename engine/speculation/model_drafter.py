@@ -69,8 +69,8 @@ class ModelDrafter(Protocol):
         ``n_missing`` tokens together; of no tokens: to compute these."""
         ...
 
-    def catch_up(self, seq: RunningSequence) -> None:
-        """Compute some of the tokens that a sequence lacks, as many as one step takes."""
+    def catch_up(self, seq: RunningSequence, most: int) -> None:
+        """Compute at most so many of the tokens that a sequence lacks."""
         ...
 
     def propose(self, wishes: Sequence[Wish], worth: float = 0.0) -> list[list[int]]:

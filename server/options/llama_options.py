@@ -19,7 +19,6 @@ THREADS = (
     "threads are the OpenCL driver's (-t says how many; taskset or numactl confine the process)"
 )
 LOADING = "the file is read once, into the memory of the devices, and its pages are let go"
-DRAFTS = "no model that guesses tokens can be loaded yet: the text is the same, only later"
 CLI = "it is llama-cli's: here a request brings its prompt"
 
 
@@ -44,18 +43,10 @@ def as_switch(value: str) -> str:
     return "on" if word in TRUE else "off" if word in FALSE else word
 
 
-# Whoever builds draft models begins with this one.
 SPECULATION = (
     Foreign(
-        DRAFTS,
-        takes="-md --model-draft --spec-draft-model -hfd -hfrd --hf-repo-draft --spec-draft-hf "
-        "-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl -ctkd "
-        "--cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft "
-        "--spec-draft-type-v -cd --ctx-size-draft -devd --device-draft "
-        "--spec-draft-device --draft-p-min --spec-draft-p-min --draft-p-split "
-        "--spec-draft-p-split "
-        "--spec-draft-n-max --spec-draft-n-min --spec-synth-len "
-        "--spec-synth-rates -td --threads-draft --spec-draft-threads -tbd "
+        "a model that guesses is computed as the one it guesses for, in as long a context",
+        takes="-cd --ctx-size-draft -td --threads-draft --spec-draft-threads -tbd "
         "--threads-batch-draft --spec-draft-threads-batch -Cd --cpu-mask-draft "
         "--spec-draft-cpu-mask -Crd --cpu-range-draft --spec-draft-cpu-range "
         "--cpu-strict-draft --spec-draft-cpu-strict --prio-draft --spec-draft-prio "
@@ -65,16 +56,28 @@ SPECULATION = (
         "--spec-draft-cpu-strict-batch --prio-batch-draft --spec-draft-prio-batch "
         "--poll-batch-draft --spec-draft-poll-batch -otd --override-tensor-draft "
         "--spec-draft-override-tensor -ncmoed --n-cpu-moe-draft --spec-draft-n-cpu-moe "
-        "--spec-draft-ncmoe --spec-replace",
-        on="-cmoed --cpu-moe-draft --spec-draft-cpu-moe --spec-draft-backend-sampling",
-        off="--no-spec-draft-backend-sampling",
-        env="MODEL_DRAFT SPEC_DRAFT_MODEL SPEC_DRAFT_HF_REPO HFD_REPO DRAFT_P_MIN "
-        "SPEC_DRAFT_N_MAX SPEC_DRAFT_N_MIN SPEC_DRAFT_P_MIN "
-        "SPEC_DRAFT_P_SPLIT SPEC_DRAFT_CACHE_TYPE_K SPEC_DRAFT_CACHE_TYPE_V "
-        "SPEC_DRAFT_CPU_MOE SPEC_DRAFT_N_CPU_MOE SPEC_DRAFT_BACKEND_SAMPLING "
-        "SPEC_SYNTH_LEN SPEC_SYNTH_RATES N_GPU_LAYERS_DRAFT CTX_SIZE_DRAFT",
-        neutral=("none", *OFF),
+        "--spec-draft-ncmoe",
+        on="-cmoed --cpu-moe-draft --spec-draft-cpu-moe",
+        env="CTX_SIZE_DRAFT SPEC_DRAFT_CPU_MOE SPEC_DRAFT_N_CPU_MOE",
+        neutral=OFF,
     ),
+    Foreign(
+        "a guess is one run of the likeliest tokens, found on the device",
+        takes="--draft-p-split --spec-draft-p-split",
+        on="--spec-draft-backend-sampling",
+        off="--no-spec-draft-backend-sampling",
+        env="SPEC_DRAFT_P_SPLIT SPEC_DRAFT_BACKEND_SAMPLING",
+    ),
+    Foreign(
+        "the variable is LLAMA_ARG_SPEC_DRAFT_MODEL, _HF_REPO and _P_MIN now",
+        env="MODEL_DRAFT HFD_REPO DRAFT_P_MIN",
+    ),
+    Foreign(
+        "guesses are never made up for a measurement",
+        takes="--spec-synth-len --spec-synth-rates",
+        env="SPEC_SYNTH_LEN SPEC_SYNTH_RATES",
+    ),
+    Foreign("llama-server has it no more: vocabularies must agree", takes="--spec-replace"),
 )
 
 HINTS = (

@@ -174,6 +174,11 @@ class Settings(HttpSettings):
         "-mmu", "--mmproj-url", group=MEDIA, env="MMPROJ_URL", type=TEXT, metavar="URL",
         default=None, help="projector file to download once",
     )
+    draft_repo: str | None = option(
+        "-hfd", "-hfrd", "--hf-repo-draft", "--spec-draft-hf", group=SPECULATION,
+        env="SPEC_DRAFT_HF_REPO", type=TEXT, metavar="USER/NAME[:QUANT]", default=None,
+        help="a model that guesses, of Hugging Face's hub; with -md: that file of it",
+    )
     use_mmproj: bool = option(
         "--mmproj-auto/--no-mmproj", " /--no-mmproj-auto", group=MEDIA, env="MMPROJ_AUTO",
         default=True, help="use the projector file that is given; --no-mmproj: text only",

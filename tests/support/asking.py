@@ -149,8 +149,9 @@ def ask(engine: Engine, prompt: Iterable[int], *arguments: object, **fields: obj
 def engine_of(model: Model, eog_ids: Iterable[int] = (), disk: DiskOptions | None = None) -> Engine:
     tokenizer = CharacterTokenizer(eog_ids)
     return Engine(
-        model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk
-    )
+        model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk,
+        drafter=model.drafter,
+    )  # fmt: skip
 
 
 def assert_same_logits(shared: Reply, alone: Reply) -> None:

@@ -52,7 +52,7 @@ class Fixed:
     def seconds(self, n_missing: int, n_sequences: int, n_tokens: int) -> float:
         return self._seconds * ((n_missing > 0) * (1 + n_missing / 20) + max(n_tokens - 1, 0))
 
-    def catch_up(self, seq: RunningSequence) -> None:
+    def catch_up(self, seq: RunningSequence, most: int) -> None:
         self._clock.now += self.seconds(self.n_missing(seq), 1, 0)
         self.n_computed = len(seq.tokens) - 1
 

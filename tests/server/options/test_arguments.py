@@ -99,8 +99,8 @@ def test_escapes(given: Given) -> None:
     [
         "--mlock", "--numa distribute", "--prio -1", "-tb 8", "--cache-reuse 256", "-dt 0.1",
         "-sps 0.5", "--threads-http 8", "--no-repack", "--no-jinja", "-nocb", "--poll 100",
-        "--cpu-mask ff", "-lm mlock", "--mmap", "-md draft.gguf", "-ngld 99",
-        "--spec-draft-n-max 16", "-sm row", "-sm tensor", "--log-colors on", "--no_repack",
+        "--cpu-mask ff", "-lm mlock", "--mmap", "--poll-draft 1",
+        "--draft-p-split 0.1", "-sm row", "-sm tensor", "--log-colors on", "--no_repack",
     ],
 )  # fmt: skip
 def test_hints_are_taken_with_a_line_of_warning(given: Given, line: str) -> None:
@@ -113,10 +113,10 @@ def test_hints_are_taken_with_a_line_of_warning(given: Given, line: str) -> None
 
 
 def test_hints_of_one_kind_share_a_line(given: Given) -> None:
-    args = ("-md", "d.gguf", "-ngld", "8", "--mlock")
-    stderr = given(*args, LLAMA_ARG_SPEC_DRAFT_N_MIN="1")[1].stderr
+    args = ("-td", "4", "-cd", "8", "--mlock")
+    stderr = given(*args, LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE="1")[1].stderr
     assert len(stderr.splitlines()) == 2
-    assert "serve: LLAMA_ARG_SPEC_DRAFT_N_MIN=1, -md, -ngld change nothing here: no" in stderr
+    assert "serve: LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE=1, -td, -cd change nothing here: a" in stderr
 
 
 def test_a_hint_may_lack_its_value(given: Given) -> None:

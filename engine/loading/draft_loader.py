@@ -1,0 +1,137 @@
+"""The model that guesses for another: does it go with it, what memory it takes, and its drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.errors import ModelError, naming
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.loading.assembly import Sizes
+from gguf_serve.engine.loading.fit import Beside, Machine, outline
+from gguf_serve.engine.loading.machine import find_machine
+from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
+from gguf_serve.engine.model.decoder import kv_shapes
+from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
+from gguf_serve.engine.scheduling.page_cache import PageCache
+from gguf_serve.engine.speculation.draft_model import DraftModel
+from gguf_serve.engine.speculation_options import OFF
+from gguf_serve.kernels.attention.kv import KVPages
+
+VOCABULARY = "tokenizer.ggml."
+MOST_MORE = 128  # tokens that one vocabulary may have more than the other, as in llama.cpp
+FIRST_COMPARED = 5  # those before may differ, as there
+
+
+@dataclass(frozen=True)
+class DraftFile:
+    """A draft model that goes with its target, not loaded yet. ``options``: the engine's, for it;
+    ``beside``: what it takes of the device that its target may be on."""
+
+    gguf: GGUFFile
+    hparams: Hyperparameters
+    options: EngineOptions
+    machine: Machine
+    beside: Beside
+
+
+def open_draft(
+    target: GGUFFile, target_hparams: Hyperparameters, options: EngineOptions
+) -> DraftFile | None:
+    """None where the options name none; ModelError for one that does not go with the target."""
+    given = options.speculation.draft
+    if not options.speculation.has_draft or given.model is None:
+        return None
+    own = replace(
+        options, device=given.device or options.device, n_gpu_layers=given.n_gpu_layers,
+        cache_type_k=given.cache_type_k, cache_type_v=given.cache_type_v, swa_full=True,
+        fit=False, tensor_split=(), override_tensor=(), cpu_moe=False, n_cpu_moe=0, n_cpu_ffn=0,
+        rope=RopeOptions(), adapters=(), control=ControlVectors(), mmproj=None, override_kv=(),
+        speculation=OFF,
+    )  # fmt: skip
+    gguf, h = read_model(Path(given.model), own)
+    with naming(gguf.path):
+        _check_kind(h)
+        _check_sizes(h.n_vocab, target_hparams.n_vocab)
+        check_vocabularies(gguf.metadata, target.metadata)
+        machine = find_machine(own)
+        return DraftFile(gguf, h, own, machine, _needs(gguf, h, own, machine))
+
+
+def _needs(gguf: GGUFFile, h: Hyperparameters, options: EngineOptions, machine: Machine) -> Beside:
+    device = machine.open(0)
+    types = options.cache_type_k, options.cache_type_v
+    page = KVPages(device.meta(), kv_shapes(h), 1, *types).n_bytes
+    return Beside(device.info, sum(outline(gguf, h, device).part_bytes), page)
+
+
+def _check_kind(h: Hyperparameters) -> None:
+    if not (h.causal and h.generates) or h.n_encoder or h.takes_states:
+        raise ModelError("the model generates no text by itself: it cannot guess for another one")
+
+
+def _check_sizes(own: int, others: int) -> None:
+    if abs(own - others) > MOST_MORE:
+        raise ModelError(
+            f"the vocabulary has {own} tokens, the model's {others}: a model that guesses for it "
+            f"may have {MOST_MORE} more or fewer"
+        )
+
+
+def check_vocabularies(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """ModelError, with the first difference, for a draft's metadata whose vocabulary is not the
+    target's: llama.cpp's rules."""
+    for name in ("model", "add_bos_token", "add_eos_token"):
+        _check_same(name, ours.get(VOCABULARY + name), theirs.get(VOCABULARY + name))
+    for name in ("bos", "eos"):
+        if ours.get(f"{VOCABULARY}add_{name}_token"):
+            key = f"{name}_token_id"
+            _check_same(key, ours.get(VOCABULARY + key), theirs.get(VOCABULARY + key))
+    own, others = (list(found.get(f"{VOCABULARY}tokens", ())) for found in (ours, theirs))
+    n = min(len(own), len(others))
+    if own[FIRST_COMPARED:n] != others[FIRST_COMPARED:n]:
+        i = next(i for i in range(FIRST_COMPARED, n) if own[i] != others[i])
+        raise ModelError(
+            f"token {i} is {own[i]!r}, the model's {others[i]!r}: a model that guesses for it must "
+            "have the same vocabulary"
+        )
+
+
+def _check_same(name: str, own: object, other: object) -> None:
+    if own != other:
+        raise ModelError(
+            f"{VOCABULARY}{name} is {own!r}, the model's {other!r}: a model that guesses for it "
+            "must have the same vocabulary"
+        )
+
+
+def prepare_draft(draft: DraftFile, target: Preparation) -> Preparation:
+    """As many pages as its target has, for the same tokens."""
+    options = replace(draft.options, n_ctx=target.n_ctx)
+    found = prepare(draft.gguf, draft.hparams, options, machine=draft.machine)
+    assert found.sizes.n_pages == target.sizes.n_pages
+    return found
+
+
+def drafter_of(
+    runner: Runner,
+    sizes: Sizes,
+    cache: PageCache,
+    n_vocab: int,
+    eog_ids: Collection[int],
+    options: EngineOptions,
+) -> DraftModel:
+    """``cache``, ``n_vocab``, ``eog_ids``: the target's. ModelError for a model that takes no token
+    back."""
+    if runner.states.is_recurrent:
+        raise ModelError("a model with a recurrent state cannot guess for another one")
+    given = options.speculation.draft
+    return DraftModel(
+        runner, cache, n_vocab=n_vocab, eog_ids=eog_ids, n_slots=sizes.n_slots,
+        n_ctx=sizes.n_ctx_slot, max_tokens=sizes.n_tokens, most=given.n_max, least=given.n_min,
+        p_min=given.p_min,
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""A model that guesses for another changes nothing, and what it computes is found again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import GREEDY, Reply, engine_of, random_prompt, submit
+
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.loading.draft_loader import check_vocabularies
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.request import Delta, DraftLimits, Event, Finished, Request
+from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.speculation import asking, speculation
+from gguf_serve.engine.speculation.account import Account
+from gguf_serve.engine.speculation.draft_model import DraftModel
+from gguf_serve.engine.speculation.lengths import Offer
+from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
+from gguf_serve.kernels.opencl.platforms import list_devices
+
+OPTIONS = EngineOptions(
+    n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd",
+)  # fmt: skip
+PROMPT = random_prompt(70, 1)
+NO_END = ((0, float("-inf")),)
+SEED = SamplingParams(temperature=0.8, seed=1)
+Start = Callable[..., Engine]
+
+
+@pytest.fixture
+def everything_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little that promises, and all of it is verified."""
+
+    def chosen(offers: Sequence[Offer], most: int, price: object) -> list[int]:
+        return [min(offer.n_tokens, most // len(offers)) for offer in offers]
+
+    monkeypatch.setattr(speculation, "lengths", chosen)
+    monkeypatch.setattr(
+        asking.Asking, "_n_tokens", lambda self, askers, n, room: min(4, room // len(askers))
+    )
+    monkeypatch.setattr(asking.Asking, "_worth", lambda *args: 0.0)
+    monkeypatch.setattr(Account, "has", lambda *args: True)
+    monkeypatch.setattr(DraftModel, "seconds", lambda *args: 0.0)
+
+
+@pytest.fixture
+def start(everything_is_guessed: None, conformance_model: Callable[[str], Path]) -> Iterator[Start]:
+    engines: list[Engine] = []
+
+    def started(name: str, draft: str | None, **changes: Any) -> Engine:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        path = None if draft is None else str(conformance_model(draft))
+        guesses = SpeculationOptions(draft=DraftOptions(model=path, n_max=4))
+        options = replace(OPTIONS, speculation=guesses, **changes)
+        model = load_model(conformance_model(name), options, lambda share: None)
+        assert (model.drafter is None) == (draft is None)
+        engines.append(engine_of(model, [0]))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        assert engine.healthy
+        assert engine.stats().n_pages_used == 0
+        engine.close()
+
+
+def told(reply: Reply) -> list[Any]:
+    """All of a reply that must not depend on guesses."""
+    assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
+    return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
+
+
+ASKED: list[dict[str, Any]] = [
+    {"sampling": GREEDY, "n_probs": 3},
+    {"sampling": SEED, "n_probs": 3},
+    {"sampling": replace(SEED, repeat_penalty=1.3, dry_multiplier=0.8)},
+    {"sampling": replace(SEED, mirostat=2)},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "draft"),
+    [
+        ("llama-dense", "qwen2-dense"),
+        pytest.param("gemma3-dense", "gemma3-dense", marks=pytest.mark.slow),
+    ],
+)
+def test_a_draft_model_changes_nothing(start: Start, name: str, draft: str) -> None:
+    """Not for one that begins with what another has computed, and leaves, either."""
+    prompts = [PROMPT, PROMPT[:50] + random_prompt(30, 2), random_prompt(60, 3), PROMPT]
+    alone, guessing = start(name, None), start(name, draft)
+    for asked in ASKED:
+        expected = [told(submit(alone, prompt, 40, **asked)) for prompt in prompts]
+        replies = [submit(guessing, prompt, 40, **asked) for prompt in prompts]
+        assert [told(reply) for reply in replies] == expected, asked
+    assert guessing.stats().n_drafted > 0
+
+
+def test_a_draft_that_is_its_target_is_always_right(start: Start) -> None:
+    """After prefixes that are found again, too: its pages hold what they should."""
+    engine = start("llama-dense", "llama-dense")
+    for n_prompt in (70, 90, 40):
+        prompt = PROMPT + random_prompt(n_prompt, n_prompt)
+        for _ in range(2):
+            reply = submit(engine, prompt, 60, replace(GREEDY, logit_bias=NO_END)).wait()
+            drafts = reply.end.timings.drafts
+            assert drafts.n_accepted == drafts.n_tokens > 40
+    limited = submit(engine, PROMPT, 20, drafts=DraftLimits(0, 0, 0.0)).wait()
+    assert limited.end.timings.drafts.n_tokens == 0
+
+
+def test_a_crowd_for_which_pages_run_out(start: Start) -> None:
+    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT] * 4
+    seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
+    asked = list(zip(prompts, seeds, strict=True))
+    alone, guessing = start("llama-dense", None), start("llama-dense", "llama-dense", n_ctx=384)
+    expected = [told(submit(alone, p, 90, s, n_probs=2)) for p, s in asked]
+    heard: list[Event] = []
+    endless = guessing.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
+    replies = [submit(guessing, p, 90, s, n_probs=2) for p, s in asked]
+    while not any(isinstance(event, Delta) for event in heard):
+        time.sleep(0.001)
+    guessing.cancel(endless)
+    assert [told(reply) for reply in replies] == expected
+    assert guessing.stats().n_preempted > 0
+
+
+def test_a_context_that_shifts(start: Start) -> None:
+    sampling = replace(SEED, logit_bias=NO_END)
+    asked: dict[str, Any] = {"n_probs": 3, "n_keep": 10}
+    engines = [
+        start("llama-dense", draft, n_ctx=96, context_shift=True) for draft in (None, "llama-dense")
+    ]
+    alone, guessing = (told(submit(engine, PROMPT, 150, sampling, **asked)) for engine in engines)
+    assert alone == guessing
+    assert alone[-1]
+
+
+def test_vocabularies_that_differ() -> None:
+    words = [f"w{i}" for i in range(200)]
+    own: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 1,
+    }  # fmt: skip
+    check_vocabularies(own, own)
+    check_vocabularies(own, own | {"tokenizer.ggml.tokens": ["other"] * 5 + words[5:] + ["more"]})
+    for change, words_of_error in (
+        ({"tokenizer.ggml.model": "llama"}, "model is 'gpt2', the model's 'llama'"),
+        ({"tokenizer.ggml.bos_token_id": 2}, "bos_token_id is 1, the model's 2"),
+        ({"tokenizer.ggml.tokens": [*words[:150], "x"]}, "token 150 is 'w150', the model's 'x'"),
+    ):
+        with pytest.raises(ModelError, match=words_of_error):
+            check_vocabularies(own, own | change)
+
+
+def test_a_model_that_takes_no_token_back_cannot_guess(
+    conformance_model: Callable[[str], Path],
+) -> None:
+    draft = DraftOptions(model=str(conformance_model("mamba-dense")))
+    options = replace(OPTIONS, speculation=SpeculationOptions(draft=draft))
+    with pytest.raises(ModelError, match="recurrent state cannot guess for another"):
+        load_model(conformance_model("llama-dense"), options, lambda share: None)
+
+
+def test_which_options_name_a_draft_model() -> None:
+    named = DraftOptions(model="x.gguf")
+    assert SpeculationOptions(draft=named).has_draft
+    assert SpeculationOptions(types=("ngram-mod", "draft-simple"), draft=named).has_draft
+    assert not SpeculationOptions(types=("draft-simple",)).has_draft
+    assert not SpeculationOptions(types=("draft-eagle3",), draft=named).has_draft
+    assert not SpeculationOptions(types=("none",), draft=named).has_draft
+    assert not SpeculationOptions(draft=replace(named, n_max=0)).has_draft
+    assert SpeculationOptions(types=("draft-simple",)).missing == ("draft-simple",)
+    assert SpeculationOptions(types=("draft-simple",), draft=named).missing == ()
