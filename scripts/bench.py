@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -116,14 +117,20 @@ class Plan:
 
 
 def take_turns(
-    plan: Plan, ours: Ask, peer: Ask | None, repeat: int, row_done: Callable[[Row], None]
-) -> None:
-    """Measure everything."""
-    for m in plan.measurements:
+    plan: Plan, ours: Ask, peer: Ask | None, repeat: int, row_done: Callable[[Row], None],
+    seconds: float = math.inf,
+) -> None:  # fmt: skip
+    """Measure everything, ``repeat`` times or once: no repetition begins after its measurement's
+    share of ``seconds``."""
+    start = time.monotonic()
+    for n_done, m in enumerate(plan.measurements, 1):
+        end = start + seconds * n_done / len(plan.measurements)
         warm_up = m.warm_up()
         for ask in filter(None, (ours, peer)):
             ask(m.op, **warm_up)
-        for _ in range(repeat):
+        for i in range(repeat):
+            if i and time.monotonic() > end:
+                break
             arguments = m.arguments()
             time.sleep(SETTLE_SECONDS)
             answer = ours(m.op, **arguments)
@@ -163,6 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--depth", type=int, default=4096, help="also generate after so many; 0: do not")
     add("--streams", type=int, default=8, help="parallel streams (default 8); 1: do not")
     add("--repeat", type=int, default=3, help="of every measurement (default 3)")
+    add("--most-seconds", type=float, default=math.inf, help="no repetition begins after so many")
     add("--widths", type=numbers, nargs="?", const=step_widths.WIDTHS,
         help="measure steps of so many tokens instead (default 1,2,3,4,6,8,16,32)")  # fmt: skip
     add("--seconds", type=float, default=20.0, help="that --widths measures (default 20)")
@@ -250,6 +258,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         take_turns(
             plan, subject.ask, peer.ask if peer else None, options.repeat,
             lambda row: print(f"  {row.name}: {report.number(row.ours)}", file=sys.stderr),
+            options.most_seconds,
         )  # fmt: skip
         host = host_rows(plan, subject.ask, options)
         memory.ours.append(subject.ask("memory")["value"])
