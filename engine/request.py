@@ -36,21 +36,29 @@ class Denoising:
 class Grid:
     """Tokens of an image or a video from ``start`` on: frames, in these rows, in these columns.
 
-    With M-RoPE they take fewer positions than they are tokens (positions.py).
+    With M-RoPE they take fewer positions than they are tokens (positions.py), but not with
+    ``marks``: those are a token before all, one at the end of each row and one after all, and the
+    image has a ``number`` among the prompt's (HunyuanVL).
     """
 
     start: int
     rows: int
     columns: int
     frames: int = 1
+    marks: bool = False
+    number: int = 0
 
     @property
     def end(self) -> int:
+        if self.marks:
+            return self.start + self.rows * (self.columns + 1) + 2
         return self.start + self.frames * self.rows * self.columns
 
     @property
     def n_positions(self) -> int:
         """What text goes on after."""
+        if self.marks:
+            return self.end - self.start
         return max(self.frames, self.rows, self.columns)
 
 

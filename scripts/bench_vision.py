@@ -28,7 +28,8 @@ from PIL import Image
 
 from gguf_serve.engine.encoders.encoder import MediaEncoder, open_projector
 from gguf_serve.engine.engine import Engine, load_engine
-from gguf_serve.engine.media.prepare import Tile, prepare
+from gguf_serve.engine.media.piece import Tile
+from gguf_serve.engine.media.prepare import prepare
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Event, Failed, Request

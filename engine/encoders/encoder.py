@@ -17,6 +17,7 @@ from gguf_serve.engine.encoders.vision_file import VisionFile, read_vision_file
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
+from gguf_serve.engine.media.piece import Tile
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -102,15 +103,20 @@ class MediaEncoder:
 
     def encode(self, span: MediaSpan) -> Floats:
         """Embeddings float32 [count, width]. Raises ValueError if there are more or fewer."""
-        encoder = self._vision if span.input.ndim == 3 else self._audio
-        assert encoder is not None
-        found = encoder.encode(span.input)
+        found = self._encoded(span)
         if len(found) != span.count:
             raise ValueError(f"an encoder gave {len(found)} embeddings instead of {span.count}")
         if not np.isfinite(found).all():
             raise ValueError("an encoder gave numbers that are not finite")
         self._keep(span.key, found)
         return found
+
+    def _encoded(self, span: MediaSpan) -> Floats:
+        if span.input.ndim == 3:
+            assert self._vision is not None
+            return self._vision.encode(Tile(span.input, span.layout), span.n_before)
+        assert self._audio is not None
+        return self._audio.encode(span.input)
 
     def _keep(self, key: bytes, embeddings: Floats) -> None:
         self._kept[key] = embeddings

@@ -50,14 +50,16 @@ class Heads:
     rope: Tensor | None = None  # cos and sin: float32 [n, 2, size / 2]
     neox: bool = True  # pairs (i, i + size / 2), else (2i, 2i + 1)
     n_kv: int = 0  # heads of K and V if they are fewer
+    turned: int = 0  # values that rope turns, if not all
+    value: int = 0  # values of a head of V, if they are fewer
 
     @property
     def shape(self) -> KVShape:
-        return KVShape(self.n_kv or self.n, self.size, self.size)
+        return KVShape(self.n_kv or self.n, self.size, self.value or self.size)
 
     @property
     def rotation(self) -> Rotation:
-        return Rotation(RopeStyle(self.size, self.neox), self.scale, self.norm)
+        return Rotation(RopeStyle(self.turned or self.size, self.neox), self.scale, self.norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +205,19 @@ class Graph(AttentionVerbs):
 
     # --- attention ---
 
-    def attention(self, q: Rows, k: Rows, v: Rows, heads: Heads, lengths: Sequence[int]) -> Rows:
+    def attention(
+        self, q: Rows, k: Rows, v: Rows, heads: Heads, lengths: Sequence[int], mask: Mask = ALL
+    ) -> Rows:
         """Attention inside groups of so many consecutive rows."""
-        groups = self._groups(tuple(lengths), heads)
+        groups = self._groups(tuple(lengths), heads, mask)
         self.rope(q, k, v, heads.n, groups, heads.rotation)
-        return self.attend(q, heads.n, groups, ALL)
+        return self.attend(q, heads.n, groups, mask)
 
     def cross_attention(self, q: Rows, k: Rows, v: Rows, heads: Heads) -> Rows:
         """Every row of q attends to all rows of k and v."""
         keys = self._groups((k.count,), heads)
         # Q has other rows than K and V, so it is scaled beside unused keys of its own.
-        queries = self._groups((q.count,), heads, "unused")
+        queries = self._groups((q.count,), heads, use="unused")
         self.rope(q, q, q, heads.n, queries, heads.rotation)
         self.rope(k, k, v, heads.shape.n_kv, keys, Rotation(heads.rotation.style))
         paging = replace(
@@ -245,7 +249,9 @@ class Graph(AttentionVerbs):
         self.launch(run, reads=read, writes=[out])
         return out
 
-    def _groups(self, lengths: tuple[int, ...], heads: Heads, use: str = "") -> Cache:
+    def _groups(
+        self, lengths: tuple[int, ...], heads: Heads, mask: Mask = ALL, use: str = ""
+    ) -> Cache:
         """Pages of K and V for groups of consecutive rows that see each other and no others."""
         n, n_pages = sum(lengths), [-(-length // PAGE) for length in lengths]
         first_pages, first_rows = np.cumsum([0, *n_pages]), np.cumsum([0, *lengths])
@@ -253,11 +259,14 @@ class Graph(AttentionVerbs):
         for i, (first, count) in enumerate(zip(first_pages, n_pages, strict=False)):
             tables[i, :count] = np.arange(first, first + count)
         slots = np.arange(n) + np.repeat(first_pages[:-1] * PAGE - first_rows[:-1], lengths)
+        places = np.zeros(n)
+        if mask != ALL:  # which keys a row sees depends on where it is
+            places = np.arange(n) - np.repeat(first_rows[:-1], lengths)
         tiles = self._tiles(
             [(first_rows[i], length, i, length) for i, length in enumerate(lengths)], heads
         )
         paging = AttentionInputs(
-            tiles, self._index(np.zeros(n)), self._index(tables),
+            tiles, self._index(places), self._index(tables),
             CountedRows.of(self.device, self._workspace, n).counts,
         )  # fmt: skip
         pages = self._cache(int(first_pages[-1]), heads.shape, use)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, patch_rows
+from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, patch_rows, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.vit import Tower, optional_norm
@@ -24,12 +24,14 @@ def same(rows: Floats) -> Floats:
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """A recorded encoder: its output rows, the order in which it takes the patches (None: row
-    by row), what is done to the result on the host, and how an image becomes rows."""
+    by row), what is done to the result on the host, how an image becomes rows, and the vector of
+    tokens that only align it in the prompt."""
 
     out: Rows
     order: Ints | None = None
     finish: Callable[[Floats], Floats] = same
     rows: Callable[[Floats, int], Floats] = patch_rows
+    before: Floats | None = None
 
 
 def tower(spec: VisionFile, **differences: Any) -> Tower:
@@ -60,6 +62,20 @@ def patches_first(kernel: Floats) -> Floats:
     return kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
 
 
+def convolution(g: Graph, name: str) -> Linear:
+    """The convolution ``name`` as a matrix over patches side by side."""
+    w = g.weights
+    bias = (lambda: w.floats(f"{name}.bias").reshape(-1)) if w.has(f"{name}.bias") else None
+    return w.computed(name, lambda: patches_first(w.floats(f"{name}.weight")), bias)
+
+
+def convolved(g: Graph, x: Rows, grid: Grid, name: str, stride: int) -> tuple[Rows, Grid]:
+    """x under a square kernel, padded evenly; and the grid of the result."""
+    kernel = g.weights.shape(f"{name}.weight")[0]
+    taps, out = under_kernel(grid, kernel, stride)
+    return g.linear(g.gather(x, taps), convolution(g, name)), out
+
+
 def embedded(g: Graph, spec: VisionFile, grid: Grid, positions: Floats | None = None) -> Rows:
     """The rows of all patches, plus learned positions [patches, width]."""
     n = grid[0] * grid[1]
@@ -76,6 +92,15 @@ def with_class_token(g: Graph, spec: VisionFile, grid: Grid, places: npt.ArrayLi
     x = g.copied(g.constant(start))
     g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g), add_to=x.first(n))
     return x
+
+
+def arranged(g: Graph, x: Rows, vectors: Floats, order: npt.ArrayLike) -> Rows:
+    """Rows of x by their numbers, and between them vectors of the file [k, width]: -1 in ``order``
+    is the first of these, -2 the second."""
+    places = np.asarray(order)
+    rows = g.gather(x, np.where(places >= 0, places, -1)[:, None])
+    marks = np.where(places < 0, -1 - places, -1)
+    return g.mixed(g.constant(vectors), marks[:, None], add_to=rows)
 
 
 def with_ends(g: Graph, x: Rows, begin: str, end: str, order: Ints | None = None) -> Encoding:

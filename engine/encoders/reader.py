@@ -22,7 +22,9 @@ from gguf_serve.engine.errors import MediaError, TooManyTokensError
 from gguf_serve.engine.media.image import decode_image, n_pixels
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.mel import SAMPLE_RATE
-from gguf_serve.engine.media.prepare import Tile, joined, prepare
+from gguf_serve.engine.media.piece import Piece, Tile
+from gguf_serve.engine.media.prepare import joined, prepare
+from gguf_serve.engine.media.resize import Floats
 from gguf_serve.engine.media.sound import decode_sound
 from gguf_serve.engine.media.span import MediaSpan
 
@@ -53,7 +55,7 @@ class Medium:
     ``n_tokens``: of the inputs. ``seconds``: of a sound.
     """
 
-    pieces: tuple[str | npt.NDArray[Any], ...]
+    pieces: tuple[Piece | Floats, ...]
     n_tokens: int
     seconds: float = 0.0
 
@@ -97,7 +99,7 @@ class MediaReader:
         with _ONE_LARGE_IMAGE if n_pixels(data) > LARGE_PIXELS else nullcontext():
             pixels = decode_image(data, self._limits.max_pixels)
             pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
-        return self._medium([p.pixels if isinstance(p, Tile) else p for p in pieces])
+        return self._medium(pieces)
 
     def sound(self, data: bytes) -> Medium:
         """Decode a sound file; MediaError says why it cannot be used."""
@@ -105,7 +107,7 @@ class MediaReader:
             raise MediaError("this model takes no audio: its projector is for images only")
         samples = decode_sound(data, self._limits.max_seconds)
         around = self._audio.input
-        pieces: list[str | npt.NDArray[Any]] = [around.before] if around.before else []
+        pieces: list[Piece | Floats] = [around.before] if around.before else []
         pieces += spectrograms(self._audio, samples)
         pieces += [around.after] if around.after else []
         return self._medium(pieces, len(samples) / SAMPLE_RATE)
@@ -147,25 +149,34 @@ class MediaReader:
                 raise TooManyTokensError(len(ids), most)
         return MediaPrompt(tuple(ids), tuple(spans))
 
-    def _medium(self, pieces: list[str | npt.NDArray[Any]], seconds: float = 0.0) -> Medium:
+    def _medium(self, pieces: Sequence[Piece | Floats], seconds: float = 0.0) -> Medium:
         counts = [self._count(piece) for piece in pieces if not isinstance(piece, str)]
         return Medium(tuple(pieces), sum(counts), seconds)
 
-    def _count(self, input: npt.NDArray[Any]) -> int:
-        if input.ndim == 2:
-            assert self._audio is not None
-            return self._audio.n_tokens(input.shape[1])
-        assert self._vision is not None
-        return self._vision.n_tokens(*input.shape[:2])
+    def _count(self, piece: Tile | Floats) -> int:
+        if isinstance(piece, Tile):
+            assert self._vision is not None
+            height, width = piece.pixels.shape[:2]
+            return self._vision.n_tokens(height, width, piece.layout)
+        assert self._audio is not None
+        return self._audio.n_tokens(piece.shape[1])
 
-    def _span(self, start: int, input: npt.NDArray[Any]) -> MediaSpan:
-        key = hashlib.sha256(f"{input.shape}".encode() + input.tobytes()).digest()
-        count = self._count(input)
-        if input.ndim == 2:
-            return MediaSpan(start, count, key, input, (count, 1))
+    def _span(self, start: int, piece: Tile | Floats) -> MediaSpan:
+        count = self._count(piece)
+        if not isinstance(piece, Tile):
+            return MediaSpan(start, count, _key(piece, ()), piece, (count, 1))
         assert self._vision is not None
-        grid = self._vision.token_grid(*input.shape[:2])
-        return MediaSpan(start, count, key, input, grid, self._together)
+        n_before = self._vision.n_before(start)
+        grid = self._vision.token_grid(*piece.pixels.shape[:2])
+        return MediaSpan(
+            start, count + n_before, _key(piece.pixels, (*piece.layout, n_before)), piece.pixels,
+            grid, self._together, piece.layout, n_before, self._vision.marks,
+        )  # fmt: skip
+
+
+def _key(input: npt.NDArray[Any], more: tuple[int, ...]) -> bytes:
+    """What tells inputs of an encoder from others."""
+    return hashlib.sha256(f"{input.shape}{more or ''}".encode() + input.tobytes()).digest()
 
 
 def _first_id(key: bytes) -> int:

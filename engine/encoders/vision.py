@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from gguf_serve.engine.encoders.families import clip, minicpm, mobilenet, pixtral, qwen, siglip
+from gguf_serve.engine.encoders.families import (
+    clip,
+    convnext,
+    convolved,
+    minicpm,
+    mobilenet,
+    pixtral,
+    qwen,
+    siglip,
+)
 from gguf_serve.engine.encoders.geometry import Floats, Grid
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import Encoding
 from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.media.piece import Tile
 from gguf_serve.engine.media.resize import Pixels
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -52,9 +63,16 @@ BUILD: dict[str, Build] = {
     "muse-glimmer": pixtral.muse_glimmer,
     "kimik25": pixtral.kimivl,
     "kimivl": pixtral.kimivl,
+    "step3vl": convolved.step3,
+    "hunyuanvl": convolved.hunyuan,
+    "deepseek4v": convolved.deepseek4,
+    "yasa2": convnext.yasa2,
+    "mimovl": qwen.mimovl,
+    "dots3note_v": qwen.dots_ocr,
     "resampler": minicpm.resampler,
     "minicpmv4_6": minicpm.minicpmv46,
 }
+LAID_OUT: dict[str, Callable[[tuple[int, ...], Graph, VisionFile, Grid, bool], Encoding]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +96,27 @@ class VisionEncoder:
         self.spec = spec
         self._weights, self._device, self._programs = weights, device, programs
         self._like_llama_cpp = like_llama_cpp
-        self._recordings = Recordings(self._record)  # by the grid of patches
+        self._recordings = Recordings(self._record)  # by the grid of patches and the layout
 
     def warm_up(self) -> int:
         """Record an input of the usual size, which loads the weights; the output's width."""
-        limits = self.spec.limits
-        unit = self.spec.patch * max(self.spec.merge, 1)
-        side = max(limits.image_size // unit, 1) if limits.max_pixels == 0 else 4
-        grid = side * unit // self.spec.patch
-        return self._recordings.of((grid, grid)).encoding.out.width
+        return self._recordings.of(self.spec.usual).encoding.out.width
 
-    def encode(self, pixels: Pixels) -> Floats:
-        """Embeddings float32 [tokens, width] of a tile, uint8 [height, width, 3]."""
-        patch = self.spec.patch
+    def encode(self, tile: Tile, n_before: int = 0) -> Floats:
+        """Embeddings float32 [tokens, width] of a tile, after so many that only align it."""
+        patch, pixels = self.spec.patch, tile.pixels
         grid = pixels.shape[0] // patch, pixels.shape[1] // patch
-        recorded = self._recordings.of(grid)
-        rows = recorded.encoding.rows(self._normalized(pixels), patch)
-        order = recorded.encoding.order
+        recorded = self._recordings.of((grid, tile.layout))
+        encoding = recorded.encoding
+        rows = encoding.rows(self._normalized(pixels), patch)
+        order = encoding.order
         found = recorded.graph.run([rows if order is None else rows[order]])
-        return recorded.encoding.finish(found)
+        found = encoding.finish(found)
+        if n_before and encoding.before is not None:
+            found = np.concatenate([np.tile(encoding.before, (n_before, 1)), found])
+        return found
 
-    def _normalized(self, pixels: Pixels) -> Floats:
+    def _normalized(self, pixels: Pixels | Floats) -> Floats:
         mean, std = (np.array(x, np.float32) for x in (self.spec.mean, self.spec.std))
         scaled = pixels.astype(np.float32) / np.float32(255)
         if self.spec.kind == "gemma4v":
@@ -106,8 +124,11 @@ class VisionEncoder:
         result: Floats = (scaled - mean) / std
         return result
 
-    def _record(self, grid: Grid) -> _Recorded:
-        graph = Graph(self._weights, self._device, self._programs)
-        encoding = BUILD[self.spec.kind](graph, self.spec, grid, self._like_llama_cpp)
+    def _record(self, size: tuple[Grid, tuple[int, ...]]) -> _Recorded:
+        graph, (grid, layout) = Graph(self._weights, self._device, self._programs), size
+        build = BUILD[self.spec.kind]
+        if layout:
+            build = partial(LAID_OUT[self.spec.kind], layout)
+        encoding = build(graph, self.spec, grid, self._like_llama_cpp)
         graph.finish(encoding.out)
         return _Recorded(graph, encoding)

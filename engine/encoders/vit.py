@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from gguf_serve.engine.encoders.graph import Bounds, Graph, Heads
+from gguf_serve.engine.encoders.graph import ALL, Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.attention.rope import QKNorm
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -38,15 +39,18 @@ class Tower:
     moved: tuple[int, ...] | None = None  # and of the values of one head
     n_kv: int = 0  # heads of K and V if they are fewer
     limit: float = 0.0  # of the factors of a gated FFN, 0 for none
+    head_size: int = 0  # if it is not width / heads
+    turned: int = 0  # values of a head that RoPE turns, if not all
+    window: int = 0  # a row sees so many rows before it and after it, 0 for all
 
     @property
     def head(self) -> int:
-        return self.width // self.n_heads
+        return self.head_size or self.width // self.n_heads
 
     @property
     def qkv_widths(self) -> tuple[int, int, int]:
         n_keys = (self.n_kv or self.n_heads) * self.head
-        return self.width, n_keys, n_keys
+        return self.n_heads * self.head, n_keys, n_keys
 
 
 def layer_norm(weights: EncoderWeights, name: str, eps: float, rms: bool = False) -> NormWeights:
@@ -117,9 +121,12 @@ def attention(
     q_norm, k_norm = (_head_norm(w, f"{b}attn_{x_}_norm.weight", tower) for x_ in "qk")
     norm = QKNorm(tower.eps, q_norm, k_norm) if q_norm or k_norm else None
     scale = tower.scale or 1 / math.sqrt(tower.head)
-    heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox, tower.n_kv)
+    heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox, tower.n_kv, tower.turned)
+    mask = ALL
+    if tower.window:
+        mask = replace(ALL, window=2 * tower.window, sinks=w.vector(f"{b}attn_sinks"))
     q, k, v = _qkv(g, x, tower, b)
-    return linear(g, g.attention(q, k, v, heads, lengths), f"{b}attn_out")
+    return linear(g, g.attention(q, k, v, heads, lengths, mask), f"{b}attn_out")
 
 
 def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
@@ -158,6 +165,8 @@ def _simple(w: EncoderWeights, tower: Tower, b: str) -> bool:
 def feed_forward(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
     """The FFN; files that have its matrices exchanged are known by the width of "down"."""
     w = g.weights
+    if w.has(f"{b}ffn_gate_inp.weight"):
+        raise ModelError(f"{b}ffn_gate_inp.weight: mixtures of experts in encoders are not served")
     up, down, gate = f"{b}ffn_up", f"{b}ffn_down", f"{b}ffn_gate"
     if w.shape(f"{down}.weight")[0] == tower.width != w.shape(f"{up}.weight")[0]:
         up, down = down, up

@@ -18,10 +18,11 @@ def grids_of(request: Request) -> Sequence[Grid]:
     """Those of a request's images; sounds count on as text does."""
     if request.grids:
         return request.grids
+    images = [span for span in request.media if span.input.ndim == 3]
     return [
-        Grid(span.start, rows=span.grid[1], columns=span.grid[0])
-        for span in request.media
-        if span.input.ndim == 3 and span.grid[0] * span.grid[1] == span.count
+        Grid(span.start, span.grid[1], span.grid[0], marks=span.marks, number=i)
+        for i, span in enumerate(images)
+        if span.marks or span.grid[0] * span.grid[1] == span.count
     ]
 
 
@@ -34,6 +35,9 @@ def positions(grids: Sequence[Grid], start: int, count: int) -> npt.NDArray[np.i
     result = np.repeat(tokens[:, None], 4, axis=1)
     saved = 0  # tokens that took no position of their own
     for grid in grids:
+        if grid.marks:
+            _place_marked(result, tokens, grid)
+            continue
         inside, after = (tokens >= grid.start) & (tokens < grid.end), tokens >= grid.end
         at = tokens[inside] - grid.start
         size = grid.rows * grid.columns
@@ -43,3 +47,11 @@ def positions(grids: Sequence[Grid], start: int, count: int) -> npt.NDArray[np.i
         saved += grid.end - grid.start - grid.n_positions
         result[after] = tokens[after, None] - saved
     return result.astype(np.int32)
+
+
+def _place_marked(result: npt.NDArray[np.intp], tokens: npt.NDArray[np.intp], grid: Grid) -> None:
+    """Of an image with marks the rows' tokens count on in the first number; the others are
+    their column, their row, and the image's number."""
+    inside = (tokens > grid.start) & (tokens < grid.end - 1)
+    row, column = np.divmod(tokens[inside] - grid.start - 1, grid.columns + 1)
+    result[inside, 1:] = np.stack([column, row, np.full_like(row, grid.number)], axis=1)

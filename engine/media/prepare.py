@@ -10,11 +10,10 @@ mtmd-image.cpp); where the two disagree docs/multimodal.md says what is done her
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from gguf_serve.engine.media.piece import ImageLimits, Piece, Prepare, Tile
 from gguf_serve.engine.media.resize import (
     Color,
     Filter,
@@ -26,55 +25,13 @@ from gguf_serve.engine.media.resize import (
     stretch,
 )
 from gguf_serve.engine.media.tiles import aligned, area_size, best_canvas, cut, grids, nearest_grid
+from gguf_serve.engine.media.views import GREY, deepseek4, deepseek_ocr, granite4, step3
 
 CLIP_MEAN: Color = (122, 116, 104)  # what LLaVA pads with
-GREY: Color = (127, 127, 127)
 YOUTU_PATCHES, YOUTU_STEPS = 62500, 50
 MAX_SLICES = 9  # MiniCPM-V
 LFM2_TILE, LFM2_TILES = 512, range(2, 11)
 LLAMA4_GRID = 3  # tiles a side
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """An input of the encoder, before normalization: uint8 [height, width, 3]."""
-
-    pixels: Pixels
-
-
-Piece = str | Tile
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What a projector file says about the sizes of its inputs, in pixels and patches.
-
-    ``merge``: patches a side that become one token. ``min_pixels``, ``max_pixels``: of an input
-    of any size. ``canvases``: sizes to choose from (width, height). ``preproc_size``: the
-    longest side before tiling.
-    """
-
-    image_size: int
-    patch: int
-    merge: int = 1
-    min_pixels: int = 0
-    max_pixels: int = 0
-    canvases: tuple[Size, ...] = ()
-    preproc_size: int = 0
-    tiles: tuple[int, int] = (1, 12)
-    version: int = 0
-
-    @property
-    def square(self) -> Size:
-        return self.image_size, self.image_size
-
-    @property
-    def unit(self) -> int:
-        """Pixels a side that become one token."""
-        return self.patch * self.merge
-
-
-Prepare = Callable[[Pixels, ImageLimits], list[Piece]]
 
 
 def prepare(kind: str, pixels: Pixels, limits: ImageLimits) -> list[Piece]:
@@ -88,6 +45,10 @@ def _around(before: str, inner: Prepare, after: str) -> Prepare:
 
 def _padded_square(filter: Filter, fill: Color) -> Prepare:
     return lambda pixels, limits: [Tile(pad(pixels, limits.square, filter, fill))]
+
+
+def _square(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
+    return [Tile(stretch(pixels, limits.square, "bicubic"))]
 
 
 def _llava(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
@@ -301,6 +262,19 @@ PREPARE: dict[str, Prepare] = {
     "idefics3": _idefics3,
     "internvl": _around("<img>", _internvl, "</img>"),
     "llama4": _around("<|image_start|>", _llama4, "<|image_end|>"),
+    "hunyuanvl": _around(
+        "<｜hy_place▁holder▁no▁100｜>",
+        _whole("lanczos", stretched=True),
+        "<｜hy_place▁holder▁no▁101｜>",
+    ),
+    "yasa2": _around("<image>", _square, "</image>"),
+    "mimovl": _around("<|vision_start|>", _smart, "<|vision_end|>"),
+    "dots3note_v": _around("<|img|>", _smart, "<|endofimg|>"),
+    "step3vl": step3,
+    "deepseek4v": deepseek4,
+    "deepseekocr": deepseek_ocr(640, rows_together=True),
+    "deepseekocr2": deepseek_ocr(768, rows_together=False),
+    "granite4_vision": granite4,
     "resampler": _minicpmv,
     "minicpmv4_6": _minicpmv,
     "lfm2": _lfm2,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Filter = Literal["bilinear", "bicubic", "lanczos"]
 Color = tuple[int, int, int]
@@ -56,6 +57,42 @@ def pad(pixels: Pixels, size: Size, filter: Filter, fill: Color = BLACK) -> Pixe
     scaled = stretch(pixels, (fitted[0], fitted[1]), filter)
     canvas[top : top + fitted[1], left : left + fitted[0]] = scaled
     return canvas
+
+
+def pad_nearest(pixels: Pixels, size: Size, filter: Filter, fill: Color) -> Pixels:
+    """As ``pad``, with sides and places rounded to the nearest number instead of up and down."""
+    if size_of(pixels) == size:
+        return pixels
+    scales = (np.float32(a) / np.float32(b) for a, b in zip(size, size_of(pixels), strict=True))
+    scale = min(scales)
+    width, height = (
+        max(min(round_half_away(float(np.float32(side) * scale)), most), 1)
+        for side, most in zip(size_of(pixels), size, strict=True)
+    )
+    left, top = round_half_away((size[0] - width) / 2), round_half_away((size[1] - height) / 2)
+    canvas = np.empty((size[1], size[0], 3), np.uint8)
+    canvas[:] = fill
+    canvas[top : top + height, left : left + width] = stretch(pixels, (width, height), filter)
+    return canvas
+
+
+def bilinear_floats(pixels: Pixels, size: Size) -> Pixels | Floats:
+    """float32 of the same range, between the four pixels that are nearest, whatever the scale; of
+    that size already, the same pixels."""
+    if size_of(pixels) == size:
+        return pixels
+    values = pixels.astype(np.float32)
+    for axis, (wanted, found) in enumerate(zip(size[::-1], pixels.shape[:2], strict=True)):
+        if wanted == found:
+            continue
+        at = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(found / wanted)
+        at -= np.float32(0.5)
+        low = np.floor(at)
+        share = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        first, second = (np.clip(low + i, 0, found - 1).astype(np.intp) for i in (0, 1))
+        below, above = (np.take(values, index, axis) for index in (first, second))
+        values = below + (above - below) * share
+    return values
 
 
 def round_half_away(value: float) -> int:

@@ -16,7 +16,8 @@ class MediaSpan:
     The prompt has negative token ids there (int64), other ones for other contents, so that
     prefixes agree where their images do. ``input`` is what the encoder is given (pixels or a
     spectrogram), ``key`` says which it is. ``grid``: columns and rows of an image's tokens.
-    ``together``: the tokens see each other, whatever their order.
+    ``together``: the tokens see each other, whatever their order. ``layout``: Tile.layout;
+    ``n_before``: the first tokens, which only align those of the image. ``marks``: Grid.marks.
     """
 
     start: int
@@ -25,6 +26,9 @@ class MediaSpan:
     input: npt.NDArray[Any]
     grid: tuple[int, int]
     together: bool = False
+    layout: tuple[int, ...] = ()
+    n_before: int = 0
+    marks: bool = False
 
     @property
     def end(self) -> int:

@@ -20,6 +20,8 @@
 #define ACT HARDSIGMOID
 #elif defined(ACT_HARDSWISH)
 #define ACT HARDSWISH
+#elif defined(ACT_INVERSE)
+#define ACT(x) (1.0f / (x))
 #elif defined(ACT_NONE)
 #define ACT(x) (x)
 #elif defined(ACT_RELU)
@@ -30,6 +32,8 @@
 #define ACT SIGMOID
 #elif defined(ACT_SOFTPLUS)
 #define ACT SOFTPLUS
+#elif defined(ACT_SQRT)
+#define ACT sqrt
 #elif defined(ACT_TANH)
 #define ACT TANH
 #elif defined(ACT_XIELU)

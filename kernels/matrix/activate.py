@@ -12,7 +12,7 @@ from gguf_serve.kernels.rows.norm import quantize
 
 ACTIVATIONS = (
     "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "sigmoid", "softplus",
-    "hardsigmoid", "hardswish", "tanh", "none", "xielu",
+    "hardsigmoid", "hardswish", "tanh", "sqrt", "inverse", "none", "xielu",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +21,15 @@ from gguf_serve.engine.architecture.table import ARCHITECTURES
 from gguf_serve.engine.encoders import encoder as encoder_module
 from gguf_serve.engine.encoders.encoder import MediaEncoder
 from gguf_serve.engine.encoders.reader import MediaPrompt
+from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.errors import MediaError, ModelError, RequestError
+from gguf_serve.engine.forward import batch
+from gguf_serve.engine.forward.positions import positions
 from gguf_serve.engine.loading import media_loader
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Grid, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -42,6 +45,16 @@ def text_model(reference: Reference) -> str:
     return reference.spec.replace(".json", "-text.json")
 
 
+def text_without_number(grids: Sequence[Grid], start: int, count: int) -> np.ndarray:
+    """llama.cpp's positions: the fourth number of text is 0. HunyuanVL turns by that, too."""
+    result = positions(grids, start, count)
+    inside = [(grid.start, grid.end) for grid in grids]
+    for i, token in enumerate(range(start, start + count)):
+        if not any(first <= token < end for first, end in inside):
+            result[i, 3] = 0
+    return result
+
+
 @pytest.fixture
 def serve(
     conformance_model: Build, monkeypatch: pytest.MonkeyPatch
@@ -54,6 +67,9 @@ def serve(
             super().__init__(*args, like_llama_cpp=True)
 
     monkeypatch.setattr(encoder_module, "MediaEncoder", LikeLlamaCpp)
+    n_before = VisionFile.n_before  # llama.cpp counts without the token that begins a text
+    monkeypatch.setattr(VisionFile, "n_before", lambda self, start: n_before(self, start - 1))
+    monkeypatch.setattr(batch, "grid_positions", text_without_number)
     gemma3n = ARCHITECTURES["gemma3n"]  # llama.cpp divides its deviation by n - 1
     like_llama_cpp = replace(gemma3n, quirks=gemma3n.quirks - {"population_deviation"})
     monkeypatch.setitem(ARCHITECTURES, "gemma3n", like_llama_cpp)

@@ -19,7 +19,7 @@ from PIL import Image
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.engine import Engine, load_engine
-from gguf_serve.engine.media.prepare import ImageLimits
+from gguf_serve.engine.media.piece import ImageLimits
 from gguf_serve.engine.options import EngineOptions
 
 Client = Callable[[str], openai.OpenAI]

@@ -18,7 +18,7 @@ from PIL import Image
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.encoders.vision_file import VisionFile
-from gguf_serve.engine.media.prepare import ImageLimits
+from gguf_serve.engine.media.piece import ImageLimits
 
 Serve = Callable[..., str]
 PIXELS = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.vision_file import VisionFile
-from gguf_serve.engine.media.prepare import ImageLimits
+from gguf_serve.engine.media.piece import ImageLimits
 
 VISION = VisionFile(
     "qwen2vl_merger", 64, 2, 4, 1e-6, "gelu", 2, (0.5,) * 3, (0.5,) * 3,

@@ -1,6 +1,6 @@
 """Encoders with rotary positions in two dimensions that merge 2 x 2 patches at the end:
 Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Ling 3 VL, Youtu-VL, GLM-4V and 5V, dots.ocr, PaddleOCR-VL,
-MiniMax M3."""
+MiniMax M3, MiMo-VL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from gguf_serve.engine.encoders.geometry import (
     Floats,
@@ -50,11 +51,14 @@ ROPE_BASE = 10000.0
 WINDOW_PIXELS = 112  # a side of Qwen2.5-VL's windows
 PROJECTOR_EPS = 1e-5
 YOUTU_EPS = 1e-6
+MIMO_EPS = 1e-6
 
 
-def _rope(g: Graph, spec: VisionFile, grid: Grid, order: Ints | None) -> Tensor:
+def _rope(
+    g: Graph, spec: VisionFile, grid: Grid, order: Ints | None, head: int | None = None
+) -> Tensor:
     rows, columns = (x if order is None else x[order] for x in coordinates(grid))
-    head = spec.width // spec.n_heads
+    head = head or spec.width // spec.n_heads
     return g.constant_rope(rotation(by_halves(rows, columns, head, ROPE_BASE)))
 
 
@@ -98,6 +102,43 @@ def _put_back(cells: Ints) -> Callable[[Floats], Floats]:
         return result
 
     return finish
+
+
+def mimovl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
+    """Most layers see so many patches before and after, in the order of rows or of columns, and
+    have attention sinks."""
+    w = g.weights
+    n_kv = spec.n_kv or spec.n_heads
+    head = w.shape("v.blk.0.attn_qkv.weight")[1] // (spec.n_heads + 2 * n_kv)
+    groups = squares(grid, 2)
+    order = groups.reshape(-1)
+    by_columns = np.arange(len(groups)).reshape(grid[0] // 2, -1).T.reshape(-1)
+    by_rows = np.argsort(by_columns)
+    orders = {False: groups, True: groups[by_columns]}
+    ropes = {
+        turned: _rope(g, spec, grid, patches.reshape(-1), head)
+        for turned, patches in orders.items()
+    }
+    x, turned = embedded(g, spec, grid), False
+    for i, mode in enumerate(spec.window_modes):
+        if (mode == BY_COLUMNS) != turned:
+            x = _regrouped(g, x, by_rows if turned else by_columns)
+            turned = not turned
+        window = 0 if mode == ALL_PATCHES else spec.window_size
+        t = tower(spec, rms=True, head_size=head, window=window)
+        x = transformer(g, x, t, lambda i: [len(order)], ropes[turned], first=i, last=i + 1)
+    if turned:
+        x = _regrouped(g, x, by_rows)
+    x = normalized(g, x, "v.post_ln", MIMO_EPS).reshaped(len(groups))
+    return Encoding(mlp(g, x, "mm.0", "mm.2"), order)
+
+
+ALL_PATCHES, BY_COLUMNS = -1, 1  # modes of a layer's attention
+
+
+def _regrouped(g: Graph, x: Rows, order: npt.NDArray[np.intp]) -> Rows:
+    """Groups of four rows in another order."""
+    return g.gather(x.reshaped(len(order)), order[:, None]).reshaped(x.count)
 
 
 def youtuvl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:

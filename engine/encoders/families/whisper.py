@@ -8,6 +8,7 @@ import numpy as np
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.geometry import Floats, Ints, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
+from gguf_serve.engine.encoders.patches import arranged
 from gguf_serve.engine.encoders.vit import Tower, gated, linear, mlp, normalized, transformer
 from gguf_serve.engine.media.mel import QWEN3_UNIT
 from gguf_serve.engine.recording.rows import Rows
@@ -77,10 +78,8 @@ def glma(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     """Two vectors of the file are around all."""
     x = normalized(g, _whisper(g, spec, n_frames), "mm.a.norm_pre", spec.eps)
     x = mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
-    ends = g.constant(np.stack([g.weights.floats(f"v.{name}") for name in ("boi", "eoi")]))
-    between, outside = np.pad(np.arange(x.count), 1, constant_values=-1), np.full(x.count + 2, -1)
-    outside[[0, -1]] = 0, 1
-    return g.mixed(ends, outside[:, None], add_to=g.gather(x, between[:, None]))
+    ends = np.stack([g.weights.floats(f"v.{name}") for name in ("boi", "eoi")])
+    return arranged(g, x, ends, [-1, *range(x.count), -2])
 
 
 def meralion(g: Graph, spec: AudioFile, n_frames: int) -> Rows:

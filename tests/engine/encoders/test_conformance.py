@@ -15,7 +15,8 @@ from gguf_serve.engine.encoders.vision import VisionEncoder
 from gguf_serve.engine.encoders.vision_file import read_vision_file
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.gguf.file import open_gguf
-from gguf_serve.engine.media.prepare import Tile, prepare
+from gguf_serve.engine.media.piece import Tile
+from gguf_serve.engine.media.prepare import prepare
 from gguf_serve.engine.media.sound import decode_sound
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.program import Programs
@@ -23,7 +24,7 @@ from gguf_serve.kernels.opencl.program import Programs
 LIMIT = 1e-5  # NMSE; most are at 2e-7, which is llama.cpp's table of GELU in half precision
 Build = Callable[[str], Path]
 FEW = (  # each has a kernel or a path
-    "cogvlm", "exaone4_5", "gemma4v", "minicpmv2.6", "mistral3", "qwen2.5vl",
+    "cogvlm", "exaone4_5", "gemma4v", "mimovl", "minicpmv2.6", "mistral3", "qwen2.5vl", "yasa2",
     pytest.param("gemma3nv", marks=pytest.mark.slow),
 )  # fmt: skip
 
@@ -43,7 +44,8 @@ def check_images(
         encoder = VisionEncoder(spec, weights, device, programs, like_llama_cpp=True)
         for key in keys:
             pieces = prepare(spec.kind, reference.image(key), spec.limits)
-            rows = [encoder.encode(piece.pixels) for piece in pieces if isinstance(piece, Tile)]
+            tiles = [piece for piece in pieces if isinstance(piece, Tile)]
+            rows = [encoder.encode(tile, spec.n_before(reference.start(key))) for tile in tiles]
             error = nmse(np.concatenate(rows), reference.arrays[f"embd.{key}"])
             assert error < LIMIT, f"{key}: NMSE {error:.1e}"
 

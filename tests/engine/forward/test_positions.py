@@ -27,6 +27,18 @@ def test_an_image_takes_as_many_positions_as_its_longer_side() -> None:
     assert (grids[0].end, grids[0].n_positions) == (8, 3)
 
 
+def test_marks_of_an_image_take_positions_as_text_does() -> None:
+    """HunyuanVL: a token, 2 rows of 2 and their ends between two marks, a token."""
+    grids = (Grid(1, rows=2, columns=2, marks=True, number=3),)
+    expected = [
+        [0, 0, 0, 0], [1, 1, 1, 1],
+        [2, 0, 0, 3], [3, 1, 0, 3], [4, 2, 0, 3], [5, 0, 1, 3], [6, 1, 1, 3], [7, 2, 1, 3],
+        [8, 8, 8, 8], [9, 9, 9, 9],
+    ]  # fmt: skip
+    assert positions(grids, 0, 10).tolist() == expected
+    assert positions(grids, 4, 3).tolist() == expected[4:7]
+
+
 @pytest.mark.parametrize("start", range(15))
 def test_any_piece_is_that_piece_of_the_whole(start: int) -> None:
     grids = (Grid(2, 2, 3), Grid(9, 1, 1, 4))

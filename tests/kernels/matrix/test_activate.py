@@ -40,6 +40,8 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
     "gelu_quick": lambda x: x * sigmoid(1.702 * x),
     "hardsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
     "none": lambda x: x,
+    "inverse": lambda x: 1 / x,
+    "sqrt": np.sqrt,
     "hardswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
     "xielu": lambda x: (
         XIELU.beta * x
@@ -54,6 +56,8 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
 @pytest.mark.parametrize("quantized", [False, True])
 def test_formulas(device: Device, programs: Programs, name: str, quantized: bool) -> None:
     x = 3 * np.random.default_rng(1).standard_normal((N, WIDTH), dtype=np.float32)
+    if name in ("inverse", "sqrt"):
+        x = np.abs(x) + np.float32(0.1)
     values = upload(device, x)
     out = activations(device, N, WIDTH, quantized=quantized)
     run(

@@ -14,7 +14,7 @@ import soundfile
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.encoders.vision_file import VisionFile
-from gguf_serve.engine.media.prepare import ImageLimits
+from gguf_serve.engine.media.piece import ImageLimits
 
 Serve = Callable[..., str]
 Client = Callable[[str], openai.OpenAI]

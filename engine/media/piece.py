@@ -1,0 +1,54 @@
+"""What an image becomes for an encoder: texts and inputs in prompt order, and what its file says
+about their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gguf_serve.engine.media.resize import Floats, Pixels, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """An input of the encoder, before normalization: uint8 [height, width, 3], or float32 of the
+    same range where it was resized in floats. ``layout``: what else its tokens depend on."""
+
+    pixels: Pixels | Floats
+    layout: tuple[int, ...] = ()
+
+
+Piece = str | Tile
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What a projector file says about the sizes of its inputs, in pixels and patches.
+
+    ``merge``: patches a side that become one token. ``min_pixels``, ``max_pixels``: of an input
+    of any size. ``canvases``: sizes to choose from (width, height). ``preproc_size``: the
+    longest side before tiling. ``max_tokens``: of an image, where its type counts those.
+    """
+
+    image_size: int
+    patch: int
+    merge: int = 1
+    min_pixels: int = 0
+    max_pixels: int = 0
+    canvases: tuple[Size, ...] = ()
+    preproc_size: int = 0
+    tiles: tuple[int, int] = (1, 12)
+    version: int = 0
+    max_tokens: int = 0
+
+    @property
+    def square(self) -> Size:
+        return self.image_size, self.image_size
+
+    @property
+    def unit(self) -> int:
+        """Pixels a side that become one token."""
+        return self.patch * self.merge
+
+
+Prepare = Callable[[Pixels, ImageLimits], list[Piece]]
