@@ -3,7 +3,7 @@ thread, between two steps."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,19 +36,22 @@ class CachedBytes:
 
     def read_page(self, page: int) -> Bytes:
         """A page's K and V, layer by layer, wherever the layers are."""
-        devices = self._runner.pages
-        parts = [np.empty(0, np.uint8)]
-        for layer in range(len(devices[0].layers)):
-            for pages in devices:
-                parts += pages.read_page(layer, page)
-        return np.concatenate(parts)
+        data = np.empty(self.page_bytes, np.uint8)
+        self._each_layer(lambda pages, layer, at: pages.read_page(layer, page, data[at:]))
+        return data
 
     def write_page(self, page: int, data: Bytes) -> None:
+        self._each_layer(lambda pages, layer, at: pages.write_page(layer, page, data[at:]))
+
+    def _each_layer(self, transfer: Callable[[KVPages, int, int], int]) -> None:
+        """Have the bytes of all layers carried, each from where those before it end."""
         devices: Sequence[KVPages] = self._runner.pages
         at = 0
         for layer in range(len(devices[0].layers)):
             for pages in devices:
-                at += pages.write_page(layer, page, data[at:])
+                at += transfer(pages, layer, at)
+        for pages in devices:
+            pages.finish()
 
     def read_state(
         self, tokens: Sequence[int], salt: Hashable, most: int, multiple: int = 1

@@ -26,6 +26,9 @@ from gguf_serve.engine.stats import DiskStats
 from gguf_serve.kernels.attention.kv import LAYOUT
 
 ALONE_SECONDS, BESIDE_SECONDS = 0.05, 0.002  # of the engine's thread at once, beside others
+# Of the time since the last step while others wait for tokens, to copy pages that are to be written;
+# but one page at least. What its thread has to do with them takes some three times as long.
+SAVING_SHARE = 0.005
 CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
 WAIT_SECONDS = 0.02  # until ``wait`` looks again
 
@@ -87,6 +90,7 @@ class DiskCache:
         self._folder, self._loaded = folder, Loaded()
         self._saves = DiskSaves(folder, names, scheduler, cached, options.min_tokens, wake)
         self._loads = DiskLoads(folder, names, scheduler, cached, speed, wake, self._loaded)
+        self._worked = time.perf_counter()  # when ``work`` did last
         self._open: list[DiskSaves | DiskLoads] = [self._saves, self._loads]
 
     def admit(self, seq: Sequence) -> None:
@@ -113,8 +117,11 @@ class DiskCache:
 
     def work(self, is_computing: bool, has_requests: bool) -> None:
         """Copy some pages; few of them if somebody waits for a step."""
+        now, before = time.perf_counter(), self._worked
+        self._worked = now
         self._loads.work(BESIDE_SECONDS if is_computing else ALONE_SECONDS)
-        self._saves.work(BESIDE_SECONDS if has_requests else ALONE_SECONDS)
+        beside = min((now - before) * SAVING_SHARE, ALONE_SECONDS)
+        self._saves.work(beside if has_requests else ALONE_SECONDS)
 
     def wait(self, seconds: float) -> bool:
         """Let all that is on its way be written, for so long; False: something was not. From

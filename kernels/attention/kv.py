@@ -134,6 +134,7 @@ class KVPages:
         else 0. Raises DeviceError for more than the device can have."""
         self.n_pages, self._rings = n_pages, rings or (0,) * len(layers)
         self._queue = device.queue
+        self._transfers: list[cl.Event] = []  # of pages, to or from the host
         self.layers = []
         for shape, n_ring in zip(layers, self._rings, strict=True):
             sizes = shape.page_bytes(type_k, type_v)
@@ -157,22 +158,37 @@ class KVPages:
         """Bytes of a page in all layers that have it."""
         return sum(p.page_bytes for i in range(len(self.layers)) for p in self._paged(i))
 
-    def read_page(self, layer: int, page: int) -> list[Bytes]:
-        """A layer's K and V of a page; nothing for a layer without attention."""
-        parts = []
-        for pages in self._paged(layer):
-            parts.append(np.empty(pages.page_bytes, np.uint8))
-            buffer, offset = pages.place(page)
-            cl.enqueue_copy(self._queue, parts[-1], buffer, src_offset=offset)
-        return parts
+    def read_page(self, layer: int, page: int, into: Bytes) -> int:
+        """Enqueue: ``into`` begins with a layer's K and V of a page, of nothing for a layer without
+        attention, once ``finish`` has been called; returns their bytes."""
+        return self._transfer(layer, page, into, is_read=True)
 
     def write_page(self, layer: int, page: int, data: Bytes) -> int:
-        """Take a layer's K and V of a page from the beginning of data; returns their bytes."""
+        """Enqueue: a layer's K and V of a page are what data begins with, which stays as it is
+        until ``finish``; returns their bytes."""
+        return self._transfer(layer, page, data, is_read=False)
+
+    def finish(self) -> None:
+        """Wait for what was read and written."""
+        if self._transfers:
+            self._queue.finish()
+            self._transfers.clear()
+
+    def _transfer(self, layer: int, page: int, data: Bytes, *, is_read: bool) -> int:
+        """To wait for each piece by itself takes a CPU's driver three times as long."""
         at = 0
         for pages in self._paged(layer):
-            part = data[at : at + pages.page_bytes]
+            here = data[at : at + pages.page_bytes]
             buffer, offset = pages.place(page)
-            cl.enqueue_copy(self._queue, buffer, part, dst_offset=offset)
+            if is_read:
+                event = cl.enqueue_copy(
+                    self._queue, here, buffer, src_offset=offset, is_blocking=False
+                )
+            else:
+                event = cl.enqueue_copy(
+                    self._queue, buffer, here, dst_offset=offset, is_blocking=False
+                )
+            self._transfers.append(event)  # a destructor would wait
             at += pages.page_bytes
         return at
 
