@@ -34,7 +34,7 @@ from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan, Sequence
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.delivery import Delivery
-from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options
+from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options, host_options
 from gguf_serve.engine.serving.mailbox import (
     Cancelled,
     Mailbox,
@@ -366,5 +366,7 @@ def load_engine(
     model = load_model(path, options, progress)
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk_options(options), model.drafter,
+        model.media,
+        disk_options(options) or host_options(options, model.info, model.scheduler.checkpoints),
+        model.drafter,
     )  # fmt: skip

@@ -231,7 +231,9 @@ class EngineOptions:
     )
     cache_ram_mib: int = option(
         "-cram", "--cache-ram", group=CONTEXT, env="CACHE_RAM", metavar="MIB", type=OR_ALL,
-        default=8192, help="memory for checkpoints at most; -1: no limit, 0: none",
+        default=8192,
+        help="host memory for checkpoints, and KV pages of GPUs with memory of their own; "
+        "-1: no limit, 0: none",
     )
     ctx_checkpoints: int = option(
         "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", group=CONTEXT, env="CTX_CHECKPOINTS",
@@ -326,6 +328,7 @@ class ModelInfo:
     rerank_template: str = ""  # what it reads; {query} and {document} stand for the texts
     rank_softmax: bool = False  # its scores are shares of their sum
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
+    has_own_memory: bool = False  # a device has memory that is not the host's
     fingerprint: str = ""  # of the file
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else its KV depends on; JSON
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V

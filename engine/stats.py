@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gguf_serve.engine.request import Request, Timings
 
@@ -64,8 +64,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskStats:
-    """The cache on disk at one moment; the folder's size and files are as of the last writing."""
+    """The cache on disk, or in the host's memory, at one moment; a folder's size and files are as
+    of the last writing."""
 
+    place: Literal["disk", "ram"] = "disk"
     n_bytes: int
     n_files: int
     n_hit_tokens: int  # loaded, in all

@@ -1,1 +1,2 @@
-"""KV pages in a folder, across restarts: names, files, what is kept. No model, no device."""
+"""KV pages in a folder, across restarts, or in the host's memory: names, files, what is kept. No
+model, no device."""

@@ -354,6 +354,7 @@ def _info(
         device_name=" + ".join(device.info.name for device in devices),
         driver="; ".join(_driver(device) for device in devices),
         kv_bytes=sum(pages.n_bytes for pages in runner.pages),
+        has_own_memory=any(device.has_own_memory for device in devices),
         pooling=h.pooling,
         is_encoder=not h.generates,
         denoising=None

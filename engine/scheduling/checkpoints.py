@@ -57,6 +57,11 @@ class Checkpoints:
         """The bytes of all copies, at most."""
         return len(self) * self._copy_bytes
 
+    @property
+    def most_bytes(self) -> int:
+        """Of as many copies as there may be."""
+        return (len(self._known) + len(self._free)) * self._copy_bytes
+
     def find(
         self, tokens: Sequence[int], salt: Hashable, most: int, multiple: int = 1
     ) -> Checkpoint | None:

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gguf_serve.engine.disk_cache.folder import Folder
+from gguf_serve.engine.disk_cache.host_pages import HostPages
 from gguf_serve.engine.disk_cache.names import root_of
 from gguf_serve.engine.forward.cached_bytes import CachedBytes
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions, ModelInfo
+from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
-from gguf_serve.engine.serving.disk_loads import DiskLoads, Loaded
+from gguf_serve.engine.serving.disk_loads import LEAST_TOKENS, DiskLoads, Loaded
 from gguf_serve.engine.serving.disk_names import DiskNames
 from gguf_serve.engine.serving.disk_saves import DiskSaves
 from gguf_serve.engine.stats import DiskStats
 from gguf_serve.kernels.attention.kv import LAYOUT
+from gguf_serve.kernels.opencl.memory import available_memory
 
 ALONE_SECONDS, BESIDE_SECONDS = 0.05, 0.002  # of the engine's thread at once, beside others
-# Of the time since the last step while others wait for tokens, to copy pages that are to be written;
-# but one page at least. What its thread has to do with them takes some three times as long.
+# Of the time since the last step, to copy pages that are to be written while others wait for
+# tokens, but one at least. What their thread has to do with them takes some three times as long.
 SAVING_SHARE = 0.005
 CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
 WAIT_SECONDS = 0.02  # until ``wait`` looks again
@@ -35,17 +38,31 @@ WAIT_SECONDS = 0.02  # until ``wait`` looks again
 
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
-    """Where pages are kept, how many bytes of them, and of how long a chain at least. ``settings``:
-    what else decides their bytes, beside what a slot's file names."""
+    """Where pages are kept (None: in the host's memory), how many bytes of them, and of how long a
+    chain at least. ``settings``: what else decides their bytes, beside what a slot's file names."""
 
-    folder: Path
+    folder: Path | None
     limit: int
     min_tokens: int
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def host_options(
+    options: EngineOptions, info: ModelInfo, checkpoints: Checkpoints | None
+) -> DiskOptions | None:
+    """What --cache-ram has for pages of a device with memory of its own: no more than checkpoints
+    leave, and than half of what is free. None: nothing."""
+    if not info.has_own_memory:
+        return None
+    most = (available_memory() or 0) // 2
+    if options.cache_ram_mib >= 0:
+        most = min(most, options.cache_ram_mib << 20)
+    most -= 0 if checkpoints is None else checkpoints.most_bytes
+    return DiskOptions(None, most, LEAST_TOKENS) if most > 0 else None
 
 
 def disk_options(options: EngineOptions) -> DiskOptions | None:
-    """None: nothing is kept."""
+    """Where --cache-disk keeps them; None: nowhere."""
     if options.cache_disk is None:
         return None
     settings = {
@@ -86,10 +103,11 @@ class DiskCache:
         root = root_of({**made_with, **options.settings, "device": info.driver})
         cached = CachedBytes(scheduler, runner)
         names = DiskNames(root, info.adapters, scheduler.cache.page_size)
-        folder = Folder(options.folder, options.limit)
-        self._folder, self._loaded = folder, Loaded()
-        self._saves = DiskSaves(folder, names, scheduler, cached, options.min_tokens, wake)
-        self._loads = DiskLoads(folder, names, scheduler, cached, speed, wake, self._loaded)
+        folder, limit = options.folder, options.limit
+        store = HostPages(limit) if folder is None else Folder(folder, limit)
+        self._store, self._loaded = store, Loaded()
+        self._saves = DiskSaves(store, names, scheduler, cached, options.min_tokens, wake)
+        self._loads = DiskLoads(store, names, scheduler, cached, speed, wake, self._loaded)
         self._worked = time.perf_counter()  # when ``work`` did last
         self._open: list[DiskSaves | DiskLoads] = [self._saves, self._loads]
 
@@ -133,15 +151,16 @@ class DiskCache:
 
     def stats(self) -> DiskStats:
         """From any thread."""
-        folder, loaded = self._folder, self._loaded
+        store, loaded = self._store, self._loaded
         return DiskStats(
-            n_bytes=folder.n_bytes,
-            n_files=folder.n_files,
+            place="disk" if isinstance(store, Folder) else "ram",
+            n_bytes=store.n_bytes,
+            n_files=store.n_files,
             n_hit_tokens=loaded.n_tokens,
             load_seconds=loaded.seconds,
-            n_written=folder.n_written,
-            n_evicted=folder.n_evicted,
-            n_corrupt=folder.n_corrupt,
+            n_written=store.n_written,
+            n_evicted=store.n_evicted,
+            n_corrupt=store.n_corrupt,
         )
 
     def close(self) -> None:

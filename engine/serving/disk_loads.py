@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gguf_serve.engine.disk_cache.folder import Folder
+from gguf_serve.engine.disk_cache.host_pages import PageStore
 from gguf_serve.engine.disk_cache.names import PageName
 from gguf_serve.engine.disk_cache.page_file import Kind
 from gguf_serve.engine.disk_cache.rate import Rate
@@ -62,7 +62,7 @@ class DiskLoads:
 
     def __init__(
         self,
-        folder: Folder,
+        store: PageStore,
         names: DiskNames,
         scheduler: Scheduler,
         cached: CachedBytes,
@@ -71,7 +71,7 @@ class DiskLoads:
         loaded: Loaded,
     ) -> None:
         """``speed``: tokens of prompts that are computed in a second; 0: not known."""
-        self._folder, self._names, self._cached = folder, names, cached
+        self._store, self._names, self._cached = store, names, cached
         self._scheduler, self._speed, self._wake = scheduler, speed, wake
         self._size = scheduler.cache.page_size
         self._looked_for: deque[_Load] = deque()
@@ -145,10 +145,10 @@ class DiskLoads:
         try:
             load.names = self._names.of(load.seq, load.tokens)
             end = load.first
-            while end < len(load.names) and self._folder.has(load.names[end], Kind.KV):
+            while end < len(load.names) and self._store.has(load.names[end], Kind.KV):
                 end += 1
             if self._scheduler.checkpoints is not None:
-                while end > 0 and not self._folder.has(load.names[end - 1], Kind.STATE):
+                while end > 0 and not self._store.has(load.names[end - 1], Kind.STATE):
                     end -= 1
             load.end = end
         finally:
@@ -161,7 +161,7 @@ class DiskLoads:
             load.began = time.perf_counter()
             for kind, i, n_bytes in self._pieces(load):
                 self._room.acquire()
-                data = None if load.is_given_up else self._folder.read(load.names[i], kind, n_bytes)
+                data = None if load.is_given_up else self._store.read(load.names[i], kind, n_bytes)
                 if data is None:
                     load.end = 0
                     self._room.release()
@@ -169,9 +169,9 @@ class DiskLoads:
                 load.ready.append((kind, i, data))
                 self._wake()
             names = load.names[: load.end]
-            for name, stamp in zip(names, self._folder.stamps(load.end), strict=True):
+            for name, stamp in zip(names, self._store.stamps(load.end), strict=True):
                 for kind in Kind:
-                    self._folder.touch(name, kind, stamp)
+                    self._store.touch(name, kind, stamp)
         finally:
             load.is_read = True
             self._wake()

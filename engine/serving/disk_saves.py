@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from gguf_serve.engine.disk_cache.folder import Folder
+from gguf_serve.engine.disk_cache.host_pages import PageStore
 from gguf_serve.engine.disk_cache.names import PageName
 from gguf_serve.engine.disk_cache.page_file import Kind
 from gguf_serve.engine.disk_cache.worker import Worker
@@ -49,14 +49,14 @@ class DiskSaves:
 
     def __init__(
         self,
-        folder: Folder,
+        store: PageStore,
         names: DiskNames,
         scheduler: Scheduler,
         cached: CachedBytes,
         min_tokens: int,
         wake: Callable[[], None],
     ) -> None:
-        self._folder, self._names, self._cached = folder, names, cached
+        self._store, self._names, self._cached = store, names, cached
         self._scheduler, self._min_tokens, self._wake = scheduler, min_tokens, wake
         self._size = scheduler.cache.page_size
         self._waiting: deque[_Chain] = deque(maxlen=MOST_CHAINS)
@@ -65,14 +65,14 @@ class DiskSaves:
         self._held: Bytes | None = None  # read, but without room yet
         self.has_failed = False  # something could not be written
         self._worker = Worker("disk cache writer")
-        self._worker.do(folder.look)
+        self._worker.do(store.look)
 
     def offer(self, seq: Sequence) -> None:
         """Keep what has been computed of a sequence, in full pages."""
         n = len(seq.tokens) // self._size * self._size
         if not (seq.share and seq.keep and n >= self._min_tokens):
             return
-        if self._folder.takes:
+        if self._store.takes:
             self._waiting.append(_Chain(seq, seq.tokens[:n]))
         else:
             self.has_failed = True
@@ -84,7 +84,7 @@ class DiskSaves:
         def remove() -> None:
             for name in self._names.of(seq, tokens):
                 for kind in Kind:
-                    self._folder.remove(name, kind)
+                    self._store.remove(name, kind)
 
         self._worker.do(remove)
 
@@ -137,11 +137,11 @@ class DiskSaves:
         missing = deque[tuple[Kind, int]]()
         try:
             chain.names = self._names.of(chain.seq, chain.tokens)
-            chain.stamps = self._folder.stamps(len(chain.names))
+            chain.stamps = self._store.stamps(len(chain.names))
             pages = [(Kind.KV, i) for i in range(len(chain.names))]
             states = [(Kind.STATE, position // self._size - 1) for position in chain.states]
             for kind, i in [*pages, *states]:
-                if not self._folder.touch(chain.names[i], kind, chain.stamps[i]):
+                if not self._store.touch(chain.names[i], kind, chain.stamps[i]):
                     missing.append((kind, i))
         finally:
             chain.missing = missing
@@ -182,7 +182,7 @@ class DiskSaves:
             view = held.pop().data
             if not chain.has_failed:
                 name, stamp = chain.names[i], chain.stamps[i]
-                chain.has_failed = not self._folder.write(name, kind, view, stamp)
+                chain.has_failed = not self._store.write(name, kind, view, stamp)
                 self.has_failed |= chain.has_failed
             del view
             self._wake()

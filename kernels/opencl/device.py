@@ -60,6 +60,11 @@ class Device:
         return replace(self, is_meta=True, usage=Usage())
 
     @property
+    def has_own_memory(self) -> bool:
+        """Whether its memory is not the host's."""
+        return self.info.kind != "cpu" and not self.unified_memory
+
+    @property
     def defines(self) -> tuple[str, ...]:
         """What all its programs are compiled with."""
         return self.capabilities.forms if self.is_simd else ("SIMT",)

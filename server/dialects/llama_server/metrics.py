@@ -47,17 +47,20 @@ class StatsCollector(Collector):
         yield states(self.stats)
 
 
+PLACES = {"disk": "on disk", "ram": "in the host's memory"}
+
+
 def disk(stats: DiskStats) -> Iterable[Metric]:
-    """The cache in --cache-disk."""
-    name = PREFIX + "cache_disk_"
-    yield GaugeMetricFamily(name + "bytes", "Size of the cache on disk.", value=stats.n_bytes)
+    """The cache in --cache-disk, or of --cache-ram."""
+    name, where = f"{PREFIX}cache_{stats.place}_", PLACES[stats.place]
+    yield GaugeMetricFamily(name + "bytes", f"Size of the cache {where}.", value=stats.n_bytes)
     yield GaugeMetricFamily(name + "files", "Pages and states in it.", value=stats.n_files)
     for what, value, help in (
-        ("hit_tokens", stats.n_hit_tokens, "Prompt tokens loaded from disk."),
+        ("hit_tokens", stats.n_hit_tokens, f"Prompt tokens that were {where}."),
         ("load_seconds", stats.load_seconds, "Time that loading them took."),
-        ("written", stats.n_written, "Files written by this server."),
-        ("evicted", stats.n_evicted, "Files deleted for others."),
-        ("corrupt", stats.n_corrupt, "Files found damaged, and deleted."),
+        ("written", stats.n_written, "Pages and states written by this server."),
+        ("evicted", stats.n_evicted, "Those given up for others."),
+        ("corrupt", stats.n_corrupt, "Those found damaged, and deleted."),
     ):
         yield CounterMetricFamily(f"{name}{what}_total", help, value=value)
 

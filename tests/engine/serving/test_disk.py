@@ -225,7 +225,7 @@ def test_a_folder_that_takes_nothing(engine: Engine, monkeypatch: pytest.MonkeyP
     assert not engine.wait_until_kept(SECONDS)
     assert disk(engine).n_written == n
     assert engine._disk is not None
-    engine._disk._folder._rests_until, engine._disk._saves.has_failed = 0.0, False
+    engine._disk._store._rests_until, engine._disk._saves.has_failed = 0.0, False
 
 
 def test_others_go_on_while_one_is_loaded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

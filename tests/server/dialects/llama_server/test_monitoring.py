@@ -89,16 +89,18 @@ def test_metrics_say_how_long_requests_wait(serve: Any, engine: Any) -> None:
     assert 'llamacpp:requests{state="paused"} 2.0' in lines
 
 
-def test_metrics_of_the_cache_on_disk(serve: Any, engine: Any) -> None:
+@pytest.mark.parametrize("place", ["disk", "ram"])
+def test_metrics_of_what_is_kept_elsewhere(serve: Any, engine: Any, place: Any) -> None:
     url = serve(engine, endpoints=Endpoints(metrics=True)) + "/metrics"
-    assert "cache_disk" not in httpx.get(url).text
+    name = f"cache_{place}_"
+    assert name not in httpx.get(url).text
     disk = DiskStats(
-        n_bytes=1, n_files=2, n_hit_tokens=3, load_seconds=4.5,
+        place=place, n_bytes=1, n_files=2, n_hit_tokens=3, load_seconds=4.5,
         n_written=6, n_evicted=7, n_corrupt=8,
     )  # fmt: skip
     engine.stats = lambda: dataclasses.replace(STATS, disk=disk)
-    lines = [line for line in httpx.get(url).text.splitlines() if "cache_disk" in line]
-    assert [line.removeprefix("llamacpp:cache_disk_") for line in lines if line[0] != "#"] == [
+    lines = [line for line in httpx.get(url).text.splitlines() if name in line]
+    assert [line.removeprefix(f"llamacpp:{name}") for line in lines if line[0] != "#"] == [
         "bytes 1.0", "files 2.0", "hit_tokens_total 3.0", "load_seconds_total 4.5",
         "written_total 6.0", "evicted_total 7.0", "corrupt_total 8.0",
     ]  # fmt: skip
