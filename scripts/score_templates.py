@@ -61,6 +61,7 @@ def format_of(record: dict[str, Any], templates: Path) -> ChatFormat:
         add_generation_prompt=request["add_generation_prompt"],
         continue_final_message=request["continue_final_message"],
         json_schema=request["json_schema"],
+        reads_unmarked=False,  # llama.cpp has no such calls
     )
 
 

@@ -76,6 +76,10 @@ def render_continued(
         # Functionary lets the model choose a recipient; text goes to "all".
         opening += "all\n" if opening.endswith(">>>") else ""
         return opening + (content if field == "content" else "")
+    if opening.rstrip().endswith(tags[1].rstrip()):  # thinking is off: it is closed already
+        if field == "content" and not reasoning:
+            return opening + content
+        opening = opening[: opening.rindex(tags[0].strip())]
     if opening.rstrip().endswith(tags[0].rstrip()):
         opening = opening.rstrip().removesuffix(tags[0].rstrip())
     thought = opening + tags[0] + reasoning

@@ -13,6 +13,7 @@ from gguf_serve.engine.chat.formats.table import layout_of
 from gguf_serve.engine.chat.layout import Layout, ReasoningFormat, Thinking, Tools, Turn
 from gguf_serve.engine.chat.prompt import Conversation, Prompt, Template
 from gguf_serve.engine.chat.scanner import MalformedError, Scanner
+from gguf_serve.engine.chat.unmarked.calls import UnmarkedCalls
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint
 
@@ -38,9 +39,10 @@ class ChatFormat:
     grammar: Constraint | None
     turn: Turn
     opened: str  # the part of the generation prompt that the answer's text begins with
+    unmarked: Tools  # those that an answer without the syntax of calls may call
 
     def parser(self) -> ChatParser:
-        return ChatParser(self.turn, self.opened)
+        return ChatParser(self.turn, self.opened, self.unmarked)
 
 
 class ChatParser:
@@ -49,7 +51,9 @@ class ChatParser:
     What the prompt has already opened (a prefilled message) comes with the first delta.
     """
 
-    def __init__(self, turn: Turn, opened: str = "") -> None:
+    def __init__(self, turn: Turn, opened: str = "", unmarked: Tools | None = None) -> None:
+        """``unmarked``: tools whose calls need no syntax (unmarked/)."""
+        self._unmarked = UnmarkedCalls(unmarked or {})
         self._scanner = Scanner()
         self._reader = turn.layout.read(self._scanner, turn)
         self._done = False
@@ -59,13 +63,13 @@ class ChatParser:
         """What new text adds; the beginning of a marker waits for more."""
         self._scanner.feed(text)
         self._advance()
-        return self._scanner.take()
+        return self._unmarked.take(self._scanner.take())
 
     def finish(self) -> ChatDelta:
         """What had waited. Nothing may be pushed after it."""
         self._scanner.ended = True
         self._advance()
-        return self._scanner.take()
+        return self._unmarked.finish(self._scanner.take())
 
     def _advance(self) -> None:
         if not self._done:
@@ -92,10 +96,12 @@ def chat_format(
     add_generation_prompt: bool = True,
     continue_final_message: Continuation = False,
     json_schema: Mapping[str, Any] | None = None,
+    reads_unmarked: bool = True,
 ) -> ChatFormat:
     """Render the prompt and find out how the answer is written.
 
-    ``template_kwargs`` are the template's own variables (enable_thinking and such).
+    ``template_kwargs`` are the template's own variables (enable_thinking and such);
+    ``reads_unmarked``: an answer that is nothing but the JSON of calls is these.
     RequestError where the template refuses the messages in every form, or for a tool that is
     not there.
     """
@@ -130,6 +136,10 @@ def chat_format(
         ),
         turn=turn,
         opened=_opened(layout, prompt),
+        # With a message that is continued, what comes is not all of the answer.
+        unmarked=turn.tools
+        if reads_unmarked and not (continue_final_message or json_schema)
+        else {},
     )
 
 

@@ -15,6 +15,7 @@ from gguf_serve.engine.chat.scanner import (
     MalformedError,
     Parse,
     Scanner,
+    Sink,
     accept,
     marks,
     skip_space,
@@ -125,22 +126,54 @@ def _read_opening(scanner: Scanner, turn: Turn) -> Parse[None]:
 
 
 def _read_thinking(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
-    """Reasoning after its start tag; white space around it is the template's."""
+    """Reasoning after its start tag; white space around it is the template's. Tags that the model
+    repeats say nothing, and calls in what is never closed are calls."""
     markup = start + (yield from skip_space(scanner))
+    while (again := (yield from accept(scanner, marks(start)))) is not None:
+        markup += again + (yield from skip_space(scanner))
     closing, after = turn.thinking_ends()
+    calls = tuple(mark for mark in turn.call_marks()[0] if mark not in after)
 
     def send(text: str) -> None:
         nonlocal markup
         turn.reasoned(scanner, text, markup)
         markup = ""
 
-    end = yield from until(scanner, marks(*closing, *after), send)
+    end = yield from until(scanner, marks(*closing, *after, *calls), send)
+    if end in calls:
+        scanner.kept = scanner.pos - len(end or "")
+        mark, end = end or "", (yield from until(scanner, marks(*closing, *after), _nowhere))
+        if end is None:
+            yield from _read_unclosed_calls(scanner, turn, mark, send)
+            return
+        send(scanner.text[scanner.kept : scanner.pos - len(end)])
+        scanner.kept = -1
     if end in after:
         scanner.pos -= len(end or "")
         return
     space = yield from skip_space(scanner)
+    while (yield from accept(scanner, marks(*closing))):
+        space = yield from skip_space(scanner)
     if end is not None and not markup:
         turn.reasoned(scanner, "", end + space)
+
+
+def _nowhere(text: str) -> None:
+    """For text that ``kept`` has."""
+
+
+def _read_unclosed_calls(scanner: Scanner, turn: Turn, start: str, send: Sink) -> Parse[None]:
+    """Calls at ``kept`` in thinking that has ended without its tag; what is none is thought."""
+    assert turn.layout.syntax is not None
+    scanner.pos = scanner.kept + len(start)
+    try:
+        yield from turn.layout.syntax.read(scanner, start, turn.tools)
+    except MalformedError:
+        if scanner.kept >= 0:
+            send(scanner.text[scanner.kept :])
+            scanner.pos = len(scanner.text)
+    scanner.kept = -1
+    yield from skip_space(scanner)
 
 
 def read_fenced(scanner: Scanner) -> Parse[bool]:
@@ -158,6 +191,8 @@ def _read_calls(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
     """Calls after their start; what does not parse is content, from the start of it on."""
     assert turn.layout.syntax is not None
     scanner.kept = scanner.pos - len(start)
+    while (yield from accept(scanner, marks(start, "\n" + start))):
+        pass  # the model has written the mark twice
     try:
         yield from turn.layout.syntax.read(scanner, start, turn.tools)
     except MalformedError:

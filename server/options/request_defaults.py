@@ -54,6 +54,12 @@ class Defaults:
         "--prefill-assistant/--no-prefill-assistant", group=CHAT, env="PREFILL_ASSISTANT",
         default=True, help="continue an assistant message at the end of a conversation",
     )
+    unmarked_tool_calls: bool = option(
+        "--unmarked-tool-calls/--no-unmarked-tool-calls", group=CHAT,
+        env="GGUF_SERVE_UNMARKED_TOOL_CALLS", default=True,
+        help="an answer that is nothing but JSON, bare or in a code fence, with the name of a tool "
+        "and arguments that fit it is a call",
+    )
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     spm_infill: bool = option(
         "--spm-infill", group=CHAT, default=False,

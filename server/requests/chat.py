@@ -120,6 +120,7 @@ def render(
         add_generation_prompt=chat.add_generation_prompt is not False and not continues,
         continue_final_message=continues,
         json_schema=schema_object(asked),
+        reads_unmarked=defaults.unmarked_tool_calls and asked is None,
     )
 
 

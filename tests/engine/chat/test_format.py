@@ -93,3 +93,52 @@ def test_python_calls_end_at_their_mark(call):
     names = [c.name for d in deltas for c in d.calls if c.name]
     assert names == (["f"] if call.startswith("[f(") else [])
     assert "".join(d.content for d in deltas).endswith("No; call f(x=1) yourself.")
+
+
+MARKED = THINKS + "{# <tool_call> #}"
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+def read_all(chat: ChatFormat, text: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """Content, reasoning and calls, the text being written a character at a time."""
+    parser = chat.parser()
+    deltas = [*map(parser.push, text), parser.finish()]
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for call in (call for delta in deltas for call in delta.calls):
+        names[call.index] = names.get(call.index, "") + call.name
+        arguments[call.index] = arguments.get(call.index, "") + call.arguments
+    content = "".join(delta.content for delta in deltas)
+    reasoning = "".join(delta.reasoning for delta in deltas)
+    return content, reasoning, [(names[i], arguments[i]) for i in names]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"<think>R {CALL}", ("", "R ", [("f", '{"x": 1}')])),
+        (f"<think>R {CALL}\n{CALL}", ("", "R ", [("f", '{"x": 1}')] * 2)),
+        (f"<think>R {CALL} S</think>C", ("C", f"R {CALL} S", [])),
+        ("<think>R <tool_call> is how", ("", "R <tool_call> is how", [])),
+        (f"<think>R</think>{CALL}", ("", "R", [("f", '{"x": 1}')])),
+        ("<think><think>\nR</think>\n\n</think>\nC", ("C", "R", [])),
+        (f"<tool_call>\n{CALL}", ("", "", [("f", '{"x": 1}')])),
+        (f"{CALL}</tool_call>", ("", "", [("f", '{"x": 1}')])),
+    ],
+)
+def test_calls_in_thinking_that_is_not_closed_and_marks_written_twice(text, expected):
+    chat = chat_format(ChatTemplate(MARKED), [USER], tools=[TOOL])
+    assert read_all(chat, text) == expected
+
+
+def test_thinking_that_is_off_is_closed_once_before_a_continued_answer():
+    last = {"role": "assistant", "content": "It is "}
+    chat = chat_format(
+        ChatTemplate(THINKS),
+        [USER, last],
+        add_generation_prompt=False,
+        continue_final_message=True,
+        template_kwargs={"enable_thinking": False},
+    )
+    assert chat.generation_prompt == "<assistant><think>\n\n</think>\n\nIt is "
+    assert read(chat, "so") == ("It is so", "")

@@ -1,0 +1,1 @@
+"""Calls of models that have forgotten their syntax."""
