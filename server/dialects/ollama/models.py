@@ -17,7 +17,7 @@ from gguf_serve.server.requests.chat import template_caps
 from gguf_serve.server.requests.service import Service, timestamp
 
 A_CENTURY = 36500 * 86400.0  # seconds: "for ever"
-API_VERSION = "0.12.6"  # of the API that is spoken here: clients look whether it is too old
+API_VERSION = "0.13.4"  # of the API that is spoken here: clients look whether it is too old
 
 
 def routes(service: Service) -> list[BaseRoute]:

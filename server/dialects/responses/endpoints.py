@@ -27,7 +27,7 @@ from gguf_serve.server.dialects.responses.input import (
     echoed,
     sealed,
 )
-from gguf_serve.server.dialects.responses.tools import namespaced
+from gguf_serve.server.dialects.responses.tools import custom_input, custom_names, namespaced
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NAMED_SSE
 from gguf_serve.server.http.reply import Reply
@@ -97,6 +97,7 @@ class Responses:
             **dict(echoed(data)),
         }
         self._namespaced = namespaced(data)
+        self._custom = custom_names(data)
         self._seals = "reasoning.encrypted_content" in (data.get("include") or [])
         self._parts: list[Piece] = []  # of a whole answer, or of the item that grows
         self._open: dict[str, Any] | None = None  # the item that grows
@@ -196,7 +197,8 @@ class Responses:
                 self._open = self._call_item(call)
                 yield self._added()
             self._parts.append(Piece(calls=(call,)))
-            if call.arguments:
+            # A custom tool's input is a text within its arguments, which are read at their end.
+            if call.arguments and self._open and self._open["type"] == "function_call":
                 yield self._of_item("function_call_arguments.delta", delta=call.arguments)
 
     def _begin(self, kind: str, make: Any, part: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -215,7 +217,10 @@ class Responses:
         if self._open is None:
             return
         item = self._done(self._open, join(self._parts))
-        if item["type"] == "function_call":
+        if item["type"] == "custom_tool_call":
+            yield self._of_item("custom_tool_call_input.delta", delta=item["input"])
+            yield self._of_item("custom_tool_call_input.done", input=item["input"])
+        elif item["type"] == "function_call":
             fields = {"name": item["name"], "arguments": item["arguments"]}
             yield self._of_item("function_call_arguments.done", **fields)
         else:
@@ -243,12 +248,15 @@ class Responses:
         elif item["type"] == "message":
             part = output_text(piece.text) | {"logprobs": self._logprobs(piece)}
             item = item | {"content": [part]}
+        elif item["type"] == "custom_tool_call":
+            item = item | {"input": custom_input(piece.calls[0].arguments)}
         else:
             item = item | {"arguments": piece.calls[0].arguments}
         return item | {"status": self._status() if self.choice.finished else "completed"}
 
     def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
-        return call_item(call) | self._namespaced.get(call.name, {})
+        item = custom_item(call) if call.name in self._custom else call_item(call)
+        return item | self._namespaced.get(call.name, {})
 
     def _logprobs(self, piece: Piece) -> list[dict[str, object]]:
         n_top = self.options.n_top
@@ -271,6 +279,17 @@ def call_item(call: ToolCallDelta) -> dict[str, Any]:
         "call_id": call.id,
         "name": call.name,
         "arguments": "",
+        "status": "in_progress",
+    }
+
+
+def custom_item(call: ToolCallDelta) -> dict[str, Any]:
+    return {
+        "type": "custom_tool_call",
+        "id": random_id("ctc_"),
+        "call_id": call.id,
+        "name": call.name,
+        "input": "",
         "status": "in_progress",
     }
 

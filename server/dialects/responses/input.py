@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gguf_serve.server.dialects.responses.tools import chat_name, tool_fields
+from gguf_serve.server.dialects.responses.tools import chat_name, custom_arguments, tool_fields
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat
 
@@ -133,7 +133,12 @@ def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> No
         assistant(found)["reasoning_content"] = reasoning_text(name, item)
     elif kind == "function_call":
         assistant(found).setdefault("tool_calls", []).append(chat_call(name, item))
-    elif kind == "function_call_output":
+    elif kind == "custom_tool_call":
+        if not isinstance(item.get("input"), str):
+            raise invalid(f"Field '{name}.input': expected a string")
+        call = {**item, "arguments": custom_arguments(item["input"])}
+        assistant(found).setdefault("tool_calls", []).append(chat_call(name, call))
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         if not isinstance(item.get("call_id"), str):
             raise invalid(f"Field '{name}.call_id': expected a string")
         output = parts(f"{name}.output", item.get("output"))

@@ -1,5 +1,8 @@
 """The tools of a response: functions, also those in namespaces, as a chat completion's tools.
 
+A custom tool takes a text of any form instead of arguments: here a function of one text. What the
+text must look like the model is told; a regular expression is enforced, where it can be.
+
 Templates and models know no namespaces, so that the name of one goes in front of its functions'
 names, and in the answer both are apart again. Codex sends its MCP servers' tools so.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+import msgspec
 
 from gguf_serve.server.errors import invalid, shown
 
@@ -31,8 +36,11 @@ def chat_name(namespace: Any, name: Any) -> Any:
     return namespace + name if namespace.endswith("__") else f"{namespace}__{name}"
 
 
+INPUT = "input"  # the one argument of a custom tool
+
+
 def functions(data: Mapping[str, Any]) -> list[Function]:
-    """Function tools; those of other kinds are OpenAI's own services and are left out."""
+    """Function and custom tools; other kinds are OpenAI's own services and are left out."""
     found = list(_functions("tools", data.get("tools", [])))
     given = data["input"]
     for place, item in enumerate(given if isinstance(given, list) else []):
@@ -61,7 +69,11 @@ def _functions(field: str, tools: Any, namespace: str | None = None) -> Iterator
 
 
 def is_function(tool: Any) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == "function"
+    return isinstance(tool, dict) and tool.get("type") in ("function", "custom")
+
+
+def is_custom(tool: Mapping[str, Any]) -> bool:
+    return tool.get("type") == "custom"
 
 
 def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,14 +95,58 @@ def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen(choice: Any) -> dict[str, Any]:
-    return {**choice, "name": chat_name(choice.get("namespace"), choice.get("name"))}
+    name = chat_name(choice.get("namespace"), choice.get("name"))
+    return {**choice, "type": "function", "name": name}
 
 
 def chat_tool(function: Function) -> dict[str, Any]:
     names = ("description", "parameters", "strict")
-    tool = function.tool
+    tool = custom_function(function) if is_custom(function.tool) else function.tool
     described = {name: tool[name] for name in names if tool.get(name) is not None}
     return {"type": "function", "function": {"name": function.chat_name, **described}}
+
+
+def custom_function(function: Function) -> Mapping[str, Any]:
+    """A custom tool as a function."""
+    field, tool = function.field, function.tool
+    form = tool.get("format") or {"type": "text"}
+    kind = form.get("type") if isinstance(form, dict) else None
+    schema = {"type": "string", "description": "the whole input, as it is"}
+    told = [tool["description"]] if tool.get("description") else []
+    if kind == "grammar":
+        syntax, definition = form.get("syntax"), form.get("definition")
+        if syntax not in ("lark", "regex") or not isinstance(definition, str):
+            expected = "expected a definition, and as syntax lark or regex"
+            raise invalid(f"Field '{field}.format': {expected}, got {shown(form)}")
+        what = "this grammar (Lark)" if syntax == "lark" else "this regular expression"
+        told.append(f"The input must match {what}:\n{definition}")
+        if syntax == "regex":
+            schema["pattern"] = f"^(?:{definition})$"
+    elif kind != "text":
+        raise invalid(f"Field '{field}.format': expected text or a grammar, got {shown(form)}")
+    parameters = {
+        "type": "object", "properties": {INPUT: schema}, "required": [INPUT],
+        "additionalProperties": False,
+    }  # fmt: skip
+    return {"description": "\n\n".join(told), "parameters": parameters}
+
+
+def custom_input(arguments: str) -> str:
+    """The text that a custom tool is called with."""
+    try:
+        text = msgspec.json.decode(arguments)[INPUT]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return arguments  # cut off
+    return text if isinstance(text, str) else arguments
+
+
+def custom_arguments(text: str) -> str:
+    return msgspec.json.encode({INPUT: text}).decode()
+
+
+def custom_names(data: Mapping[str, Any]) -> frozenset[str]:
+    """What the model calls the custom tools."""
+    return frozenset(one.chat_name for one in functions(data) if is_custom(one.tool))
 
 
 def namespaced(data: Mapping[str, Any]) -> dict[str, dict[str, str]]:
