@@ -14,7 +14,7 @@ from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
-BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
+BUILD: dict[str, Callable[[Graph, AudioFile, int, bool], Rows]] = {
     "ultravox": whisper.ultravox,
     "qwen2a": whisper.qwen2a,
     "voxtral": whisper.voxtral,
@@ -24,10 +24,14 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int], Rows]] = {
     "musicflamingo": whisper.music_flamingo,
     "gemma4a": conformer.gemma4,
     "gemma4ua": whisper.gemma4_unified,
+    "lfm2a": conformer.lfm2,
+    "parakeet": conformer.parakeet,
+    "granite_speech": conformer.granite,
 }
 
 
-PLANES = ("gemma4a",)  # convolved in two dimensions: rows are single values, frame by frame
+# Convolved in two dimensions: rows are single values, frame by frame.
+PLANES = ("gemma4a", "lfm2a", "parakeet")
 
 
 def spectrograms(spec: AudioFile, samples: Floats, *, like_llama_cpp: bool = False) -> list[Floats]:
@@ -47,9 +51,16 @@ class AudioEncoder:
     """Encodes one spectrogram at a time. Lives in the engine's thread."""
 
     def __init__(
-        self, spec: AudioFile, weights: EncoderWeights, device: Device, programs: Programs
+        self,
+        spec: AudioFile,
+        weights: EncoderWeights,
+        device: Device,
+        programs: Programs,
+        *,
+        like_llama_cpp: bool = False,
     ) -> None:
         self.spec = spec
+        self._like_llama_cpp = like_llama_cpp
         self._weights, self._device, self._programs = weights, device, programs
         self._recordings = Recordings(self._record)  # by the number of frames
 
@@ -64,6 +75,6 @@ class AudioEncoder:
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
         graph = Graph(self._weights, self._device, self._programs)
-        out = BUILD[self.spec.kind](graph, self.spec, n_frames)
+        out = BUILD[self.spec.kind](graph, self.spec, n_frames, self._like_llama_cpp)
         graph.finish(out)
         return graph, out

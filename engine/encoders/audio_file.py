@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from gguf_serve.engine.encoders.geometry import Doubles
+from gguf_serve.engine.encoders.vision_file import get_ints
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.media.sounds import SOUNDS, SoundInput
+from gguf_serve.engine.media.sounds import SOUNDS, SoundInput, parakeet
 
 OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
 SAMPLES = ("gemma4ua",)  # types whose input has samples in the place of mels
@@ -23,11 +27,11 @@ class AudioFile:
     eps: float
     n_mels: int
     stack: int  # rows that become one
-
-    @property
-    def input(self) -> SoundInput:
-        """How sounds are given to it."""
-        return SOUNDS[self.kind]
+    input: SoundInput  # how sounds are given to it
+    n_block: int = 0  # rows that attend to each other
+    reach: int = 0  # the longest distance that has an embedding of its own
+    feature_layers: tuple[int, ...] = ()  # whose outputs the projector reads beside the last
+    query_head: int = 0  # values of a head of a Q-Former
 
     def n_tokens(self, n_frames: int) -> int:
         """The tokens of a spectrogram of so many frames."""
@@ -50,4 +54,24 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
         eps=gguf.get_float("clip.audio.attention.layer_norm_epsilon"),
         n_mels=width if kind in SAMPLES else gguf.get_int("clip.audio.num_mel_bins"),
         stack=gguf.get_int("clip.audio.projector.stack_factor", 1),
+        input=_input(gguf, kind),
+        n_block=gguf.get_int("clip.audio.chunk_size", 0),
+        reach=gguf.get_int("clip.audio.max_pos_emb", 0),
+        feature_layers=get_ints(gguf, "clip.audio.feature_layer"),
+        query_head=width // gguf.get_int("clip.audio.projector.head_count", 1),
     )
+
+
+def _input(gguf: GGUFFile, kind: str) -> SoundInput:
+    if kind != "parakeet":
+        return SOUNDS[kind]
+    return parakeet(*(_doubles(gguf, name) for name in ("a.window", "a.mel_filters")))
+
+
+def _doubles(gguf: GGUFFile, name: str) -> Doubles:
+    """A float32 tensor, rows first."""
+    info = gguf.tensors.get(name)
+    if info is None or info.type.name != "F32":
+        found = "missing" if info is None else f"of type {info.type.name}"
+        raise ModelError(f"{gguf.path}: tensor {name} is {found}, expected one of F32")
+    return gguf.data(name).view(np.float32).reshape(info.shape[::-1]).astype(np.float64)

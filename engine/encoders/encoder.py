@@ -76,7 +76,9 @@ class MediaEncoder:
                 file.vision, weights, device, programs, like_llama_cpp=like_llama_cpp
             )
         if file.audio is not None:
-            self._audio = AudioEncoder(file.audio, weights, device, programs)
+            self._audio = AudioEncoder(
+                file.audio, weights, device, programs, like_llama_cpp=like_llama_cpp
+            )
         self._kept: OrderedDict[bytes, Floats] = OrderedDict()
         self._n_kept_bytes = 0
         self.width = self._width()

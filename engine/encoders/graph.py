@@ -34,6 +34,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor, read, upload, write
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.gather import gather, mix
 from gguf_serve.kernels.rows.norm import COPY
+from gguf_serve.kernels.rows.softmax import softmax
 
 ALL = Mask(bidirectional=True)
 Bounds = tuple[float, float]
@@ -213,15 +214,17 @@ class Graph(AttentionVerbs):
         self.rope(q, k, v, heads.n, groups, heads.rotation)
         return self.attend(q, heads.n, groups, mask)
 
-    def cross_attention(self, q: Rows, k: Rows, v: Rows, heads: Heads) -> Rows:
-        """Every row of q attends to all rows of k and v."""
-        keys = self._groups((k.count,), heads)
+    def cross_attention(self, q: Rows, k: Rows, v: Rows, heads: Heads, groups: int = 1) -> Rows:
+        """Every row of q attends to all rows of k and v in the same of so many equal groups."""
+        n_q, n_k = q.count // groups, k.count // groups
+        keys = self._groups((n_k,) * groups, heads)
         # Q has other rows than K and V, so it is scaled beside unused keys of its own.
-        queries = self._groups((q.count,), heads, use="unused")
+        queries = self._groups((n_q,) * groups, heads, use="unused")
         self.rope(q, q, q, heads.n, queries, heads.rotation)
         self.rope(k, k, v, heads.shape.n_kv, keys, Rotation(heads.rotation.style))
         paging = replace(
-            queries.paging, tiles=self._tiles([(0, q.count, 0, k.count)], heads),
+            queries.paging,
+            tiles=self._tiles([(i * n_q, n_q, i, n_k) for i in range(groups)], heads),
             tables=keys.paging.tables,
         )  # fmt: skip
         return self.attend(
@@ -247,6 +250,16 @@ class Graph(AttentionVerbs):
             )  # fmt: skip
 
         self.launch(run, reads=read, writes=[out])
+        return out
+
+    def softmax(self, x: Rows) -> Rows:
+        """The softmax of each row."""
+        x, out = self._alone(x), self.rows(x.width, n=x.n)
+
+        def run(e: Emission) -> None:
+            softmax(e.tape, e.floats(x), e.floats(out))
+
+        self.launch(run, reads=[x], writes=[out], over=x)
         return out
 
     def _groups(

@@ -106,11 +106,16 @@ class MediaReader:
         if self._audio is None:
             raise MediaError("this model takes no audio: its projector is for images only")
         samples = decode_sound(data, self._limits.max_seconds)
-        around = self._audio.input
+        around, seconds = self._audio.input, len(samples) / SAMPLE_RATE
+        if seconds > around.most_seconds:
+            raise MediaError(
+                f"the sound has {seconds:g} seconds, more than the {around.most_seconds:g} that "
+                "this model's encoder takes"
+            )
         pieces: list[Piece | Floats] = [around.before] if around.before else []
         pieces += spectrograms(self._audio, samples)
         pieces += [around.after] if around.after else []
-        return self._medium(pieces, len(samples) / SAMPLE_RATE)
+        return self._medium(pieces, seconds)
 
     def prompt(
         self,

@@ -200,21 +200,21 @@ def read_vision_file(
         mean=_floats(gguf, "clip.vision.image_mean"),
         std=_floats(gguf, "clip.vision.image_std"),
         limits=_limits(gguf, kind, min_tokens, max_tokens, version),
-        feature_layers=_ints(gguf, "clip.vision.feature_layer"),
-        window_layers=_ints(gguf, "clip.vision.wa_layer_indexes"),
+        feature_layers=get_ints(gguf, "clip.vision.feature_layer"),
+        window_layers=get_ints(gguf, "clip.vision.wa_layer_indexes"),
         window_pattern=gguf.get_int("clip.vision.n_wa_pattern", 0),
         window_size=gguf.get_int("clip.vision.window_size", 0),
         n_kv=gguf.get_int("clip.vision.attention.head_count_kv", 0),
         ffn_limit=gguf.get_float("clip.vision.swiglu_clamp", 0.0),
         n_queries=gguf.get_int("clip.minicpmv_query_num", 0),
         breaks="v.token_embd.img_break" in gguf.tensors,
-        window_modes=_ints(gguf, "clip.vision.wa_pattern_mode"),
+        window_modes=get_ints(gguf, "clip.vision.wa_pattern_mode"),
         sam=_sam(gguf) if kind in TILES else None,
         query_sides=(
             gguf.get_int("clip.vision.projector.query_side", 0),
             gguf.get_int("clip.vision.projector.window_side", 0),
         ),
-        query_offsets=_ints(gguf, "clip.vision.projector.spatial_offsets"),
+        query_offsets=get_ints(gguf, "clip.vision.projector.spatial_offsets"),
     )
 
 
@@ -249,7 +249,7 @@ def _limits(
     least, most = (n * area for n in TOKENS.get(kind, (0, 0)))
     least = gguf.get_int("clip.vision.image_min_pixels", least)
     most = gguf.get_int("clip.vision.image_max_pixels", most)
-    sides = _ints(gguf, "clip.vision.image_grid_pinpoints")
+    sides = get_ints(gguf, "clip.vision.image_grid_pinpoints")
     fewest, most_tiles = TILES.get(kind, (1, 12))
     return ImageLimits(
         image_size=OCR_SIDE if kind in TILES else _image_size(gguf, MOST_PATCHES * patch, most),
@@ -281,7 +281,8 @@ def _size(gguf: GGUFFile, key: str, most: int) -> int:
     return value
 
 
-def _ints(gguf: GGUFFile, key: str) -> tuple[int, ...]:
+def get_ints(gguf: GGUFFile, key: str) -> tuple[int, ...]:
+    """A key's numbers, none if it is missing."""
     return tuple(int(x) for x in np.asarray(gguf.metadata.get(key, ())))
 
 

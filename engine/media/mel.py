@@ -20,6 +20,7 @@ BLOCK = 8192  # frames transformed at a time, for the memory of long sounds
 WHISPER_FRAMES = 3000  # of a piece: 30 seconds
 GEMMA4_WINDOW, GEMMA4_FFT, GEMMA4_FLOOR = 320, 512, 1e-3
 PIECE = SAMPLE_RATE * 30  # samples, the most that Gemma 4 takes at once
+NEMO_FFT, NEMO_FLOOR, PREEMPHASIS = 512, 2.0**-24, 0.97
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +43,34 @@ def qwen3_pieces(samples: Floats, n_mels: int) -> list[Floats]:
     mel = log_mel(np.concatenate(mirrored), n_mels)
     pieces = [mel[:, at : at + QWEN3_FRAMES] for at in range(0, mel.shape[1], QWEN3_FRAMES)]
     return [np.pad(piece, ((0, 0), (0, -piece.shape[1] % QWEN3_UNIT))) for piece in pieces]
+
+
+def nemo_piece(samples: Floats, window: Doubles, filters: Doubles, *, silent_end: bool) -> Floats:
+    """[n_mels, n / 160 + 1] of all of a sound, as NVIDIA's NeMo has it: preemphasis, ln(x + 2^-24),
+    each mel without its mean and divided by its deviation. ``silent_end``: what lies beyond the
+    last whole frame is 0."""
+    samples = _not_too_short(samples)
+    sharp = np.append(samples[:1], samples[1:] - np.float32(PREEMPHASIS) * samples[:-1])
+    edge = np.zeros(len(window) // 2)
+    mel = np.log(mel_spectra(np.concatenate([edge, sharp, edge]), window, filters) + NEMO_FLOOR)
+    n_whole = len(samples) // HOP
+    whole = mel[:, :n_whole]
+    mean = whole.mean(axis=1, keepdims=True)
+    mel = (mel - mean) / (whole.std(axis=1, ddof=1, keepdims=True) + 1e-5)
+    if silent_end:
+        mel[:, n_whole:] = 0
+    result: Floats = mel.astype(np.float32)
+    return result
+
+
+def granite_piece(samples: Floats, n_mels: int) -> Floats:
+    """[n_mels, n / 320]: half as many mels on HTK's scale, of two frames above each other."""
+    samples = _not_too_short(samples)
+    mirrored = [samples[EDGE:0:-1], samples, samples[-2 : -EDGE - 2 : -1]]
+    filters = triangles(NEMO_FFT, _htk_edges(n_mels // 2))
+    mel = _compressed(mel_spectra(np.concatenate(mirrored), hann(WINDOW), filters))
+    n = mel.shape[1] // 2
+    return np.concatenate([mel[:, 0 : 2 * n : 2], mel[:, 1 : 2 * n : 2]])
 
 
 def sample_pieces(samples: Floats, n_frame: int) -> list[Floats]:
@@ -74,7 +103,12 @@ def _not_too_short(samples: Floats) -> Floats:
 
 def log_mel(samples: npt.NDArray[np.floating], n_mels: int) -> Floats:
     """[n_mels, frames]"""
-    mel = np.log10(np.maximum(mel_spectra(samples, hann(WINDOW), mel_filters(n_mels)), 1e-10))
+    return _compressed(mel_spectra(samples, hann(WINDOW), mel_filters(n_mels)))
+
+
+def _compressed(mel: Doubles) -> Floats:
+    """Whisper's logarithms."""
+    mel = np.log10(np.maximum(mel, 1e-10))
     mel = np.maximum(mel, mel.max() - 8.0)
     result: Floats = ((mel + 4.0) / 4.0).astype(np.float32)
     return result
@@ -99,13 +133,18 @@ def mel_spectra(
     return mel
 
 
+def symmetric_hann(n: int) -> Doubles:
+    """The Hann window of n samples whose ends are equal."""
+    return np.hanning(n)
+
+
 @cache
-def mel_filters(n_mels: int) -> Doubles:
-    """[n_mels, 201]: triangles between frequencies equally far apart on Slaney's scale, each of
-    unit area."""
+def mel_filters(n_mels: int, size: int = WINDOW) -> Doubles:
+    """[n_mels, size / 2 + 1]: triangles between frequencies equally far apart on Slaney's scale,
+    each of unit area."""
     edges = _from_mel(np.linspace(0.0, _to_mel(SAMPLE_RATE / 2), n_mels + 2))
     area = 2.0 / (edges[2:] - edges[:-2])
-    return triangles(WINDOW, edges) * area[:, None]
+    return triangles(size, edges) * area[:, None]
 
 
 def triangles(size: int, edges: Doubles) -> Doubles:

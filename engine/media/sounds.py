@@ -7,18 +7,28 @@ mtmd-audio.cpp); where the two disagree docs/multimodal.md says what is done her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gguf_serve.engine.media.mel import (
+    NEMO_FFT,
     WHISPER_FRAMES,
+    WINDOW,
+    Doubles,
     Floats,
     gemma4_pieces,
+    granite_piece,
+    mel_filters,
+    nemo_piece,
     qwen3_pieces,
     sample_pieces,
+    symmetric_hann,
     whisper_pieces,
 )
 
+WHOLE_SECONDS = 300.0  # of what is one input: a minute takes 200 MB at the first convolution
+GRANITE_WINDOW, GRANITE_QUERIES = 15, 3  # frames that become so many tokens
 SHORT = 100  # frames, of an input that is recorded at the start
 
 
@@ -34,9 +44,31 @@ def _samples(samples: Floats, n_frame: int, like_llama_cpp: bool) -> list[Floats
     return sample_pieces(samples, n_frame)
 
 
+def _lfm2(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    filters = mel_filters(n_mels, NEMO_FFT)
+    return [nemo_piece(samples, symmetric_hann(WINDOW), filters, silent_end=True)]
+
+
+def parakeet(window: Doubles, filters: Doubles) -> SoundInput:
+    """Parakeet's, whose window [400] and filters [n_mels, 257] are in the file."""
+
+    def pieces(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+        return [nemo_piece(samples, window, filters, silent_end=False)]
+
+    return replace(SOUNDS["parakeet"], pieces=pieces)
+
+
+def _granite(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return [granite_piece(samples, n_mels)]
+
+
 def _pairs_halved(n: int, stack: int) -> int:
     """Tokens where a convolution and a mean halve the frames, of which some are stacked then."""
     return n // 4 // stack
+
+
+def _eighth(n: int, stack: int) -> int:
+    return _halved(n, 3)
 
 
 def _halved(n: int, times: int) -> int:
@@ -52,7 +84,7 @@ class SoundInput:
 
     ``pieces(samples, n_mels, like_llama_cpp)``: the encoder's inputs, float32 [mels, frames] each.
     ``tokens(frames, stack)``: how many rows an input becomes. ``usual``: frames of an input that is
-    recorded at the start.
+    recorded at the start. ``most_seconds``: that are one input, if it is not cut.
     """
 
     pieces: Callable[[Floats, int, bool], list[Floats]]
@@ -60,6 +92,7 @@ class SoundInput:
     before: str = ""
     after: str = ""
     usual: int = WHISPER_FRAMES
+    most_seconds: float = math.inf
 
 
 SOUNDS: dict[str, SoundInput] = {
@@ -75,5 +108,13 @@ SOUNDS: dict[str, SoundInput] = {
     "meralion": SoundInput(_whisper, lambda n, stack: n // 2 // stack),
     "musicflamingo": SoundInput(_whisper, _pairs_halved, "<sound>"),
     "gemma4a": SoundInput(gemma4_pieces, lambda n, stack: _halved(n, 2), "<|audio>", "<audio|>"),
+    "lfm2a": SoundInput(_lfm2, _eighth, usual=SHORT, most_seconds=WHOLE_SECONDS),
+    "parakeet": SoundInput(_lfm2, _eighth, usual=SHORT, most_seconds=WHOLE_SECONDS),
+    "granite_speech": SoundInput(
+        _granite,
+        lambda n, stack: -(-n // GRANITE_WINDOW) * GRANITE_QUERIES,
+        usual=SHORT,
+        most_seconds=WHOLE_SECONDS,
+    ),
     "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
 }

@@ -26,8 +26,9 @@ IMAGES = (
 # Of sounds, which one each has.
 SOUNDS = {
     "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short", "glma": "sound",
-    "meralion": "sound", "musicflamingo": "sound", "qwen2.5o": "sound", "qwen2a": "sound",
-    "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
+    "granite_speech": "sound", "granite_speech-plus": "sound", "lfm2a": "sound",
+    "meralion": "sound", "musicflamingo": "sound", "parakeet": "sound", "qwen2.5o": "sound",
+    "qwen2a": "sound", "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
 }  # fmt: skip
 
 

@@ -54,12 +54,12 @@ def _stacked(x: Rows, factor: int) -> Rows:
     return x.first(n * factor).reshaped(n)
 
 
-def qwen2a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def qwen2a(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
     return linear(g, x, "mm.a.fc")
 
 
-def ultravox(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def ultravox(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     x = normalized(g, _whisper(g, spec, n_frames), "a.post_ln", spec.eps)
     x = normalized(g, _stacked(x, spec.stack), "mm.a.norm_pre", ULTRAVOX_EPS, rms=True)
     both = linear(g, x, "mm.a.mlp.1")
@@ -69,12 +69,12 @@ def ultravox(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     return linear(g, x, "mm.a.mlp.2")
 
 
-def voxtral(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def voxtral(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
     return mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
 
 
-def glma(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def glma(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     """Two vectors of the file are around all."""
     x = normalized(g, _whisper(g, spec, n_frames), "mm.a.norm_pre", spec.eps)
     x = mlp(g, _stacked(x, spec.stack), "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
@@ -82,19 +82,19 @@ def glma(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     return arranged(g, x, ends, [-1, *range(x.count), -2])
 
 
-def meralion(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def meralion(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     x = normalized(g, _whisper(g, spec, n_frames), "a.post_ln", spec.eps)
     x = normalized(g, _stacked(x, spec.stack), "mm.a.norm_pre", spec.eps)
     x = g.activate(linear(g, x, "mm.a.mlp.0"), "silu")
     return linear(g, gated(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "silu"), "mm.a.mlp.3")
 
 
-def music_flamingo(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def music_flamingo(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     x = normalized(g, _means(g, _whisper(g, spec, n_frames)), "a.post_ln", spec.eps)
     return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
 
 
-def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def qwen3a(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     """Every 100 frames are convolved by themselves; attention is over all of them."""
     chunks = n_frames // QWEN3_UNIT
     height, width = spec.n_mels, QWEN3_UNIT
@@ -112,7 +112,7 @@ def qwen3a(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
     return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
 
 
-def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     """Gemma 4 without an encoder: samples go to the text model through one matrix."""
     x = g.norm(g.input(n_frames, spec.width), NormWeights(None, spec.eps, weightless=True))
     return linear(g, x, "mm.a.input_projection")

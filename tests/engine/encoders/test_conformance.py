@@ -88,7 +88,8 @@ def check_sound(
     samples = decode_sound((reference.folder / "images" / f"{key}.wav").read_bytes())
     with open_gguf(build(reference.spec)) as gguf:
         spec = read_audio_file(gguf)
-        encoder = AudioEncoder(spec, EncoderWeights(gguf, device, programs), device, programs)
+        weights = EncoderWeights(gguf, device, programs)
+        encoder = AudioEncoder(spec, weights, device, programs, like_llama_cpp=True)
         pieces = spectrograms(spec, samples, like_llama_cpp=True)
         rows = [encoder.encode(mel) for mel in pieces]
     assert nmse(np.concatenate(rows), reference.arrays[f"embd.{key}"]) < LIMIT

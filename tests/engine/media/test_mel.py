@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from vision_data import Reference
 
+from gguf_serve.engine.encoders.audio_file import read_audio_file
+from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.media.mel import gemma4_pieces, mel_filters, qwen3_pieces, whisper_pieces
 from gguf_serve.engine.media.sound import decode_sound
 from gguf_serve.engine.media.sounds import SOUNDS
 
 
-@pytest.mark.parametrize("name", ["gemma4a", "qwen2a", "qwen3a"])
+@pytest.mark.parametrize("name", ["gemma4a", "granite_speech", "lfm2a", "qwen2a", "qwen3a"])
 def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
     samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
     assert len(samples) == 32000
@@ -21,6 +24,17 @@ def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
     found = SOUNDS[name].pieces(samples, expected.shape[0], True)
     assert len(found) == 1
     assert np.abs(found[0] - expected).max() < 1e-4
+
+
+def test_parakeets_window_and_filters_are_in_its_file(
+    vision_folder: Path, conformance_model: Callable[[str], Path]
+) -> None:
+    reference = Reference(vision_folder, "parakeet")
+    samples = decode_sound((vision_folder / "images" / "sound.wav").read_bytes())
+    with open_gguf(conformance_model(reference.spec)) as gguf:
+        spec = read_audio_file(gguf)
+        found = spec.input.pieces(samples, spec.n_mels, True)
+    assert np.abs(found[0] - reference.arrays["mel.sound.0"]).max() < 1e-4
 
 
 @pytest.mark.parametrize("n", [1, 160, 199, 201, 480_000, 480_161])
