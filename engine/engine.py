@@ -332,13 +332,15 @@ class Engine:
         if plan.saves or plan.restores:
             self._runner.copy_states(plan.saves, plan.restores)
         self._speculation.begin(plan)
+        for chunk in plan.chunks:
+            if chunk.seq.n_ahead:
+                self._runner.states.keep(chunk.seq.slot)
         patience = self._pace.patience(is_alone=len(self._streams) == 1)
         logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush, patience)
         if not plan.chunks:  # copies for one that waits for an image
             return
-        n_tokens = sum(chunk.count for chunk in plan.chunks)
         seconds = time.perf_counter() - began
-        self._pace.note(n_tokens, seconds, any(row.mask for row in rows))
+        self._pace.note(plan.n_tokens, seconds, any(row.mask for row in rows))
         self._speculation.note(plan, seconds)
         self._soundness.inspect(rows, logits)
         self._scheduler.advance(plan)
@@ -353,6 +355,9 @@ class Engine:
             else:
                 self._delivery.deliver(row, values)
         for chunk in plan.chunks:
+            if chunk.seq.n_ahead and chunk.seq.state == "running":
+                self._runner.states.put_back(chunk.seq.slot)
+                self._scheduler.rewind(chunk.seq, chunk.start)
             if (stream := self._streams.get(chunk.seq.id)) and stream.proposals is not None:
                 stream.proposals.prepare()
         self._delivery.embed(plan.chunks)

@@ -144,6 +144,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         _checkpoints(sizes, runner, options, prepared.room),
         options,
         keeps_state=runner.state_bytes > 0,
+        rewinds=runner.states.is_recurrent,
         whole_prompts=not hparams.causal,
         encodes=hparams.n_encoder > 0,
         shift_keep=int(tokenizer.add_bos) if options.context_shift else None,
@@ -227,6 +228,7 @@ def _scheduler(
     options: EngineOptions,
     *,
     keeps_state: bool,
+    rewinds: bool,
     whole_prompts: bool,
     encodes: bool,
     shift_keep: int | None,
@@ -237,7 +239,7 @@ def _scheduler(
         cache, n_slots=sizes.n_slots, n_ctx_slot=sizes.n_ctx_slot, n_batch=sizes.n_batch,
         n_ubatch=sizes.n_tokens, max_outputs=sizes.n_outputs,
         share=not keeps_state or checkpoints is not None, checkpoints=checkpoints,
-        whole_prompts=whole_prompts, encodes=encodes, shift_keep=shift_keep,
+        whole_prompts=whole_prompts, encodes=encodes, shift_keep=shift_keep, rewinds=rewinds,
     )  # fmt: skip
 
 
@@ -389,7 +391,7 @@ def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> 
         reason = without if name == DRAFT else "no such model can be loaded yet"
         log.warning("--spec-type %s does nothing: %s", name, reason)
     is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
-    if is_plain and not runner.states.is_recurrent and runner.exact_tokens is None:
+    if is_plain and runner.exact_tokens is None:
         return options.speculation
     if options.speculation.has_draft:
         log.warning("-md does nothing: for this model, or on its device, nothing is guessed")

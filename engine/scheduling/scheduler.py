@@ -52,6 +52,7 @@ class Scheduler:
         shift_keep: int | None = None,
         whole_prompts: bool = False,
         encodes: bool = False,
+        rewinds: bool = False,
     ) -> None:
         """A forward takes at most min(n_batch, n_ubatch) tokens and max_outputs logits rows.
 
@@ -61,8 +62,9 @@ class Scheduler:
         sequence uses what another computed. ``whole_prompts``: a prompt is one chunk, because
         its tokens see those after them; they share nothing. ``encodes``: so are prompts, in
         forwards of their own, but a decoder's tokens follow. ``shift_keep``: tokens that ``shift``
-        keeps beside those of a request's n_keep; None: contexts do not shift. Raises ValueError
-        for numbers that leave a sequence without a token per forward.
+        keeps beside those of a request's n_keep; None: contexts do not shift. ``rewinds``: slots
+        keep a state that takes no token back, so a guess that is wrong has its sequence rewound.
+        Raises ValueError for numbers that leave a sequence without a token per forward.
         """
         self.cache = cache
         self.n_ctx = min(n_ctx_slot, cache.n_pages * cache.page_size)
@@ -85,6 +87,7 @@ class Scheduler:
         self.checkpoints = checkpoints
         self.whole_prompts, self._encodes = whole_prompts, encodes
         self.shift_keep = shift_keep
+        self.rewinds = rewinds
         self._saves: list[StateCopy] = []  # for the next plan
         self._n_arrived = 0
 
@@ -128,18 +131,17 @@ class Scheduler:
         """The next forward, of at most so many prompt tokens; None: nothing to compute."""
         self._make_room()
         encoding = any(seq.encodes for seq in self.running)
-        decoding = [
-            self._chunk(seq, 1, 1) for seq in self.running if seq.n_pending == 1 and not encoding
-        ]
+        going = [] if encoding else [seq for seq in self.running if seq.decodes]
+        decoding = [self._chunk(seq, seq.n_pending, 1) for seq in going]
         chunks = [chunk for chunk in decoding if chunk.count]  # else its embedding is missing
-        n_tokens = self.max_tokens - len(chunks)
+        n_tokens = self.max_tokens - sum([chunk.count for chunk in chunks])
         n_outputs = self.max_outputs - sum([chunk.outputs != "none" for chunk in chunks])
         if chunks and not self.whole_prompts:
             n_tokens = min(n_tokens, self.prompt_chunk)
         if most_tokens is not None and not (self.whole_prompts or encoding):
             n_tokens = min(n_tokens, most_tokens)
         plan, n_decoding = Plan(chunks), len(chunks)
-        prompts = [seq for seq in self.running if seq.n_pending > 1 or seq.encodes]
+        prompts = [seq for seq in self.running if seq.has_prompt]
         while prompts and self.waiting.has_newcomer(self.running):
             if (seq := self._admit(plan)) is None:
                 break
@@ -173,6 +175,7 @@ class Scheduler:
         for chunk in plan.chunks:
             seq, end = chunk.seq, chunk.end
             if seq.state == "running":
+                seq.rewound = seq.rewound and end < len(seq.tokens)
                 self._commit(seq, end)
                 if chunk.outputs == "all":
                     seq.n_scored = end
@@ -184,10 +187,9 @@ class Scheduler:
 
     def room_for_drafts(self, plan: Plan) -> int:
         """How many tokens of drafts a plan may have: none beside prompts."""
-        decodes = all(chunk.count == 1 and chunk.outputs == "last" for chunk in plan.chunks)
-        if not decodes or plan.started or plan.copies or plan.restores:
+        if not plan.decodes or plan.started or plan.copies or plan.restores:
             return 0
-        return min(self.max_tokens, self.max_outputs) - len(plan.chunks)
+        return min(self.max_tokens - plan.n_tokens, self.max_outputs - len(plan.chunks))
 
     def reserve(self, plan: Plan, i: int, n_tokens: int) -> int:
         """Have pages for so many tokens after those of chunk ``i`` of a plan, or for as many as
@@ -213,11 +215,18 @@ class Scheduler:
         n, chunk = self.reserve(plan, i, len(tokens)), plan.chunks[i]
         if n:
             plan.chunks[i] = replace(chunk, count=chunk.count + n, draft=tuple(tokens[:n]))
+            chunk.seq.n_ahead = n if self.rewinds else 0
         return n
 
     def accept(self, seq: Sequence) -> None:
         """The token appended last is what a draft has guessed: its KV is written."""
+        seq.n_ahead = max(seq.n_ahead - 1, 0)
         self._commit(seq, len(seq.tokens))
+
+    def rewind(self, seq: Sequence, start: int) -> None:
+        """The slot's state is that before token ``start`` again, after a guess that was wrong: what
+        has come since is computed anew with the next token."""
+        seq.n_computed, seq.n_ahead, seq.rewound = start, 0, True
 
     def append(self, seq: Sequence, token: int) -> None:
         """Add a sampled token. Raises ValueError if there is no room or none was due."""
@@ -408,7 +417,9 @@ class Scheduler:
             self._saves.append(StateCopy(seq.slot, seq.n_computed, copy))
 
     def _release(self, seq: Sequence) -> None:
-        self._checkpoint(seq)
+        if not seq.n_ahead:  # else the slot's state is of other tokens
+            self._checkpoint(seq)
+        seq.n_ahead, seq.rewound = 0, False
         self.cache.release(seq)
 
     def _start(self, seq: Sequence, slot: int, plan: Plan) -> None:

@@ -35,6 +35,8 @@ class Sequence(PagedTokens):
     adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
+    n_ahead: int = 0  # guessed tokens that its slot's state has seen and that have not come
+    rewound: bool = False  # its state was put back: tokens that have come are computed again
     masks: list[int] = field(default_factory=list)  # positions that are still to become tokens
     is_loading: bool = False  # what it can begin with is on its way from a disk
     awaited: int = -1  # the last sequence that was seen computing this one's prefix
@@ -106,6 +108,16 @@ class Sequence(PagedTokens):
         return len(self.tokens) + self.n_dropped - self.n_prompt - len(self.masks)
 
     @property
+    def decodes(self) -> bool:
+        """Whether what is pending follows its prompt."""
+        return self.n_pending == 1 or self.rewound
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether tokens of a prompt are pending."""
+        return self.encodes or (self.n_pending > 1 and not self.rewound)
+
+    @property
     def n_pending(self) -> int:
         """Tokens that are not computed; one: it is decoding, none: it waits for its end."""
         return len(self.tokens) - self.n_computed
@@ -167,3 +179,16 @@ class Plan:
     saves: list[StateCopy] = field(default_factory=list)
     restores: list[StateCopy] = field(default_factory=list)  # after the saves
     started: list[Sequence] = field(default_factory=list)  # got their slot just now
+
+    @property
+    def n_tokens(self) -> int:
+        return sum([chunk.count for chunk in self.chunks])
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all its tokens but those of drafts follow generated ones, one for each sequence,
+        or a few where a sequence was rewound."""
+        return all(
+            chunk.outputs == "last" and (chunk.end - chunk.start == 1 or chunk.seq.rewound)
+            for chunk in self.chunks
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan, Sequence
@@ -55,10 +56,11 @@ class Speculation:
         for nothing to be compiled."""
         if self._asking is not None:
             self._asking.settle()
-        streams = [proposals_of(chunk.seq) for chunk in plan.chunks]
+        # What was rewound goes on first, or its state would stay where it is.
+        streams = [None if chunk.seq.rewound else proposals_of(chunk.seq) for chunk in plan.chunks]
         room = self._scheduler.room_for_drafts(plan) if any(streams) else 0
         if self._most_tokens is not None:
-            room = min(room, self._most_tokens - len(plan.chunks))
+            room = min(room, self._most_tokens - plan.n_tokens)
         if room < 1:
             return
         guesses = [
@@ -68,20 +70,29 @@ class Speculation:
         if self._asking is not None:
             self._asking.ask(plan, streams, guesses, room)
         offers = [Offer(len(guess.tokens), guess.chance) for guess in guesses]
-        chosen = lengths(offers, room, self.prices.of)
-        if not any(chosen) or not is_at_hand(len(plan.chunks) + sum(chosen)):
+        chosen = lengths(offers, room, self._price(plan))
+        if not any(chosen) or not is_at_hand(plan.n_tokens + sum(chosen)):
             return
         for i, (n, stream) in enumerate(zip(chosen, streams, strict=True)):
-            if n and stream is not None:
-                n_taken = self._scheduler.draft(plan, i, guesses[i].tokens[:n])
+            if stream is None or not n:
+                continue
+            if n_taken := self._scheduler.draft(plan, i, guesses[i].tokens[:n]):
                 stream.verify(guesses[i].tokens[:n_taken])
+
+    def _price(self, plan: Plan) -> Callable[[int], float]:
+        """Of a step of a plan, by the tokens that it would have if each of its streams had one
+        beside its guesses. Where a wrong guess has a stream rewound, every second one is taken to
+        be computed twice."""
+        n_streams, again = len(plan.chunks), self._scheduler.rewinds / 2
+        n_more = plan.n_tokens - n_streams
+        return lambda n: self.prices.of(n + n_more + ceil((n - n_streams) * again))
 
     def note(self, plan: Plan, seconds: float) -> None:
         """A plan's step has taken so long."""
         if self._drafter is not None:
             self._drafter.follow(plan, None)
-        if all(chunk.outputs == "last" and chunk.end - chunk.start == 1 for chunk in plan.chunks):
-            self.prices.note(sum(chunk.count for chunk in plan.chunks), seconds)
+        if plan.decodes:
+            self.prices.note(plan.n_tokens, seconds)
             if self._asking is not None:
                 self._asking.note(seconds)
 

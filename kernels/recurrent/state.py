@@ -71,6 +71,7 @@ class SlotStates:
         self._n_slots = n_slots
         self._parts: list[_Rows | _Ring] = []
         self._copies: dict[int, tuple[int, Bytes]] = {}  # by number: position, bytes
+        self._kept: dict[tuple[int, int], Bytes] = {}  # by part and slot
 
     def rows(self, device: Device, *shape: int) -> Tensor:
         """A new state, float32 [slots, *shape]."""
@@ -92,6 +93,26 @@ class SlotStates:
     def is_recurrent(self) -> bool:
         """Whether a slot's rows depend on every token before, so that none can be taken back."""
         return any(isinstance(part, _Rows) for part in self._parts)
+
+    def keep(self, slot: int) -> None:
+        """Enqueue: remember what slot ``slot`` has in its rows, for ``put_back``."""
+        for i, part in enumerate(self._parts):
+            if isinstance(part, _Rows):
+                if (i, slot) not in self._kept:
+                    self._kept[i, slot] = np.empty(part.most_bytes, np.uint8)
+                cl.enqueue_copy(
+                    part.queue, self._kept[i, slot], part.tensor.buffer,
+                    src_offset=slot * part.most_bytes, is_blocking=False,
+                )  # fmt: skip
+
+    def put_back(self, slot: int) -> None:
+        """Enqueue: slot ``slot`` has in its rows what it had at its last ``keep``."""
+        for i, part in enumerate(self._parts):
+            if isinstance(part, _Rows):
+                cl.enqueue_copy(
+                    part.queue, part.tensor.buffer, self._kept[i, slot],
+                    dst_offset=slot * part.most_bytes, is_blocking=False,
+                )  # fmt: skip
 
     def claim(self, copy: int, position: int) -> bool:
         """Host memory for copy number ``copy``, of a position; whether it could be had."""

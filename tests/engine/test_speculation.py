@@ -172,8 +172,46 @@ def test_every_kind_of_attention(start: Start, name: str) -> None:
         )
 
 
+RECURRENT = [
+    "mamba-dense",
+    *[
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "mamba2-dense", "rwkv6", "rwkv7", "qwen3next-moe", "kimi-linear-moe",
+            "falcon-h1-dense", "lfm2-dense", "jamba-dense", "minimax-01-moe", "deepseek4-moe",
+        )
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_every_kind_of_state(start: Start, name: str) -> None:
+    """It is put back after a wrong guess, and right where another begins with its copy."""
+    guessing = start(name, checkpoint_min_step=32)
+    sampling = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
+    prompt = random_prompt(70, 2)
+    alone = guessing.submit(None, prompt, 60, sampling, n_probs=3)
+    expected = told(alone)
+    after = [*prompt, *alone.tokens, *PROMPT]
+    next_alone = told(guessing.submit(None, after, 20, sampling, n_probs=3, cache_prompt=False))
+    for script in (right, wrong, mixed):
+        for cached in (False, True):
+            reply = guessing.submit(
+                script(alone.tokens), prompt, 60, sampling, n_probs=3, cache_prompt=cached
+            )
+            assert told(reply) == expected, (script, cached)
+        counts = guessing.made[-1].counts
+        assert counts.drafted.total() > len(alone.tokens) // 2
+        told_next = told(guessing.submit(None, after, 20, sampling, n_probs=3))
+        assert told_next == next_alone, script
+
+
 @pytest.mark.parametrize(
-    "name", ["llama-dense", pytest.param("gemma3-dense", marks=pytest.mark.slow)]
+    "name",
+    [
+        "llama-dense",
+        *[pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3-dense", "mamba-dense")],
+    ],
 )
 def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
     """With four choices of one prompt, and one that is cancelled: nobody is paused for a guess
