@@ -14,8 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
@@ -68,8 +69,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ticket:
+class Ticket(Struct, frozen=True, eq=False):
     """A submitted request, for ``cancel``."""
 
     stream: Stream

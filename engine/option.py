@@ -8,15 +8,16 @@ there (``server/options``); nothing here knows how.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from msgspec import Struct
 
 INT32_MAX = 2**31 - 1
 LARGEST = 1e9  # of what is added to a logit, or multiplies or divides it
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(Struct, frozen=True):
     """A whole number; one outside of ``low`` to ``high`` is refused.
 
     ``clamp``: what a request's number is moved into instead, as llama-server does.
@@ -27,8 +28,7 @@ class Whole:
     clamp: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Real:
+class Real(Struct, frozen=True):
     """A finite number, with limits as of ``Whole``."""
 
     low: float = -LARGEST
@@ -36,8 +36,7 @@ class Real:
     clamp: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """One of some words; true, 1 and enabled stand for "on", their opposites for "off".
 
     A word of ``hints``, which is one of llama-server's, is taken as the default with a line of
@@ -49,8 +48,7 @@ class Choice:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(Struct, frozen=True):
     """What ``parse`` makes of the text; ValueError says what is wrong with it."""
 
     metavar: str
@@ -81,8 +79,7 @@ def switch(text: str) -> bool:
 SWITCH = Parsed("on|off", switch)
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """What is known of an option beside its name and default, which are the field's.
 
     ``flags`` as "--on/--off" where there is one for each value; ``type`` None: a flag without a

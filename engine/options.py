@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
+from msgspec import Struct
+
 from gguf_serve.engine.media.limits import MEDIA, MediaLimits
 from gguf_serve.engine.option import (
     CACHE_TYPE,
@@ -83,8 +86,7 @@ class RopeOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterState:
+class AdapterState(Struct, frozen=True):
     """A LoRA adapter that is loaded; ``scale`` is that of requests which name none.
     ``invocation``: tokens from whose last place in a prompt on it counts (aLoRA); empty: always."""
 
@@ -300,8 +302,7 @@ class EngineOptions:
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(Struct, frozen=True):
     """The served model and the device it runs on."""
 
     path: Path
@@ -330,7 +331,9 @@ class ModelInfo:
     labels: tuple[str, ...] = ()  # of the head's scores, where the file names them
     has_own_memory: bool = False  # a device has memory that is not the host's
     fingerprint: str = ""  # of the file
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what else its KV depends on; JSON
+    settings: Mapping[str, Any] = msgspec.field(
+        default_factory=dict
+    )  # what else its KV depends on; JSON
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     adapters: tuple[AdapterState, ...] = ()  # as they were loaded
     token_bytes: int = 0  # of weights, read for a token that is computed alone

@@ -7,8 +7,9 @@ thread, to the ``on_event`` callable given to ``Engine.submit``; the last one is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.media.span import MediaSpan
@@ -20,8 +21,7 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 Order = Literal["confidence", "margin", "entropy", "random"]
 
 
-@dataclass(frozen=True, slots=True)
-class Denoising:
+class Denoising(Struct, frozen=True):
     """How a diffusion model writes: masks after the prompt become tokens in ``steps`` forwards, in
     each those that ``order`` puts first. ``shifted``: what a token becomes is read at the one
     before it."""
@@ -32,8 +32,7 @@ class Denoising:
     order: Order = "confidence"
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Struct, frozen=True):
     """Tokens of an image or a video from ``start`` on: frames, in these rows, in these columns.
 
     With M-RoPE they take fewer positions than they are tokens (positions.py), but not with
@@ -62,8 +61,7 @@ class Grid:
         return max(self.frames, self.rows, self.columns)
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningBudget:
+class ReasoningBudget(Struct, frozen=True):
     """``n_tokens`` of reasoning, -1 for no limit until somebody ends it.
 
     ``forced`` is what is written when they are used up: a message, if any, and an end tag.
@@ -76,8 +74,7 @@ class ReasoningBudget:
     is_open: bool = False  # the prompt has opened it
 
 
-@dataclass(frozen=True, slots=True)
-class DraftLimits:
+class DraftLimits(Struct, frozen=True):
     """What may be guessed for a step: so many tokens (-1: as the engine likes), and those only
     where it is at least so many, each right with at least such a chance."""
 
@@ -86,36 +83,31 @@ class DraftLimits:
     chance: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """Text that follows the prompt: ``Delta`` events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scoring:
+class Scoring(Struct, frozen=True):
     """Log-probabilities of the prompt's tokens, with the ``n_top`` likeliest in each place, as one
     ``PromptScored``; then text as well."""
 
     n_top: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Embedding:
+class Embedding(Struct, frozen=True):
     """The prompt's vectors, as one ``Embedded``: of each token, or one made of them."""
 
     pooling: Literal["none", "mean", "cls", "last"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(Struct, frozen=True):
     """Scores of the prompt by the model's head, as one ``Embedded``."""
 
 
 Wanted = Generation | Scoring | Embedding | Ranking
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """Where a completion stands after a token, beside what its tokens tell."""
 
     n_draws: int = 0  # random numbers drawn so far
@@ -123,8 +115,7 @@ class Mark:
     n_forced: int = 0  # tokens that must come next, to close the reasoning
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(Struct, frozen=True):
     """A completion that another engine has begun: what of it has been delivered.
 
     The same model computes the prompt and ``tokens``, as many as came with ``Delta`` events, and
@@ -141,8 +132,7 @@ def vectors_by(pooling: Pooling) -> Embedding | Ranking:
     return Ranking() if pooling == "rank" else Embedding(pooling)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A prompt of token ids and what is wanted of it.
 
     How text goes on (``max_tokens``, samplers, stop strings) does not matter where none is wanted.
@@ -199,8 +189,7 @@ class Request:
         return (*ids, *self.prompt[at:])
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScore:
+class TokenScore(Struct, frozen=True):
     """A token with its log-probability (or probability, with post_sampling_probs)."""
 
     id: int
@@ -209,8 +198,7 @@ class TokenScore:
     top: tuple[tuple[int, bytes, float], ...] = ()  # likeliest first: (id, piece, logprob)
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The prompt has a slot; its processing begins. HTTP headers may go out."""
 
     n_prompt: int
@@ -218,8 +206,7 @@ class Started:
     id_slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far the prompt is; ``n_done`` counts cached tokens, too."""
 
     n_prompt: int
@@ -228,15 +215,13 @@ class Progress:
     ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class PromptScored:
+class PromptScored(Struct, frozen=True):
     """Scores of the whole prompt; the first token has none, hence None."""
 
     scores: tuple[TokenScore | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(Struct, frozen=True):
     """What the model makes of the prompt, not normalized (engine.completion.pooling.normalized).
 
     One vector of ``ModelInfo.n_embd`` values, or with the pooling "none" one for each token;
@@ -247,8 +232,7 @@ class Embedded:
     vectors: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """A piece of the completion: text is whole UTF-8 and free of stop strings.
 
     ``text`` may be empty (held back as a possible stop string or half a character) and
@@ -263,8 +247,7 @@ class Delta:
     mark: Mark | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Drafts:
+class Drafts(Struct, frozen=True):
     """How often something was guessed, its tokens, and those that were right; of these the tokens
     of the request's ``prediction``."""
 
@@ -275,8 +258,7 @@ class Drafts:
     n_predicted_accepted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Struct, frozen=True):
     """Counts and milliseconds, as llama-server's ``timings`` object needs them.
 
     Of a completion that was begun elsewhere, those of this part of it.
@@ -290,8 +272,7 @@ class Timings:
     drafts: Drafts = field(default_factory=Drafts)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The end of a completion."""
 
     reason: Literal["eos", "limit", "word", "cancelled"]
@@ -300,8 +281,7 @@ class Finished:
     truncated: bool = False  # the context was full before max_tokens, or it has shifted
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The end of a request by a fault of the engine, or of its own: then no other ends."""
 
     message: str

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
+from msgspec import Struct
+
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.option import (
     INT32_MAX,
@@ -222,8 +224,7 @@ class SamplingParams:
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRules:
+class TokenRules(Struct, frozen=True):
     """Which tokens may be written, whatever the samplers make of them; as in vLLM.
 
     ``stop_ids`` end the text as an end token does. Before ``min_tokens`` tokens nothing ends it:

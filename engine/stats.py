@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.request import Request, Timings
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, float("inf"))  # seconds
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """Totals since the start."""
 
     n_prompt_tokens: int = 0
@@ -62,8 +62,7 @@ class Counters:
             self.drafts[i] += n
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskStats:
+class DiskStats(Struct, frozen=True, kw_only=True):
     """The cache on disk, or in the host's memory, at one moment; a folder's size and files are as
     of the last writing."""
 
@@ -77,8 +76,7 @@ class DiskStats:
     n_corrupt: int  # found damaged, and deleted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
+class EngineStats(Struct, frozen=True, kw_only=True):
     """The engine at one moment; behind each field the name of llama-server's metric.
 
     Totals count since the start: prompts when they are computed, cached tokens left out, and
@@ -156,8 +154,7 @@ def engine_stats(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotState:
+class SlotState(Struct, frozen=True, kw_only=True):
     """A slot at one moment: its request, or the last one that it served.
 
     A slot that has served none has ``request`` None, and the numbers that follow are 0.
@@ -178,8 +175,7 @@ class SlotState:
     guesses: bool = False  # its tokens may be guessed, several to be verified at once
 
 
-@dataclass(frozen=True, slots=True)
-class SlotFile:
+class SlotFile(Struct, frozen=True):
     """A slot's content that went to a file or came from one."""
 
     n_tokens: int

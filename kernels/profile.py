@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.kv import KVPages
 from gguf_serve.kernels.opencl.device import Device
@@ -23,16 +23,14 @@ BUDGET_SECONDS = 0.4  # for the repetitions of one step
 MOST_RUNS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What the device did when it did nothing else."""
 
     bytes_per_second: float
     macs_per_second: float
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
+class StepTimes(Struct, frozen=True):
     """seconds: of a step from its first launch to its end; launches: of each, by the device."""
 
     seconds: float

@@ -10,14 +10,15 @@ happens before a request enters the engine, is measured apart.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from bench_engine import Run
+from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -70,7 +71,8 @@ def compare(
 ) -> tuple[float, float, list[float]]:
     """Medians of free and constrained speed, and the loss of every round."""
     bound = replace(free, constraint=constraint)
-    free = replace(free, sampling=replace(free.sampling, ignore_eos=True))
+    sampling = dataclasses.replace(free.sampling, ignore_eos=True)
+    free = replace(free, sampling=sampling)
     pairs = [
         (speed(engine, free, n_streams), speed(engine, bound, n_streams)) for _ in range(n_rounds)
     ]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -87,7 +88,7 @@ def gain(device: Device, programs: Programs, works: list[Work], old: Tuning, new
     totals = [0.0, 0.0]
     counts: Counts = (1, 1, 1, CONTEXT // PART, 1)
     for work in works:
-        tapes = [Tape(dataclasses.replace(device, tuning=sizes), programs) for sizes in (old, new)]
+        tapes = [Tape(replace(device, tuning=sizes), programs) for sizes in (old, new)]
         for tape in tapes:
             work(tape)
             tape.run(counts)  # may compile

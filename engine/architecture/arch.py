@@ -7,8 +7,9 @@ parallel sublayers) is read from the file, never declared here.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.architecture.keys import Keys, Value, must
 from gguf_serve.engine.architecture.needs import Needs
@@ -84,8 +85,7 @@ Quirk = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(Struct, frozen=True):
     """One row of the table of architectures."""
 
     name: str
@@ -143,8 +143,7 @@ class Architecture:
         return "silu_late" if late else self.activation
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertHyperparameters:
+class ExpertHyperparameters(Struct, frozen=True):
     """How many experts there are, and how a token's are chosen and weighted; 0: none."""
 
     n: int
@@ -166,8 +165,7 @@ class HeadSizes(NamedTuple):
     rotated: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hyperparameters:
+class Hyperparameters(Struct, frozen=True):
     """Sizes and constants of one model, from the metadata of its file."""
 
     arch: Architecture

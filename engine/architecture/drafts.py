@@ -10,10 +10,10 @@ draft has no embedding or output matrix for, the target has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
 from gguf_serve.engine.architecture.heads import of_layers
@@ -32,8 +32,7 @@ UNSUPPORTED = {
 NORM = "enc.output_norm.weight"  # of what states are made of, or of the states
 
 
-@dataclass(frozen=True)
-class Confidence:
+class Confidence(Struct, frozen=True):
     """How sure a draft is of a token: the logistic function of weight . [state, embedding]."""
 
     weight: npt.NDArray[np.float32]
@@ -45,8 +44,7 @@ class Confidence:
         return found
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """A draft as a model. ``ids``: its tokens by the target's ids, int64 [n_vocab]; None: the
     same. Of drafts of blocks: ``block``, tokens of one at most; ``mask``, the token in the places
     of those to come; ``from_anchor``, whether the first place drafts a token, too; ``bigrams``:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters

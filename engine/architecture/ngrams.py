@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
 
-@dataclass(frozen=True, slots=True)
-class NGrams:
+class NGrams(Struct, frozen=True):
     """Hashes of the last 2, 3, ... tokens, ``per_gram`` of each kind.
 
     A hash is the exclusive or of tokens times their multiplier, modulo the size of the part of

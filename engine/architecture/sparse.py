@@ -9,9 +9,9 @@ itself (MiniMax-M3 with ``attention.indexer.block_size``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
@@ -21,8 +21,7 @@ from gguf_serve.kernels.attention.kv import PAGE
 QUERIES = ("indexer.attn_q_b", "indexer.q_proj")  # matrices that only indexers have
 
 
-@dataclass(frozen=True, slots=True)
-class Sparsity:
+class Sparsity(Struct, frozen=True):
     """An indexer's heads and what they choose.
 
     ``layers``: which layers have one; in latent attention those after it without one use the

@@ -8,11 +8,11 @@ rounded mean by their softmax depends on the tokens alone, so it is computed her
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
@@ -20,8 +20,7 @@ from gguf_serve.engine.gguf.file import GGUFFile
 Ints = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Switch:
+class Switch(Struct, frozen=True, dict=True):
     """``tokens``: that of adapter 1, 2 and so on; ``substitutes``: whose embeddings they have."""
 
     tokens: tuple[int, ...]

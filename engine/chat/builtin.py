@@ -7,14 +7,14 @@ BOS that a tokenizer adds; none takes tools.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 DEFAULT = "chatml"  # for a model without a template
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
+class Turns(Struct, frozen=True):
     """Texts of one format; ``{}`` stands for the content and ``{role}`` for the role's name.
 
     ``user`` is also used for roles without a text of their own. A system text of "" leaves

@@ -5,16 +5,16 @@ The names are those of llama-server's ``chat_template_caps`` (/props) where it h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 Message = dict[str, Any]
 # Where a template reads the reasoning of an earlier turn: a field, or a typed content part.
 ReasoningField = Literal["reasoning_content", "thinking", "part"]
 
 
-@dataclass(frozen=True, slots=True)
-class Caps:
+class Caps(Struct, frozen=True):
     """One flag per ability; all of them hold for the template as it is given."""
 
     supports_system_role: bool

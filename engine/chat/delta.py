@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(Struct, frozen=True):
     """A piece of one call: id and name come once, at its beginning; arguments grow after it.
 
     The id is "" where the model's syntax has none: whoever answers makes one up.
@@ -19,8 +18,7 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
+class ChatDelta(Struct, frozen=True):
     """What new text added to the answer; reasoning comes before content, content before calls."""
 
     content: str = ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.constrain import output_constraint
 from gguf_serve.engine.chat.continuation import Continuation
@@ -20,8 +21,7 @@ from gguf_serve.engine.grammar.constraint import Constraint
 ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"function": {"name": ...}}
 
 
-@dataclass(frozen=True, slots=True)
-class ChatFormat:
+class ChatFormat(Struct, frozen=True):
     """One request with one template.
 
     ``generation_prompt`` is the end of ``prompt`` that opens the assistant's turn, with a

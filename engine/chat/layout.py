@@ -7,8 +7,9 @@ makes of it. ``read_message`` reads the usual turn: thinking first, then text an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.lark import Lark
 from gguf_serve.engine.chat.scanner import (
@@ -27,8 +28,7 @@ ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of the arguments
 
 
-@dataclass(frozen=True, slots=True)
-class Thinking:
+class Thinking(Struct, frozen=True):
     """The tags around reasoning; the first end is the usual one, to force an end with."""
 
     start: str
@@ -61,8 +61,7 @@ class Syntax(CallGrammar, Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Struct, frozen=True):
     """One request's turn: the layout with what the request wants of it."""
 
     layout: Layout
@@ -205,8 +204,7 @@ def _read_calls(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
     yield from skip_space(scanner)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     name: str
     syntax: Syntax | None = None
     thinking: Thinking | None = None

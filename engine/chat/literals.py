@@ -6,7 +6,8 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.json_text import MAX_DEPTH, NUMBER, escaped, more
 from gguf_serve.engine.chat.scanner import (
@@ -34,8 +35,7 @@ _ESCAPES = {character: "\\" + character for character in '"\\/bfnrt'} | {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Notation:
+class Notation(Struct, frozen=True):
     quotes: tuple[str, ...]
     has_escapes: bool
     words: Mapping[str, str]

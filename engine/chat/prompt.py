@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.acceptable import Messages, ShownTools, accepted
 from gguf_serve.engine.chat.caps import Caps
@@ -22,8 +23,7 @@ class Conversation(NamedTuple):
     extra: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     """``generation_prompt`` is the end of ``text`` that opens the assistant's turn, with a
     prefilled thinking tag or message; ``opening`` the same without the message."""
 

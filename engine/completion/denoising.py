@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import nlargest
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.forward.runner import RowLogits
 from gguf_serve.engine.request import Denoising
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(Struct, frozen=True):
     """A token for the mask at a position; those of the greatest ``rank`` stay."""
 
     position: int

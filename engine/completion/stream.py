@@ -6,11 +6,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import Output

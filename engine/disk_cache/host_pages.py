@@ -7,15 +7,15 @@ ago, of a chain its end. It is one engine's, and ends with it.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.disk_cache.folder import EVICTED_SHARE, Folder
 from gguf_serve.engine.disk_cache.names import PageName
 from gguf_serve.engine.disk_cache.page_file import Kind
 
 
-@dataclass(slots=True)
-class _Page:
+class _Page(Struct):
     name: PageName
     data: memoryview
     used: int  # one of ``stamps``

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
+
+from msgspec import Struct
 
 KEY_BYTES = 32
 
@@ -36,8 +37,7 @@ def beginning(
     return _digest(root, own)
 
 
-@dataclass(frozen=True, slots=True)
-class PageName:
+class PageName(Struct, frozen=True):
     """A page: the name of the one before it, its own, and the ids of its tokens."""
 
     root: bytes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.encoders.geometry import Doubles
 from gguf_serve.engine.encoders.vision_file import get_ints
@@ -16,8 +15,7 @@ OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
 SAMPLES = ("gemma4ua",)  # types whose input has samples in the place of mels
 
 
-@dataclass(frozen=True, slots=True)
-class AudioFile:
+class AudioFile(Struct, frozen=True):
     """Hyperparameters of an encoder of sounds."""
 
     kind: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.encoders.audio import AudioEncoder
 from gguf_serve.engine.encoders.audio_file import AudioFile, read_audio_file
@@ -27,8 +27,7 @@ LEFT_ALONE = ("gemma3na",)  # types of sounds whose files are used for their ima
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectorFile:
+class ProjectorFile(Struct, frozen=True):
     """An open projector file and what it says."""
 
     gguf: GGUFFile

@@ -10,11 +10,12 @@ numbers of rows, positions, which patches attend to each other. They are constan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.weights import EncoderWeights, Floats
 from gguf_serve.engine.recording.attention_verbs import AttentionVerbs, Cache, Rotation
@@ -40,8 +41,7 @@ ALL = Mask(bidirectional=True)
 Bounds = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(Struct, frozen=True):
     """Shape and scale of attention, and what is done to the heads of Q and K."""
 
     n: int
@@ -63,8 +63,7 @@ class Heads:
         return Rotation(RopeStyle(self.turned or self.size, self.neox), self.scale, self.norm)
 
 
-@dataclass(frozen=True, slots=True)
-class CountedRows:
+class CountedRows(Struct, frozen=True):
     """The surroundings (step.py) of launches for ``n`` rows."""
 
     device: Device

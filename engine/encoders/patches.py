@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, patch_rows, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
@@ -21,8 +22,7 @@ def same(rows: Floats) -> Floats:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
+class Encoding(Struct, frozen=True):
     """A recorded encoder: its output rows, the order in which it takes the patches (None: row
     by row), what is done to the result on the host, how an image becomes rows, and the vector of
     tokens that only align it in the prompt."""

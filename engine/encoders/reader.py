@@ -10,10 +10,10 @@ import re
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.encoders.audio import spectrograms
 from gguf_serve.engine.encoders.audio_file import AudioFile
@@ -48,8 +48,7 @@ class Tokenizer(Protocol):
     def token_of(self, text: str) -> int | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Medium:
+class Medium(Struct, frozen=True):
     """A decoded image or sound: texts and the encoder's inputs in prompt order.
 
     ``n_tokens``: of the inputs. ``seconds``: of a sound.
@@ -60,8 +59,7 @@ class Medium:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class MediaPrompt:
+class MediaPrompt(Struct, frozen=True):
     """Token ids, negative where ``spans`` are."""
 
     ids: tuple[int, ...]

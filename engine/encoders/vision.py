@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.encoders.families import (
     clip,
@@ -75,8 +75,7 @@ BUILD: dict[str, Build] = {
 LAID_OUT: dict[str, Callable[[tuple[int, ...], Graph, VisionFile, Grid, bool], Encoding]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
+class _Recorded(Struct, frozen=True):
     graph: Graph
     encoding: Encoding
 

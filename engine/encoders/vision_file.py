@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.encoders.geometry import Grid
 from gguf_serve.engine.errors import ModelError
@@ -87,8 +87,7 @@ COUNTED: dict[str, Callable[[int, int], int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sam:
+class Sam(Struct, frozen=True):
     """Hyperparameters of DeepSeek-OCR's first transformer."""
 
     n_layers: int
@@ -97,8 +96,7 @@ class Sam:
     window: int  # patches a side
 
 
-@dataclass(frozen=True, slots=True)
-class VisionFile:
+class VisionFile(Struct, frozen=True):
     """Hyperparameters of a vision encoder, from the metadata of its file."""
 
     kind: str

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.graph import ALL, Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
@@ -20,8 +22,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class Tower:
+class Tower(Struct, frozen=True):
     """An encoder's transformer. ``rms``: RMS norms; ``after``: norms follow the sublayers;
     ``scale``: of the scores, 0 for 1 / sqrt(head); ``norm_v``: V's heads are normalized."""
 

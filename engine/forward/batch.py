@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.ngrams import NGrams
 from gguf_serve.engine.architecture.switch import Switch
@@ -36,8 +37,7 @@ Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class MediaShape:
+class MediaShape(Struct, frozen=True):
     """Embeddings that come from an encoder: values of a row, and whether the tokens of an
     image see each other whatever their order."""
 
@@ -63,8 +63,7 @@ class TokenMask(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class OutputRow:
+class OutputRow(Struct, frozen=True):
     """A row of logits: the position whose successor it predicts, and what is wanted of it."""
 
     chunk: Chunk

@@ -7,10 +7,9 @@ before it has become. That model is one of no layers: an embedding and an output
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.drafts import Draft
 from gguf_serve.engine.forward.batch import OutputRow
@@ -21,8 +20,7 @@ from gguf_serve.engine.scheduling.sequence import Chunk, Sequence
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Corrected:
+class Corrected(Struct, frozen=True):
     """A block's rows [n, n_vocab], the tokens that they draft, by the target's ids, and how sure it
     is of each row that its token will be accepted, 0 to 1; None: it does not say. The first row
     may draft none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.runner import Runner
@@ -21,16 +22,14 @@ STREAMS = 8
 TOKEN, K = 1, 40  # which token does not matter; as many candidates as samplers usually want
 
 
-@dataclass(frozen=True, slots=True)
-class TypicalStep:
+class TypicalStep(Struct, frozen=True):
     """A step to measure; ``spans`` are its sequences' first positions and tokens."""
 
     name: str
     spans: Spans
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(Struct, frozen=True):
     """Launches of one kernel in a step, or all of them: time, and work at least to be done."""
 
     name: str

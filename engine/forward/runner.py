@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.forward.batch import Batch, OutputRow
 from gguf_serve.engine.model.decoder import Decoder
@@ -53,8 +54,7 @@ class Compiling(Protocol):
     def ready(self, mode: Mode) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RowLogits:
+class RowLogits(Struct, frozen=True):
     """One row of logits, which stays on the device until it is asked for."""
 
     _runner: Runner

@@ -16,12 +16,12 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.disk_cache.page_file import open_at_once
 from gguf_serve.engine.errors import RequestError
@@ -39,8 +39,7 @@ CHECKSUM = struct.Struct("<I")
 Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class SlotContent:
+class SlotContent(Struct, frozen=True):
     """``tokens`` and the pages that hold their KV; ``state``: what a slot keeps beside pages
     after all of them."""
 

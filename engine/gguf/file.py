@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.header import FilePart, TensorInfo, read_part, shown

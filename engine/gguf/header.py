@@ -12,7 +12,6 @@ import reprlib
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.kernels.quantization.quants import TENSOR_TYPES, TensorType
@@ -45,8 +46,7 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
 _U64 = struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Struct, frozen=True):
     """A tensor of the file; ``shape`` in GGUF's order, the fastest dimension first."""
 
     name: str
@@ -61,8 +61,7 @@ class TensorInfo:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class FilePart:
+class FilePart(Struct, frozen=True):
     """One file. A model that is not split is one part."""
 
     path: Path

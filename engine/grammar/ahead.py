@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
+from msgspec import Struct
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.mask_threads import MaskThreads
@@ -52,8 +52,7 @@ def _walk(matcher: LLMatcher, tokens: Sequence[int], masks: Sequence[Ints]) -> N
             raise RequestError(matcher.get_error())
 
 
-@dataclass(frozen=True, slots=True)
-class MaskAhead:
+class MaskAhead(Struct, frozen=True):
     """A row's mask (engine/forward/batch.py, TokenMask)."""
 
     _work: Future[None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct
 
 # How schemas are enforced, in the words of llguidance's docs/json_schema.md.
 JSON_OPTIONS = {
@@ -32,8 +33,7 @@ class Trigger(NamedTuple):
     is_pattern: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(Struct, frozen=True):
     """A grammar, and from where on it holds.
 
     ``text`` is a JSON schema, a regular expression (Rust's syntax, matched as a whole),

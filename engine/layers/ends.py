@@ -4,9 +4,8 @@ beside the one that the stream begins with. After a layer it is gated by the str
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -23,8 +22,7 @@ EMBEDDINGS = "embeddings per layer"  # the name of what is kept for the layers
 TABLE = "per_layer_token_embd.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class Embedding:
+class Embedding(Struct, frozen=True):
     """Of ``token_types`` the first counts, and is added to every embedding."""
 
     part: int
@@ -49,8 +47,7 @@ class Embedding:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """``output`` is the embedding matrix itself where the file ties them and both are on one
     device, None for encoders. ``dense``: matrices that hidden states go through at last, which
     are meant for pooled ones; being linear, they may come before."""
@@ -95,8 +92,7 @@ class Head:
             return logits
 
 
-@dataclass(frozen=True, slots=True)
-class PerLayerEmbedding:
+class PerLayerEmbedding(Struct, frozen=True):
     """(norm(W x) + the token's row of ``table``) / sqrt(2) for all layers, side by side. Images and
     sounds have the row of token 0, as in training."""
 
@@ -117,8 +113,7 @@ class PerLayerEmbedding:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class PerLayerGate:
+class PerLayerGate(Struct, frozen=True):
     """W (act(gate x) * the layer's embedding)."""
 
     gate: Linear

@@ -7,7 +7,7 @@ doubly stochastic mixing, the same without mixing, and a variant with gates of l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -27,16 +27,14 @@ from gguf_serve.kernels.rows.norm import NormWeights
 SUBLAYERS = ("attn", "ffn")
 
 
-@dataclass(frozen=True, slots=True)
-class Mixer:
+class Mixer(Struct, frozen=True):
     """Logits from all streams together, and what becomes of them."""
 
     fn: Linear
     mixing: Mixing
 
 
-@dataclass(frozen=True, slots=True)
-class HyperWeights:
+class HyperWeights(Struct, frozen=True):
     """``mixers``: of each layer's two sublayers; ``end`` None: the mean of the streams."""
 
     home: int  # the part of the model whose device has the streams
@@ -98,8 +96,7 @@ def stream_count(gguf: GGUFFile) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class HyperSublayer:
+class HyperSublayer(Struct, frozen=True):
     """A sublayer between the streams' mixture and their update."""
 
     streams: HyperWeights
@@ -123,8 +120,7 @@ def _mixture(g: Graph, streams: Rows, w: HyperWeights, mixer: Mixer) -> tuple[Ro
     return g.reduce(streams, w.count, factors), factors
 
 
-@dataclass(frozen=True, slots=True)
-class GatedMixer:
+class GatedMixer(Struct, frozen=True):
     """A norm of each stream, a gate of low rank, and logits of the factors afterwards."""
 
     norm: NormWeights
@@ -133,8 +129,7 @@ class GatedMixer:
     inject: Linear | None
 
 
-@dataclass(frozen=True, slots=True)
-class GatedHyperWeights:
+class GatedHyperWeights(Struct, frozen=True):
     """Qwen4's hyper-connections: their norms are those before sublayers and at the end."""
 
     home: int
@@ -181,8 +176,7 @@ def load_gated_hyper(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class GatedHyperSublayer:
+class GatedHyperSublayer(Struct, frozen=True):
     """A sublayer between the streams' mixture and their update, which has no mixing."""
 
     streams: GatedHyperWeights

@@ -7,7 +7,7 @@ of several layers of the target. So are DFlash's, of which its layers have keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.drafts import target_layers
@@ -24,8 +24,7 @@ PROJECTION = "blk.0.nextn.eh_proj"
 FEATURES = "inputs of layers"  # the name of what is kept for a draft's states
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(Struct, frozen=True):
     """[norm(embedding), norm(state)] of each token."""
 
     embedding_norm: NormWeights
@@ -41,8 +40,7 @@ class Beside:
         return both
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
+class Fusion(Struct, frozen=True):
     """W [norm(embedding), norm(state)], the entry before a head's layers; of each of the target's
     residual streams, where it has several."""
 
@@ -60,8 +58,7 @@ class Fusion:
             return out
 
 
-@dataclass(frozen=True, slots=True)
-class DraftAttention:
+class DraftAttention(Struct, frozen=True):
     """state + f([norm(embedding), norm(state)]), or norm(state) + that if the residual is
     ``normed``."""
 
@@ -77,8 +74,7 @@ class DraftAttention:
             return g.add(g.copied_columns(state), self.weights(g, both, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
+class Projection(Struct, frozen=True):
     """W [embedding, state], the entry before the layers of a draft narrower than its target."""
 
     part: int
@@ -93,8 +89,7 @@ class Projection:
             return g.linear(both, self.projection)
 
 
-@dataclass(frozen=True, slots=True)
-class States:
+class States(Struct, frozen=True):
     """norm(state), the entry before the layers of a draft that have keys of it."""
 
     part: int
@@ -106,8 +101,7 @@ class States:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class StateFusion:
+class StateFusion(Struct, frozen=True):
     """A draft's states, of its target: W norm(the inputs of ``layers`` side by side)."""
 
     part: int

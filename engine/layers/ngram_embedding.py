@@ -3,9 +3,8 @@ to the residual streams, gated by the streams themselves, and convolved."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.ngrams import NGrams
@@ -19,8 +18,7 @@ from gguf_serve.kernels.recurrent.conv import ConvWeights
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class NGramWeights:
+class NGramWeights(Struct, frozen=True):
     """``table`` has the embeddings; norms are of each stream by itself."""
 
     layer: int

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.recording.graph import Graph
@@ -16,8 +15,7 @@ from gguf_serve.kernels.rows.norm import NormWeights
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class RankWeights:
+class RankWeights(Struct, frozen=True):
     """``dense``, its activation and norm, then ``output``; one of the matrices may be missing."""
 
     dense: Linear | None

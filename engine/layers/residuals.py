@@ -7,8 +7,9 @@ makes that of the embedding, and ``finish`` makes one stream of it for the last 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -64,8 +65,7 @@ def _required(source: TensorSource, name: str) -> Tensor:
     return vector
 
 
-@dataclass(frozen=True, slots=True)
-class DepthWeights:
+class DepthWeights(Struct, frozen=True):
     """Kimi K3 (https://arxiv.org/abs/2603.15031): every so many layers the stream is put aside
     and begins again; sublayers read a mixture of it and what has been put aside."""
 
@@ -114,8 +114,7 @@ def _load_depth(
     return DepthWeights(home, every, tuple(scores(i) for i in range(h.n_layers)), end, h.eps)
 
 
-@dataclass(frozen=True, slots=True)
-class DepthSublayer:
+class DepthSublayer(Struct, frozen=True):
     """x is the sum since the last checkpoint, of which there are ``n`` before; one that ``begins``
     makes the next checkpoint of it, and a new sum."""
 
@@ -137,8 +136,7 @@ class DepthSublayer:
             return y if self.begins else g.add(x, y)
 
 
-@dataclass(frozen=True, slots=True)
-class CyclesWeights:
+class CyclesWeights(Struct, frozen=True):
     """HRM (https://arxiv.org/abs/2506.21734): a low stack of layers runs ``low`` times, then a
     high one once, and that ``high`` times; each reads the sum of both states. A layer of the model
     is one run through a layer of the file."""
@@ -165,8 +163,7 @@ class CyclesWeights:
         return g.kept[HIGH]
 
 
-@dataclass(frozen=True, slots=True)
-class CycleSublayer:
+class CycleSublayer(Struct, frozen=True):
     """x is the stream of the stack that runs, which ``begins`` with the sum of both states, and
     where it ``ends`` becomes the one that it ``changes``."""
 
@@ -188,8 +185,7 @@ class CycleSublayer:
             return x
 
 
-@dataclass(frozen=True, slots=True)
-class NormedWeights:
+class NormedWeights(Struct, frozen=True):
     """MiniMax-01: a sublayer's output is added to what it has read, which is the normalized
     stream, times ``scale``."""
 
@@ -206,8 +202,7 @@ class NormedWeights:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class NormedSublayer:
+class NormedSublayer(Struct, frozen=True):
     """norm(x) * scale + f(norm(x))."""
 
     streams: NormedWeights
@@ -220,8 +215,7 @@ class NormedSublayer:
             return g.add(g.scaled(x, self.streams.scale), y)
 
 
-@dataclass(frozen=True, slots=True)
-class AltUpLayer:
+class AltUpLayer(Struct, frozen=True):
     """What a layer has of AltUp, and of Laurel (https://arxiv.org/abs/2411.07501) beside its
     attention. The router's norm has 1 / n_embd in its weight; ``predict`` and ``correct`` make
     factors of its logits."""
@@ -244,8 +238,7 @@ class AltUpLayer:
         return g.add(x, g.norm(g.linear(g.linear(x, self.left), self.right), self.laurel_norm))
 
 
-@dataclass(frozen=True, slots=True)
-class AltUpWeights:
+class AltUpWeights(Struct, frozen=True):
     """Gemma 3n (https://arxiv.org/abs/2301.13310): of four streams layers read one. ``spread``
     makes the other streams of the embedding, ``merge`` brings each of them back."""
 
@@ -285,8 +278,7 @@ class AltUpWeights:
             return g.reduce(merged, self.count)
 
 
-@dataclass(frozen=True, slots=True)
-class AltUpAttention:
+class AltUpAttention(Struct, frozen=True):
     """From the streams to (x + f(norm(x)) + laurel(norm(x))) / sqrt(2), x the first as it is
     predicted."""
 
@@ -306,8 +298,7 @@ class AltUpAttention:
             return g.scaled(g.add(g.add(x, y), w.laurel(g, normed)), 0.5**0.5)
 
 
-@dataclass(frozen=True, slots=True)
-class AltUpFFN:
+class AltUpFFN(Struct, frozen=True):
     """From that to the streams, corrected by what becomes of it."""
 
     home: int
@@ -323,8 +314,7 @@ class AltUpFFN:
             return streams
 
 
-@dataclass(frozen=True, slots=True)
-class AltUpEmbedding:
+class AltUpEmbedding(Struct, frozen=True):
     """The layer's own embedding is gated by the first stream, and added to the others."""
 
     home: int

@@ -7,8 +7,9 @@ goes on. ``part`` says where it is computed, as an index of ``Placement.parts``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -25,8 +26,7 @@ class SublayerWeights(Protocol):
     def __call__(self, g: Graph, x: Rows, layer: int, /) -> Rows: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sublayer:
+class Sublayer(Struct, frozen=True):
     """x + post_norm(f(norm(x))). ``norm`` None: it shares that of the one before it in
     ``Together``; ``layer``: whose part of the KV cache it has."""
 
@@ -53,8 +53,7 @@ class Sublayer:
             return y if self.post_norm is None else g.norm(y, self.post_norm)
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
+class Together(Struct, frozen=True):
     """x + f(norm(x)) + f'(norm'(x)): sublayers that read the same stream."""
 
     sublayers: tuple[Sublayer, ...]
@@ -70,8 +69,7 @@ class Together:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class NormsAfter:
+class NormsAfter(Struct, frozen=True):
     """norm(x + f(x)), or with an ``inner`` norm norm(x + inner(x + f(x)))."""
 
     sublayer: Sublayer
@@ -86,8 +84,7 @@ class NormsAfter:
             return g.norm(g.add(x, y), self.norm)
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(Struct, frozen=True):
     """x + the tokens' embeddings * scale."""
 
     part: int
@@ -98,8 +95,7 @@ class Skip:
             return g.add(x, g.kept[EMBEDDING], scale=self.scale)
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(Struct, frozen=True):
     """x * scale."""
 
     part: int
@@ -110,8 +106,7 @@ class Scaled:
             return g.scaled(x, self.scale)
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
+class Direction(Struct, frozen=True):
     """x + a control vector, the only row of a matrix."""
 
     part: int
@@ -122,8 +117,7 @@ class Direction:
             return g.add_row(x, self.vector)
 
 
-@dataclass(frozen=True, slots=True)
-class Deepstack:
+class Deepstack(Struct, frozen=True):
     """x + further embeddings of an encoder, from column ``at`` on, if it has given so many."""
 
     part: int

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import EngineError
@@ -23,8 +25,7 @@ from gguf_serve.kernels.recurrent.state import SlotStates
 LOGITS_BYTES = 64 << 20  # room for rows of logits, unless the slots need more
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """Tokens, slots and pages that follow from the options."""
 
     n_pages: int
@@ -71,16 +72,14 @@ def sizes_of(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CacheTypes:
+class CacheTypes(Struct, frozen=True):
     """How K and V are kept: keys of kernels.attention.kv.KV_TYPES."""
 
     k: str
     v: str
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """What a model has on its devices beside its weights."""
 
     decoder: Decoder

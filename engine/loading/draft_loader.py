@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError, naming
@@ -27,8 +29,7 @@ MOST_MORE = 128  # tokens that one vocabulary may have more than the other, as i
 FIRST_COMPARED = 5  # those before may differ, as there
 
 
-@dataclass(frozen=True)
-class DraftFile:
+class DraftFile(Struct, frozen=True):
     """A draft model that goes with its target, not loaded yet. ``options``: the engine's, for it;
     ``beside``: what it takes of the device that its target may be on."""
 

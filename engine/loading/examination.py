@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 import gguf_serve
 from gguf_serve.engine.loading.reasons import activation_name, device_reason
@@ -31,8 +33,7 @@ BITS = {"Q4_K_M": 4.9, "Q8_0": 8.5, "F16": 16.0}
 CONTEXT_SHARE = 1 / 8  # of the weights' bytes, for context and scratch memory: a rule of thumb
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """What a device did when it did nothing else, and with which kernels it would serve.
 
     ``activations``: what those of quantized weights are rounded to. The multiply-adds are those of
@@ -45,8 +46,7 @@ class Measured:
     macs_per_second: float
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(Struct, frozen=True):
     """A device; ``fault`` says why it could not be measured."""
 
     info: DeviceInfo
@@ -56,8 +56,7 @@ class Examined:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """Whether weights of so many parameters, in so many bytes, fit the chosen devices, and at
     most how many tokens are read and generated a second (0: not measured)."""
 
@@ -69,8 +68,7 @@ class Fit:
     generated_per_second: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
+class Examination(Struct, frozen=True):
     """``reason``: why a start without options chooses the devices that it does; ``spare_bytes``:
     what it would leave free; ``missing``: sentences, with what to do."""
 
@@ -183,4 +181,4 @@ def measure(index: int, seconds: float) -> Measured:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(int(sys.argv[1]), float(sys.argv[2])))))
+    print(json.dumps(msgspec.structs.asdict(measure(int(sys.argv[1]), float(sys.argv[2])))))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import EngineError
@@ -43,8 +45,7 @@ log = logging.getLogger(__name__)
 CONTEXT_STEP = 256  # tokens, of a context that is shrunk
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(Struct, frozen=True):
     """A model that has been read but not loaded: its weights lie on meta devices, those of every
     part (see Placement.parts) on one of their own."""
 
@@ -71,8 +72,7 @@ def outline(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNeed:
+class MemoryNeed(Struct, frozen=True):
     """Bytes that a model takes on a device."""
 
     weights: int
@@ -135,8 +135,7 @@ def needs(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(Struct, frozen=True):
     """Bytes that another model takes of a device: its weights, and of each page."""
 
     info: DeviceInfo
@@ -147,8 +146,7 @@ class Beside:
         return self.weights + self.page * sizes.n_pages
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """The devices that a model may use: the first ``n_offload`` have layers by default."""
 
     infos: Sequence[DeviceInfo]
@@ -170,8 +168,7 @@ class Machine:
         return self.cpu
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """A choice of what is loaded where, and what it takes; the machine numbers the devices.
 
     ``rehearsal`` is the model of it on meta devices, None if one refuses a buffer.

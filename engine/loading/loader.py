@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 import gguf_serve.kernels.opencl.platforms as devices
 from gguf_serve.engine.architecture.arch import Hyperparameters
@@ -49,8 +52,7 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Struct, frozen=True):
     """A model that is ready to serve."""
 
     runner: Runner

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError, naming
@@ -21,8 +22,7 @@ if TYPE_CHECKING:  # else imported with a projector: together they take 60 ms
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
+class Media(Struct, frozen=True):
     """``reader`` is for any thread, ``encoder`` for the engine's."""
 
     reader: MediaReader

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters, with_rope
@@ -36,8 +38,7 @@ log = logging.getLogger(__name__)
 IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
 
 
-@dataclass(frozen=True, slots=True)
-class Preparation:
+class Preparation(Struct, frozen=True):
     """``room``: see Fitting.room_for_checkpoints(). ``compiling``: None where the drivers of all
     devices compile when a kernel is launched."""
 

@@ -4,13 +4,13 @@ about their sizes."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.media.resize import Floats, Pixels, Size
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(Struct, frozen=True):
     """An input of the encoder, before normalization: uint8 [height, width, 3], or float32 of the
     same range where it was resized in floats. ``layout``: what else its tokens depend on."""
 
@@ -21,8 +21,7 @@ class Tile:
 Piece = str | Tile
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
+class ImageLimits(Struct, frozen=True):
     """What a projector file says about the sizes of its inputs, in pixels and patches.
 
     ``merge``: patches a side that become one token. ``min_pixels``, ``max_pixels``: of an input

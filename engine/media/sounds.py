@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.media.mel import (
     NEMO_FFT,
@@ -78,8 +80,7 @@ def _halved(n: int, times: int) -> int:
     return n
 
 
-@dataclass(frozen=True, slots=True)
-class SoundInput:
+class SoundInput(Struct, frozen=True):
     """How a type takes sounds.
 
     ``pieces(samples, n_mels, like_llama_cpp)``: the encoder's inputs, float32 [mels, frames] each.

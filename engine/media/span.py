@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 if TYPE_CHECKING:  # serve --help imports this, and no numpy
     import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MediaSpan:
+class MediaSpan(Struct, frozen=True, eq=False):
     """``count`` places of a prompt from ``start`` on whose embeddings come from an encoder.
 
     The prompt has negative token ids there (int64), other ones for other contents, so that

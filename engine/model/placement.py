@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import EngineError
 
@@ -21,8 +23,7 @@ OUTPUT_TENSORS = ("output", "cls")
 INPUT_TENSORS = ("token_embd", "position_embd", "token_types", "per_layer")
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """Devices by their index among those in use."""
 
     embedding: int

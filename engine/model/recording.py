@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.recording.planning import Plan
@@ -14,8 +15,7 @@ from gguf_serve.kernels.opencl.transfer import Transfer
 from gguf_serve.kernels.quantization.activations import Activations
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """Launches on the device ``at``, or a transfer to it."""
 
     at: int

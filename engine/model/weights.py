@@ -7,11 +7,12 @@ the matrices are packed (packing.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.drafts import TARGET_EMBEDDING
@@ -81,8 +82,7 @@ EMBEDDINGS = (
 IMAGE_IDS = slice(4, 8196)  # Chameleon's
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """A layer's entries in their order (engine/layers/sublayer.py). ``part``: of the model, which
     has its mixers and its share of the KV cache."""
 
@@ -90,8 +90,7 @@ class Layer:
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelWeights:
+class ModelWeights(Struct, frozen=True):
     """A model as a list: the embedding, what is done with it before the first layer, the layers,
     what is done after the last one, the head."""
 

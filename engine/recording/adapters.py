@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ModelError, RequestError, naming
 from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
@@ -36,8 +36,7 @@ ADAPTABLE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Struct, frozen=True):
     """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``.
 
     Of experts, a matrix for each. Of the embedding, whose rows are tokens, it is a @ b^T.
@@ -58,8 +57,7 @@ class LowRank:
         return LowRank(self.index, self.a[counts], b[:, counts])
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(Struct, frozen=True):
     """A file's updates by the name of the tensor that they change. ``invocation``: tokens that a
     prompt must have for them to count, from there on (aLoRA, https://arxiv.org/abs/2504.12397)."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.step import Context
@@ -24,8 +24,7 @@ from gguf_serve.kernels.rows.norm import COPY, norm
 TILES = (1, 8, 32)  # tokens of one head that go through its matrix together
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(Struct, frozen=True):
     """A layer's pages of K and V: where tokens' go (``slots``), where attention finds them
     (``paging``), and cos and sin of the tokens' positions, None: heads are not rotated."""
 
@@ -44,8 +43,7 @@ class Cache:
         return cls(pages, slots, paging, table)
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(Struct, frozen=True):
     """What is done to heads before they are used: clamps, norms, RoPE, a factor."""
 
     style: RopeStyle

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 
 from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.tensors import Linear
@@ -17,8 +17,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, eq=False):
     """The experts of each token, found on the device, and their ``weights``; ``lists`` are what
     RoutingBuffers has beside these. ``into`` and ``out_of`` are the rows of the experts' first and
     of their last matrices, by the tokens that share a pass over the weights."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.recording.planning import Plan, forms_read, touched
 from gguf_serve.engine.recording.rows import Launch, Value
@@ -32,8 +32,7 @@ COMPONENTS = ("values", "codes", "scales")  # of Activations
 Component = tuple[Value, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Like:
+class _Like(Struct, frozen=True):
     """What a component of a value needs: its device, shape and elements."""
 
     at: int
@@ -169,8 +168,7 @@ class Layout:
         return Activations(value.width, values, codes, scales, self._made[value].spans)
 
 
-@dataclass(frozen=True, slots=True)
-class Forms:
+class Forms(Struct, frozen=True):
     """How rows are written: as floats, as integers, these of 8 bits or with scales per span."""
 
     floats: bool

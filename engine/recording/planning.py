@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.recording.rows import Emission, Launch, Rows, Value, root_of
 from gguf_serve.kernels.rows.norm import COPY, NormWeights, norm
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Launches in their order; ``shared``: values that have the floats of another's memory."""
 
     launches: list[Launch]

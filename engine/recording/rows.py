@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from gguf_serve.engine.recording.step import Context, Step, StepInputs, Surroundings
 from gguf_serve.engine.recording.tensors import Linear
@@ -21,8 +22,7 @@ from gguf_serve.kernels.rows.norm import NormWeights, PostNorm
 FLOAT = np.dtype(np.float32)
 
 
-@dataclass(eq=False, slots=True)
-class Value:
+class Value(Struct, eq=False):
     """What some launches write and others read: ``times`` rows of ``width`` for each token, or
     ``n`` in all, where their number is known while they are noted.
 
@@ -43,8 +43,7 @@ class Value:
         return Rows(self, self.width, 0, self.width, self.n)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Rows:
+class Rows(Struct, frozen=True, eq=False):
     """A value in rows of ``row`` values, which are its own, or shares or multiples of them; of
     these ``width`` columns from ``at`` on, and where rows are counted the first ``n``."""
 
@@ -107,8 +106,7 @@ class Rows:
         return Tensor(tensor.buffer, (n, columns, *rest), tensor.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class Launch:
+class Launch(Struct, frozen=True, eq=False, dict=True):
     """One call of a launcher, on the device of ``at``. ``operands``: rows that a matrix reads, in
     whatever form suits it; ``reads``: what is read as floats.
 
@@ -175,8 +173,7 @@ class Launch:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Emission:
+class Emission(Struct, frozen=True):
     """A launch on its way to a tape. ``surroundings``: of its device, with the inputs of the tokens
     that there are; ``held``: what memory values have; ``shared``: see Plan."""
 

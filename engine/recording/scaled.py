@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.kernels.quantization.quants import by_name

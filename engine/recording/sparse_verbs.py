@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.recording.attention_verbs import Cache
 from gguf_serve.engine.recording.rows import Emission, Rows

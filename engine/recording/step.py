@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.kernels.attention.attention import AttentionInputs, Scratch
@@ -26,8 +27,7 @@ FEW_OUTPUTS = 8
 AttentionMode = Literal["tiles", "single", "split"]
 
 
-@dataclass(frozen=True, slots=True)
-class StepInputs:
+class StepInputs(Struct, frozen=True):
     """What a step reads, written by the engine before it; n tokens, m rows of logits."""
 
     tokens: Tensor  # int32 [n]
@@ -66,8 +66,7 @@ class StepInputs:
         return (self.ring_slots, self.ring) if windowed else (self.slots, self.attention)
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(Struct, frozen=True):
     """What a recording is for: tokens per pass over the weights, and how attention goes.
 
     ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
@@ -119,8 +118,7 @@ def mode_of(
     return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden, encodes)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """A recording in progress."""
 
     tape: Tape
@@ -132,8 +130,7 @@ class Step:
         return self.mode.tile if self.tape.tokens == TOKENS else self.mode.output_tile
 
 
-@dataclass(slots=True)
-class Workspace:
+class Workspace(Struct):
     """What a step's launches need beside rows (memory.py): memory by name, and constants."""
 
     device: Device
@@ -184,8 +181,7 @@ class Surroundings(Protocol):
         """The most tokens of a tile of attention."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Struct, frozen=True):
     """What a layer's parts are built with."""
 
     h: Hyperparameters

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
@@ -30,8 +31,7 @@ INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class LowRankMatrices:
+class LowRankMatrices(Struct, frozen=True):
     """Updates of a matrix: a [columns, n_cols] of all adapters one below the other, b [n_rows,
     columns] side by side; owner: int32 [columns], the adapter of each column. Of experts, a and
     b have a matrix for each; of the embedding, a has a row for each token."""
@@ -41,8 +41,7 @@ class LowRankMatrices:
     owner: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Struct, frozen=True):
     """A matrix with its bias: (W x + b) * scale. ``offset`` is where its rows begin in the output,
     ``scale`` not 1 where the file has one beside the matrix (and b is divided by it)."""
 
@@ -58,8 +57,7 @@ class Linear:
         return {self.matrix.is_float} | ({True} if self.low_rank is not None else set())
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A matrix of the file, or some of its rows, with their bias."""
 
     raw: RawMatrix

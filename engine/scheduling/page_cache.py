@@ -16,10 +16,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 from weakref import WeakValueDictionary
+
+from msgspec import Struct, field
 
 
 class PageCopy(NamedTuple):
@@ -30,8 +31,7 @@ class PageCopy(NamedTuple):
     n_rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStats:
+class CacheStats(Struct, frozen=True):
     """Pages by state, and how much of the prompts was found; tokens count since the start."""
 
     n_used: int  # pages that sequences hold
@@ -41,8 +41,7 @@ class CacheStats:
     n_prompt_tokens: int  # of the sequences that were allowed to share
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class _Node:
+class _Node(Struct, eq=False, weakref=True):
     tokens: tuple[int, ...]  # page_size of them, or fewer: then there are no children
     page: int  # -1: a root
     depth: int  # number of pages from the root to this one, itself included
@@ -55,8 +54,7 @@ class _Node:
 _tokens = attrgetter("tokens")
 
 
-@dataclass(slots=True, eq=False)
-class PagedTokens:
+class PagedTokens(Struct, eq=False):
     """Token ids and the pages that their KV lives in.
 
     The tokens may grow at any time; the rest is changed by the cache alone.

@@ -16,8 +16,9 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as PlainSequence
-from dataclasses import replace
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
 from gguf_serve.engine.request import Embedding, Request, Scoring

@@ -6,8 +6,9 @@ Integers and lists only, as in scheduler.py; embeddings of media are carried alo
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.request import Generation, Request
@@ -15,8 +16,7 @@ from gguf_serve.engine.scheduling.checkpoints import StateCopy
 from gguf_serve.engine.scheduling.page_cache import PageCopy, PagedTokens
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Sequence(PagedTokens):
+class Sequence(PagedTokens, kw_only=True, eq=False):
     """A request on its way: ``tokens`` are the prompt's and the generated ones."""
 
     id: int
@@ -123,8 +123,7 @@ class Sequence(PagedTokens):
         return len(self.tokens) - self.n_computed
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """``count`` tokens of a sequence from position ``start``, and where logits are wanted.
 
     ``outputs`` "hidden": no logits, but the hidden states of the tokens; "masks": the logits for
@@ -170,8 +169,7 @@ class Chunk:
         return self.start + self.count == len(self.seq.tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One forward. It must be carried out, all its copies first; the cache counts on it."""
 
     chunks: list[Chunk]

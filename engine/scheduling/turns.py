@@ -11,8 +11,9 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from operator import attrgetter
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.scheduling.sequence import Sequence
 
@@ -20,8 +21,7 @@ _arrival = attrgetter("arrival")
 _REMEMBERED = 64  # clients whose last prompts are known, beside those of the step
 
 
-@dataclass(slots=True)
-class _Turns:
+class _Turns(Struct):
     """What waits of one client, by the number of its request, and when each had its turn."""
 
     last: int

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.completion.denoising import Denoiser
 from gguf_serve.engine.completion.output import output_of
@@ -146,7 +148,8 @@ class Admission:
     def _sampler(self, request: Request) -> Sampler:
         sampling, how = request.sampling, self._info.denoising
         if how is not None:  # a mask becomes no mask
-            sampling = replace(sampling, logit_bias=(*sampling.logit_bias, (how.mask, -math.inf)))
+            bias = (*sampling.logit_bias, (how.mask, -math.inf))
+            sampling = dataclasses.replace(sampling, logit_bias=bias)
         return Sampler(
             sampling, n_vocab=self._info.n_vocab, eog_ids=self._tokenizer.eog_ids,
             n_ctx=self._scheduler.n_ctx, prompt=request.text_tokens,

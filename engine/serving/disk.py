@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.disk_cache.host_pages import HostPages
@@ -36,8 +37,7 @@ CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
 WAIT_SECONDS = 0.02  # until ``wait`` looks again
 
 
-@dataclass(frozen=True, slots=True)
-class DiskOptions:
+class DiskOptions(Struct, frozen=True):
     """Where pages are kept (None: in the host's memory), how many bytes of them, and of how long a
     chain at least. ``settings``: what else decides their bytes, beside what a slot's file names."""
 

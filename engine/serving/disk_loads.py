@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 
 from gguf_serve.engine.disk_cache.host_pages import PageStore
 from gguf_serve.engine.disk_cache.names import PageName
@@ -32,16 +32,14 @@ PIECES = 8  # pages that are put into the cache at once
 LEAST_TOKENS = 128  # fewer are computed as soon as somebody has looked for them
 
 
-@dataclass(slots=True)
-class Loaded:
+class Loaded(Struct):
     """What has been loaded since the start."""
 
     n_tokens: int = 0
     seconds: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _Load:
+class _Load(Struct, eq=False):
     """A sequence that waits. Threads set ``is_looked`` and ``is_read`` last."""
 
     seq: Sequence

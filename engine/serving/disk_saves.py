@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.disk_cache.host_pages import PageStore
 from gguf_serve.engine.disk_cache.names import PageName
@@ -27,8 +28,7 @@ MOST_BYTES = 64 << 20  # of pages that wait to be written, unless a single one i
 MOST_CHAINS = 256  # that wait; of more, the first are left out
 
 
-@dataclass(slots=True, eq=False)
-class _Chain:
+class _Chain(Struct, eq=False):
     """What is to be kept; ``missing`` is None until the thread has looked."""
 
     seq: Sequence

@@ -6,36 +6,33 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.completion.stream import Stream
 from gguf_serve.engine.errors import EngineStoppedError
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True):
     """A new stream for the engine's thread."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True):
     """Nobody wants the stream any more."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningEnded:
+class ReasoningEnded(Struct, frozen=True):
     """The stream's reasoning is to be closed."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SlotTask:
+class SlotTask(Struct, frozen=True, eq=False):
     """Something to be done about a slot when it serves nobody; ``future`` has what comes of it."""
 
     slot: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan
@@ -21,8 +22,7 @@ TRIAL = 3  # tokens of a guess that is made to learn how good it is
 LEAST_LEFT = 32  # tokens that an answer is taken to have left, or as many as it has had
 
 
-@dataclass(frozen=True, slots=True)
-class _Asker:
+class _Asker(Struct, frozen=True):
     """A stream of a plan, and how many tokens a model may guess for it."""
 
     i: int  # of its chunk
@@ -32,8 +32,7 @@ class _Asker:
     n_missing: int
 
 
-@dataclass(slots=True)
-class _Step:
+class _Step(Struct):
     """A step with guesses by the model; what it has brought is known when the next one begins."""
 
     streams: list[Proposals]

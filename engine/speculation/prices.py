@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 SLOPE = 0.3  # of a step's time for one token, what each further token is taken to cost at first
 STEEPEST = 1.0  # what it is taken to cost at most
@@ -12,8 +13,7 @@ LARGEST = 2.0  # times what is known: the most that one measurement says
 FORGOTTEN = 256  # steps after which a measurement is too old
 
 
-@dataclass(slots=True)
-class _Measured:
+class _Measured(Struct):
     seconds: float
     step: int  # in which it was last
 

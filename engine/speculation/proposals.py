@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.request import DraftLimits, Drafts
@@ -27,8 +28,7 @@ class Guess(NamedTuple):
 NOTHING = Guess((), 0.0)
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """How many of a drafter's tokens have come, of those that could have: the recent count more."""
 
     trust: float
@@ -45,8 +45,7 @@ class Record:
         self.n_decided = self.n_decided * FORGETS + 1.0
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """Tokens proposed by a drafter, of which ``n_right`` have come."""
 
     drafter: Drafter
@@ -54,8 +53,7 @@ class _Open:
     n_right: int = 0
 
 
-@dataclass(slots=True)
-class DraftCounts:
+class DraftCounts(Struct):
     """What was verified, and what of it was accepted; tokens by the drafter's kind."""
 
     n: int = 0  # guesses

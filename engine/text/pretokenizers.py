@@ -11,7 +11,8 @@ L, and white space beyond ASCII never matches a literal range.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.text.windows import DEFAULT_RUNS
 
@@ -92,8 +93,7 @@ _BEFORE_GROUPS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pretokenizer:
+class Pretokenizer(Struct, frozen=True):
     """How to cut a text, and what else goes with the name of a pre-tokenizer."""
 
     patterns: tuple[str, ...]

@@ -8,11 +8,11 @@ since files are converted for that reader.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ModelError
 
@@ -133,8 +133,7 @@ _END_OF_GENERATION = (
 _ALWAYS_RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-@dataclass(frozen=True, slots=True)
-class FimTokens:
+class FimTokens(Struct, frozen=True):
     """Ids of the fill-in-the-middle tokens; None where the vocabulary has none."""
 
     prefix: int | None = None
@@ -145,8 +144,7 @@ class FimTokens:
     separator: int | None = None
 
 
-@dataclass(slots=True)
-class Vocab:
+class Vocab(Struct):
     """Tokens by id; ``attributes[id]`` is an ``Attribute``, ``roles`` maps names to ids."""
 
     model: str

@@ -8,7 +8,7 @@ long contexts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.opencl.device import Device
@@ -34,8 +34,7 @@ HEADS_PER_ITEM = 16  # query heads of one KV head that a simd work-item takes at
 PLAIN_ITEMS = {"simd": 8, "simt": 1024}
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionInputs:
+class AttentionInputs(Struct, frozen=True):
     """What every layer's attention reads: buffers that the engine fills before each step."""
 
     tiles: Tensor  # int32 [n, 4]: first token, queries, row of tables, keys
@@ -52,8 +51,7 @@ class AttentionInputs:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(Struct, frozen=True):
     """Which keys a query sees, and what is done to their scores.
 
     window: keys that a query sees, 0 for all; softcap: of the scores, 0 for none.
@@ -104,8 +102,7 @@ class Mask:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
+class Scratch(Struct, frozen=True):
     """Memory between launches: partial results of parts, or rows of scores."""
 
     buffer: Tensor
@@ -116,8 +113,7 @@ class Scratch:
         return {"partial": self.buffer, "max_parts": self.width}
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(Struct, frozen=True):
     """What is computed for each tile, as kernels are chosen and laid out by; with ``split`` for
     each part of its keys."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.attention.rope import QKNorm
@@ -13,8 +13,7 @@ LANES = 16  # columns per work-item
 SIMT_SHARES = 16  # work-items that share out the keys of a sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Compression:
+class Compression(Struct, frozen=True):
     """How ``ratio`` tokens become a key of ``width`` values.
 
     biases: float32 [ratio, columns], of the weights' logits; with twice as many columns as
@@ -79,8 +78,7 @@ def compress(
     tape.add("attention/compress.cl", "keep", c.defines, args, grid, (group, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFinish:
+class KeyFinish(Struct, frozen=True):
     """What becomes of a mean of tokens: a norm, and a rotation at its first token's position.
 
     weight: float32 [width]; frequencies: float32 [n_rot / 2], of pairs (2i, 2i + 1) of the last

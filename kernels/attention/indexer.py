@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.attention import PART, AttentionInputs
 from gguf_serve.kernels.attention.kv import PAGE, LayerKV
@@ -12,8 +12,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 SIMT_GROUP = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(Struct, frozen=True):
     """A query chooses ``chosen`` of the blocks of ``size`` keys, and sees the keys after these.
 
     local: the last so many blocks, its own among them, are seen in any case, the others compete;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.attention import PART, AttentionInputs
 from gguf_serve.kernels.attention.compress import page_rows
@@ -17,8 +17,7 @@ SIMT_GROUP = 32
 SCORE_GROUP = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Struct, frozen=True):
     """A cache of joint keys: ``inputs`` say where its pages are, ``ratio`` how many tokens a key
     stands for; of them a query sees the last ``window`` (0: all), or those ``selected``: int32
     [n, words], bits."""
@@ -51,8 +50,7 @@ class Keys:
         return Work(key_bytes=key_bytes, pair_macs=macs, window=self.window)
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """What ends attention: the sinks, and the rotation of the output.
 
     sinks: float32 [heads], attention sinks, the score of one more key without a value; rotation:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyopencl as cl
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError
@@ -22,8 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
-@dataclass(frozen=True, slots=True)
-class KVShape:
+class KVShape(Struct, frozen=True):
     """KV heads of a layer and the sizes of a head's K and V.
 
     joint: K and V are the same, kept once: as V, of the type of K. rows: of a page, if they are
@@ -56,8 +55,7 @@ def _head_bytes(n: int, name: str) -> int:
     return -(-n // kind.block_elements) * kind.block_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Pages:
+class Pages(Struct, frozen=True):
     """All pages of a layer's K, or V: uint8 [pages, bytes of a page].
 
     They lie in one buffer or, where the device does not allocate as much at once, in slabs: as
@@ -90,8 +88,7 @@ class Pages:
         return self.slabs[slab].buffer, page * self.page_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LayerKV:
+class LayerKV(Struct, frozen=True):
     """K and V of one layer."""
 
     shape: KVShape

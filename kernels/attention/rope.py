@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.opencl.signature import Arguments
@@ -12,8 +13,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 SIMT_GROUP = 32  # work-items of a head; none idle, for which PoCL makes wrong code
 
 
-@dataclass(frozen=True, slots=True)
-class RopeStyle:
+class RopeStyle(Struct, frozen=True):
     """n_rot: rotated values of a head, from ``begin`` on; neox: pairs (i, i + n_rot/2), else
     (2i, 2i + 1)."""
 
@@ -22,8 +22,7 @@ class RopeStyle:
     begin: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class QKNorm:
+class QKNorm(Struct, frozen=True):
     """The QK norm, per head: a weight of [head], of [heads, head] for heads that
     have their own, of [heads, 1] for heads with one factor, or none."""
 
@@ -52,8 +51,7 @@ class QKNorm:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Temperature:
+class Temperature(Struct, frozen=True):
     """Q of position p is multiplied with 1 + growth * log(1 + floor((p + shift) / step))."""
 
     positions: Tensor
@@ -85,8 +83,7 @@ def rope_table(
     tape.add("attention/rope.cl", "rope_table", (), args, (n, Per(TOKENS)))
 
 
-@dataclass(frozen=True, slots=True)
-class QKVRows:
+class QKVRows(Struct, frozen=True):
     """Where a token's Q, K and V are: in rows of float32, heads side by side, from an offset."""
 
     q: Tensor

@@ -7,8 +7,10 @@ VARIANTS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
@@ -39,8 +41,7 @@ SHARED_TOKENS: dict[Form, int] = {"spans": 128, "bytes": 64}
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
-@dataclass(frozen=True, slots=True)
-class RowGroups:
+class RowGroups(Struct, frozen=True):
     """Row groups of a grouped matmul: which rows go through which expert, found on the device
     (moe.py).
 
@@ -197,8 +198,7 @@ def glu_defines(activation: str, limit: float) -> list[str]:
     return [f"GLU_{activation.upper()}", *([f"GLU_LIMIT={limit!r}f"] if limit else [])]
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(Struct, frozen=True):
     """Products of a matrix with tokens, as kernels are chosen and laid out by.
 
     form: of the activations. tile: tokens that share a pass over the weights. glu: the matrix is

@@ -6,10 +6,10 @@ as large as the worst case, and tiles that are not needed return at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.opencl.device import Device
@@ -21,8 +21,7 @@ ROUTE_GROUP = 64
 Scoring = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 
 
-@dataclass(frozen=True, slots=True)
-class Routing:
+class Routing(Struct, frozen=True):
     """How the router's logits become a choice of experts and their weights."""
 
     n_experts: int
@@ -45,8 +44,7 @@ class Routing:
         return names
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingBuffers:
+class RoutingBuffers(Struct, frozen=True):
     """experts: int32 [n * used]; weights: float32 of the same; and what RowGroups has."""
 
     experts: Tensor
@@ -56,8 +54,7 @@ class RoutingBuffers:
     slots: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class TokenExperts:
+class TokenExperts(Struct, frozen=True):
     """experts: int32 [vocabulary, used]; ids: int32 [n], the tokens of a step."""
 
     experts: Tensor

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 # Extensions, and flags of processors, with which tiles of matrices are multiplied at once.
 MATRIX_EXTENSIONS = (
@@ -18,8 +19,7 @@ MATRIX_FLAGS = ("amx_int8", "amx_bf16")
 DP4A_FROM, MMA_FROM = (6, 1), (7, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Struct, frozen=True):
     """Of a device, as its driver says; ``forms`` are found by trying (features.py)."""
 
     work_group: int = 1024  # most work-items of a group

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.compiling.features import dot_defines
@@ -23,15 +25,13 @@ if TYPE_CHECKING:
 CommandQueue = Any  # pyopencl has no type hints
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(Struct):
     """How much has been allocated on a device (kernels/opencl/tensor.py)."""
 
     n_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(Struct, frozen=True, eq=False):
     """A device with its context and its one in-order queue.
 
     On a meta device allocations are counted but not made, and nothing may be run.
@@ -43,13 +43,13 @@ class Device:
     family: str  # "simd" or "simt": the variant of matmul and attention
     unified_memory: bool
     max_allocation: int
-    capabilities: Capabilities = field(default=Capabilities())
+    capabilities: Capabilities = Capabilities()
     huge_pages: HugePages | None = None  # where buffers are cut from; None: the driver's memory
     is_meta: bool = False
-    usage: Usage = field(default_factory=Usage, compare=False)
+    usage: Usage = field(default_factory=Usage)
     vendor: str = ""
     byte_codes: bool = False  # activations have 8 bits where all weights that read them allow it
-    tuning: Tuning = field(default=Tuning())
+    tuning: Tuning = Tuning()
 
     @property
     def is_simd(self) -> bool:

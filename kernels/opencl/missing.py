@@ -10,8 +10,9 @@ import os
 import platform
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.drivers import LIBRARY, PACKAGE, is_lost
 
@@ -22,8 +23,7 @@ DISPLAY = "0x03"  # how the PCI class of GPUs begins; NVIDIA's without an output
 POCL = "apt-get install pocl-opencl-icd"
 
 
-@dataclass(frozen=True, slots=True)
-class Vendor:
+class Vendor(Struct, frozen=True):
     """A maker of GPUs; ``platforms``: what its drivers are called, in lower case."""
 
     name: str

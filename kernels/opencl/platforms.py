@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities, read_capabilities
 from gguf_serve.kernels.opencl.drivers import (
@@ -39,8 +40,7 @@ class DeviceError(Exception):
     """The device cannot do what was asked of it; the message says what and, if known, why."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class DeviceInfo(Struct, frozen=True):
     """What a person wants to know of a device."""
 
     index: int
@@ -50,7 +50,7 @@ class DeviceInfo:
     kind: str  # "cpu", "gpu" or "accelerator"
     memory_bytes: int
     compute_units: int
-    capabilities: Capabilities = field(default=Capabilities(), repr=False)
+    capabilities: Capabilities = Capabilities()
 
 
 def find_device(platform: str, name: str) -> cl.Device:
@@ -58,7 +58,8 @@ def find_device(platform: str, name: str) -> cl.Device:
     infos = list_devices()
     found = [info for info in infos if (info.platform, info.name) == (platform, name)]
     if not found:
-        raise DeviceError(f"no device {name!r} of {platform!r}, only {infos}")
+        known = [(info.platform, info.name) for info in infos]
+        raise DeviceError(f"no device {name!r} of {platform!r}, only {known}")
     return platform_devices()[found[0].index]
 
 

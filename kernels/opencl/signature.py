@@ -19,10 +19,10 @@ import functools
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.sources import SOURCES
 
@@ -51,8 +51,7 @@ class ArgumentError(TypeError):
     """What a launcher passes is not what the kernel takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """Whether one of these names is defined, or none of them."""
 
     names: frozenset[str]
@@ -62,8 +61,7 @@ class Condition:
         return self.names.isdisjoint(defined) is not self.holds
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """type: of a scalar, or of the elements of a buffer; when: all must be met."""
 
     name: str
@@ -97,8 +95,7 @@ def _whole_buffers(argument: Any) -> Any:
     return argument.buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(Struct, frozen=True):
     """What some arguments make of a kernel: the defines that they bring, and in the kernel's order
     the names of its parameters, each with what makes the driver's value."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError
@@ -31,8 +32,7 @@ FREE_GROUP = 64  # work-items of a GPU's work-group that share nothing
 GROUPS_PER_UNIT = 4  # of those, before they become larger
 
 
-@dataclass(frozen=True, slots=True)
-class Per:
+class Per(Struct, frozen=True):
     """A grid size that follows a count: ceil(counts[index] / tile) * times + plus, 0 for none."""
 
     index: int
@@ -64,8 +64,7 @@ def free_groups(size: Sequence[int], most: int, n_groups: int) -> tuple[int, ...
     return tuple(local)
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """One bound kernel; ``local`` None: see free_groups, with ``free`` its limits."""
 
     kernel: Any
@@ -82,8 +81,7 @@ class Launch:
         return self.local or free_groups(global_size, *self.free)
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(Struct, frozen=True):
     """A launch as ``Tape.add`` is told of it. ``writes``: whole rows of one token, of which more
     may be made at its end."""
 

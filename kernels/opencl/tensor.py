@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyopencl as cl
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.memory import ALIGNMENT as BUFFER_ALIGNMENT
@@ -17,8 +17,7 @@ from gguf_serve.kernels.opencl.platforms import DeviceError
 from gguf_serve.kernels.opencl.signature import Arguments
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """Row-major elements in a device buffer; the last dimension is contiguous."""
 
     buffer: Any
@@ -30,8 +29,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(Struct, frozen=True):
     """A part of the rows of a tensor, from column ``at`` on."""
 
     rows: Tensor
@@ -148,8 +146,7 @@ def works_in_place(device: Device) -> bool:
     return device.huge_pages is not None and not device.is_meta
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(Struct, frozen=True):
     """A named part of int32 memory that is written as a whole."""
 
     name: str

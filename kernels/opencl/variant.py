@@ -9,8 +9,9 @@ alone is a row before those that any device can run; what it asks of a device ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import Grid
@@ -40,8 +41,7 @@ def anything(what: Any) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Variant(Generic[Task]):
+class Variant(Struct, Generic[Task], frozen=True):
     """A kernel, what it is for and how it is launched.
 
     tuned: the sizes of Tuning that its layout depends on, of which scripts/tune.py tries others.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Spans = Sequence[tuple[int, int]]  # each sequence of a step: its first position, its tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """The least that a launch must do, however its kernel goes about it.
 
     weight_bytes: read once for all tokens. macs: multiply-adds of one of counts[count].

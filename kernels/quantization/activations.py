@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
@@ -13,8 +13,7 @@ from gguf_serve.kernels.quantization.packing import BLOCK, SPAN
 from gguf_serve.kernels.quantization.weights import Matrix
 
 
-@dataclass(frozen=True, slots=True)
-class Activations:
+class Activations(Struct, frozen=True):
     """Rows of ``n_cols`` values, as floats or as integer codes with scales per 32 (or both).
 
     codes: int16 [n, n_cols], in -16383..16383 (activation.cl says why); scales: float32

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 
+from msgspec import Struct
+
 ROWS = 16  # side by side (lanes.cl)
 BLOCK = 32  # columns per block
 SPAN = 8  # blocks of activations that may share a scale
@@ -166,8 +168,7 @@ class Packing:
         yield from (f"{name}_AT={at}" for name, at in zip("DM", self.halves, strict=False))
 
 
-@dataclass(frozen=True, slots=True)
-class Floats:
+class Floats(Struct, frozen=True):
     """Floating-point numbers as they are; ``load`` is what lanes.cl calls reading them."""
 
     n_bytes: int

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.kernels.quantization.packing import (
     BLOCK,
@@ -32,8 +33,7 @@ from gguf_serve.kernels.quantization.packing import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(Struct, frozen=True):
     """How a tensor is stored; a row is a whole number of blocks.
 
     ``packing``: how kernels have it; None for types of which there are no matrices.

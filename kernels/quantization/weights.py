@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyopencl as cl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.memory import ALIGNMENT
@@ -25,8 +26,7 @@ SLAB_ROWS = 256  # whole groups, and biases that begin where a sub-buffer may
 SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(Struct, frozen=True):
     """A packed weight matrix of ``n_rows`` x ``n_cols``.
 
     With ``paired``, rows of two matrices (gate and up) alternate in groups of 16 and n_rows
@@ -72,8 +72,7 @@ class Matrix:
         return self.type.defines
 
 
-@dataclass(frozen=True, slots=True)
-class RawMatrix:
+class RawMatrix(Struct, frozen=True):
     """A matrix as it lies in the file: ``data`` is its bytes, rows one after another.
 
     ``scale`` multiplies all of it, of types that have one (``has_matrix_scale``).
@@ -92,8 +91,7 @@ class RawMatrix:
         return replace(self, data=data, n_rows=end - begin)
 
 
-@dataclass(frozen=True, slots=True)
-class PackJob:
+class PackJob(Struct, frozen=True):
     """One part of a matrix that still has to be packed into its buffer."""
 
     matrix: Matrix

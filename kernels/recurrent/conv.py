@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.tape import SEQUENCES, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -10,8 +10,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 CHANNELS = 16  # per work-item
 
 
-@dataclass(frozen=True, slots=True)
-class ConvWeights:
+class ConvWeights(Struct, frozen=True):
     """weights: float32 [taps, channels], the last tap is the token's own; bias: [channels]."""
 
     weights: Tensor

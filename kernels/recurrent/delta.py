@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
 from gguf_serve.kernels.recurrent.columns import recurrence
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRule:
+class DeltaRule(Struct, frozen=True):
     """n_heads value heads of ``value`` columns, over keys of ``key`` values, ``repeat`` value
     heads to a key head: neighbours, or if ``tiled`` those that are so many apart.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
 from gguf_serve.kernels.recurrent.columns import recurrence
 
 
-@dataclass(frozen=True, slots=True)
-class RWKVHeads:
+class RWKVHeads(Struct, frozen=True):
     """n_heads of ``size`` keys and as many values; ``repeat`` neighbours have one V, in RWKV-6 for
     decayed keys one K too."""
 
@@ -34,8 +33,7 @@ class RWKVHeads:
         return [f"N_KEY={self.size}", f"REPEAT={self.repeat}"]
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Struct, frozen=True):
     """What the state yields for ``removed`` is taken from it along ``added``."""
 
     removed: Columns
@@ -82,8 +80,7 @@ def rwkv6_decay(
     tape.add("recurrent/rwkv.cl", "rwkv6_decay", heads.defines, args, grid)
 
 
-@dataclass(frozen=True, slots=True)
-class RWKV7Vectors:
+class RWKV7Vectors(Struct, frozen=True):
     """float32 [width] each: of the removed key, of the kept key's rate, of a token's own value."""
 
     k_scale: Tensor

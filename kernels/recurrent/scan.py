@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Columns, Tensor
 from gguf_serve.kernels.recurrent.columns import recurrence
 
 
-@dataclass(frozen=True, slots=True)
-class ScanWeights:
+class ScanWeights(Struct, frozen=True):
     """a: float32 [heads], or [channels, n_state] (then a channel is a head); d: [heads];
     dt_bias: [heads]."""
 

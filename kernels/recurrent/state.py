@@ -8,18 +8,17 @@ another slot, the sequence can go on from there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyopencl as cl
+from msgspec import Struct
 
 from gguf_serve.kernels.attention.kv import PAGE, Bytes
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, zeros
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(Struct, frozen=True):
     """A tensor whose row i belongs to slot i."""
 
     queue: cl.CommandQueue
@@ -34,8 +33,7 @@ class _Rows:
         return [(slot * self.most_bytes, self.most_bytes)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ring:
+class _Ring(Struct, frozen=True):
     """A tensor of ``n_pages`` pages per slot; page i of a sequence is page i mod n_pages."""
 
     queue: cl.CommandQueue

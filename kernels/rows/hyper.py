@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -10,8 +10,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 LANES = 16  # columns per work-item
 
 
-@dataclass(frozen=True, slots=True)
-class Mixing:
+class Mixing(Struct, frozen=True):
     """How logits become coefficients: factors before (``pre``) and after a sublayer, and a
     matrix between streams if there are logits for it.
 

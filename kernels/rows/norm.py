@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
@@ -12,8 +13,7 @@ from gguf_serve.kernels.quantization.packing import BLOCK, SPAN
 SIMT_GROUP = 64
 
 
-@dataclass(frozen=True, slots=True)
-class NormWeights:
+class NormWeights(Struct, frozen=True):
     """What a norm layer has: the formula, its weight and, for some, a bias."""
 
     weight: Tensor | None
@@ -39,8 +39,7 @@ class NormWeights:
 COPY = NormWeights(None, 0.0)  # a copy of rows, or only their quantization
 
 
-@dataclass(frozen=True, slots=True)
-class PostNorm:
+class PostNorm(Struct, frozen=True):
     """x += rms_norm(y) * weight, before anything else; y: float32 [n, n_cols]."""
 
     y: Tensor

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
@@ -22,8 +22,7 @@ MASKED, SORTED, BROKEN = 1, 2, 4  # flags of a record
 SIMT_GROUP = 64
 
 
-@dataclass(frozen=True, slots=True)
-class TopKBuffers:
+class TopKBuffers(Struct, frozen=True):
     """wanted: int32 [n, 4]: k, the token whose logit is asked for, the row of ``masks`` or -1,
     and whether the log-sum-exp is asked for; masks: int32 [m, words], a bit per token; found:
     int32 records."""
@@ -90,8 +89,7 @@ def _defines(device: Device) -> list[str]:
     return [f"CAPACITY={CAPACITY}", f"EACH={each}", f"WG={group}", *collect]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A row's likeliest tokens, best first (ties: lower id first), as the row's raw logits."""
 
     ids: list[int]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from starlette.requests import Request as HttpRequest
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,8 +15,7 @@ from gguf_serve.server.requests.service import Service
 from gguf_serve.server.requests.unknown import KNOWN, known_fields
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """An API. ``paths`` are the beginnings of paths whose errors have the shape ``error``: one can
     come before a route is found, as for a header that is too long."""
 

@@ -6,10 +6,10 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
+import msgspec
 
 from gguf_serve.engine.loading.examination import Examination, Examined, Fit, examine
 from gguf_serve.server.doctor import other_commands
@@ -36,7 +36,7 @@ def doctor(as_json: bool) -> None:
 
 def as_object(found: Examination, notices: Sequence[str]) -> dict[str, Any]:
     """JSON's object; sizes in bytes, rates by the second."""
-    return {**about(), **asdict(found), "notices": list(notices)}
+    return {**about(), **msgspec.to_builtins(found), "notices": list(notices)}
 
 
 def about() -> dict[str, str]:

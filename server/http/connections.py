@@ -12,8 +12,9 @@ import ipaddress
 import logging
 import os
 import resource
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
@@ -25,8 +26,7 @@ ABORT = "gguf_serve.abort"  # ASGI extension: a function that closes the connect
 REPORT_SECONDS = 60.0  # between two lines of the log about the same
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What a client may take before anything has looked at its request; sizes in bytes."""
 
     connections: int = 1024
@@ -60,8 +60,7 @@ class Member(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Peer:
+class Peer(Struct):
     """The connections of one address; idle ones in the order in which they became so."""
 
     n: int = 0

@@ -10,10 +10,11 @@ import asyncio
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import httpx  # else imported when there is something to fetch: it takes 50 ms
@@ -27,8 +28,7 @@ DEFAULT_TIMEOUT = 10.0  # seconds, for everything together
 HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "gguf-serve"}
 
 
-@dataclass(frozen=True, slots=True)
-class Fetcher:
+class Fetcher(Struct, frozen=True):
     """``folder``: what file: URLs may name, None for nothing. ValueError says what is wrong."""
 
     folder: Path | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 encode = msgspec.json.Encoder().encode
 
@@ -25,8 +25,7 @@ def line(chunk: object) -> bytes:
     return encode(chunk) + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(Struct, frozen=True):
     """``frame`` writes one object; ``ping`` fills silence, ``done`` ends what went well."""
 
     media_type: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.option import FALSE, TRUE, Option
 from gguf_serve.server.options.llama_options import FLAGS, VARIABLES, Foreign, judged
@@ -17,8 +18,7 @@ from gguf_serve.server.options.stated import Stated
 PREFIX = "LLAMA_ARG_"
 
 
-@dataclass(slots=True)
-class Findings:
+class Findings(Struct):
     """What is to be said of what was given: hints by their reason, warnings, what is refused."""
 
     hints: dict[str, list[str]] = field(default_factory=dict)
@@ -43,8 +43,7 @@ class Findings:
             self.refusals.append(f"{shown} is not supported: {row.reason}")
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One of our flags: of which option, and what it makes of one that has no value."""
 
     stated: Stated

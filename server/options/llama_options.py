@@ -9,8 +9,9 @@ compares both with llama-server's own list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from gguf_serve.engine.option import FALSE, TRUE
 
@@ -22,8 +23,7 @@ LOADING = "the file is read once, into the memory of the devices, and its pages 
 CLI = "it is llama-cli's: here a request brings its prompt"
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(Struct, frozen=True):
     """Options with one reason, blanks between their names: those with a value, and flags that turn
     something on or off. ``neutral``: values, of flags on and off, that ask for nothing."""
 

@@ -10,10 +10,11 @@ import secrets
 import string
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.delta import ChatDelta, ToolCallDelta
 from gguf_serve.engine.chat.format import ChatParser
@@ -37,8 +38,7 @@ def random_id(prefix: str = "") -> str:
     return prefix + "".join(secrets.choice(ID_LETTERS) for _ in range(32))
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """What can be sent: of one kind of text, or calls; with the tokens and scores up to it."""
 
     text: str = ""

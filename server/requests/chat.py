@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.format import ChatFormat, chat_format
 from gguf_serve.engine.chat.layout import Thinking

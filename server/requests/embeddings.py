@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
@@ -23,8 +24,7 @@ from gguf_serve.server.requests.service import Service
 Vectors = list[list[float]]  # of one input: one, or with the pooling "none" one for each token
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     vectors: Vectors
     n_tokens: int
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -31,8 +34,7 @@ if TYPE_CHECKING:
     from gguf_serve.server.requests.service import Service
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """What the client wants to see beside the text."""
 
     n: int = 1  # choices of each prompt
@@ -49,8 +51,7 @@ class Options:
     return_token_ids: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """Prompts, and how what is generated for them is read."""
 
     prompts: Sequence[Prompt]
@@ -162,7 +163,7 @@ async def engine_requests(
             request,
             prompt=prompt.ids,
             media=prompt.media,
-            sampling=replace(sampling, seed=seed),
+            sampling=dataclasses.replace(sampling, seed=seed),
         )
         for prompt in job.prompts
         for seed in seeds

@@ -13,9 +13,10 @@ import secrets
 import string
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
+
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ContextOverflowError, EngineError
 from gguf_serve.server.errors import ApiError, invalid, shown
@@ -38,8 +39,7 @@ MAX_URL = 8192  # characters of one that is no data: URL
 MAX_MEDIA_TYPE = 1024  # characters of a data: URL before its comma
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """An image or a sound as the client gives it; ``name`` is the part's in its dialect."""
 
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from gguf_serve.engine.errors import ContextOverflowError, TooManyTokensError
 from gguf_serve.engine.media.span import MediaSpan
@@ -17,8 +18,7 @@ MAX_TOKENS = 2**20  # of a text that is only tokenized
 MAX_PROMPT_TOKENS = 2**22  # of all prompts of a request
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     ids: tuple[int, ...]
     text: str | None = None  # as it was given, None if it was given as tokens
     media: tuple[MediaSpan, ...] = ()  # where the ids are negative

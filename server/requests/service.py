@@ -6,12 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from msgspec import Struct
 from starlette.requests import Request as HttpRequest
 
 from gguf_serve.engine.request import Pooling
@@ -41,8 +41,7 @@ DEFAULT_BODY_TIMEOUT = 60.0  # seconds
 DEFAULT_PING_INTERVAL = 30.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(Struct, frozen=True):
     """Which of the endpoints are there that an option turns on or off."""
 
     slots: bool = True

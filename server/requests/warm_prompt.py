@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.request import Event, Failed, Finished, Request

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
 # What stands beside models under names of its own: projectors, importance matrices, drafts.
@@ -14,8 +15,7 @@ TAG = re.compile(r"[-.](?P<tag>[A-Za-z0-9_]+)$")
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Repo:
+class Repo(Struct, frozen=True):
     """``user/name``, and the quantization that is wanted of it ("": any)."""
 
     id: str

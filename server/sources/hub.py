@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
+from msgspec import Struct
 
 from gguf_serve.server.configure import SettingsError
 from gguf_serve.server.sources.choice import (
@@ -42,8 +42,7 @@ TIMEOUT = 15.0  # seconds for a repository's list of files
 MOST_NAMED = 20  # files in an error
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(Struct, frozen=True):
     """A file of a repository; size and SHA-256 where the hub says them."""
 
     path: str
@@ -51,8 +50,7 @@ class Remote:
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Paths on this disk."""
 
     model: Path

@@ -10,9 +10,10 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from gguf_serve.server.configure import SettingsError
 
@@ -22,8 +23,7 @@ KIND = "application/vnd.ollama.image."
 SYSTEM_FOLDER = Path("/usr/share/ollama/.ollama/models")  # of the service that its script installs
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaModel:
+class OllamaModel(Struct, frozen=True):
     """Paths and texts of one manifest's layers."""
 
     name: str

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from asking import GREEDY, Reply, ask, engine_of, random_prompt, submit
+from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import RequestError
@@ -108,7 +109,7 @@ def test_greedy_takes_the_likeliest_that_is_allowed(engine: Engine) -> None:
 def test_beside_free_streams(engine: Engine) -> None:
     """Streams with and without a grammar do not change each other."""
     jobs: list[tuple[list[int], SamplingParams, Constraint | None]] = [
-        (random_prompt(5 + 9 * i, 2), replace(WARM, seed=i), LETTERS if i % 2 else None)
+        (random_prompt(5 + 9 * i, 2), dataclasses.replace(WARM, seed=i), LETTERS if i % 2 else None)
         for i in range(8)
     ]
     together = [submit(engine, p, 40, s, constraint=c) for p, s, c in jobs]
@@ -120,7 +121,7 @@ def test_beside_free_streams(engine: Engine) -> None:
 
 def test_a_sampler_that_ends_texts_waits_for_the_grammar(engine: Engine) -> None:
     """No letter is likely here: without a grammar that is the end at once."""
-    params = replace(WARM, samplers=("infill",))
+    params = dataclasses.replace(WARM, samplers=("infill",))
     assert ask(engine, PROMPT, 60, params).end.reason == "eos"
     reply = ask(engine, PROMPT, 60, params, constraint=LETTERS)
     assert valid(reply)
@@ -141,7 +142,9 @@ def test_cut_by_a_stop_string(engine: Engine) -> None:
 def test_cancelled_in_the_middle(engine: Engine) -> None:
     endless = Constraint("regex", "[a-f]+")
     reply, other = Reply(), submit(engine, PROMPT, 60, WARM, constraint=LETTERS)
-    request = Request(tuple(PROMPT), replace(WARM, logit_bias=((EOS, -100.0),)), constraint=endless)
+    request = Request(
+        tuple(PROMPT), dataclasses.replace(WARM, logit_bias=((EOS, -100.0),)), constraint=endless
+    )
     ticket = engine.submit(request, reply)
     while len(reply.tokens) < 5:
         assert not reply.all(Failed)
@@ -172,7 +175,7 @@ def test_refused_when_submitted(engine: Engine) -> None:
     with pytest.raises(RequestError, match="invalid regex"):
         ask(engine, PROMPT, 5, constraint=Constraint("regex", "("))
     with pytest.raises(RequestError, match="ignore_eos"):
-        ask(engine, PROMPT, 5, replace(GREEDY, ignore_eos=True), constraint=LETTERS)
+        ask(engine, PROMPT, 5, dataclasses.replace(GREEDY, ignore_eos=True), constraint=LETTERS)
 
 
 def test_a_schema_that_no_text_matches(engine: Engine) -> None:
@@ -183,7 +186,7 @@ def test_a_schema_that_no_text_matches(engine: Engine) -> None:
 
 def test_nothing_is_left_to_choose(engine: Engine) -> None:
     """The bias bans what the grammar wants: this request fails, and no other."""
-    banned = replace(GREEDY, logit_bias=tuple((ord(c), -np.inf) for c in "abcdef"))
+    banned = dataclasses.replace(GREEDY, logit_bias=tuple((ord(c), -np.inf) for c in "abcdef"))
     other = submit(engine, PROMPT, 60, WARM, constraint=LETTERS)
     reply = ask(engine, PROMPT, 5, banned, constraint=LETTERS)
     end = reply.events[-1]

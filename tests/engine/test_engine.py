@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, EngineStoppedError, RequestError
@@ -165,7 +166,7 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
 
 
 def request(text: str, max_tokens: int = 3, **sampling: Any) -> Request:
-    params = replace(GREEDY, **sampling)
+    params = dataclasses.replace(GREEDY, **sampling)
     return Request(tuple(text.encode()), params, max_tokens=max_tokens)
 
 

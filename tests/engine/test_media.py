@@ -8,13 +8,13 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
 from gguf_serve.engine.architecture.table import ARCHITECTURES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.prompt import Conversation, Prompt, write_prompt
 from gguf_serve.engine.errors import (

@@ -6,10 +6,10 @@ Activations are read back by a product with the identity, so nothing here knows 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.kernels.matrix.matmul import matmul
 from gguf_serve.kernels.opencl.device import Device

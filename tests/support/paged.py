@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from launching import run
+from msgspec.structs import replace
 
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV, Pages
 from gguf_serve.kernels.attention.rope import RopeStyle, qkv_rows, rope_kv

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters, Quirk
 from gguf_serve.engine.architecture.drafts import lent_layers, read_draft

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.formats.param_calls import ParamCalls
 from gguf_serve.engine.chat.json_text import json_value
@@ -27,8 +28,7 @@ from gguf_serve.engine.grammar.constraint import Trigger
 PartKind = Literal["content", "reasoning", "nothing"] | tuple[Literal["call"], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Channels:
+class Channels(Struct, frozen=True):
     """``(begin HEADER header_end BODY end)*``; the first ``begin`` is in the prompt.
 
     ``headers`` are the texts that a header begins with: without one of them, the text is

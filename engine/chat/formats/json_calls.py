@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.json_text import json_fragment, json_value, members, string_value
 from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
@@ -24,8 +25,7 @@ from gguf_serve.engine.grammar.constraint import Trigger
 _ID = {"type": ["string", "integer"]}
 
 
-@dataclass(frozen=True, slots=True)
-class JsonCalls:
+class JsonCalls(Struct, frozen=True):
     """``start {"name": ..., "arguments": {...}} end``.
 
     ``framing`` is how several are written: each with marks of its own, in a list between one

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.formats.param_calls import parameters
 from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
@@ -33,8 +34,7 @@ _INTEGER = r"/-?(0|[1-9][0-9]*)/"
 _KEY = "/[A-Za-z0-9_-]+/"
 
 
-@dataclass(frozen=True, slots=True)
-class LiteralCalls:
+class LiteralCalls(Struct, frozen=True):
     """``start prefix NAME opening KEY colon VALUE, ... closer end``.
 
     In a list, several calls stand between one ``start`` and ``end``: [call, ...].

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.formats.param_calls import parameters
 from gguf_serve.engine.chat.json_text import MAX_DEPTH
@@ -38,8 +39,7 @@ _MAX_GRAMMAR_DEPTH = 4  # below it, any text
 _NESTED = frozenset({"object", "array"})
 
 
-@dataclass(frozen=True, slots=True)
-class MinimaxM3Calls:
+class MinimaxM3Calls(Struct, frozen=True):
     """``<invoke name="NAME"> <key>text</key> <key><item>text</item>...</key> </invoke>``."""
 
     def starts(self, tools: Tools) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.json_text import json_value
 from gguf_serve.engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
@@ -16,8 +17,7 @@ _FIELD = re.compile(r"\{(name|id)\}")
 _FULL_ID = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")  # of Kimi K2: functions.NAME:0
 
 
-@dataclass(frozen=True, slots=True)
-class NamedCalls:
+class NamedCalls(Struct, frozen=True):
     """``start header arguments end``, the header holding ``{name}`` and ``{id}``.
 
     ``section`` are marks around all calls. A header without a name has it in the id.

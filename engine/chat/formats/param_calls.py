@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+
+from msgspec import Struct
 
 from gguf_serve.engine.chat.lark import Lark, in_sections, maybe, one_of, quoted, sequence
 from gguf_serve.engine.chat.layout import Tools
@@ -35,8 +36,7 @@ _DEFINITIONS = ("$defs", "definitions")  # what references in a parameter's sche
 _MAX_TRACKED = 5  # required parameters: a rule for each subset of them
 
 
-@dataclass(frozen=True, slots=True)
-class ParamCalls:
+class ParamCalls(Struct, frozen=True):
     """``start NAME name_end (parameter KEY key_end value_start VALUE value_end)* end``.
 
     Without a ``name_end`` the name goes up to the first parameter or to the end. With a

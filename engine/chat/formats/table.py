@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.formats import json_layouts as json
 from gguf_serve.engine.chat.formats import tagged_layouts as tagged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.formats.channels import MUSE as MUSE_CHANNELS
 from gguf_serve.engine.chat.formats.channels import MuseCalls

@@ -9,9 +9,9 @@ memory are the operating system's.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from gguf_serve.engine.chat.caps import Caps
 from gguf_serve.engine.chat.prompt import Conversation, Prompt
@@ -63,8 +63,7 @@ _DECODER = msgspec.msgpack.Decoder(Answer)
 encode_answer = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """What is known of a template's abilities: nothing, them, or that it fails with any text."""
 
     lock: threading.Lock

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.delta import ChatDelta, ToolCallDelta
 from gguf_serve.engine.chat.layout import Tools

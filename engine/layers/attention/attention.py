@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -30,8 +31,7 @@ DISTANCE = 128  # from where on all share a bucket
 ENCODED = "encoded"
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
+class AttentionWeights(Struct, frozen=True):
     """``qkv`` has one matrix per tensor type, in Q, K, V order: Q alone in layers that share the K
     and V of an earlier one, Q and K where V is K before its norm and rotation."""
 

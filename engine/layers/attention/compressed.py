@@ -8,9 +8,9 @@ heads' own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -27,8 +27,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class CompressorWeights:
+class CompressorWeights(Struct, frozen=True):
     """``inputs`` yields a token's values and logits side by side, ``norm`` is of the keys."""
 
     inputs: tuple[Linear, ...]
@@ -36,8 +35,7 @@ class CompressorWeights:
     norm: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class CompressedIndexerWeights:
+class CompressedIndexerWeights(Struct, frozen=True):
     """``q`` reads the query's latent vector, ``proj`` what the layer reads."""
 
     q: Linear
@@ -45,8 +43,7 @@ class CompressedIndexerWeights:
     compressor: CompressorWeights
 
 
-@dataclass(frozen=True, slots=True)
-class CompressedWeights:
+class CompressedWeights(Struct, frozen=True):
     """``output_down`` has a matrix for each of ``n_groups`` groups of heads."""
 
     q_down: Linear

@@ -7,7 +7,7 @@ cross attention, and a mask says where the ones end and the others begin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.attention.attention import ENCODED
@@ -21,8 +21,7 @@ from gguf_serve.kernels.attention.rope import RopeStyle
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class Handover:
+class Handover(Struct, frozen=True):
     """The entry between encoder and decoder: the one's output is kept, the other begins with the
     embeddings of its own tokens."""
 
@@ -35,8 +34,7 @@ class Handover:
         return g.kept[EMBEDDING]
 
 
-@dataclass(frozen=True, slots=True)
-class CrossAttentionWeights:
+class CrossAttentionWeights(Struct, frozen=True):
     """``kv`` has one matrix per tensor type, in K, V order."""
 
     q: Linear

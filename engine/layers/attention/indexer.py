@@ -3,9 +3,8 @@ once the context is longer than their number (sparse.py says which kinds there a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.sparse import QUERIES
@@ -23,8 +22,7 @@ from gguf_serve.kernels.rows.norm import NormWeights
 SELECTION = "selection"  # the name of the chosen keys among what a layer keeps for later ones
 
 
-@dataclass(frozen=True, slots=True)
-class IndexerWeights:
+class IndexerWeights(Struct, frozen=True):
     """``q`` reads the query's latent vector where there is one; all else what the layer reads.
 
     Keys have ``k_norm``, or they and queries ``head_norm``. ``proj``: weights of the heads;

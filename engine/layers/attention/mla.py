@@ -8,7 +8,7 @@ KV head. Where it has them as one (``attn_kv_b``), K and V of every head go to t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.attention.indexer import (
@@ -29,8 +29,7 @@ from gguf_serve.kernels.quantization.packing import ROWS
 from gguf_serve.kernels.rows.norm import COPY, NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class MLAWeights:
+class MLAWeights(Struct, frozen=True):
     """``k_up`` and ``v_up`` have a matrix per head; or ``kv_up`` one for all."""
 
     q_down: Linear | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.recurrent.token_shift import load_shares, shifted
@@ -12,8 +12,7 @@ from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.opencl.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelMixWeights:
+class ChannelMixWeights(Struct, frozen=True):
     """``shares``: of what ``key`` reads, and ``gate``, if there is one."""
 
     shares: tuple[Tensor, ...]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.expert_verbs import Choice
@@ -16,8 +17,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.packing import ROWS
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertsWeights:
+class ExpertsWeights(Struct, frozen=True):
     """All experts' matrices in one each; ``first`` is gate and up paired, or gate and up where
     adapters change what they yield, or up alone. ``scales``: float32 [experts], which a token's
     weights are multiplied with."""

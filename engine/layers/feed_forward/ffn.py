@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.recording.graph import Graph
@@ -15,8 +14,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class FFNWeights:
+class FFNWeights(Struct, frozen=True):
     """``first`` is gate and up paired, or gate and up, or up alone where nothing is gated.
     ``cutoff``: of a sparse gate, see sparsify.cl; 0: it is not sparse."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -19,8 +20,7 @@ from gguf_serve.kernels.rows.norm import NormWeights
 LATENT_NAMES = ("ffn_routed", "ffn_latent")  # Kimi K3's, which has a norm, and Nemotron-H's
 
 
-@dataclass(frozen=True, slots=True)
-class LatentWeights:
+class LatentWeights(Struct, frozen=True):
     """Ways to the space that experts work in, and back after a norm (Kimi K3)."""
 
     down: Linear
@@ -28,8 +28,7 @@ class LatentWeights:
     up: Linear
 
 
-@dataclass(frozen=True, slots=True)
-class MoEWeights:
+class MoEWeights(Struct, frozen=True):
     """``shared_expert`` is an FFN that every token takes, with ``shared_expert_gate`` as far as
     that says; ``chunks`` are smaller experts, each shared by a few of the others, that read what
     those yield (GroveMoE). With ``latent`` the experts work in a space of their own. ``table``:
@@ -135,8 +134,7 @@ def moe(g: Graph, x: Rows, w: MoEWeights, layer: int) -> Rows:
     return out if w.chunks is None else _add_chunks(g, out, w, w.chunks, layer, chosen)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
+class _Chosen(Struct, frozen=True):
     """What the experts of each token yield. ``weighted``: by their weights when they are added
     up."""
 
@@ -177,8 +175,7 @@ def _add_chunks(
     return g.combine(rows, choice, scale=g.h.residual_scale * e.chunk[1], add_to=out)
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelExperts:
+class ParallelExperts(Struct, frozen=True):
     """Experts beside an MLP, each with norms of its own (Gemma 4's 26B-A4B): of the stream x,
     after(mlp(before(x))) + experts_after(experts(experts_before(x))). The router reads
     router_norm(x), whose weight is the router's scale."""

@@ -3,7 +3,8 @@ per key (https://arxiv.org/abs/2510.26692): linear attention with a state matrix
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -16,8 +17,7 @@ from gguf_serve.kernels.recurrent.delta import DeltaRule
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaNetWeights:
+class DeltaNetWeights(Struct, frozen=True):
     """``inputs`` yields Q, K, V and z; ``rates`` beta and the decay of each head."""
 
     inputs: tuple[Linear, ...]

@@ -3,7 +3,7 @@ every key, convolved Q, K and V, and a gated norm before the output."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -18,8 +18,7 @@ from gguf_serve.kernels.recurrent.delta import DeltaRule
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class KimiDeltaWeights:
+class KimiDeltaWeights(Struct, frozen=True):
     """``decay`` and ``gate`` are one matrix, or two with few values between them."""
 
     qkv: tuple[Linear, ...]

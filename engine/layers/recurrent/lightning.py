@@ -3,10 +3,9 @@ decay per head and layer, a norm, and a gate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -17,8 +16,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class LightningWeights:
+class LightningWeights(Struct, frozen=True):
     """``qkv`` yields Q, K and V head by head; ``decay`` is a factor for each head."""
 
     qkv: Linear

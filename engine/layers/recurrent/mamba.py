@@ -6,7 +6,8 @@ matrix, has heads, and norms its output. PLaMo 2 has Mamba's way with Mamba 2's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.layers.recurrent.short_conv import load_convs
@@ -18,8 +19,7 @@ from gguf_serve.kernels.recurrent.scan import ScanWeights
 from gguf_serve.kernels.rows.norm import NormWeights
 
 
-@dataclass(frozen=True, slots=True)
-class StepSize:
+class StepSize(Struct, frozen=True):
     """Where Mamba 1 gets the step size, B and C from: matrices and norms of their parts."""
 
     inputs: Linear  # from the convolved input
@@ -30,8 +30,7 @@ class StepSize:
     c_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class MambaWeights:
+class MambaWeights(Struct, frozen=True):
     """``inputs`` yields x and z (Mamba 1), or z, x, B, C and the step size (Mamba 2)."""
 
     inputs: tuple[Linear, ...]

@@ -3,7 +3,8 @@ over tokens that are shifted by shares of their own; and what was made of Qwen2 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -19,8 +20,7 @@ from gguf_serve.kernels.rows.norm import NormWeights
 READERS = "wkvrg"  # what reads shifted tokens, in the file's order: decay, K, V, r, gate
 
 
-@dataclass(frozen=True, slots=True)
-class RWKV6Weights:
+class RWKV6Weights(Struct, frozen=True):
     """``share``: of what ``narrow`` reads, which yields few values for each reader; ``wide`` makes
     of these what is added to its ``shares``. ``bonus`` None: keys are what their decay leaves room
     for, as in models that were made of Qwen2."""

@@ -3,7 +3,8 @@ rule, whose decay, rate, value and gate come of matrices of low rank over shifte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
@@ -20,8 +21,7 @@ FIRST_VALUE = "first layer's value"  # among what is kept for later layers
 LowRank = tuple[Linear, Linear]
 
 
-@dataclass(frozen=True, slots=True)
-class RWKV7Weights:
+class RWKV7Weights(Struct, frozen=True):
     """``shares``: of what yields r, decay, K, V, rate and, if there is one, the gate.
     ``value_share``: what of V is the first layer's; None: this is the first layer."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -28,8 +28,7 @@ def load_convs(source: TensorSource, names: Sequence[str]) -> ConvWeights:
     return ConvWeights(source.upload(weights), source.vector(f"{names[0]}.bias"))
 
 
-@dataclass(frozen=True, slots=True)
-class ShortConvWeights:
+class ShortConvWeights(Struct, frozen=True):
     """``inputs`` yields two gates and what is convolved between them."""
 
     inputs: Linear

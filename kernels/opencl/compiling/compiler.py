@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache
 from gguf_serve.kernels.opencl.compiling.worker import (
@@ -37,8 +38,7 @@ class BuildError(DeviceError):
     """A kernel does not compile on this device; the message carries the compiler's log."""
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(Struct, eq=False):
     """A program to compile: its key in the cache, its source and options, and its binary."""
 
     key: str

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stepping
 from conformance_data import reference
+from msgspec.structs import replace
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters, with_rope

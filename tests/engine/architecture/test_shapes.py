@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance_data import Spec, names, read_spec
+from msgspec.structs import replace
 from random_model import start
 
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters

@@ -1,15 +1,14 @@
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.engine.chat.messages import adapt
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
 from gguf_serve.engine.errors import RequestError
 
 CAPS = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").caps
-OBJECTS = dataclasses.replace(CAPS, supports_object_arguments=True)
-PARTS = dataclasses.replace(CAPS, supports_typed_content=True)
-NO_SYSTEM = dataclasses.replace(CAPS, supports_system_role=False)
+OBJECTS = replace(CAPS, supports_object_arguments=True)
+PARTS = replace(CAPS, supports_typed_content=True)
+NO_SYSTEM = replace(CAPS, supports_system_role=False)
 
 
 def text(value: str) -> dict[str, str]:
@@ -93,7 +92,7 @@ def test_system_is_folded_into_the_next_message():
     ],
 )
 def test_reasoning_goes_where_the_template_reads_it(field, expected):
-    caps = dataclasses.replace(CAPS, reasoning_field=field)
+    caps = replace(CAPS, reasoning_field=field)
     message = {"role": "assistant", "content": "a", "reasoning_content": "r"}
     assert adapt([message], caps) == [{"role": "assistant", **expected}]
 

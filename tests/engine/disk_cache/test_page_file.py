@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.engine.disk_cache.names import PageName, beginning, chain, root_of
 from gguf_serve.engine.disk_cache.page_file import (
@@ -83,7 +83,7 @@ def test_whole_sectors_that_are_another_files(path: Path) -> None:
                 read(path)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(PageName)])
+@pytest.mark.parametrize("field", PageName.__struct_fields__)
 def test_a_file_of_another_page(path: Path, field: str) -> None:
     """Though its checksum is right, as that of a file that was renamed."""
     other = (9, 9, 9, 9) if field == "ids" else bytes(32)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from stepping import sequence
 
 from gguf_serve.engine.forward.batch import Batch, OutputRow

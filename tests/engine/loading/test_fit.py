@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
 from gguf_serve.engine.architecture.table import find_architecture
@@ -117,7 +118,7 @@ def test_the_context_of_a_slot(
     given = options(n_parallel=n_parallel, kv_unified=kv_unified)
     sizes = sizes_of(read("llama-dense").h, given, 4096)
     assert (sizes.n_slots, sizes.n_ctx_slot) == (n_slots, n_ctx_slot)
-    limited = sizes_of(read("llama-dense").h, replace(given, n_ctx_slot=1500), 4096)
+    limited = sizes_of(read("llama-dense").h, dataclasses.replace(given, n_ctx_slot=1500), 4096)
     assert limited.n_ctx_slot == min(n_ctx_slot, 1500)
 
 
@@ -177,7 +178,7 @@ def test_experts_leave_before_layers(read: Read, processor: Device) -> None:
     trial = Fitting(model, given, small).choose()
     assert trial.placement.ffns[0] == CPU
     assert set(trial.placement.mixers) == {GPU}
-    fixed = replace(given, n_gpu_layers=99)
+    fixed = dataclasses.replace(given, n_gpu_layers=99)
     with pytest.raises(EngineError, match="does not fit"):
         Fitting(model, fixed, machine(processor, whole.needs[0].total - 1, 4 << 30)).choose()
 
@@ -326,7 +327,9 @@ def test_a_checkpoint_for_each_slot_counts_on_a_processor(read: Read, processor:
     copies = trial.total().checkpoints
     assert copies > 0
     assert wide.room_for_checkpoints(trial) > 100 * copies
-    less = Fitting(model, replace(given, ctx_checkpoints=0), machine(processor, MIB, 1 << 40))
+    less = Fitting(
+        model, dataclasses.replace(given, ctx_checkpoints=0), machine(processor, MIB, 1 << 40)
+    )
     without = less.choose()
     assert without.total().total == trial.total().total - copies
     narrow = Fitting(model, given, machine(processor, MIB, trial.total().total + 2 * MIB))

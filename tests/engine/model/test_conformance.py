@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance_data import DATA, arrays, names, read_spec, reference
+from msgspec.structs import replace
 from stepping import SIZES, Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.architecture.arch import Quirk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from conformance_data import reference
+from msgspec.structs import replace
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.scheduling.page_cache import PageCopy

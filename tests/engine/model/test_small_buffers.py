@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conformance_data import reference
+from msgspec.structs import replace
 from stepping import Stepper, nmse, sequence
 
 from gguf_serve.kernels.attention import kv

@@ -4,12 +4,12 @@ contexts and in company. test_conformance.py has short ones, of every kind of mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from stepping import SIZES, Floats, Stepper, sequence
 
 from gguf_serve.kernels.attention.kv import PAGE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from asking import ask, assert_same_logits, engine_of, random_prompt, submit
+from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
@@ -44,7 +45,9 @@ def engines(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "read_hyperparameters", read_with_window)
         both = [
-            engine_of(load_model(path, replace(OPTIONS, swa_full=full), lambda share: None))
+            engine_of(
+                load_model(path, dataclasses.replace(OPTIONS, swa_full=full), lambda share: None)
+            )
             for full in (False, True)
         ]
     yield both[0], both[1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from asking import ask, assert_same_logits
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from model_files import copy_model
+from msgspec.structs import replace
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.engine import Engine
@@ -314,7 +315,7 @@ def test_an_engine_with_an_adapter_that_tokens_invoke(
         n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
         cache_type_k="f32", cache_type_v="f32",
     )  # fmt: skip
-    with_it = start_engine("llama-dense", replace(options, adapters=((file, 1.0),)))
+    with_it = start_engine("llama-dense", dataclasses.replace(options, adapters=((file, 1.0),)))
     without = start_engine("llama-dense", options)
     assert with_it.adapters()[0].invocation == (7, 8)
     plain, invoking = [9] * 70, [*[9] * 60, 7, 8, *[9] * 8]

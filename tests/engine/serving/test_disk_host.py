@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asking import SECONDS, ask, engine_of, random_prompt
+from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import load_model
@@ -74,7 +75,7 @@ def test_how_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def limit(mib: int, n_copies: int = 0) -> int:
         checkpoints = Checkpoints(n_copies, 1, 10 * MIB) if n_copies else None
-        kept = host_options(replace(OPTIONS, cache_ram_mib=mib), info, checkpoints)
+        kept = host_options(dataclasses.replace(OPTIONS, cache_ram_mib=mib), info, checkpoints)
         return kept.limit // MIB if kept else 0
 
     assert [limit(100), limit(100, 3), limit(20, 3), limit(0)] == [100, 70, 0, 0]

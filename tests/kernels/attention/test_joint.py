@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 from launching import run
+from msgspec.structs import replace
 from paged import nan_rows
 
 from gguf_serve.kernels.attention.attention import PART, AttentionInputs

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from msgspec.structs import replace
 from paged import poisoned_pages, stored_heads, stored_pages, write_heads
 
 from gguf_serve.kernels.attention.kv import KV_TYPES, PAGE, SLABS, KVPages, KVShape

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
 from launching import BYTE_MAX, exact_activations, quantized, run, unquantized
+from msgspec.structs import replace
 from opencl_devices import TestedPrograms
 from random_blocks import columns, random_matrix
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
@@ -18,6 +18,7 @@ from launching import (
     run,
     unquantized,
 )
+from msgspec.structs import replace
 from random_blocks import columns, random_matrix
 
 from gguf_serve.kernels.matrix.matmul import glu, matmul

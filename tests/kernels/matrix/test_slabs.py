@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from launching import exact_activations, quantized, run
+from msgspec.structs import replace
 from random_blocks import random_matrix
 
 from gguf_serve.kernels.matrix.embed import embed

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pyopencl as cl
 import pytest
+from msgspec.structs import replace
 
 import gguf_serve.kernels.opencl.tape
 from gguf_serve.kernels.opencl.device import Device

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import list_devices

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from random_blocks import random_matrix
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities

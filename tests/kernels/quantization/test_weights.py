@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from launching import run
+from msgspec.structs import replace
 from random_blocks import columns, dequantize, random_blocks, random_matrix
 
 from gguf_serve.kernels.matrix.embed import embed

@@ -6,10 +6,10 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import gguf_serve
 from gguf_serve.kernels.opencl.compiling import program_cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.compiling import worker as workers
 from gguf_serve.kernels.opencl.compiling.worker import (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from gguf_serve.engine.request import Request
@@ -76,7 +76,7 @@ def test_slots(serve: Any, engine: Any) -> None:
 
 def test_metrics_say_how_long_requests_wait(serve: Any, engine: Any) -> None:
     waits = (2, 0, 1, *[0] * 6, 3)
-    stats = dataclasses.replace(STATS, waits=waits, wait_seconds=345.5, n_deferred=7, n_paused=2)
+    stats = replace(STATS, waits=waits, wait_seconds=345.5, n_deferred=7, n_paused=2)
     engine.stats = lambda: stats
     text = httpx.get(serve(engine, endpoints=Endpoints(metrics=True)) + "/metrics").text
     lines = text.splitlines()
@@ -98,7 +98,7 @@ def test_metrics_of_what_is_kept_elsewhere(serve: Any, engine: Any, place: Any) 
         place=place, n_bytes=1, n_files=2, n_hit_tokens=3, load_seconds=4.5,
         n_written=6, n_evicted=7, n_corrupt=8,
     )  # fmt: skip
-    engine.stats = lambda: dataclasses.replace(STATS, disk=disk)
+    engine.stats = lambda: replace(STATS, disk=disk)
     lines = [line for line in httpx.get(url).text.splitlines() if name in line]
     assert [line.removeprefix(f"llamacpp:{name}") for line in lines if line[0] != "#"] == [
         "bytes 1.0", "files 2.0", "hit_tokens_total 3.0", "load_seconds_total 4.5",
