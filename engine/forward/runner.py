@@ -16,6 +16,7 @@ from gguf_serve.engine.model.recording import Recording
 from gguf_serve.engine.recording.step import (
     DECODE_TILES,
     FEW_OUTPUTS,
+    PROMPT_TILE,
     AttentionMode,
     Mode,
     first_modes,
@@ -279,8 +280,9 @@ class Runner:
             recording = self._recording(mode)
             if mode == wanted:
                 self._of_step[key] = recording
+        in_tiles = recording.mode.attention == "tiles"
         counts = [
-            batch.fill(chunks, rows, tile if attention == "tiles" else 1, states)
+            batch.fill(chunks, rows, tile if in_tiles else 1, states)
             for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
         ]
         return recording, counts
@@ -314,14 +316,16 @@ class Runner:
         return self._first_not_finite
 
     def _at_hand(self, mode: Mode) -> Mode:
-        """A mode, or while that is being compiled one with a larger tile: what the simd kernels
-        compute for a token does not depend on the tile (matmul_simd.cl), so the same results."""
+        """A mode, or while that is being compiled one with a larger tile, or that of prompts: what
+        the simd kernels compute for a token depends neither on the tile (matmul_simd.cl) nor on
+        how its keys are shared out (attention_simd.cl), so the same results."""
         compiling = self._compiling
         if compiling is None or not self._decoder.is_simd or mode in self._recordings:
             return mode
         larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
         others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
-        return next(filter(compiling.ready, (mode, *others)), mode)
+        prompts = Mode(PROMPT_TILE, "tiles", FEW_OUTPUTS, mode.hidden, mode.encodes)
+        return next(filter(compiling.ready, (mode, *others, prompts)), mode)
 
     def _recording(self, mode: Mode) -> Recording:
         if mode not in self._recordings:

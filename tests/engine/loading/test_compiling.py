@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stepping import Floats, Stepper, sequence
+from msgspec.structs import replace
+from stepping import SIZES, Floats, Stepper, sequence
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.compiling import longest_first
 from gguf_serve.engine.loading.loader import compile_model, load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.recording.step import Mode, later_modes
+from gguf_serve.engine.recording.step import PROMPT_TILE, Mode, later_modes
+from gguf_serve.kernels.attention.attention import PART
+from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl import program
 from gguf_serve.kernels.opencl.compiling import compiler, program_cache
 from gguf_serve.kernels.opencl.device import Device
@@ -22,17 +25,17 @@ from gguf_serve.kernels.opencl.program import Programs, Spec
 
 
 class Compiling:
-    """Has some modes ready and never gets on."""
+    """Has modes of some tiles ready, those of prompts or all, and never gets on."""
 
-    def __init__(self, *tiles: int) -> None:
-        self.tiles, self.continues, self.begun = tiles, True, False
+    def __init__(self, *tiles: int, of_prompts: bool = False) -> None:
+        self.tiles, self.of_prompts, self.continues, self.begun = tiles, of_prompts, True, False
         self.later = later_modes(generates=True)
 
     def continue_later(self) -> None:
         self.begun = True
 
     def ready(self, mode: Mode) -> bool:
-        return mode.tile in self.tiles
+        return mode.tile in self.tiles and (mode.attention == "tiles" or not self.of_prompts)
 
 
 def test_a_larger_tile_in_the_place_of_one_that_is_being_compiled(
@@ -58,6 +61,27 @@ def test_a_larger_tile_in_the_place_of_one_that_is_being_compiled(
     runner._compiling = Compiling(8)
     assert (decode() == expected).all()
     assert any(mode.tile == 8 for mode in runner._recordings)
+
+
+def test_no_token_waits_for_attention_to_many_keys(
+    device: Device, programs: Programs, conformance_model: Callable[[str], Path]
+) -> None:
+    """The first token whose keys are more than one part is computed as a prompt is, as long as
+    attention in parts is being compiled, bit for bit the same."""
+    if not device.is_simd:
+        pytest.skip("promised for CPUs only")
+    sizes = replace(SIZES, n_ctx_slot=PART + PAGE, n_pages=PART // PAGE + 1)
+    stepper = Stepper(conformance_model("llama-dense"), device, programs, sizes=sizes)
+    runner, table = stepper.runner, list(range(PART // PAGE + 1))
+    tokens = np.random.default_rng(3).integers(stepper.n_vocab, size=PART + 2)
+    counts = [96, 96, PART - 193, 1, 1, 1]
+    expected = stepper.run(sequence(tokens, 0, table), counts)
+    assert {mode.attention for mode in runner._recordings} == {"tiles", "single", "split"}
+    runner._recordings.clear()
+    runner._of_step.clear()
+    runner.warm_up(Compiling(PROMPT_TILE, of_prompts=True))
+    assert (stepper.run(sequence(tokens, 0, table), counts) == expected).all()
+    assert {mode.attention for mode in runner._recordings} == {"tiles", "single"}
 
 
 def test_a_pause_is_used_a_little_at_a_time(
