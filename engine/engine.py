@@ -104,7 +104,7 @@ class Engine:
             self._mailbox.notify,
         )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
-        self._speculation = Speculation(scheduler, runner.exact_tokens, drafter)
+        self._speculation = Speculation(scheduler, drafter)
         self._waiting = WaitingRows(self._mailbox.wake)
         self._admission = Admission(
             scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model

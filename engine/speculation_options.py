@@ -178,6 +178,11 @@ class SpeculationOptions:
         return tuple(dict.fromkeys(name for name in asked if name in TYPES))
 
     @property
+    def is_asked(self) -> bool:
+        """Whether guesses are asked for, not just left as they are by default."""
+        return bool(self.in_use) and bool(self.types or self.default or self.has_draft)
+
+    @property
     def has_draft(self) -> bool:
         """Whether a model is to be loaded that guesses: -md says so, unless the types say that it
         names something else, or that nothing guesses."""

@@ -249,10 +249,10 @@ class Runner:
         return mode in self._recordings or self._compiling is None or self._compiling.ready(mode)
 
     @property
-    def exact_tokens(self) -> int | None:
-        """Of how many tokens a step may be for each to be computed as if it were alone, bit for
-        bit; None: any number."""
-        return None if self._decoder.is_simd else 0
+    def is_exact(self) -> bool:
+        """Whether a token is computed as if it were alone, bit for bit, whatever its step has
+        beside it."""
+        return self._decoder.is_simd
 
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""

@@ -387,17 +387,23 @@ def _info(
 
 
 def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> SpeculationOptions:
-    """What guesses: nothing where a token cannot be taken back, or does not follow another."""
+    """What guesses: nothing where no token follows another, and where guesses change the bits of
+    what they verify only what is asked for."""
     for name in options.speculation.missing:
         without = "-md, which names a model that guesses, is missing"
         reason = without if name == DRAFT else "no such model can be loaded yet"
         log.warning("--spec-type %s does nothing: %s", name, reason)
     is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
-    if is_plain and runner.exact_tokens is None:
-        return options.speculation
-    if options.speculation.has_draft:
-        log.warning("-md does nothing: for this model, or on its device, nothing is guessed")
-    return OFF
+    asked = options.speculation
+    if not is_plain:
+        if asked.is_asked:
+            log.warning("nothing is guessed for this model: no token follows another in it")
+        return OFF
+    if runner.is_exact:
+        return asked
+    if asked.is_asked:
+        log.warning("guesses may change what is written by rounding, on this device")
+    return asked if asked.is_asked else OFF
 
 
 def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:

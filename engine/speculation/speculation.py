@@ -19,12 +19,9 @@ MOST = 64  # tokens of a guess
 class Speculation:
     """Gives plans drafts. Lives in the engine's thread."""
 
-    def __init__(
-        self, scheduler: Scheduler, most_tokens: int | None, drafter: ModelDrafter | None = None
-    ) -> None:
-        """``most_tokens``: of a step, beyond which its numbers are not those of one token alone;
-        None: any. ``drafter``: a model that guesses where nothing else does."""
-        self._scheduler, self._most_tokens = scheduler, most_tokens
+    def __init__(self, scheduler: Scheduler, drafter: ModelDrafter | None = None) -> None:
+        """``drafter``: a model that guesses where nothing else does."""
+        self._scheduler = scheduler
         self.prices = Prices()
         self._drafter = drafter
         self._asking = None if drafter is None else Asking(drafter, scheduler, self.prices)
@@ -59,8 +56,6 @@ class Speculation:
         # What was rewound goes on first, or its state would stay where it is.
         streams = [None if chunk.seq.rewound else proposals_of(chunk.seq) for chunk in plan.chunks]
         room = self._scheduler.room_for_drafts(plan) if any(streams) else 0
-        if self._most_tokens is not None:
-            room = min(room, self._most_tokens - plan.n_tokens)
         if room < 1:
             return
         guesses = [

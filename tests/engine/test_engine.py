@@ -83,8 +83,6 @@ class OneRow:
 class CountingRunner:
     """Waits for ``gate`` before each forward; ``fault`` is raised instead of one."""
 
-    exact_tokens = None
-
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()

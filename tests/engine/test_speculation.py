@@ -22,6 +22,7 @@ from gguf_serve.engine.speculation import speculation
 from gguf_serve.engine.speculation.drafter import Drafter, Forced
 from gguf_serve.engine.speculation.lengths import Offer
 from gguf_serve.engine.speculation.proposals import Proposals
+from gguf_serve.engine.speculation_options import SpeculationOptions
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
@@ -248,3 +249,27 @@ def test_a_context_that_shifts(start: Start) -> None:
         reply = guessing.submit(script(alone.tokens), PROMPT, 150, sampling, n_probs=3, n_keep=10)
         assert told(reply) == expected
     assert guessing.made[0].counts.accepted.total() > 100
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-dense",
+        *[pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3-dense", "mamba-dense")],
+    ],
+)
+def test_the_kernels_of_gpus_differ_by_rounding(start: Start, name: str) -> None:
+    """They guess nothing that is not asked for; then the same tokens, of these models, and nearly
+    the same log-probabilities."""
+    assert start(name, kernel_family="simt").engine.info.speculation.in_use == ()
+    asked = SpeculationOptions(types=("grammar",))
+    guessing = start(name, kernel_family="simt", speculation=asked)
+    assert guessing.engine.info.speculation.in_use == ("grammar",)
+    sampling = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
+    alone = guessing.submit(None, PROMPT, 40, sampling, n_probs=3).wait()
+    for script in (right, mixed):
+        reply = guessing.submit(script(alone.tokens), PROMPT, 40, sampling, n_probs=3).wait()
+        assert reply.tokens == alone.tokens
+        scores = [score.logprob for score in reply.scores]
+        assert scores == pytest.approx([score.logprob for score in alone.scores], abs=1e-3)
+        assert guessing.made[-1].counts.accepted.total() > 10

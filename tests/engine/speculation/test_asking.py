@@ -72,7 +72,7 @@ def generated(
     """The seconds in which a request's tokens come, of steps whose further tokens take 0.2 times
     as long as the first, and what was guessed."""
     scheduler = Scheduler(PageCache(64, 32), n_slots=1, n_ctx_slot=2048, n_batch=64, n_ubatch=64)
-    speculation = Speculation(scheduler, None, drafter)  # type: ignore[arg-type]
+    speculation = Speculation(scheduler, drafter)  # type: ignore[arg-type]
     seq = RunningSequence.from_request(0, Request(tuple(range(n_prompt)), max_tokens=len(comes)))
     made = speculation.by_model()
     proposals = Proposals(seq.request.prompt, [made] if isinstance(made, ByModel) else [], ())
