@@ -256,9 +256,9 @@ def enqueue_job(device: Device, programs: Programs, job: PackJob) -> Any:
         "scale": part.scale,
     }, defines)  # fmt: skip
     n_blocks, n_groups = -(-matrix.n_cols // BLOCK), -(-part.n_rows // ROWS)
-    grid, local = ((n_blocks, n_groups), (1, 1)) if device.is_simd else (
-        (n_blocks, n_groups * ROWS), None
-    )  # fmt: skip
+    grid = (n_blocks, n_groups * (1 if device.is_simd else ROWS))
+    # A CPU gains nothing by groups, and PoCL would compile the kernel anew for each of their sizes.
+    local = (1, 1) if device.info.kind == "cpu" else None
     cl.enqueue_nd_range_kernel(device.queue, kernel, grid, local)
     return raw
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import IQ4_NL, dequantize, quantize
 from launching import run
 from msgspec.structs import replace
 
@@ -63,15 +63,14 @@ def slots_of(table: npt.NDArray[np.int32], positions: npt.NDArray[np.int32]) -> 
 
 def filled_cache(
     device: Device,
-    programs: Programs,
     shape: KVShape,
     lengths: Sequence[int],
     types: tuple[str, str],
     rng: np.random.Generator,
     slab_pages: int = 0,
 ) -> PagedCache:
-    """Sequences of these lengths with random K and V, written by ``rope_kv``. ``slab_pages``: the
-    device can allocate so many pages at once; 0: any number."""
+    """Sequences of these lengths with random K and V. ``slab_pages``: the device can allocate so
+    many pages at once; 0: any number."""
     total = sum(lengths)
     tables = random_tables(lengths, rng)
     limit = slab_pages * max(shape.page_bytes(*types)) or device.max_allocation
@@ -81,7 +80,9 @@ def filled_cache(
     v = rng.standard_normal((total, shape.n_kv, shape.head_v), dtype=np.float32)
     slots = [slots_of(t, np.arange(n)) for t, n in zip(tables, lengths, strict=True)]
     places = np.concatenate(slots).astype(np.int32)
-    write_heads(device, programs, layer, k, v, places)
+    padding = ((0, 0), (0, 0), (0, shape.head_v_padded - shape.head_v))
+    _store(device, layer.k, types[0], k, places, transposed=True)
+    _store(device, layer.v, types[1], np.pad(v, padding), places, transposed=False)
     ends = np.cumsum(lengths)[:-1]
     stored = stored_heads(device, layer, places)
     split_k, split_v = (np.split(array.astype(np.float64), ends) for array in stored)
@@ -133,27 +134,73 @@ def stored_pages(device: Device, pages: Pages) -> Bytes:
 def _values(pages: Bytes, name: str, n: int, *, transposed: bool) -> Floats:
     """Pages [..., bytes] as float32 [..., PAGE, n]; ``transposed``: tokens lie side by side."""
     kind = quants.by_name(name.upper())
-    n_blocks = -(-n // kind.block_elements)
-    total, heads = PAGE * n_blocks, pages.shape[:-1]
-
-    def part(begin: int, end: int, width: int, transposed: bool = transposed) -> Bytes:
-        """uint8 [..., PAGE, blocks, end - begin]: what has as many bytes per block, in words."""
-        order = (n_blocks, -1, PAGE, width) if transposed else (PAGE, n_blocks, -1, width)
-        array = pages[..., begin * total : end * total].reshape(*heads, *order)
-        array = np.moveaxis(array, -2, -4) if transposed else array
-        return array.reshape(*heads, PAGE, n_blocks, end - begin)
-
-    if kind.block_elements == 1:
-        raw = part(0, kind.block_bytes, kind.block_bytes)
-    else:
-        codes = 32 if name == "q8_0" else 16
-        high = codes + (4 if name.startswith("q5") else 0)
-        scales = [part(at, at + 2, 2, True) for at in range(high, kind.block_bytes, 2)]
-        fifth_bits = [part(codes, high, 4)] if high > codes else []
-        raw = np.concatenate([*scales, *fifth_bits, part(0, codes, 1)], axis=-1)
+    n_blocks, heads = -(-n // kind.block_elements), pages.shape[:-1]
+    views = _parts(pages, kind, n_blocks, transposed=transposed)
+    raw = np.concatenate([view.reshape(*heads, PAGE, n_blocks, -1) for view in views], axis=-1)
     rows = np.ascontiguousarray(raw).reshape(-1, n_blocks * kind.block_bytes)
     values = dequantize(rows, GGMLQuantizationType[kind.name])
     return values.reshape(*heads, PAGE, -1)[..., :n]
+
+
+def _parts(
+    pages: Bytes, kind: quants.TensorType, n_blocks: int, *, transposed: bool
+) -> list[Bytes]:
+    """What pages [..., bytes] have of each token's blocks, in the order of a block of ggml's:
+    views, uint8 [..., PAGE, n_blocks, words, bytes of a word]."""
+    total, heads = PAGE * n_blocks, pages.shape[:-1]
+
+    def part(begin: int, end: int, width: int, transposed: bool = transposed) -> Bytes:
+        """Bytes ``begin`` to ``end`` of blocks: what has as many bytes per block, in words."""
+        order = (n_blocks, -1, PAGE, width) if transposed else (PAGE, n_blocks, -1, width)
+        array = pages[..., begin * total : end * total].reshape(*heads, *order)
+        return np.moveaxis(array, -2, -4) if transposed else array
+
+    if kind.block_elements == 1:
+        return [part(0, kind.block_bytes, kind.block_bytes)]
+    codes = 32 if kind.name == "Q8_0" else 16
+    high = codes + (4 if kind.name.startswith("Q5") else 0)
+    scales = [part(at, at + 2, 2, True) for at in range(high, kind.block_bytes, 2)]
+    fifth_bits = [part(codes, high, 4)] if high > codes else []
+    return [*scales, *fifth_bits, part(0, codes, 1)]
+
+
+def _store(
+    device: Device,
+    pages: Pages,
+    name: str,
+    values: Floats,
+    slots: npt.NDArray[np.int32],
+    *,
+    transposed: bool,
+) -> None:
+    """Write values [n, n_kv, width] to these slots of pages, by the layout of kv.cl."""
+    (n, n_kv, width), kind = values.shape, quants.by_name(name.upper())
+    n_blocks = -(-width // kind.block_elements)
+    filled = np.pad(values, ((0, 0), (0, 0), (0, n_blocks * kind.block_elements - width)))
+    blocks = _quantized(filled.reshape(n * n_kv, -1), kind.name)
+    blocks = blocks.reshape(n, n_kv, n_blocks, kind.block_bytes)
+    raw = stored_pages(device, pages)
+    views = _parts(raw.reshape(len(raw), n_kv, -1), kind, n_blocks, transposed=transposed)
+    at = 0
+    for view in views:
+        end = at + view.shape[-2] * view.shape[-1]
+        part = blocks[..., at:end].reshape(n, n_kv, *view.shape[-3:])
+        view[slots // PAGE, :, slots % PAGE] = part
+        at = end
+    ends = np.cumsum([slab.shape[0] for slab in pages.slabs])[:-1]
+    for slab, of_slab in zip(pages.slabs, np.split(raw, ends), strict=True):
+        write(device, slab, of_slab, wait=True)
+
+
+def _quantized(rows: Floats, name: str) -> Bytes:
+    """Rows as blocks, by the gguf package or, where it is mute, to the nearest of the codes."""
+    if name != "IQ4_NL":
+        return quantize(rows, GGMLQuantizationType[name]).view(np.uint8)
+    blocks = rows.reshape(-1, 32)
+    table = np.array(IQ4_NL.kvalues, np.float32)
+    d = (np.abs(blocks).max(1, keepdims=True) / table.max()).astype(np.float16)
+    codes = np.abs((blocks / d)[..., None] - table).argmin(-1).astype(np.uint8)
+    return np.concatenate([d.view(np.uint8), codes[:, :16] | codes[:, 16:] << 4], axis=1)
 
 
 def joined(*heads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

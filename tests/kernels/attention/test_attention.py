@@ -90,9 +90,7 @@ class Case:
         rng = np.random.default_rng(1)
         self.device, self.programs, self.shape = device, programs, shape
         kv = KVShape(shape.n_kv, shape.head, shape.head_v)
-        self.cache: PagedCache = filled_cache(
-            device, programs, kv, LENGTHS, shape.types, rng, slab_pages
-        )
+        self.cache: PagedCache = filled_cache(device, kv, LENGTHS, shape.types, rng, slab_pages)
         self.places = [(s, first + i) for s, first, n in QUERIES for i in range(n)]
         q = rng.standard_normal((len(self.places), shape.n_heads, shape.head), dtype=np.float32)
         self.q = q * np.float32(2 * shape.head**-0.5)

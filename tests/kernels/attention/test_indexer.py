@@ -71,7 +71,7 @@ def bits(selected: np.ndarray, position: int) -> np.ndarray:
 def test_the_best_keys(device: Device, programs: Programs, kind: str) -> None:
     """Queries of few keys select all of them."""
     rng = np.random.default_rng(8)
-    cache = filled_cache(device, programs, KVShape(1, HEAD, 16), LENGTHS, (kind, kind), rng)
+    cache = filled_cache(device, KVShape(1, HEAD, 16), LENGTHS, (kind, kind), rng)
     q = rng.standard_normal((len(PLACES), HEADS, HEAD)).astype(np.float32)
     weights = rng.standard_normal((len(PLACES), HEADS)).astype(np.float32)
     inputs, counts = inputs_of(device, cache.tables, 4)
@@ -229,7 +229,7 @@ def test_the_best_blocks_of_every_head(
 ) -> None:
     """The largest product of a key counts, of the query's own block that of what it sees."""
     rng, blocks = np.random.default_rng(11), Blocks(size, 3, local)
-    cache = filled_cache(device, programs, KVShape(1, HEAD, 16), LENGTHS, ("f32", "f32"), rng)
+    cache = filled_cache(device, KVShape(1, HEAD, 16), LENGTHS, ("f32", "f32"), rng)
     q = rng.standard_normal((len(PLACES), HEADS, HEAD)).astype(np.float32)
     inputs, counts = inputs_of(device, cache.tables, 4)
     n_keys = cache.tables.shape[1] * PAGE
@@ -259,7 +259,7 @@ def test_attention_over_selected_keys(
     KV head others."""
     rng, n, plain = np.random.default_rng(9), len(PLACES), mode == "plain"
     shape = KVShape(n_kv, 64, 32)
-    cache = filled_cache(device, programs, shape, LENGTHS, ("f32", "f16"), rng)
+    cache = filled_cache(device, shape, LENGTHS, ("f32", "f16"), rng)
     n_heads = n_kv * group
     q = (0.2 * rng.standard_normal((n, n_heads, 64))).astype(np.float32)
     n_words = cache.tables.shape[1] * PAGE // 32
