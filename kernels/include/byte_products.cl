@@ -1,4 +1,4 @@
-// Products of bytes for CPUs, in the form that kernels/opencl/features.py has found to work.
+// Products of bytes for CPUs, in the form that opencl/compiling/features.py has found to work.
 //
 // Instructions that multiply bytes take one unsigned and one signed operand. Codes of weights are
 // unsigned, activations signed; with SIGNED_CODES the weights' magnitudes are multiplied with
