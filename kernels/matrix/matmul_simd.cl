@@ -269,15 +269,17 @@ kernel void matmul(global const uchar* w, ulong scales_at,
                    global float* out, int out_stride, int out_offset
 #endif
 #ifdef NORM_NEXT
-                   , volatile global int* arrived, float eps, global const float* weight,
+                   , volatile global int* arrived, global const float* weight,
 #ifdef POST
                    global float* stream, global const float* post_weight, float post_eps,
 #endif
-#ifdef QUANTIZE
-                   global code_t* normed_q, global scale_t* normed_d
-#else
-                   global float* normed
+#ifdef FLOATS
+                   global float* normed,
 #endif
+#ifdef QUANTIZE
+                   global code_t* normed_q, global scale_t* normed_d,
+#endif
+                   float eps
 #endif
 ) {
 #ifdef GLU
@@ -354,8 +356,9 @@ kernel void matmul(global const uchar* w, ulong scales_at,
 #endif
         const float2 s = statistics(stream, n_rows, eps, 0);
 #ifdef QUANTIZE
-        write_normed(stream, n_rows, s, weight, normed_q, normed_d);
-#else
+        write_codes(stream, n_rows, s, weight, normed_q, normed_d);
+#endif
+#ifdef FLOATS
         write_normed(stream, n_rows, s, weight, normed);
 #endif
     }

@@ -2,7 +2,8 @@
 //
 // Work-group of WG items (1 on CPUs), group: n_cols values of a row (token); rows of x are
 // `stride` apart and begin at `offset`.
-// NORM_x, QUANTIZE, OUT_SPAN   see norm_row.cl; without QUANTIZE the result is floats
+// NORM_x, QUANTIZE, OUT_SPAN   see norm_row.cl
+// FLOATS   the result is floats; with QUANTIZE it is codes and scales; or both
 // POST     x += rms_norm(y) * post_weight first (the norm after a sublayer, Gemma's way)
 // GATHER   row t of the output is row rows[t] of x
 
@@ -12,7 +13,7 @@
 #include "rows/norm_row.cl"
 
 VECTOR_ITEMS
-kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
+kernel void norm(global float* x, int n_cols, int stride, int offset,
 #ifdef NORM_WEIGHT
                  global const float* weight,
 #endif
@@ -25,12 +26,13 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
 #ifdef GATHER
                  global const int* rows,
 #endif
-#ifdef QUANTIZE
-                 global code_t* out_q, global scale_t* out_d
-#else
-                 global float* out, int out_stride, int out_offset
+#ifdef FLOATS
+                 global float* out, int out_stride, int out_offset,
 #endif
-) {
+#ifdef QUANTIZE
+                 global code_t* out_q, global scale_t* out_d,
+#endif
+                 float eps) {
     PARTIAL(partial);
     const size_t t = get_group_id(0);
     const int group = get_group_id(1);
@@ -52,9 +54,10 @@ kernel void norm(global float* x, int n_cols, int stride, int offset, float eps,
     const float2 s = statistics(x, n_cols, eps, partial);
 #ifdef QUANTIZE
     const size_t at = t * get_num_groups(1) + group;
-    write_normed(x, n_cols, s, NORM_WEIGHT_OF NORM_BIAS_OF out_q + at * n_cols,
-                 out_d + at * (n_cols / 32));
-#else
+    write_codes(x, n_cols, s, NORM_WEIGHT_OF NORM_BIAS_OF out_q + at * n_cols,
+                out_d + at * (n_cols / 32));
+#endif
+#ifdef FLOATS
     write_normed(x, n_cols, s, NORM_WEIGHT_OF NORM_BIAS_OF
                  out + t * out_stride + out_offset + group * n_cols);
 #endif

@@ -81,14 +81,15 @@ def norm(
     }  # fmt: skip
     if post is not None:
         args |= {"y": post.y, "post_weight": post.weight, "post_eps": post.eps}
+    in_place = out.values is not None and out.values.buffer is x.buffer
     if out.values is not None:
         args |= {"out": out.values, "out_stride": out.values.shape[-1], "out_offset": out_offset}
-    else:
+    if out.quantized and not in_place:
         args |= {"out_q": out.codes, "out_d": out.scales}
         defines += out.code_defines
     grid = (Per(count, 1, group * times), groups)
     tape.add("rows/norm.cl", "norm", defines, args, grid, (group, 1))
-    if out.values is not None and out.quantized:
+    if out.quantized and in_place:
         quantize(tape, out, count=count, times=times)
 
 
@@ -101,7 +102,7 @@ def _ends_product(
         return False
     if weights.defines != ["NORM_RMS", "NORM_WEIGHT"] or weights.weight is None:
         return False
-    if (out.values is None) is not out.quantized or out.n_cols != x.shape[-1]:
+    if out.n_cols != x.shape[-1]:
         return False
     args: dict[str, object] = {  # they bring NORM_NEXT of matmul_simd.cl
         "arrived": tape.arrivals, "eps": weights.eps, "weight": weights.weight,
@@ -109,9 +110,9 @@ def _ends_product(
     }  # fmt: skip
     if post is not None:
         args |= {"stream": x, "post_weight": post.weight, "post_eps": post.eps}
-    if out.values is None:
+    if out.quantized:
         args |= {"normed_q": out.codes, "normed_d": out.scales}
-    tape.extend([*weights.defines, *([] if out.values else out.code_defines)], args)
+    tape.extend([*weights.defines, *out.code_defines], args)
     return True
 
 

@@ -3,7 +3,7 @@
 //
 // NORM_RMS, NORM_LAYER, NORM_NONE   the formula; NORM_NONE only converts
 // NORM_WEIGHT, NORM_BIAS            what normalized values are multiplied with, and added to
-// QUANTIZE  they are written as integer activations (activation.cl; n a multiple of 32)
+// QUANTIZE  they can be written as integer activations (activation.cl; n a multiple of 32)
 // OUT_SPAN  so many blocks of 32 of them share a scale
 
 #ifdef NORM_WEIGHT
@@ -81,15 +81,10 @@ INLINE void add_normed(global float* x, global const float* y, int n, global con
 #endif
 }
 
-// Writes the n normalized values of a row, as floats or as codes and scales.
-INLINE void write_normed(global const float* x, int n, float2 s, NORM_WEIGHT_ARG NORM_BIAS_ARG
+// Writes the n normalized values of a row as codes and scales.
 #ifdef QUANTIZE
-                         global code_t* out_q, global scale_t* out_d
-#else
-                         global float* out
-#endif
-) {
-#ifdef QUANTIZE
+INLINE void write_codes(global const float* x, int n, float2 s, NORM_WEIGHT_ARG NORM_BIAS_ARG
+                        global code_t* out_q, global scale_t* out_d) {
 #ifdef OUT_SPAN
     for (int first = 32 * OUT_SPAN * LID; first < n; first += 32 * OUT_SPAN * WG) {
         float16 most = 0;
@@ -111,9 +106,13 @@ INLINE void write_normed(global const float* x, int n, float2 s, NORM_WEIGHT_ARG
     for (int i = 32 * LID; i < n; i += 32 * WG)
         out_d[i / 32] = quantize32(NORMED(FIRST), NORMED(SECOND), out_q + i);
 #endif
-#else
+}
+#endif
+
+// Writes them as floats, maybe over x.
+INLINE void write_normed(global const float* x, int n, float2 s, NORM_WEIGHT_ARG NORM_BIAS_ARG
+                         global float* out) {
     for (int i = 16 * LID; i + 16 <= n; i += 16 * WG) vstore16(NORMED(FIRST), 0, out + i);
     if (LID == 0)
         for (int i = n & ~15; i < n; i++) out[i] = NORMED(SCALAR);
-#endif
 }

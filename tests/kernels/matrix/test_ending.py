@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from launching import quantized
@@ -21,7 +23,7 @@ COUNTS = (1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("post", [False, True])
-@pytest.mark.parametrize("form", ["floats", "integers", "bytes", "spans"])
+@pytest.mark.parametrize("form", ["floats", "integers", "bytes", "spans", "both"])
 def test_the_last_work_item_normalizes_the_row(
     device: Device, programs: Programs, form: str, post: bool
 ) -> None:
@@ -40,9 +42,12 @@ def test_the_last_work_item_normalizes_the_row(
             Activations(ROWS, upload(device, stream))
             if form == "floats"
             else activations(
-                device, 1, ROWS, quantized=True, bytes=form == "bytes", spans=form == "spans"
+                device, 1, ROWS, quantized=True, bytes=form == "bytes",
+                spans=form in ("spans", "both"),
             )
-        )
+        )  # fmt: skip
+        if form == "both":
+            made = replace(made, values=upload(device, stream))
         first, then = Tape(device, programs), Tape(device, programs)
         target = y if post else out
         matmul(first, w, x, target, counts, tile=1, add=not post)

@@ -46,7 +46,7 @@ VARIANTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
     ("matrix/matmul_simd.cl", "matmul", MATMUL, EXPERTS),
     ("matrix/matmul_simd.cl", "matmul", MATMUL, ("ACT_INT", "GLU_SILU", "QUANTIZE_OUT")),
     ("matrix/matmul_simd.cl", "matmul", MATMUL, (*NORMED, "POST", "QUANTIZE")),
-    ("matrix/matmul_simd.cl", "matmul", MATMUL, NORMED),
+    ("matrix/matmul_simd.cl", "matmul", MATMUL, (*NORMED, "FLOATS", "QUANTIZE")),
     ("matrix/moe.cl", "route", ROUTING, ("BIASED", "TABLE", "SINGLE")),
     ("matrix/moe.cl", "combine", ROUTING, ("WEIGHTS", "EXTRA", "GATED")),
     ("recurrent/conv.cl", "conv", ("CONV=4",), ("BIAS",)),
@@ -54,8 +54,8 @@ VARIANTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
     ("recurrent/scan_simt.cl", "scan", ("N=16", "HEAD_SIZE=1", "HEADS=1"), ("DT_BIAS",)),
     ("rows/gather.cl", "mix_rows", ("TAPS=2",), ("BY_ROW", "BOUNDED")),
     ("rows/hyper.cl", "reduce", ("HC=4", "LOGITS=24", "ITERATIONS=1"), ("MEAN",)),
-    ("rows/norm.cl", "norm", ("WG=1", "NORM_RMS"), ("NORM_WEIGHT", "NORM_BIAS", "POST", "GATHER")),
-    ("rows/norm.cl", "norm", ("WG=1", "NORM_RMS"), ("QUANTIZE",)),
+    ("rows/norm.cl", "norm", ("WG=1", "NORM_RMS"), ("NORM_BIAS", "POST", "GATHER", "FLOATS")),
+    ("rows/norm.cl", "norm", ("WG=1", "NORM_RMS"), ("NORM_WEIGHT", "FLOATS", "QUANTIZE")),
 ]  # fmt: skip
 
 
