@@ -19,6 +19,7 @@ from gguf_serve.engine.recording.step import (
     PROMPT_TILE,
     AttentionMode,
     Mode,
+    as_prompt,
     first_modes,
     mode_of,
 )
@@ -47,6 +48,8 @@ def _attention_mode(chunks: Sequence[Chunk]) -> AttentionMode:
 class Compiling(Protocol):
     """What compiles programs for later steps (compiling.py)."""
 
+    @property
+    def first(self) -> Sequence[Mode]: ...
     @property
     def later(self) -> Sequence[Mode]: ...
     @property
@@ -141,6 +144,9 @@ class Runner:
         self._recordings: dict[Mode, Recording] = {}
         self._of_step: dict[tuple[int, int, AttentionMode, bool, bool], Recording] = {}
         self._compiling: Compiling | None = None
+        self._first: Sequence[Mode] = first_modes(
+            generates=decoder.generates, encodes=decoder.encodes
+        )
         self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
         self.topk = decoder.record_topk()
         self._first_not_finite: str | None = None  # in the last step
@@ -152,14 +158,12 @@ class Runner:
         mode than they need. None: a mode is compiled when it is first needed.
         """
         self._compiling, self.is_complete = compiling, compiling is None
-        for mode in self._first_modes:
+        if compiling is not None:
+            self._first = compiling.first
+        for mode in self._first:
             self._recording(mode)
         if compiling is None and self._decoder.generates:
             self._recording(mode_of(DECODE_TILES[1], 1, "single"))
-
-    @property
-    def _first_modes(self) -> list[Mode]:
-        return first_modes(generates=self._decoder.generates, encodes=self._decoder.encodes)
 
     def use_pause(self) -> float | None:
         """Nothing is to be computed now: compile, or record, a part of what later steps may need.
@@ -186,7 +190,7 @@ class Runner:
     @property
     def token_bytes(self) -> int:
         """Bytes of weights that a step of one token reads."""
-        tapes = self._recording(self._first_modes[0]).tapes
+        tapes = self._recording(self._first[0]).tapes
         return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
 
     @property
@@ -316,7 +320,7 @@ class Runner:
         return self._first_not_finite
 
     def _at_hand(self, mode: Mode) -> Mode:
-        """A mode, or while that is being compiled one with a larger tile, or that of prompts: what
+        """A mode, or while that is being compiled one with a larger tile, or as prompts have: what
         the simd kernels compute for a token depends neither on the tile (matmul_simd.cl) nor on
         how its keys are shared out (attention_simd.cl), so the same results."""
         compiling = self._compiling
@@ -324,8 +328,9 @@ class Runner:
             return mode
         larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
         others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
-        prompts = Mode(PROMPT_TILE, "tiles", FEW_OUTPUTS, mode.hidden, mode.encodes)
-        return next(filter(compiling.ready, (mode, *others, prompts)), mode)
+        prompts = replace(mode, tile=PROMPT_TILE, output_tile=FEW_OUTPUTS)
+        candidates = (mode, *others, as_prompt(mode), as_prompt(prompts))
+        return next(filter(compiling.ready, candidates), mode)
 
     def _recording(self, mode: Mode) -> Recording:
         if mode not in self._recordings:

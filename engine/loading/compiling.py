@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.rehearsal import Rehearsal
-from gguf_serve.engine.recording.step import Mode, first_modes, later_modes
+from gguf_serve.engine.recording.step import Mode, as_prompt, first_modes, later_modes
 from gguf_serve.kernels.opencl.program import Programs, Spec
 from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import pack_program
@@ -38,14 +38,20 @@ class Compiling:
         self.n_wanted = 0
         self._began = self._ended = 0.0
         self._thread: threading.Thread | None = None
+        self.first = first_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
         self.later = later_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
 
     def begin(self, *, everything: bool = False) -> None:
-        """Begin to compile what loading and the first request need, or all steps."""
-        rehearsal = self._rehearsal
-        modes = first_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
-        modes += self.later * everything
-        needed = self._rehearsal.of_modes(modes)
+        """Begin to compile what loading and the first request need, or all steps.
+
+        Where it yields the same bits, the first tokens have attention as prompts do, unless their
+        own has been compiled before: it is an eighth of what there is to compile.
+        """
+        decode = self.first[0]
+        if self._rehearsal.is_simd and not everything and not self._is_kept(decode):
+            self.first[0] = as_prompt(decode)
+            self.later.insert(0, decode)
+        needed = self._rehearsal.of_modes(self.first + self.later * everything)
         self._began = time.perf_counter()
         for programs, first, specs in zip(self._placed, self._packing, needed, strict=True):
             self._waiting += programs.request([*first, *longest_first(specs)])
@@ -112,6 +118,13 @@ class Compiling:
         needed = self._rehearsal.programs(mode)
         return all(
             programs.has(specs) for programs, specs in zip(self._placed, needed, strict=True)
+        )
+
+    def _is_kept(self, mode: Mode) -> bool:
+        """Whether all that a mode needs is on the disk."""
+        needed = self._rehearsal.programs(mode)
+        return all(
+            programs.load(specs) for programs, specs in zip(self._placed, needed, strict=True)
         )
 
     def _note(self, future: Future[bytes]) -> None:

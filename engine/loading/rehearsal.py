@@ -42,6 +42,11 @@ class Rehearsal:
         return self._decoder.generates
 
     @property
+    def is_simd(self) -> bool:
+        """Whether all devices have the kernels whose results do not depend on the mode."""
+        return self._decoder.is_simd
+
+    @property
     def encodes(self) -> bool:
         """Whether prompts go through an encoder, for a decoder."""
         return self._decoder.encodes

@@ -91,6 +91,11 @@ def first_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
     return [mode_of(1, 1, "single"), mode_of(PROMPT_TILE, 1, "tiles"), *encoding]
 
 
+def as_prompt(mode: Mode) -> Mode:
+    """The mode whose attention goes as that of prompts, with whose programs it is compiled."""
+    return replace(mode, attention="tiles")
+
+
 def later_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
     """Of all other steps, the likeliest first."""
     attentions: tuple[AttentionMode, ...] = ("single", "split")

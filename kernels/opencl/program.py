@@ -134,11 +134,16 @@ class Programs:
         binaries that are still to come."""
         if self.are_kept_by_driver:
             return []
-        missing = [spec for spec in specs if not (self._is_known(spec) or self._from_disk(spec))]
+        missing = [spec for spec in specs if not self.load([spec])]
         self._submit(missing, BACKGROUND if background else FOREGROUND)
         with self._lock:
             found = [self._binaries[spec] for spec in specs if spec in self._binaries]
         return [binary for binary in found if not binary.done()]
+
+    def load(self, specs: Sequence[Spec]) -> bool:
+        """Take from the disk what nobody has asked for yet; whether it, or what was asked for,
+        is all of these."""
+        return all(self._is_known(spec) or self._from_disk(spec) for spec in specs)
 
     def has(self, specs: Sequence[Spec]) -> bool:
         """Whether these can be built at once."""

@@ -14,7 +14,7 @@ from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.compiling import longest_first
 from gguf_serve.engine.loading.loader import compile_model, load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.recording.step import PROMPT_TILE, Mode, later_modes
+from gguf_serve.engine.recording.step import PROMPT_TILE, Mode, first_modes, later_modes
 from gguf_serve.kernels.attention.attention import PART
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl import program
@@ -29,7 +29,7 @@ class Compiling:
 
     def __init__(self, *tiles: int, of_prompts: bool = False) -> None:
         self.tiles, self.of_prompts, self.continues, self.begun = tiles, of_prompts, True, False
-        self.later = later_modes(generates=True)
+        self.first, self.later = first_modes(generates=True), later_modes(generates=True)
 
     def continue_later(self) -> None:
         self.begun = True

@@ -12,7 +12,14 @@ from gguf_serve.engine.loading.assembly import CacheTypes, assemble
 from gguf_serve.engine.loading.preparation import prepare, read_model
 from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.recording.step import AttentionMode, Mode, first_modes, later_modes, mode_of
+from gguf_serve.engine.recording.step import (
+    AttentionMode,
+    Mode,
+    as_prompt,
+    first_modes,
+    later_modes,
+    mode_of,
+)
 from gguf_serve.kernels.opencl.compiling.compiler import BuildError
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs, Spec
@@ -106,6 +113,28 @@ def test_what_a_first_start_waits_for(conformance_model: Callable[[str], Path]) 
     assert len(specs) <= 22
     first = prepared.compiling.later[0]
     assert (first.tile, first.attention) == (1, "split")  # what is compiled next
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_attention_of_the_first_tokens(
+    conformance_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """As prompts have it, until their own has been compiled: that is begun after the start."""
+    if not devices():
+        pytest.skip("no device that children compile for")
+    (index,) = devices()
+    options = EngineOptions(n_ctx=1024, device=index, kernel_family="simd", fit=False)
+    compiling = prepare(*read_model(conformance_model("llama-dense"), options), options).compiling
+    assert compiling is not None
+    asked = list[Spec]()
+    monkeypatch.setattr(Programs, "load", lambda self, specs: kept)
+    monkeypatch.setattr(Programs, "request", lambda self, specs: asked.extend(specs) or [])
+    compiling.begin()
+    own = mode_of(1, 1, "single")
+    assert compiling.first[0] == (own if kept else as_prompt(own))
+    assert (compiling.later[0] == own) is not kept
+    attention = [spec for spec in asked if spec.source == "attention/attention_simd.cl"]
+    assert len(attention) == 1 + kept
 
 
 def test_what_cannot_be_compiled(conformance_model: Callable[[str], Path]) -> None:
