@@ -35,18 +35,18 @@ def continued_field(
     messages: Sequence[Mapping[str, Any]], mode: Continuation
 ) -> Literal["content", "reasoning_content"]:
     """What of the last message the model goes on with; RequestError if it cannot."""
-    if not messages or messages[-1].get("role") != "assistant":
-        raise RequestError("continue_final_message: the last message is not the assistant's")
+    role = messages[-1].get("role") if messages else None
+    if role != "assistant":
+        raise RequestError(
+            f"continue_final_message: the last message is of the role {role!r}, expected assistant"
+        )
     if len(messages) > 1 and messages[-2].get("role") == "assistant":
         raise RequestError("Cannot have 2 or more assistant messages at the end of the list.")
     if not isinstance(mode, bool):
         return mode
     last = messages[-1]
-    return (
-        "content"
-        if last.get("content") or not last.get("reasoning_content")
-        else ("reasoning_content")
-    )
+    only_thought = last.get("reasoning_content") and not last.get("content")
+    return "reasoning_content" if only_thought else "content"
 
 
 def render_continued(

@@ -205,6 +205,8 @@ def _read_calls(scanner: Scanner, turn: Turn, start: str) -> Parse[None]:
 
 
 class Layout(Struct, frozen=True):
+    """A family's turn: how thinking and calls are written, and what its reader needs to know."""
+
     name: str
     syntax: Syntax | None = None
     thinking: Thinking | None = None

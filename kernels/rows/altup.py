@@ -49,6 +49,7 @@ def correct(
 
 def add_others(tape: Tape, y: Tensor, count: int, streams: Tensor) -> None:
     """Add y, float32 [n, n_cols], to all streams but the first."""
+    _check_streams(streams, y.shape[1], count)
     args = {"y": y, "n_cols": y.shape[1], "streams": streams}
     tape.add("rows/altup.cl", "add_others", _defines(count), args, _grid(y))
 
@@ -57,6 +58,7 @@ def match(tape: Tape, count: int, streams: Tensor) -> None:
     """Give all streams the magnitude of the first."""
     group = tape.device.group(SIMT_GROUP)
     n_cols = streams.shape[1] // count
+    _check_streams(streams, n_cols, count)
     args = {"streams": streams, "n_cols": n_cols}
     grid = (Per(TOKENS, 1, group), count - 1)
     tape.add("rows/altup.cl", "match", _defines(count, group), args, grid, (group, 1))
@@ -69,11 +71,16 @@ def _defines(count: int, group: int = 1) -> list[str]:
 def _check(
     streams: Tensor, row: Tensor, count: int, factors: Tensor, shape: tuple[int, int]
 ) -> None:
-    n_cols = row.shape[1]
-    if n_cols % LANES or streams.shape[1] != count * n_cols or factors.shape != shape:
+    _check_streams(streams, row.shape[1], count)
+    if factors.shape != shape:
+        raise ValueError(f"factors of {factors.shape} for {count} streams, expected {shape}")
+
+
+def _check_streams(streams: Tensor, n_cols: int, count: int) -> None:
+    if n_cols % LANES or streams.shape[1] != count * n_cols:
         raise ValueError(
-            f"{count} streams of {n_cols} values in rows of {streams.shape[1]}, with factors of "
-            f"{factors.shape}, expected {shape}"
+            f"{count} streams of {n_cols} values in rows of {streams.shape[1]}, expected "
+            f"{count * n_cols}, and a multiple of {LANES} for each"
         )
 
 

@@ -16,7 +16,10 @@ def mix_depth(
     """
     n_cols = x.shape[1]
     if n_cols % 16 or weight.shape != (n_cols,) or bank.shape[2] != n_cols:
-        raise ValueError(f"{n_cols} columns, with weights of {weight.shape}, bank of {bank.shape}")
+        raise ValueError(
+            f"{n_cols} columns, weights of {weight.shape}, a bank of {bank.shape}: expected a "
+            "multiple of 16, as many weights, and rows as long"
+        )
     group = tape.device.group(SIMT_GROUP)
     args = {
         "bank": bank, "n_rows": bank.shape[1], "x": x, "n_cols": n_cols, "weight": weight,

@@ -53,14 +53,14 @@ def injection(tape: Tape, logits: Tensor, count: int, out: Tensor) -> None:
 def spread(tape: Tape, x: Tensor, count: int, streams: Tensor) -> None:
     """streams[t, h] = x[t], float32 [n, count * n_cols]."""
     args = {"x": x, "n_cols": x.shape[1], "streams": streams}
-    tape.add("rows/hyper.cl", "spread", [f"HC={count}"], args, _grid(x))
+    tape.add("rows/hyper.cl", "spread", [f"HC={count}"], args, _grid(x, streams, count))
 
 
 def reduce(tape: Tape, streams: Tensor, factors: Tensor | None, count: int, out: Tensor) -> None:
     """out[t] = sum_h pre[h] streams[t, h], or without coefficients the mean."""
     args = {"streams": streams, "coefficients": factors, "n_cols": out.shape[1], "out": out}
     defines = [f"HC={count}", *["MEAN"] * (factors is None)]
-    tape.add("rows/hyper.cl", "reduce", defines, args, _grid(out))
+    tape.add("rows/hyper.cl", "reduce", defines, args, _grid(out, streams, count))
 
 
 def distribute(
@@ -68,16 +68,22 @@ def distribute(
 ) -> None:
     """streams[t, d] = post[d] x[t] + what was there, mixed or as it was."""
     args = {"x": x, "coefficients": factors, "n_cols": x.shape[1], "streams": streams}
-    tape.add("rows/hyper.cl", "distribute", [f"HC={count}", *["MIX"] * mix], args, _grid(x))
+    defines = [f"HC={count}", *["MIX"] * mix]
+    tape.add("rows/hyper.cl", "distribute", defines, args, _grid(x, streams, count))
 
 
 def gated_mean(tape: Tape, streams: Tensor, gate: Tensor, count: int, out: Tensor) -> None:
     """out[t] = mean_h streams[t, h] * sigmoid(gate[t, h])."""
     args = {"streams": streams, "gate": gate, "n_cols": out.shape[1], "out": out}
-    tape.add("rows/hyper.cl", "gated_mean", [f"HC={count}"], args, _grid(out))
+    tape.add("rows/hyper.cl", "gated_mean", [f"HC={count}"], args, _grid(out, streams, count))
 
 
-def _grid(x: Tensor) -> tuple[int, Per]:
-    if x.shape[1] % LANES:
-        raise ValueError(f"streams of {x.shape[1]} values, not a multiple of {LANES}")
-    return x.shape[1] // LANES, Per(TOKENS)
+def _grid(row: Tensor, streams: Tensor, count: int) -> tuple[int, Per]:
+    """Of ``count`` streams, each of which is as long as ``row``."""
+    n_cols = row.shape[1]
+    if n_cols % LANES or streams.shape[1] != count * n_cols:
+        raise ValueError(
+            f"{count} streams of {n_cols} values in rows of {streams.shape[1]}, expected "
+            f"{count * n_cols}, and a multiple of {LANES} for each"
+        )
+    return n_cols // LANES, Per(TOKENS)

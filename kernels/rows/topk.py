@@ -12,6 +12,7 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import OUTPUTS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.rows.norm import SIMT_GROUP
 
 SEGMENT = 256  # logits that are left out together (topk.cl)
 SEGMENTS_EACH = 16  # of a work-item on a CPU
@@ -19,7 +20,6 @@ CAPACITY = 512  # logits that reach the threshold and still fit a row's list
 MAX_K = 256
 HEADER = 4
 MASKED, SORTED, BROKEN = 1, 2, 4  # flags of a record
-SIMT_GROUP = 64
 
 
 class TopKBuffers(Struct, frozen=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
 from gguf_serve.engine.chat.formats.param_calls import parameters
+from gguf_serve.engine.chat.json_text import escaped
 from gguf_serve.engine.chat.lark import Lark, maybe, one_of, quoted, sequence, several
 from gguf_serve.engine.chat.layout import Tools
 from gguf_serve.engine.chat.literals import Notation, bare_word, mapping
@@ -106,11 +108,12 @@ def _comma(lark: Lark) -> str:
     return sequence('","', lark.space)
 
 
-def _value(lark: Lark, notation: Notation, kinds: Kinds, choices: Sequence[object] = ()) -> str:
+def _value(lark: Lark, notation: Notation, kinds: Kinds, choices: Sequence[Any] = ()) -> str:
     """A value of one of the kinds; what is in objects and arrays may be of any kind."""
     if choices and all(isinstance(choice, str) for choice in choices):
         quote = notation.quotes[0]
-        return one_of(quoted(f"{quote}{choice}{quote}") for choice in choices)
+        texts = [escaped(choice) if notation.has_escapes else choice for choice in choices]
+        return one_of(quoted(f"{quote}{text}{quote}") for text in texts)
     forms = _forms(lark, notation)
     return one_of(form for kind, form in forms.items() if not kinds or kind in kinds)
 

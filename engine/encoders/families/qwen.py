@@ -74,10 +74,8 @@ def qwen2vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Enc
 def qwen25vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     """Most layers attend inside windows; patches are taken window by window."""
     t = tower(spec, rms=True)
-    cells, sizes = windows((grid[0] // 2, grid[1] // 2), _window(spec))
-    order = squares(grid, 2)[cells].reshape(-1)
+    cells, order, whole, parts = _windowed(spec, grid)
     pattern = spec.window_pattern
-    whole, parts = [len(order)], [4 * size for size in sizes]
 
     def groups(layer: int) -> list[int]:
         return parts if pattern and (layer + 1) % pattern else whole
@@ -88,20 +86,19 @@ def qwen25vl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> En
     return Encoding(x, order, _put_back(cells))
 
 
-def _window(spec: VisionFile) -> int:
-    """A side of a window, in groups of 2 x 2 patches."""
-    return (spec.window_size or WINDOW_PIXELS) // spec.patch // 2
+def _windowed(spec: VisionFile, grid: Grid) -> tuple[Ints, Ints, list[int], list[int]]:
+    """The order of groups of 2 x 2 patches, window by window, and that of their patches; how many
+    patches see each other where all do, and in windows."""
+    side = (spec.window_size or WINDOW_PIXELS) // spec.patch // 2
+    cells, sizes = windows((grid[0] // 2, grid[1] // 2), side)
+    order = squares(grid, 2)[cells].reshape(-1)
+    return cells, order, [len(order)], [4 * size for size in sizes]
 
 
 def _put_back(cells: Ints) -> Callable[[Floats], Floats]:
     """Rows that were taken in the order ``cells``, in their own."""
-
-    def finish(rows: Floats) -> Floats:
-        result = np.empty_like(rows)
-        result[cells] = rows
-        return result
-
-    return finish
+    places = np.argsort(cells)
+    return lambda rows: rows[places]
 
 
 def mimovl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
@@ -144,9 +141,7 @@ def _regrouped(g: Graph, x: Rows, order: npt.NDArray[np.intp]) -> Rows:
 def youtuvl(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
     """As Qwen2.5-VL, but for the layers that see all; patches are (y, x, channel)."""
     t = tower(spec)
-    cells, sizes = windows((grid[0] // 2, grid[1] // 2), _window(spec))
-    order = squares(grid, 2)[cells].reshape(-1)
-    whole, parts = [len(order)], [4 * size for size in sizes]
+    cells, order, whole, parts = _windowed(spec, grid)
     x = transformer(
         g, embedded(g, spec, grid), t, lambda i: whole if i in spec.window_layers else parts,
         _rope(g, spec, grid, order),

@@ -18,9 +18,7 @@ ULTRAVOX_EPS = 1e-6
 
 
 def tower(spec: AudioFile) -> Tower:
-    return Tower(
-        spec.n_layers, spec.n_heads, spec.width, spec.eps, "gelu_erf", prefix="a"
-    )  # fmt: skip
+    return Tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, "gelu_erf", prefix="a")
 
 
 def _taps(n: int, stride: int) -> Ints:

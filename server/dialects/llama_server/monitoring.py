@@ -48,21 +48,21 @@ async def slots(service: Service, http: HttpRequest) -> Response:
 
 def slot(state: SlotState, engine: Engine) -> dict[str, Any]:
     """A slot that has served nothing yet has no parameters to show."""
-    shown: dict[str, Any] = {
+    described: dict[str, Any] = {
         "id": state.id,
         "n_ctx": state.n_ctx,
         "speculative": state.guesses,
         "is_processing": state.is_processing,
     }
     if state.request is None:
-        return shown
+        return described
     next_token = {
         "has_next_token": state.has_next_token,
         "has_new_line": state.has_new_line,
         "n_remain": state.n_remain,
         "n_decoded": state.n_decoded,
     }
-    return shown | {
+    return described | {
         "id_task": state.id_task,
         "n_prompt_tokens": state.n_prompt,
         "n_prompt_tokens_processed": state.n_processed,

@@ -101,8 +101,8 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     within(context_of(fields, service), request, job, service)
     n_top = (fields.top_logprobs or 0) if fields.logprobs else None
     options = make_options(request, n_top, service)
-    dialect = Lines("response", job.choices()[0], service.model_name, n_top)
-    dialect.has_context = job.format is not None
+    has_context = job.format is not None  # of what no template wrote there is no turn to go on
+    dialect = Lines("response", job.choices()[0], service.model_name, n_top, has_context)
     return await start(service, request, job, options, dialect)
 
 
@@ -124,7 +124,7 @@ def within(n_ctx: int, fields: GenerationFields, job: Job, service: Service) -> 
     fields.n_predict = room if asked < 0 else min(asked, room)
 
 
-def plain_prompts(service: Service, fields: GenerateFields) -> list[Any]:
+def plain_prompts(service: Service, fields: GenerateFields) -> list[Prompt]:
     if fields.suffix:
         return [suffixed(fields.prompt, fields.suffix, service)]
     return completion_prompts(fields.prompt, service.engine.tokenizer, service.engine.n_ctx)
@@ -170,12 +170,20 @@ class Lines:
 
     framing = NDJSON
 
-    def __init__(self, field: Field, choice: Choice, model: str, n_top: int | None) -> None:
+    def __init__(
+        self,
+        field: Field,
+        choice: Choice,
+        model: str,
+        n_top: int | None,
+        has_context: bool = False,
+    ) -> None:
+        """``has_context``: whether the answer says what to go on from."""
         self.field = field
         self.choice = choice
         self.model = model
         self.n_top = n_top
-        self.has_context = False  # whether the answer says what to go on from
+        self._has_context = has_context
         self._tokens: list[int] = []  # of the answer so far
         self._parts: list[Piece] = []  # of a whole answer
         self._call: list[ToolCallDelta] = []  # the one that grows
@@ -244,7 +252,7 @@ class Lines:
             "eval_duration": int(timings.predicted_ms * 1e6),
         }
         prompt = self.choice.prompt
-        if self.has_context and not prompt.media:  # images are no tokens
+        if self._has_context and not prompt.media:  # images are no tokens
             totals["context"] = [*prompt.ids, *self._tokens]
         return totals
 

@@ -120,8 +120,13 @@ def with_one_system(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     )
     if n < 2:
         return found
-    texts = [part for one in found[:n] for part in parts("instructions", one["content"])]
-    return [{"role": "system", "content": texts}, *found[n:]]
+    contents = [one["content"] for one in found[:n]]
+    joined = [
+        part
+        for content in contents
+        for part in ([text_part(content)] if isinstance(content, str) else content)
+    ]
+    return [{"role": "system", "content": joined}, *found[n:]]
 
 
 def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> None:
@@ -130,7 +135,9 @@ def add_item(found: list[dict[str, Any]], name: str, item: dict[str, Any]) -> No
     if kind == "message":
         add_message(found, name, item)
     elif kind == "reasoning":
-        assistant(found)["reasoning_content"] = reasoning_text(name, item)
+        turn = assistant(found)
+        before = turn.get("reasoning_content", "")
+        turn["reasoning_content"] = before + reasoning_text(name, item)
     elif kind == "function_call":
         assistant(found).setdefault("tool_calls", []).append(chat_call(name, item))
     elif kind == "custom_tool_call":
@@ -181,7 +188,7 @@ def chat_call(field: str, item: Mapping[str, Any]) -> dict[str, Any]:
 
 def parts(name: str, content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [text_part(content)]
     if not isinstance(content, list):
         raise invalid(f"Field '{name}': expected a string or an array, got {shown(content)}")
     return [content_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
@@ -202,6 +209,10 @@ def content_part(name: str, part: Any) -> dict[str, Any]:
         raise invalid(
             f"Field '{name}': input of type {shown(kind)} is not supported by this server"
         )
+    return text_part(text)
+
+
+def text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 

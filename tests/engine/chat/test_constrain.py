@@ -1,5 +1,6 @@
 """The grammars of calls and answers, driven byte by byte as the engine drives them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 from score_templates import format_of, records
 
-from gguf_serve.engine.chat.format import ChatFormat, chat_format
+from gguf_serve.engine.chat.constrain import output_constraint
+from gguf_serve.engine.chat.format import ChatFormat, ChatParser, chat_format
+from gguf_serve.engine.chat.formats.tagged_layouts import LFM_2
+from gguf_serve.engine.chat.layout import Turn
 from gguf_serve.engine.chat.rendering.selection import named_template
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
 from gguf_serve.engine.grammar.compile import Grammars
@@ -159,3 +163,18 @@ def test_an_answer_by_its_schema():
         assert verdict(grammar, text) == "complete"
     for text in ('{"a": "1"}', "Well", '{"b": 1}', '```json\n{"a": 1}\n```'):
         assert verdict(grammar, text).startswith("refused after")
+
+
+@pytest.mark.parametrize("value", ['say "hi"', "C:\\new", "two\nlines"])
+def test_a_choice_is_written_so_that_it_is_read(value: str) -> None:
+    """LFM2's calls are Python's: quotes and backslashes of a choice are escaped."""
+    tools = {"say": {"properties": {"text": {"enum": [value]}}, "required": ["text"]}}
+    turn = Turn(LFM_2, tools)
+    constraint = output_constraint(
+        turn, "", is_required=True, is_parallel=False, json_schema=None, strict=()
+    )
+    assert constraint is not None
+    call = f"<|tool_call_start|>[say(text={json.dumps(value)})]<|tool_call_end|>"
+    assert verdict(constraint, call) == "complete"
+    arguments = "".join(part.arguments for part in ChatParser(turn).push(call).calls)
+    assert json.loads(arguments) == {"text": value}

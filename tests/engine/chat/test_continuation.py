@@ -60,8 +60,8 @@ def test_parts_are_continued_as_their_text():
 @pytest.mark.parametrize(
     ("roles", "error"),
     [
-        (["assistant", "user"], "the last message is not the assistant's"),
-        ([], "the last message is not the assistant's"),
+        (["assistant", "user"], "of the role [^,]*, expected assistant"),
+        ([], "of the role [^,]*, expected assistant"),
         (["user", "assistant", "assistant"], "Cannot have 2 or more assistant messages"),
     ],
 )

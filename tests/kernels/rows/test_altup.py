@@ -80,7 +80,7 @@ def test_the_magnitude_of_the_first(device: Device, programs: Programs) -> None:
 
 def test_factors_of_another_number_of_streams(device: Device, programs: Programs) -> None:
     streams, logits, weights = (upload(device, x) for x in (STREAMS, LOGITS, random(4, N, N)))
-    with pytest.raises(ValueError, match=r"factors of \(4, 4\), expected \(16, 4\)"):
+    with pytest.raises(ValueError, match=r"factors of \(4, 4\) for 4 streams, expected \(16, 4\)"):
         run(
             device, programs, TOKENS,
             lambda tape: predict(

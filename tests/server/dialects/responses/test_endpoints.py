@@ -196,6 +196,24 @@ def test_items_become_messages() -> None:
     }
 
 
+def test_thoughts_of_one_turn_are_joined() -> None:
+    """A model that thinks again after its first words has two items of reasoning in a turn."""
+    thoughts = [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
+                for text in ("First. ", "Then.")]  # fmt: skip
+    said = {"type": "message", "role": "assistant", "content": "Hm"}
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    (turn,) = chat_body({"input": [thoughts[0], said, thoughts[1], call]})["messages"]
+    assert turn["reasoning_content"] == "First. Then."
+    assert (turn["content"][0]["text"], turn["tool_calls"][0]["id"]) == ("Hm", "c1")
+
+
+def test_rules_may_have_an_image() -> None:
+    image = {"type": "input_image", "image_url": "data:;base64,AA=="}
+    rules = {"role": "developer", "content": [image]}
+    (message,) = chat_body({"instructions": "Look", "input": [rules]})["messages"]
+    assert [part["type"] for part in message["content"]] == ["text", "image_url"]
+
+
 def test_instructions_and_the_developers_rules_are_one_message() -> None:
     rules = {"role": "developer", "content": [{"type": "input_text", "text": "rules"}]}
     user = {"role": "user", "content": "hi"}
