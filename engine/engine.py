@@ -341,7 +341,7 @@ class Engine:
             return
         seconds = time.perf_counter() - began
         self._pace.note(plan.n_tokens, seconds, any(row.mask for row in rows))
-        self._speculation.note(plan, seconds)
+        self._speculation.note(plan, seconds, self._runner.states_of)
         self._soundness.inspect(rows, logits)
         self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))

@@ -24,8 +24,8 @@ from gguf_serve.engine.option_values import layer_count
 GROUP = "Speculation"
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 TYPES = ("none", "grammar", *NGRAM_TYPES)
-DRAFT = "draft-simple"
-MODEL_TYPES = (DRAFT, "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+DRAFT, EAGLE, HEADS = "draft-simple", "draft-eagle3", "draft-mtp"
+MODEL_TYPES = (DRAFT, EAGLE, HEADS, "draft-dflash", "draft-dspark")
 SIZE, SIZE_OR_0 = Whole(1, 1024), Whole(0, 1024)
 
 
@@ -62,7 +62,8 @@ class DraftOptions:
     model: str | None = option(
         "-md", "--model-draft", "--spec-draft-model", group=GROUP, env="SPEC_DRAFT_MODEL",
         type=FILE, default=None,
-        help="GGUF file of a smaller model with the same vocabulary, which guesses tokens",
+        help="GGUF file of a smaller model with the same vocabulary, or of a draft that is made "
+        "for the model (EAGLE-3), which guesses tokens",
     )
     device: str | None = option(
         "-devd", "--device-draft", "--spec-draft-device", group=GROUP, type=TEXT, default=None,
@@ -104,8 +105,8 @@ class SpeculationOptions:
         "--spec-type", group=GROUP, env="SPEC_TYPE", type=Parsed("TYPE,...", spec_types),
         multiple=True, default=(),
         help="what guesses tokens, beside grammar, which guesses what a schema or grammar forces: "
-        f"{', '.join(NGRAM_TYPES)}; {DRAFT} with -md, and without being named; none: nothing, "
-        "grammar neither; repeatable",
+        f"{', '.join(NGRAM_TYPES)}; {HEADS}: heads of speculation in the model's file; {DRAFT} or "
+        f"{EAGLE} with -md, and without being named; none: nothing, grammar neither; repeatable",
     )
     default: bool = option(
         "--spec-default", group=GROUP, default=False, help="the same as --spec-type ngram-mod",

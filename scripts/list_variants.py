@@ -24,8 +24,8 @@ MISSING = {
     "dflash": "drafts for another model, of the inputs of its layers: such files are loaded "
     "(tested with `dflash`, `dspark` and `dspark-gemma4`; not DFlash 2's, nor those for "
     "DeepSeek-V4), nothing drafts yet",
-    "eagle3": "drafts for another model, of the inputs of its layers: such files are loaded "
-    "(tested with `eagle3` and `eagle3-own`), nothing drafts yet",
+    "eagle3": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
+    "(tested with `eagle3` and `eagle3-own`)",
     "gemma4-assistant": "drafts for another model, of the K and V of its layers: such files are "
     "loaded (tested with `gemma4-assistant` and `gemma4-assistant-e2b`), nothing drafts yet",
     "wavtokenizer-dec": "makes a sound of codes, not text",

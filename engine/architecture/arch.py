@@ -227,7 +227,7 @@ class Hyperparameters(Struct, frozen=True):
     takes_states: bool = False  # it is a head of speculation, see heads.py
     n_embd_target: int = 0  # values of the states that it takes and gives, if not n_embd
     normed_residual: bool = False  # a draft's begins with the state after its norm
-    gives_states: bool = False  # hidden states are those that its heads take
+    gives_states: bool = False  # those that its heads take are wanted of every step
     image_experts: bool = False  # images have weights of their own, and there may be images
 
     @property

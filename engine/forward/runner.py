@@ -145,7 +145,7 @@ class Runner:
         self._of_step: dict[tuple[int, int, AttentionMode, bool, bool], Recording] = {}
         self._compiling: Compiling | None = None
         self._first: Sequence[Mode] = first_modes(
-            generates=decoder.generates, encodes=decoder.encodes
+            generates=decoder.generates, encodes=decoder.encodes, states=decoder.gives_states
         )
         self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
         self.topk = decoder.record_topk()
@@ -163,7 +163,8 @@ class Runner:
         for mode in self._first:
             self._recording(mode)
         if compiling is None and self._decoder.generates:
-            self._recording(mode_of(DECODE_TILES[1], 1, "single"))
+            states = self._decoder.gives_states
+            self._recording(mode_of(DECODE_TILES[1], 1, "single", hidden=states))
 
     def use_pause(self) -> float | None:
         """Nothing is to be computed now: compile, or record, a part of what later steps may need.
@@ -249,7 +250,7 @@ class Runner:
     def is_at_hand(self, chunks: Sequence[Chunk], n_tokens: int) -> bool:
         """Whether a step of so many tokens, each with a row of logits, and several of them of one
         of these chunks, can begin at once: nothing is to be compiled for it."""
-        mode = mode_of(n_tokens, n_tokens, "tiles")
+        mode = mode_of(n_tokens, n_tokens, "tiles", hidden=self._decoder.gives_states)
         return mode in self._recordings or self._compiling is None or self._compiling.ready(mode)
 
     @property
@@ -274,8 +275,9 @@ class Runner:
         """Write a step's inputs to the devices; what is left is to run its launches and topk's."""
         attention = _attention_mode(chunks)
         n_tokens = sum(chunk.count for chunk in chunks)
-        hidden = any(chunk.outputs == "hidden" for chunk in chunks)
         encodes = any(chunk.encodes for chunk in chunks)
+        hidden = any(chunk.outputs == "hidden" for chunk in chunks)
+        hidden |= self._decoder.gives_states and not encodes
         key = n_tokens, len(rows), attention, hidden, encodes
         recording = self._of_step.get(key)
         if recording is None:
@@ -312,6 +314,17 @@ class Runner:
         """Hidden states of tokens of the last forward, by their places in it: float32
         [rows, n_embd]. The forward must have had a chunk with outputs "hidden"."""
         return read_rows(self._decoder.hidden, rows, self._decoder.queue)
+
+    @property
+    def state_width(self) -> int:
+        """Values of what ``states_of`` gives of a token."""
+        width: int = self._decoder.states.shape[1]
+        return width
+
+    def states_of(self, rows: range) -> npt.NDArray[np.float32]:
+        """What heads of speculation or a draft read of tokens of the last forward, by their places
+        in it: float32 [rows, values of a state]. The model must give states."""
+        return read_rows(self._decoder.states, rows, self._decoder.queue)
 
     def first_not_finite(self) -> str:
         """Decoder.first_not_finite, the same until the next forward."""

@@ -38,8 +38,11 @@ class Compiling:
         self.n_wanted = 0
         self._began = self._ended = 0.0
         self._thread: threading.Thread | None = None
-        self.first = first_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
-        self.later = later_modes(generates=rehearsal.generates, encodes=rehearsal.encodes)
+        steps = {
+            "generates": rehearsal.generates, "encodes": rehearsal.encodes,
+            "states": rehearsal.gives_states,
+        }  # fmt: skip
+        self.first, self.later = first_modes(**steps), later_modes(**steps)
 
     def begin(self, *, everything: bool = False) -> None:
         """Begin to compile what loading and the first request need, or all steps.

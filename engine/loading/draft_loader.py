@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError, naming
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.loading.assembly import Sizes
 from gguf_serve.engine.loading.fit import Beside, Machine, outline
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
 from gguf_serve.engine.model.decoder import kv_shapes
+from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.speculation.draft_model import DraftModel
-from gguf_serve.engine.speculation_options import OFF
+from gguf_serve.engine.speculation.guess_limits import GuessLimits
+from gguf_serve.engine.speculation_options import DRAFT, OFF
 from gguf_serve.kernels.attention.kv import KVPages
 
 VOCABULARY = "tokenizer.ggml."
@@ -38,6 +39,27 @@ class DraftFile(Struct, frozen=True):
     options: EngineOptions
     machine: Machine
     beside: Beside
+    kind = DRAFT
+
+    def prepare(self, target: Preparation, weights: ModelWeights | None) -> list[Preparation]:
+        """As many pages as its target has, for the same tokens. ``weights``: the target's."""
+        options = replace(self.options, n_ctx=target.n_ctx)
+        found = prepare(self.gguf, self.hparams, options, machine=self.machine)
+        assert found.sizes.n_pages == target.sizes.n_pages
+        return [found]
+
+    def drafter(
+        self, runners: Sequence[Runner], target: Preparation, cache: PageCache,
+        eog_ids: Collection[int], options: EngineOptions,
+    ) -> DraftModel:  # fmt: skip
+        """``cache``, ``eog_ids``: the target's. ModelError for a model that takes no token back."""
+        (runner,) = runners
+        with naming(self.gguf.path):
+            if runner.states.is_recurrent:
+                raise ModelError("a model with a recurrent state cannot guess for another one")
+        self.gguf.close()
+        limits = limits_of(target, eog_ids, options)
+        return DraftModel(runner, cache, limits, target.sizes.n_slots)
 
 
 def open_draft(
@@ -47,20 +69,31 @@ def open_draft(
     given = options.speculation.draft
     if not options.speculation.has_draft or given.model is None:
         return None
-    own = replace(
+    own = own_options(options)
+    gguf, h = read_model(Path(given.model), own)
+    with naming(gguf.path):
+        _check_kind(h)
+        _check_sizes(h.n_vocab, target_hparams.n_vocab)
+        check_vocabularies(gguf.metadata, target.metadata)
+        return draft_file(gguf, h, own)
+
+
+def own_options(options: EngineOptions) -> EngineOptions:
+    """Those of what guesses for a model with these."""
+    given = options.speculation.draft
+    return replace(
         options, device=given.device or options.device, n_gpu_layers=given.n_gpu_layers,
         cache_type_k=given.cache_type_k, cache_type_v=given.cache_type_v, swa_full=True,
         fit=False, tensor_split=(), override_tensor=(), cpu_moe=False, n_cpu_moe=0, n_cpu_ffn=0,
         rope=RopeOptions(), adapters=(), control=ControlVectors(), mmproj=None, override_kv=(),
         speculation=OFF,
     )  # fmt: skip
-    gguf, h = read_model(Path(given.model), own)
-    with naming(gguf.path):
-        _check_kind(h)
-        _check_sizes(h.n_vocab, target_hparams.n_vocab)
-        check_vocabularies(gguf.metadata, target.metadata)
-        machine = find_machine(own)
-        return DraftFile(gguf, h, own, machine, _needs(gguf, h, own, machine))
+
+
+def draft_file(gguf: GGUFFile, h: Hyperparameters, own: EngineOptions) -> DraftFile:
+    """A file that goes with its target; ``own``: its options."""
+    machine = find_machine(own)
+    return DraftFile(gguf, h, own, machine, _needs(gguf, h, own, machine))
 
 
 def _needs(gguf: GGUFFile, h: Hyperparameters, options: EngineOptions, machine: Machine) -> Beside:
@@ -110,29 +143,10 @@ def _check_same(name: str, own: object, other: object) -> None:
         )
 
 
-def prepare_draft(draft: DraftFile, target: Preparation) -> Preparation:
-    """As many pages as its target has, for the same tokens."""
-    options = replace(draft.options, n_ctx=target.n_ctx)
-    found = prepare(draft.gguf, draft.hparams, options, machine=draft.machine)
-    assert found.sizes.n_pages == target.sizes.n_pages
-    return found
-
-
-def drafter_of(
-    runner: Runner,
-    sizes: Sizes,
-    cache: PageCache,
-    n_vocab: int,
-    eog_ids: Collection[int],
-    options: EngineOptions,
-) -> DraftModel:
-    """``cache``, ``n_vocab``, ``eog_ids``: the target's. ModelError for a model that takes no token
-    back."""
-    if runner.states.is_recurrent:
-        raise ModelError("a model with a recurrent state cannot guess for another one")
-    given = options.speculation.draft
-    return DraftModel(
-        runner, cache, n_vocab=n_vocab, eog_ids=eog_ids, n_slots=sizes.n_slots,
-        n_ctx=sizes.n_ctx_slot, max_tokens=sizes.n_tokens, most=given.n_max, least=given.n_min,
-        p_min=given.p_min,
+def limits_of(target: Preparation, eog_ids: Collection[int], options: EngineOptions) -> GuessLimits:
+    """Of guesses for a model with these options."""
+    given, sizes = options.speculation.draft, target.sizes
+    return GuessLimits(
+        target.hparams.n_vocab, eog_ids, sizes.n_ctx_slot, sizes.n_tokens, given.n_max,
+        given.n_min, given.p_min,
     )  # fmt: skip

@@ -26,10 +26,9 @@ from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.draft_loader import (
     DraftFile,
-    drafter_of,
     open_draft,
-    prepare_draft,
 )
+from gguf_serve.engine.loading.head_loader import Heads, open_heads
 from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
@@ -41,7 +40,7 @@ from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
-from gguf_serve.engine.speculation_options import DRAFT, OFF, SpeculationOptions
+from gguf_serve.engine.speculation_options import DRAFT, EAGLE, OFF, SpeculationOptions
 from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
@@ -49,6 +48,10 @@ from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 from gguf_serve.kernels.quantization.weights import PackJob
 
 log = logging.getLogger(__name__)
+# Why a type of guesses does nothing
+WITHOUT_FILE = "-md, which names a model that guesses, is missing, or names one of another type"
+NOT_YET = "no such model can be loaded yet"
+MISSING = {DRAFT: WITHOUT_FILE, EAGLE: WITHOUT_FILE}
 PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 
@@ -91,12 +94,9 @@ def compile_model(
     with refusing(path):
         try:
             gguf, hparams = read_model(path, options)
-            draft = open_draft(gguf, hparams, options)
-            found = [
-                prepare(gguf, hparams, options, beside=None if draft is None else draft.beside)
-            ]
-            if draft is not None:
-                found.append(prepare_draft(draft, found[0]))
+            draft, prepared = _prepared(gguf, hparams, options)
+            guessing = [] if draft is None else draft.prepare(prepared, None)
+            found = [prepared, *guessing]
             numbers = [_compile(prepared, progress) for prepared in found]
         except DeviceError as error:
             raise EngineError(str(error)) from error
@@ -123,10 +123,9 @@ def _compile(prepared: Preparation, progress: Callable[[float], None]) -> tuple[
 def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
     began = time.perf_counter()
     gguf, hparams = read_model(path, options)
-    draft = open_draft(gguf, hparams, options)
     with ThreadPoolExecutor(1, "tokenizer") as pool:
         text = pool.submit(_read_text, gguf, hparams, options)
-        prepared = prepare(gguf, hparams, options, beside=None if draft is None else draft.beside)
+        draft, prepared = _prepared(gguf, hparams, options)
         chosen = time.perf_counter()
         hparams, sizes = prepared.hparams, prepared.sizes
         weights, runner, times = _made(prepared, options, progress)
@@ -140,7 +139,8 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
         settings["RoPE factors"] = "long" if is_long else "short"
     template.check()
     adapters = prepared.additions.adapters
-    info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters)
+    kind = "" if draft is None else draft.kind
+    info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters, kind)
     scheduler = _scheduler(
         sizes,
         _checkpoints(sizes, runner, options, prepared.room),
@@ -153,8 +153,9 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     )
     drafter = None
     if draft is not None and info.speculation != OFF:
-        with naming(draft.gguf.path):
-            drafter = _drafter(draft, prepared, scheduler, tokenizer, options, progress)
+        guessing = draft.prepare(prepared, weights)
+        made = [_made(each, draft.options, progress)[1] for each in guessing]
+        drafter = draft.drafter(made, prepared, scheduler.cache, tokenizer.eog_ids, options)
     loading = f"{time.perf_counter() - began:.1f} s: read in {chosen - began:.1f} s, {times}"
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
@@ -163,20 +164,16 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     )  # fmt: skip
 
 
-def _drafter(
-    draft: DraftFile,
-    target: Preparation,
-    scheduler: Scheduler,
-    tokenizer: Tokenizer,
-    options: EngineOptions,
-    progress: Callable[[float], None],
-) -> ModelDrafter:
-    prepared = prepare_draft(draft, target)
-    _, runner, _ = _made(prepared, draft.options, progress)
-    draft.gguf.close()
-    return drafter_of(
-        runner, prepared.sizes, scheduler.cache, target.hparams.n_vocab, tokenizer.eog_ids, options
-    )
+def _prepared(
+    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
+) -> tuple[DraftFile | Heads | None, Preparation]:
+    """What guesses for a model, and the model."""
+    heads = open_heads(gguf, hparams, options)
+    if heads is not None:
+        hparams = heads.of_target(hparams)
+        return heads, prepare(gguf, hparams, options, beside=heads.beside, draft=heads.file)
+    file = open_draft(gguf, hparams, options)
+    return file, prepare(gguf, hparams, options, beside=None if file is None else file.beside)
 
 
 def _made(
@@ -338,6 +335,7 @@ def _info(
     options: EngineOptions,
     settings: Mapping[str, Any],
     adapters: Sequence[Adapter],
+    guesses: str,
 ) -> ModelInfo:
     metadata = gguf.metadata
     return ModelInfo(
@@ -382,17 +380,18 @@ def _info(
             )
         ),
         token_bytes=runner.token_bytes,
-        speculation=_speculation(h, runner, options),
+        speculation=_speculation(h, runner, options, guesses),
     )
 
 
-def _speculation(h: Hyperparameters, runner: Runner, options: EngineOptions) -> SpeculationOptions:
+def _speculation(
+    h: Hyperparameters, runner: Runner, options: EngineOptions, kind: str
+) -> SpeculationOptions:
     """What guesses: nothing where no token follows another, and where guesses change the bits of
-    what they verify only what is asked for."""
+    what they verify only what is asked for. ``kind``: of the model that does, if there is one."""
     for name in options.speculation.missing:
-        without = "-md, which names a model that guesses, is missing"
-        reason = without if name == DRAFT else "no such model can be loaded yet"
-        log.warning("--spec-type %s does nothing: %s", name, reason)
+        if name != kind:
+            log.warning("--spec-type %s does nothing: %s", name, MISSING.get(name, NOT_YET))
     is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
     asked = options.speculation
     if not is_plain:

@@ -76,9 +76,11 @@ def prepare(
     *,
     machine: Machine | None = None,
     beside: Beside | None = None,
+    draft: GGUFFile | None = None,
 ) -> Preparation:
     """Choose devices and sizes. ``machine``: that of the options, if it is known; ``beside``:
-    another model that is to fit as well. Raises ModelError, EngineError or DeviceError."""
+    another model that is to fit as well; ``draft``: the file of one that reads states of this.
+    Raises ModelError, EngineError or DeviceError."""
     _check_cache_types(options)
     projector = open_media(options, hparams)
     if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
@@ -93,6 +95,7 @@ def prepare(
     additions = Additions(
         read_adapters([path for path, _ in options.adapters], gguf),
         read_directions(options.control, hparams.n_layers, hparams.n_embd),
+        draft,
     )
     model = outline(gguf, hparams, first, additions)
     fitting = Fitting(model, options, machine, shape, beside)

@@ -51,6 +51,11 @@ class Rehearsal:
         """Whether prompts go through an encoder, for a decoder."""
         return self._decoder.encodes
 
+    @property
+    def gives_states(self) -> bool:
+        """Whether steps give hidden states of all tokens."""
+        return self._decoder.gives_states
+
     def programs(self, mode: Mode) -> list[list[Spec]]:
         """What a step of a mode launches, by device."""
         with self._lock:

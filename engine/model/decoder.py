@@ -81,22 +81,25 @@ class Decoder:
                 np.full(self.logits.shape, LOWEST_LOGIT, np.float32),
                 wait=True,
             )
-        width = h.state_size if h.states_normed else weights.state_width
+        self.hidden = empty(last.device, (n_tokens, h.state_size))  # of all tokens
+        self.states = self.hidden  # of all tokens, for heads or a draft; maybe others
+        self.gives_states = h.takes_states or h.gives_states or weights.handover is not None
         if weights.handover is not None:
-            width = weights.handover.width
-        self.hidden = empty(last.device, (n_tokens, width))
+            self.states = empty(last.device, (n_tokens, weights.handover.width))
+        elif not h.states_normed:
+            self.states = empty(last.device, (n_tokens, weights.state_width))
         self.scores: Tensor | None = None  # of the ranking head: float32 [n_outputs, scores]
         graph = Graph([place.context for place in places], weights.placement.parts)
         results = {False: self._write(graph, n_outputs)}  # by Kind.encodes
         if ENCODED in graph.kept:
             with graph.on(weights.head.part):
                 encoded = graph.keep(graph.copied(graph.kept[ENCODED]), self.hidden)
-            results[True] = [rows.value for rows in graph.stored], encoded.value
+            results[True] = [rows.value for rows in graph.stored], [encoded.value]
         self.encodes = True in results
         kinds, plans = [kind for kind in KINDS if kind.encodes in results], list[Plan]()
         for kind in kinds:
             some, hidden = results[kind.encodes]
-            wanted = [*some, *[hidden] * kind.hidden]
+            wanted = [*some, *hidden * kind.hidden]
             plans.append(plan(graph.launches, wanted, wanted_only=kind.few))
         devices = [place.device for place in places]
         layouts = [Layout(each, devices, n_tokens, n_outputs) for each in plans]
@@ -106,9 +109,9 @@ class Decoder:
             for kind, each, layout in zip(kinds, plans, layouts, strict=True)
         }
 
-    def _write(self, g: Graph, n_outputs: int) -> tuple[list[Value], Value]:
+    def _write(self, g: Graph, n_outputs: int) -> tuple[list[Value], list[Value]]:
         """The model from its first entry to its last one. Yields what it makes of the tokens whose
-        logits are wanted, and the hidden states of all."""
+        logits are wanted, and the hidden states of all, for heads or a draft too."""
         weights, head, handover = self._weights, self._weights.head, self._weights.handover
         x = weights.embedding(g)
         self._watch(g, -1, weights.embedding.part, x)
@@ -126,13 +129,12 @@ class Decoder:
         streams = x
         for entry in weights.after:
             x = entry(g, x)
-        if handover is not None:
-            states = handover.states(g)
-        else:
-            states = head.hidden(g, x) if g.h.states_normed else head.unnormed(g, streams)
-        hidden, some = g.keep(states, self.hidden), list[Value]()
+        hidden, some = [g.keep(head.hidden(g, x), self.hidden).value], list[Value]()
+        if self.states is not self.hidden:
+            states = head.unnormed(g, streams) if handover is None else handover.states(g)
+            hidden.append(g.keep(states, self.states).value)
         if head.output is None and head.rank is None:
-            return some, hidden.value
+            return some, hidden
         last = head.last(g, x)
         scores, logits = head.scores(g, last), head.logits(g, last)
         if scores is not None:
@@ -141,7 +143,7 @@ class Decoder:
             some.append(g.keep(scores, self.scores).value)
         if logits is not None:
             some.append(g.keep(logits, self.logits).value)
-        return some, hidden.value
+        return some, hidden
 
     def _watch(self, g: Graph, layer: int, part: int, x: Rows) -> None:
         if self._marks:

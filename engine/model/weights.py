@@ -68,7 +68,7 @@ from gguf_serve.engine.layers.sublayer import (
 )
 from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.recording.adapters import Adapter, check_used, switched_adapters
-from gguf_serve.engine.recording.tensors import Linear, TensorSource
+from gguf_serve.engine.recording.tensors import Linear, Places, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.quantization.weights import Matrix, PackJob
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -106,15 +106,18 @@ class ModelWeights(Struct, frozen=True):
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
     n_adapters: int
+    placed: Sequence[Mapping[Places, Matrix]]  # by device, while the file is open
 
 
 class Additions(NamedTuple):
     """What is computed beside the file's matrices: LoRA adapters, control vectors by layer, states
-    for the draft of an open file."""
+    for the draft of an open file; ``lent``: matrices that are there, by device, see
+    TensorSource."""
 
     adapters: Sequence[Adapter] = ()
     directions: Mapping[int, npt.NDArray[np.float32]] = {}
     draft: GGUFFile | None = None
+    lent: Sequence[Mapping[Places, Matrix]] = ()
 
 
 NO_ADDITIONS = Additions()
@@ -132,13 +135,16 @@ def allocate_weights(
     Raises ModelError for a tensor that is missing, of a wrong shape, or of a type without
     kernels.
     """
-    adapters, directions, draft = additions
+    adapters, directions, draft, lent = additions
     gguf = as_layers(gguf, hparams.arch)
     check_tensors(gguf, hparams)
     if hparams.switch is not None:
         own = switched_adapters(gguf, hparams.n_layers, hparams.switch.n_adapters)
         adapters = (*own, *adapters)
-    sources = [TensorSource(gguf, device, hparams.arch.unused, adapters) for device in devices]
+    sources = [
+        TensorSource(gguf, device, hparams.arch.unused, adapters, placed)
+        for device, placed in zip(devices, lent or [{}] * len(devices), strict=True)
+    ]
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     read = next((name for name in EMBEDDINGS if source.has(name)), EMBEDDING)
@@ -148,8 +154,8 @@ def allocate_weights(
     fusion = load_fusion(source, hparams, 0)
     handover = None
     if draft is not None:
-        lent = TensorSource(draft, devices[placement.output])
-        handover, last.jobs[:0] = load_state_fusion(lent, draft, hparams, head_at), lent.jobs
+        other = TensorSource(draft, devices[placement.output])
+        handover, last.jobs[:0] = load_state_fusion(other, draft, hparams, head_at), other.jobs
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
     n_streams = residuals.count if isinstance(residuals, HyperWeights) else 1
     layers = _layers(sources, hparams, placement)
@@ -188,6 +194,7 @@ def allocate_weights(
         state_width=hparams.state_size * n_streams,
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
+        placed=[source.placed for source in sources],
     )  # fmt: skip
     check_used(adapters, set().union(*(source.adapted for source in sources)))
     return weights, [source.jobs for source in sources]

@@ -82,13 +82,14 @@ class Mode(Struct, frozen=True):
     encodes: bool = False
 
 
-def first_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
+def first_modes(*, generates: bool, encodes: bool = False, states: bool = False) -> list[Mode]:
     """Of the steps of a short first request: one token, and prompts. ``encodes``: which an encoder
-    reads."""
+    reads; ``states``: the hidden states of all tokens are wanted in all steps."""
     if not generates:
         return [mode_of(PROMPT_TILE, 0, "tiles", hidden=True)]
     encoding = [mode_of(PROMPT_TILE, 0, "tiles", encodes=True)] * encodes
-    return [mode_of(1, 1, "single"), mode_of(PROMPT_TILE, 1, "tiles"), *encoding]
+    decode = mode_of(1, 1, "single", hidden=states)
+    return [decode, mode_of(PROMPT_TILE, 1, "tiles", hidden=states), *encoding]
 
 
 def as_prompt(mode: Mode) -> Mode:
@@ -96,18 +97,21 @@ def as_prompt(mode: Mode) -> Mode:
     return replace(mode, attention="tiles")
 
 
-def later_modes(*, generates: bool, encodes: bool = False) -> list[Mode]:
+def later_modes(*, generates: bool, encodes: bool = False, states: bool = False) -> list[Mode]:
     """Of all other steps, the likeliest first."""
     attentions: tuple[AttentionMode, ...] = ("single", "split")
     hidden = [
         mode_of(n, 0, attention, hidden=True)
         for n in DECODE_TILES for attention in ("tiles", *attentions)
     ]  # fmt: skip
-    decode = [mode_of(n, n, attention) for n in DECODE_TILES for attention in attentions]
-    modes = [*decode, mode_of(PROMPT_TILE, PROMPT_TILE, "tiles"), *hidden] if generates else hidden
+    decode = [
+        mode_of(n, n, attention, hidden=states) for n in DECODE_TILES for attention in attentions
+    ]
+    decode.append(mode_of(PROMPT_TILE, PROMPT_TILE, "tiles", hidden=states))
+    modes = [*decode, *hidden] if generates else hidden
     if encodes:
         modes[-len(hidden) :] = [mode_of(PROMPT_TILE, 0, "tiles", hidden=True, encodes=True)]
-    first = first_modes(generates=generates, encodes=encodes)
+    first = first_modes(generates=generates, encodes=encodes, states=states)
     return [mode for mode in dict.fromkeys(modes) if mode not in first]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from gguf_serve.kernels.rows.norm import NormWeights
 
 INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
+# Of what a matrix is made of: addresses in the open file, rows there, and their scale
+Places = tuple[tuple[int, int, float], ...]
 
 
 class LowRankMatrices(Struct, frozen=True):
@@ -100,14 +103,18 @@ class TensorSource:
         device: Device,
         unused: Sequence[str] = (),
         adapters: Sequence[Adapter] = (),
+        lent: Mapping[Places, Matrix] = MappingProxyType({}),
     ) -> None:
-        """``unused``: ends of the names of tensors that are as if they were not there."""
+        """``unused``: ends of the names of tensors that are as if they were not there; ``lent``:
+        matrices that are on the device already, another source's ``placed``."""
         self._gguf = gguf
         self._adapters = adapters
         self.adapted: set[str] = set()  # tensors whose updates count
         self._device = device
         self._unused = tuple(unused)
         self.jobs: list[PackJob] = []
+        self._lent = lent
+        self.placed: dict[Places, Matrix] = {}
 
     def _named(self, name: str) -> str:
         """Some converters leave out ".weight"."""
@@ -257,7 +264,7 @@ class TensorSource:
 
     def float_matrix(self, array: Floats) -> Matrix:
         """A matrix that is not in the file."""
-        return self._place([_float_raw(array)])
+        return self._allocate([_float_raw(array)])
 
     def optional_linear(self, name: str) -> Linear | None:
         return self.linear(name) if self.has(f"{name}.weight") else None
@@ -341,6 +348,14 @@ class TensorSource:
         return Linear(matrix, self.upload(np.concatenate(by_slab)), low_rank=low_rank)
 
     def _place(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
+        """The matrix of the file's rows, which may be there already."""
+        places = tuple((raw.data.ctypes.data, raw.n_rows, raw.scale) for raw in raws)
+        if (lent := self._lent.get(places)) is not None and lent.paired == paired:
+            return lent
+        self.placed[places] = self._allocate(raws, paired=paired)
+        return self.placed[places]
+
+    def _allocate(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
         try:
             matrix, jobs = place(self._device, raws, paired=paired)
         except ValueError as error:

@@ -19,7 +19,7 @@ from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 
 FIRST_TRUST, FIRST_WEIGHT = 0.7, 16.0  # of a model's tokens, and tokens that this counts for
 FORGETS = 0.998  # of what is known, with each token
-States = Callable[[], npt.NDArray[np.float32]]
+States = Callable[[range], npt.NDArray[np.float32]]
 
 
 class Wish(NamedTuple):
@@ -48,8 +48,8 @@ class ModelDrafter(Protocol):
         ...
 
     def follow(self, plan: Plan, states: States | None) -> None:
-        """A plan's tokens have been computed by the target; none is sampled yet. ``states``: the
-        hidden states of all its tokens in their order, float32 [tokens, n_embd]."""
+        """A plan's tokens have been computed by the target; none is sampled yet. ``states``: of
+        some of its tokens in their order, see Runner.states_of."""
         ...
 
     def copy_pages(self, copies: Sequence[PageCopy]) -> None:

@@ -9,7 +9,7 @@ from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan, Sequence
 from gguf_serve.engine.speculation.asking import Asking
 from gguf_serve.engine.speculation.lengths import Offer, lengths
-from gguf_serve.engine.speculation.model_drafter import ByModel, ModelDrafter
+from gguf_serve.engine.speculation.model_drafter import ByModel, ModelDrafter, States
 from gguf_serve.engine.speculation.prices import Prices
 from gguf_serve.engine.speculation.proposals import NOTHING, Proposals
 
@@ -82,10 +82,10 @@ class Speculation:
         n_more = plan.n_tokens - n_streams
         return lambda n: self.prices.of(n + n_more + ceil((n - n_streams) * again))
 
-    def note(self, plan: Plan, seconds: float) -> None:
-        """A plan's step has taken so long."""
+    def note(self, plan: Plan, seconds: float, states: States | None = None) -> None:
+        """A plan's step has taken so long; ``states``: see ModelDrafter.follow."""
         if self._drafter is not None:
-            self._drafter.follow(plan, None)
+            self._drafter.follow(plan, states if self._drafter.wants_states else None)
         if plan.decodes:
             self.prices.note(plan.n_tokens, seconds)
             if self._asking is not None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, Reply, engine_of, random_prompt, submit
+from asking import GREEDY, engine_of, guess_everything, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.loading.draft_loader import check_vocabularies
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, DraftLimits, Event, Finished, Request
+from gguf_serve.engine.request import Delta, DraftLimits, Event, Request
 from gguf_serve.engine.sampling_params import SamplingParams
-from gguf_serve.engine.speculation import asking, speculation
-from gguf_serve.engine.speculation.account import Account
-from gguf_serve.engine.speculation.draft_model import DraftModel
-from gguf_serve.engine.speculation.lengths import Offer
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
 from gguf_serve.kernels.opencl.platforms import list_devices
 
@@ -35,23 +31,10 @@ Start = Callable[..., Engine]
 
 
 @pytest.fixture
-def everything_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little that promises, and all of it is verified."""
-
-    def chosen(offers: Sequence[Offer], most: int, price: object) -> list[int]:
-        return [min(offer.n_tokens, most // len(offers)) for offer in offers]
-
-    monkeypatch.setattr(speculation, "lengths", chosen)
-    monkeypatch.setattr(
-        asking.Asking, "_n_tokens", lambda self, askers, n, room: min(4, room // len(askers))
-    )
-    monkeypatch.setattr(asking.Asking, "_worth", lambda *args: 0.0)
-    monkeypatch.setattr(Account, "has", lambda *args: True)
-    monkeypatch.setattr(DraftModel, "seconds", lambda *args: 0.0)
-
-
-@pytest.fixture
-def start(everything_is_guessed: None, conformance_model: Callable[[str], Path]) -> Iterator[Start]:
+def start(
+    monkeypatch: pytest.MonkeyPatch, conformance_model: Callable[[str], Path]
+) -> Iterator[Start]:
+    guess_everything(monkeypatch)
     engines: list[Engine] = []
 
     def started(name: str, draft: str | None, **changes: Any) -> Engine:
@@ -70,12 +53,6 @@ def start(everything_is_guessed: None, conformance_model: Callable[[str], Path])
         assert engine.healthy
         assert engine.stats().n_pages_used == 0
         engine.close()
-
-
-def told(reply: Reply) -> list[Any]:
-    """All of a reply that must not depend on guesses."""
-    assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
-    return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
 
 
 ASKED: list[dict[str, Any]] = [

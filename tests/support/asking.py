@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -15,6 +16,10 @@ from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, TokenScore
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.serving.disk import DiskOptions
+from gguf_serve.engine.speculation import asking, speculation
+from gguf_serve.engine.speculation.account import Account
+from gguf_serve.engine.speculation.lengths import Offer
+from gguf_serve.engine.speculation.timed_steps import TimedSteps
 
 SECONDS = 60  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0)
@@ -165,3 +170,24 @@ def assert_same_logits(shared: Reply, alone: Reply) -> None:
 
 def random_prompt(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([n, seed]).integers(0, 128, n).tolist()
+
+
+def told(reply: Reply) -> list[Any]:
+    """All of a reply that must not depend on guesses."""
+    assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
+    return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
+
+
+def guess_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models guess however little that promises, and all of it is verified."""
+
+    def chosen(offers: Sequence[Offer], most: int, price: object) -> list[int]:
+        return [min(offer.n_tokens, most // len(offers)) for offer in offers]
+
+    monkeypatch.setattr(speculation, "lengths", chosen)
+    monkeypatch.setattr(
+        asking.Asking, "_n_tokens", lambda self, askers, n, room: min(4, room // len(askers))
+    )
+    monkeypatch.setattr(asking.Asking, "_worth", lambda *args: 0.0)
+    monkeypatch.setattr(Account, "has", lambda *args: True)
+    monkeypatch.setattr(TimedSteps, "seconds", lambda *args: 0.0)

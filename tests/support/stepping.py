@@ -160,7 +160,7 @@ class Stepper:
         found = self.runner.forward([chunk], (), wanted, states=given)
         logits = np.array([row.row() for row in found])
         seq.n_computed += count
-        return logits, self.runner.hidden(range(count))
+        return logits, self.runner.states_of(range(count))
 
     def read_states(self, seq: RunningSequence, states: Floats) -> None:
         """Give a draft that has keys of its target's states those of the next tokens."""

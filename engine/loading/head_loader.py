@@ -1,0 +1,125 @@
+"""Heads of speculation, in the file of their model or a draft's of its own: what is read of them,
+what memory they take, and their drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.drafts import Draft, read_draft
+from gguf_serve.engine.architecture.heads import count_heads, read_head
+from gguf_serve.engine.architecture.table import DRAFTS
+from gguf_serve.engine.errors import ModelError, naming
+from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
+from gguf_serve.engine.loading.assembly import CacheTypes
+from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.engine.loading.draft_loader import DraftFile, draft_file, limits_of, own_options
+from gguf_serve.engine.loading.fit import Beside, outline, rehearse
+from gguf_serve.engine.loading.preparation import Preparation
+from gguf_serve.engine.model.placement import on_one_device
+from gguf_serve.engine.model.weights import Additions, ModelWeights
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.scheduling.page_cache import PageCache
+from gguf_serve.engine.speculation.head_drafter import HeadDrafter
+from gguf_serve.engine.speculation_options import EAGLE, HEADS
+
+KINDS = {"eagle3": EAGLE}  # of drafts in files of their own
+
+
+class Heads(Struct, frozen=True):
+    """``files``: each head as a model that is not loaded yet; ``draft``: what they are, if they are
+    of a ``file`` of their own, and not of their target's."""
+
+    kind: str
+    files: tuple[DraftFile, ...]
+    draft: Draft | None = None
+    file: GGUFFile | None = None
+
+    @property
+    def options(self) -> EngineOptions:
+        return self.files[0].options
+
+    @property
+    def beside(self) -> Beside:
+        """What all of them take of a device."""
+        each = [file.beside for file in self.files]
+        return Beside(
+            each[0].info, sum(some.weights for some in each), sum(some.page for some in each)
+        )
+
+    def of_target(self, h: Hyperparameters) -> Hyperparameters:
+        """Those of the target, which is to give states."""
+        return replace(h, gives_states=self.draft is None)
+
+    def prepare(self, target: Preparation, weights: ModelWeights | None) -> list[Preparation]:
+        """Beside the target's output, with as many pages. ``weights``: the target's, some of which
+        are theirs, too."""
+        return [self._prepare(file, target, weights) for file in self.files]
+
+    def _prepare(
+        self, file: DraftFile, target: Preparation, weights: ModelWeights | None
+    ) -> Preparation:
+        h, options, at = file.hparams, file.options, target.placement.output
+        device, programs = target.placed[at]
+        placement, sizes = on_one_device(h.n_layers), replace(target.sizes, n_ring_pages=0)
+        compiling = None
+        if not programs.are_kept_by_driver:
+            model = outline(file.gguf, h, device)
+            rehearsal = rehearse(
+                model, placement, [device], sizes,
+                CacheTypes(options.cache_type_k, options.cache_type_v),
+                flash=options.flash_attn != "off",
+            )  # fmt: skip
+            compiling = Compiling(rehearsal, [programs], [set().union(*model.part_types)])
+        lent = () if weights is None else (weights.placed[at],)
+        return Preparation(
+            file.gguf, h, None, Additions(lent=lent), [(device, programs)], placement,
+            target.n_ctx, sizes, None, compiling,
+        )  # fmt: skip
+
+    def drafter(
+        self, runners: Sequence[Runner], target: Preparation, cache: PageCache,
+        eog_ids: Collection[int], options: EngineOptions,
+    ) -> HeadDrafter:  # fmt: skip
+        """ModelError for heads that take no token back."""
+        if any(runner.states.is_recurrent for runner in runners):
+            raise ModelError("heads with a recurrent state cannot guess")
+        return HeadDrafter(
+            self.kind, runners, cache, limits_of(target, eog_ids, options), target.sizes.n_slots,
+            n_ahead=int(self.draft is not None),
+            ids=None if self.draft is None else self.draft.ids,
+        )  # fmt: skip
+
+
+def open_heads(target: GGUFFile, h: Hyperparameters, options: EngineOptions) -> Heads | None:
+    """What the options ask for; None if that is nothing, or a draft model. ModelError for heads
+    that are not there, or do not go with the target."""
+    spec, file = options.speculation, options.speculation.draft.model
+    if file is not None and spec.has_draft:
+        gguf = open_gguf(Path(file))
+        if gguf.architecture not in DRAFTS:
+            gguf.close()
+            return None
+        with naming(gguf.path):
+            return _of_draft(gguf, target, options)
+    if HEADS not in spec.types or "none" in spec.types:
+        return None
+    n = count_heads(target)
+    if not n:
+        raise ModelError(f"--spec-type {HEADS}: the file has no heads of speculation")
+    own = own_options(options)
+    found = [read_head(target, h.arch, number) for number in range(n)]
+    return Heads(HEADS, tuple(draft_file(*each, own) for each in found))
+
+
+def _of_draft(gguf: GGUFFile, target: GGUFFile, options: EngineOptions) -> Heads:
+    kind = KINDS.get(gguf.architecture)
+    if kind is None:
+        raise ModelError(f"drafts of the architecture {gguf.architecture} do not guess yet")
+    draft = read_draft(gguf, target)
+    return Heads(kind, (draft_file(draft.gguf, draft.hparams, own_options(options)),), draft, gguf)

@@ -1,0 +1,123 @@
+"""Heads of speculation change nothing, and guess what llama.cpp's do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import GREEDY, engine_of, guess_everything, random_prompt, submit, told
+from conformance_data import arrays, read_spec
+
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.speculation.head_drafter import HeadDrafter
+from gguf_serve.engine.speculation.model_drafter import Wish
+from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
+from gguf_serve.kernels.opencl.platforms import list_devices
+
+OPTIONS = EngineOptions(n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd")
+PROMPT = random_prompt(70, 1)
+SEED = SamplingParams(temperature=0.8, seed=1)
+NO_END = ((0, float("-inf")),)
+DAILY = "glm4moe-mtp"
+SLOW = [
+    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "eagle3", "mimo2-mtp",
+    "nemotron_h_moe-mtp", "qwen35-mtp", "step35-mtp",
+]  # fmt: skip
+Start = Callable[..., Engine]
+
+
+@pytest.fixture
+def start(
+    monkeypatch: pytest.MonkeyPatch, conformance_model: Callable[[str], Path]
+) -> Iterator[Start]:
+    guess_everything(monkeypatch)
+    engines: list[Engine] = []
+
+    def started(name: str, guesses: bool, draft: str | None = None, **changes: Any) -> Engine:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        file = None if draft is None else str(conformance_model(draft))
+        types = ("draft-mtp",) if guesses and file is None else ()
+        spec = SpeculationOptions(types=types, draft=DraftOptions(model=file, n_max=4))
+        options = replace(OPTIONS, speculation=spec, **changes)
+        model = load_model(conformance_model(name), options, lambda share: None)
+        assert (model.drafter is None) == (not guesses)
+        engines.append(engine_of(model, [0]))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        assert engine.healthy
+        assert engine.stats().n_pages_used == 0
+        engine.close()
+
+
+ASKED: list[dict[str, Any]] = [
+    {"sampling": GREEDY, "n_probs": 3},
+    {"sampling": SEED, "n_probs": 3},
+    {"sampling": replace(SEED, repeat_penalty=1.3, dry_multiplier=0.8)},
+]
+
+
+@pytest.mark.parametrize("name", [DAILY, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_heads_change_nothing(start: Start, name: str) -> None:
+    """Not for one that begins with what another has computed, and leaves, either."""
+    prompts = [PROMPT, PROMPT[:50] + random_prompt(30, 2), random_prompt(60, 3), PROMPT]
+    target = read_spec(name).get("target")
+    draft = None if target is None else name
+    alone, guessing = start(target or name, False), start(target or name, True, draft)
+    for asked in ASKED:
+        expected = [told(submit(alone, prompt, 40, **asked)) for prompt in prompts]
+        replies = [submit(guessing, prompt, 40, **asked) for prompt in prompts]
+        assert [told(reply) for reply in replies] == expected, asked
+    assert guessing.stats().n_drafted > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own"])
+def test_guesses_are_those_of_llama_cpp(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made: list[list[list[int]]] = []
+    propose = HeadDrafter.propose
+
+    def noted(self: HeadDrafter, wishes: Sequence[Wish], worth: float) -> list[list[int]]:
+        made.append(propose(self, wishes, worth))
+        return made[-1]
+
+    monkeypatch.setattr(HeadDrafter, "propose", noted)
+    target, found = read_spec(name).get("target"), arrays(name)
+    engine = start(target or name, True, None if target is None else name)
+    submit(engine, PROMPT, 40, GREEDY).wait()  # prices are known then
+    for _ in range(2):  # with a prefix that is found, too
+        made.clear()
+        reply = submit(engine, found["tokens"].tolist(), 8, GREEDY).wait()
+        assert reply.tokens[0] == found["draft_tokens"][0]
+        n = min(4, len(found["draft_tokens"]) - 1)
+        assert made[0][0][:n] == found["draft_tokens"][1 : n + 1].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [DAILY, "eagle3"])
+def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
+    """Sequences pause, and what they have begins anew; a context that shifts, too."""
+    target = read_spec(name).get("target")
+    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT] * 4
+    asked = [replace(SEED, seed=i, logit_bias=NO_END) for i in range(len(prompts))]
+    answers = list[list[Any]]()
+    for guesses in (False, True):
+        draft = name if guesses and target else None
+        engine = start(target or name, guesses, draft, n_ctx=256, context_shift=True)
+        replies = [
+            submit(engine, prompt, 220 if i == 0 else 70, sampling, n_probs=2)
+            for i, (prompt, sampling) in enumerate(zip(prompts, asked, strict=True))
+        ]
+        answers.append([told(reply) for reply in replies])
+        assert engine.stats().n_preempted > 0
+    assert answers[0] == answers[1]
