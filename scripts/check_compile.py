@@ -1,7 +1,8 @@
 """Compiles every program on this machine's CPU drivers, for processors that need not be there.
 
     python scripts/check_compile.py [--processors avx2,vnni] [--only matmul] [--model FILE ...]
-                                    [--every N] [--limit 2]
+                                    [--every N [--first I]] [--limit 2]
+                                    [--state FILE] [--minutes M]
 
 Which processors: PROCESSORS; Intel's driver generates code for any of them, PoCL for the one that
 it runs on (native). Which programs: the products of every tensor type with every form of
@@ -10,6 +11,11 @@ kernel families, and with --model all that the steps of these models need. Print
 longest, in seconds of processor time: that does not depend on what else a machine does. Ends with
 1 where one takes more than the limit or does not compile; a compiler that takes MOST_SECONDS of
 processor time is ended. --every 100 takes a hundredth of them, for a quick look.
+
+All of them are hours of processor time. --state keeps what is found in a file, from which the
+next run goes on, and --minutes ends a run early; --every 2 --first 0 and --first 1 are one half
+each, for two machines. Programs whose text is the same after the preprocessor are compiled once
+(compiled_before.py).
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -29,9 +36,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from compiled_before import Compiled, Outcome, program_hash, text_hash
 from variants import gpu, launcher_specs, model_specs, processor
 
 from gguf_serve.engine.recording.step import Mode
+from gguf_serve.kernels.opencl.compiling.program_cache import device_hash_of
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Spec
@@ -77,11 +86,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``seconds`` of processor time, or why it failed."""
+    """``seconds`` of processor time, or why it failed. ``is_new``: it was compiled just now."""
 
     job: Job
     seconds: float
     error: str = ""
+    is_new: bool = True
 
 
 class Compiler:
@@ -91,8 +101,7 @@ class Compiler:
         self._driver, self._target = driver, PROCESSORS[processor].target
         self._process: subprocess.Popen[str] | None = None
 
-    def compile(self, spec: Spec) -> tuple[float, str]:
-        """(seconds of processor time, the error or "")."""
+    def compile(self, spec: Spec) -> Outcome:
         process = self._process or self._start()
         self._process = process
         timer = threading.Timer(HANG_SECONDS, process.kill)
@@ -106,9 +115,8 @@ class Compiler:
         finally:
             timer.cancel()
         if line:
-            seconds, error = json.loads(line)
-            return seconds, error
-        return MOST_SECONDS, f"the compiler ended with {self.close()}"
+            return Outcome(*json.loads(line))
+        return Outcome(MOST_SECONDS, f"the compiler ended with {self.close()}")
 
     def close(self) -> int | None:
         """The process' exit status, None if there is none."""
@@ -160,22 +168,41 @@ def _specs(device: Device, models: Sequence[Path]) -> Iterator[Spec]:
         yield from model_specs(path, device, MODES)
 
 
-def compile_all(wanted: Sequence[Job], n_processes: int) -> Iterator[Result]:
-    """In as many processes, each of which keeps the compilers that it has needed."""
+def compile_all(
+    wanted: Sequence[Job], n_processes: int, compiled: Compiled, until: float = math.inf
+) -> Iterator[Result]:
+    """In as many processes, each of which keeps the compilers that it has needed. What has been
+    compiled is not again; what is not begun ``until`` a time of the monotonic clock is left out."""
     local = threading.local()
     compilers: list[Compiler] = []
+    hashes = {info.platform: device_hash_of(info) for info in list_devices()}
 
-    def run(job: Job) -> Result:
+    def run(job: Job) -> Result | None:
+        place = f"{job.driver} {hashes[job.driver]} {job.processor}"
+        program = program_hash(place, job.spec)
+        outcome = compiled.find(program)
+        if outcome is not None:
+            return Result(job, *outcome, is_new=False)
+        if time.monotonic() >= until:
+            return None
+        text = text_hash(place, job.spec)
+        outcome = None if text is None else compiled.find(text)
+        is_new = outcome is None
+        outcome = outcome or compiler_for(job).compile(job.spec)
+        compiled.add([program, *([text] if text else [])], outcome)
+        return Result(job, *outcome, is_new=is_new)
+
+    def compiler_for(job: Job) -> Compiler:
         kept: dict[tuple[str, str], Compiler] = local.__dict__.setdefault("compilers", {})
         key = job.driver, job.processor
         if key not in kept:
             kept[key] = Compiler(*key)
             compilers.append(kept[key])
-        return Result(job, *kept[key].compile(job.spec))
+        return kept[key]
 
     try:
         with ThreadPoolExecutor(n_processes) as pool:
-            yield from pool.map(run, wanted)
+            yield from filter(None, pool.map(run, wanted))
     finally:
         for compiler in compilers:
             compiler.close()
@@ -221,6 +248,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS")
     parser.add_argument("--every", type=int, default=1, metavar="N")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="of those N")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="what is known, and becomes so")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M")
     parser.add_argument("--compile-for", metavar="DRIVER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compile_for is not None:
@@ -228,10 +258,15 @@ def main() -> int:
         return 0
     wanted = jobs(args.processors.split(","), args.model)
     wanted = [job for job in wanted if args.only in job.spec.source]
-    wanted = wanted[:: args.every]
-    results = sorted(compile_all(wanted, os.cpu_count() or 1), key=lambda r: -r.seconds)
-    total = sum(result.seconds for result in results)
-    print(f"{len(results)} programs, {total:.0f} s of processor time; the slowest:")
+    wanted = wanted[args.first :: args.every]
+    until = time.monotonic() + args.minutes * 60
+    found = compile_all(wanted, os.cpu_count() or 1, Compiled(args.state), until)
+    results = sorted(found, key=lambda r: -r.seconds)
+    new = [result.seconds for result in results if result.is_new]
+    print(
+        f"{len(results)} of {len(wanted)} programs, {len(new)} of them compiled now in "
+        f"{sum(new):.0f} s of processor time; the slowest:"
+    )
     for result in results[:10]:
         print(f"{result.seconds:7.2f} s  {result.job}")
     failed = [result for result in results if result.error]

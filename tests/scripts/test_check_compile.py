@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from check_compile import LIMIT, PROCESSORS, Job, compile_all, jobs
+from compiled_before import Compiled
 
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Spec
@@ -35,14 +38,30 @@ def unrolled(driver: str) -> list[Job]:
 def test_programs_compile_in_seconds() -> None:
     wanted = [job for driver in dict.fromkeys(DRIVERS) for job in unrolled(driver)]
     wanted += jobs(PROCESSORS, [])[::EVERY]
-    results = list(compile_all(wanted, 1))
+    results = list(compile_all(wanted, 1, Compiled()))
     assert [r for r in results if r.error or r.seconds > LIMIT] == []
 
 
 def test_what_does_not_compile_is_said() -> None:
     bad = Job(DRIVERS[0], "native", Spec("matrix/lowrank.cl", ("x=1+",)))
     good = Job(DRIVERS[0], "native", Spec("matrix/lowrank.cl", ("TIMES=1",)))
-    failed, built = compile_all([bad, good], 1)
+    failed, built = compile_all([bad, good], 1, Compiled())
     assert "error" in failed.error
     assert built.error == ""
     assert built.seconds > 0
+
+
+def test_what_has_been_compiled_is_not_again(tmp_path: Path) -> None:
+    """Nor what is the same after the preprocessor; a time that is over begins nothing."""
+    state = tmp_path / "state.jsonl"
+    spec = Spec("matrix/lowrank.cl", ("TIMES=1",))
+    job, same, other = (
+        Job(DRIVERS[0], "native", Spec(spec.source, (*spec.defines, *more)))
+        for more in ((), ("NOBODY_READS_THIS",), ("float=double",))
+    )
+    (first,) = compile_all([job], 1, Compiled(state))
+    assert [r.job for r in compile_all([job, same, other], 1, Compiled(state), 0.0)] == [job]
+    twin, last = compile_all([same, other], 1, Compiled(state))
+    assert (first.is_new, twin.is_new, last.is_new) == (True, False, True)
+    assert twin.seconds == first.seconds
+    assert len(state.read_text().splitlines()) == 3
