@@ -10,6 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,60 @@ def test_a_disk_that_takes_nothing(
     assert folder.n_bytes == 3 * SIZE
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_disk_that_becomes_full_within_a_file(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here the system takes the first bytes of a page, and no more."""
+    import resource
+
+    folder, pages = Folder(path, 1 << 20), names(1, 3)
+    put(folder, pages[:1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, before[1]))
+    try:
+        assert put(folder, pages) == [True, False, False]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.records) == 1
+    assert there(folder, pages) == [True, False, False]
+    assert {file.suffix for file in path.iterdir()} == {"", ".kv"}
+    folder._rests_until = 0.0
+    assert put(folder, pages) == [True] * 3
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a chain, for a user who may read it and nothing else."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("it takes root to become another user")
+    with tempfile.TemporaryDirectory() as outside:  # pytest's folders are for one user
+        path = Path(outside) / "kv"
+        put(Folder(path, 1 << 20), names(1, 2))
+        for found, mode in (
+            (Path(outside), 0o755),
+            (path, 0o755),
+            *((f, 0o644) for f in files(path)),
+        ):
+            found.chmod(mode)
+        os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            os.seteuid(0)
+
+
+def test_a_read_only_folder(read_only: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is there is read, nothing is added, and one warning says so."""
+    folder, pages = Folder(read_only, 1 << 20), names(1, 3)
+    folder.look()
+    folder._rests_until = 0.0
+    assert put(folder, pages) == [True, True, False]
+    assert there(folder, pages) == [True, True, False]
+    assert [record.args[-1] for record in caplog.records] == ["Permission denied"]
+    assert len(files(read_only)) == 2
+
+
 def test_a_folder_that_goes_away(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, pages = Folder(path, 1 << 20), names(1, 2)
     put(folder, pages)
@@ -248,12 +304,13 @@ def test_servers_share_the_limit(path: Path) -> None:
         assert n <= 10
 
 
-def test_writers_that_are_killed(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_times", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_writers_that_are_killed(path: Path, tmp_path: Path, n_times: int) -> None:
     """At random moments: whatever has a page's name is whole, and the next one goes on."""
     (tmp_path / "tests_of_folder.py").write_text(Path(__file__).read_text())
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     generator = random.Random(1)
-    for _ in range(2):
+    for _ in range(n_times):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)], env=environment, stdout=subprocess.PIPE
         )

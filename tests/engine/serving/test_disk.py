@@ -8,102 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking import (
-    GREEDY,
-    SECONDS,
-    Reply,
-    ask,
-    assert_same_logits,
-    engine_of,
-    random_prompt,
-    submit,
-)
+from asking import GREEDY, SECONDS, Reply, ask, assert_same_logits, random_prompt, submit
+from disk_engines import N_PAGES, N_TOKENS, Start, disk, forget, kept, scores, wait_for
 
 from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.loading.loader import load_model
-from gguf_serve.engine.options import EngineOptions, RopeOptions
 from gguf_serve.engine.request import Request, Started
-from gguf_serve.engine.serving.disk import disk_options
-from gguf_serve.engine.stats import DiskStats
-from gguf_serve.kernels.opencl.platforms import list_devices
-
-OPTIONS = EngineOptions(
-    n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
-    cache_disk_min_tokens=64,
-)  # fmt: skip
-N_TOKENS = 330  # ten full pages and the beginning of one
-N_PAGES = 10
-
-Start = Callable[..., Engine]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("disk") / "kv"
-
-
-@pytest.fixture(scope="module")
-def engine(conformance_model: Callable[[str], Path], folder: Path) -> Iterator[Engine]:
-    """Two slots of 512 tokens."""
-    if not list_devices():
-        pytest.skip("no OpenCL device")
-    options = replace(OPTIONS, cache_disk=str(folder))
-    model = load_model(conformance_model("llama-dense"), options, lambda share: None)
-    engine = engine_of(model, disk=disk_options(options))
-    assert engine._disk is not None
-    engine._disk._loads._speed = lambda: 0.0  # so small a model computes as fast as a disk reads
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def start(start_engine: Callable[[str, EngineOptions], Engine], folder: Path) -> Start:
-    """Starts a model with the folder."""
-    return lambda name="llama-dense", **changes: start_engine(
-        name, replace(OPTIONS, cache_disk=str(folder), **changes)
-    )
-
-
-def disk(engine: Engine) -> DiskStats:
-    stats = engine.stats().disk
-    assert stats is not None
-    return stats
-
-
-def wait_for(engine: Engine, n_written: int) -> None:
-    """Until it has written so many files."""
-    end = time.monotonic() + SECONDS
-    while disk(engine).n_written < n_written:
-        assert time.monotonic() < end, f"{disk(engine).n_written} files, not {n_written}"
-        time.sleep(0.01)
-    assert disk(engine).n_written == n_written
-
-
-def forget(engine: Engine, *prompts: list[int]) -> None:
-    engine._scheduler.cache.clear()
-    if engine._scheduler.checkpoints is not None:
-        for prompt in prompts:
-            engine._scheduler.checkpoints.forget(prompt, None, 0)
-
-
-def kept(engine: Engine, seed: int) -> list[int]:
-    """A prompt that has been computed and is in the folder, and not in memory any more."""
-    prompt, n = random_prompt(N_TOKENS, seed), disk(engine).n_written
-    ask(engine, prompt, 1)
-    wait_for(engine, n + N_PAGES)
-    forget(engine)
-    return prompt
-
-
-def scores(reply: Reply) -> list[object]:
-    return [(score.id, score.logprob, score.top) for score in reply.scores]
 
 
 def test_a_hit_is_bit_by_bit_as_in_memory(engine: Engine) -> None:
@@ -121,21 +35,19 @@ def test_a_hit_is_bit_by_bit_as_in_memory(engine: Engine) -> None:
     assert disk(engine).load_seconds > before.load_seconds
 
 
-def test_after_a_restart(engine: Engine, start: Start) -> None:
-    """And another model finds nothing in the same folder."""
+def test_what_another_server_has_written(engine: Engine, start: Start) -> None:
+    """Before this one has started, or while both run. Another model finds nothing of it."""
     prompt = kept(engine, 3)
     expected = ask(engine, prompt, 8).tokens
-    reply = ask(start(), prompt, 8)
+    other = start()
+    reply = ask(other, prompt, 8)
+    assert (reply.n_cached, reply.tokens) == (320, expected)
+    prompt = random_prompt(N_TOKENS, 4)
+    expected = ask(other, prompt, 8).tokens
+    assert other.wait_until_kept(SECONDS)
+    reply = ask(engine, prompt, 8)
     assert (reply.n_cached, reply.tokens) == (320, expected)
     assert ask(start("qwen2-dense"), prompt, 1).n_cached == 0
-
-
-@pytest.mark.slow
-def test_other_options_find_nothing(engine: Engine, start: Start) -> None:
-    prompt = kept(engine, 4)
-    other = start(rope=RopeOptions(base=5e5))
-    assert ask(other, prompt, 1).n_cached == 0
-    assert disk(other).n_corrupt == 0
 
 
 def test_a_salt_keeps_pages_to_those_who_know_it(engine: Engine) -> None:
@@ -307,20 +219,12 @@ def test_an_end_while_something_is_loaded(
     assert disk(other).n_files > 0
 
 
-STATES = (
-    "gemma3-dense",
-    "mamba2-dense",
-    "qwen35-dense",
-    "deepseek4-moe",
-    "lfm2-dense",
-    "rwkv7",
-    "gemma4-26b-a4b",
-)
+STATES = ("falcon-h1-dense", "gemma3-dense", "mamba2-dense", "lfm2-dense")
+LARGE = ("qwen35-dense", "deepseek4-moe", "rwkv7", "gemma4-26b-a4b")  # take 5 to 15 s each
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["falcon-h1-dense", *(pytest.param(name, marks=pytest.mark.slow) for name in STATES)],
+    "name", [*STATES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 )
 def test_models_with_a_state_or_a_window(start: Start, name: str) -> None:
     """What a slot keeps beside pages is there with its last full page before the end."""
