@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adapter_files import Updates, updates_of, write_adapter
 from asking import ask, assert_same_logits
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from model_files import copy_model
+from model_files import Updates, copy_model, updates_of, write_adapter
 from msgspec.structs import replace
 from stepping import Floats, Stepper, nmse, sequence
 

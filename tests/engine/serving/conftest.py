@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking import engine_of
-from disk_engines import OPTIONS, Start
+from asking import DISK, Start, engine_of
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import load_model
@@ -27,7 +26,7 @@ def engine(conformance_model: Callable[[str], Path], folder: Path) -> Iterator[E
     """Two slots of 512 tokens."""
     if not list_devices():
         pytest.skip("no OpenCL device")
-    options = replace(OPTIONS, cache_disk=str(folder))
+    options = replace(DISK, cache_disk=str(folder))
     model = load_model(conformance_model("llama-dense"), options, lambda share: None)
     engine = engine_of(model, disk=disk_options(options))
     assert engine._disk is not None
@@ -40,5 +39,5 @@ def engine(conformance_model: Callable[[str], Path], folder: Path) -> Iterator[E
 def start(start_engine: Callable[[str, EngineOptions], Engine], folder: Path) -> Start:
     """Starts a model with the folder."""
     return lambda name="llama-dense", **changes: start_engine(
-        name, replace(OPTIONS, cache_disk=str(folder), **changes)
+        name, replace(DISK, cache_disk=str(folder), **changes)
     )

@@ -11,8 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-from asking import GREEDY, SECONDS, Reply, ask, assert_same_logits, random_prompt, submit
-from disk_engines import N_PAGES, N_TOKENS, Start, disk, forget, kept, scores, wait_for
+from asking import (
+    GREEDY,
+    N_PAGES,
+    N_TOKENS,
+    SECONDS,
+    Reply,
+    Start,
+    ask,
+    assert_same_logits,
+    disk,
+    forget,
+    kept,
+    random_prompt,
+    scores,
+    submit,
+    wait_for,
+)
 
 from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.engine import Engine

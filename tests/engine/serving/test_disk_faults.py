@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking import SECONDS, ask, random_prompt
-from disk_engines import N_TOKENS, OPTIONS, disk, forget, kept
+from asking import DISK, N_TOKENS, SECONDS, ask, disk, forget, kept, random_prompt
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.options import EngineOptions
@@ -29,9 +28,9 @@ from asking import ask, engine_of, random_prompt
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
-from disk_engines import OPTIONS
+from asking import DISK
 from dataclasses import replace
-options = replace(OPTIONS, cache_disk=sys.argv[2])
+options = replace(DISK, cache_disk=sys.argv[2])
 model = load_model(Path(sys.argv[1]), options, lambda share: None)
 engine = engine_of(model, disk=disk_options(options))
 for seed in range(int(sys.argv[3]), 1 << 30):
@@ -46,7 +45,7 @@ def private(
     """Starts an engine with a folder of the test's own, ``tmp_path / "kv"``."""
 
     def started(**changes: object) -> Engine:
-        options = replace(OPTIONS, cache_disk=str(tmp_path / "kv"), **changes)
+        options = replace(DISK, cache_disk=str(tmp_path / "kv"), **changes)
         engine = start_engine("llama-dense", options)
         assert engine._disk is not None
         engine._disk._loads._speed = lambda: 0.0

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from adapter_files import updates_of, write_adapter
-from asking import SECONDS, ask, engine_of, random_prompt
-from disk_engines import N_TOKENS, OPTIONS, Start, disk, forget, kept
+from asking import DISK, N_TOKENS, SECONDS, Start, ask, disk, engine_of, forget, kept, random_prompt
+from model_files import updates_of, write_adapter
 
 from gguf_serve.engine.disk_cache import page_file
 from gguf_serve.engine.engine import Engine
@@ -54,7 +53,7 @@ def test_another_file(
     with open_gguf(path) as gguf:
         raw[gguf.tensors["blk.0.attn_k.weight"].offset] ^= 1
     (tmp_path / "other.gguf").write_bytes(raw)
-    options = replace(OPTIONS, cache_disk=str(folder))
+    options = replace(DISK, cache_disk=str(folder))
     model = load_model(tmp_path / "other.gguf", options, lambda share: None)
     other = engine_of(model, disk=disk_options(options))
     assert ask(other, prompt, 1).n_cached == 0
