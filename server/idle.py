@@ -33,6 +33,9 @@ QUIET_PATHS = frozenset(
 )
 
 
+BUSY = 1.0  # seconds until one looks again whether it may sleep
+
+
 class Idle:
     """When the model sleeps. All of it runs in the event loop, loading and closing in threads."""
 
@@ -76,8 +79,8 @@ class Idle:
     def _sleep(self) -> None:
         """Let the model go, unless somebody has come meanwhile."""
         engine = self.service.loaded_engine
-        if engine is None:  # it still loads
-            self.arm()
+        if engine is None or self.service.n_in_background:  # it still loads, or works
+            self._timer = asyncio.get_running_loop().call_later(BUSY, self._sleep)
         elif self._n_open == 0 and not self.service.is_sleeping:
             log.info(
                 "nobody has asked for %g seconds: the model leaves memory", self.service.keep_alive

@@ -193,6 +193,7 @@ def serve(settings: Settings) -> int:
         page=settings.ui if settings.path is None else Path(settings.path),
         isolates=settings.cache_key_isolation,
         verbose=settings.verbose,
+        response_memory=settings.response_memory << 20,
         only_vectors=settings.embedding or settings.reranking,
     )
     idle = idle_model(service, settings)

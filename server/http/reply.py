@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 import anyio
@@ -122,26 +122,9 @@ class Reply:
         return self._streamed(first)
 
     def _streamed(self, first: Batch) -> Response:
-        framing, stops = self.dialect.framing, anyio.Event()
-
-        async def stop() -> None:
-            await stops.wait()
-            self.stream.stop()
-
-        interval = max(self.ping_interval, LEAST_PING_INTERVAL) if self.ping_interval > 0 else 0.0
-        response = EventSourceResponse(
-            self._bodies(first),
-            headers={"cache-control": "no-cache"},
-            media_type=framing.media_type,
-            ping=interval if framing.ping else 0,
-            ping_message_factory=lambda: framing.ping,  # type: ignore[arg-type, return-value]
-            data_sender_callable=stop,
-            send_timeout=self.timeout,
-            shutdown_event=stops,
-            shutdown_grace_period=FAREWELL,
-        )
-        del response.headers["connection"]  # uvicorn writes it, as the client has asked
-        return response
+        framing = self.dialect.framing
+        bodies = self._bodies(first)
+        return event_source(bodies, framing, self.ping_interval, self.timeout, self.stream.stop)
 
     async def _bodies(self, batch: Batch | None) -> AsyncIterator[bytes]:
         """The bytes of each batch of events, from the first one on, as they come.
@@ -191,6 +174,37 @@ class Reply:
 
     def _framed(self, chunks: Iterable[object]) -> bytes:
         return b"".join(map(self.dialect.framing.frame, chunks))
+
+
+def event_source(
+    bodies: AsyncIterator[bytes],
+    framing: Framing,
+    ping_interval: float,
+    timeout: float,
+    on_stop: Callable[[], None],
+) -> Response:
+    """The response that streams ``bodies``, with pings between them; ``on_stop`` is called when the
+    server stops, and has them end soon."""
+    stops = anyio.Event()
+
+    async def stop() -> None:
+        await stops.wait()
+        on_stop()
+
+    interval = max(ping_interval, LEAST_PING_INTERVAL) if ping_interval > 0 else 0.0
+    response = EventSourceResponse(
+        bodies,
+        headers={"cache-control": "no-cache"},
+        media_type=framing.media_type,
+        ping=interval if framing.ping else 0,
+        ping_message_factory=lambda: framing.ping,  # type: ignore[arg-type, return-value]
+        data_sender_callable=stop,
+        send_timeout=timeout,
+        shutdown_event=stops,
+        shutdown_grace_period=FAREWELL,
+    )
+    del response.headers["connection"]  # uvicorn writes it, as the client has asked
+    return response
 
 
 def generated_scores(event: Event) -> int:

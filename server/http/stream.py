@@ -160,6 +160,10 @@ class EventStream:
         """End when the client closes the connection; a task beside what iterates."""
         while (await receive())["type"] != "http.disconnect":
             pass
+        self.leave()
+
+    def leave(self) -> None:
+        """End without an answer: nobody wants it any more."""
         self.gone = True
         self.close()
         self._wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.engine.option import COUNT, Parsed, option
+from gguf_serve.engine.option import COUNT, NATURAL, Parsed, option
 from gguf_serve.engine.option_values import commas
 
 SERVER = "Server"
@@ -50,6 +50,11 @@ class LimitSettings:
     max_bodies: int = option(
         "--max-bodies", group=LIMITS, type=COUNT, metavar="MIB", default=128,
         help="bodies that are read at the same time, together; others wait",
+    )
+    response_memory: int = option(
+        "--response-memory", group=LIMITS, type=NATURAL, metavar="MIB", default=64,
+        help="for responses and conversations that are kept (previous_response_id, background); "
+        "the oldest go. 0: none are",
     )
     body_timeout: int = option(
         "--body-timeout", group=LIMITS, type=COUNT, default=60,

@@ -38,6 +38,7 @@ DEFAULT_MAX_BODIES = 128 * 2**20  # bytes
 LONG_TEXT = 2**18  # characters; to tokenize more takes seconds, so one waits for another
 DEFAULT_TIMEOUT = 3600.0  # seconds
 DEFAULT_BODY_TIMEOUT = 60.0  # seconds
+DEFAULT_RESPONSE_MEMORY = 64 * 2**20  # bytes
 DEFAULT_PING_INTERVAL = 30.0  # seconds
 
 
@@ -72,10 +73,12 @@ class Service:
         isolates: bool = False,
         verbose: bool = False,
         only_vectors: bool = False,
+        response_memory: int = DEFAULT_RESPONSE_MEMORY,
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
         ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
-        ``only_vectors``: no text is generated."""
+        ``only_vectors``: no text is generated; ``response_memory``: bytes for what is kept of
+        responses."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.defaults = defaults or Defaults()
@@ -95,6 +98,8 @@ class Service:
         self._isolates = isolates
         self.verbose = verbose
         self.only_vectors = only_vectors
+        self.response_memory = response_memory
+        self.n_in_background = 0  # answers that are written with no connection
         self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.

@@ -41,6 +41,14 @@ def test_sleep_and_waking_up(serve: Any, fakes: Any) -> None:
     until(lambda: httpx.get(url + "/props").json()["is_sleeping"])
 
 
+def test_a_response_in_the_background_keeps_it_awake(serve: Any, fakes: Any) -> None:
+    engine = fakes.engine(fakes.say("abcdef", pause=0.1))
+    url = serve(engine, sleep=(0.05, lambda: engine)) + "/v1/responses"
+    answer = httpx.post(url, json={"input": "hi", "background": True}).json()
+    until(lambda: httpx.get(f"{url}/{answer['id']}").json()["status"] == "completed")
+    assert engine.cancelled == []
+
+
 def test_a_running_request_keeps_it_awake(serve: Any, fakes: Any) -> None:
     engine = fakes.engine(fakes.say("abcdef", pause=0.1))
     url = serve(engine, sleep=(0.2, lambda: engine))

@@ -1,302 +1,124 @@
-"""OpenAI's Responses API, without memory: items to a Chat, the answer's pieces to items.
-
-A response is a list of output items: reasoning, a message, function calls. In a stream each
-is added, grows and is done before the next begins; every event has a number.
-"""
+"""OpenAI's Responses API: items to a Chat, with what earlier responses and conversations had."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
-from gguf_serve.engine.chat.delta import ToolCallDelta
-from gguf_serve.engine.request import Event, Finished, Progress, Started
 from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.dialects.responses import conversations, stored
+from gguf_serve.server.dialects.responses.background import Run
 from gguf_serve.server.dialects.responses.input import (
     ALSO,
     ELSEWHERE,
     STATEFUL,
     ResponsesFields,
     chat_body,
-    echoed,
-    sealed,
+    messages,
 )
-from gguf_serve.server.dialects.responses.tools import custom_input, custom_names, namespaced
-from gguf_serve.server.errors import ApiError, json_response
-from gguf_serve.server.http.framing import NAMED_SSE
-from gguf_serve.server.http.reply import Reply
-from gguf_serve.server.requests.answer import (
-    Choice,
-    Piece,
-    join,
-    prompt_progress,
-    random_id,
-    timings,
-)
+from gguf_serve.server.dialects.responses.memory import Items, Kept, Memory, with_ids
+from gguf_serve.server.dialects.responses.translator import Responses
+from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import Chat, read_chat
 from gguf_serve.server.requests.fields import convert, refuse
-from gguf_serve.server.requests.generate import Job, Options, make_options, start
-from gguf_serve.server.requests.logprobs import content_logprobs
+from gguf_serve.server.requests.generate import Job, engine_requests, make_options, submit
 from gguf_serve.server.requests.newest import prepare_newest
 from gguf_serve.server.requests.service import Service
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    answer, count = partial(responses, service), partial(input_tokens, service)
+    memory = Memory(service.response_memory)
+    answer, count = partial(responses, service, memory), partial(input_tokens, service, memory)
     return [
-        Post(f"{start}{path}", endpoint, ResponsesFields, also=ALSO)
-        for path, endpoint in (("/responses", answer), ("/responses/input_tokens", count))
-        for start in ("/v1", "")
+        *(
+            Post(f"{start}{path}", endpoint, ResponsesFields, also=ALSO)
+            for path, endpoint in (("/responses", answer), ("/responses/input_tokens", count))
+            for start in ("/v1", "")
+        ),
+        *stored.routes(service, memory),
+        *conversations.routes(service, memory),
     ]
 
 
-async def responses(service: Service, http: HttpRequest) -> Reply:
-    data = await service.read_object(http)
+class Asked(NamedTuple):
+    """A request with all that goes before it."""
+
+    data: dict[str, Any]  # its fields; the items of earlier turns are in front of its own
+    items: Items
+    conversation: Kept | None  # that the answer goes on
+
+
+async def responses(service: Service, memory: Memory, http: HttpRequest) -> ASGIApp:
+    asked = with_history(memory, await service.read_object(http))
+    data = asked.data
     chat, job = await read(service, data)
     options = make_options(chat, chat.top_logprobs if chat.logprobs else None, service)
-    dialect = Responses(job.choices()[0], service.model_name, data, options)
-    return await start(service, chat, job, options, dialect)
+    keeps = partial(remember, memory, asked)
+    dialect = Responses(job.choices()[0], service.model_name, data, options, keeps)
+    requests = await engine_requests(service, chat, job, options)
+    if not data.get("background"):
+        return await submit(service, chat, requests, dialect)
+    memory.check_room_for_run()
+    stream = service.event_stream()
+    await stream.submit(requests)
+    kept = Kept(dialect.id, asked.items)
+    kept.run = Run(service, stream, dialect, on_end=lambda: stored.ended(memory, kept))
+    kept.response = kept.run.response
+    memory.keep(kept)
+    return stored.followed(service, kept.run) if chat.stream else json_response(kept.response)
 
 
-async def input_tokens(service: Service, http: HttpRequest) -> Response:
-    _, job = await read(service, await service.read_object(http), counts=True)
+def remember(memory: Memory, asked: Asked, response: dict[str, Any]) -> None:
+    """Keep a response that is complete, and what it adds to its conversation."""
+    if asked.data["store"] and not asked.data.get("background"):  # which is kept from its start on
+        memory.keep(Kept(response["id"], asked.items, response))
+    if asked.conversation is not None:
+        asked.conversation.items = (*asked.items, *response["output"])
+        memory.keep(asked.conversation)
+
+
+async def input_tokens(service: Service, memory: Memory, http: HttpRequest) -> Response:
+    asked = with_history(memory, await service.read_object(http))
+    _, job = await read(service, asked.data, counts=True)
     return json_response(
         {"object": "response.input_tokens", "input_tokens": len(job.prompts[0].ids)}
     )
 
 
+def with_history(memory: Memory, data: dict[str, Any]) -> Asked:
+    refuse(data, ELSEWHERE if memory.most else ELSEWHERE | STATEFUL)
+    fields = convert(data, ResponsesFields)
+    previous, conversation = fields.previous_response_id, fields.conversation
+    if previous is not None and conversation is not None:
+        raise invalid("Field 'conversation': cannot go with 'previous_response_id'")
+    if fields.background and fields.store is False:
+        raise invalid("Field 'background': needs 'store', for its answer is asked for later")
+    items = with_ids(fields.input)
+    data = data | {"store": bool(memory.most) and fields.store is not False}
+    if previous is not None:
+        kept = memory.find("previous_response_id", previous)
+        if kept.is_running:
+            raise invalid(f"Field 'previous_response_id': {previous} has not ended yet")
+        before, going_on = kept.history, None
+    elif conversation is not None:
+        id = conversation.get("id") if isinstance(conversation, dict) else conversation
+        going_on = memory.find("conversation", id, is_response=False)
+        before, data["conversation"] = going_on.items, {"id": id}
+    else:
+        return Asked(data, items, None)
+    messages(data)  # what is wrong with its own items is named by their places among these
+    items = (*before, *items)
+    return Asked(data | {"input": list(items)}, items, going_on)
+
+
 async def read(service: Service, data: dict[str, Any], counts: bool = False) -> tuple[Chat, Job]:
-    refuse(data, STATEFUL | ELSEWHERE)
-    convert(data, ResponsesFields)
     chat = read_chat(chat_body(data))
     if data.get("truncation") == "auto" and not counts:
         return chat, await prepare_newest(service, chat)
     return chat, await prepare(service, chat, counts=counts)
-
-
-class Responses:
-    framing = NAMED_SSE
-
-    def __init__(
-        self, choice: Choice, model: str, data: Mapping[str, Any], options: Options
-    ) -> None:
-        self.choice = choice
-        self.options = options
-        self._head: dict[str, Any] = {
-            "id": random_id("resp_"),
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": model,
-            **dict(echoed(data)),
-        }
-        self._namespaced = namespaced(data)
-        self._custom = custom_names(data)
-        self._seals = "reasoning.encrypted_content" in (data.get("include") or [])
-        self._parts: list[Piece] = []  # of a whole answer, or of the item that grows
-        self._open: dict[str, Any] | None = None  # the item that grows
-        self._output: list[dict[str, Any]] = []  # items that are done
-        self._n_events = 0
-
-    def chunks(self, index: int, event: Event) -> Iterable[object]:
-        pieces = self.choice.take(event)
-        if type(event) is Started:
-            return [self._of_response(name, "in_progress") for name in ("created", "in_progress")]
-        if type(event) is Progress:
-            return [self._progress(event)]
-        events = [part for piece in pieces for part in self._piece(piece)]
-        return [*events, *self._end()] if type(event) is Finished else events
-
-    def last_chunks(self) -> Iterable[object]:
-        return ()
-
-    def failed(self, error: ApiError) -> Iterable[object]:
-        reason = {"code": error.type, "message": error.message}
-        return (self._of_response("failed", "failed", error=reason),)
-
-    def take(self, index: int, event: Event) -> None:
-        self._parts.extend(self.choice.take(event))
-
-    def whole(self) -> object:
-        answer = join(self._parts)
-        if answer.reasoning:
-            self._output.append(self._done(reasoning_item(), Piece(reasoning=answer.reasoning)))
-        if answer.text:
-            text = Piece(answer.text, scores=answer.scores)
-            self._output.append(self._done(message_item(), text))
-        for call in answer.calls:
-            self._output.append(self._done(self._call_item(call), Piece(calls=(call,))))
-        return self._response(self._status()) | {"timings": timings([self.choice])}
-
-    # The response
-
-    def _status(self) -> str:
-        return "incomplete" if self.choice.finish_reason == "length" else "completed"
-
-    def _response(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
-        ended = status in ("completed", "incomplete")
-        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        response = self._head | {"status": status, "error": error, "incomplete_details": cut}
-        response["output"] = self._output
-        response["usage"] = self._usage() if ended else None
-        return response | ({"completed_at": int(time.time())} if ended else {})
-
-    def _usage(self) -> dict[str, Any]:
-        n_prompt, n_cached = self.choice.started.n_prompt, self.choice.started.n_cached
-        n_answer = self.choice.timings.predicted_n
-        return {
-            "input_tokens": n_prompt,
-            "input_tokens_details": {"cached_tokens": n_cached},
-            "output_tokens": n_answer,
-            "output_tokens_details": {"reasoning_tokens": self.choice.n_reasoning},
-            "total_tokens": n_prompt + n_answer,
-        }
-
-    # Its events
-
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        self._n_events += 1
-        return {"type": f"response.{kind}", "sequence_number": self._n_events - 1, **fields}
-
-    def _of_response(
-        self, kind: str, status: str, error: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        # A copy of the items: later events add to the list.
-        response = self._response(status, error) | {"output": list(self._output)}
-        return self._event(kind, response=response)
-
-    def _progress(self, event: Progress) -> dict[str, Any]:
-        progress = {"prompt_progress": prompt_progress(event), "timings": timings([self.choice])}
-        return self._of_response("in_progress", "in_progress") | progress
-
-    def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
-        assert self._open is not None
-        return self._event(kind, item_id=self._open["id"], output_index=len(self._output), **fields)
-
-    def _piece(self, piece: Piece) -> Iterable[dict[str, Any]]:
-        if piece.text:
-            yield from self._begin("message", message_item, output_text(""))
-            self._parts.append(piece)
-            logprobs = self._logprobs(piece)
-            yield self._of_item(
-                "output_text.delta", content_index=0, delta=piece.text, logprobs=logprobs
-            )
-        elif piece.reasoning:
-            yield from self._begin("reasoning", reasoning_item, reasoning_part(""))
-            self._parts.append(piece)
-            yield self._of_item("reasoning_text.delta", content_index=0, delta=piece.reasoning)
-        for call in piece.calls:
-            if call.id:
-                yield from self._close()
-                self._open = self._call_item(call)
-                yield self._added()
-            self._parts.append(Piece(calls=(call,)))
-            # A custom tool's input is a text within its arguments, which are read at their end.
-            if call.arguments and self._open and self._open["type"] == "function_call":
-                yield self._of_item("function_call_arguments.delta", delta=call.arguments)
-
-    def _begin(self, kind: str, make: Any, part: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        """Add an item with one part of content, unless it is the one that grows."""
-        if self._open is not None and self._open["type"] == kind:
-            return
-        yield from self._close()
-        self._open = make()
-        yield self._added()
-        yield self._of_item("content_part.added", content_index=0, part=part)
-
-    def _added(self) -> dict[str, Any]:
-        return self._event("output_item.added", output_index=len(self._output), item=self._open)
-
-    def _close(self) -> Iterable[dict[str, Any]]:
-        if self._open is None:
-            return
-        item = self._done(self._open, join(self._parts))
-        if item["type"] == "custom_tool_call":
-            yield self._of_item("custom_tool_call_input.delta", delta=item["input"])
-            yield self._of_item("custom_tool_call_input.done", input=item["input"])
-        elif item["type"] == "function_call":
-            fields = {"name": item["name"], "arguments": item["arguments"]}
-            yield self._of_item("function_call_arguments.done", **fields)
-        else:
-            (part,) = item["content"]
-            text: dict[str, Any] = {"content_index": 0, "text": part["text"]}
-            if item["type"] == "message":
-                text["logprobs"] = part["logprobs"]
-            yield self._of_item(f"{part['type']}.done", **text)
-            yield self._of_item("content_part.done", content_index=0, part=part)
-        yield self._event("output_item.done", output_index=len(self._output), item=item)
-        self._output.append(item)
-        self._open, self._parts = None, []
-
-    def _end(self) -> Iterable[dict[str, Any]]:
-        yield from self._close()
-        status = self._status()
-        yield self._of_response(status, status) | {"timings": timings([self.choice])}
-
-    def _done(self, item: dict[str, Any], piece: Piece) -> dict[str, Any]:
-        """The item with all that belongs to it."""
-        if item["type"] == "reasoning":
-            item = item | {"content": [reasoning_part(piece.reasoning)]}
-            if self._seals:
-                item["encrypted_content"] = sealed(piece.reasoning)
-        elif item["type"] == "message":
-            part = output_text(piece.text) | {"logprobs": self._logprobs(piece)}
-            item = item | {"content": [part]}
-        elif item["type"] == "custom_tool_call":
-            item = item | {"input": custom_input(piece.calls[0].arguments)}
-        else:
-            item = item | {"arguments": piece.calls[0].arguments}
-        return item | {"status": self._status() if self.choice.finished else "completed"}
-
-    def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
-        item = custom_item(call) if call.name in self._custom else call_item(call)
-        return item | self._namespaced.get(call.name, {})
-
-    def _logprobs(self, piece: Piece) -> list[dict[str, object]]:
-        n_top = self.options.n_top
-        return [] if n_top is None else content_logprobs(piece.scores, n_top, False)
-
-
-def reasoning_item() -> dict[str, Any]:
-    return {"type": "reasoning", "id": random_id("rs_"), "summary": [], "content": []}
-
-
-def message_item() -> dict[str, Any]:
-    item = {"type": "message", "id": random_id("msg_"), "role": "assistant", "content": []}
-    return item | {"status": "in_progress"}
-
-
-def call_item(call: ToolCallDelta) -> dict[str, Any]:
-    return {
-        "type": "function_call",
-        "id": random_id("fc_"),
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": "",
-        "status": "in_progress",
-    }
-
-
-def custom_item(call: ToolCallDelta) -> dict[str, Any]:
-    return {
-        "type": "custom_tool_call",
-        "id": random_id("ctc_"),
-        "call_id": call.id,
-        "name": call.name,
-        "input": "",
-        "status": "in_progress",
-    }
-
-
-def output_text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def reasoning_part(text: str) -> dict[str, Any]:
-    return {"type": "reasoning_text", "text": text}

@@ -13,17 +13,17 @@ from gguf_serve.server.dialects.responses.tools import chat_name, custom_argumen
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat
 
-# What asks for a memory of earlier responses, or for work that outlives the request.
+# What asks for a memory of earlier responses, where there is none.
 STATEFUL: dict[str, tuple[object, ...]] = {
     "background": (False,),
     "conversation": (),
     "previous_response_id": (),
-    "prompt": (),
 }
-# What its answers have no place for.
+# What its answers have no place for; prompts are kept at OpenAI's.
 ELSEWHERE: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "n_cmpl": (1,),
+    "prompt": (),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "verbose": (False,),
@@ -74,6 +74,10 @@ class ResponsesFields(msgspec.Struct, kw_only=True):
     top_p: float | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = None
+    store: bool | None = None
 
 
 def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +247,8 @@ def echoed(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         "max_output_tokens": None,
         "metadata": {},
         "parallel_tool_calls": True,
+        "background": False,
+        "conversation": None,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "store": False,

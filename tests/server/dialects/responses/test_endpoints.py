@@ -128,7 +128,8 @@ def test_input_tokens(url: str) -> None:
     ("fields", "name"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
+        ({"extra_body": {"prompt": {"id": "p"}}}, "prompt"),
         ({"extra_body": {"n": 2}}, "'n'"),
         ({"conversation": "c"}, "conversation"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),

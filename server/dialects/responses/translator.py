@@ -1,0 +1,267 @@
+"""A response as OpenAI writes it: the answer's pieces to items and events.
+
+A response is a list of output items: reasoning, a message, function calls. In a stream each
+is added, grows and is done before the next begins; every event has a number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gguf_serve.engine.chat.delta import ToolCallDelta
+from gguf_serve.engine.request import Event, Finished, Progress, Started
+from gguf_serve.server.dialects.responses.input import echoed, sealed
+from gguf_serve.server.dialects.responses.tools import custom_input, custom_names, namespaced
+from gguf_serve.server.errors import ApiError
+from gguf_serve.server.http.framing import NAMED_SSE
+from gguf_serve.server.requests.answer import (
+    Choice,
+    Piece,
+    join,
+    prompt_progress,
+    random_id,
+    timings,
+)
+from gguf_serve.server.requests.generate import Options
+from gguf_serve.server.requests.logprobs import content_logprobs
+
+
+class Responses:
+    framing = NAMED_SSE
+
+    def __init__(
+        self,
+        choice: Choice,
+        model: str,
+        data: Mapping[str, Any],
+        options: Options,
+        on_end: Callable[[dict[str, Any]], None] = lambda response: None,
+    ) -> None:
+        """``on_end``: gets the response when it is complete, or cut off."""
+        self.choice = choice
+        self.options = options
+        self.id = random_id("resp_")
+        self._on_end = on_end
+        self._head: dict[str, Any] = {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            **dict(echoed(data)),
+        }
+        self._namespaced = namespaced(data)
+        self._custom = custom_names(data)
+        self._seals = "reasoning.encrypted_content" in (data.get("include") or [])
+        self._parts: list[Piece] = []  # of a whole answer, or of the item that grows
+        self._open: dict[str, Any] | None = None  # the item that grows
+        self._output: list[dict[str, Any]] = []  # items that are done
+        self._n_events = 0
+
+    def chunks(self, index: int, event: Event) -> Iterable[object]:
+        pieces = self.choice.take(event)
+        if type(event) is Started:
+            return [self._of_response(name, "in_progress") for name in ("created", "in_progress")]
+        if type(event) is Progress:
+            return [self._progress(event)]
+        events = [part for piece in pieces for part in self._piece(piece)]
+        return [*events, *self._end()] if type(event) is Finished else events
+
+    def last_chunks(self) -> Iterable[object]:
+        return ()
+
+    def failed(self, error: ApiError) -> Iterable[object]:
+        reason = {"code": error.type, "message": error.message}
+        return (self._of_response("failed", "failed", error=reason),)
+
+    def take(self, index: int, event: Event) -> None:
+        self._parts.extend(self.choice.take(event))
+
+    def whole(self) -> object:
+        answer = join(self._parts)
+        if answer.reasoning:
+            self._output.append(self._done(reasoning_item(), Piece(reasoning=answer.reasoning)))
+        if answer.text:
+            text = Piece(answer.text, scores=answer.scores)
+            self._output.append(self._done(message_item(), text))
+        for call in answer.calls:
+            self._output.append(self._done(self._call_item(call), Piece(calls=(call,))))
+        response = self._response(self._status())
+        self._on_end(response)
+        return response | {"timings": timings([self.choice])}
+
+    def state(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
+        """The response as far as it is there."""
+        # A copy of the items: later events add to the list.
+        return self._response(status, error) | {"output": list(self._output)}
+
+    def cancelled(self) -> dict[str, Any]:
+        """The event that ends a stream that somebody has cancelled."""
+        return self._of_response("cancelled", "cancelled")
+
+    # The response
+
+    def _status(self) -> str:
+        return "incomplete" if self.choice.finish_reason == "length" else "completed"
+
+    def _response(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
+        ended = status in ("completed", "incomplete")
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        response = self._head | {"status": status, "error": error, "incomplete_details": cut}
+        response["output"] = self._output
+        response["usage"] = self._usage() if ended else None
+        return response | ({"completed_at": int(time.time())} if ended else {})
+
+    def _usage(self) -> dict[str, Any]:
+        n_prompt, n_cached = self.choice.started.n_prompt, self.choice.started.n_cached
+        n_answer = self.choice.timings.predicted_n
+        return {
+            "input_tokens": n_prompt,
+            "input_tokens_details": {"cached_tokens": n_cached},
+            "output_tokens": n_answer,
+            "output_tokens_details": {"reasoning_tokens": self.choice.n_reasoning},
+            "total_tokens": n_prompt + n_answer,
+        }
+
+    # Its events
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        self._n_events += 1
+        return {"type": f"response.{kind}", "sequence_number": self._n_events - 1, **fields}
+
+    def _of_response(
+        self, kind: str, status: str, error: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        return self._event(kind, response=self.state(status, error))
+
+    def _progress(self, event: Progress) -> dict[str, Any]:
+        progress = {"prompt_progress": prompt_progress(event), "timings": timings([self.choice])}
+        return self._of_response("in_progress", "in_progress") | progress
+
+    def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
+        assert self._open is not None
+        return self._event(kind, item_id=self._open["id"], output_index=len(self._output), **fields)
+
+    def _piece(self, piece: Piece) -> Iterable[dict[str, Any]]:
+        if piece.text:
+            yield from self._begin("message", message_item, output_text(""))
+            self._parts.append(piece)
+            logprobs = self._logprobs(piece)
+            yield self._of_item(
+                "output_text.delta", content_index=0, delta=piece.text, logprobs=logprobs
+            )
+        elif piece.reasoning:
+            yield from self._begin("reasoning", reasoning_item, reasoning_part(""))
+            self._parts.append(piece)
+            yield self._of_item("reasoning_text.delta", content_index=0, delta=piece.reasoning)
+        for call in piece.calls:
+            if call.id:
+                yield from self._close()
+                self._open = self._call_item(call)
+                yield self._added()
+            self._parts.append(Piece(calls=(call,)))
+            # A custom tool's input is a text within its arguments, which are read at their end.
+            if call.arguments and self._open and self._open["type"] == "function_call":
+                yield self._of_item("function_call_arguments.delta", delta=call.arguments)
+
+    def _begin(self, kind: str, make: Any, part: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        """Add an item with one part of content, unless it is the one that grows."""
+        if self._open is not None and self._open["type"] == kind:
+            return
+        yield from self._close()
+        self._open = make()
+        yield self._added()
+        yield self._of_item("content_part.added", content_index=0, part=part)
+
+    def _added(self) -> dict[str, Any]:
+        return self._event("output_item.added", output_index=len(self._output), item=self._open)
+
+    def _close(self) -> Iterable[dict[str, Any]]:
+        if self._open is None:
+            return
+        item = self._done(self._open, join(self._parts))
+        if item["type"] == "custom_tool_call":
+            yield self._of_item("custom_tool_call_input.delta", delta=item["input"])
+            yield self._of_item("custom_tool_call_input.done", input=item["input"])
+        elif item["type"] == "function_call":
+            fields = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._of_item("function_call_arguments.done", **fields)
+        else:
+            (part,) = item["content"]
+            text: dict[str, Any] = {"content_index": 0, "text": part["text"]}
+            if item["type"] == "message":
+                text["logprobs"] = part["logprobs"]
+            yield self._of_item(f"{part['type']}.done", **text)
+            yield self._of_item("content_part.done", content_index=0, part=part)
+        yield self._event("output_item.done", output_index=len(self._output), item=item)
+        self._output.append(item)
+        self._open, self._parts = None, []
+
+    def _end(self) -> Iterable[dict[str, Any]]:
+        yield from self._close()
+        status = self._status()
+        self._on_end(self.state(status))
+        yield self._of_response(status, status) | {"timings": timings([self.choice])}
+
+    def _done(self, item: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        """The item with all that belongs to it."""
+        if item["type"] == "reasoning":
+            item = item | {"content": [reasoning_part(piece.reasoning)]}
+            if self._seals:
+                item["encrypted_content"] = sealed(piece.reasoning)
+        elif item["type"] == "message":
+            part = output_text(piece.text) | {"logprobs": self._logprobs(piece)}
+            item = item | {"content": [part]}
+        elif item["type"] == "custom_tool_call":
+            item = item | {"input": custom_input(piece.calls[0].arguments)}
+        else:
+            item = item | {"arguments": piece.calls[0].arguments}
+        return item | {"status": self._status() if self.choice.finished else "completed"}
+
+    def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
+        item = custom_item(call) if call.name in self._custom else call_item(call)
+        return item | self._namespaced.get(call.name, {})
+
+    def _logprobs(self, piece: Piece) -> list[dict[str, object]]:
+        n_top = self.options.n_top
+        return [] if n_top is None else content_logprobs(piece.scores, n_top, False)
+
+
+def reasoning_item() -> dict[str, Any]:
+    return {"type": "reasoning", "id": random_id("rs_"), "summary": [], "content": []}
+
+
+def message_item() -> dict[str, Any]:
+    item = {"type": "message", "id": random_id("msg_"), "role": "assistant", "content": []}
+    return item | {"status": "in_progress"}
+
+
+def call_item(call: ToolCallDelta) -> dict[str, Any]:
+    return {
+        "type": "function_call",
+        "id": random_id("fc_"),
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": "",
+        "status": "in_progress",
+    }
+
+
+def custom_item(call: ToolCallDelta) -> dict[str, Any]:
+    return {
+        "type": "custom_tool_call",
+        "id": random_id("ctc_"),
+        "call_id": call.id,
+        "name": call.name,
+        "input": "",
+        "status": "in_progress",
+    }
+
+
+def output_text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def reasoning_part(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
