@@ -109,11 +109,11 @@ class Batch:
         self._media = np.zeros((n_tokens, media.width) if media else (0, 0), np.float32)
         shapes = [
             Region("counts", (N_COUNTS,)), Region("tokens", (n_tokens,)),
-            Region("positions", (n_tokens,)), Region("slots", (n_tokens,)),
+            Region("positions", (n_tokens,)), Region("slot_mapping", (n_tokens,)),
             Region("rows", (n_outputs,)), Region("wanted", (n_outputs, 4)),
-            Region("row counts", (N_COUNTS,)), Region("row tokens", (n_outputs,)),
+            Region("row_counts", (N_COUNTS,)), Region("row_tokens", (n_outputs,)),
             Region("tiles", (n_tokens, 4)), Region("sequences", (n_tokens, 4)),
-            Region("ring slots", (n_tokens,)),
+            Region("ring_slot_mapping", (n_tokens,)),
         ]  # fmt: skip
         if sections:
             shapes.append(Region("rope_positions", (n_tokens, 4)))
@@ -121,10 +121,10 @@ class Batch:
             shapes.append(Region("block_positions", (n_tokens, 4) if sections else (n_tokens,)))
         if n_adapters:
             shapes.append(Region("adapter_scales", (n_tokens, n_adapters)))
-            shapes.append(Region("row scales", (n_outputs, n_adapters)))
+            shapes.append(Region("row_scales", (n_outputs, n_adapters)))
         if ngrams is not None:
             shapes.append(Region("ngrams", (n_tokens, ngrams.n_heads)))
-        self._memory, self._host, self._parts, tensors = regions(device, shapes)
+        self._memory, self._host, self._arrays, tensors = regions(device, shapes)
         self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)
         self._written: list[list[int]] = [[] for _ in range(n_sequences)]
         self._tables = empty(device, self._pages.shape, np.int32)
@@ -138,20 +138,20 @@ class Batch:
         self._n_mask_words = -(-n_vocab // 32)
         self.inputs = StepInputs(
             tokens=tensors["tokens"],
-            slots=tensors["slots"],
+            slot_mapping=tensors["slot_mapping"],
             rows=tensors["rows"],
-            row_tokens=tensors["row tokens"],
-            row_counts=tensors["row counts"],
+            row_tokens=tensors["row_tokens"],
+            row_counts=tensors["row_counts"],
             sequences=tensors["sequences"],
             media=empty(device, self._media.shape) if media else None,
             together=bool(media and media.together),
             attention=attention,
-            ring_slots=tensors["ring slots" if n_ring_pages else "slots"],
+            ring_slot_mapping=tensors["ring_slot_mapping" if n_ring_pages else "slot_mapping"],
             ring=replace(attention, tables=rings) if n_ring_pages else attention,
             topk=replace(found, wanted=tensors["wanted"]),
             rope_positions=tensors.get("rope_positions"),
             adapter_scales=tensors.get("adapter_scales"),
-            row_scales=tensors.get("row scales"),
+            row_scales=tensors.get("row_scales"),
             ngrams=tensors.get("ngrams"),
             states=empty(device, (n_tokens, state_width)) if state_width else None,
             block_positions=tensors.get("block_positions"),
@@ -187,10 +187,10 @@ class Batch:
             n += chunk.count
             kv_end = max(kv_end, chunk.start + chunk.count)
         if sequences:  # none where a step is only prepared
-            self._parts["sequences"][: len(chunks)] = sequences
+            self._arrays["sequences"][: len(chunks)] = sequences
         places = self._fill_rows(rows, firsts)
         counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
-        self._parts["counts"][:] = counts
+        self._arrays["counts"][:] = counts
         self._fill_of_rows(places, counts)
         if not works_in_place(self._device):  # else the step before has been read, all is idle
             write(self._device, self._memory, self._host)
@@ -209,18 +209,18 @@ class Batch:
         for row in rows:
             wanted.append((row.k, row.pick, n_masks if row.mask else -1, int(row.scored)))
             n_masks += row.mask is not None
-        self._parts["wanted"][: len(rows)] = wanted
+        self._arrays["wanted"][: len(rows)] = wanted
         places = [firsts[id(row.chunk)] + row.position - row.chunk.start for row in rows]
-        self._parts["rows"][: len(rows)] = places
+        self._arrays["rows"][: len(rows)] = places
         if self.inputs.row_scales is not None:
-            self._parts["row scales"][: len(rows)] = self._parts["adapter_scales"][places]
+            self._arrays["row_scales"][: len(rows)] = self._arrays["adapter_scales"][places]
         return places
 
     def _fill_of_rows(self, places: Sequence[int], counts: Counts) -> None:
         """StepInputs.of_rows, beside the scales: these tokens as if there were no others."""
-        self._parts["row counts"][:] = len(places), *counts[1:]
+        self._arrays["row_counts"][:] = len(places), *counts[1:]
         if places:
-            self._parts["row tokens"][: len(places)] = self._parts["tokens"][places]
+            self._arrays["row_tokens"][: len(places)] = self._arrays["tokens"][places]
 
     def write_masks(
         self, rows: Sequence[OutputRow], patience: float | None = None
@@ -251,27 +251,27 @@ class Batch:
             rows = self._ngrams.rows(
                 chunk.tokens(0) if chunk.draft else seq.tokens, start, chunk.count
             )
-            self._parts["ngrams"][n : n + chunk.count] = rows
+            self._arrays["ngrams"][n : n + chunk.count] = rows
         if self._n_ring_pages:
             n_ring = self._n_ring_pages * PAGE
             ring = np.arange(start, end, dtype=np.int32) % n_ring + seq.slot * n_ring
-            self._parts["ring slots"][n : n + chunk.count] = ring
+            self._arrays["ring_slot_mapping"][n : n + chunk.count] = ring
         if self.inputs.adapter_scales is not None:
-            self._fill_scales(chunk, self._parts["adapter_scales"][n : n + chunk.count])
+            self._fill_scales(chunk, self._arrays["adapter_scales"][n : n + chunk.count])
         if self.inputs.rope_positions is not None or self._block > 1:
             self._fill_rope_positions(chunk, n)
         if chunk.count == 1:
             page = seq.table[start // PAGE]
-            self._parts["tokens"][n] = self._embedded(max(seq.tokens[start], -1))
-            self._parts["positions"][n] = start
-            self._parts["slots"][n] = page * PAGE + start % PAGE
+            self._arrays["tokens"][n] = self._embedded(max(seq.tokens[start], -1))
+            self._arrays["positions"][n] = start
+            self._arrays["slot_mapping"][n] = page * PAGE + start % PAGE
             return
         positions = np.arange(start, end, dtype=np.int32)
         pages = np.array(seq.table[start // PAGE : (end - 1) // PAGE + 1], np.int32)
         ids = np.maximum(chunk.tokens(start), -1)
-        self._parts["tokens"][n : n + chunk.count] = self._embedded(ids)
-        self._parts["positions"][n : n + chunk.count] = positions
-        self._parts["slots"][n : n + chunk.count] = (
+        self._arrays["tokens"][n : n + chunk.count] = self._embedded(ids)
+        self._arrays["positions"][n : n + chunk.count] = positions
+        self._arrays["slot_mapping"][n : n + chunk.count] = (
             pages[positions // PAGE - start // PAGE] * PAGE + positions % PAGE
         )
 
@@ -301,10 +301,10 @@ class Batch:
         places = np.arange(first, end, dtype=np.int32)
         if self.inputs.rope_positions is not None:
             places = grid_positions(grids_of(chunk.seq.request), first, end - first)
-            self._parts["rope_positions"][rows] = places[chunk.start - first :]
+            self._arrays["rope_positions"][rows] = places[chunk.start - first :]
         if self._block > 1:
             at = np.arange(chunk.start, end) // self._block * self._block
-            self._parts["block_positions"][rows] = places[at - first]
+            self._arrays["block_positions"][rows] = places[at - first]
 
     def _fill_media(self, chunk: Chunk, n: int, at: int) -> int:
         """Embeddings from row ``at`` on in place of a chunk's negative tokens; returns the
@@ -315,7 +315,7 @@ class Batch:
             rows = range(at, at + last - first)
             self._media[rows.start : rows.stop] = embeddings[first - span.start : last - span.start]
             place = n + first - chunk.start
-            self._parts["tokens"][place : place + len(rows)] = -1 - np.array(rows, np.int32)
+            self._arrays["tokens"][place : place + len(rows)] = -1 - np.array(rows, np.int32)
             at = rows.stop
         return at
 
@@ -341,11 +341,11 @@ class Batch:
         """Tiles of consecutive tokens; ``seen``: how many keys they see in any case."""
         first = n + places.start - chunk.start
         if len(places) == 1:
-            self._parts["tiles"][at] = first, 1, chunk.seq.slot, seen
+            self._arrays["tiles"][at] = first, 1, chunk.seq.slot, seen
             return at + 1
         n_tiles = -(-len(places) // tile)
         firsts = np.arange(n_tiles, dtype=np.int32) * tile
-        rows = self._parts["tiles"][at : at + n_tiles]
+        rows = self._arrays["tiles"][at : at + n_tiles]
         rows[:, 0] = firsts + first
         rows[:, 1] = np.minimum(tile, len(places) - firsts)
         rows[:, 2] = chunk.seq.slot

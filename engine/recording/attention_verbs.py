@@ -25,11 +25,11 @@ TILES = (1, 8, 32)  # tokens of one head that go through its matrix together
 
 
 class Cache(Struct, frozen=True):
-    """A layer's pages of K and V: where tokens' go (``slots``), where attention finds them
+    """A layer's pages of K and V: where tokens' go (``slot_mapping``), where attention finds them
     (``paging``), and cos and sin of the tokens' positions, None: heads are not rotated."""
 
     pages: LayerKV
-    slots: Tensor
+    slot_mapping: Tensor
     paging: AttentionInputs
     table: Tensor | None
     n_tiles: int = 0  # of the paging, where it is known
@@ -38,9 +38,9 @@ class Cache(Struct, frozen=True):
     def of_layer(cls, context: Context, layer: int) -> Cache:
         """That of a layer, with a window or not; the pages may be an earlier layer's."""
         h, pages = context.h, context.kv[context.h.kv_layers[layer]]
-        slots, paging = context.inputs.paging(h.windowed[layer])
+        slot_mapping, paging = context.inputs.paging(h.windowed[layer])
         table = context.rope_tables[h.rope_as_windowed[layer]] if h.rope[layer] else None
-        return cls(pages, slots, paging, table)
+        return cls(pages, slot_mapping, paging, table)
 
 
 class Rotation(Struct, frozen=True):
@@ -74,9 +74,9 @@ class AttentionVerbs(Verbs):
             if k is not None and v is not None:
                 rows = replace(rows, k_at=k.at, v_at=v.at)
             rope_kv(
-                e.tape, rows, n_heads, cache.pages, cache.table, cache.slots, style=rotation.style,
-                scale=rotation.scale, norm=rotation.norm, clamp=rotation.clamp,
-                temperature=rotation.temperature, stored=stored,
+                e.tape, rows, n_heads, cache.pages, cache.table, cache.slot_mapping,
+                style=rotation.style, scale=rotation.scale, norm=rotation.norm,
+                clamp=rotation.clamp, temperature=rotation.temperature, stored=stored,
             )  # fmt: skip
 
         assert q.at == 0, "Q comes first in its rows"

@@ -84,7 +84,9 @@ class SparseVerbs(Verbs):
         table = None if cache.table is None else self.context.block_table
 
         def run(e: Emission) -> None:
-            pool_keys(e.tape, cache.pages, table, cache.slots, style=style, norm=norm, gates=gates)
+            pool_keys(
+                e.tape, cache.pages, table, cache.slot_mapping, style=style, norm=norm, gates=gates
+            )
 
         self.launch(run, writes=[], mixes=True)
 
@@ -99,7 +101,7 @@ class SparseVerbs(Verbs):
         def store(e: Emission) -> None:
             store_keys(
                 e.tape, e.floats(pooled), c.ratio, finish, inputs.attention.positions,
-                inputs.slots, keys,
+                inputs.slot_mapping, keys,
             )  # fmt: skip
 
         self.launch(pool, reads=[rows], writes=[pooled], mixes=True)

@@ -31,7 +31,7 @@ class StepInputs(Struct, frozen=True):
     """What a step reads, written by the engine before it; n tokens, m rows of logits."""
 
     tokens: Tensor  # int32 [n]
-    slots: Tensor  # int32 [n]: page * PAGE + row, where a token's K and V go
+    slot_mapping: Tensor  # int32 [n]: page * PAGE + row, where a token's K and V go
     rows: Tensor  # int32 [m]: which tokens' logits are wanted
     row_tokens: Tensor  # int32 [m]: their ids
     row_counts: Tensor  # as counts, if there were no other tokens than those
@@ -39,7 +39,7 @@ class StepInputs(Struct, frozen=True):
     media: Tensor | None  # float32 [n, n_embd or more]: embeddings of the tokens -1, -2, ...
     together: bool  # tiles of images say how far their tokens see
     attention: AttentionInputs
-    ring_slots: Tensor  # as slots, in layers with a window
+    ring_slot_mapping: Tensor  # as slot_mapping, in layers with a window
     ring: AttentionInputs  # as attention, in layers with a window
     topk: TopKBuffers
     rope_positions: Tensor | None = None  # int32 [n, 4]: time, row, column, other (M-RoPE)
@@ -63,7 +63,9 @@ class StepInputs(Struct, frozen=True):
 
     def paging(self, windowed: bool) -> tuple[Tensor, AttentionInputs]:
         """Where a layer's K and V go, and where its attention finds them."""
-        return (self.ring_slots, self.ring) if windowed else (self.slots, self.attention)
+        if windowed:
+            return self.ring_slot_mapping, self.ring
+        return self.slot_mapping, self.attention
 
 
 class Mode(Struct, frozen=True):

@@ -75,7 +75,7 @@ kernel void keep(global const float* rows, global const int4* sequences, global 
 VECTOR_ITEMS
 kernel void store(global const float* keys, global const float* weight, float eps,
                   global const float* frequencies, float magnitude, global const int* positions,
-                  global const int* slots, PAGES_ARG(global uchar*, cache)) {
+                  global const int* slot_mapping, PAGES_ARG(global uchar*, cache)) {
     const int t = get_global_id(0), pos = positions[t];
     if ((pos + 1) % RATIO) return;
     float x[HD];
@@ -86,7 +86,7 @@ kernel void store(global const float* keys, global const float* weight, float ep
         const float s = sincos((pos + 1 - RATIO) * frequencies[i], &c);
         turn(x, i, c * magnitude, s * magnitude);
     }
-    const int slot = slots[t];
+    const int slot = slot_mapping[t];
     store_v(x, V_PAGE(cache, slot / PAGE_TOKENS, 1, 0), slot % PAGE_TOKENS / RATIO);
 }
 #endif

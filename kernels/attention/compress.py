@@ -97,13 +97,13 @@ def store_keys(
     ratio: int,
     finish: KeyFinish,
     positions: Tensor,
-    slots: Tensor,
+    slot_mapping: Tensor,
     layer: LayerKV,
 ) -> None:
     """Finish the keys that end in this step (see compress) and write them to their pages.
 
-    slots: int32 [n], page * PAGE + row of the tokens; of ``layer`` a page's rows are the keys
-    whose last token is in it.
+    slot_mapping: int32 [n], page * PAGE + row of the tokens; of ``layer`` a page's rows are the
+    keys whose last token is in it.
     """
     shape = layer.shape
     if not shape.joint or shape.rows != page_rows(ratio) or keys.shape[1] != shape.head:
@@ -118,6 +118,6 @@ def store_keys(
     args = {
         "keys": keys, "weight": finish.weight, "eps": finish.eps,
         "frequencies": finish.frequencies, "magnitude": finish.magnitude, "positions": positions,
-        "slots": slots, "cache": layer.v.arg,
+        "slot_mapping": slot_mapping, "cache": layer.v.arg,
     }  # fmt: skip
     tape.add("attention/compress.cl", "store", defines, args, (Per(TOKENS),))

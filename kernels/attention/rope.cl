@@ -4,7 +4,7 @@
 // With COMPONENTS a position has four, and each pair is turned by one of them (M-RoPE).
 // rope_kv: work-group of WG items (1 on CPUs): (head, token); heads are Q's, then K's, then V's, in
 // rows that begin at 0, k_at and v_at. Q is rotated in place and multiplied by `scale`; K and V go
-// to their page. The token's place is slots[t] = page * PAGE + row.
+// to their page. The token's place is slot_mapping[t] = page * PAGE + row.
 // NO_ROPE      no rotation; else that of head.cl
 // QK_NORM      each head of Q and K is normalized (head.cl) before the rotation, with NORM_AFTER
 //              after it, with the weights Q_WEIGHT and K_WEIGHT where there are any
@@ -114,7 +114,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
 #ifndef NO_ROPE
                     global const float* table,
 #endif
-                    global const int* slots, PAGES_ARG(global uchar*, k_cache),
+                    global const int* slot_mapping, PAGES_ARG(global uchar*, k_cache),
                     PAGES_ARG(global uchar*, v_cache),
                     float scale
 #ifdef CLAMP
@@ -152,7 +152,7 @@ kernel void rope_kv(global float* q, int q_stride, global const float* k, int k_
     global const float *q_bias = 0, *k_bias = 0;
 #endif
     const int head = get_group_id(0), t = get_group_id(1);
-    const int slot = slots[t], page = slot / PAGE, row = slot % PAGE;
+    const int slot = slot_mapping[t], page = slot / PAGE, row = slot % PAGE;
 #ifdef NO_ROPE
     global const float* table = 0;
 #else
@@ -205,7 +205,7 @@ kernel void pool_keys(
 #ifndef NO_ROPE
                       global const float* table,
 #endif
-                      global const int* slots,
+                      global const int* slot_mapping,
                       PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global const uchar*, v_cache)
 #ifdef GATED
                       , global const float* ape
@@ -223,7 +223,7 @@ kernel void pool_keys(
 #ifndef K_WEIGHT
     global const float* k_weight = 0;
 #endif
-    const int t = get_global_id(0), page = slots[t] / PAGE, row = slots[t] % PAGE;
+    const int t = get_global_id(0), page = slot_mapping[t] / PAGE, row = slot_mapping[t] % PAGE;
     if (row % K_TOKENS != K_TOKENS - 1) return;  // blocks do not cross pages
 #ifdef NO_ROPE
     global const float* table = 0;

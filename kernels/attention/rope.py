@@ -116,7 +116,7 @@ def rope_kv(
     n_heads: int,
     layer: LayerKV,
     table: Tensor | None,
-    slots: Tensor,
+    slot_mapping: Tensor,
     *,
     style: RopeStyle,
     scale: float,
@@ -125,8 +125,8 @@ def rope_kv(
     temperature: Temperature | None = None,
     stored: bool = True,
 ) -> None:
-    """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to slots[t], unless
-    they are not to be ``stored``: then rows.k and rows.v are not read.
+    """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to
+    slot_mapping[t], unless they are not to be ``stored``: then rows.k and rows.v are not read.
 
     All are first bounded by +-``clamp`` if that is not 0. Where K and V are the same
     (``KVShape.joint``), K as it is then is both, and rows.v is not read.
@@ -141,8 +141,8 @@ def rope_kv(
     ]  # fmt: skip
     args: dict[str, object] = {
         **rows.args, "n_heads": n_heads, "n_kv": n_kv, "table": table,
-        "slots": slots, "k_cache": layer.k.arg, "v_cache": layer.v.arg, "scale": scale,
-        "clamp_to": clamp or None,
+        "slot_mapping": slot_mapping, "k_cache": layer.k.arg, "v_cache": layer.v.arg,
+        "scale": scale, "clamp_to": clamp or None,
     }  # fmt: skip
     if norm is not None:
         defines += norm.defines(shape.head)
@@ -163,7 +163,7 @@ def pool_keys(
     tape: Tape,
     layer: LayerKV,
     table: Tensor | None,
-    slots: Tensor,
+    slot_mapping: Tensor,
     *,
     style: RopeStyle,
     norm: QKNorm | None,
@@ -184,8 +184,8 @@ def pool_keys(
         *(["NO_ROPE"] if table is None else []), *layer.defines,
     ]  # fmt: skip
     args: dict[str, object] = {
-        "table": table, "slots": slots, "k_cache": layer.k.arg, "v_cache": layer.v.arg,
-        "ape": gates,
+        "table": table, "slot_mapping": slot_mapping, "k_cache": layer.k.arg,
+        "v_cache": layer.v.arg, "ape": gates,
     }  # fmt: skip
     if norm is not None:
         of_keys = replace(norm, q=None)

@@ -157,13 +157,13 @@ def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int) -> Rows:
     group of heads and one for all."""
     h, n, c = g.h, g.h.n_heads[layer], g.context
     kv, selected = c.kv[layer], None
-    slots, window = c.inputs.paging(h.windowed[layer])
+    slot_mapping, window = c.inputs.paging(h.windowed[layer])
     table = c.rope_tables[h.rope_as_windowed[layer]]
     style = RopeStyle(h.n_rot, h.neox, h.head - h.n_rot)
     low = g.norm(g.linear(x, w.q_down), w.q_norm)
     q, k = g.linear(low, w.q_up), g.linear(x, w.kv)
     rotation = Rotation(style, h.attention_scale, QKNorm(h.eps, k=w.kv_norm))
-    g.rope(q, k, k, n, Cache(kv, slots, window, table), rotation)
+    g.rope(q, k, k, n, Cache(kv, slot_mapping, window, table), rotation)
     caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
     if w.compressor is not None:
         keys = c.compressed_pages[layer]
@@ -197,7 +197,7 @@ def _select(
     _compress(g, x, w.compressor, pages)
     q, weights = g.linear(latent, w.q), g.linear(x, w.proj)
     queries_only = replace(pages, shape=replace(pages.shape, n_kv=0))
-    cache = Cache(queries_only, c.inputs.slots, inputs, c.rope_tables[False])
+    cache = Cache(queries_only, c.inputs.slot_mapping, inputs, c.rope_tables[False])
     style = RopeStyle(h.n_rot, h.neox, s.head - h.n_rot)
     g.rope(q, q, q, s.n_heads, cache, Rotation(style))
     scores = g.score_keys(q, weights, Keys(pages, inputs, ratio), s.blocks.chosen)

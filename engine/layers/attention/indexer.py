@@ -112,7 +112,10 @@ def index(
     if w is None or s is None or not s.chooses(n_keys):
         return
     cache = Cache(
-        g.context.index_pages[layer], g.context.inputs.slots, g.context.inputs.attention, table
+        g.context.index_pages[layer],
+        g.context.inputs.slot_mapping,
+        g.context.inputs.attention,
+        table,
     )
     q, all_of_k = g.linear(latent if w.latent else x, w.q), g.rows(
         max(s.head, cache.pages.shape.head_v)

@@ -38,7 +38,7 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     assert numbers(device, inputs.tokens, 9) == [30, 31, 32, 33, 34, 399, 7, 8, 9]
     assert numbers(device, inputs.attention.positions, 9) == [30, 31, 32, 33, 34, 299, 0, 1, 2]
     places = [(5, 30), (5, 31), (9, 0), (9, 1), (9, 2), (29, 11), (11, 0), (11, 1), (11, 2)]
-    assert numbers(device, inputs.slots, 9) == [page * PAGE + row for page, row in places]
+    assert numbers(device, inputs.slot_mapping, 9) == [page * PAGE + row for page, row in places]
     assert numbers(device, inputs.rows, 4) == [5, 6, 7, 8]
     assert [row[:3] for row in numbers(device, inputs.topk.wanted, 4)] == [
         [40, 0, -1], [3, 60, -1], [3, 61, -1], [3, 62, -1],
