@@ -212,7 +212,7 @@ class Hyperparameters(Struct, frozen=True):
     start_token: int  # the decoder's first one, where there is an encoder
     distance_buckets: int  # of distances that have a bias of their own; 0: none
     denoising: Denoising | None  # what a diffusion model does with that
-    n_deepstack: int  # first layers to whose output an image encoder adds embeddings
+    deepstack: tuple[int, ...]  # by layer, which part of an image's embeddings its output gets
     pooling: Pooling  # of embeddings, where nobody says
     rank_pooling: Pooling  # of what the ranking head reads
     labels: tuple[str, ...]  # of the ranking head's scores
@@ -248,6 +248,11 @@ class Hyperparameters(Struct, frozen=True):
         """Per layer, whether it has the RoPE of windowed layers. Where some layers have compressed
         keys, it is that of the others."""
         return tuple(ratio == 0 for ratio in self.compress_ratios) or self.windowed
+
+    @property
+    def n_deepstack(self) -> int:
+        """Parts of an image's embeddings beside the one that takes the place of tokens."""
+        return max(self.deepstack, default=0)
 
     @property
     def generates(self) -> bool:

@@ -77,7 +77,7 @@ def of_layers(h: Hyperparameters, layers: slice) -> Hyperparameters:
     return replace(
         h, n_layers=n, n_heads=some(h.n_heads), n_kv=some(h.n_kv), kv_layers=tuple(range(n)),
         rope=some(h.rope), windowed=some(h.windowed), compress_ratios=some(h.compress_ratios),
-        xielu=some(h.xielu), sparsity_cutoffs=some(h.sparsity_cutoffs), n_deepstack=0,
+        xielu=some(h.xielu), sparsity_cutoffs=some(h.sparsity_cutoffs), deepstack=(),
         experts=replace(
             e, used=some(e.used), limits=some(e.limits), shared_limits=some(e.shared_limits)
         ),

@@ -106,7 +106,7 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         start_token=gguf.get_int(key("decoder_start_token_id"), 0),
         distance_buckets=gguf.get_int(key("attention.relative_buckets_count"), 0),
         denoising=_denoising(gguf, arch),
-        n_deepstack=gguf.get_int(key("n_deepstack_layers"), 0),
+        deepstack=_deepstack(gguf, n_layers),
         pooling=pooling_of(gguf.get_int(key("pooling_type"), 0), gguf.path),
         rank_pooling=_rank_pooling(gguf),
         labels=_labels(gguf),
@@ -252,6 +252,22 @@ def _attends(gguf: GGUFFile, layer: int) -> bool:
     in_cycles = "hrm.z_l_init" in gguf.tensors  # a layer is a run through one of fewer
     outputs = (f"blk.{layer}.attn_output{x}.weight" for x in ("", "_a"))
     return in_cycles or any(name in gguf.tensors for name in outputs)
+
+
+def _deepstack(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
+    """By layer, which part of an image's embeddings is added to its output, 0 for none: the first
+    layers' are in order, or the file says what each layer's input gets."""
+    key = gguf.arch_key("deepstack_mapping")
+    mapping = gguf.metadata.get(key)
+    if mapping is None:
+        n = gguf.get_int(gguf.arch_key("n_deepstack_layers"), 0)
+        return tuple(i + 1 if i < n else 0 for i in range(n_layers))
+    inputs = [int(part) for part in np.atleast_1d(mapping)]
+    if len(inputs) < n_layers or max(inputs) > n_layers:
+        raise ModelError(
+            f"{gguf.path}: {key} is {inputs}, expected numbers of parts for {n_layers} layers"
+        )
+    return tuple(max(part, 0) for part in [*inputs[1:n_layers], 0])
 
 
 def _cycles(gguf: GGUFFile, n_layers: int) -> tuple[int, int, int] | None:

@@ -143,6 +143,14 @@ def aligned(size: int, source: int) -> Doubles:
     return np.maximum(0.0, 1.0 - np.abs(np.arange(source) - at[:, None]))
 
 
+def bilinear(size: int, source: int, more: float = 0.0) -> Doubles:
+    """[size, source]: bilinear, pixel centres at half, edges repeated; ``more``: of the size by
+    which a step is computed."""
+    at = np.clip((np.arange(size) + 0.5) * source / (size + more) - 0.5, 0, source - 1)
+    weights: Doubles = np.maximum(0.0, 1.0 - np.abs(np.arange(source) - at[:, None]))
+    return weights
+
+
 def bicubic(size: int, source: int, a: float = -0.75) -> Doubles:
     """[size, source]: four-point cubic, pixel centres at half, edges repeated."""
     at = (np.arange(size) + 0.5) * source / size - 0.5

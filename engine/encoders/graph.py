@@ -129,7 +129,7 @@ class Graph(AttentionVerbs):
     def gather(self, x: Rows, index: npt.ArrayLike, *, by_channel: bool = False) -> Rows:
         """Rows of x side by side, or interleaved value by value; index [n, taps], negative for
         zeros."""
-        x, taps = self._alone(x), self._index(index)
+        x, taps = self.alone(x), self._index(index)
         out = self.rows(x.width * taps.shape[1], n=taps.shape[0])
 
         def run(e: Emission) -> None:
@@ -148,7 +148,7 @@ class Graph(AttentionVerbs):
     ) -> Rows:
         """Sums of rows of x, added to other rows if these are given; weights [taps, width] or of
         index's shape [n, taps]."""
-        x, taps = self._alone(x), self._index(index)
+        x, taps = self.alone(x), self._index(index)
         factors = None if weights is None else upload(self.device, weights)
         if add_to is not None:
             return self._sum(add_to, x, taps, factors)
@@ -163,16 +163,16 @@ class Graph(AttentionVerbs):
     def add(self, x: Rows, y: Rows, *, scale: float | Tensor = 1.0) -> Rows:
         """x + y * scale, which may be one for each column; one row y is added to all."""
         if not isinstance(scale, Tensor) and x.n == y.n:
-            return super().add(self._alone(x), self._alone(y), scale=scale)
+            return super().add(self.alone(x), self.alone(y), scale=scale)
         index = np.arange(x.count) if x.n == y.n else np.zeros(x.count)
         factors = None
         if isinstance(scale, Tensor):
             factors = Tensor(scale.buffer, (1, x.width), scale.dtype)
-        return self._sum(x, self._alone(y), self._index(index[:, None]), factors)
+        return self._sum(x, self.alone(y), self._index(index[:, None]), factors)
 
     def _sum(self, x: Rows, y: Rows, taps: Tensor, factors: Tensor | None) -> Rows:
         """x plus sums of rows of y, written over x where nobody reads it afterwards."""
-        x = self._alone(x)
+        x = self.alone(x)
         out = self.rows(x.width, n=x.n)
 
         def run(e: Emission) -> None:
@@ -190,7 +190,7 @@ class Graph(AttentionVerbs):
 
     def bounded(self, x: Rows, bounds: Bounds) -> Rows:
         """x within bounds."""
-        x = self._alone(x)
+        x = self.alone(x)
         each, out = self._index(np.arange(x.count)[:, None]), self.rows(x.width, n=x.n)
 
         def run(e: Emission) -> None:
@@ -199,17 +199,19 @@ class Graph(AttentionVerbs):
         self.launch(run, reads=[x], writes=[out], over=x)
         return out
 
-    def _alone(self, x: Rows) -> Rows:
+    def alone(self, x: Rows) -> Rows:
         """Rows with nothing beside them."""
         return x if x.width == x.row else self.norm(x, COPY)
 
     # --- attention ---
 
     def attention(
-        self, q: Rows, k: Rows, v: Rows, heads: Heads, lengths: Sequence[int], mask: Mask = ALL
-    ) -> Rows:
-        """Attention inside groups of so many consecutive rows."""
-        groups = self._groups(tuple(lengths), heads, mask)
+        self, q: Rows, k: Rows, v: Rows, heads: Heads, lengths: Sequence[int], mask: Mask = ALL,
+        *, seen: int = 0,
+    ) -> Rows:  # fmt: skip
+        """Attention inside groups of so many consecutive rows; ``seen``: the first rows, which all
+        see (Mask.together)."""
+        groups = self._groups(tuple(lengths), heads, mask, seen=seen)
         self.rope(q, k, v, heads.n, groups, heads.rotation)
         return self.attend(q, heads.n, groups, mask)
 
@@ -237,8 +239,8 @@ class Graph(AttentionVerbs):
         """Attention of row i to rows ranges[i, 0] to before ranges[i, 1], with the scores
         scale * (q k + p table[zero + distance]) (kernels/attention/relative.py); p is q unless
         given."""
-        q, k, v, table = (self._alone(rows) for rows in (q, k, v, table))
-        p = q if p is None else self._alone(p)
+        q, k, v, table = (self.alone(rows) for rows in (q, k, v, table))
+        p = q if p is None else self.alone(p)
         read, seen, out = (q, p, k, v, table), self._index(ranges), self.rows(q.width, n=q.n)
 
         def run(e: Emission) -> None:
@@ -253,7 +255,7 @@ class Graph(AttentionVerbs):
 
     def softmax(self, x: Rows) -> Rows:
         """The softmax of each row."""
-        x, out = self._alone(x), self.rows(x.width, n=x.n)
+        x, out = self.alone(x), self.rows(x.width, n=x.n)
 
         def run(e: Emission) -> None:
             softmax(e.tape, e.floats(x), e.floats(out))
@@ -262,8 +264,9 @@ class Graph(AttentionVerbs):
         return out
 
     def _groups(
-        self, lengths: tuple[int, ...], heads: Heads, mask: Mask = ALL, use: str = ""
-    ) -> Cache:
+        self, lengths: tuple[int, ...], heads: Heads, mask: Mask = ALL, use: str = "",
+        seen: int = 0,
+    ) -> Cache:  # fmt: skip
         """Pages of K and V for groups of consecutive rows that see each other and no others."""
         n, n_pages = sum(lengths), [-(-length // PAGE) for length in lengths]
         first_pages, first_rows = np.cumsum([0, *n_pages]), np.cumsum([0, *lengths])
@@ -275,7 +278,7 @@ class Graph(AttentionVerbs):
         if mask != ALL:  # which keys a row sees depends on where it is
             places = np.arange(n) - np.repeat(first_rows[:-1], lengths)
         tiles = self._tiles(
-            [(first_rows[i], length, i, length) for i, length in enumerate(lengths)], heads
+            [(first_rows[i], length, i, seen or length) for i, length in enumerate(lengths)], heads
         )
         paging = AttentionInputs(
             tiles, self._index(places), self._index(tables),

@@ -69,10 +69,13 @@ def convolution(g: Graph, name: str) -> Linear:
     return w.computed(name, lambda: patches_first(w.floats(f"{name}.weight")), bias)
 
 
-def convolved(g: Graph, x: Rows, grid: Grid, name: str, stride: int) -> tuple[Rows, Grid]:
-    """x under a square kernel, padded evenly; and the grid of the result."""
+def convolved(
+    g: Graph, x: Rows, grid: Grid, name: str, stride: int, *, planes: int = 1
+) -> tuple[Rows, Grid]:
+    """x under a square kernel, padded evenly, in each of several planes; and the grid of the
+    result."""
     kernel = g.weights.shape(f"{name}.weight")[0]
-    taps, out = under_kernel(grid, kernel, stride)
+    taps, out = under_kernel(grid, kernel, stride, planes=planes)
     return g.linear(g.gather(x, taps), convolution(g, name)), out
 
 

@@ -22,7 +22,7 @@ from gguf_serve.engine.errors import MediaError, TooManyTokensError
 from gguf_serve.engine.media.image import decode_image, n_pixels
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.mel import SAMPLE_RATE
-from gguf_serve.engine.media.piece import Piece, Tile
+from gguf_serve.engine.media.piece import Piece, Tile, Words
 from gguf_serve.engine.media.prepare import joined, prepare
 from gguf_serve.engine.media.resize import Floats
 from gguf_serve.engine.media.sound import decode_sound
@@ -140,7 +140,9 @@ class MediaReader:
         spans: list[MediaSpan] = []
         for medium, after in zip(media, texts[1:], strict=True):
             for piece in medium.pieces:
-                if isinstance(piece, str):
+                if isinstance(piece, Words):
+                    ids += tokenizer.encode(piece, add_special=False, parse_special=True)
+                elif isinstance(piece, str):
                     ids += marker_ids(piece, tokenizer)
                 else:
                     span = self._span(len(ids), piece)

@@ -12,8 +12,10 @@ from gguf_serve.engine.encoders.families import (
     clip,
     convnext,
     convolved,
+    granite,
     minicpm,
     mobilenet,
+    ocr,
     pixtral,
     qwen,
     siglip,
@@ -67,12 +69,16 @@ BUILD: dict[str, Build] = {
     "hunyuanvl": convolved.hunyuan,
     "deepseek4v": convolved.deepseek4,
     "yasa2": convnext.yasa2,
+    "deepseekocr": ocr.deepseek_ocr,
+    "deepseekocr2": ocr.deepseek_ocr2,
     "mimovl": qwen.mimovl,
     "dots3note_v": qwen.dots_ocr,
     "resampler": minicpm.resampler,
     "minicpmv4_6": minicpm.minicpmv46,
 }
-LAID_OUT: dict[str, Callable[[tuple[int, ...], Graph, VisionFile, Grid, bool], Encoding]] = {}
+LAID_OUT: dict[str, Callable[[tuple[int, ...], Graph, VisionFile, Grid, bool], Encoding]] = {
+    "granite4_vision": granite.granite4,
+}
 
 
 class _Recorded(Struct, frozen=True):
@@ -125,9 +131,10 @@ class VisionEncoder:
 
     def _record(self, size: tuple[Grid, tuple[int, ...]]) -> _Recorded:
         graph, (grid, layout) = Graph(self._weights, self._device, self._programs), size
-        build = BUILD[self.spec.kind]
         if layout:
-            build = partial(LAID_OUT[self.spec.kind], layout)
+            build: Build = partial(LAID_OUT[self.spec.kind], layout)
+        else:
+            build = BUILD[self.spec.kind]
         encoding = build(graph, self.spec, grid, self._like_llama_cpp)
         graph.finish(encoding.out)
         return _Recorded(graph, encoding)

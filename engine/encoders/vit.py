@@ -17,6 +17,7 @@ from gguf_serve.engine.encoders.graph import ALL, Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.rows import Rows
+from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import QKNorm
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
@@ -43,6 +44,7 @@ class Tower(Struct, frozen=True):
     head_size: int = 0  # if it is not width / heads
     turned: int = 0  # values of a head that RoPE turns, if not all
     window: int = 0  # a row sees so many rows before it and after it, 0 for all
+    seen: int = 0  # rows that all see; of the others each those before it; 0: all see all
 
     @property
     def head(self) -> int:
@@ -126,8 +128,11 @@ def attention(
     mask = ALL
     if tower.window:
         mask = replace(ALL, window=2 * tower.window, sinks=w.vector(f"{b}attn_sinks"))
+    if tower.seen:
+        mask = Mask(together=True)
     q, k, v = _qkv(g, x, tower, b)
-    return linear(g, g.attention(q, k, v, heads, lengths, mask), f"{b}attn_out")
+    y = g.attention(q, k, v, heads, lengths, mask, seen=tower.seen)
+    return linear(g, y, f"{b}attn_out")
 
 
 def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:

@@ -18,6 +18,10 @@ class Tile(Struct, frozen=True):
     layout: tuple[int, ...] = ()
 
 
+class Words(str):
+    """A text of an image that is tokenized as other texts are: no token is looked up by it."""
+
+
 Piece = str | Tile
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from gguf_serve.engine.media.piece import ImageLimits, Piece, Prepare, Tile
+from gguf_serve.engine.media.piece import ImageLimits, Piece, Prepare, Tile, Words
 from gguf_serve.engine.media.resize import (
     Color,
     Pixels,
@@ -38,14 +38,14 @@ def deepseek_ocr(tile: int, *, rows_together: bool) -> Prepare:
         size = OCR_OVERVIEW, OCR_OVERVIEW
         overview = Tile(pad_nearest(pixels, size, "bicubic", GREY))
         if max(size_of(pixels)) <= tile:
-            return [overview, "\n"]
+            return [overview, Words("\n")]
         columns, rows = _nearest_ratio(size_of(pixels), tile, limits.tiles)
         scaled = stretch(pixels, (columns * tile, rows * tile), "bicubic")
         tiles = cut(scaled, columns, rows)
         if rows_together:
             starts = range(0, len(tiles), columns)
             tiles = [np.concatenate(tiles[at : at + columns]) for at in starts]
-        return [*map(Tile, tiles), overview, "\n"]
+        return [*map(Tile, tiles), overview, Words("\n")]
 
     return prepared
 
@@ -148,7 +148,7 @@ def granite4(pixels: Pixels, limits: ImageLimits) -> list[Piece]:
     columns, rows = width // side, height // side
     canvas = pad(pixels, (width, height), "bicubic")
     views = [stretch(pixels, limits.square, "bicubic"), *cut(canvas, columns, rows)]
-    return [Tile(np.concatenate(views), (columns, rows, *size_of(pixels))), "\n"]
+    return [Tile(np.concatenate(views), (columns, rows, *size_of(pixels))), Words("\n")]
 
 
 def granite4_tokens(side: int, layout: tuple[int, ...]) -> int:

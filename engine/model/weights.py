@@ -222,7 +222,9 @@ def _additions(
     the tokens' by a factor, or it is scaled; a control vector is added."""
     part = 2 * layer + 2
     source = sources[placement.parts[part]]
-    found: list[Entry] = [Deepstack(part, embedding, (layer + 1) * h.n_embd)]
+    found: list[Entry] = []
+    if layer < len(h.deepstack) and h.deepstack[layer]:
+        found.append(Deepstack(part, embedding, h.deepstack[layer] * h.n_embd))
     scale = source.floats(f"blk.{layer}.layer_output_scale.weight")
     if scale is not None:
         entry = Scaled if "scaled_layers" in h.arch.quirks else Skip

@@ -153,7 +153,7 @@ def rope_kv(
             "step": temperature.step, "shift": temperature.shift,
         }  # fmt: skip
     n_written = n_kv if shape.joint else 2 * n_kv
-    group = tape.device.group(min(SIMT_GROUP, shape.head))
+    group = tape.device.group(min(SIMT_GROUP, shape.head, shape.head_v))
     defines.append(f"WG={group}")
     grid = ((n_heads + n_written) * group, Per(TOKENS))
     tape.add("attention/rope.cl", "rope_kv", defines, args, grid, (group, 1))

@@ -15,13 +15,14 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 IMAGES = (
-    "adapter", "cogvlm", "deepseek4v", "dots_ocr", "exaone4_5", "gemma3", "gemma3nv",
-    "gemma4-e2b", "gemma4u", "gemma4v", "gemma4v-gemma4", "glm4v", "glm5v", "granite-vision",
-    "hunyuanvl", "idefics3", "internvl", "janus_pro", "kimik25", "kimivl", "ldp", "ldpv2", "lfm2",
-    "lfm2-tiles", "lightonocr", "ling3vl", "llama4", "llava-yi", "llava15", "llava15-swapped",
-    "llava16", "mimovl", "minicpmv2.5", "minicpmv2.6", "minicpmv4.6", "minimax_m3", "mistral3",
-    "muse-glimmer", "nemotron_v2_vl", "paddleocr", "phi4", "pixtral", "qwen2.5o", "qwen2.5vl",
-    "qwen2vl", "qwen2vl-f16", "qwen3vl", "step3vl", "yasa2", "youtuvl",
+    "adapter", "cogvlm", "deepseek4v", "deepseekocr", "deepseekocr2", "dots_ocr", "exaone4_5",
+    "gemma3", "gemma3nv", "gemma4-e2b", "gemma4u", "gemma4v", "gemma4v-gemma4", "glm4v", "glm5v",
+    "granite-vision", "granite4_vision", "hunyuanvl", "idefics3", "internvl", "janus_pro",
+    "kimik25", "kimivl", "ldp", "ldpv2", "lfm2", "lfm2-tiles", "lightonocr", "ling3vl", "llama4",
+    "llava-yi", "llava15", "llava15-swapped", "llava16", "mimovl", "minicpmv2.5", "minicpmv2.6",
+    "minicpmv4.6", "minimax_m3", "mistral3", "muse-glimmer", "nemotron_v2_vl", "paddleocr",
+    "phi4", "pixtral", "qwen2.5o", "qwen2.5vl", "qwen2vl", "qwen2vl-f16", "qwen3vl", "step3vl",
+    "yasa2", "youtuvl",
 )  # fmt: skip
 # Of sounds, which one each has.
 SOUNDS = {

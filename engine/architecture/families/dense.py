@@ -103,10 +103,12 @@ ROWS = (
     Architecture("gptneox", DECODER + FFN + BIASES + QKV_BIAS + OUTPUT,
                  keys=must("use_parallel_residual"),
                  positions="neox", layer_norm=True, activation="gelu"),
-    Architecture("granite", LLAMA, keys=GRANITE_SCALES | may("rope.scaling.finetuned"),
+    Architecture("granite", LLAMA,
+                 keys=GRANITE_SCALES | may("deepstack_mapping", "rope.scaling.finetuned"),
                  normalize_experts=True, divide_logits=True, quirks={"rope_if_finetuned"}),
     Architecture("granite_swa", DECODER + SINKS + GLU + EXPERTS + GLU_SHARED,
-                 keys=window(REQUIRED, REQUIRED) | GRANITE_SCALES | may("attention.rope_pattern"),
+                 keys=window(REQUIRED, REQUIRED) | GRANITE_SCALES |
+                 may("attention.rope_pattern", "deepstack_mapping"),
                  normalize_experts=True, divide_logits=True),
     Architecture("graniteswitch", ENDS + NORMS + needs("attention", "attn_qkv", "attn_output") +
                  GLU + SWITCHED, keys=GRANITE_SCALES | may("rope.scaling.finetuned") |

@@ -3,16 +3,17 @@ between: Step 3 VL, HunyuanVL, DeepSeek-V4."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.encoders.geometry import (
-    Doubles,
     Grid,
     Ints,
     antialiased,
+    bilinear,
     by_halves,
     coordinates,
     resized,
@@ -49,19 +50,12 @@ def step3(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encod
     return Encoding(linear(g, x, "mm.model.fc"))
 
 
-def nudged(size: int, source: int) -> Doubles:
-    """[size, source]: bilinear, of a table a tenth of a place larger than the grid."""
-    at = (np.arange(size) + 0.5) * source / (size + 0.1) - 0.5
-    distances = np.abs(np.arange(source) - np.clip(at, 0, source - 1)[:, None])
-    weights: Doubles = np.maximum(0.0, 1.0 - distances)
-    return weights
-
-
 def hunyuan(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) -> Encoding:
-    """A newline after each row of tokens, a begin and an end around all."""
+    """A newline after each row of tokens, a begin and an end around all. The table of positions is
+    taken for one a tenth of a place smaller."""
     w, t = g.weights, tower(spec, activation="gelu")
     table = square_table(w.floats("v.position_embd.weight"))
-    x = pre_norm(g, embedded(g, spec, grid, resized(table, grid, nudged)), t)
+    x = pre_norm(g, embedded(g, spec, grid, resized(table, grid, partial(bilinear, more=0.1))), t)
     x = post_norm(g, transformer(g, x, t, lambda i: [x.count]), t)
     x = normalized(g, x, "mm.pre_norm", spec.eps, rms=True)
     x = g.linear(g.gather(x, squares(grid, spec.merge)), convolution(g, "mm.0"))
