@@ -1,0 +1,27 @@
+"""How much faster files are rewritten with guesses: scripts/bench_speculation.py."""
+
+from __future__ import annotations
+
+from bench_speculation import FILES, Case, cases, line, summary
+
+
+def test_twenty_files_are_edited_in_four_ways() -> None:
+    asked = cases()
+    assert len(asked) == len(set(asked)) == len(set(FILES)) == 20
+    assert asked[0].startswith("Repeat this file exactly, but rename `")
+    assert len({text.partition("\n")[0] for text in asked}) > 4
+    assert max(map(len, asked)) < 3000
+
+
+def test_the_table() -> None:
+    found = [
+        Case(300, 200, 44.0, 22.0, True, 100, 90, 50.0, {"2,10": 30.0, "2,2": 33.0}),
+        Case(300, 200, 44.0, 11.0, True, 100, 90, 50.0, {"2,10": 33.0, "2,2": 22.0}),
+    ]
+    assert line(7, found[0]) == (
+        " 7   200 tokens    44.00 ->  22.00 ms   2.00 x  90 of 100 right  the same text"
+        "  peer 50.00 -> 30.00 ms"
+    )
+    assert summary(found) == (
+        "gain: median 3.00, least 2.00, most 4.00; peer's best / ours: median 1.68, least 1.36"
+    )
