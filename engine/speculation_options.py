@@ -63,7 +63,7 @@ class DraftOptions:
         "-md", "--model-draft", "--spec-draft-model", group=GROUP, env="SPEC_DRAFT_MODEL",
         type=FILE, default=None,
         help="GGUF file of a smaller model with the same vocabulary, or of a draft that is made "
-        "for the model (EAGLE-3), which guesses tokens",
+        "for the model (EAGLE-3, Gemma 4's assistants), which guesses tokens",
     )
     device: str | None = option(
         "-devd", "--device-draft", "--spec-draft-device", group=GROUP, type=TEXT, default=None,

@@ -26,8 +26,8 @@ MISSING = {
     "DeepSeek-V4), nothing drafts yet",
     "eagle3": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
     "(tested with `eagle3` and `eagle3-own`)",
-    "gemma4-assistant": "drafts for another model, of the K and V of its layers: such files are "
-    "loaded (tested with `gemma4-assistant` and `gemma4-assistant-e2b`), nothing drafts yet",
+    "gemma4-assistant": "drafts for another model, of the K and V of its layers: [with "
+    "`-md`](speculation.md) (tested with `gemma4-assistant` and `gemma4-assistant-e2b`)",
     "wavtokenizer-dec": "makes a sound of codes, not text",
 }
 # Where what is computed is not what llama.cpp computes, or not what was published

@@ -41,8 +41,12 @@ class DraftFile(Struct, frozen=True):
     beside: Beside
     kind = DRAFT
 
-    def prepare(self, target: Preparation, weights: ModelWeights | None) -> list[Preparation]:
-        """As many pages as its target has, for the same tokens. ``weights``: the target's."""
+    def prepare(
+        self, target: Preparation, weights: ModelWeights | None = None,
+        pages: Sequence[KVPages] = (),
+    ) -> list[Preparation]:  # fmt: skip
+        """As many pages as its target has, for the same tokens. ``weights``, ``pages``: the
+        target's, if they are there."""
         options = replace(self.options, n_ctx=target.n_ctx)
         found = prepare(self.gguf, self.hparams, options, machine=self.machine)
         assert found.sizes.n_pages == target.sizes.n_pages

@@ -37,6 +37,7 @@ from gguf_serve.engine.model.placement import (
 from gguf_serve.engine.model.weights import NO_ADDITIONS, Additions, ModelWeights, allocate_weights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.tensors import TensorSource
+from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 from gguf_serve.kernels.opencl.program import Programs
@@ -103,11 +104,13 @@ def rehearse(
     *,
     flash: bool,
     media: MediaShape | None = None,
+    lent: Sequence[LayerKV] = (),
 ) -> Rehearsal:
-    """The model with all its memory on meta devices like those that ``placement`` refers to."""
+    """The model with all its memory on meta devices like those that ``placement`` refers to.
+    ``lent``: see assemble()."""
     metas = [(device, Programs(device)) for device in (device.meta() for device in devices)]
     moved = replace(model.weights, placement=placement)
-    return Rehearsal(model.h, moved, metas, sizes, cache, flash=flash, media=media)
+    return Rehearsal(model.h, moved, metas, sizes, cache, flash=flash, media=media, lent=lent)
 
 
 def needs(

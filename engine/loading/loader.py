@@ -95,7 +95,7 @@ def compile_model(
         try:
             gguf, hparams = read_model(path, options)
             draft, prepared = _prepared(gguf, hparams, options)
-            guessing = [] if draft is None else draft.prepare(prepared, None)
+            guessing = [] if draft is None else draft.prepare(prepared)
             found = [prepared, *guessing]
             numbers = [_compile(prepared, progress) for prepared in found]
         except DeviceError as error:
@@ -153,7 +153,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     )
     drafter = None
     if draft is not None and info.speculation != OFF:
-        guessing = draft.prepare(prepared, weights)
+        guessing = draft.prepare(prepared, weights, runner.pages)
         made = [_made(each, draft.options, progress)[1] for each in guessing]
         drafter = draft.drafter(made, prepared, scheduler.cache, tokenizer.eog_ids, options)
     loading = f"{time.perf_counter() - began:.1f} s: read in {chosen - began:.1f} s, {times}"
@@ -171,7 +171,7 @@ def _prepared(
     heads = open_heads(gguf, hparams, options)
     if heads is not None:
         hparams = heads.of_target(hparams)
-        return heads, prepare(gguf, hparams, options, beside=heads.beside, draft=heads.file)
+        return heads, prepare(gguf, hparams, options, beside=heads.beside, draft=heads.states_for)
     file = open_draft(gguf, hparams, options)
     return file, prepare(gguf, hparams, options, beside=None if file is None else file.beside)
 
@@ -193,7 +193,7 @@ def _made(
             CacheTypes(options.cache_type_k, options.cache_type_v),
             flash=options.flash_attn != "off",
             media=None if prepared.media is None else prepared.media.shape,
-            watched=options.check_tensors,
+            watched=options.check_tensors, lent=prepared.lent,
         )  # fmt: skip
         times = _fill(prepared, runner, jobs, progress)
     if compiling is not None:

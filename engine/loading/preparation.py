@@ -29,7 +29,7 @@ from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.model.weights import Additions
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.adapters import read_adapters
-from gguf_serve.kernels.attention.kv import KV_TYPES
+from gguf_serve.kernels.attention.kv import KV_TYPES, LayerKV
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs
@@ -40,7 +40,7 @@ IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for im
 
 class Preparation(Struct, frozen=True):
     """``room``: see Fitting.room_for_checkpoints(). ``compiling``: None where the drivers of all
-    devices compile when a kernel is launched."""
+    devices compile when a kernel is launched. ``lent``: see assemble()."""
 
     gguf: GGUFFile
     hparams: Hyperparameters
@@ -52,6 +52,7 @@ class Preparation(Struct, frozen=True):
     sizes: Sizes
     room: int | None
     compiling: Compiling | None
+    lent: Sequence[LayerKV] = ()
 
     @property
     def devices(self) -> list[Device]:

@@ -10,6 +10,7 @@ from gguf_serve.engine.forward.batch import MediaShape
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, allocate_memory
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.recording.step import Mode
+from gguf_serve.kernels.attention.kv import LayerKV
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs, Spec
 
@@ -27,8 +28,12 @@ class Rehearsal:
         *,
         flash: bool,
         media: MediaShape | None,
+        lent: Sequence[LayerKV] = (),
     ) -> None:
-        self.memory = allocate_memory(h, weights, devices, sizes, cache, flash=flash, media=media)
+        """``lent``: see assemble()."""
+        self.memory = allocate_memory(
+            h, weights, devices, sizes, cache, flash=flash, media=media, lent=lent
+        )
         self.devices = [device for device, _ in devices]
         self._decoder, self._programs = self.memory.decoder, [programs for _, programs in devices]
         self._lock = threading.Lock()

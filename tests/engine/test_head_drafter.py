@@ -15,6 +15,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.speculation.assistant_drafter import AssistantDrafter
 from gguf_serve.engine.speculation.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation.model_drafter import Wish
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
@@ -25,11 +26,14 @@ PROMPT = random_prompt(70, 1)
 SEED = SamplingParams(temperature=0.8, seed=1)
 NO_END = ((0, float("-inf")),)
 DAILY = "glm4moe-mtp"
+ASSISTANTS = ["gemma4-assistant", "gemma4-assistant-e2b"]
 SLOW = [
-    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "eagle3", "mimo2-mtp",
+    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "eagle3",
+    "gemma4-assistant", "mimo2-mtp",
     "nemotron_h_moe-mtp", "qwen35-mtp", "step35-mtp",
 ]  # fmt: skip
 Start = Callable[..., Engine]
+Propose = Callable[..., list[list[int]]]
 
 
 @pytest.fixture
@@ -80,18 +84,21 @@ def test_heads_change_nothing(start: Start, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own"])
+@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own", *ASSISTANTS])
 def test_guesses_are_those_of_llama_cpp(
     start: Start, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     made: list[list[list[int]]] = []
-    propose = HeadDrafter.propose
 
-    def noted(self: HeadDrafter, wishes: Sequence[Wish], worth: float) -> list[list[int]]:
-        made.append(propose(self, wishes, worth))
-        return made[-1]
+    def noting(propose: Propose) -> Propose:
+        def noted(self: HeadDrafter, wishes: Sequence[Wish], worth: float) -> list[list[int]]:
+            made.append(propose(self, wishes, worth))
+            return made[-1]
 
-    monkeypatch.setattr(HeadDrafter, "propose", noted)
+        return noted
+
+    for kind in (HeadDrafter, AssistantDrafter):
+        monkeypatch.setattr(kind, "propose", noting(kind.propose))
     target, found = read_spec(name).get("target"), arrays(name)
     engine = start(target or name, True, None if target is None else name)
     submit(engine, PROMPT, 40, GREEDY).wait()  # prices are known then
