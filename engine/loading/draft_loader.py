@@ -20,8 +20,8 @@ from gguf_serve.engine.model.decoder import kv_shapes
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
-from gguf_serve.engine.speculation.draft_model import DraftModel
-from gguf_serve.engine.speculation.guess_limits import GuessLimits
+from gguf_serve.engine.speculation.models.draft_model import DraftModel
+from gguf_serve.engine.speculation.models.guess_limits import GuessLimits
 from gguf_serve.engine.speculation_options import DRAFT, OFF
 from gguf_serve.kernels.attention.kv import KVPages
 

@@ -26,8 +26,8 @@ from gguf_serve.engine.model.placement import on_one_device
 from gguf_serve.engine.model.weights import Additions, ModelWeights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
-from gguf_serve.engine.speculation.assistant_drafter import AssistantDrafter
-from gguf_serve.engine.speculation.head_drafter import HeadDrafter
+from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
+from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation_options import EAGLE, HEADS
 from gguf_serve.kernels.attention.kv import KVPages, LayerKV
 from gguf_serve.kernels.opencl.device import Device

@@ -15,9 +15,9 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.sampling_params import SamplingParams
-from gguf_serve.engine.speculation.assistant_drafter import AssistantDrafter
-from gguf_serve.engine.speculation.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation.model_drafter import Wish
+from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
+from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
 from gguf_serve.kernels.opencl.platforms import list_devices
 

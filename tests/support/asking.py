@@ -21,7 +21,7 @@ from gguf_serve.engine.serving.disk import DiskOptions
 from gguf_serve.engine.speculation import asking, speculation
 from gguf_serve.engine.speculation.account import Account
 from gguf_serve.engine.speculation.lengths import Offer
-from gguf_serve.engine.speculation.timed_steps import TimedSteps
+from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
 from gguf_serve.engine.stats import DiskStats
 
 SECONDS = 60  # until a test gives up on the engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_serve.engine.speculation.known_states import KnownStates
+from gguf_serve.engine.speculation.models.known_states import KnownStates
 
 
 def rows(*numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

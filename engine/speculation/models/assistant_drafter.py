@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
-from gguf_serve.engine.speculation.guess_limits import in_steps
-from gguf_serve.engine.speculation.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation.model_drafter import States, Wish
+from gguf_serve.engine.speculation.models.guess_limits import in_steps
+from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 
 
 class _Draft:

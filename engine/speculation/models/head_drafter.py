@@ -18,11 +18,11 @@ from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
-from gguf_serve.engine.speculation.coverage import Coverage
-from gguf_serve.engine.speculation.guess_limits import GuessLimits, in_steps
-from gguf_serve.engine.speculation.known_states import KnownStates
 from gguf_serve.engine.speculation.model_drafter import States, Wish
-from gguf_serve.engine.speculation.timed_steps import TimedSteps
+from gguf_serve.engine.speculation.models.coverage import Coverage
+from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
+from gguf_serve.engine.speculation.models.known_states import KnownStates
+from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
 
 Floats = npt.NDArray[np.float32]
 FEW = 8  # tokens that the heads wait for, if nobody wants a guess before

@@ -9,10 +9,10 @@ from gguf_serve.engine.forward.runner import RowLogits, Runner
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
-from gguf_serve.engine.speculation.coverage import Coverage
-from gguf_serve.engine.speculation.guess_limits import GuessLimits, in_steps
 from gguf_serve.engine.speculation.model_drafter import States, Wish
-from gguf_serve.engine.speculation.timed_steps import TimedSteps
+from gguf_serve.engine.speculation.models.coverage import Coverage
+from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
+from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
 
 
 class _Guessed(NamedTuple):

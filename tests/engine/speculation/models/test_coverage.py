@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_serve.engine.scheduling.page_cache import PageCache, PagedTokens
-from gguf_serve.engine.speculation.coverage import Coverage
+from gguf_serve.engine.speculation.models.coverage import Coverage
 
 
 def computed(cache: PageCache, tokens: list[int]) -> PagedTokens:

@@ -1,0 +1,1 @@
+"""Models that guess for another one: draft models, heads of speculation, assistants."""
