@@ -7,7 +7,8 @@
 With --peer the two take turns at every measurement (ours, peer, ours, peer, ...) and the
 medians are compared; who is not measured waits and uses no processor. Prompts are random
 tokens of a fixed seed, the same for both, and generation is greedy. With --widths it is measured
-instead what a step costs by how many tokens it has (bench_widths.py).
+instead what a step costs by how many tokens it has (bench_widths.py), with --disk what the cache
+on disk gains and costs (bench_disk.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
+import bench_disk  # noqa: E402
 import bench_report as report  # noqa: E402
 import bench_widths as step_widths  # noqa: E402
 from bench_engine import EngineSubject  # noqa: E402
@@ -174,6 +176,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--widths", type=numbers, nargs="?", const=step_widths.WIDTHS,
         help="measure steps of so many tokens instead (default 1,2,3,4,6,8,16,32)")  # fmt: skip
     add("--seconds", type=float, default=20.0, help="that --widths measures (default 20)")
+    add(
+        "--disk",
+        action="store_true",
+        help="measure --cache-disk instead: first tokens of --prompts",
+    )
     add("--peer", action="store_true", help="measure llama-cpp-python too")
     add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
     add("--markdown", action="store_true", help="print Markdown")
@@ -218,6 +225,17 @@ def run_widths(options: argparse.Namespace) -> dict[str, Any]:
         "facts": facts, "busy": busy, "skipped": [], "table": step_widths.cells(times),
         "widths": step_widths.as_json(times),
     }  # fmt: skip
+
+
+def run_disk(options: argparse.Namespace) -> dict[str, Any]:
+    """What bench_disk.py measures."""
+    facts, busy = {"model": options.model.name, **report.machine()}, report.is_busy()
+    facts["gguf-serve"] = report.installed("gguf-serve")
+    rows = [
+        *bench_disk.first_tokens(options.model, options.prompts),
+        *bench_disk.beside(options.model, options.generate, options.repeat),
+    ]
+    return {"facts": facts, "busy": busy, "skipped": [], "table": [bench_disk.HEAD, *rows]}
 
 
 def start_peer(options: argparse.Namespace, plan: Plan, ready: Row) -> tuple[PeerProcess, str]:
@@ -280,8 +298,9 @@ def main() -> int:
     options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        result = run_widths(options) if options.widths else run(options)
-    except (EngineError, PeerError) as error:
+        measured = run_widths if options.widths else run_disk if options.disk else run
+        result = measured(options)
+    except (EngineError, PeerError, bench_disk.DifferenceError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     table = result.pop("table")
