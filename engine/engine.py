@@ -299,7 +299,9 @@ class Engine:
 
     def _has_news(self) -> bool:
         """Whether another thread has something for this one."""
-        return bool(self._mailbox) or (self._disk is not None and self._disk.has_work)
+        return bool(self._mailbox) or (
+            self._disk is not None and self._disk.has_work(bool(self._streams))
+        )
 
     @property
     def _all_are_loading(self) -> bool:

@@ -1,8 +1,11 @@
 """The files of pages: whole, of this page and undamaged, or of no use.
 
 A file is ``HEADER``, the ids of the page's tokens (int64), the data as it lies in memory, and the
-BLAKE2b of all that; all little-endian. ``kind`` says what the data is: K and V of the page in all
+CRC-32 of all that; all little-endian. ``kind`` says what the data is: K and V of the page in all
 layers, or what a slot keeps beside pages after its last token.
+
+Whose page it is, header and ids say in full; the checksum is for damage alone. A CRC finds what
+disks and crashes do (file systems have no more), and takes a fifth of the time of a hash.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import stat
 import struct
 from collections.abc import Sequence
 from enum import Enum
-from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
+from zlib import crc32
 
 from gguf_serve.engine.disk_cache.names import KEY_BYTES, PageName, packed
 
 MAGIC = b"GGUFKVPG"
 VERSION = 1
-CHECKSUM_BYTES = 16
+CHECKSUM = struct.Struct("<I")
 # magic, version, kind, number of ids, bytes of data, root, parent, key
 HEADER = struct.Struct(f"<8sIIIQ{KEY_BYTES}s{KEY_BYTES}s{KEY_BYTES}s")
 
@@ -53,15 +56,13 @@ def is_page_file(file: str) -> bool:
 
 def file_bytes(n_ids: int, n_data: int) -> int:
     """The size of a file."""
-    return HEADER.size + 8 * n_ids + n_data + CHECKSUM_BYTES
+    return HEADER.size + 8 * n_ids + n_data + CHECKSUM.size
 
 
 def parts_of(name: PageName, kind: Kind, data: memoryview) -> Sequence[bytes | memoryview]:
     """What a file consists of, one behind the other."""
     head = _head(name, kind, data.nbytes)
-    digest = blake2b(head, digest_size=CHECKSUM_BYTES)
-    digest.update(data)
-    return head, data, digest.digest()
+    return head, data, CHECKSUM.pack(crc32(data, crc32(head)))
 
 
 def read_page(path: Path, name: PageName, kind: Kind, n_data: int) -> memoryview:
@@ -80,9 +81,9 @@ def read_page(path: Path, name: PageName, kind: Kind, n_data: int) -> memoryview
     head = _head(name, kind, n_data)
     if raw[: len(head)] != head:
         raise DamagedError("it is not of this page, or of another version")
-    if blake2b(raw[:-CHECKSUM_BYTES], digest_size=CHECKSUM_BYTES).digest() != raw[-CHECKSUM_BYTES:]:
+    if CHECKSUM.pack(crc32(raw[: -CHECKSUM.size])) != raw[-CHECKSUM.size :]:
         raise DamagedError("its checksum is not that of its content")
-    return raw[len(head) : -CHECKSUM_BYTES]
+    return raw[len(head) : -CHECKSUM.size]
 
 
 def _head(name: PageName, kind: Kind, n_data: int) -> bytes:

@@ -30,9 +30,9 @@ from gguf_serve.kernels.attention.kv import LAYOUT
 from gguf_serve.kernels.opencl.memory import available_memory
 
 ALONE_SECONDS, BESIDE_SECONDS = 0.05, 0.002  # of the engine's thread at once, beside others
-# Of the time since the last step, to copy pages that are to be written while others wait for
-# tokens, but one at least. What their thread has to do with them takes some three times as long.
-SAVING_SHARE = 0.005
+# Of the time, to copy pages that are to be written while others wait for tokens. Their thread needs
+# about as much again, of one processor.
+SAVING_SHARE = 0.01
 CLOSE_SECONDS = 2.0  # for what is still to be written when the engine ends
 WAIT_SECONDS = 0.02  # until ``wait`` looks again
 
@@ -109,6 +109,7 @@ class DiskCache:
         self._saves = DiskSaves(store, names, scheduler, cached, options.min_tokens, wake)
         self._loads = DiskLoads(store, names, scheduler, cached, speed, wake, self._loaded)
         self._worked = time.perf_counter()  # when ``work`` did last
+        self._credit = 0.0  # seconds of copying that saving may take, or has taken ahead
         self._open: list[DiskSaves | DiskLoads] = [self._saves, self._loads]
 
     def admit(self, seq: Sequence) -> None:
@@ -128,18 +129,25 @@ class DiskCache:
         """Sequences that wait for what is loaded."""
         return self._loads.n_waiting
 
-    @property
-    def has_work(self) -> bool:
-        """Whether ``work`` would do something."""
-        return self._loads.has_work or self._saves.has_work
+    def has_work(self, has_requests: bool) -> bool:
+        """Whether ``work`` would do something, but for what the next step's time allows."""
+        may_save = not has_requests or self._credit > 0.0
+        return self._loads.has_work or (may_save and self._saves.has_work)
 
     def work(self, is_computing: bool, has_requests: bool) -> None:
         """Copy some pages; few of them if somebody waits for a step."""
-        now, before = time.perf_counter(), self._worked
-        self._worked = now
+        began, before = time.perf_counter(), self._worked
+        self._worked = began
         self._loads.work(BESIDE_SECONDS if is_computing else ALONE_SECONDS)
-        beside = min((now - before) * SAVING_SHARE, ALONE_SECONDS)
-        self._saves.work(beside if has_requests else ALONE_SECONDS)
+        if not has_requests:
+            self._saves.work(ALONE_SECONDS)
+            return
+        # A page may take longer than the share of a short step: then the next ones have none.
+        began = time.perf_counter()
+        self._credit = min(self._credit, 0.0) + (began - before) * SAVING_SHARE
+        if self._credit > 0.0:
+            self._saves.work(min(self._credit, ALONE_SECONDS))
+            self._credit -= time.perf_counter() - began
 
     def wait(self, seconds: float) -> bool:
         """Let all that is on its way be written, for so long; False: something was not. From

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking import DISK, Start, engine_of
+from asking import DISK, SECONDS, Start, engine_of
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import load_model
@@ -33,6 +33,13 @@ def engine(conformance_model: Callable[[str], Path], folder: Path) -> Iterator[E
     engine._disk._loads._speed = lambda: 0.0  # so small a model computes as fast as a disk reads
     yield engine
     engine.close()
+
+
+@pytest.fixture(autouse=True)
+def settled(request: pytest.FixtureRequest) -> None:
+    """The test before has left nothing to be written to the shared engine's folder."""
+    if "engine" in request.fixturenames:
+        request.getfixturevalue("engine").wait_until_kept(SECONDS)
 
 
 @pytest.fixture
