@@ -164,6 +164,7 @@ class Request(Struct, frozen=True):
     grids: tuple[Grid, ...] = ()  # for M-RoPE; empty: those of the images in ``media``
     client: str = ""  # who asks: clients get slots in turn
     priority: int = 0  # above 0: waits while others do; below: first of its client's own
+    session: str = ""  # what a client calls its conversation: an engine of several that it goes to
     batch: int = 0  # a number for requests of a client that were made together, one turn of it
     wants: Wanted = field(default_factory=Generation)
     prediction: tuple[int, ...] = ()  # tokens that the client expects to be generated

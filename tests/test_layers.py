@@ -27,7 +27,7 @@ ROOMS = {
     "encoders model scheduling forward speculation sampling loading completion stats serving "
     "engine",
     "server": "version options account errors interface http requests dialects page openapi idle "
-    "app demo configure sources sockets logs summary doctor launch compile_only "
+    "app demo configure sources sockets logs summary doctor replicas launch compile_only "
     "cli container __main__",
 }
 

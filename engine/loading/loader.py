@@ -17,9 +17,7 @@ from msgspec.structs import replace
 import gguf_serve.kernels.opencl.platforms as devices
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.chat.prompt import Template
-from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
-from gguf_serve.engine.chat.rendering.selection import named_template, select_template
-from gguf_serve.engine.errors import EngineError, ModelError, naming, refusing
+from gguf_serve.engine.errors import EngineError, refusing
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
@@ -32,6 +30,7 @@ from gguf_serve.engine.loading.head_loader import Heads, open_heads
 from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
+from gguf_serve.engine.loading.texts import read_text
 from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.adapters import Adapter
@@ -41,7 +40,7 @@ from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
 from gguf_serve.engine.speculation_options import DRAFT, EAGLE, OFF, SpeculationOptions
-from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
+from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
@@ -124,7 +123,7 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
     began = time.perf_counter()
     gguf, hparams = read_model(path, options)
     with ThreadPoolExecutor(1, "tokenizer") as pool:
-        text = pool.submit(_read_text, gguf, hparams, options)
+        text = pool.submit(read_text, gguf, hparams, options)
         draft, prepared = _prepared(gguf, hparams, options)
         chosen = time.perf_counter()
         hparams, sizes = prepared.hparams, prepared.sizes
@@ -212,15 +211,6 @@ def stopping(compiling: Compiling | None) -> Iterator[None]:
         raise
 
 
-def _read_text(
-    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
-) -> tuple[Tokenizer, ConfinedTemplate]:
-    with naming(gguf.path):
-        tokenizer = load_tokenizer(gguf.metadata)
-        _check_vocabulary(gguf, hparams, tokenizer)
-    return tokenizer, _chat_template(gguf.metadata, tokenizer, options)
-
-
 def _scheduler(
     sizes: Sizes,
     checkpoints: Checkpoints | None,
@@ -268,15 +258,6 @@ def _driver(device: Device) -> str:
     return f"{device.info.platform}, {device.info.driver}{rounded}"
 
 
-def _check_vocabulary(gguf: GGUFFile, h: Hyperparameters, tokenizer: Tokenizer) -> None:
-    """Every token that can be drawn has a text, and every one of the text an embedding."""
-    if tokenizer.n_vocab != h.n_vocab:
-        raise ModelError(
-            f"{gguf.path}: the tokenizer has {tokenizer.n_vocab} tokens, "
-            f"token_embd.weight {h.n_vocab} rows"
-        )
-
-
 def _fill(
     prepared: Preparation,
     runner: Runner,
@@ -308,23 +289,6 @@ def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
 
     steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
     log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
-
-
-def _chat_template(
-    metadata: Mapping[str, Any], tokenizer: Tokenizer, options: EngineOptions
-) -> ConfinedTemplate:
-    """In a process that starts while the model loads."""
-
-    def text(token: int | None) -> str:
-        return "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
-
-    if options.chat_template is not None:
-        source, tool_use = named_template(options.chat_template), None
-    else:
-        source, tool_use = select_template(metadata)
-    return ConfinedTemplate(
-        Templates(source, tool_use, text(tokenizer.bos_id), text(tokenizer.eos_id))
-    )
 
 
 def _info(

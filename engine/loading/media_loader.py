@@ -48,7 +48,6 @@ def load_media(
 ) -> Media:
     """The encoders, loaded. ModelError if their embeddings do not fit the text model."""
     from gguf_serve.engine.encoders.encoder import MediaEncoder
-    from gguf_serve.engine.encoders.reader import MediaReader
 
     device = _device(options, device)
     with naming(file.gguf.path):
@@ -61,9 +60,16 @@ def load_media(
             f"model takes {wanted} ({h.n_embd}{deep}): they do not belong together"
         )
     file.gguf.close()
-    reader = MediaReader(file.vision, file.audio, n_embd=h.n_embd, limits=options.media_limits)
+    reader = media_reader(file, options, h)
     together = file.vision is not None and file.vision.sees_together(h.n_embd)
     return Media(reader, encoder, MediaShape(encoder.width, together), device)
+
+
+def media_reader(file: ProjectorFile, options: EngineOptions, h: Hyperparameters) -> MediaReader:
+    """What decodes a projector's images and sounds."""
+    from gguf_serve.engine.encoders.reader import MediaReader
+
+    return MediaReader(file.vision, file.audio, n_embd=h.n_embd, limits=options.media_limits)
 
 
 def _device(options: EngineOptions, device: Device) -> Device:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextvars import ContextVar
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +16,18 @@ from gguf_serve.server.http.connections import address_key
 # Of the request that is being answered. It is made known here, and not handed through all that
 # reads a request, since only the engine's queue wants it.
 client: ContextVar[str] = ContextVar("client", default="")
+# And what a client calls its conversation, by which one of several engines is found again.
+session: ContextVar[str] = ContextVar("session", default="")
+SESSION_FIELDS = ("prompt_cache_key", "user")
+LONGEST_SESSION = 256  # characters of it that count
+
+
+def note_session(fields: Mapping[str, Any]) -> None:
+    """Where the header ``x-session-id`` names none, a field of the body may."""
+    if not session.get():
+        named = (name for field in SESSION_FIELDS if (name := fields.get(field)))
+        name = next(named, "")
+        session.set(name[:LONGEST_SESSION] if isinstance(name, str) else "")
 
 
 class Client:
@@ -26,6 +40,7 @@ class Client:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             client.set(self._name(scope))
+            session.set(Headers(scope=scope).get("x-session-id", "")[:LONGEST_SESSION])
         await self.app(scope, receive, send)
 
     def _name(self, scope: Scope) -> str:

@@ -30,6 +30,7 @@ from gguf_serve.engine.request import (
 )
 from gguf_serve.server.account import Account
 from gguf_serve.server.errors import ApiError, invalid
+from gguf_serve.server.http.client import session
 from gguf_serve.server.interface import Engine
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,9 @@ class EventStream:
         salt = request.cache_salt
         if self._isolates:
             salt = f"{self._client} {salt}"
-        request = replace(request, client=self._client, batch=self._batch, cache_salt=salt)
+        request = replace(
+            request, client=self._client, session=session.get(), batch=self._batch, cache_salt=salt
+        )  # fmt: skip
         on_event = partial(self._inbox.put, self, index)
         if request.constraint is None and request.sampling.dry_multiplier == 0.0:
             self._tickets[index] = self.engine.submit(request, on_event)

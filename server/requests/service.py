@@ -18,7 +18,7 @@ from gguf_serve.engine.request import Pooling
 from gguf_serve.server.account import account
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.body import read_json, read_object
-from gguf_serve.server.http.client import client
+from gguf_serve.server.http.client import client, note_session
 from gguf_serve.server.http.content_encoding import coding, decoded
 from gguf_serve.server.http.fetch import Fetcher
 from gguf_serve.server.http.room import LEASE, Room
@@ -151,6 +151,7 @@ class Service:
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
         fields = await self._decoded(request, read_object)
+        note_session(fields)
         known = request.scope.get(KNOWN)
         if known is not None:
             self._unknown.note(request.scope["path"], fields, known)

@@ -85,3 +85,19 @@ def test_embeddings_have_a_client_too(serve: Any, fakes: Any) -> None:
     engine = fakes.engine()
     httpx.post(serve(engine) + "/v1/embeddings", json={"input": ["a"]})
     assert [request.client for request in engine.requests] == ["127.0.0.1"]
+
+
+def test_a_session_is_the_header_or_a_field(serve: Any, fakes: Any) -> None:
+    """It says which of several engines knows a conversation; nothing else of an answer."""
+    engine = fakes.engine()
+    url = serve(engine) + "/v1/completions"
+    for fields, header in (
+        ({"user": "a"}, ""),
+        ({"user": "a", "prompt_cache_key": "b"}, ""),
+        ({"user": "a", "prompt_cache_key": "b"}, "c"),
+        ({}, ""),
+    ):
+        headers = {"x-session-id": header} if header else {}
+        body = {"prompt": "a", "max_tokens": 1, **fields}
+        assert httpx.post(url, json=body, headers=headers).is_success
+    assert [request.session for request in engine.requests] == ["a", "b", "c", ""]

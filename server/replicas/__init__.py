@@ -1,0 +1,1 @@
+"""Engines in other processes, and on other machines, behind one server."""
