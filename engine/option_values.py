@@ -74,6 +74,15 @@ def slot_count(text: str) -> int:
     return int(text)
 
 
+def replica_counts(text: str) -> tuple[int, int]:
+    """``2`` or ``1:8``: the least and the most."""
+    least, colon, most = text.partition(":")
+    counts = int(least), int(most if colon else least)
+    if not 1 <= counts[0] <= counts[1]:
+        raise ValueError("expected a number of at least 1, or LEAST:MOST")
+    return counts
+
+
 def truth(text: str) -> bool:
     return {"true": True, "false": False}[text]
 

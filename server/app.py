@@ -39,6 +39,8 @@ class Gate:
             return await Response(status_code=204)(scope, receive, send)
         if self.service.loaded_engine is None and not page.is_file(self.service, scope["path"]):
             raise ApiError("unavailable_error", "Loading model")
+        if self.service.is_draining and scope["method"] == "POST":
+            raise ApiError("unavailable_error", "The server is ending")
         return await self.app(scope, receive, send)
 
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 from gguf_serve.engine.child import end_all
 from gguf_serve.engine.errors import EngineError, ModelError
 from gguf_serve.engine.option_values import commas
+from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server import sockets as listeners
 from gguf_serve.server.app import create_app
 from gguf_serve.server.configure import (
@@ -55,6 +56,7 @@ from gguf_serve.server.requests.warm_prompt import warm_up
 from gguf_serve.server.summary import progress_bar, show, summary
 
 log = logging.getLogger("gguf_serve.server")
+DRAIN_STEP = 0.1  # seconds
 GRACE = 3  # seconds that open answers get after a signal
 
 
@@ -74,17 +76,20 @@ class Server(uvicorn.Server):
         idle: Idle,
         handshake_timeout: float = 15.0,
         on_hangup: Callable[[], None] | None = None,
+        drain_timeout: float = 0.0,
     ) -> None:
         super().__init__(config)
         self.servers: list[asyncio.base_events.Server] = []
         self.handshake_timeout = handshake_timeout  # seconds, for TLS
         self.idle = idle
         self.on_hangup = on_hangup  # None: SIGHUP ends the process
+        self.drain_timeout = drain_timeout  # seconds
         self.service = service
         self.failure: str | None = None
         self._load = load
         self._on_loaded = on_loaded
         self._threads: list[threading.Thread] = []
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, but a TLS handshake has no more time than a header."""
@@ -136,7 +141,20 @@ class Server(uvicorn.Server):
         return [thread for thread in self._threads if thread.is_alive()]
 
     def _on_signal(self) -> None:
+        """The first one may let open requests end, the next one does not, nor wait for streams."""
+        if self.drain_timeout and self.server_state.tasks and not self.service.is_draining:
+            self.service.is_draining = True
+            log.info("ending: %d requests are open", len(self.server_state.tasks))
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            return
         self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def _drain(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_timeout):
+                while self.server_state.tasks:
+                    await asyncio.sleep(DRAIN_STEP)
         self.should_exit = True
 
     def _spawn(self, target: Callable[[], None]) -> None:
@@ -212,6 +230,7 @@ def serve(settings: Settings) -> int:
         idle=idle,
         handshake_timeout=limits.header_timeout,
         on_hangup=None if settings.api_key_file is None else partial(read_keys, settings, keys),
+        drain_timeout=settings.drain_timeout,
     )
     try:
         server.run(bound)
@@ -288,10 +307,19 @@ def finish(server: Server) -> int:
 
 def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     """Runs in a thread of its own; `report` raises when the server is to stop."""
-    from gguf_serve.engine.engine import load_engine
-
     path = demo_path(report) if settings.demo else Path(settings.model or "")
     options = engine_options(settings)
+    if settings.replicas is not None:
+        from gguf_serve.server.replicas.cluster import start_replicas
+
+        return start_replicas(path, options, settings, report)
+    return load_here(path, options, report)
+
+
+def load_here(path: Path, options: EngineOptions, report: Callable[[float], None]) -> Engine:
+    """The engine in this process."""
+    from gguf_serve.engine.engine import load_engine
+
     with progress_bar(f"Loading {path.name}") as draw:
 
         def progress(fraction: float) -> None:

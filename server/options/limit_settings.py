@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gguf_serve.engine.option import COUNT, NATURAL, Parsed, option
 from gguf_serve.engine.option_values import commas
+from gguf_serve.server.options.replica_settings import ReplicaSettings
 
 SERVER = "Server"
 LIMITS = "Limits of clients"
@@ -13,7 +14,7 @@ LIMITS = "Limits of clients"
 
 # fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSettings:
+class LimitSettings(ReplicaSettings):
     max_connections: int = option(
         "--max-connections", group=LIMITS, type=COUNT, default=1024,
         help="open connections; for one more the longest idle one is closed. Fewer if the process "

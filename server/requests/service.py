@@ -81,6 +81,7 @@ class Service:
         responses."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
+        self.is_draining = False  # nothing new is taken
         self.defaults = defaults or Defaults()
         self.aliases = sorted(aliases)
         self.tags = list(tags)

@@ -44,6 +44,8 @@ def routes(service: Service) -> list[BaseRoute]:
 async def health(service: Service, http: HttpRequest) -> Response:
     """Green only while requests are answered, and with numbers; the gate answers while the model
     loads."""
+    if service.is_draining:
+        raise ApiError("unavailable_error", "The server is ending")
     if not (service.engine.healthy or service.is_sleeping):
         raise ApiError("unavailable_error", service.engine.fault or "The engine has stopped")
     return json_response({"status": "ok"})
