@@ -309,11 +309,17 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     """Runs in a thread of its own; `report` raises when the server is to stop."""
     path = demo_path(report) if settings.demo else Path(settings.model or "")
     options = engine_options(settings)
-    if settings.replicas is not None:
+    engine: Engine
+    if settings.replicas is None:
+        engine = load_here(path, options, report)
+    else:
         from gguf_serve.server.replicas.cluster import start_replicas
 
-        return start_replicas(path, options, settings, report)
-    return load_here(path, options, report)
+        engine = start_replicas(path, options, settings, report)
+    if settings.reranking and not engine.info.ranks:
+        engine.close()
+        raise ModelError(f"--rerank: {path.name} has no head for ranking")
+    return engine
 
 
 def load_here(path: Path, options: EngineOptions, report: Callable[[float], None]) -> Engine:
@@ -332,9 +338,6 @@ def load_here(path: Path, options: EngineOptions, report: Callable[[float], None
         gc.disable()  # as cli.py says
         try:
             engine = load_engine(path, options, progress)
-            if settings.reranking and not engine.info.ranks:
-                engine.close()
-                raise ModelError(f"--rerank: {path.name} has no head for ranking")
             # Collections pass over what is there: to look through its 90,000 objects and more,
             # with every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has
             # left. The first one would come as soon as they are enabled.
