@@ -17,7 +17,7 @@ from msgspec.structs import replace
 import gguf_serve.kernels.opencl.platforms as devices
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.chat.prompt import Template
-from gguf_serve.engine.errors import EngineError, naming, refusing
+from gguf_serve.engine.errors import EngineError, refusing
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies

@@ -6,9 +6,10 @@ A front, whose engines are elsewhere, loads no more than this.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.chat.prompt import Template
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from gguf_serve.engine.encoders.reader import MediaReader
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
+class Texts(Struct, frozen=True):
     """``media``: None where the options name no projector."""
 
     tokenizer: Tokenizer

@@ -12,9 +12,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
+
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.texts import Texts, load_texts

@@ -6,8 +6,9 @@ requests and calls has its own on a channel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.request import Event, Request
@@ -16,30 +17,26 @@ from gguf_serve.engine.stats import EngineStats
 Method = Literal["slots", "set_adapters", "save_slot", "restore_slot", "erase_slot"]
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Struct, frozen=True):
     """To a host: serve a request, every event of which comes as ``Heard``."""
 
     number: int
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """To a host."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndReasoning:
+class EndReasoning(Struct, frozen=True):
     """To a host."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """To a host: call a method of its engine, and send the result as ``Answer``."""
 
     number: int
@@ -47,13 +44,11 @@ class Call:
     arguments: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(Struct, frozen=True):
     """From both at least once a second, so that silence tells that the other is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class State(Beat):
+class State(Beat, frozen=True):
     """A host's beat: what is new of its engine."""
 
     stats: EngineStats
@@ -61,8 +56,7 @@ class State(Beat):
     fault: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True):
     """A host's first message: what it serves."""
 
     info: ModelInfo
@@ -71,16 +65,14 @@ class Hello:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """From a host: an event of a request."""
 
     number: int
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """From a host: what a call gave, or the error that it raised, or a request's refusal."""
 
     number: int
@@ -88,6 +80,5 @@ class Answer:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draining:
+class Draining(Struct, frozen=True):
     """From a host that is to end: it takes nothing new."""

@@ -18,9 +18,10 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.options import EngineOptions
@@ -33,8 +34,7 @@ SLOTS = 4  # of an engine that is told no number
 EXTRA_SECONDS = 10.0  # beyond the drain timeout, in which an engine is to have ended
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """The engines of one model."""
 
     path: Path

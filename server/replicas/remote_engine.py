@@ -7,6 +7,7 @@ one to come back. One that ``TRIES`` of them could not bring a token further fai
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import threading
@@ -14,9 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import fields, replace
 
 from gguf_serve.engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from gguf_serve.engine.grammar.compile import Grammars
@@ -29,9 +32,6 @@ from gguf_serve.server.replicas.flight import Flight
 from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.messages import Hello
 from gguf_serve.server.replicas.router import Router
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 TRIES = 3  # after the engine that made the last token
@@ -175,7 +175,7 @@ class RemoteEngine:
             raise EngineStoppedError("the server is ending")
         if request.sampling.seed < 0:  # another engine must be able to draw the same
             seed = secrets.randbits(31)
-            request = replace(request, sampling=replace(request.sampling, seed=seed))
+            request = replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
         can_resume = self.info.denoising is None and request.has_text
         flight = Flight(
             replace(request, marks=can_resume), on_event, can_resume=can_resume
@@ -350,7 +350,7 @@ class RemoteEngine:
     release = close
 
 
-Numbers = TypeVar("Numbers", bound="DataclassInstance")
+Numbers = TypeVar("Numbers", bound=Struct)
 
 
 def total(parts: Sequence[Numbers]) -> Numbers:
@@ -362,7 +362,7 @@ def total(parts: Sequence[Numbers]) -> Numbers:
             changes[field.name] = max(values)
         elif isinstance(values[0], tuple):
             changes[field.name] = tuple(map(sum, zip(*values, strict=True)))
-        elif is_dataclass(values[0]):
+        elif isinstance(values[0], Struct):
             changes[field.name] = total([value for value in values if value is not None])
         elif isinstance(values[0], int | float):
             changes[field.name] = sum(values)

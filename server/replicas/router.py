@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import Literal
+
+from msgspec import Struct
 
 from gguf_serve.engine.disk_cache.names import beginning, chain
 from gguf_serve.engine.request import Request
@@ -24,8 +25,7 @@ LEAST_SHARED = 2  # pages, below which a session says more
 SESSIONS = 4096  # that are remembered
 
 
-@dataclass(slots=True)
-class Place:
+class Place(Struct):
     """An engine as the router sees it."""
 
     id: str
@@ -35,8 +35,7 @@ class Place:
     n_requests: int = 0  # of this front and others, on their way or in a slot
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """``n_shared``: tokens of the prompt that the engine should have."""
 
     id: str

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from asking import GREEDY, NO_END, SAMPLINGS, Reply, engine_of, random_prompt, submit
+from msgspec import structs
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
@@ -145,9 +146,9 @@ def test_everything_passes_as_from_the_engine_itself(
             for to in (engines[0], replicas.front)
         )
         for kind in (Embedded, PromptScored, Delta):
-            assert [replace(e, mark=None) if kind is Delta else e for e in there.all(kind)] == (
-                here.all(kind)
-            )
+            assert [
+                structs.replace(e, mark=None) if kind is Delta else e for e in there.all(kind)
+            ] == (here.all(kind))
     assert replicas.front.stats().n_slots == 8
     assert [slot.id for slot in replicas.front.slots()] == list(range(8))
 
