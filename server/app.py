@@ -15,7 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server import openapi
 from gguf_serve.server.dialects.table import DIALECTS, error_response
-from gguf_serve.server.errors import ApiError, exception_handlers, json_response, plain_error
+from gguf_serve.server.errors import (
+    LOADING,
+    ApiError,
+    exception_handlers,
+    json_response,
+    plain_error,
+)
 from gguf_serve.server.http.auth import KeyCheck, Keys
 from gguf_serve.server.http.client import Client
 from gguf_serve.server.http.request_log import RequestLog
@@ -38,7 +44,7 @@ class Gate:
         if scope["method"] == "OPTIONS":
             return await Response(status_code=204)(scope, receive, send)
         if self.service.loaded_engine is None and not page.is_file(self.service, scope["path"]):
-            raise ApiError("unavailable_error", "Loading model")
+            raise ApiError("unavailable_error", LOADING)
         if self.service.is_draining and scope["method"] == "POST":
             raise ApiError("unavailable_error", "The server is ending")
         return await self.app(scope, receive, send)

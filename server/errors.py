@@ -42,6 +42,7 @@ STATUS = {
     "not_supported_error": 501,
     "unavailable_error": 503,
 }
+LOADING = "Loading model"  # until it can be asked; llama-server's words
 MAX_MESSAGE = 1000  # characters; some repeat what the client has sent
 TYPE_OF_STATUS = {status: kind for kind, status in reversed(STATUS.items())}
 

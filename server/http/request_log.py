@@ -3,7 +3,8 @@
     127.0.0.1 POST /v1/chat/completions 200 in 2.31 s: 31 tokens in (12 cached), 96 out,
     43.2 tokens/s, the first after 85 ms
 
-What browsers and monitors read time and again is logged with ``-v`` only, unless it fails.
+What browsers and monitors read time and again is logged with ``-v`` only, unless it fails; that
+the model is not loaded yet is what they ask for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gguf_serve.server.account import Account, account
+from gguf_serve.server.errors import LOADING
 
 log = logging.getLogger(__name__)
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -53,9 +55,11 @@ class RequestLog:
 
 
 def severity(scope: Scope, current: Account) -> int:
+    quiet = scope["method"] in READING or PAGE in scope["path"]
+    if quiet and current.error == LOADING:
+        return logging.DEBUG
     if current.error or (current.status is not None and current.status >= 400):
         return logging.WARNING
-    quiet = scope["method"] in READING or PAGE in scope["path"]
     return logging.DEBUG if quiet else logging.INFO
 
 

@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 
 from gguf_serve.engine.request import Pooling
 from gguf_serve.server.account import account
-from gguf_serve.server.errors import ApiError, invalid
+from gguf_serve.server.errors import LOADING, ApiError, invalid
 from gguf_serve.server.http.body import read_json, read_object
 from gguf_serve.server.http.client import client, note_session
 from gguf_serve.server.http.content_encoding import coding, decoded
@@ -112,7 +112,7 @@ class Service:
     @property
     def engine(self) -> Engine:
         if self.loaded_engine is None:
-            raise ApiError("unavailable_error", "Loading model")
+            raise ApiError("unavailable_error", LOADING)
         return self.loaded_engine
 
     @property

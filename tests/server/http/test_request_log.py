@@ -88,6 +88,13 @@ def test_what_is_read_time_and_again(serve: Any, fakes: Any, lines: Any) -> None
     assert {record.levelno for record in lines(2)} == {logging.DEBUG}
 
 
+def test_who_asks_until_the_model_is_there(serve: Any, lines: Any) -> None:
+    url = serve(None)
+    httpx.get(url + "/health")
+    httpx.post(url + "/v1/completions", json=COMPLETION)
+    assert [record.levelno for record in lines(2)] == [logging.DEBUG, logging.WARNING]
+
+
 def test_no_client_writes_lines_of_its_own(serve: Any, fakes: Any, lines: Any) -> None:
     httpx.post(serve(fakes.engine()) + "/a%0AINFO%20all%20is%20well%1b[2K")
     assert "POST /a%0AINFO%20all%20is%20well%1b[2K 404" in lines()[0].getMessage()
