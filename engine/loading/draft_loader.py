@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -20,10 +20,12 @@ from gguf_serve.engine.model.decoder import kv_shapes
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
-from gguf_serve.engine.speculation.models.draft_model import DraftModel
-from gguf_serve.engine.speculation.models.guess_limits import GuessLimits
 from gguf_serve.engine.speculation_options import DRAFT, OFF
 from gguf_serve.kernels.attention.kv import KVPages
+
+if TYPE_CHECKING:  # most starts have nothing that guesses so
+    from gguf_serve.engine.speculation.models.draft_model import DraftModel
+    from gguf_serve.engine.speculation.models.guess_limits import GuessLimits
 
 VOCABULARY = "tokenizer.ggml."
 MOST_MORE = 128  # tokens that one vocabulary may have more than the other, as in llama.cpp
@@ -63,6 +65,8 @@ class DraftFile(Struct, frozen=True):
                 raise ModelError("a model with a recurrent state cannot guess for another one")
         self.gguf.close()
         limits = limits_of(target, eog_ids, options)
+        from gguf_serve.engine.speculation.models.draft_model import DraftModel
+
         return DraftModel(runner, cache, limits, target.sizes.n_slots)
 
 
@@ -150,6 +154,8 @@ def _check_same(name: str, own: object, other: object) -> None:
 def limits_of(target: Preparation, eog_ids: Collection[int], options: EngineOptions) -> GuessLimits:
     """Of guesses for a model with these options."""
     given, sizes = options.speculation.draft, target.sizes
+    from gguf_serve.engine.speculation.models.guess_limits import GuessLimits
+
     return GuessLimits(
         target.hparams.n_vocab, eog_ids, sizes.n_ctx_slot, sizes.n_tokens, given.n_max,
         given.n_min, given.p_min,

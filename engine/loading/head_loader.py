@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,11 +27,12 @@ from gguf_serve.engine.model.placement import on_one_device
 from gguf_serve.engine.model.weights import Additions, ModelWeights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
-from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
-from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation_options import EAGLE, HEADS
 from gguf_serve.kernels.attention.kv import KVPages, LayerKV
 from gguf_serve.kernels.opencl.device import Device
+
+if TYPE_CHECKING:  # most starts have nothing that guesses so
+    from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 
 KINDS = {"eagle3": EAGLE, "gemma4-assistant": HEADS}  # of drafts in files of their own
 
@@ -130,6 +132,9 @@ class Heads(Struct, frozen=True):
         """ModelError for heads that take no token back."""
         if any(runner.states.is_recurrent for runner in runners):
             raise ModelError("heads with a recurrent state cannot guess")
+        from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
+        from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
+
         drafter = AssistantDrafter if self._is_assistant else HeadDrafter
         return drafter(
             self.kind, runners, cache, limits_of(target, eog_ids, options), target.sizes.n_slots,
