@@ -13,6 +13,7 @@ from llguidance import LLMatcher
 from msgspec import Struct
 
 from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.grammar.habits import Kind, kind_of
 from gguf_serve.engine.grammar.mask_threads import MaskThreads
 
 Ints = npt.NDArray[np.int32]
@@ -25,6 +26,7 @@ class Ahead:
     def __init__(self) -> None:
         self.phase = ""  # of the guide when it began
         self._masks: list[Ints] = []  # after 1, 2, ... tokens
+        self._kinds: list[Kind] = []  # of these, as far as they are known
         self._work: Future[None] | None = None
 
     def begin(
@@ -33,15 +35,22 @@ class Ahead:
         """Compute the masks after these tokens in another thread, which has a matcher of its own:
         whatever happens to that is not the request's."""
         self._masks = [np.full(n_words, -1, np.int32) for _ in tokens]
-        walk = partial(_walk, matcher.deep_copy(), tuple(tokens), self._masks)
+        self._kinds = []
+        walk = partial(_walk, matcher.deep_copy(), tuple(tokens), self._masks, self._kinds)
         self._work = threads.run(walk, is_slow=False)
+
+    def kind(self, n: int) -> Kind:
+        """Of the mask after the first ``n`` tokens, n > 0."""
+        return self._kinds[n - 1] if n <= len(self._kinds) else "free"
 
     def after(self, n: int) -> MaskAhead:
         assert self._work is not None
         return MaskAhead(self._work, self._masks[n - 1])
 
 
-def _walk(matcher: LLMatcher, tokens: Sequence[int], masks: Sequence[Ints]) -> None:
+def _walk(
+    matcher: LLMatcher, tokens: Sequence[int], masks: Sequence[Ints], kinds: list[Kind]
+) -> None:
     """A token that the grammar does not allow ends it: what would come after it does not matter,
     since it is not chosen."""
     for token, mask in zip(tokens, masks, strict=True):
@@ -50,6 +59,7 @@ def _walk(matcher: LLMatcher, tokens: Sequence[int], masks: Sequence[Ints]) -> N
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if matcher.is_error():
             raise RequestError(matcher.get_error())
+        kinds.append(kind_of(mask))
 
 
 class MaskAhead(Struct, frozen=True):

@@ -20,6 +20,7 @@ from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.ahead import Ahead, MaskAhead
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint, Trigger
+from gguf_serve.engine.grammar.habits import Habits, Kind, kind_of
 from gguf_serve.engine.grammar.mask_threads import SLOW_SECONDS
 from gguf_serve.engine.grammar.source import worded
 
@@ -62,7 +63,10 @@ class Guide:
         self._work: Future[None] | None = None  # on the mask; None: nothing has begun
         self._unread: list[int] = []  # tokens that the matcher is still to be told
         self.foresees = False  # somebody guesses, and wants to know masks early
-        self._forced_next: list[int] = []  # tokens without a choice, by the tokenizer's choice
+        self._foreseen: list[int] = []  # what somebody who guesses may guess
+        self._habits = Habits()
+        self._kind: Kind = "free"  # of the next token's mask
+        self._n_taken = 0  # tokens since that was computed
         self._ahead = Ahead()
         self._seconds, self._n_accepted, self._is_slow = 0.0, 0, False
         self.phase: Literal["reasoning", "waiting", "opening", "on"] = "on"
@@ -96,6 +100,7 @@ class Guide:
         ``when_done`` called in another thread."""
         is_free = self._forced or self.phase == "reasoning" or not self.constrains
         if self._work is None and not is_free:
+            self._n_taken = 0
             self._work = self._grammars.threads.run(self._compute, self._is_slow)
         if when_done is not None and self._work is not None:
             self._work.add_done_callback(lambda _: when_done())
@@ -149,7 +154,9 @@ class Guide:
             # What shares its lexer shares the limits, and the memory, that it has come to.
             self._grammars.forget(self._constraint)
         elif self.foresees:
-            self._forced_next = self._matcher.compute_ff_tokens()
+            self._kind = kind_of(self._mask)
+            self._foreseen = self._habits.foresee(self._matcher, self._kind)
+            self.foresees = time.thread_time() - begin < SLOW_SECONDS
 
     def may_guess(self, seconds: float) -> bool:
         """Whether several tokens' masks can be had at once: not where a tag is being written, of
@@ -161,10 +168,10 @@ class Guide:
         return is_known and not self._error
 
     @property
-    def forced(self) -> list[int]:
-        """Where ``may_guess`` holds, the next tokens that the grammar leaves no choice of, as the
-        tokenizer would write their text."""
-        return self._forced_next if self.phase == "on" else []
+    def foreseen(self) -> list[int]:
+        """Where ``may_guess`` holds, the next tokens that the grammar leaves no choice of, or
+        little, and that have come there before."""
+        return self._foreseen if self.phase == "on" else []
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
         """Have the masks after each of these tokens computed, as ``begin`` does the next one's.
@@ -205,6 +212,9 @@ class Guide:
         elif self.phase == "opening" and token in self._extra:
             self._open(token)
         else:
+            if self.phase == "on" and self.foresees:
+                n, self._n_taken = self._n_taken, self._n_taken + 1
+                self._habits.note(token, self._ahead.kind(n) if n else self._kind)
             self.phase = "on"
             self._consume([token])
 

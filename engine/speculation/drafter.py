@@ -35,7 +35,8 @@ class Drafter(Protocol):
 
 
 class Forced:
-    """The tokens that a grammar leaves no choice of, as the tokenizer itself would write them."""
+    """The tokens that a grammar leaves no choice of, as the tokenizer itself would write them, and
+    between them those of which it leaves little, as they have come before."""
 
     kind, trust = "grammar", 0.9
 
@@ -43,7 +44,7 @@ class Forced:
         self._guide = guide
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
-        return self._guide.forced[:most]
+        return self._guide.foreseen[:most]
 
     def judge(self, n_right: int, n_guessed: int) -> None:
         pass
