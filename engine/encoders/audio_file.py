@@ -25,11 +25,16 @@ class AudioFile(Struct, frozen=True):
     eps: float
     n_mels: int
     stack: int  # rows that become one
-    input: SoundInput  # how sounds are given to it
+    own_input: SoundInput | None = None  # where the file has a say in it
     n_block: int = 0  # rows that attend to each other
     reach: int = 0  # the longest distance that has an embedding of its own
     feature_layers: tuple[int, ...] = ()  # whose outputs the projector reads beside the last
     query_head: int = 0  # values of a head of a Q-Former
+
+    @property
+    def input(self) -> SoundInput:
+        """How sounds are given to it."""
+        return self.own_input or SOUNDS[self.kind]
 
     def n_tokens(self, n_frames: int) -> int:
         """The tokens of a spectrogram of so many frames."""
@@ -52,7 +57,7 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
         eps=gguf.get_float("clip.audio.attention.layer_norm_epsilon"),
         n_mels=width if kind in SAMPLES else gguf.get_int("clip.audio.num_mel_bins"),
         stack=gguf.get_int("clip.audio.projector.stack_factor", 1),
-        input=_input(gguf, kind),
+        own_input=_own_input(gguf) if kind == "parakeet" else None,
         n_block=gguf.get_int("clip.audio.chunk_size", 0),
         reach=gguf.get_int("clip.audio.max_pos_emb", 0),
         feature_layers=get_ints(gguf, "clip.audio.feature_layer"),
@@ -60,9 +65,7 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
     )
 
 
-def _input(gguf: GGUFFile, kind: str) -> SoundInput:
-    if kind != "parakeet":
-        return SOUNDS[kind]
+def _own_input(gguf: GGUFFile) -> SoundInput:
     return parakeet(*(_doubles(gguf, name) for name in ("a.window", "a.mel_filters")))
 
 

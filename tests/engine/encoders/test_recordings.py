@@ -48,7 +48,7 @@ def test_sounds_of_many_lengths_take_no_more_memory(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(audio, "Graph", Graph)
     monkeypatch.setitem(
-        audio.BUILD, "qwen3a", lambda graph, spec, n_frames: SimpleNamespace(width=n_frames)
+        audio.BUILD, "qwen3a", lambda graph, spec, n_frames, like: SimpleNamespace(width=n_frames)
     )
     spec = AudioFile("qwen3a", 40, 2, 2, 1e-5, 128, 1)
     nothing: Any = None
