@@ -9,7 +9,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,17 +22,16 @@ Items = tuple[Mapping[str, Any], ...]
 MAX_RUNNING = 64  # responses in the background: what has ended can go to make room, they cannot
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(msgspec.Struct):
     """A conversation; with ``response`` what it was before and with that."""
 
     id: str
     items: Items  # of the input, and with a conversation of all its turns
     response: dict[str, Any] | None = None
     run: Run | None = None  # of a response in the background
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    created_at: int = field(default_factory=lambda: int(time.time()))
-    owner: str = field(default_factory=client.get)
+    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    created_at: int = msgspec.field(default_factory=lambda: int(time.time()))
+    owner: str = msgspec.field(default_factory=client.get)
     n_bytes: int = 0
 
     @property
