@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -54,7 +55,10 @@ def test_an_older_python_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(*command: str | Path) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    """What a command writes. A PYTHONPATH would put the checkout before what is installed: its
+    package holds itself by a link, and whoever walks through it never ends."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=own)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
