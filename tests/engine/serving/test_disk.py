@@ -65,6 +65,17 @@ def test_what_another_server_has_written(engine: Engine, start: Start) -> None:
     assert ask(start("qwen2-dense"), prompt, 1).n_cached == 0
 
 
+def test_a_wake_is_warm(start: Start) -> None:
+    """The model has left memory, and comes back."""
+    asleep, prompt = start(), random_prompt(N_TOKENS, 25)
+    expected = ask(asleep, prompt, 8).tokens
+    assert asleep.wait_until_kept(SECONDS)
+    asleep.release()
+    assert disk(asleep).n_written == N_PAGES
+    reply = ask(start(), prompt, 8)
+    assert (reply.n_cached, reply.tokens) == (320, expected)
+
+
 def test_a_salt_keeps_pages_to_those_who_know_it(engine: Engine) -> None:
     """In memory and on disk; it decides nothing else."""
     prompt, n = random_prompt(N_TOKENS, 23), disk(engine).n_written

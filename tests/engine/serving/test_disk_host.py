@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +68,21 @@ def test_a_prompt_that_others_have_displaced(start: Callable[[str], Engine], nam
     stats = engine.stats().disk
     assert stats is not None
     assert (stats.place, stats.n_hit_tokens > 0, stats.n_corrupt) == ("ram", True, 0)
+
+
+def test_it_ends_with_the_engine(start: Callable[[str], Engine]) -> None:
+    """As when the server sleeps; what was counted stays."""
+    engine = start("llama-dense")
+    ask(engine, random_prompt(330, 4), 1)
+    assert engine.wait_until_kept(SECONDS)
+    assert engine._disk is not None
+    store = weakref.ref(engine._disk._store)
+    engine.release()
+    gc.collect()
+    assert store() is None
+    stats = engine.stats().disk
+    assert stats is not None
+    assert stats.n_written == 10
 
 
 def test_how_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
