@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from launching import quantized
+from msgspec.structs import replace
 from random_blocks import random_matrix
 
 from gguf_serve.kernels.matrix.matmul import matmul
