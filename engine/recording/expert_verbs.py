@@ -140,7 +140,7 @@ class ExpertVerbs(Verbs):
                 e.tape, e.floats(y), target, used=choice.routing.used, add=add, scale=scale,
                 weights=e.floats(choice.weights) if weighted else None,
                 extra=None if extra is None else e.floats(extra),
-                gate=None if gate is None else e.floats(gate),
+                gate=None if gate is None else e.floats(gate), by_product=y.value.n_reads == 1,
             )  # fmt: skip
 
         optional: Sequence[Rows | None] = (extra, gate, choice.weights if weighted else None)

@@ -145,6 +145,8 @@ class Recorder:
         self.note(launch)
 
     def note(self, launch: Launch) -> None:
+        for value in launch.inputs:
+            value.n_reads += 1
         if self._begin is None:
             self.launches.append(launch)
         else:

@@ -27,7 +27,7 @@ class Value(Struct, eq=False):
     ``n`` in all, where their number is known while they are noted.
 
     ``floats``: who writes it needs floats, to make integers of; ``memory``: its own, which
-    outlives the step.
+    outlives the step; ``n_reads``: launches noted so far that read it.
     """
 
     width: int
@@ -36,6 +36,7 @@ class Value(Struct, eq=False):
     floats: bool = False
     memory: Tensor | None = None
     n: int | None = None
+    n_reads: int = 0
 
     @property
     def rows(self) -> Rows:

@@ -116,6 +116,7 @@ def matmul(
             "out_offset": out_offset + row,
         }  # fmt: skip
         whole = out_offset == 0 and part.n_rows == out.shape[-1] and count == TOKENS
+        whole = whole and not (add and experts)
         product = Product(part, form, tile, count, experts=experts)
         _launch(tape, product, defines, args, out if whole else None)
 
@@ -222,6 +223,11 @@ class Product(Struct, frozen=True):
         """Whether there is one token, which goes through all of the matrix."""
         return self.tile == 1 and self.experts is None
 
+    @property
+    def is_token(self) -> bool:
+        """Whether there is one token, with a row of the output for each of its experts."""
+        return self.tile == 1 and self.count == TOKENS and not self.glu
+
     def tiles(self, tile: int) -> Per:
         return self.experts.grid if self.experts else Per(self.count, tile)
 
@@ -283,5 +289,5 @@ def _launch(
     more, grid, local = variant.lay_out(tape.device, product)
     tape.add(
         variant.source, "matmul", [*defines, *more], args, grid, local, product.work,
-        writes=out if variant.extends and product.is_row else None,
+        writes=out if variant.extends and product.is_token else None, slots=product.used,
     )  # fmt: skip

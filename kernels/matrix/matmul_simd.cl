@@ -16,6 +16,8 @@
 // GLU_SILU, GLU_GELU   groups alternate between gate and up: out is act(gate) * up, a quarter
 //             of the work-item's groups at a time written as 32 columns; with QUANTIZE_OUT as
 //             the next matrix's integer activations.
+// SUMMED      of one token: so many experts, one after the other, whose results are added up by
+//             their shares, in the order of combine() in moe.cl; sums is room for a row
 // NORM_NEXT   of one token: the work-item that ends last normalizes the whole row (norm_row.cl),
 //             so that a launch less comes before the next matrix; with POST what it normalizes
 //             is a stream, to which the row's own norm is added first
@@ -243,6 +245,12 @@ INLINE void store_rows(float16 v, global float* out, int n) {
 }
 
 // n_blocks: K / 32 (float weights: K). counts[count_at]: the number of tokens.
+#ifdef SUMMED
+#define SUMMANDS SUMMED
+#else
+#define SUMMANDS 1
+#endif
+
 VECTOR_ITEMS
 kernel void matmul(global const uchar* w, ulong scales_at,
 #ifdef ACT_INT
@@ -256,6 +264,9 @@ kernel void matmul(global const uchar* w, ulong scales_at,
 #endif
 #ifdef WEIGHTED
                    global const float* weights_of,
+#endif
+#ifdef SUMMED
+                   global const float* shares, global float* sums,
 #endif
 #ifdef BIAS
                    global const float* bias,
@@ -290,58 +301,74 @@ kernel void matmul(global const uchar* w, ulong scales_at,
     const int n_units = (n_rows + ROWS * unit - 1) / (ROWS * unit);
     const int first = (int)((long)n_units * get_global_id(0) / get_global_size(0));
     const int last = (int)((long)n_units * (get_global_id(0) + 1) / get_global_size(0));
-    BEGIN_TILE(get_global_id(1), n_rows / ROWS);
-    for (int u = first; u < last; u++) {
+    for (int e = 0; e < SUMMANDS; e++) {
+        BEGIN_TILE(get_global_id(1) + e, n_rows / ROWS);
+        for (int u = first; u < last; u++) {
 #ifdef GLU
-        float16 h[2][NT];
-        for (int i = 0; i < 2; i++) {
-            float16 acc[2][NT];  // gate and up
-            const int g = 4 * u + 2 * i;
-            for (int t = 0; t < nt; t++) {
+            float16 h[2][NT];
+            for (int i = 0; i < 2; i++) {
+                float16 acc[2][NT];  // gate and up
+                const int g = 4 * u + 2 * i;
+                for (int t = 0; t < nt; t++) {
 #ifdef BIAS
-                acc[0][t] = vload16(first_group + g, bias);
-                acc[1][t] = vload16(first_group + g + 1, bias);
+                    acc[0][t] = vload16(first_group + g, bias);
+                    acc[1][t] = vload16(first_group + g + 1, bias);
 #else
-                acc[0][t] = acc[1][t] = 0;
+                    acc[0][t] = acc[1][t] = 0;
+#endif
+                }
+                for (int k = 0; k < 2; k += GROUPS) CALL_DOT(g + k, true, acc + k);
+                for (int t = 0; t < nt; t++)
+                    h[i][t] = GLU(acc[0][t] * WEIGHT_OF(t), acc[1][t] * WEIGHT_OF(t));
+            }
+            for (int t = 0; t < nt; t++) {
+#ifdef QUANTIZE_OUT
+                const size_t at = (size_t)ROW_OUT(t) * n_units + u;
+                out_d[at] = quantize32(h[0][t], h[1][t], out_q + at * 32);
+#else
+                global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * 32;
+                store_rows(h[0][t], o, n_rows / 2 - u * 32);
+                store_rows(h[1][t], o + 16, n_rows / 2 - u * 32 - 16);
 #endif
             }
-            for (int k = 0; k < 2; k += GROUPS) CALL_DOT(g + k, true, acc + k);
-            for (int t = 0; t < nt; t++)
-                h[i][t] = GLU(acc[0][t] * WEIGHT_OF(t), acc[1][t] * WEIGHT_OF(t));
-        }
-        for (int t = 0; t < nt; t++) {
-#ifdef QUANTIZE_OUT
-            const size_t at = (size_t)ROW_OUT(t) * n_units + u;
-            out_d[at] = quantize32(h[0][t], h[1][t], out_q + at * 32);
 #else
-            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + u * 32;
-            store_rows(h[0][t], o, n_rows / 2 - u * 32);
-            store_rows(h[1][t], o + 16, n_rows / 2 - u * 32 - 16);
+            float16 acc[GROUPS][NT];
+            for (int i = 0; i < GROUPS; i++)
+                for (int t = 0; t < nt; t++) acc[i][t] = 0;
+            CALL_DOT(u * GROUPS, (u * GROUPS + 1) * ROWS < n_rows, acc);
+            for (int i = 0; i < GROUPS * nt; i++) {
+                const int t = i % nt, g = u * GROUPS + i / nt, n = n_rows - g * ROWS;
+                if (n <= 0) break;
+#ifdef SUMMED
+                global float* o = out + g * ROWS;
+#else
+                global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + g * ROWS;
 #endif
-        }
-#else
-        float16 acc[GROUPS][NT];
-        for (int i = 0; i < GROUPS; i++)
-            for (int t = 0; t < nt; t++) acc[i][t] = 0;
-        CALL_DOT(u * GROUPS, (u * GROUPS + 1) * ROWS < n_rows, acc);
-        for (int i = 0; i < GROUPS * nt; i++) {
-            const int t = i % nt, g = u * GROUPS + i / nt, n = n_rows - g * ROWS;
-            if (n <= 0) break;
-            global float* o = out + (size_t)ROW_OUT(t) * out_stride + out_offset + g * ROWS;
-            float16 v = acc[i / nt][t];
+                float16 v = acc[i / nt][t];
 #ifdef BIAS
-            if (n >= ROWS) v += vload16(first_group + g, bias);
-            else for (int k = 0; k < n; k++) ((float*)&v)[k] += bias[g * ROWS + k];
+                if (n >= ROWS) v += vload16(first_group + g, bias);
+                else for (int k = 0; k < n; k++) ((float*)&v)[k] += bias[g * ROWS + k];
 #endif
 #ifdef SCALE
-            v *= scale;
+                v *= scale;
+#endif
+#ifdef SUMMED
+                v = fma((float16)(shares[e]), v, e == 0 ? (float16)(0) : vload16(g, sums));
+                if (e + 1 < SUMMED) {
+                    vstore16(v, g, sums);
+                    continue;
+                }
 #endif
 #ifdef ADD
-            if (n >= ROWS) v += vload16(0, o);
-            else for (int k = 0; k < n; k++) ((float*)&v)[k] += o[k];
+                if (n >= ROWS) v += vload16(0, o);
+                else for (int k = 0; k < n; k++) ((float*)&v)[k] += o[k];
 #endif
-            store_rows(v, o, n);
+                store_rows(v, o, n);
+            }
+#endif
         }
+#ifdef SUMMED
+        in_rows -= tile.y;
 #endif
     }
 #ifdef NORM_NEXT

@@ -10,11 +10,13 @@ from typing import Literal
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.kernels.matrix.matmul import RowGroups
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty
+from gguf_serve.kernels.quantization.packing import ROWS
 
 SORT_GROUP = 256
 ROUTE_GROUP = 64
@@ -143,12 +145,17 @@ def combine(
     used: int = 1,
     scale: float = 1.0,
     add: bool = False,
+    by_product: bool = False,
 ) -> None:
     """out[t] (+)= scale * (sum_k weights[t, k] y[t, k] + extra[t] * sigmoid(gate[t])).
 
     y: float32 [n * used, n_cols]; weights: [n * used]; extra: [n, n_cols], a branch that every
-    token takes; gate: [n, 1].
+    token takes; gate: [n, 1]. ``by_product``: of one token the product that yields y may do this,
+    and leave nothing of y.
     """
+    plain = by_product and add and scale == 1.0 and extra is None and gate is None
+    if plain and weights is not None and _sums_product(tape, y, weights, used, out):
+        return
     n_cols = out.shape[-1]
     args = {
         "y": y, "weights": weights, "extra": extra, "gate": gate, "used": used, "n_cols": n_cols,
@@ -156,3 +163,22 @@ def combine(
     }  # fmt: skip
     grid = (-(-n_cols // 16), Per(TOKENS))
     tape.add("matrix/moe.cl", "combine", ["ADD"] * add, args, grid)
+
+
+def _sums_product(tape: Tape, y: Tensor, weights: Tensor, used: int, out: Tensor) -> bool:
+    """Have the product that has just written what a token's experts yield add it up, if it can.
+
+    It adds to ``out``, which therefore is not memory that the product reads.
+    """
+    last, n_cols = tape.extensible, out.shape[-1]
+    if last is None or last.writes is None or last.writes.buffer is not y.buffer:
+        return False
+    if last.slots != used or "tiles" not in last.args or n_cols % ROWS:
+        return False
+    ranges, tiles = last.grid
+    assert isinstance(ranges, int)
+    one = replace(tiles, times=1) if isinstance(tiles, Per) else 1
+    args = {"shares": weights, "sums": y, "out": out}
+    grid = min(ranges * used, n_cols // ROWS), one
+    tape.extend([f"SUMMED={used}", "ADD"], args, grid=grid, writes=out)
+    return True

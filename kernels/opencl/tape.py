@@ -82,8 +82,8 @@ class Launch(Struct, frozen=True):
 
 
 class Noted(Struct, frozen=True):
-    """A launch as ``Tape.add`` is told of it. ``writes``: whole rows of one token, of which more
-    may be made at its end."""
+    """A launch as ``Tape.add`` is told of it. ``writes``: all of the rows of one token, a row or
+    ``slots`` of them, of which more may be made by the same launch."""
 
     source: str
     name: str
@@ -93,6 +93,7 @@ class Noted(Struct, frozen=True):
     local: tuple[int, ...] | None
     work: Work
     writes: Tensor | None
+    slots: int = 1
 
 
 class Tape:
@@ -122,8 +123,14 @@ class Tape:
 
     @property
     def row_written(self) -> Tensor | None:
-        """The rows that the last launch writes, if it can be extended."""
-        return None if self._last is None else self._last.writes
+        """What the last launch writes, if it is a token's row and the launch can be extended."""
+        last = self.extensible
+        return None if last is None or last.slots > 1 else last.writes
+
+    @property
+    def extensible(self) -> Noted | None:
+        """The last launch, if it can be extended."""
+        return None if self._last is None or self._last.writes is None else self._last
 
     @property
     def arrivals(self) -> Tensor:
@@ -143,13 +150,14 @@ class Tape:
         work: Work = NO_WORK,
         *,
         writes: Tensor | None = None,
+        slots: int = 1,
     ) -> None:
         """Bind ``args``, by the names of the kernel's parameters, and record its launch.
 
         Those that are None are left out, those that are given bring the define of their
         ``#ifdef`` (signature.py); ArgumentError, maybe only when the next launch is recorded, if
         they are not what the kernel takes. ``work`` is what profiles compare its time with;
-        ``writes``: see Noted.
+        ``writes`` and ``slots``: see Noted.
         """
         self.settle()
         if self.tokens != TOKENS:
@@ -157,18 +165,28 @@ class Tape:
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
         if self.known is not None:
             grid = tuple(g.size(self.known) if isinstance(g, Per) else g for g in grid)
-        self._last = Noted(source, name, defines, args, grid, local, work, writes)
+        self._last = Noted(source, name, defines, args, grid, local, work, writes, slots)
         if writes is None:
             self.settle()
 
-    def extend(self, defines: Sequence[str], args: Arguments) -> None:
-        """Have the last launch do more with the rows that it writes."""
+    def extend(
+        self,
+        defines: Sequence[str],
+        args: Arguments,
+        *,
+        grid: Grid | None = None,
+        writes: Tensor | None = None,
+    ) -> None:
+        """Have the last launch do more with what it writes, maybe in another grid; then it
+        ``writes`` a row of which still more may be made."""
         last = self._last
         assert last is not None
         self._last = replace(
-            last, defines=[*last.defines, *defines], args={**last.args, **args}, writes=None
-        )
-        self.settle()
+            last, defines=[*last.defines, *defines], args={**last.args, **args},
+            grid=grid or last.grid, writes=writes, slots=1,
+        )  # fmt: skip
+        if writes is None:
+            self.settle()
 
     def settle(self) -> None:
         """Bind the last launch as it is."""

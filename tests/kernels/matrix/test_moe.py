@@ -30,6 +30,7 @@ from gguf_serve.kernels.quantization.weights import (
     raw_matrix,
     run_job,
 )
+from gguf_serve.kernels.rows.norm import NormWeights, norm
 
 N_EXPERTS, USED, N_EMBD, N_FF = 8, 3, 64, 96
 Doubles = npt.NDArray[np.float64]
@@ -261,3 +262,45 @@ def test_what_every_token_takes(device: Device, programs: Programs) -> None:
     )  # fmt: skip
     expected = 2 * (y.reshape(n, 2, 40).sum(axis=1) + extra * sigmoid(gate.astype(np.float64)))
     np.testing.assert_allclose(read(out, None, device.queue), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [1, USED])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_one_token_s_sum_by_the_product(
+    device: Device, programs: Programs, kind: str, used: int
+) -> None:
+    """On a CPU the experts' last matrices add up what they yield, and normalize the sum, with the
+    bits of launches of their own."""
+    rng = np.random.default_rng(7)
+    down = rng.standard_normal((N_EXPERTS, N_EMBD, N_FF), dtype=np.float32)
+    hidden_, stream = (
+        rng.standard_normal(s, dtype=np.float32) for s in ((used, N_FF), (1, N_EMBD))
+    )
+    w, _ = packed(device, programs, kind, down)
+    hidden = Activations(N_FF, upload(device, hidden_))
+    if kind != "F32":
+        hidden = quantized(device, programs, hidden_)
+    scores = upload(device, rng.standard_normal((1, N_EXPERTS), dtype=np.float32))
+    routing, counts = Routing(N_EXPERTS, used), upload(device, np.ones(N_COUNTS, np.int32))
+    buffers = routing_buffers(device, 1, N_EXPERTS, used)
+    weights = NormWeights(upload(device, rng.standard_normal(N_EMBD, dtype=np.float32)), 1e-5)
+
+    def outcome(*, apart: bool) -> tuple[list[bytes], int]:
+        y, out = empty(device, (used, N_EMBD)), upload(device, stream)
+        after = Activations(N_EMBD, empty(device, (1, N_EMBD)))
+        tapes = [Tape(device, programs) for _ in range(3)]
+        first, second, third = tapes if apart else [tapes[0]] * 3
+        _, out_of = route(first, scores, routing, buffers, counts, tile=1)
+        matmul(first, w, hidden, y, counts, tile=1, experts=out_of)
+        combine(second, y, out, weights=buffers.weights, used=used, add=True, by_product=True)
+        norm(third, out, weights, after)
+        for tape in tapes:
+            tape.run((1,) * N_COUNTS)
+        found = [read(t, None, device.queue).tobytes() for t in (out, after.values) if t]
+        return found, sum(len(tape.launches) for tape in tapes)
+
+    expected, n = outcome(apart=True)
+    assert n == 4
+    found, n = outcome(apart=False)
+    assert n == (2 if device.is_simd else 4)
+    assert found == expected
