@@ -25,7 +25,8 @@ GROUP = "Speculation"
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 TYPES = ("none", "grammar", *NGRAM_TYPES)
 DRAFT, EAGLE, HEADS = "draft-simple", "draft-eagle3", "draft-mtp"
-MODEL_TYPES = (DRAFT, EAGLE, HEADS, "draft-dflash", "draft-dspark")
+DFLASH, DSPARK = "draft-dflash", "draft-dspark"  # DSpark's are corrected by the token before
+MODEL_TYPES = (DRAFT, EAGLE, HEADS, DFLASH, DSPARK)
 SIZE, SIZE_OR_0 = Whole(1, 1024), Whole(0, 1024)
 
 
@@ -63,7 +64,7 @@ class DraftOptions:
         "-md", "--model-draft", "--spec-draft-model", group=GROUP, env="SPEC_DRAFT_MODEL",
         type=FILE, default=None,
         help="GGUF file of a smaller model with the same vocabulary, or of a draft that is made "
-        "for the model (EAGLE-3, Gemma 4's assistants), which guesses tokens",
+        "for the model (EAGLE-3, DFlash, Gemma 4's assistants), which guesses tokens",
     )
     device: str | None = option(
         "-devd", "--device-draft", "--spec-draft-device", group=GROUP, type=TEXT, default=None,
@@ -105,8 +106,9 @@ class SpeculationOptions:
         "--spec-type", group=GROUP, env="SPEC_TYPE", type=Parsed("TYPE,...", spec_types),
         multiple=True, default=(),
         help="what guesses tokens, beside grammar, which guesses what a schema or grammar forces: "
-        f"{', '.join(NGRAM_TYPES)}; {HEADS}: heads of speculation in the model's file; {DRAFT} or "
-        f"{EAGLE} with -md, and without being named; none: nothing, grammar neither; repeatable",
+        f"{', '.join(NGRAM_TYPES)}; {HEADS}: heads of speculation in the model's file; {DRAFT}, "
+        f"{EAGLE}, {DFLASH} or {DSPARK} with -md, and without being named; none: nothing, grammar "
+        "neither; repeatable",
     )
     default: bool = option(
         "--spec-default", group=GROUP, default=False, help="the same as --spec-type ngram-mod",

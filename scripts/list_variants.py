@@ -21,9 +21,9 @@ LLAMA_KEYS = ROOT / "tests" / "engine" / "data" / "llama_keys.json"  # an entry 
 
 # What is not served, and why
 MISSING = {
-    "dflash": "drafts for another model, of the inputs of its layers: such files are loaded "
+    "dflash": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
     "(tested with `dflash`, `dspark` and `dspark-gemma4`; not DFlash 2's, nor those for "
-    "DeepSeek-V4), nothing drafts yet",
+    "DeepSeek-V4)",
     "eagle3": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
     "(tested with `eagle3` and `eagle3-own`)",
     "gemma4-assistant": "drafts for another model, of the K and V of its layers: [with "

@@ -27,14 +27,15 @@ from gguf_serve.engine.model.placement import on_one_device
 from gguf_serve.engine.model.weights import Additions, ModelWeights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
-from gguf_serve.engine.speculation_options import EAGLE, HEADS
+from gguf_serve.engine.speculation_options import DFLASH, DSPARK, EAGLE, HEADS
 from gguf_serve.kernels.attention.kv import KVPages, LayerKV
 from gguf_serve.kernels.opencl.device import Device
 
 if TYPE_CHECKING:  # most starts have nothing that guesses so
     from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 
-KINDS = {"eagle3": EAGLE, "gemma4-assistant": HEADS}  # of drafts in files of their own
+# Of drafts in files of their own
+KINDS = {"dflash": DFLASH, "eagle3": EAGLE, "gemma4-assistant": HEADS}
 
 
 class Heads(Struct, frozen=True):
@@ -133,11 +134,15 @@ class Heads(Struct, frozen=True):
         if any(runner.states.is_recurrent for runner in runners):
             raise ModelError("heads with a recurrent state cannot guess")
         from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
+        from gguf_serve.engine.speculation.models.block_drafter import BlockDrafter
         from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 
+        limits, n_slots = limits_of(target, eog_ids, options), target.sizes.n_slots
+        if self.draft is not None and self.draft.block:
+            return BlockDrafter(self.kind, runners, cache, limits, n_slots, self.draft)
         drafter = AssistantDrafter if self._is_assistant else HeadDrafter
         return drafter(
-            self.kind, runners, cache, limits_of(target, eog_ids, options), target.sizes.n_slots,
+            self.kind, runners, cache, limits, n_slots,
             n_ahead=int(self._reads_layers),
             ids=None if self.draft is None else self.draft.ids,
         )  # fmt: skip
@@ -165,10 +170,10 @@ def open_heads(target: GGUFFile, h: Hyperparameters, options: EngineOptions) -> 
 
 
 def _of_draft(gguf: GGUFFile, target: GGUFFile, options: EngineOptions) -> Heads:
-    kind = KINDS.get(gguf.architecture)
-    if kind is None:
-        raise ModelError(f"drafts of the architecture {gguf.architecture} do not guess yet")
-    draft = read_draft(gguf, target)
-    file = draft_file(draft.gguf, draft.hparams, own_options(options))
+    draft, own = read_draft(gguf, target), own_options(options)
+    models = [(draft.gguf, draft.hparams)]
+    if draft.bigrams is not None:
+        models.append(draft.bigrams)
+    kind = KINDS[gguf.architecture] if draft.bigrams is None else DSPARK
     cache = CacheTypes(options.cache_type_k, options.cache_type_v)
-    return Heads(kind, (file,), cache, draft, gguf)
+    return Heads(kind, tuple(draft_file(*each, own) for each in models), cache, draft, gguf)

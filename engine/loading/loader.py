@@ -39,7 +39,14 @@ from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
-from gguf_serve.engine.speculation_options import DRAFT, EAGLE, OFF, SpeculationOptions
+from gguf_serve.engine.speculation_options import (
+    DFLASH,
+    DRAFT,
+    DSPARK,
+    EAGLE,
+    OFF,
+    SpeculationOptions,
+)
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
@@ -50,7 +57,7 @@ log = logging.getLogger(__name__)
 # Why a type of guesses does nothing
 WITHOUT_FILE = "-md, which names a model that guesses, is missing, or names one of another type"
 NOT_YET = "no such model can be loaded yet"
-MISSING = {DRAFT: WITHOUT_FILE, EAGLE: WITHOUT_FILE}
+MISSING = dict.fromkeys((DRAFT, EAGLE, DFLASH, DSPARK), WITHOUT_FILE)
 PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 

@@ -17,6 +17,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation.model_drafter import Wish
 from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDrafter
+from gguf_serve.engine.speculation.models.block_drafter import BlockDrafter
 from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -26,9 +27,10 @@ PROMPT = random_prompt(70, 1)
 SEED = SamplingParams(temperature=0.8, seed=1)
 NO_END = ((0, float("-inf")),)
 DAILY = "glm4moe-mtp"
+BLOCKS = ["dflash", "dspark", "dspark-gemma4"]
 ASSISTANTS = ["gemma4-assistant", "gemma4-assistant-e2b"]
 SLOW = [
-    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "eagle3",
+    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "dspark", "eagle3",
     "gemma4-assistant", "mimo2-mtp",
     "nemotron_h_moe-mtp", "qwen35-mtp", "step35-mtp",
 ]  # fmt: skip
@@ -84,7 +86,7 @@ def test_heads_change_nothing(start: Start, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own", *ASSISTANTS])
+@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own", *ASSISTANTS, *BLOCKS])
 def test_guesses_are_those_of_llama_cpp(
     start: Start, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -97,7 +99,7 @@ def test_guesses_are_those_of_llama_cpp(
 
         return noted
 
-    for kind in (HeadDrafter, AssistantDrafter):
+    for kind in (HeadDrafter, AssistantDrafter, BlockDrafter):
         monkeypatch.setattr(kind, "propose", noting(kind.propose))
     target, found = read_spec(name).get("target"), arrays(name)
     engine = start(target or name, True, None if target is None else name)

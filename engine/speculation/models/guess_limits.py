@@ -36,9 +36,11 @@ class GuessLimits(Struct, frozen=True):
         found = logits.allowed(1)
         token = known_as(found.ids[0])
         chance = math.exp(min(found.logits[0] - found.log_sum_exp, 0.0))
-        if token >= self.n_vocab or token in self.eog_ids or chance < self.p_min:
-            return None
-        return token, chance
+        return (token, chance) if self.allow(token, chance) else None
+
+    def allow(self, token: int, chance: float) -> bool:
+        """Whether a token of this probability may be guessed."""
+        return token < self.n_vocab and token not in self.eog_ids and chance >= self.p_min
 
     def kept(self, guess: list[int]) -> list[int]:
         """A guess if it is long enough, else none."""

@@ -38,15 +38,23 @@ class TimedSteps:
                     self.forward(model, [Chunk(seq, 0, n, "last")], states)
 
     def forward(
-        self, model: Runner, chunks: Sequence[Chunk], states: Floats | None = None
+        self,
+        model: Runner,
+        chunks: Sequence[Chunk],
+        states: Floats | None = None,
+        rows: Sequence[OutputRow] | None = None,
     ) -> list[RowLogits]:
-        """A row for each chunk that wants one, of its last token; ``states``: see
-        Runner.forward."""
-        rows = [
-            OutputRow(chunk, chunk.end - 1, 1, scored=True)
-            for chunk in chunks
-            if chunk.outputs == "last"
-        ]
+        """``rows``: those of the last tokens of chunks that want one, if they are not given;
+        ``states``: see Runner.forward."""
+        rows = (
+            rows
+            if rows is not None
+            else [
+                OutputRow(chunk, chunk.end - 1, 1, scored=True)
+                for chunk in chunks
+                if chunk.outputs == "last"
+            ]
+        )
         began = time.perf_counter()
         found = model.forward(chunks, [], rows, states=states)
         self._prices.note(sum(chunk.count for chunk in chunks), time.perf_counter() - began)
