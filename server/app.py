@@ -24,6 +24,7 @@ from gguf_serve.server.errors import (
 )
 from gguf_serve.server.http.auth import KeyCheck, Keys
 from gguf_serve.server.http.client import Client
+from gguf_serve.server.http.key_limits import Limited, Limiter
 from gguf_serve.server.http.request_log import RequestLog
 from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
@@ -111,10 +112,14 @@ def create_app(
     cors: Cors | None = None,
     prefix: str = "",
     idle: Idle | None = None,
+    limiter: Limiter | None = None,
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
     handlers = exception_handlers(error_response)
     keys = Keys() if keys is None else keys
+    service.traffic.by_key = bool(keys)
+    if limiter is not None:
+        service.traffic.on_tokens = limiter.spend
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
         routes=[*routes, *openapi.routes(routes), *page.routes(service)],
@@ -127,6 +132,7 @@ def create_app(
             Middleware(Gate, service=service),
             Middleware(KeyCheck, keys=keys, is_file=partial(page.is_file, service)),
             Middleware(Client, has_keys=bool(keys)),
+            *([Middleware(Limited, limiter=limiter)] if limiter is not None else []),
             *([Middleware(Wake, idle=idle)] if idle is not None else []),
             Middleware(Leases, room=service.bodies),
         ],

@@ -18,6 +18,8 @@ from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, 
 from gguf_serve.server.app import Cors
 from gguf_serve.server.http.connections import Limits, Network, room_for_connections
 from gguf_serve.server.http.fetch import Fetcher
+from gguf_serve.server.http.key_limits import Limits as KeyLimits
+from gguf_serve.server.http.key_limits import read_limits
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.options.settings import Settings
 
@@ -35,6 +37,7 @@ def problems(settings: Settings) -> list[str]:
     found = []
     for part in (
         engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
+        key_limits,
     ):  # fmt: skip
         try:
             part(settings)
@@ -207,6 +210,15 @@ def api_keys(settings: Settings) -> list[str]:
     if settings.cache_key_isolation and not keys:
         raise SettingsError("--cache-key-isolation needs --api-key or --api-key-file")
     return keys
+
+
+def key_limits(settings: Settings) -> KeyLimits | None:
+    if settings.limits is None:
+        return None
+    try:
+        return read_limits(read_text("--limits", settings.limits))
+    except ValueError as error:
+        raise SettingsError(f"--limits: {settings.limits}: {error}") from None
 
 
 def api_prefix(settings: Settings) -> str:

@@ -37,6 +37,7 @@ STATUS = {
     "payload_too_large_error": 413,
     "uri_too_long_error": 414,
     "unsupported_media_type_error": 415,
+    "rate_limit_error": 429,
     "header_too_large_error": 431,
     "server_error": 500,
     "not_supported_error": 501,

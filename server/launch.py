@@ -36,6 +36,7 @@ from gguf_serve.server.configure import (
     client_limits,
     cors,
     engine_options,
+    key_limits,
     media_fetcher,
     request_defaults,
     uses_https,
@@ -47,6 +48,7 @@ from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits, raise_file_limit
+from gguf_serve.server.http.key_limits import Limiter
 from gguf_serve.server.idle import Idle
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.logs import set_up_logging
@@ -221,7 +223,9 @@ def serve(settings: Settings) -> int:
     addresses = [listeners.address(listener, encrypted) for listener in bound]
     if not keys and any(map(listeners.is_open, bound)):
         log.warning("whoever reaches %s can use the server: there is no --api-key", addresses[0])
-    app = create_app(service, keys, cors(settings), api_prefix(settings), idle)
+    limited = key_limits(settings)
+    limiter = None if limited is None else Limiter(limited)
+    app = create_app(service, keys, cors(settings), api_prefix(settings), idle, limiter)
     server = Server(
         http_config(app, settings, limits),
         service,

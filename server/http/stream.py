@@ -31,6 +31,7 @@ from gguf_serve.engine.request import (
 from gguf_serve.server.account import Account
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.client import session
+from gguf_serve.server.http.traffic import Traffic, Watch
 from gguf_serve.server.interface import Engine
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,13 @@ class EventStream:
         client: str = "",
         account: Account | None = None,
         isolates: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         """``isolates``: clients share no cached prefixes."""
         self.engine, self._isolates = engine, isolates
         self._client, self._batch = client, next(batches)
         self._account = account
+        self._watch = None if traffic is None else Watch(traffic, client)
         self.max_unread = max_unread  # bytes of events that wait while it is blocked
         self.is_blocked = False  # something is being sent, and its client has not taken it yet
         self.on_overflow: Callable[[], None] = lambda: None
@@ -127,6 +130,8 @@ class EventStream:
             request, client=self._client, session=session.get(), batch=self._batch, cache_salt=salt
         )  # fmt: skip
         on_event = partial(self._inbox.put, self, index)
+        if self._watch is not None:
+            self._watch.submitted(index)
         if request.constraint is None and request.sampling.dry_multiplier == 0.0:
             self._tickets[index] = self.engine.submit(request, on_event)
             return
@@ -142,6 +147,8 @@ class EventStream:
             self._tickets.pop(index, None)
         if self._account is not None:
             self._account.take(index, event)
+        if self._watch is not None:
+            self._watch.take(index, event)
         if self.gone:
             return
         self._pending.append((index, event))

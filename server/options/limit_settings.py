@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.engine.option import COUNT, NATURAL, Parsed, option
+from gguf_serve.engine.option import COUNT, FILE, NATURAL, Parsed, option
 from gguf_serve.engine.option_values import commas
 from gguf_serve.server.options.replica_settings import ReplicaSettings
 
@@ -51,6 +51,11 @@ class LimitSettings(ReplicaSettings):
     max_bodies: int = option(
         "--max-bodies", group=LIMITS, type=COUNT, metavar="MIB", default=128,
         help="bodies that are read at the same time, together; others wait",
+    )
+    limits: str | None = option(
+        "--limits", group=LIMITS, type=FILE, default=None,
+        help="TOML file with requests at once and tokens a minute of each key "
+        "(docs/operations.md); beyond them 429",
     )
     response_memory: int = option(
         "--response-memory", group=LIMITS, type=NATURAL, metavar="MIB", default=64,

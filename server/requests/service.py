@@ -23,6 +23,7 @@ from gguf_serve.server.http.content_encoding import coding, decoded
 from gguf_serve.server.http.fetch import Fetcher
 from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
+from gguf_serve.server.http.traffic import Traffic
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
@@ -100,6 +101,7 @@ class Service:
         self.verbose = verbose
         self.only_vectors = only_vectors
         self.response_memory = response_memory
+        self.traffic = Traffic()
         self.n_in_background = 0  # answers that are written with no connection
         self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever
         self.created = int(time.time())
@@ -139,8 +141,9 @@ class Service:
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
         return EventStream(
-            self.engine, self._inbox, self.max_unread, client.get(), account.get(), self._isolates
-        )
+            self.engine, self._inbox, self.max_unread, client.get(), account.get(),
+            self._isolates, self.traffic,
+        )  # fmt: skip
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:
         """The result of ``read``, from a thread. Long texts are read one after the other, so that

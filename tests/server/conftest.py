@@ -43,6 +43,7 @@ from gguf_serve.server.dialects.table import error_response
 from gguf_serve.server.http.auth import Keys
 from gguf_serve.server.http.connection import protocol
 from gguf_serve.server.http.connections import Limits
+from gguf_serve.server.http.key_limits import Limiter
 from gguf_serve.server.idle import Idle
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.service import Service
@@ -290,11 +291,12 @@ def serve() -> Iterator[Serve]:
         prefix: str = "",
         limits: Limits | None = None,
         sleep: tuple[float, Callable[[], Any]] | None = None,  # seconds, and what loads again
+        limiter: Limiter | None = None,
         **options: Any,
     ) -> str:
         service = Service(engine, **options)
         idle = None if sleep is None else Idle(service, *sleep)
-        app = create_app(service, Keys(api_keys), cors, prefix, idle)
+        app = create_app(service, Keys(api_keys), cors, prefix, idle, limiter)
         config = uvicorn.Config(
             app,
             http=protocol(error_response, limits),

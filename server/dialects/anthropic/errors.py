@@ -12,6 +12,7 @@ TYPES = {
     413: "request_too_large",
     414: "request_too_large",
     415: "invalid_request_error",
+    429: "rate_limit_error",
     431: "request_too_large",
     503: "overloaded_error",
 }

@@ -16,15 +16,22 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from gguf_serve.engine.stats import WAITS, DiskStats, EngineStats
+from gguf_serve.server.http.traffic import Histogram, Traffic
 from gguf_serve.server.requests.answer import ratio
 
 PREFIX = "llamacpp:"
+VLLM = "vllm:"
 
 
-def exposition(stats: EngineStats, is_sleeping: bool = False) -> bytes:
-    """One scrape's text; of a model that sleeps no gauge shows anything."""
+def exposition(
+    stats: EngineStats, is_sleeping: bool = False, traffic: Traffic | None = None, model: str = ""
+) -> bytes:
+    """One scrape's text; of a model that sleeps no gauge shows anything. With ``traffic`` what
+    vLLM's dashboards show, too, labelled with the name of the model, and what each key asks for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatsCollector(stats, is_sleeping))
+    if traffic is not None:
+        registry.register(TrafficCollector(stats, is_sleeping, traffic, model))
     # llama-server's counter of that name has no "_total", which the library adds to all.
     return generate_latest(registry).replace(b"n_tokens_max_total", b"n_tokens_max")
 
@@ -48,6 +55,75 @@ class StatsCollector(Collector):
 
 
 PLACES = {"disk": "on disk", "ram": "in the host's memory"}
+
+
+class TrafficCollector(Collector):
+    """vLLM's names for the same, with its label; and the counters of keys."""
+
+    def __init__(self, stats: EngineStats, is_sleeping: bool, traffic: Traffic, model: str) -> None:
+        self.stats = stats
+        self.is_sleeping = is_sleeping
+        self.traffic = traffic
+        self.model = model
+
+    def collect(self) -> Iterable[Metric]:
+        stats, traffic = self.stats, self.traffic
+        for name, value, help in (
+            ("num_requests_running", stats.n_processing, "Requests being served."),
+            ("num_requests_waiting", stats.n_deferred, "Requests that wait."),
+            ("kv_cache_usage_perc", stats.kv_cache_usage_ratio, "KV cache in use, from 0 to 1."),
+        ):
+            yield self._gauge(name, 0.0 if self.is_sleeping else value, help)
+        for name, value, help in (
+            ("prompt_tokens", stats.n_prompt_tokens, "Prompt tokens computed."),
+            ("generation_tokens", stats.n_generated_tokens, "Tokens generated."),
+            ("num_preemptions", stats.n_preempted, "Pauses of requests for want of room."),
+        ):
+            family = CounterMetricFamily(VLLM + name, help, labels=["model_name"])
+            family.add_metric([self.model], value)
+            yield family
+        for name, histogram, help in (
+            ("time_to_first_token_seconds", traffic.first, "From a request to its first token."),
+            ("inter_token_latency_seconds", traffic.between, "From one token to the next."),
+            ("request_queue_time_seconds", traffic.queue, "From a request to its slot."),
+            ("request_prefill_time_seconds", traffic.prompt, "From the slot to the first token."),
+            ("request_decode_time_seconds", traffic.decode, "From the first token to the end."),
+            ("e2e_request_latency_seconds", traffic.whole, "From a request to its end."),
+        ):
+            yield self._histogram(name, histogram, help)
+        family = CounterMetricFamily(
+            VLLM + "request_success", "Requests that have ended.",
+            labels=["model_name", "finished_reason"],
+        )  # fmt: skip
+        for reason, n in sorted(traffic.ended.items()):
+            family.add_metric([self.model, reason], n)
+        yield family
+        if traffic.by_key:
+            yield from self._keys()
+
+    def _gauge(self, name: str, value: float, help: str) -> Metric:
+        family = GaugeMetricFamily(VLLM + name, help, labels=["model_name"])
+        family.add_metric([self.model], value)
+        return family
+
+    def _histogram(self, name: str, histogram: Histogram, help: str) -> Metric:
+        family = HistogramMetricFamily(VLLM + name, help, labels=["model_name"])
+        bounds = [*map(str, histogram.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+        family.add_metric([self.model], buckets, sum_value=histogram.total)
+        return family
+
+    def _keys(self) -> Iterable[Metric]:
+        """A key shows as the beginning of its SHA-256."""
+        for name, help in (
+            ("requests", "Requests of a key."),
+            ("prompt_tokens", "Tokens of its prompts, cached ones among them."),
+            ("generated_tokens", "Tokens generated for it."),
+        ):
+            family = CounterMetricFamily("gguf_serve:key_" + name, help, labels=["key"])
+            for key, usage in self.traffic.keys.items():
+                family.add_metric([key], getattr(usage, name))
+            yield family
 
 
 def disk(stats: DiskStats) -> Iterable[Metric]:

@@ -117,5 +117,6 @@ async def metrics(service: Service, http: HttpRequest) -> Response:
     from gguf_serve.server.dialects.llama_server.metrics import exposition
 
     headers = {"Process-Start-Time-Unix": str(STARTED)}
-    text = exposition(service.engine.stats(), service.is_sleeping)
+    stats = service.engine.stats()
+    text = exposition(stats, service.is_sleeping, service.traffic, service.model_name)
     return Response(text, 200, headers, media_type="text/plain; version=0.0.4")

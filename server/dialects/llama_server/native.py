@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -35,6 +36,7 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v1/health", partial(health, service)),
         Post("/tokenize", partial(tokenize, service), TokenizeFields),
         Post("/detokenize", partial(detokenize, service), DetokenizeFields),
+        Route("/tokenizer_info", partial(tokenizer_info, service)),
         Post("/apply-template", partial(apply_template, service), Chat, also=CHAT_ALSO),
         Route("/props", partial(props, service)),
         Post("/props", partial(change_props, service)),
@@ -52,10 +54,14 @@ async def health(service: Service, http: HttpRequest) -> Response:
 
 
 class TokenizeFields(msgspec.Struct):
-    content: str | list[str | int]
+    """``prompt`` and ``add_special_tokens`` are vLLM's, which lm-eval asks with."""
+
+    content: str | list[str | int] | None = None
     add_special: bool = False
     parse_special: bool = True
     with_pieces: bool = False
+    prompt: str | None = None
+    add_special_tokens: bool = True
 
 
 class DetokenizeFields(msgspec.Struct):
@@ -64,19 +70,25 @@ class DetokenizeFields(msgspec.Struct):
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
     fields = convert(await service.read_object(http), TokenizeFields)
+    if fields.content is None and fields.prompt is None:
+        raise invalid("Field 'content' is required")
+    if fields.content is None:
+        return await vllm_tokens(service, fields)
     n = n_characters([fields.content])
     return await service.read_text(n, tokens, fields, service.engine.tokenizer)
+
+
+async def vllm_tokens(service: Service, fields: TokenizeFields) -> Response:
+    text, tokenizer = fields.prompt or "", service.engine.tokenizer
+    arguments = "prompt", text, tokenizer, fields.add_special_tokens
+    ids = await service.read_text(len(text), checked_tokens, *arguments)
+    return json_response({"count": len(ids), "max_model_len": service.engine.n_ctx, "tokens": ids})
 
 
 def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Response:
     """The ids of a text, or objects with their pieces: written once for all places of a token."""
     given = "content", fields.content, tokenizer, fields.add_special, fields.parse_special
-    try:
-        ids = encode_mixed(*given, most=MAX_TOKENS)
-    except TooManyTokensError as error:
-        raise invalid(f"Field 'content': {error}") from None
-    if len(ids) > MAX_TOKENS:
-        raise invalid(f"Field 'content': the text has {len(ids)} tokens, more than {MAX_TOKENS}")
+    ids = checked_tokens(*given)
     if not fields.with_pieces:
         return json_response({"tokens": ids})
     shown = {
@@ -86,6 +98,18 @@ def tokens(fields: TokenizeFields, tokenizer: Tokenizer) -> Response:
         for id in set(ids)
     }
     return json_response({"tokens": [shown[id] for id in ids]})
+
+
+def checked_tokens(
+    field: str, content: Any, tokenizer: Tokenizer, add_special: bool, parse_special: bool = True
+) -> list[int]:
+    try:
+        ids = encode_mixed(field, content, tokenizer, add_special, parse_special, most=MAX_TOKENS)
+    except TooManyTokensError as error:
+        raise invalid(f"Field '{field}': {error}") from None
+    if len(ids) > MAX_TOKENS:
+        raise invalid(f"Field '{field}': the text has {len(ids)} tokens, more than {MAX_TOKENS}")
+    return ids
 
 
 def piece_value(piece: bytes) -> str | list[int]:
@@ -112,7 +136,26 @@ def token_text(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
         n_bytes += len(tokenizer.piece(checked_token("tokens", id, tokenizer), special=True))
         if n_bytes > MAX_TEXT:
             raise invalid(f"Field 'tokens': their text is longer than {MAX_TEXT} bytes")
-    return json_response({"content": tokenizer.decode(ids, special=True)})
+    text = tokenizer.decode(ids, special=True)
+    return json_response({"content": text, "prompt": text})  # llama-server's name, and vLLM's
+
+
+async def tokenizer_info(service: Service, http: HttpRequest) -> Response:
+    """vLLM's: what a client needs that has no tokenizer of its own (lm-eval)."""
+    engine = service.engine
+    tokenizer = engine.tokenizer
+    eos = special_text(tokenizer.eos_id, tokenizer)
+    return json_response(
+        {
+            "tokenizer_class": "GGUF",
+            "bos_token": special_text(tokenizer.bos_id, tokenizer),
+            "eos_token": eos,
+            "pad_token": eos,
+            "chat_template": engine.chat_template.source,
+            "model_max_length": engine.n_ctx,
+            "vocab_size": tokenizer.n_vocab,
+        }
+    )
 
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:

@@ -84,9 +84,25 @@ def test_tokenize(url: str, body: dict[str, Any], tokens: list[int] | None) -> N
         assert answer == tokens
 
 
+def test_what_lm_eval_asks_of_a_remote_tokenizer(url: str) -> None:
+    info = httpx.get(url + "/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"], info["chat_template"]) == (
+        "<s>", "</s>", "{{ lines }}",
+    )  # fmt: skip
+    plain = {"prompt": "ab", "add_special_tokens": False}
+    answer = httpx.post(url + "/tokenize", json=plain).json()
+    assert answer == {"count": 2, "max_model_len": 1000, "tokens": [97, 98]}
+    answer = httpx.post(url + "/tokenize", json={"prompt": "ab"}).json()
+    assert answer["tokens"] == [256, 97, 98]
+    assert "'content' is required" in httpx.post(url + "/tokenize", json={}).text
+
+
 def test_detokenize(url: str) -> None:
     body = {"tokens": [256, *"hé".encode()]}
-    assert httpx.post(url + "/detokenize", json=body).json() == {"content": "<s>hé"}
+    assert httpx.post(url + "/detokenize", json=body).json() == {
+        "content": "<s>hé",
+        "prompt": "<s>hé",
+    }
 
 
 @pytest.mark.parametrize(
