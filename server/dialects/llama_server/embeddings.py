@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,13 +53,20 @@ class RerankFields(msgspec.Struct, kw_only=True):
     return_documents: bool = False
 
 
-async def rerank(service: Service, http: HttpRequest) -> Response:
-    """Relevance of each document to the query; ``texts`` are answered in TEI's shape."""
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    texts: Sequence[str]
+    scores: list[float]  # of each text
+    order: list[int]  # the most relevant first, as many as are wanted
+    n_tokens: int
+
+
+async def ranked(service: Service, http: HttpRequest, fields: RerankFields) -> Ranked:
+    """Relevance of each document to the query."""
     if not service.engine.info.ranks:
         raise ApiError(
             "not_supported_error", "This model has no head for ranking: it cannot rerank"
         )
-    fields = convert(await service.read_object(http), RerankFields)
     if fields.top_n is not None and fields.top_n < 0:
         raise invalid(f"Field 'top_n': Value must be 0 or more, got {fields.top_n}")
     texts = document_texts(fields)
@@ -68,22 +76,30 @@ async def rerank(service: Service, http: HttpRequest) -> Response:
     results = await run(service, http, prompts, "rank")
     scores = [result.vectors[0][0] for result in results]
     order = sorted(range(len(texts)), key=lambda place: -scores[place])[: fields.top_n]
+    return Ranked(texts, scores, order, sum(result.n_tokens for result in results))
+
+
+async def rerank(service: Service, http: HttpRequest) -> Response:
+    """``texts`` are answered in TEI's shape."""
+    fields = convert(await service.read_object(http), RerankFields)
+    found = await ranked(service, http, fields)
     name = "relevance_score" if fields.texts is None else "score"
-    ranked: list[dict[str, Any]] = [{"index": place, name: scores[place]} for place in order]
-    for entry in ranked:
+    entries: list[dict[str, Any]] = [
+        {"index": place, name: found.scores[place]} for place in found.order
+    ]
+    for entry in entries:
         if fields.texts is not None and fields.return_text:
-            entry["text"] = texts[entry["index"]]
+            entry["text"] = found.texts[entry["index"]]
         elif fields.texts is None and fields.return_documents:
-            entry["document"] = {"text": texts[entry["index"]]}
+            entry["document"] = {"text": found.texts[entry["index"]]}
     if fields.texts is not None:
-        return json_response(ranked)
-    n_tokens = sum(result.n_tokens for result in results)
+        return json_response(entries)
     return json_response(
         {
             "model": service.model_name,
             "object": "list",
-            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-            "results": ranked,
+            "usage": {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens},
+            "results": entries,
         }
     )
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gguf_serve.server.dialects.dialect import Dialect
-from gguf_serve.server.dialects.openai import embeddings, endpoints, transcription
+from gguf_serve.server.dialects.openai import embeddings, endpoints, score, transcription
 
-OPENAI = Dialect((endpoints.routes, embeddings.routes, transcription.routes))
+OPENAI = Dialect((endpoints.routes, embeddings.routes, transcription.routes, score.routes))

@@ -159,6 +159,47 @@ def test_rerank(serve: Any, engine: Any) -> None:
     assert "documents" in response.json()["error"]["message"]
 
 
+def test_cohere(serve: Any, engine: Any) -> None:
+    url = serve(engine)
+    body = {"model": "m", "texts": ["ab", "c"], "input_type": "search_query",
+            "embedding_types": ["float", "base64"], "output_dimension": 2}  # fmt: skip
+    answer = httpx.post(url + "/v2/embed", json=body).json()
+    assert answer["embeddings"]["float"] == [pytest.approx([0.6, 0.8])] * 2
+    packed = base64.b64decode(answer["embeddings"]["base64"][1])
+    assert struct.unpack("<2f", packed) == pytest.approx((0.6, 0.8))
+    assert answer["meta"]["billed_units"] == {"input_tokens": 5}
+    for wrong in ({"embedding_types": ["int8"]}, {"images": ["x"]}, {"texts": []}):
+        refused = httpx.post(url + "/v2/embed", json=body | wrong)
+        assert refused.status_code == 400
+        assert list(refused.json()) == ["message"]
+    asked = {"query": "q", "documents": ["a", "ccc", {"text": "bb"}], "top_n": 2}
+    assert httpx.post(url + "/v2/rerank", json=asked).status_code == 501
+    engine.info = replace(engine.info, ranks=True)
+    assert httpx.post(url + "/v2/rerank", json=asked).json()["results"] == [
+        {"index": 1, "relevance_score": 6.0},
+        {"index": 2, "relevance_score": 5.0},
+    ]
+
+
+def test_score(serve: Any, engine: Any) -> None:
+    url = serve(engine) + "/v1/score"
+
+    def scores(first: Any, second: Any) -> list[float]:
+        answer = httpx.post(url, json={"text_1": first, "text_2": second}).json()
+        assert [entry["index"] for entry in answer["data"]] == list(range(len(answer["data"])))
+        return [entry["score"] for entry in answer["data"]]
+
+    assert scores("a", "b") == [pytest.approx(1.0)]
+    assert scores("a", ["b", "cc"]) == [pytest.approx(1.0)] * 2
+    assert scores(["a", "b"], ["c", "d"]) == [pytest.approx(1.0)] * 2
+    refused = httpx.post(url, json={"text_1": ["a", "b"], "text_2": ["c", "d", "e"]})
+    assert "'text_2': 3 texts" in refused.json()["error"]["message"]
+    engine.info = replace(engine.info, ranks=True)
+    assert scores("q", ["a", "ccc"]) == [4.0, 6.0]
+    refused = httpx.post(url, json={"text_1": ["a", "b"], "text_2": ["c", "d"]})
+    assert "'text_1'" in refused.json()["error"]["message"]
+
+
 def test_a_template_for_reranking(serve: Any, engine: Any) -> None:
     """As Qwen3's rerankers have it: with an instruction of its own, or the client's. What a text
     has in braces stays."""
