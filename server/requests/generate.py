@@ -29,6 +29,7 @@ from gguf_serve.server.requests.fields import (
     token_rules,
 )
 from gguf_serve.server.requests.prompts import Prompt
+from gguf_serve.server.requests.service import asked_model
 
 if TYPE_CHECKING:
     from gguf_serve.server.requests.service import Service
@@ -150,7 +151,7 @@ async def engine_requests(
         min_indent=fields.n_indent or 0,
         n_keep=defaults.n_keep if fields.n_keep is None else fields.n_keep,
         n_discard=fields.n_discard or 0,
-        adapters=None if fields.lora is None else adapter_scales(fields.lora),
+        adapters=adapters(fields, service),
         id_slot=-1 if fields.id_slot is None else fields.id_slot,
         priority=fields.priority or 0,
         prediction=await expected(fields, service.engine.tokenizer),
@@ -168,6 +169,18 @@ async def engine_requests(
         for prompt in job.prompts
         for seed in seeds
     ]
+
+
+def adapters(fields: GenerationFields, service: Service) -> tuple[tuple[int, float], ...] | None:
+    """``lora``'s, else the one that stands behind a colon of ``model`` by its file's name without
+    the ending: whole, and alone. None: what is set for all."""
+    if fields.lora is not None:
+        return adapter_scales(fields.lora)
+    name = asked_model.get().rpartition(":")[2]
+    if ":" not in asked_model.get():
+        return None
+    found = (a.id for a in service.engine.adapters() if a.path.stem == name)
+    return next((((id, 1.0),) for id in found), None)
 
 
 def choosing(

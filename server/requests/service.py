@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
 from gguf_serve.server.requests.workers import Workers
 
 T = TypeVar("T")
+# What a request calls the model: behind a colon it may have the name of an adapter.
+asked_model: ContextVar[str] = ContextVar("asked_model", default="")
 DEFAULT_MAX_BODY = 64 * 2**20  # bytes
 SMALL_BODY = 2**16  # bytes; so many are read of any request before anybody asks for its body
 SLOW_BODY = 2**18  # bytes that must arrive within the body's timeout
@@ -155,6 +158,8 @@ class Service:
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
         fields = await self._decoded(request, read_object)
+        named = fields.get("model")
+        asked_model.set(named if isinstance(named, str) else "")
         note_session(fields)
         known = request.scope.get(KNOWN)
         if known is not None:

@@ -52,3 +52,23 @@ def test_scales_of_a_request(http: Any, engine: Any) -> None:
         fields = {} if lora is None else {"lora": lora}
         http.post("/completion", json={"prompt": "a", **fields})
         assert engine.requests[-1].adapters == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/completion", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/api/generate", {"prompt": "a"}),
+    ],
+)
+def test_an_adapter_behind_the_models_name(http: Any, engine: Any, path: str, body: Any) -> None:
+    for model, expected in (("base:b", ((1, 1.0),)), ("qwen:7b", None), ("b", None)):
+        assert http.post(path, json=body | {"model": model}).status_code == 200
+        assert engine.requests[-1].adapters == expected
+    own = body | {"model": "base:b", "lora": []}
+    if path == "/completion":
+        http.post(path, json=own)
+        assert engine.requests[-1].adapters == ()
