@@ -76,6 +76,15 @@ class DiskStats(Struct, frozen=True, kw_only=True):
     n_corrupt: int  # found damaged, and deleted
 
 
+class ReplicaStats(Struct, frozen=True, kw_only=True):
+    """Of a front, whose engines are elsewhere."""
+
+    n_engines: int  # that take requests now
+    n_lost: int  # engines that were gone, since the start
+    n_moved: int  # requests that went on at another engine
+    routed: tuple[tuple[str, int], ...]  # requests by why they went where they did
+
+
 class EngineStats(Struct, frozen=True, kw_only=True):
     """The engine at one moment; behind each field the name of llama-server's metric.
 
@@ -107,6 +116,7 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     n_checkpoints: int = 0  # copies of states in the host's memory
     checkpoint_bytes: int = 0  # of all of them, at most
     disk: DiskStats | None = None  # None: there is no cache on disk
+    replicas: ReplicaStats | None = None  # None: one engine, in this process
     n_drafts: int = 0  # spec_decode_num_drafts: guesses that were verified
     n_drafted: int = 0  # spec_decode_num_draft_tokens: their tokens
     n_accepted: int = 0  # spec_decode_num_accepted_tokens: those that were right
@@ -150,6 +160,7 @@ def engine_stats(
         n_checkpoints=len(scheduler.checkpoints or ()),
         checkpoint_bytes=scheduler.checkpoints.n_bytes if scheduler.checkpoints else 0,
         disk=disk,
+        replicas=None,
         **dict(zip(("n_drafts", "n_drafted", "n_accepted"), counters.drafts, strict=True)),
     )
 

@@ -13,6 +13,7 @@ import pickle
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -25,7 +26,7 @@ HANDSHAKE = 5.0  # seconds in which both must have proved that they have the key
 
 class Channel:
     """``hear`` gets each message in the reader's thread, ``beat`` makes the message that is sent
-    when there is no other; ``lost`` is called once, when nothing can come any more."""
+    each second, whatever else is; ``lost`` is called once, when nothing can come any more."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Channel:
     ) -> None:
         self.name = name
         self._connection, self._beat, self._hear, self._lost = connection, beat, hear, lost
+        self._beat_at = time.monotonic()  # the last one
         self._posted: queue.SimpleQueue[object | None] = queue.SimpleQueue()
         # The same socket once more: to shut it down wakes who reads or writes.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
@@ -68,7 +70,10 @@ class Channel:
                 batch.append(message)
                 message = self._posted.get_nowait()
         except queue.Empty:
-            return batch or [self._beat()]
+            if (now := time.monotonic()) - self._beat_at >= BEAT or not batch:
+                self._beat_at = now
+                batch.append(self._beat())
+            return batch
         self._posted.put(None)  # the next batch is the end
         return batch or None
 

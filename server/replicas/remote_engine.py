@@ -27,7 +27,7 @@ from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.loading.texts import Texts
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.request import Event, Failed, Finished, Request
-from gguf_serve.engine.stats import EngineStats, SlotFile, SlotState
+from gguf_serve.engine.stats import EngineStats, ReplicaStats, SlotFile, SlotState
 from gguf_serve.server.replicas.flight import Flight
 from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.messages import Hello
@@ -296,11 +296,15 @@ class RemoteEngine:
         with self._changed:
             states = [link.state for link in self._links.values()]
             known = [state.stats for state in states if state is not None]
+            replicas = ReplicaStats(
+                n_engines=len(self._up), n_lost=self.n_lost, n_moved=self.n_moved,
+                routed=tuple(sorted(self.routed.items())),
+            )  # fmt: skip
         if known:
             self._last_stats = total(known)
         if self._last_stats is None:
             raise EngineStoppedError("no engine has told its numbers yet")
-        return self._last_stats
+        return replace(self._last_stats, replicas=replicas)
 
     def slots(self) -> list[SlotState]:
         """Of all engines, one after the other."""

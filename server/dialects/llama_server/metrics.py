@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gguf_serve.engine.stats import WAITS, DiskStats, EngineStats
+from gguf_serve.engine.stats import WAITS, DiskStats, EngineStats, ReplicaStats
 from gguf_serve.server.http.traffic import Histogram, Traffic
 from gguf_serve.server.requests.answer import ratio
 
@@ -50,6 +50,8 @@ class StatsCollector(Collector):
             yield GaugeMetricFamily(PREFIX + name, help, value=0.0 if self.is_sleeping else value)
         if self.stats.disk is not None:
             yield from disk(self.stats.disk)
+        if self.stats.replicas is not None:
+            yield from replicas(self.stats.replicas)
         yield waits(self.stats)
         yield states(self.stats)
 
@@ -139,6 +141,22 @@ def disk(stats: DiskStats) -> Iterable[Metric]:
         ("corrupt", stats.n_corrupt, "Those found damaged, and deleted."),
     ):
         yield CounterMetricFamily(f"{name}{what}_total", help, value=value)
+
+
+def replicas(stats: ReplicaStats) -> Iterable[Metric]:
+    """Of a server whose engines are elsewhere (docs/scaling.md)."""
+    yield GaugeMetricFamily(PREFIX + "engines", "Engines that take requests.", stats.n_engines)
+    for name, value, help in (
+        ("engines_lost", stats.n_lost, "Engines that were gone."),
+        ("requests_moved", stats.n_moved, "Requests that went on at another engine."),
+    ):
+        yield CounterMetricFamily(PREFIX + name, help, value=value)
+    routed = CounterMetricFamily(
+        PREFIX + "requests_routed", "Requests by why they went where they did.", labels=["reason"]
+    )
+    for reason, n in stats.routed:
+        routed.add_metric([reason], n)
+    yield routed
 
 
 def waits(stats: EngineStats) -> Metric:

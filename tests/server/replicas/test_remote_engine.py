@@ -33,6 +33,7 @@ from gguf_serve.engine.request import (
 )
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.platforms import list_devices
+from gguf_serve.server.dialects.llama_server.metrics import exposition
 from gguf_serve.server.replicas import channel, remote_engine
 from gguf_serve.server.replicas.channel import connected
 from gguf_serve.server.replicas.host import Host
@@ -149,7 +150,20 @@ def test_everything_passes_as_from_the_engine_itself(
             assert [
                 structs.replace(e, mark=None) if kind is Delta else e for e in there.all(kind)
             ] == (here.all(kind))
-    assert replicas.front.stats().n_slots == 8
+    until = time.monotonic() + 10
+    while (stats := replicas.front.stats()).n_generated_tokens < 300:
+        assert time.monotonic() < until  # each engine tells once a second
+        time.sleep(0.05)
+    assert stats.n_slots == 8
+    text = exposition(stats).decode()
+    assert "llamacpp:engines 2.0" in text
+    n_routed = {
+        line.split('"')[1]: float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("llamacpp:requests_routed_total{")
+    }
+    assert n_routed["prefix"] > 0
+    assert sum(n_routed.values()) == len(SAMPLINGS) + 2
     assert [slot.id for slot in replicas.front.slots()] == list(range(8))
 
 
