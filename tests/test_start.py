@@ -27,7 +27,7 @@ LATER = (
     "huggingface_hub", "tqdm", "requests", "prometheus_client", "jinja2", "click.shell_completion",
     "gguf_serve.engine.encoders.families", "gguf_serve.server.doctor.command",
 )  # fmt: skip
-MOST_MODULES = 520  # of others; ours grow with what there is
+MOST_MODULES = 510  # of others; ours grow with what there is
 MOST_DATACLASSES = 15  # 0.5 ms each: for fields with metadata
 
 

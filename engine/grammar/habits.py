@@ -8,12 +8,12 @@ expected again, and after that what the grammar then forces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
+from msgspec import Struct
 
 Kind = Literal["forced", "closed", "free"]
 CLOSED = 0.25  # of a mask's words, those that allow any token, at most
@@ -30,8 +30,7 @@ def kind_of(mask: npt.NDArray[np.int32]) -> Kind:
     return "closed" if len(words) <= CLOSED * len(mask) else "free"
 
 
-@dataclass(slots=True)
-class _Habit:
+class _Habit(Struct):
     """A token, and how often in turn it has come; once is enough, unless another came before."""
 
     token: int

@@ -18,9 +18,9 @@ import time
 import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct, field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server.errors import ApiError
@@ -31,16 +31,14 @@ MINUTE = 60.0  # seconds
 NAMES = ("requests", "tokens_per_minute")
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """None: there is none."""
 
     requests: int | None = None
     tokens_per_minute: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     default: Limit = field(default_factory=Limit)
     keys: Mapping[str, Limit] = field(default_factory=dict)
 
@@ -73,8 +71,7 @@ def limit(name: str, table: Any, default: Limit) -> Limit:
     return Limit(**values)
 
 
-@dataclass(slots=True)
-class _Client:
+class _Client(Struct):
     running: int = 0
     spent: float = 0.0  # tokens, less those that the time since has given back
     at: float = 0.0

@@ -10,7 +10,8 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Started
 
@@ -53,8 +54,7 @@ def whole_request() -> Histogram:
     return Histogram(WHOLE)
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(Struct):
     """Of one key, since the start."""
 
     requests: int = 0
@@ -62,8 +62,7 @@ class Usage:
     generated_tokens: int = 0
 
 
-@dataclass(slots=True)
-class Traffic:
+class Traffic(Struct):
     """Used by the event loop alone."""
 
     by_key: bool = False  # whether clients are keys; of addresses nothing is counted
@@ -139,8 +138,7 @@ class Watch:
             usage.generated_tokens += n_tokens
 
 
-@dataclass(slots=True)
-class _Times:
+class _Times(Struct):
     submitted: float
     started: float | None = None
     first: float | None = None

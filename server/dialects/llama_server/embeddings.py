@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -53,8 +53,7 @@ class RerankFields(msgspec.Struct, kw_only=True):
     return_documents: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(Struct, frozen=True):
     texts: Sequence[str]
     scores: list[float]  # of each text
     order: list[int]  # the most relevant first, as many as are wanted
