@@ -64,6 +64,21 @@ def test_a_repository_with_its_projector(tmp_path: Path, monkeypatch: pytest.Mon
         assert result.output.startswith("number of models in cache: 1\n   1. org/m:Q8_0\n")
 
 
+def test_a_draft_model_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    files = {"d-Q8_0.gguf": b"GGUF8", "d-Q4_K_M.gguf": b"GGUF4"}
+    with stand_in({"org/d": files}) as hub:
+        monkeypatch.setenv("MODEL_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        for name, content in (("org/d", b"GGUF4"), ("org/d:Q8_0", b"GGUF8")):
+            found = located(Settings(model="m.gguf", draft_repo=name))
+            assert Path(str(found.engine.speculation.draft.model)).read_bytes() == content
+            assert found.model == "m.gguf"
+    with pytest.raises(SettingsError, match="-hfd: 'nonsense' is no repository"):
+        located(Settings(model="m.gguf", draft_repo="nonsense"))
+
+
 @pytest.mark.parametrize("name", SHORTCUTS)
 def test_shortcuts_are_options_that_are_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Settings] = []
