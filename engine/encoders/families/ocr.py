@@ -5,11 +5,11 @@ stacked in one input."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.geometry import (
     Floats,
