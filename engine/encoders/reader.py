@@ -27,6 +27,7 @@ from gguf_serve.engine.media.prepare import joined, prepare
 from gguf_serve.engine.media.resize import Floats
 from gguf_serve.engine.media.sound import decode_sound
 from gguf_serve.engine.media.span import MediaSpan
+from gguf_serve.engine.media.video import frames
 
 # The texts that belong to images are special tokens and line ends, one after another.
 _PARTS = re.compile(r"\]<\][^\[\]]*\[>\[|<[^<>]*>|\[[A-Z_]+\]|\n\n|\n")
@@ -97,6 +98,34 @@ class MediaReader:
         with _ONE_LARGE_IMAGE if n_pixels(data) > LARGE_PIXELS else nullcontext():
             pixels = decode_image(data, self._limits.max_pixels)
             pieces = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+        return self._medium(pieces)
+
+    def video(self, data: bytes) -> Medium:
+        """Decode a video file to images with texts that say the time; MediaError says why it
+        cannot be used. Texts are llama-server's."""
+        if self._vision is None:
+            raise MediaError("this model takes no videos: its projector is for audio only")
+        limits, n_frames, n_pixels = self._limits, 0, 0
+        pieces: list[Piece] = [Words("Video:")]
+        interval, next_time = limits.video_timestamp_interval / 1000, 0.0
+        with _ONE_LARGE_IMAGE:
+            for seconds, pixels in frames(data, limits):
+                found = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+                n_frames += 1
+                n_pixels += sum(p.pixels.size // 3 for p in found if isinstance(p, Tile))
+                if n_frames > limits.max_frames or n_pixels > limits.max_pixels:
+                    raise MediaError(
+                        f"the video's first {seconds:g} seconds have {n_frames} frames with "
+                        f"{n_pixels} pixels for the model, more than {limits.max_frames} or "
+                        f"{limits.max_pixels}; --video-fps is {limits.video_fps:g}"
+                    )
+                pieces += found
+                if interval and seconds >= next_time:
+                    minutes, rest = divmod(seconds, 60)
+                    pieces.append(Words(f"[{minutes:.0f}m{rest:.2f}s]"))
+                    next_time += interval
+        if not n_frames:
+            raise MediaError("the video has no frames")
         return self._medium(pieces)
 
     def sound(self, data: bytes) -> Medium:

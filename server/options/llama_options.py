@@ -205,9 +205,9 @@ HINTS = (
         env="MTMD_BATCH_MAX_TOKENS",
     ),
     Foreign(
-        "requests with videos are refused",
-        env="VIDEO_FPS VIDEO_TIMESTAMP_INTERVAL VIDEO_FFMPEG_DIR",
-        takes="--video-fps --video-timestamp-interval --video-ffmpeg-dir",
+        "videos are decoded by PyAV, which brings FFmpeg's libraries",
+        env="VIDEO_FFMPEG_DIR",
+        takes="--video-ffmpeg-dir",
     ),
     Foreign(
         "the page's settings are chosen there, and kept by the browser",

@@ -1,7 +1,8 @@
 """Images and sounds in a conversation: found, fetched, decoded, and a marker in their place.
 
-Every dialect has made them parts of OpenAI's shape: ``image_url`` and ``input_audio``, each with
-base64 or a URL (also data: and file:). What cannot be used is a 400 that names the part.
+Every dialect has made them parts of OpenAI's shape: ``image_url``, ``input_audio``, and
+llama-server's ``input_video`` and ``video_url``, each with base64 or a URL (also data: and file:).
+What cannot be used is a 400 that names the part.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gguf_serve.server.interface import Engine, MediaReader
 # What a client cannot write into a text: it would be taken for an image.
 MARKER = f"<__media_{secrets.token_hex(8)}__>"
 SHOWN_MARKER = "<__media__>"  # in prompts that are shown
-KINDS = ("image_url", "input_audio")
+KINDS = {"image_url": "image", "input_audio": "audio", "input_video": "video", "video_url": "video"}
 BASE64_PIECE = 2**18  # letters
 MAX_FETCHES = 4  # of a request at a time
 # Few, since each may need a gigabyte for a moment.
@@ -59,11 +60,13 @@ def sources(messages: list[dict[str, Any]]) -> Iterator[Source]:
 
 
 def given(name: str, part: dict[str, Any]) -> str:
-    """The URL or base64 of an image or a sound; a sound's may be called url, too."""
+    """The URL or base64 of an image, a sound or a video; of the last two it may be called url or
+    data."""
     value = part.get(part["type"])
-    field = "url" if part["type"] == "image_url" else "data"
-    if field == "data" and isinstance(value, dict) and "data" not in value and "url" in value:
-        field = "url"
+    field, other = ("url", "data") if part["type"].endswith("_url") else ("data", "url")
+    other = field if part["type"] == "image_url" else other
+    if isinstance(value, dict) and field not in value and other in value:
+        field = other
     found = value.get(field) if isinstance(value, dict) else value
     if not isinstance(found, str) or not found:
         raise invalid(
@@ -93,7 +96,7 @@ async def read_media(messages: list[dict[str, Any]], engine: Engine, fetcher: Fe
         return []
     reader = engine.media
     if reader is None:
-        raise unsupported(found[0], "image" if found[0].kind == "image_url" else "audio")
+        raise unsupported(found[0], KINDS[found[0].kind])
     media: list[Any] = []
     for at in range(0, len(found), MAX_FETCHES):
         batch = found[at : at + MAX_FETCHES]
@@ -205,7 +208,7 @@ def from_base64(text: str) -> bytes:
 async def decode(source: Source, data: bytes, reader: MediaReader) -> Any:
     loop = asyncio.get_running_loop()
     try:
-        read = reader.image if source.kind == "image_url" else reader.sound
-        return await loop.run_in_executor(DECODERS, read, data)
+        readers = {"image": reader.image, "audio": reader.sound, "video": reader.video}
+        return await loop.run_in_executor(DECODERS, readers[KINDS[source.kind]], data)
     except EngineError as error:
         raise invalid(f"Field '{source.name}': {error}") from None

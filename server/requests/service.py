@@ -126,7 +126,7 @@ class Service:
         media = self.engine.media
         return {
             "vision": media is not None and media.vision,
-            "video": False,
+            "video": media is not None and media.vision,
             "audio": media is not None and media.audio,
         }
 

@@ -1,10 +1,12 @@
-"""Small images and sounds, and projectors that take them."""
+"""Small images, sounds and videos, and projectors that take them."""
 
 from __future__ import annotations
 
 import base64
 import io
 
+import av
+import numpy as np
 import soundfile
 from PIL import Image
 
@@ -34,3 +36,18 @@ def wav() -> str:
     stream = io.BytesIO()
     soundfile.write(stream, [0.1, -0.1] * 8000, 16000, format="WAV")
     return base64.b64encode(stream.getvalue()).decode()
+
+
+def video(n: int = 24, fps: int = 12, size: int = 56) -> bytes:
+    """Matroska, frames whose grey grows by 8 each."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="matroska") as container:
+        track = container.add_stream("ffv1", rate=fps)
+        track.width = track.height = size
+        track.pix_fmt = "bgr0"
+        for i in range(n):
+            pixels = np.full((size, size, 3), 8 * i, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(track.encode(frame.reformat(format="bgr0")))
+        container.mux(track.encode())
+    return stream.getvalue()

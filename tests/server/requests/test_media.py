@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from images_and_sounds import AUDIO, N_TOKENS, VISION, data_url, png, wav
+from images_and_sounds import AUDIO, N_TOKENS, VISION, data_url, png, video, wav
 
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.server.errors import ApiError
@@ -224,7 +224,7 @@ def test_a_marker_in_a_text_is_text(serve: Serve, engine: Any) -> None:
 def test_modalities_are_reported(serve: Serve, engine: Any, fakes: Any) -> None:
     url, text_only = serve(engine), serve(fakes.engine())
     seen = httpx.get(f"{url}/props").json()["modalities"]
-    assert seen == {"vision": True, "video": False, "audio": True}
+    assert seen == {"vision": True, "video": True, "audio": True}
     models = httpx.get(f"{url}/v1/models").json()["models"]
     assert models[0]["capabilities"] == ["completion", "multimodal"]
     models = httpx.get(f"{text_only}/v1/models").json()["models"]
@@ -394,3 +394,28 @@ def test_base64_in_pieces(n_bytes: int, n_columns: int) -> None:
 def test_bad_base64(text: str) -> None:
     with pytest.raises(ValueError, match="the base64 cannot be read"):
         from_base64(text)
+
+
+VIDEO = base64.b64encode(video(4, 2)).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("input_video", {"data": VIDEO}),
+        ("input_video", {"url": VIDEO}),
+        ("video_url", {"url": f"data:video/webm;base64,{VIDEO}"}),
+    ],
+)
+def test_a_video_is_as_many_images(
+    serve: Serve, engine: Any, kind: str, value: dict[str, str]
+) -> None:
+    answer = ask(serve(engine), user({"type": kind, kind: value}))
+    assert answer.status_code == 200, answer.text
+    assert len(spans(engine)) == 4
+
+
+def test_what_is_no_video_is_named(serve: Serve, engine: Any) -> None:
+    answer = ask(serve(engine), user({"type": "video_url", "video_url": {"url": "AAAA"}}))
+    message = answer.json()["error"]["message"]
+    assert message.startswith("Field 'messages[0].content[0]': the video cannot be decoded")

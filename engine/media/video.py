@@ -1,0 +1,80 @@
+"""Video files to frames, one at a time and within limits. PyAV decodes, where it is installed.
+
+A file's header is not believed: what counts is what has been decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.resize import Pixels
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Playlists and the like are no containers: they would have FFmpeg open other files and hosts.
+CONTAINERS = "matroska,webm,mov,mp4,avi,flv,mpegts,mpeg,ogg,gif"
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+DECODED_IMAGES = 1000  # as many pixels as so many of the largest images may be decoded in all
+NO_LIBRARY = "videos need PyAV: pip install 'gguf-serve[video]'"
+
+
+def frames(data: bytes, limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
+    """(seconds from the start, uint8 [height, width, 3]) of the first video stream, at most
+    ``limits.video_fps`` a second (0: all); MediaError for anything that is no video."""
+    av = _library()
+    try:
+        with av.open(
+            io.BytesIO(data), mode="r", options=OPTIONS, metadata_errors="ignore"
+        ) as container:
+            if not container.streams.video:
+                raise MediaError("the file has no video")
+            stream = container.streams.video[0]
+            _check_size(stream.width, stream.height, limits)
+            yield from _chosen(container.decode(video=0), limits)
+    except MediaError:
+        raise
+    except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        raise MediaError(f"the video cannot be decoded: {error}") from None
+
+
+def _library() -> ModuleType:
+    """Imported with the first video: it loads FFmpeg's libraries."""
+    try:
+        import av
+    except ImportError:
+        raise MediaError(NO_LIBRARY) from None
+    av.logging.set_level(None)  # else FFmpeg writes to stderr what clients' files are like
+    return av
+
+
+def _chosen(decoded: Iterator[Any], limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
+    n_pixels, n_chosen, start = 0, 0, None
+    for frame in decoded:
+        n_pixels += frame.width * frame.height
+        _check_size(frame.width, frame.height, limits)
+        if n_pixels > DECODED_IMAGES * limits.max_pixels:
+            raise MediaError("the video has more pixels than a thousand of the largest images")
+        time = float(frame.time or 0.0)
+        start = time if start is None else start
+        seconds = time - start
+        if seconds > limits.max_seconds:
+            raise MediaError(
+                f"the video is longer than the limit of {limits.max_seconds:g} seconds"
+            )
+        if limits.video_fps and seconds * limits.video_fps < n_chosen - 1e-6:
+            continue
+        n_chosen = int(seconds * limits.video_fps + 1e-6) + 1
+        yield seconds, frame.to_ndarray(format="rgb24")
+
+
+def _check_size(width: int, height: int, limits: MediaLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"the video has frames of {width} x {height} pixels, more than the limit of "
+            f"{limits.max_pixels}"
+        )

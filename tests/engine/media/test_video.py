@@ -1,0 +1,73 @@
+"""Frames of videos: which are taken, how large they may be, what a file must not do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from images_and_sounds import AUDIO, N_TOKENS, VISION, video
+
+from gguf_serve.engine.encoders.reader import MediaReader
+from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.piece import Tile
+from gguf_serve.engine.media.video import frames
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"), [(4, range(0, 24, 3)), (0, range(24)), (30, range(24)), (1, (0, 12))]
+)
+def test_so_many_frames_a_second(fps: float, expected: range) -> None:
+    found = list(frames(video(), MediaLimits(video_fps=fps)))
+    assert [pixels[0, 0, 0] // 8 for _, pixels in found] == list(expected)
+    assert [round(12 * seconds) for seconds, _ in found] == list(expected)
+
+
+def test_frames_are_images_with_the_time_in_between() -> None:
+    reader = MediaReader(VISION, None, n_embd=64, limits=MediaLimits(video_timestamp_interval=1000))
+    medium = reader.video(video())
+    tiles = [piece for piece in medium.pieces if isinstance(piece, Tile)]
+    assert len(tiles) == 8
+    assert medium.n_tokens == 8 * N_TOKENS
+    texts = "".join("*" if isinstance(piece, Tile) else str(piece) for piece in medium.pieces)
+    marked = "<|vision_start|>*<|vision_end|>"
+    assert texts == f"Video:{marked}[0m0.00s]{4 * marked}[0m1.00s]{3 * marked}"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (MediaLimits(max_pixels=3000), r"frames of 56 x 56 pixels, more than the limit of 3000"),
+        (MediaLimits(max_seconds=1), "longer than the limit of 1 seconds"),
+        (MediaLimits(max_frames=7), r"8 frames with 25088 pixels .* more than 7 or"),
+        (MediaLimits(max_pixels=7 * 3136), r"8 frames .* --video-fps is 4"),
+    ],
+)
+def test_limits(limits: MediaLimits, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        MediaReader(VISION, None, n_embd=64, limits=limits).video(video())
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no video", video()[:200], PLAYLIST, b"ffconcat version 1.0\nfile /etc/passwd\n"],
+    ids=["empty", "text", "cut", "playlist", "concat"],
+)
+def test_what_is_no_video(data: bytes) -> None:
+    reader = MediaReader(VISION, None, n_embd=64)
+    with pytest.raises(MediaError, match=r"cannot be decoded|no video|no frames"):
+        reader.video(data)
+
+
+def test_a_model_for_sounds_takes_no_videos() -> None:
+    with pytest.raises(MediaError, match="takes no videos"):
+        MediaReader(None, AUDIO, n_embd=64).video(video(1))
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MediaError, match=r"pip install 'gguf-serve\[video\]'"):
+        next(frames(b"", MediaLimits()))
