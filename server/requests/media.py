@@ -205,10 +205,13 @@ def from_base64(text: str) -> bytes:
     return b"".join(parts)
 
 
+READERS = {"image": "image", "audio": "sound", "video": "video"}  # methods of MediaReader
+
+
 async def decode(source: Source, data: bytes, reader: MediaReader) -> Any:
     loop = asyncio.get_running_loop()
     try:
-        readers = {"image": reader.image, "audio": reader.sound, "video": reader.video}
-        return await loop.run_in_executor(DECODERS, readers[KINDS[source.kind]], data)
+        read = getattr(reader, READERS[KINDS[source.kind]])
+        return await loop.run_in_executor(DECODERS, read, data)
     except EngineError as error:
         raise invalid(f"Field '{source.name}': {error}") from None

@@ -322,6 +322,7 @@ async function greet() {
 }
 
 showTheme();
+$("prompt").disabled = false;  // what was typed before would have gone nowhere
 await route();
 await greet();
 draw();
