@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("server", "engine", "kernels")
 DATA = (".py", ".cl", ".json", ".jinja")
 THEIRS = ("kernels", "ray[serve]")
-NEEDED = ("pytest", "pytest-timeout", "hypothesis", "gguf", "jsonschema")
+NEEDED = ("pytest", "pytest-timeout", "hypothesis", "gguf", "jsonschema", "openai")
 SMALL_SET = (
     "tests/kernels/rows/test_norm.py", "tests/engine/gguf", "tests/engine/grammar",
     "tests/server/test_app.py", "tests/server/test_launch.py",
