@@ -19,6 +19,7 @@ from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice
+from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.fields import (
     GenerationFields,
     adapter_scales,
@@ -72,6 +73,12 @@ class Job(Struct, frozen=True):
         parser = self.format.parser()
         parser.push("")  # a message that is continued comes first: the client has it
         return parser
+
+
+async def plain_job(service: Service, fields: GenerationFields, prompts: Sequence[Prompt]) -> Job:
+    """Of prompts that no template has written; ApiError for what cannot be enforced."""
+    asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
+    return Job(prompts, await compiled(service.engine, asked))
 
 
 def make_options(

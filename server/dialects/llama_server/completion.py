@@ -15,7 +15,6 @@ from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
-from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.fields import (
     INERT,
     UNSUPPORTED,
@@ -24,7 +23,14 @@ from gguf_serve.server.requests.fields import (
     convert,
     refuse,
 )
-from gguf_serve.server.requests.generate import Job, Options, engine_requests, make_options, submit
+from gguf_serve.server.requests.generate import (
+    Job,
+    Options,
+    engine_requests,
+    make_options,
+    plain_job,
+    submit,
+)
 from gguf_serve.server.requests.infill import ExtraFile, infill_prompt
 from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
@@ -66,10 +72,7 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
     fields = read(await service.read_object(http), NativeFields)
     if fields.n_probs is None:
         fields.n_probs = fields.logprobs  # its name in /v1/completions
-    tokenizer = service.engine.tokenizer
-    asked = read_constraint(fields, service.defaults.constraint, tokenizer)
-    prompts = await read_prompts(fields.prompt, service)
-    job = Job(prompts, await compiled(service.engine, asked))
+    job = await plain_job(service, fields, await read_prompts(fields.prompt, service))
     return await answer(service, fields, job, fields.response_fields or [])
 
 
@@ -79,8 +82,7 @@ async def infill(service: Service, http: HttpRequest) -> Reply:
     texts = [fields.input_prefix, fields.input_suffix, fields.prompt]
     texts += [file.text for file in extra]
     prompt = await service.read_text(sum(map(len, texts)), infill_for, service, fields, extra)
-    asked = read_constraint(fields, service.defaults.constraint, service.engine.tokenizer)
-    job = Job([prompt], await compiled(service.engine, asked))
+    job = await plain_job(service, fields, [prompt])
     return await answer(service, fields, job, fields.response_fields or [])
 
 

@@ -35,7 +35,6 @@ from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, join, joined_calls
 from gguf_serve.server.requests.chat import prepare
-from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import read_chat
 from gguf_serve.server.requests.fields import (
     CompletionFields,
@@ -43,7 +42,7 @@ from gguf_serve.server.requests.fields import (
     convert,
     max_tokens,
 )
-from gguf_serve.server.requests.generate import Job, make_options, start
+from gguf_serve.server.requests.generate import Job, make_options, plain_job, start
 from gguf_serve.server.requests.infill import suffixed
 from gguf_serve.server.requests.logprobs import content_logprobs
 from gguf_serve.server.requests.newest import prepare_newest
@@ -90,10 +89,9 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     request: Any
     if fields.raw or fields.suffix:
         request = convert(plain_body(fields), CompletionFields)
-        asked = read_constraint(request, service.defaults.constraint, service.engine.tokenizer)
         n_characters = len(fields.prompt) + len(fields.suffix or "")
         prompts = await service.read_text(n_characters, plain_prompts, service, fields)
-        job = Job(prompts, await compiled(service.engine, asked))
+        job = await plain_job(service, request, prompts)
     else:
         request = read_chat(generate_body(fields))
         job = await prepare(service, request)

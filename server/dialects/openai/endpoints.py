@@ -17,7 +17,6 @@ from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
 from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.chat import prepare
-from gguf_serve.server.requests.constraints import compiled, read_constraint
 from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat, read_chat
 from gguf_serve.server.requests.fields import (
     INERT,
@@ -29,7 +28,14 @@ from gguf_serve.server.requests.fields import (
     n_kept,
     refuse,
 )
-from gguf_serve.server.requests.generate import Job, Options, engine_requests, make_options, submit
+from gguf_serve.server.requests.generate import (
+    Job,
+    Options,
+    engine_requests,
+    make_options,
+    plain_job,
+    submit,
+)
 from gguf_serve.server.requests.infill import suffixed
 from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
@@ -111,11 +117,8 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     fields = convert(data, CompletionFields)
     n_top = fields.logprobs if fields.n_probs is None else fields.n_probs or None
     options = make_options(fields, n_top, service, n_echoed=n_top if fields.echo else None)
-    tokenizer = service.engine.tokenizer
-    asked = read_constraint(fields, service.defaults.constraint, tokenizer)
-    prompts = await prompts_of(fields, service)
-    job = Job(prompts, await compiled(service.engine, asked))
-    shape = TextShape(options, tokenizer, echo=bool(fields.echo))
+    job = await plain_job(service, fields, await prompts_of(fields, service))
+    shape = TextShape(options, service.engine.tokenizer, echo=bool(fields.echo))
     dialect, requests = await answering(service, fields, job, options, shape)
     return await submit(service, fields, requests, dialect)
 
