@@ -37,7 +37,8 @@ def grammars() -> Grammars:
         ("json_schema", '{"$ref": "#/$defs/none"}', "/none"),
         ("json_schema", '{"$ref": "http://localhost/schema"}', "does not fetch"),
         ("json_schema", '{"oneOf": [{"type": "number"}, {"type": "integer"}]}', "oneOf"),
-        ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
+        # Python's reader refuses it up to 3.11, later ones leave that to llguidance.
+        ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "(recursion|nested too deeply)"),
         ("json_schema", '{"a":' * 500 + "1" + "}" * 500, "it is nested too deeply"),
         ("json_schema", " " * (MAX_TEXT + 1), "1048577 characters, at most 1048576"),
         ("regex", "(a", "regex: .*unclosed group"),
