@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 import bench_disk  # noqa: E402
 import bench_report as report  # noqa: E402
+import bench_start  # noqa: E402
 import bench_widths as step_widths  # noqa: E402
 from bench_engine import EngineSubject  # noqa: E402
 from bench_report import Row  # noqa: E402
@@ -257,6 +258,16 @@ def bandwidth_share(subject: EngineSubject, plan: Plan, facts: dict[str, str]) -
     return row
 
 
+def start_row(options: argparse.Namespace) -> Row:
+    """What a start of the server takes once its programs have been compiled: processor time, which
+    depends less on what else the machine does. More of a start: bench_start.py."""
+    row = Row("start of the server", "s of processors", lower_is_better=True)
+    threads = ("--threads", str(options.threads)) * bool(options.threads)
+    bench_start.start(options.model, threads)
+    row.ours += [bench_start.start(options.model, threads).processor for _ in range(3)]
+    return row
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     with open_gguf(options.model) as gguf:
         n_ctx_train = gguf.get_int(gguf.arch_key("context_length"))
@@ -264,6 +275,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     facts = {"model": options.model.name, **report.machine()}
     busy = report.is_busy()
     plan = Plan(options, n_vocab, n_ctx_train)
+    started = start_row(options)
     ready = Row("ready after", "s", lower_is_better=True)
     memory = Row("peak memory", "MiB", lower_is_better=True)
     subject = load(options, plan.n_ctx, options.streams)
@@ -287,7 +299,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         subject.close()
         if peer:
             peer.close()
-    rows = [*(m.row for m in plan.measurements), share, *host, ready, memory]
+    rows = [*(m.row for m in plan.measurements), share, *host, started, ready, memory]
     return {
         "facts": facts, "busy": busy, "skipped": plan.skipped,
         "table": report.cells(rows, options.peer), "rows": [row.as_dict() for row in rows],
