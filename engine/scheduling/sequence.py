@@ -62,6 +62,13 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
             self.tokens.append(start)
             self.n_prompt += 1
 
+    def beside(self, tokens: list[int]) -> Sequence:
+        """The same request and pages, for a model of its own that reads these tokens."""
+        return Sequence(
+            tokens, id=self.id, request=self.request, n_prompt=self.n_prompt, slot=self.slot,
+            table=self.table,
+        )  # fmt: skip
+
     @property
     def encodes(self) -> bool:
         """Whether its next tokens are an encoder's, which see each other."""

@@ -23,10 +23,8 @@ class _Draft:
 
     def __init__(self, wish: Wish, state: npt.NDArray[np.float32]) -> None:
         seq, n = wish.seq, len(wish.seq.tokens) - 1
-        self.own = RunningSequence(
-            list(seq.tokens), id=seq.id, request=seq.request, n_prompt=seq.n_prompt,
-            slot=seq.slot, table=seq.table, n_encoder=n,
-        )  # fmt: skip
+        self.own = seq.beside(list(seq.tokens))
+        self.own.n_encoder = n
         self.chunk = Chunk(self.own, n, 1, "last")
         self.n_tokens, self.state, self.found = wish.n_tokens, state, list[int]()
         self.chance = 1.0  # that all tokens so far come

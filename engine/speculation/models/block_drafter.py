@@ -52,10 +52,7 @@ class BlockDrafter(HeadDrafter):
         return found
 
     def _own(self, seq: RunningSequence) -> RunningSequence:
-        return RunningSequence(
-            list(seq.tokens), id=seq.id, request=seq.request, n_prompt=seq.n_prompt,
-            slot=seq.slot, table=seq.table,
-        )  # fmt: skip
+        return seq.beside(list(seq.tokens))
 
     def _compute(self, heads: Sequence[Runner], own: RunningSequence, start: int, end: int) -> None:
         own.n_encoder = end

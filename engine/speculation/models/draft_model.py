@@ -30,10 +30,8 @@ class _Draft:
     def __init__(self, wish: Wish, start: int) -> None:
         seq = wish.seq
         self.wish, self.start, self.n_tokens = wish, start, len(seq.tokens)
-        self.seq = RunningSequence(
-            list(seq.tokens), id=seq.id, request=seq.request, n_prompt=seq.n_prompt,
-            slot=seq.slot, table=seq.table, n_computed=start,
-        )  # fmt: skip
+        self.seq = seq.beside(list(seq.tokens))
+        self.seq.n_computed = start
         self.chance = 1.0  # that all tokens so far come
         self.is_open = True
 
@@ -97,10 +95,7 @@ class DraftModel:
         if count < 1:
             return
         end = start + count
-        part = RunningSequence(
-            seq.tokens[:end], id=seq.id, request=seq.request, n_prompt=end, slot=seq.slot,
-            table=seq.table,
-        )  # fmt: skip
+        part = seq.beside(seq.tokens[:end])
         self._steps.forward(self._runner, [Chunk(part, start, count, "none")])
         self._coverage.mark(seq, start, end)
 

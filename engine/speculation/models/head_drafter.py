@@ -77,10 +77,7 @@ class HeadDrafter:
 
     def _own(self, seq: RunningSequence) -> RunningSequence:
         """A sequence as the heads see it."""
-        return RunningSequence(
-            seq.tokens[self._n_ahead :], id=seq.id, request=seq.request, n_prompt=seq.n_prompt,
-            slot=seq.slot, table=seq.table,
-        )  # fmt: skip
+        return seq.beside(seq.tokens[self._n_ahead :])
 
     def _known_of(self, seq: RunningSequence) -> KnownStates:
         if self._known[seq.slot].id != seq.id:

@@ -46,15 +46,12 @@ class TimedSteps:
     ) -> list[RowLogits]:
         """``rows``: those of the last tokens of chunks that want one, if they are not given;
         ``states``: see Runner.forward."""
-        rows = (
-            rows
-            if rows is not None
-            else [
+        if rows is None:
+            rows = [
                 OutputRow(chunk, chunk.end - 1, 1, scored=True)
                 for chunk in chunks
                 if chunk.outputs == "last"
             ]
-        )
         began = time.perf_counter()
         found = model.forward(chunks, [], rows, states=states)
         self._prices.note(sum(chunk.count for chunk in chunks), time.perf_counter() - began)
