@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.request import Event, Failed, Finished, Request
@@ -22,12 +22,12 @@ from gguf_serve.server.replicas.messages import (
     EndReasoning,
     Heard,
     Hello,
+    Method,
     State,
     Submit,
 )
 
 log = logging.getLogger(__name__)
-METHODS = frozenset({"slots", "set_adapters", "save_slot", "restore_slot", "erase_slot"})
 THREADS = 4  # that submit requests, of which some wait for a grammar
 
 
@@ -156,7 +156,7 @@ class Front:
         self.post(Heard(number, event))
 
     def _call(self, call: Call) -> None:
-        assert call.method in METHODS
+        assert call.method in get_args(Method)
         try:
             value = getattr(self._host.engine, call.method)(*call.arguments)
             if isinstance(value, Future):

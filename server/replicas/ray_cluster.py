@@ -128,12 +128,7 @@ class Cluster:
     def failure(self) -> str | None:
         """Why no engine will come, if Ray has given up."""
         found = self._serve.status().applications.get(self.name)
-        if found is None or str(found.status) not in (
-            "DEPLOY_FAILED",
-            "ApplicationStatus.DEPLOY_FAILED",
-        ):
-            return None
-        return str(found.message)
+        return str(found.message) if found and found.status == "DEPLOY_FAILED" else None
 
     def leave(self) -> None:
         """The last front takes the engines with it."""

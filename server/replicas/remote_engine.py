@@ -177,9 +177,7 @@ class RemoteEngine:
             seed = secrets.randbits(31)
             request = replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
         can_resume = self.info.denoising is None and request.has_text
-        flight = Flight(
-            replace(request, marks=can_resume), on_event, can_resume=can_resume
-        )  # fmt: skip
+        flight = Flight(replace(request, marks=can_resume), on_event, can_resume=can_resume)
         self._send(flight, "no engine is there")
         return flight
 
@@ -226,28 +224,31 @@ class RemoteEngine:
         request = flight.rest()
         while True:
             with self._changed:
-                link = self._choose(flight.request)
-                if link is None:
+                chosen = self._choose(flight.request)
+                if chosen is None:
                     self._waiting[flight] = time.monotonic() + self._patience, why
                     return
+                link, slot = chosen
                 self._link_of[flight] = link
-            if link.submit(flight, replace(request, id_slot=self._slot(link, request))):
+            if link.submit(flight, replace(request, id_slot=slot)):
                 return
 
-    def _choose(self, request: Request) -> Link | None:
+    def _choose(self, request: Request) -> tuple[Link, int] | None:
+        """An engine, and which of its slots, -1 for any; None: there is none."""
         up = self._up
         if not up:
             return None
         if request.id_slot >= 0:
-            link, _ = self._at(request.id_slot)
             self.routed["slot"] += 1
-            return link
+            return self._at(request.id_slot)
         route = self._router.choose([link.place for link in up], request, request.session)
         self.routed[route.reason] += 1
         log.debug("to engine %s by %s: %d tokens shared", route.id, route.reason, route.n_shared)
         link = self._links[route.id]
-        self._router.note(link.place, request, (), request.session)
-        return link
+        if request.cache_prompt:
+            self._router.keep(link.place, route.pages)
+        self._router.note_session(request.session, route.id)
+        return link, -1
 
     def compile(self, constraint: Constraint) -> None:
         self.info  # noqa: B018  # raises without one
@@ -332,9 +333,6 @@ class RemoteEngine:
                 return link, left
             left -= link.place.n_slots
         raise RequestError(f"there is no slot {id_slot}: no engine is there")
-
-    def _slot(self, link: Link, request: Request) -> int:
-        return -1 if request.id_slot < 0 else self._at(request.id_slot)[1]
 
     def wait_until_kept(self, seconds: float) -> bool:
         """What engines elsewhere write to their disks is theirs."""

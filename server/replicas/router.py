@@ -36,11 +36,12 @@ class Place(Struct):
 
 
 class Route(Struct, frozen=True):
-    """``n_shared``: tokens of the prompt that the engine should have."""
+    """``n_shared``: tokens of the prompt that the engine should have; ``pages``: its names."""
 
     id: str
     reason: Reason
     n_shared: int
+    pages: list[bytes]
 
 
 class Router:
@@ -55,7 +56,7 @@ class Router:
         names = page_names(request, places[0].page_size)
         shared = {place.id: self._n_shared(place, names) for place in places}
         if not any(shared.values()) and session:
-            return Route(self._of_session(places, session), "session", 0)
+            return Route(self._of_session(places, session), "session", 0, names)
 
         def cost(place: Place) -> tuple[int, int]:
             in_line = max(place.n_requests + 1 - place.n_slots, 0)
@@ -64,19 +65,26 @@ class Router:
 
         best = min(places, key=cost)
         reason: Reason = "prefix" if shared[best.id] else "load"
-        return Route(best.id, reason, shared[best.id])
+        return Route(best.id, reason, shared[best.id], names)
 
     def note(self, place: Place, request: Request, generated: Iterable[int], session: str) -> None:
         """The engine has computed a prompt, and what has been generated after it."""
+        self.note_session(session, place.id)
+        if request.cache_prompt:
+            self.keep(place, page_names(request, place.page_size, generated))
+
+    def note_session(self, session: str, id: str) -> None:
+        """A session's last engine; "": of none."""
         if session:
-            self._sessions[session] = place.id
+            self._sessions[session] = id
             self._sessions.move_to_end(session)
             if len(self._sessions) > SESSIONS:
                 self._sessions.popitem(last=False)
-        if not request.cache_prompt:
-            return
+
+    def keep(self, place: Place, names: Iterable[bytes]) -> None:
+        """An engine has these pages now, or soon."""
         pages = self._pages.setdefault(place.id, OrderedDict())
-        for name in page_names(request, place.page_size, generated):
+        for name in names:
             pages[name] = None
             pages.move_to_end(name)
         for name in list(islice(pages, max(len(pages) - place.n_pages, 0))):
