@@ -220,7 +220,7 @@ class Responses:
         return item | {"status": self._status() if self.choice.finished else "completed"}
 
     def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
-        item = custom_item(call) if call.name in self._custom else call_item(call)
+        item = call_item(call, is_custom=call.name in self._custom)
         return item | self._namespaced.get(call.name, {})
 
     def _logprobs(self, piece: Piece) -> list[dict[str, object]]:
@@ -237,24 +237,16 @@ def message_item() -> dict[str, Any]:
     return item | {"status": "in_progress"}
 
 
-def call_item(call: ToolCallDelta) -> dict[str, Any]:
+def call_item(call: ToolCallDelta, *, is_custom: bool) -> dict[str, Any]:
+    kind, prefix, given = "function_call", "fc_", "arguments"
+    if is_custom:
+        kind, prefix, given = "custom_tool_call", "ctc_", "input"
     return {
-        "type": "function_call",
-        "id": random_id("fc_"),
+        "type": kind,
+        "id": random_id(prefix),
         "call_id": call.id,
         "name": call.name,
-        "arguments": "",
-        "status": "in_progress",
-    }
-
-
-def custom_item(call: ToolCallDelta) -> dict[str, Any]:
-    return {
-        "type": "custom_tool_call",
-        "id": random_id("ctc_"),
-        "call_id": call.id,
-        "name": call.name,
-        "input": "",
+        given: "",
         "status": "in_progress",
     }
 
