@@ -224,6 +224,8 @@ class RemoteEngine:
         request = flight.rest()
         while True:
             with self._changed:
+                if flight.is_cancelled:  # while it was between two engines
+                    break
                 chosen = self._choose(flight.request)
                 if chosen is None:
                     self._waiting[flight] = time.monotonic() + self._patience, why
@@ -231,7 +233,10 @@ class RemoteEngine:
                 link, slot = chosen
                 self._link_of[flight] = link
             if link.submit(flight, replace(request, id_slot=slot)):
+                if flight.is_cancelled:  # before the link knew of it
+                    link.cancel(flight)
                 return
+        flight.tell(flight.cancelled())
 
     def _choose(self, request: Request) -> tuple[Link, int] | None:
         """An engine, and which of its slots, -1 for any; None: there is none."""

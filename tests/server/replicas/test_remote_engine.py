@@ -36,7 +36,9 @@ from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.server.dialects.llama_server.metrics import exposition
 from gguf_serve.server.replicas import channel, remote_engine
 from gguf_serve.server.replicas.channel import connected
+from gguf_serve.server.replicas.flight import Flight
 from gguf_serve.server.replicas.host import Host
+from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.remote_engine import RemoteEngine
 
 KEY = b"of the tests"
@@ -323,3 +325,21 @@ def test_cancelling_and_slots_by_number(replicas: Replicas) -> None:
     states = {state.id: state.n_decoded for state in replicas.front.slots()}
     assert states[1] == states[6] == 3
     assert replicas.front.erase_slot(6).result(5) > 0
+
+
+def test_a_request_is_cancelled_while_it_is_being_sent(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the choice of its engine and the moment at which the link knows of it."""
+    replicas = Replicas(engines[:1])
+    submitted = Link.submit
+
+    def slow(link: Link, flight: Flight, request: Request) -> bool:
+        replicas.front.cancel(flight)
+        return submitted(link, flight, request)
+
+    monkeypatch.setattr(Link, "submit", slow)
+    reply = Reply()
+    ask(replicas, reply, 900)
+    assert reply.wait().end.reason == "cancelled"
+    replicas.close()
