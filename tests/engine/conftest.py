@@ -11,7 +11,7 @@ from opencl_devices import device, programs
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.compiling import Compiling
-from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.loading.loader import Model, load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -50,4 +50,25 @@ def start_engine(
 
     yield started
     for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def start_sound(
+    conformance_model: Callable[[str], Path],
+) -> Iterator[Callable[[str, EngineOptions], tuple[Model, Engine]]]:
+    """The same with token 0 as the end; each is healthy, and no page is left used, at the end."""
+    engines: list[Engine] = []
+
+    def started(name: str, options: EngineOptions) -> tuple[Model, Engine]:
+        if not list_devices():
+            pytest.skip("no OpenCL device")
+        model = load_model(conformance_model(name), options, lambda share: None)
+        engines.append(engine_of(model, [0]))
+        return model, engines[-1]
+
+    yield started
+    for engine in engines:
+        assert engine.healthy
+        assert engine.stats().n_pages_used == 0
         engine.close()

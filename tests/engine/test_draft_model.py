@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, engine_of, guess_everything, random_prompt, submit, told
+from asking import GREEDY, guess_everything, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.loading.draft_loader import check_vocabularies
-from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.loading.loader import Model, load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, DraftLimits, Event, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
-from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd",
@@ -32,27 +31,20 @@ Start = Callable[..., Engine]
 
 @pytest.fixture
 def start(
-    monkeypatch: pytest.MonkeyPatch, conformance_model: Callable[[str], Path]
-) -> Iterator[Start]:
+    monkeypatch: pytest.MonkeyPatch,
+    conformance_model: Callable[[str], Path],
+    start_sound: Callable[[str, EngineOptions], tuple[Model, Engine]],
+) -> Start:
     guess_everything(monkeypatch)
-    engines: list[Engine] = []
 
     def started(name: str, draft: str | None, **changes: Any) -> Engine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
         path = None if draft is None else str(conformance_model(draft))
         guesses = SpeculationOptions(draft=DraftOptions(model=path, n_max=4))
-        options = replace(OPTIONS, speculation=guesses, **changes)
-        model = load_model(conformance_model(name), options, lambda share: None)
+        model, engine = start_sound(name, replace(OPTIONS, speculation=guesses, **changes))
         assert (model.drafter is None) == (draft is None)
-        engines.append(engine_of(model, [0]))
-        return engines[-1]
+        return engine
 
-    yield started
-    for engine in engines:
-        assert engine.healthy
-        assert engine.stats().n_pages_used == 0
-        engine.close()
+    return started
 
 
 ASKED: list[dict[str, Any]] = [

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, engine_of, guess_everything, random_prompt, submit, told
+from asking import GREEDY, guess_everything, random_prompt, submit, told
 from conformance_data import arrays, read_spec
 
 from gguf_serve.engine.engine import Engine
-from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation.model_drafter import Wish
@@ -20,7 +20,6 @@ from gguf_serve.engine.speculation.models.assistant_drafter import AssistantDraf
 from gguf_serve.engine.speculation.models.block_drafter import BlockDrafter
 from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
-from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd")
 PROMPT = random_prompt(70, 1)
@@ -40,28 +39,21 @@ Propose = Callable[..., list[list[int]]]
 
 @pytest.fixture
 def start(
-    monkeypatch: pytest.MonkeyPatch, conformance_model: Callable[[str], Path]
-) -> Iterator[Start]:
+    monkeypatch: pytest.MonkeyPatch,
+    conformance_model: Callable[[str], Path],
+    start_sound: Callable[[str, EngineOptions], tuple[Model, Engine]],
+) -> Start:
     guess_everything(monkeypatch)
-    engines: list[Engine] = []
 
     def started(name: str, guesses: bool, draft: str | None = None, **changes: Any) -> Engine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
         file = None if draft is None else str(conformance_model(draft))
         types = ("draft-mtp",) if guesses and file is None else ()
         spec = SpeculationOptions(types=types, draft=DraftOptions(model=file, n_max=4))
-        options = replace(OPTIONS, speculation=spec, **changes)
-        model = load_model(conformance_model(name), options, lambda share: None)
+        model, engine = start_sound(name, replace(OPTIONS, speculation=spec, **changes))
         assert (model.drafter is None) == (not guesses)
-        engines.append(engine_of(model, [0]))
-        return engines[-1]
+        return engine
 
-    yield started
-    for engine in engines:
-        assert engine.healthy
-        assert engine.stats().n_pages_used == 0
-        engine.close()
+    return started
 
 
 ASKED: list[dict[str, Any]] = [

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, NO_END, SAMPLINGS, Reply, ask, engine_of, random_prompt
+from asking import GREEDY, NO_END, SAMPLINGS, Reply, ask, random_prompt
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
-from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Mark, ReasoningBudget, Resume, Scoring
 from gguf_serve.engine.sampling_params import SamplingParams
-from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd")
 PROMPT = random_prompt(40, 1)
@@ -26,21 +24,8 @@ Start = Callable[..., Engine]
 
 
 @pytest.fixture
-def start(conformance_model: Callable[[str], Path]) -> Iterator[Start]:
-    engines: list[Engine] = []
-
-    def started(name: str, **changes: Any) -> Engine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
-        model = load_model(conformance_model(name), replace(OPTIONS, **changes), lambda share: None)
-        engines.append(engine_of(model, [0]))
-        return engines[-1]
-
-    yield started
-    for engine in engines:
-        assert engine.healthy
-        assert engine.stats().n_pages_used == 0
-        engine.close()
+def start(start_sound: Callable[[str, EngineOptions], tuple[Model, Engine]]) -> Start:
+    return lambda name, **changes: start_sound(name, replace(OPTIONS, **changes))[1]
 
 
 def told(*deltas: Delta) -> list[Any]:

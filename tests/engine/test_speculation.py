@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import NO_END, SAMPLINGS, Reply, engine_of, random_prompt, submit
+from asking import NO_END, SAMPLINGS, Reply, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.grammar.guide import Guide
-from gguf_serve.engine.loading.loader import load_model
+from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Event, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
@@ -23,7 +22,6 @@ from gguf_serve.engine.speculation.drafter import Drafter, Forced
 from gguf_serve.engine.speculation.lengths import Offer
 from gguf_serve.engine.speculation.proposals import Proposals
 from gguf_serve.engine.speculation_options import SpeculationOptions
-from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd",
@@ -104,29 +102,10 @@ Start = Callable[..., GuessingEngine]
 
 @pytest.fixture
 def start(
-    everything_is_verified: None, conformance_model: Callable[[str], Path]
-) -> Iterator[Start]:
-    engines: list[Engine] = []
-
-    def started(name: str, **changes: Any) -> GuessingEngine:
-        if not list_devices():
-            pytest.skip("no OpenCL device")
-        options = replace(OPTIONS, **changes)
-        model = load_model(conformance_model(name), options, lambda share: None)
-        engines.append(engine_of(model, [0]))
-        return GuessingEngine(engines[-1])
-
-    yield started
-    for engine in engines:
-        assert engine.healthy
-        assert engine.stats().n_pages_used == 0
-        engine.close()
-
-
-def told(reply: Reply) -> list[Any]:
-    """All of a reply that must not depend on guesses."""
-    assert isinstance(reply.wait().events[-1], Finished), reply.events[-1]
-    return [reply.text, reply.tokens, reply.scores, reply.end.reason, reply.end.truncated]
+    everything_is_verified: None,
+    start_sound: Callable[[str, EngineOptions], tuple[Model, Engine]],
+) -> Start:
+    return lambda name, **changes: GuessingEngine(start_sound(name, replace(OPTIONS, **changes))[1])
 
 
 def test_every_sampler_on_a_dense_model(start: Start) -> None:
