@@ -148,7 +148,8 @@ class Driver:
                 self._has_key.set()
             if "failure" in message:
                 self.failure = message["failure"]
-                log.error("%s", self.failure)
+                if self._has_key.is_set():  # else it is said by who waits for the first engine
+                    log.error("%s", self.failure)
             if "hosts" in message:
                 self.failure = ""
                 self._hosts = {id: (host, port) for id, (host, port) in message["hosts"].items()}

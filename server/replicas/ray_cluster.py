@@ -153,7 +153,9 @@ def main() -> int:
     ended = threading.Event()
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin, whose lock a thread that still reads would keep when this process ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         ended.set()
 
     threading.Thread(target=watch, daemon=True).start()
