@@ -108,7 +108,9 @@ class Stepper:
         lent = [] if lender is None else [
             lender.runner.pages[0].layers[layer] for layer in lent_layers(lender.hparams)
         ]  # fmt: skip
-        self.runner = assemble(hparams, weights, devices, sizes, types, flash=flash, lent=lent)
+        self.runner: Runner = assemble(
+            hparams, weights, devices, sizes, types, flash=flash, lent=lent
+        )
 
     def step(
         self,
