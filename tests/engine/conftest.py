@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asking import engine_of
-from opencl_devices import device, programs
+from opencl_devices import called_functions, device, programs
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.compiling import Compiling
@@ -16,7 +16,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
 
-__all__ = ["device", "programs"]
+__all__ = ["called_functions", "device", "programs"]
 
 
 @pytest.fixture(autouse=True)

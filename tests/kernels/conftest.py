@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from opencl_devices import device, programs
+from opencl_devices import called_functions, device, programs
 
-__all__ = ["device", "programs"]
+__all__ = ["called_functions", "device", "programs"]

@@ -2,17 +2,19 @@
 
 A CPU runs both families, so that the code for GPUs is never untested.
 
-``programs`` are those that the engine builds, with fewer declarations for PoCL to read. For every
-program it reads Clang's of all functions that OpenCL has, 15,000 of them (opencl-c.h): 0.1 s of
-the 0.3 that a program of these tests takes, of which there are two thousand. Here it is told that
-it has read them, and finds those that the kernels call at the beginning of the source, in the same
-words. The code that it makes is the same.
+Every program has fewer declarations for PoCL to read than it has outside the tests. For each, PoCL
+reads Clang's of all functions that OpenCL has, 15,000 of them (opencl-c.h): 0.1 s of the 0.3 that
+a program of these tests takes, of which there are two thousand. Here it is told that it has read
+them, and finds those that the kernels call at the beginning of the source, in the same words. The
+code that it makes is the same, and it is made once: a program that one test builds by itself is
+the one that a model of another has.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,20 +69,25 @@ def _without_comments(path: Path) -> str:
     return COMMENT.sub("", path.read_text(encoding="utf-8"))
 
 
-class TestedPrograms(Programs):
-    """Programs of kernels/, whose functions are declared to PoCL by the source itself."""
+@pytest.fixture(scope="session", autouse=True)
+def called_functions() -> Iterator[None]:
+    """Programs whose functions are declared to PoCL by the source itself."""
+    text, options = Programs._text, Programs._options
 
-    __test__ = False
+    def declared(programs: Programs, spec: Spec) -> str:
+        return declarations(spec.source) if programs.are_kept_by_driver else ""
 
-    def _text(self, spec: Spec) -> str:
-        declared, text = self._declared(spec), super()._text(spec)
-        return f'{declared}\n#line 1 "{spec.source}"\n{text}' if declared else text
+    def declared_text(programs: Programs, spec: Spec) -> str:
+        begin, rest = declared(programs, spec), text(programs, spec)
+        return f'{begin}\n#line 1 "{spec.source}"\n{rest}' if begin else rest
 
-    def _options(self, spec: Spec) -> list[str]:
-        return super()._options(spec) + [f"-D{READ}"] * bool(self._declared(spec))
+    def declared_options(programs: Programs, spec: Spec) -> list[str]:
+        return options(programs, spec) + [f"-D{READ}"] * bool(declared(programs, spec))
 
-    def _declared(self, spec: Spec) -> str:
-        return declarations(spec.source) if self.are_kept_by_driver else ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "_text", declared_text)
+        patch.setattr(Programs, "_options", declared_options)
+        yield
 
 
 FAMILIES = {"cpu": ("simd", "simt")}
@@ -101,4 +108,4 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 @pytest.fixture(scope="session")
 def programs(device: Device) -> Programs:
-    return TestedPrograms(device)
+    return Programs(device)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conformance_data import reference
-from opencl_devices import TestedPrograms
 from stepping import Stepper, nmse, sequence
 
 from gguf_serve.engine.model.placement import Placement
@@ -47,7 +46,7 @@ def two() -> list[tuple[Device, Programs]]:
         open_device(str(info.index), family=family)
         for info, family in zip((cpus[0], cpus[-1]), families, strict=True)
     ]
-    return [(device, TestedPrograms(device)) for device in opened]
+    return [(device, Programs(device)) for device in opened]
 
 
 def halves(n: int) -> Placement:

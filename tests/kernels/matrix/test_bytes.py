@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pytest
 from launching import BYTE_MAX, exact_activations, quantized, run, unquantized
 from msgspec.structs import replace
-from opencl_devices import TestedPrograms
 from random_blocks import columns, random_matrix
 
 from gguf_serve.kernels.matrix.matmul import glu, matmul
@@ -64,7 +63,7 @@ def test_products(device: Device, programs: Programs, type_name: str) -> None:
 def test_products_without_instructions_for_them(device: Device, type_name: str) -> None:
     """The way of processors with VNNI, but for what multiplies four bytes."""
     plain = replace(device, capabilities=replace(device.capabilities, forms=()))
-    check_products(plain, TestedPrograms(plain), type_name)
+    check_products(plain, Programs(plain), type_name)
 
 
 def check_products(device: Device, programs: Programs, type_name: str) -> None:
