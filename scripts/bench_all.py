@@ -37,8 +37,14 @@ FAMILIES = {
     "dense": ("llama-small", "gemma3-small", "lfm2-small"),
     "mixtures": ("qwen3moe-small", "gpt-oss-small"),
     "latent": ("deepseek2-small",),
-    "states": ("mamba2-small", "falcon-h1-small", "granitehybrid-small"),
-    "large": ("llama-7b", "mamba2-2.7b", "deepseek2-lite", "qwen3moe-30b-a3b"),
+    "states": (
+        "mamba2-small",
+        "falcon-h1-small",
+        "granitehybrid-small",
+        "qwen3next-small",
+        "rwkv7-small",
+    ),
+    "large": ("llama-7b", "mamba2-2.7b", "deepseek2-lite", "qwen3moe-10b-a1b"),
 }
 DAILY = ("dense", "mixtures", "latent", "states")
 LEAST_SECONDS = 5.0  # of a model's share

@@ -6,109 +6,29 @@ width 1024, in which launches count as much as bytes. Sizes are those of the pub
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 
-Number = int | float | bool
-Tensor = tuple[str, tuple[int, ...]]  # name, sizes with the fastest first
-VOCAB, CTX = 32000, 32768
+from shape_parts import (
+    CTX,
+    VOCAB,
+    Shape,
+    attention,
+    experts,
+    ffn,
+    set_heads,
+    shared_expert,
+    start,
+    vectors,
+)
+from state_shapes import falcon_h1, granitehybrid, lfm2, mamba2, qwen3next, rwkv7
+
 MAX_VOCAB = 256 + 256 * 256  # tokens of a byte or two, and the end's
-
-
-@dataclass
-class Shape:
-    """A model: its architecture, keys (without that in front) and tensors. A value that is a
-    list is one for each layer."""
-
-    arch: str
-    keys: dict[str, Number | Sequence[Number]] = field(default_factory=dict)
-    tensors: list[Tensor] = field(default_factory=list)
-
-    def add(self, *tensors: Tensor, at: int | None = None) -> None:
-        """Tensors, of layer ``at``."""
-        lead = "" if at is None else f"blk.{at}."
-        self.tensors += [(lead + name, sizes) for name, sizes in tensors]
-
-    @property
-    def n_params(self) -> int:
-        total = 0
-        for _, sizes in self.tensors:
-            n = 1
-            for size in sizes:
-                n *= size
-            total += n
-        return total
-
-
-def _start(
-    arch: str, n_layers: int, width: int, vocab: int = VOCAB, ctx: int = CTX, *, output: bool = True
-) -> Shape:
-    shape = Shape(arch)
-    shape.keys |= {
-        "block_count": n_layers, "context_length": ctx, "embedding_length": width,
-        "vocab_size": vocab, "attention.layer_norm_rms_epsilon": 1e-5,
-    }  # fmt: skip
-    shape.add(("token_embd.weight", (width, vocab)), ("output_norm.weight", (width,)))
-    if output:
-        shape.add(("output.weight", (width, vocab)))
-    return shape
-
-
-def _heads(shape: Shape, heads: int, kv: int, head: int) -> None:
-    shape.keys |= {
-        "attention.head_count": heads, "attention.head_count_kv": kv,
-        "attention.key_length": head, "attention.value_length": head,
-        "rope.dimension_count": head, "rope.freq_base": 1e6,
-    }  # fmt: skip
-
-
-def _attention(width: int, heads: int, kv: int, head: int) -> Iterator[Tensor]:
-    yield "attn_q.weight", (width, heads * head)
-    yield "attn_k.weight", (width, kv * head)
-    yield "attn_v.weight", (width, kv * head)
-    yield "attn_output.weight", (heads * head, width)
-
-
-def _ffn(width: int, ff: int, name: str = "ffn") -> Iterator[Tensor]:
-    yield f"{name}_gate.weight", (width, ff)
-    yield f"{name}_up.weight", (width, ff)
-    yield f"{name}_down.weight", (ff, width)
-
-
-def _experts(width: int, ff: int, n: int) -> Iterator[Tensor]:
-    yield "ffn_gate_inp.weight", (width, n)
-    yield "ffn_gate_exps.weight", (width, ff, n)
-    yield "ffn_up_exps.weight", (width, ff, n)
-    yield "ffn_down_exps.weight", (ff, width, n)
-
-
-def _vectors(width: int, *names: str) -> Iterator[Tensor]:
-    yield from ((f"{name}.weight", (width,)) for name in names)
-
-
-def _mamba2(width: int, inner: int, state: int, heads: int, groups: int) -> Iterator[Tensor]:
-    channels = inner + 2 * groups * state
-    yield "ssm_in.weight", (width, inner + channels + heads)
-    yield "ssm_conv1d.weight", (4, channels)
-    yield "ssm_conv1d.bias", (channels,)
-    yield "ssm_dt.bias", (heads,)
-    yield "ssm_a", (1, heads)
-    yield "ssm_d", (1, heads)
-    yield "ssm_norm.weight", (inner // groups, groups)
-    yield "ssm_out.weight", (inner, width)
-
-
-def _mamba2_keys(inner: int, state: int, heads: int, groups: int) -> dict[str, Number]:
-    return {
-        "ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": state,
-        "ssm.time_step_rank": heads, "ssm.group_count": groups,
-    }  # fmt: skip
 
 
 def llama(
     layers: int = 32, embd: int = 4096, heads: int = 32, kv_heads: int = 8, ff: int = 14336,
-    vocab: int = VOCAB, ctx: int = CTX,
+    vocab: int = VOCAB, ctx: int = CTX, *, more_bits: bool = False,
 ) -> Shape:  # fmt: skip
     """The defaults are the sizes of 7-billion-parameter models; ValueError for sizes that cannot
     be."""
@@ -120,12 +40,13 @@ def llama(
         raise ValueError(f"{embd} columns, {heads} heads and {kv_heads} KV heads do not fit")
     if not 257 <= vocab <= MAX_VOCAB:
         raise ValueError(f"vocab is {vocab}, not between 257 and {MAX_VOCAB}")
-    shape, head = _start("llama", layers, embd, vocab, ctx), embd // heads
-    _heads(shape, heads, kv_heads, head)
+    shape, head = start("llama", layers, embd, vocab, ctx), embd // heads
+    shape.more_bits = more_bits
+    set_heads(shape, heads, kv_heads, head)
     shape.keys["feed_forward_length"] = ff
     for i in range(layers):
-        shape.add(*_vectors(embd, "attn_norm", "ffn_norm"), at=i)
-        shape.add(*_attention(embd, heads, kv_heads, head), *_ffn(embd, ff), at=i)
+        shape.add(*vectors(embd, "attn_norm", "ffn_norm"), at=i)
+        shape.add(*attention(embd, heads, kv_heads, head), *ffn(embd, ff), at=i)
     return shape
 
 
@@ -133,16 +54,16 @@ def qwen3moe(
     n_layers: int, width: int, heads: int, kv: int, head: int, ff: int, n: int, used: int,
     vocab: int = VOCAB,
 ) -> Shape:  # fmt: skip
-    shape = _start("qwen3moe", n_layers, width, vocab)
-    _heads(shape, heads, kv, head)
+    shape = start("qwen3moe", n_layers, width, vocab)
+    set_heads(shape, heads, kv, head)
     shape.keys |= {
         "feed_forward_length": ff, "expert_feed_forward_length": ff, "expert_count": n,
         "expert_used_count": used,
     }  # fmt: skip
     for i in range(n_layers):
-        shape.add(*_vectors(width, "attn_norm", "ffn_norm"), at=i)
-        shape.add(*_vectors(head, "attn_q_norm", "attn_k_norm"), at=i)
-        shape.add(*_attention(width, heads, kv, head), *_experts(width, ff, n), at=i)
+        shape.add(*vectors(width, "attn_norm", "ffn_norm"), at=i)
+        shape.add(*vectors(head, "attn_q_norm", "attn_k_norm"), at=i)
+        shape.add(*attention(width, heads, kv, head), *experts(width, ff, n), at=i)
     return shape
 
 
@@ -150,15 +71,15 @@ def gpt_oss(
     n_layers: int, width: int, heads: int, kv: int, head: int, ff: int, n: int, used: int,
     vocab: int = VOCAB,
 ) -> Shape:  # fmt: skip
-    shape = _start("gpt-oss", n_layers, width, vocab)
-    _heads(shape, heads, kv, head)
+    shape = start("gpt-oss", n_layers, width, vocab)
+    set_heads(shape, heads, kv, head)
     shape.keys |= {
         "feed_forward_length": ff, "expert_feed_forward_length": ff, "expert_count": n,
         "expert_used_count": used, "attention.sliding_window": 128,
     }  # fmt: skip
     for i in range(n_layers):
-        shape.add(*_vectors(width, "attn_norm", "post_attention_norm"), at=i)
-        shape.add(*_attention(width, heads, kv, head), *_experts(width, ff, n), at=i)
+        shape.add(*vectors(width, "attn_norm", "post_attention_norm"), at=i)
+        shape.add(*attention(width, heads, kv, head), *experts(width, ff, n), at=i)
         shape.add(
             ("attn_q.bias", (heads * head,)), ("attn_k.bias", (kv * head,)),
             ("attn_v.bias", (kv * head,)), ("attn_output.bias", (width,)),
@@ -172,13 +93,13 @@ def gpt_oss(
 def gemma3(
     n_layers: int, width: int, heads: int, kv: int, head: int, ff: int, vocab: int = VOCAB
 ) -> Shape:
-    shape = _start("gemma3", n_layers, width, vocab, output=False)
-    _heads(shape, heads, kv, head)
+    shape = start("gemma3", n_layers, width, vocab, output=False)
+    set_heads(shape, heads, kv, head)
     shape.keys |= {"feed_forward_length": ff, "attention.sliding_window": 512}
     norms = "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"
     for i in range(n_layers):
-        shape.add(*_vectors(width, *norms), *_vectors(head, "attn_q_norm", "attn_k_norm"), at=i)
-        shape.add(*_attention(width, heads, kv, head), *_ffn(width, ff), at=i)
+        shape.add(*vectors(width, *norms), *vectors(head, "attn_q_norm", "attn_k_norm"), at=i)
+        shape.add(*attention(width, heads, kv, head), *ffn(width, ff), at=i)
     return shape
 
 
@@ -187,7 +108,7 @@ def gemma4_e4b(
 ) -> Shape:
     """Every sixth layer sees all tokens, with heads of 512; the last ``shared`` ones reuse the K
     and V of others."""
-    shape = _start("gemma4", n_layers, width, vocab, output=False)
+    shape = start("gemma4", n_layers, width, vocab, output=False)
     full = [i % 6 == 5 for i in range(n_layers)]
     shape.keys |= {
         "feed_forward_length": ff, "attention.head_count": 8, "attention.head_count_kv": 2,
@@ -208,11 +129,11 @@ def gemma4_e4b(
     for i, is_full in enumerate(full):
         head = 512 if is_full else 256
         own = i < n_layers - shared
-        shape.add(*_vectors(width, *norms), *_vectors(head, "attn_q_norm"), at=i)
-        attention = [*_attention(width, 8, 2, head)]
-        shape.add(*(attention if own else (attention[0], attention[3])), *_ffn(width, ff), at=i)
+        shape.add(*vectors(width, *norms), *vectors(head, "attn_q_norm"), at=i)
+        attends = [*attention(width, 8, 2, head)]
+        shape.add(*(attends if own else (attends[0], attends[3])), *ffn(width, ff), at=i)
         if own:
-            shape.add(*_vectors(head, "attn_k_norm"), at=i)
+            shape.add(*vectors(head, "attn_k_norm"), at=i)
         shape.add(
             ("layer_output_scale.weight", (1,)), ("inp_gate.weight", (width, per_layer)),
             ("proj.weight", (per_layer, width)), at=i,
@@ -220,80 +141,13 @@ def gemma4_e4b(
     return shape
 
 
-def lfm2(n_layers: int, width: int, heads: int, kv: int, head: int, ff: int) -> Shape:
-    """Attention in every third layer, short convolutions in the others."""
-    shape = _start("lfm2", n_layers, width)
-    shape.tensors = [
-        ("token_embd_norm.weight", sizes) if name == "output_norm.weight" else (name, sizes)
-        for name, sizes in shape.tensors
-    ]
-    _heads(shape, heads, kv, head)
-    attends = [i % 3 == 2 for i in range(n_layers)]
-    shape.keys |= {
-        "feed_forward_length": ff, "shortconv.l_cache": 3,
-        "attention.head_count_kv": [kv * each for each in attends],
-    }  # fmt: skip
-    for i, attention in enumerate(attends):
-        shape.add(*_vectors(width, "attn_norm", "ffn_norm"), *_ffn(width, ff), at=i)
-        if attention:
-            shape.add(*_vectors(head, "attn_q_norm", "attn_k_norm"), at=i)
-            shape.add(*_attention(width, heads, kv, head), at=i)
-        else:
-            shape.add(
-                ("shortconv.in_proj.weight", (width, 3 * width)),
-                ("shortconv.conv.weight", (3, width)),
-                ("shortconv.out_proj.weight", (width, width)), at=i,
-            )  # fmt: skip
-    return shape
-
-
-def mamba2(n_layers: int, width: int, state: int = 128, groups: int = 1) -> Shape:
-    shape = _start("mamba2", n_layers, width)
-    inner = 2 * width
-    shape.keys |= _mamba2_keys(inner, state, inner // 64, groups)
-    for i in range(n_layers):
-        shape.add(*_vectors(width, "attn_norm"), at=i)
-        shape.add(*_mamba2(width, inner, state, inner // 64, groups), at=i)
-    return shape
-
-
-def falcon_h1(n_layers: int, width: int, heads: int, kv: int, head: int, ff: int) -> Shape:
-    """Attention and a state space side by side in every layer."""
-    shape = _start("falcon-h1", n_layers, width)
-    _heads(shape, heads, kv, head)
-    inner = 2 * width
-    shape.keys["feed_forward_length"] = ff
-    shape.keys |= _mamba2_keys(inner, 128, inner // 64, 1)
-    for i in range(n_layers):
-        shape.add(*_vectors(width, "attn_norm", "ffn_norm"), *_ffn(width, ff), at=i)
-        shape.add(*_attention(width, heads, kv, head), at=i)
-        shape.add(*_mamba2(width, inner, 128, inner // 64, 1), at=i)
-    return shape
-
-
-def granitehybrid(n_layers: int, width: int, heads: int, kv: int, head: int, ff: int) -> Shape:
-    """Attention in every fourth layer, a state space in the others."""
-    shape = _start("granitehybrid", n_layers, width)
-    _heads(shape, heads, kv, head)
-    attends = [i % 4 == 3 for i in range(n_layers)]
-    inner = 2 * width
-    shape.keys["feed_forward_length"] = ff
-    shape.keys["attention.head_count_kv"] = [kv * each for each in attends]
-    shape.keys |= _mamba2_keys(inner, 128, inner // 64, 1)
-    for i, attention in enumerate(attends):
-        shape.add(*_vectors(width, "attn_norm", "ffn_norm"), *_ffn(width, ff), at=i)
-        if attention:
-            shape.add(*_attention(width, heads, kv, head), at=i)
-        else:
-            shape.add(*_mamba2(width, inner, 128, inner // 64, 1), at=i)
-    return shape
-
-
 def deepseek2(
-    n_layers: int, width: int, heads: int, ff: int, expert: int, n: int, used: int, vocab: int
-) -> Shape:
-    """Latent attention without a latent of Q, as in the Lite models."""
-    shape = _start("deepseek2", n_layers, width, vocab)
+    n_layers: int, width: int, heads: int, ff: int, expert: int, n: int, used: int, vocab: int,
+    q_rank: int = 0,
+) -> Shape:  # fmt: skip
+    """Latent attention; ``q_rank``: of Q's latent, 0 for none, as in the Lite models, which
+    llama.cpp knows by their number of layers."""
+    shape = start("deepseek2", n_layers, width, vocab)
     rank, rot, nope, value = 512, 64, 128, 128
     shape.keys |= {
         "attention.head_count": heads, "attention.head_count_kv": 1,
@@ -304,27 +158,32 @@ def deepseek2(
         "expert_used_count": used, "expert_feed_forward_length": expert,
         "expert_shared_count": 2, "expert_weights_scale": 1.0,
     }  # fmt: skip
+    if q_rank:
+        shape.keys["attention.q_lora_rank"] = q_rank
     for i in range(n_layers):
-        shape.add(*_vectors(width, "attn_norm", "ffn_norm"), at=i)
+        shape.add(*vectors(width, "attn_norm", "ffn_norm"), at=i)
+        if q_rank:
+            shape.add(("attn_q_a.weight", (width, q_rank)), *vectors(q_rank, "attn_q_a_norm"), at=i)
+        q = "attn_q_b.weight" if q_rank else "attn_q.weight"
+        shape.add((q, (q_rank or width, heads * (nope + rot))), at=i)
         shape.add(
-            ("attn_q.weight", (width, heads * (nope + rot))),
             ("attn_kv_a_mqa.weight", (width, rank + rot)), ("attn_kv_a_norm.weight", (rank,)),
             ("attn_k_b.weight", (nope, rank, heads)), ("attn_v_b.weight", (rank, value, heads)),
             ("attn_output.weight", (heads * value, width)), at=i,
         )  # fmt: skip
         if i == 0:
-            shape.add(*_ffn(width, ff), at=i)
+            shape.add(*ffn(width, ff), at=i)
             continue
-        shape.add(*_experts(width, expert, n), at=i)
-        shared = [(f"{name[:-7]}_shexp.weight", sizes) for name, sizes in _ffn(width, 2 * expert)]
-        shape.add(*shared, at=i)
+        shape.add(*experts(width, expert, n), at=i)
+        shape.add(*shared_expert(width, 2 * expert), at=i)
     return shape
 
 
 SHAPES: Mapping[str, Callable[[], Shape]] = {
-    "llama-7b": llama,
+    "llama-7b": partial(llama, more_bits=True),
     "llama-small": partial(llama, 8, 1024, 16, 4, 2816),
     "qwen3moe-30b-a3b": partial(qwen3moe, 48, 2048, 32, 4, 128, 768, 128, 8, MAX_VOCAB),
+    "qwen3moe-10b-a1b": partial(qwen3moe, 16, 2048, 32, 4, 128, 768, 128, 8, MAX_VOCAB),
     "qwen3moe-small": partial(qwen3moe, 8, 1024, 16, 4, 64, 512, 32, 4),
     "gpt-oss-20b": partial(gpt_oss, 24, 2880, 64, 8, 64, 2880, 32, 4, MAX_VOCAB),
     "gpt-oss-small": partial(gpt_oss, 8, 1024, 16, 4, 64, 512, 32, 4),
@@ -335,6 +194,8 @@ SHAPES: Mapping[str, Callable[[], Shape]] = {
     "mamba2-small": partial(mamba2, 8, 1024),
     "falcon-h1-small": partial(falcon_h1, 8, 1024, 16, 4, 64, 2816),
     "granitehybrid-small": partial(granitehybrid, 8, 1024, 16, 4, 64, 2816),
+    "rwkv7-small": partial(rwkv7, 8, 1024),
+    "qwen3next-small": partial(qwen3next, 8, 1024, 8, 2, 256, 512, 32, 4),
     "deepseek2-lite": partial(deepseek2, 27, 2048, 16, 10944, 1408, 64, 6, MAX_VOCAB),
-    "deepseek2-small": partial(deepseek2, 8, 1024, 8, 2816, 512, 32, 4, VOCAB),
+    "deepseek2-small": partial(deepseek2, 8, 1024, 8, 2816, 512, 32, 4, VOCAB, 512),
 }

@@ -6,9 +6,9 @@
         --ff 1024 --vocab 1000 --ctx 2048
 
 model_shapes.py has the shapes; sizes of one's own are a Llama's. Activations stay finite, the
-vocabulary is byte-level, and what it says is noise. Matrices are Q4_K, or MXFP4 where their columns
-are no multiple of 256. The random blocks are drawn once per number of columns and repeated, each
-tensor from another place on. Needs NumPy only.
+vocabulary is byte-level, and what it says is noise. Matrices are Q4_K, some Q6_K in shapes that
+say so, or MXFP4 where their columns are no multiple of 256. The random blocks are drawn once per
+number of columns and repeated, each tensor from another place on. Needs NumPy only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 import struct
 import sys
 from collections.abc import Sequence
@@ -24,12 +25,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from model_shapes import SHAPES, Number, Shape, llama
+from model_shapes import SHAPES, llama
+from shape_parts import Number, Shape
 
 ALIGNMENT = 32
 # Types of values, as GGUF numbers them.
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
-FILE_TYPE_Q4_K_S = 14
+FILE_TYPE_Q4_K_S, FILE_TYPE_Q4_K_M = 14, 15
 POOL_BLOCKS = 65537  # 9 MB of random blocks; a prime, so that matrices' rows all differ
 END = "<|endoftext|>"
 
@@ -42,15 +44,32 @@ class Kind(NamedTuple):
     block: int
 
 
-F32, Q4_K, MXFP4 = Kind(0, 1, 4), Kind(12, 256, 144), Kind(39, 32, 17)
+F32, Q4_K, Q6_K, MXFP4 = Kind(0, 1, 4), Kind(12, 256, 144), Kind(14, 256, 210), Kind(39, 32, 17)
+# Matrices of RWKV-7 of few rows or columns, which llama-quantize keeps as they are.
+NARROW = re.compile(r"time_mix_[wavg][12]\.")
+FLOATS = ("norm", "conv", "ssm_a", "ssm_d", "gate_inp", "bias", "lerp")
+WITH_MORE_BITS = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down)\.")
 
 
-def kind_of(name: str, sizes: Sequence[int]) -> Kind:
+def kind_of(shape: Shape, name: str, sizes: Sequence[int]) -> Kind:
     """Matrices are quantized, but for small ones that models keep as floats."""
-    is_small = any(part in name for part in ("norm", "conv", "ssm_a", "ssm_d", "gate_inp", "bias"))
+    is_small = any(part in name for part in FLOATS) or NARROW.search(name)
     if len(sizes) == 1 or is_small or sizes[0] % MXFP4.values:
         return F32
-    return MXFP4 if sizes[0] % Q4_K.values else Q4_K
+    if sizes[0] % Q4_K.values:
+        return MXFP4
+    return Q6_K if shape.more_bits and _gets_more_bits(shape, name) else Q4_K
+
+
+def _gets_more_bits(shape: Shape, name: str) -> bool:
+    """In Q4_K_M files: the output, V and down in the first and last eighth of the layers, and in
+    every third between them."""
+    found = WITH_MORE_BITS.match(name)
+    if found is None:
+        return name == "output.weight"
+    i, n = int(found[1]), shape.keys["block_count"]
+    assert isinstance(n, int)
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 def random_blocks(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -67,6 +86,17 @@ def random_blocks(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8
     d = (variance * n_cols) ** -0.5
     blocks[:, :4] = np.array([d, mean * d], np.float16).view(np.uint8)
     blocks[:, 4:12] &= 0x0F
+    return blocks
+
+
+def random_sixes(n_cols: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Q6_K blocks of that variance, [POOL_BLOCKS, 210]: 192 bytes of codes, 16 of scales, half d;
+    weight = d * scale * (code - 32), scales from -16 to 15."""
+    blocks = rng.integers(0, 256, (POOL_BLOCKS, Q6_K.block), np.uint8)
+    scales = rng.integers(-16, 16, (POOL_BLOCKS, 16), np.int8)
+    blocks[:, 192:208] = scales.view(np.uint8)
+    variance = (np.arange(-32.0, 32.0) ** 2).mean() * (np.arange(-16.0, 16.0) ** 2).mean()
+    blocks[:, 208:] = np.array([(variance * n_cols) ** -0.5], np.float16).view(np.uint8)
     return blocks
 
 
@@ -125,7 +155,7 @@ def metadata(shape: Shape) -> list[bytes]:
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
     }  # fmt: skip
     numbers: dict[str, Number | Sequence[Number]] = {
-        "general.file_type": FILE_TYPE_Q4_K_S,
+        "general.file_type": FILE_TYPE_Q4_K_M if shape.more_bits else FILE_TYPE_Q4_K_S,
         "general.alignment": ALIGNMENT,
         **{f"{shape.arch}.{name}": value for name, value in shape.keys.items()},
         "tokenizer.ggml.bos_token_id": vocab - 1,
@@ -143,8 +173,7 @@ def metadata(shape: Shape) -> list[bytes]:
     ]
 
 
-def n_bytes(name: str, sizes: Sequence[int]) -> int:
-    kind = kind_of(name, sizes)
+def n_bytes(kind: Kind, sizes: Sequence[int]) -> int:
     return math.prod(sizes) // kind.values * kind.block
 
 
@@ -152,12 +181,13 @@ def header(shape: Shape) -> bytes:
     """Everything before the tensors' data, padding included."""
     keys, infos, offset = metadata(shape), [], 0
     for name, sizes in shape.tensors:
+        kind = kind_of(shape, name, sizes)
         infos.append(
             _string(name)
             + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
-            + struct.pack("<IQ", kind_of(name, sizes).number, offset)
+            + struct.pack("<IQ", kind.number, offset)
         )
-        offset += -(-n_bytes(name, sizes) // ALIGNMENT) * ALIGNMENT
+        offset += -(-n_bytes(kind, sizes) // ALIGNMENT) * ALIGNMENT
     head = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(keys))
     data = head + b"".join(keys) + b"".join(infos)
     return data + bytes(-len(data) % ALIGNMENT)
@@ -170,6 +200,8 @@ def floats(name: str, sizes: Sequence[int], rng: np.random.Generator) -> npt.NDA
         return -np.linspace(1, 16, n, dtype=np.float32)
     if name.endswith("ssm_dt.bias"):
         return np.log(np.expm1(np.geomspace(1e-3, 0.1, n))).astype(np.float32)  # softplus undone
+    if "lerp" in name:
+        return np.full(n, 0.5, np.float32)
     if name.endswith(("bias", "sinks.weight")):
         return np.zeros(n, np.float32)
     if len(sizes) == 1 or "norm" in name or name.endswith("ssm_d"):
@@ -180,8 +212,8 @@ def floats(name: str, sizes: Sequence[int], rng: np.random.Generator) -> npt.NDA
 def write_model(path: Path, shape: Shape, seed: int = 1) -> None:
     """Write the model."""
     rng = np.random.default_rng(seed)
-    draw = {Q4_K: random_blocks, MXFP4: random_fours}
-    kinds = {(kind_of(name, sizes), sizes[0]) for name, sizes in shape.tensors}
+    draw = {Q4_K: random_blocks, Q6_K: random_sixes, MXFP4: random_fours}
+    kinds = {(kind_of(shape, name, sizes), sizes[0]) for name, sizes in shape.tensors}
     pools = {
         (kind, n_cols): draw[kind](n_cols, rng).reshape(-1)
         for kind, n_cols in sorted(kinds) if kind is not F32
@@ -189,12 +221,12 @@ def write_model(path: Path, shape: Shape, seed: int = 1) -> None:
     with path.open("wb") as file:
         file.write(header(shape))
         for name, sizes in shape.tensors:
-            kind = kind_of(name, sizes)
+            kind = kind_of(shape, name, sizes)
             if kind is F32:
                 file.write(floats(name, sizes, rng).astype("<f4").tobytes())
             else:
                 start = int(rng.integers(POOL_BLOCKS)) * kind.block
-                _write_cycle(file, pools[kind, sizes[0]], start, n_bytes(name, sizes))
+                _write_cycle(file, pools[kind, sizes[0]], start, n_bytes(kind, sizes))
             file.write(bytes(-file.tell() % ALIGNMENT))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_model as synthetic
-from model_shapes import SHAPES, Shape, llama
+from model_shapes import SHAPES, llama
+from shape_parts import Shape
 
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.gguf.file import open_gguf
@@ -16,7 +17,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 
-SMALL = llama(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128)
+SMALL = llama(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128, more_bits=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +64,21 @@ def test_matrices_differ(path: Path) -> None:
     assert up[0] != up[1]
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "blk.0.ffn_down.weight"])
-def test_weights_keep_activations_at_their_size(path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("blk.0.attn_q.weight", "Q4_K"), ("blk.0.ffn_down.weight", "Q4_K"),
+        ("blk.1.attn_v.weight", "Q6_K"), ("blk.1.ffn_down.weight", "Q6_K"),
+    ],
+)  # fmt: skip
+def test_weights_keep_activations_at_their_size(path: Path, name: str, kind: str) -> None:
     quants = pytest.importorskip("gguf.quants")
     constants = pytest.importorskip("gguf.constants")
     with open_gguf(path) as gguf:
+        assert gguf.tensors[name].type.name == kind
         n_cols, n_rows = gguf.tensors[name].shape
         data = np.array(gguf.data(name)).reshape(n_rows, -1)
-    weights = quants.dequantize(data, constants.GGMLQuantizationType.Q4_K)
+    weights = quants.dequantize(data, constants.GGMLQuantizationType[kind])
     assert weights.std() * n_cols**0.5 == pytest.approx(1, abs=0.05)
     assert abs(weights.mean()) * n_cols**0.5 < 0.05
 
