@@ -19,7 +19,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server.replicas.host import Host
 
 log = logging.getLogger(__name__)
-ENTER_SECONDS = 2.0  # between two entries of a host in the list
+ENTER_SECONDS = 3.0  # between two entries of a host in the list
 STALE_SECONDS = 10.0  # after which one that has not entered is not there
 LOAD = "requests"  # what engines tell the autoscaling
 NAMESPACE = "gguf-serve"

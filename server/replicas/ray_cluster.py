@@ -28,10 +28,23 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server.replicas import deployment
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.5  # between two looks at where the engines are
+LOOK_SECONDS = 2.0  # between two looks at where the engines are
 ANSWER_SECONDS = 5.0  # that Ray has to tell it
 SLOTS = 4  # of an engine that is told no number
 EXTRA_SECONDS = 10.0  # beyond the drain timeout, in which an engine is to have ended
+# Of a Ray that is started here. By its defaults its processes take 11 % of a core while nothing
+# happens, and engines give way to all of them.
+FRUGAL = {
+    "RAY_worker_niceness": "0",
+    "RAY_enable_metrics_collection": "0",  # engines and fronts have their own
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # it would kill engines where memory is short
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "0",  # of requests, which do not pass through it
+}
 
 
 class Wanted(Struct, frozen=True):
@@ -50,6 +63,8 @@ class Cluster:
     """Ray, and the application of one model in it."""
 
     def __init__(self, wanted: Wanted) -> None:
+        if wanted.address is None:
+            os.environ.update(FRUGAL)  # read when Ray is imported, and by what it starts
         try:
             import ray
             from ray import serve

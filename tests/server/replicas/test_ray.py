@@ -110,6 +110,8 @@ def test_killed_engines_lose_nothing(started: Callable[..., Server]) -> None:
     server.wait(lambda: server.n_slots == 8)
     alone = server.streams(8)
     assert all(alone)
+    niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in server.engines()}
+    assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}  # Ray's default is 15
     for round in range(3):
         engines = server.engines()
         kill = threading.Timer(0.7 + round, os.kill, (engines[round % 2], signal.SIGKILL))
