@@ -7,6 +7,7 @@ import json
 import ssl
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from gguf_serve.server.http.key_limits import Limits as KeyLimits
 from gguf_serve.server.http.key_limits import read_limits
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.tools.host import NAMES
+from gguf_serve.server.tools.mcp_config import McpServer, read_servers
+from gguf_serve.server.tools.toolbox import Toolbox
 
 
 class SettingsError(Exception):
@@ -37,7 +41,7 @@ def problems(settings: Settings) -> list[str]:
     found = []
     for part in (
         engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
-        key_limits,
+        key_limits, toolbox,
     ):  # fmt: skip
         try:
             part(settings)
@@ -221,6 +225,54 @@ def key_limits(settings: Settings) -> KeyLimits | None:
         raise SettingsError(f"--limits: {settings.limits}: {error}") from None
 
 
+def toolbox(settings: Settings) -> Toolbox:
+    """The tools that the server runs. They are nobody's who only knows its address."""
+    names = NAMES if "all" in settings.tools else settings.tools
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise SettingsError(
+            f"--tools: there is no tool {unknown[0]!r}: expected all, or {', '.join(NAMES)}"
+        )
+    servers = mcp_servers(settings)
+    if servers and find_spec("mcp") is None:
+        raise SettingsError("MCP servers need the package mcp: pip install 'gguf-serve[tools]'")
+    if settings.web_search is not None and not servers:
+        raise SettingsError("--web-search needs --mcp-servers-config")
+    if (names or servers) and not all(map(is_own, settings.host)) and not api_keys(settings):
+        raise SettingsError(
+            f"--tools and --mcp-servers-config with --host {','.join(settings.host)} need --api-key"
+        )
+    return Toolbox(names, servers, settings.web_search)
+
+
+def mcp_servers(settings: Settings) -> dict[str, McpServer]:
+    path, text = settings.mcp_servers_config, settings.mcp_servers_json
+    found: dict[str, McpServer] = {}
+    for option, given in (
+        ("--mcp-servers-config", read_text("--mcp-servers-config", path) if path else None),
+        ("--mcp-servers-json", text),
+    ):
+        try:
+            servers = {} if given is None else read_servers(given)
+        except ValueError as error:
+            raise SettingsError(f"{option}: {error}") from None
+        twice = found.keys() & servers.keys()
+        if twice:
+            raise SettingsError(f"{option}: {min(twice)} is in --mcp-servers-config, too")
+        found |= servers
+    return found
+
+
+def is_own(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    if host == "localhost" or host.endswith(".sock"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def api_prefix(settings: Settings) -> str:
     given = settings.api_prefix
     if given and not given.startswith("/"):
@@ -258,8 +310,12 @@ def proxy(given: str) -> Network:
 
 
 def cors(settings: Settings) -> Cors:
+    """With tools the pages of this host alone, unless others are named."""
+    origins = settings.cors_origins
+    if toolbox(settings) and origins == ("*",):
+        origins = ("localhost",)
     return Cors(
-        origins=settings.cors_origins,
+        origins=origins,
         methods=settings.cors_methods,
         headers=settings.cors_headers,
         credentials=settings.cors_credentials,

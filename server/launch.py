@@ -39,6 +39,7 @@ from gguf_serve.server.configure import (
     key_limits,
     media_fetcher,
     request_defaults,
+    toolbox,
     uses_https,
     warmup_body,
 )
@@ -56,6 +57,7 @@ from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.requests.service import Endpoints, Service
 from gguf_serve.server.requests.warm_prompt import warm_up
 from gguf_serve.server.summary import progress_bar, show, summary
+from gguf_serve.server.tools.tool import Tool
 
 log = logging.getLogger("gguf_serve.server")
 DRAIN_STEP = 0.1  # seconds
@@ -92,6 +94,7 @@ class Server(uvicorn.Server):
         self._on_loaded = on_loaded
         self._threads: list[threading.Thread] = []
         self._draining: asyncio.Task[None] | None = None
+        self._listing: asyncio.Task[dict[str, Tool]] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, but a TLS handshake has no more time than a header."""
@@ -117,6 +120,8 @@ class Server(uvicorn.Server):
         AppStatus.should_exit = False
         self.idle.arm()
         self._spawn(self._load_model)
+        if self.service.tools:  # to say in the log which there are
+            self._listing = loop.create_task(self.service.tools.tools())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine's streams first: uvicorn waits for the answers that are open."""
@@ -125,6 +130,7 @@ class Server(uvicorn.Server):
         if engine is not None:
             self._spawn(engine.close)
         await super().shutdown(sockets)
+        await self.service.tools.close()
         end_all()  # else whoever still waits for a template keeps the process alive
 
     @contextmanager
@@ -215,6 +221,7 @@ def serve(settings: Settings) -> int:
         verbose=settings.verbose,
         response_memory=settings.response_memory << 20,
         only_vectors=settings.embedding or settings.reranking,
+        tools=toolbox(settings),
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)

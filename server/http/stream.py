@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -92,6 +92,9 @@ class EventStream:
         self.is_blocked = False  # something is being sent, and its client has not taken it yet
         self.on_overflow: Callable[[], None] = lambda: None
         self.gone = False  # the client has closed the connection
+        # Called when all have ended; it may submit another, whose events follow.
+        self.go_on: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._going_on: asyncio.Task[None] | None = None
         self._inbox = inbox
         self._tickets: dict[int, Any] = {}  # of the requests that have not ended
         self._n_submitted = 0
@@ -177,6 +180,8 @@ class EventStream:
         self.gone = True
         self.close()
         self._wake()
+        if self._going_on is not None:
+            self._going_on.cancel()
 
     def stop(self) -> None:
         """End what still runs as the engine does that closes, but now: it may be in a long step."""
@@ -184,6 +189,8 @@ class EventStream:
             self.engine.cancel(ticket)
         for index in list(self._tickets):
             self.deliver(index, Finished("cancelled", Timings()))
+        if self._going_on is not None and self._going_on.cancel():
+            self.deliver(self._n_submitted, Finished("cancelled", Timings()))
 
     @property
     def is_running(self) -> bool:
@@ -207,6 +214,8 @@ class EventStream:
         return self
 
     async def __anext__(self) -> list[tuple[int, Event]]:
+        if not (self._pending or self._tickets or self.gone) and self.go_on is not None:
+            await self._goes_on(self.go_on())
         if not self._pending and self._tickets and not self.gone:
             self._waiter = self._inbox.loop.create_future()
             await self._waiter
@@ -214,6 +223,16 @@ class EventStream:
             raise StopAsyncIteration
         batch, self._pending, self._n_pending = self._pending, [], 0
         return batch
+
+    async def _goes_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for it, unless the client goes or the server stops meanwhile."""
+        self._going_on = asyncio.create_task(work)
+        try:
+            await asyncio.wait({self._going_on})
+        finally:
+            self._going_on.cancel()
+        if not self._going_on.cancelled():
+            self._going_on.result()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

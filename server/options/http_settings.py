@@ -19,6 +19,7 @@ from gguf_serve.engine.option_values import commas
 from gguf_serve.server.options.limit_settings import SERVER, LimitSettings
 
 LIST = Parsed("TEXT,...", commas)
+TOOLS = "Tools that the server runs"
 
 
 # fmt: off
@@ -114,5 +115,24 @@ class HttpSettings(LimitSettings):
     sse_ping_interval: float = option(
         "--sse-ping-interval", group=SERVER, env="SSE_PING_INTERVAL", type=NUMBER,
         default=30.0, help="seconds of silence before a comment in a stream; -1: never",
+    )
+    tools: tuple[str, ...] = option(
+        "--tools", group=TOOLS, env="TOOLS", type=Parsed("NAME,...", commas), multiple=True,
+        default=(), help="tools at /tools that read, write and run what the server's user may: "
+        "read_file, file_glob_search, grep_search, exec_shell_command, write_file, edit_file, "
+        "get_info, or all; whoever can use the server can use them",
+    )
+    mcp_servers_config: str | None = option(
+        "--mcp-servers-config", group=TOOLS, env="MCP_SERVERS_CONFIG", type=FILE, default=None,
+        help="JSON file with MCP servers (mcpServers), whose tools are at /tools, too",
+    )
+    mcp_servers_json: str | None = option(
+        "--mcp-servers-json", group=TOOLS, env="MCP_SERVERS_JSON", type=TEXT, metavar="JSON",
+        default=None, help="the same as a text",
+    )
+    web_search: str | None = option(
+        "--web-search", group=TOOLS, env="GGUF_SERVE_WEB_SEARCH", type=TEXT, metavar="SERVER_TOOL",
+        default=None, help="the tool of an MCP server that searches the web when the model calls "
+        "web_search, which Anthropic's and OpenAI's clients ask for",
     )
 # fmt: on

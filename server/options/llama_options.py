@@ -253,11 +253,14 @@ REFUSED = (
         takes="--models-dir --models-preset", env="MODELS_DIR MODELS_PRESET",
     ),
     Foreign(
-        "there are no tools here that the server runs: the client runs those of its `tools`",
-        takes="--tools --tools-runtime --mcp-servers-config --mcp-servers-json",
+        "tools run where the server does: put it into a container", takes="--tools-runtime",
+        env="TOOLS_RUNTIME",
+    ),
+    Foreign(
+        "nobody's requests are passed on: --tools all and --mcp-servers-config are the tools",
         on="-ag --agent --ui-mcp-proxy --webui-mcp-proxy",
         off="-no-ag --no-agent --no-ui-mcp-proxy --no-webui-mcp-proxy",
-        env="TOOLS TOOLS_RUNTIME MCP_SERVERS_CONFIG MCP_SERVERS_JSON AGENT UI_MCP_PROXY",
+        env="AGENT UI_MCP_PROXY",
         neutral=OFF,
     ),
     Foreign(

@@ -36,7 +36,7 @@ from gguf_serve.engine.options import (
 )
 from gguf_serve.engine.sampling_params import GROUP
 from gguf_serve.engine.speculation_options import GROUP as SPECULATION
-from gguf_serve.server.options.http_settings import HttpSettings
+from gguf_serve.server.options.http_settings import TOOLS, HttpSettings
 from gguf_serve.server.options.limit_settings import LIMITS, SERVER
 from gguf_serve.server.options.replica_settings import REPLICAS
 from gguf_serve.server.options.request_defaults import CHAT, Defaults
@@ -44,7 +44,7 @@ from gguf_serve.server.options.request_defaults import CHAT, Defaults
 MODEL = "Model"
 GROUPS = (
     MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, GROUP, SPECULATION, CHAT, MEDIA, SERVER,
-    LIMITS, REPLICAS, LOGGING,
+    LIMITS, TOOLS, REPLICAS, LOGGING,
 )  # fmt: skip
 SCALED = Parsed("FILE:SCALE,...", scaled_files)
 

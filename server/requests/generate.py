@@ -17,6 +17,7 @@ from gguf_serve.engine.request import DraftLimits, Generation, ReasoningBudget, 
 from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
+from gguf_serve.server.http.stream import EventStream
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice
 from gguf_serve.server.requests.constraints import compiled, read_constraint
@@ -112,10 +113,14 @@ async def start(
 
 
 async def submit(
-    service: Service, fields: GenerationFields, requests: Sequence[Request], dialect: Translator
+    service: Service,
+    fields: GenerationFields,
+    requests: Sequence[Request],
+    dialect: Translator,
+    stream: EventStream | None = None,
 ) -> Reply:
     asked = fields.sse_ping_interval
-    stream = service.event_stream()
+    stream = service.event_stream() if stream is None else stream
     await stream.submit(requests)
     interval = service.ping_interval if asked is None else asked
     return Reply(stream, dialect, bool(fields.stream), service.timeout, interval)

@@ -29,6 +29,7 @@ from gguf_serve.server.interface import Engine
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
 from gguf_serve.server.requests.workers import Workers
+from gguf_serve.server.tools.toolbox import Toolbox
 
 T = TypeVar("T")
 # What a request calls the model: behind a colon it may have the name of an adapter.
@@ -78,11 +79,12 @@ class Service:
         verbose: bool = False,
         only_vectors: bool = False,
         response_memory: int = DEFAULT_RESPONSE_MEMORY,
+        tools: Toolbox | None = None,
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
         ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
         ``only_vectors``: no text is generated; ``response_memory``: bytes for what is kept of
-        responses."""
+        responses; ``tools``: what the server runs itself."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.is_draining = False  # nothing new is taken
@@ -104,6 +106,7 @@ class Service:
         self.verbose = verbose
         self.only_vectors = only_vectors
         self.response_memory = response_memory
+        self.tools = Toolbox() if tools is None else tools
         self.traffic = Traffic()
         self.n_in_background = 0  # answers that are written with no connection
         self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,6 +50,7 @@ from gguf_serve.server.idle import Idle
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.service import Service
 
+MCP_SERVER = Path(__file__).resolve().parents[1] / "data" / "mcp_server.py"
 BOS, EOS, N_VOCAB = 256, 257, 258
 
 
@@ -295,6 +298,12 @@ def serve() -> Iterator[Serve]:
         **options: Any,
     ) -> str:
         service = Service(engine, **options)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: Any = None) -> None:
+                await super().shutdown(sockets)
+                await service.tools.close()
+
         idle = None if sleep is None else Idle(service, *sleep)
         app = create_app(service, Keys(api_keys), cors, prefix, idle, limiter)
         config = uvicorn.Config(
@@ -307,7 +316,7 @@ def serve() -> Iterator[Serve]:
             proxy_headers=False,
             timeout_graceful_shutdown=2,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -322,6 +331,22 @@ def serve() -> Iterator[Serve]:
         if engine is not None:
             engine.close()
         thread.join(timeout=5)
+
+
+@pytest.fixture(scope="session")
+def mcp_program() -> Path:
+    """An MCP server, to be run by this Python."""
+    return MCP_SERVER
+
+
+@pytest.fixture(scope="session")
+def mcp_url() -> Iterator[str]:
+    """The URL of one that runs."""
+    command = [sys.executable, str(MCP_SERVER), "http"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/mcp"
+        process.kill()
 
 
 @pytest.fixture

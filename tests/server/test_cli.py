@@ -356,7 +356,7 @@ def test_arch_list() -> None:
     "args",
     [
         ["--rpc", "host:1"], ["--models-dir=x"],
-        ["--tools", "all"], ["-gan", "4"], ["--memory-f32"], ["-p", "Hello"], ["--no-penalize-nl"],
+        ["--agent"], ["-gan", "4"], ["--memory-f32"], ["-p", "Hello"], ["--no-penalize-nl"],
     ],
 )  # fmt: skip
 def test_options_that_nothing_would_act_on_are_refused_with_the_reason(args: list[str]) -> None:
@@ -377,7 +377,7 @@ def test_options_that_ask_for_what_is_so_anyway_are_taken(settings_of: Any) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("MODELS_DIR", "x"), ("TOOLS", "all"), ("RPC", "h:1"), ("AGENT", "1"),
+        ("MODELS_DIR", "x"), ("TOOLS_RUNTIME", "x"), ("RPC", "h:1"), ("AGENT", "1"),
     ],
 )  # fmt: skip
 def test_variables_that_nothing_would_act_on_are_refused(

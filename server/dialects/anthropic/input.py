@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from gguf_serve.server.dialects.anthropic.searching import is_search, result_message
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.requests.fields import SamplingFields, check_stops
+from gguf_serve.server.tools.search import FUNCTION
 
 DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
 # Claude Code puts a line into the system prompt that changes with every request; read as a
@@ -53,14 +55,17 @@ class MessagesFields(msgspec.Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def chat_body(fields: MessagesFields, data: Mapping[str, Any]) -> dict[str, Any]:
+def chat_body(
+    fields: MessagesFields, data: Mapping[str, Any], searches: bool = False
+) -> dict[str, Any]:
+    """``searches``: whether the server searches the web."""
     body = {name: data[name] for name in PASSED if name in data}
     body["max_tokens"] = fields.max_tokens
     body["messages"] = [*system_messages(fields.system), *conversation(fields.messages)]
     if fields.stop_sequences:
         check_stops("stop_sequences", fields.stop_sequences)
         body["stop"] = fields.stop_sequences
-    body |= tool_fields(fields)
+    body |= tool_fields(fields, searches)
     body |= thinking_fields(fields)
     output = fields.output_config or OutputConfig()
     if output.effort is not None:
@@ -109,12 +114,16 @@ def thinking_fields(fields: MessagesFields) -> dict[str, Any]:
     return found | ({"chat_template_kwargs": kwargs} if kwargs else {})
 
 
-def tool_fields(fields: MessagesFields) -> dict[str, Any]:
-    """Tools that Anthropic's own servers or clients define have no schema: they are left out."""
+def tool_fields(fields: MessagesFields, searches: bool) -> dict[str, Any]:
+    """Tools that Anthropic's own servers or clients define have no schema: they are left out, but
+    for a web search."""
     body: dict[str, Any] = {}
-    own = [tool for tool in fields.tools or [] if tool.get("type", "custom") == "custom"]
-    if own:
-        body["tools"] = [chat_tool(tool) for tool in own]
+    given = fields.tools or []
+    tools = [chat_tool(tool) for tool in given if tool.get("type", "custom") == "custom"]
+    if searches and any(map(is_search, given)):
+        tools.append({"type": "function", "function": FUNCTION})
+    if tools:
+        body["tools"] = tools
     choice = fields.tool_choice
     if choice is None:
         return body
@@ -147,7 +156,7 @@ def conversation(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
             raise invalid(f"Field '{name}.content': expected a string or a list of blocks")
         if role == "assistant":
-            yield assistant_message(f"{name}.content", content)
+            yield from assistant_messages(f"{name}.content", content)
         else:
             yield from user_messages(f"{name}.content", role, content)
 
@@ -217,6 +226,21 @@ def unsupported(name: str, kind: Any) -> ApiError:
     return invalid(f"Field '{name}': input of type {shown(kind)} is not supported by this model")
 
 
+def assistant_messages(name: str, blocks: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Behind the result of a search, which the server has run, a message of its own begins."""
+    begun: list[dict[str, Any]] = []
+    for place, block in enumerate(blocks):
+        if block.get("type") != "web_search_tool_result":
+            begun.append(block)
+            continue
+        if begun:
+            yield assistant_message(name, begun)
+            begun = []
+        yield result_message(f"{name}[{place}]", block)
+    if begun or not blocks:
+        yield assistant_message(name, begun)
+
+
 def assistant_message(name: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:
     texts: list[str] = []
     thoughts: list[str] = []
@@ -227,7 +251,7 @@ def assistant_message(name: str, blocks: list[dict[str, Any]]) -> dict[str, Any]
             texts.append(block["text"])
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
             thoughts.append(block["thinking"])
-        elif kind == "tool_use":
+        elif kind in ("tool_use", "server_tool_use"):
             calls.append(chat_call(f"{name}[{place}]", block))
         elif kind != "redacted_thinking":  # encrypted for another server
             raise unsupported(f"{name}[{place}]", kind)

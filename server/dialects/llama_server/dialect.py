@@ -9,8 +9,12 @@ from gguf_serve.server.dialects.llama_server import (
     embeddings,
     monitoring,
     native,
+    tools,
 )
 
 LLAMA_SERVER = Dialect(
-    (completion.routes, embeddings.routes, native.routes, monitoring.routes, adapters.routes)
-)
+    (
+        completion.routes, embeddings.routes, native.routes, monitoring.routes, adapters.routes,
+        tools.routes,
+    )
+)  # fmt: skip

@@ -63,8 +63,10 @@ class Run:
                     for made in self._dialect.chunks(index, event):
                         self._add(made)
                 self._tell()
-            if self._is_cancelled:
-                self._add(self._dialect.cancelled())
+            cancelled = self._is_cancelled
+            last = [self._dialect.cancelled()] if cancelled else self._dialect.last_chunks()
+            for made in last:
+                self._add(made)
         except Exception as error:
             if not isinstance(error, ApiError):
                 log.exception("a response in the background has failed")

@@ -22,7 +22,9 @@ from gguf_serve.server.dialects.responses.input import (
     messages,
 )
 from gguf_serve.server.dialects.responses.memory import Items, Kept, Memory, with_ids
+from gguf_serve.server.dialects.responses.searching import searches
 from gguf_serve.server.dialects.responses.translator import Responses
+from gguf_serve.server.dialects.rounds import Rounds, let_go_on
 from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import Chat, read_chat
@@ -60,12 +62,14 @@ async def responses(service: Service, memory: Memory, http: HttpRequest) -> ASGI
     chat, job = await read(service, data)
     options = make_options(chat, chat.top_logprobs if chat.logprobs else None, service)
     keeps = partial(remember, memory, asked)
-    dialect = Responses(job.choices()[0], service.model_name, data, options, keeps)
+    rounds = Rounds(job.choices()[0], await searches(data, service.tools))
+    dialect = Responses(rounds, service.model_name, data, options, keeps)
     requests = await engine_requests(service, chat, job, options)
-    if not data.get("background"):
-        return await submit(service, chat, requests, dialect)
-    memory.check_room_for_run()
     stream = service.event_stream()
+    let_go_on(rounds, service, chat, options, stream)
+    if not data.get("background"):
+        return await submit(service, chat, requests, dialect, stream)
+    memory.check_room_for_run()
     await stream.submit(requests)
     kept = Kept(dialect.id, asked.items)
     kept.run = Run(service, stream, dialect, on_end=lambda: stored.ended(memory, kept))
@@ -118,7 +122,7 @@ def with_history(memory: Memory, data: dict[str, Any]) -> Asked:
 
 
 async def read(service: Service, data: dict[str, Any], counts: bool = False) -> tuple[Chat, Job]:
-    chat = read_chat(chat_body(data))
+    chat = read_chat(chat_body(data, searches=service.tools.searches_web))
     if data.get("truncation") == "auto" and not counts:
         return chat, await prepare_newest(service, chat)
     return chat, await prepare(service, chat, counts=counts)

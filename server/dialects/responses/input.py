@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from gguf_serve.server.dialects.responses.tools import chat_name, custom_arguments, tool_fields
+from gguf_serve.server.dialects.sealed import unsealed
 from gguf_serve.server.errors import invalid, shown
 from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat
 
@@ -80,8 +79,9 @@ class ResponsesFields(msgspec.Struct, kw_only=True):
     store: bool | None = None
 
 
-def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that both APIs have keep their names; the rest is translated or left out."""
+def chat_body(data: Mapping[str, Any], searches: bool = False) -> dict[str, Any]:
+    """Fields that both APIs have keep their names; the rest is translated or left out.
+    ``searches``: whether the server searches the web."""
     body = {name: value for name, value in data.items() if name not in TRANSLATED}
     if "max_output_tokens" in data:
         body["max_tokens"] = data["max_output_tokens"]
@@ -93,7 +93,7 @@ def chat_body(data: Mapping[str, Any]) -> dict[str, Any]:
         body["response_format"] = response_format(form)
     if "message.output_text.logprobs" in (data.get("include") or []):
         body |= {"logprobs": True, "top_logprobs": data.get("top_logprobs", 0)}
-    return body | {"messages": messages(data)} | tool_fields(data)
+    return body | {"messages": messages(data)} | tool_fields(data, searches)
 
 
 def response_format(form: Any) -> dict[str, Any]:
@@ -226,18 +226,6 @@ def reasoning_text(name: str, item: Mapping[str, Any]) -> str:
         if item.get(field):
             return "".join(part["text"] for part in parts(f"{name}.{field}", item[field]))
     return unsealed(item.get("encrypted_content"))
-
-
-def sealed(reasoning: str) -> str:
-    """``encrypted_content``: opaque, since some clients send back nothing else. No secret."""
-    return base64.b64encode(reasoning.encode()).decode()
-
-
-def unsealed(content: Any) -> str:
-    try:
-        return base64.b64decode(content, validate=True).decode() if content else ""
-    except (TypeError, ValueError, binascii.Error):
-        return ""  # of another server
 
 
 def echoed(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

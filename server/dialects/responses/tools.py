@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gguf_serve.server.dialects.responses.searching import is_search
 from gguf_serve.server.errors import invalid, shown
+from gguf_serve.server.tools.search import FUNCTION, NAME
 
 
 class Function(NamedTuple):
@@ -76,21 +78,28 @@ def is_custom(tool: Mapping[str, Any]) -> bool:
     return tool.get("type") == "custom"
 
 
-def tool_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+def tool_fields(data: Mapping[str, Any], searches: bool = False) -> dict[str, Any]:
     """The fields of a chat completion that are about tools."""
-    found = functions(data)
-    if not found:
+    tools = [chat_tool(function) for function in functions(data)]
+    searches = searches and any(map(is_search, data.get("tools") or ()))
+    if searches:
+        tools.append({"type": "function", "function": FUNCTION})
+    if not tools:
         return {}
-    body: dict[str, Any] = {"tools": [chat_tool(function) for function in found]}
+    body: dict[str, Any] = {"tools": tools}
     choice = data.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         allowed = choice.get("tools")
-        names = [chosen(t) for t in allowed if is_function(t)] if isinstance(allowed, list) else []
+        listed = allowed if isinstance(allowed, list) else []
+        names = [chosen(tool) for tool in listed if is_function(tool)]
+        names += [{"type": "function", "name": NAME}] * (searches and any(map(is_search, listed)))
         body["tool_choice"] = choice | {"tools": names}
     elif isinstance(choice, str):
         body["tool_choice"] = choice
     elif is_function(choice):
         body["tool_choice"] = chosen(choice)
+    elif searches and is_search(choice):
+        body["tool_choice"] = {"type": "function", "name": NAME}
     return body
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Progress, Started
-from gguf_serve.server.dialects.responses.input import echoed, sealed
+from gguf_serve.server.dialects.responses.input import echoed
+from gguf_serve.server.dialects.responses.searching import SOURCES, ended_item, search_item
 from gguf_serve.server.dialects.responses.tools import custom_input, custom_names, namespaced
+from gguf_serve.server.dialects.rounds import Rounds
+from gguf_serve.server.dialects.sealed import sealed
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.framing import NAMED_SSE
 from gguf_serve.server.requests.answer import (
-    Choice,
     Piece,
     join,
     prompt_progress,
@@ -33,14 +35,14 @@ class Responses:
 
     def __init__(
         self,
-        choice: Choice,
+        rounds: Rounds,
         model: str,
         data: Mapping[str, Any],
         options: Options,
         on_end: Callable[[dict[str, Any]], None] = lambda response: None,
     ) -> None:
         """``on_end``: gets the response when it is complete, or cut off."""
-        self.choice = choice
+        self.rounds = rounds
         self.options = options
         self.id = random_id("resp_")
         self._on_end = on_end
@@ -53,32 +55,53 @@ class Responses:
         }
         self._namespaced = namespaced(data)
         self._custom = custom_names(data)
-        self._seals = "reasoning.encrypted_content" in (data.get("include") or [])
+        included = data.get("include") or []
+        self._seals = "reasoning.encrypted_content" in included
+        self._shows_sources = SOURCES in included
+        self._n_searching = 0  # items at the end of those that are done whose search goes on
         self._parts: list[Piece] = []  # of a whole answer, or of the item that grows
         self._open: dict[str, Any] | None = None  # the item that grows
         self._output: list[dict[str, Any]] = []  # items that are done
         self._n_events = 0
 
     def chunks(self, index: int, event: Event) -> Iterable[object]:
-        pieces = self.choice.take(event)
-        if type(event) is Started:
+        pieces = self.rounds.take(event)
+        if type(event) is Started and len(self.rounds.choices) == 1:
             return [self._of_response(name, "in_progress") for name in ("created", "in_progress")]
+        if type(event) is Started:
+            return list(self._searched())
         if type(event) is Progress:
             return [self._progress(event)]
         events = [part for piece in pieces for part in self._piece(piece)]
-        return [*events, *self._end()] if type(event) is Finished else events
+        if type(event) is Finished:
+            events += [*self._close(), *self._searching()]
+        return events
 
     def last_chunks(self) -> Iterable[object]:
-        return ()
+        yield from self._searched()
+        status = self._status()
+        self._on_end(self.state(status))
+        yield self._of_response(status, status) | {"timings": timings(self.rounds.choices)}
 
     def failed(self, error: ApiError) -> Iterable[object]:
         reason = {"code": error.type, "message": error.message}
         return (self._of_response("failed", "failed", error=reason),)
 
     def take(self, index: int, event: Event) -> None:
-        self._parts.extend(self.choice.take(event))
+        self._parts += self.rounds.take(event)
+        if type(event) is Started:
+            list(self._searched())
+        elif type(event) is Finished:
+            self._take_round()
+            list(self._searching())
 
     def whole(self) -> object:
+        list(self._searched())
+        response = self._response(self._status())
+        self._on_end(response)
+        return response | {"timings": timings(self.rounds.choices)}
+
+    def _take_round(self) -> None:
         answer = join(self._parts)
         if answer.reasoning:
             self._output.append(self._done(reasoning_item(), Piece(reasoning=answer.reasoning)))
@@ -87,9 +110,7 @@ class Responses:
             self._output.append(self._done(message_item(), text))
         for call in answer.calls:
             self._output.append(self._done(self._call_item(call), Piece(calls=(call,))))
-        response = self._response(self._status())
-        self._on_end(response)
-        return response | {"timings": timings([self.choice])}
+        self._parts = []
 
     def state(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
         """The response as far as it is there."""
@@ -103,7 +124,7 @@ class Responses:
     # The response
 
     def _status(self) -> str:
-        return "incomplete" if self.choice.finish_reason == "length" else "completed"
+        return "incomplete" if self.rounds.finish_reason == "length" else "completed"
 
     def _response(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
         ended = status in ("completed", "incomplete")
@@ -114,13 +135,17 @@ class Responses:
         return response | ({"completed_at": int(time.time())} if ended else {})
 
     def _usage(self) -> dict[str, Any]:
-        n_prompt, n_cached = self.choice.started.n_prompt, self.choice.started.n_cached
-        n_answer = self.choice.timings.predicted_n
+        """Of all rounds together."""
+        choices = self.rounds.choices
+        n_prompt = sum(choice.started.n_prompt for choice in choices)
+        n_cached = sum(choice.started.n_cached for choice in choices)
+        n_answer = sum(choice.timings.predicted_n for choice in choices)
+        n_reasoning = sum(choice.n_reasoning for choice in choices)
         return {
             "input_tokens": n_prompt,
             "input_tokens_details": {"cached_tokens": n_cached},
             "output_tokens": n_answer,
-            "output_tokens_details": {"reasoning_tokens": self.choice.n_reasoning},
+            "output_tokens_details": {"reasoning_tokens": n_reasoning},
             "total_tokens": n_prompt + n_answer,
         }
 
@@ -136,8 +161,9 @@ class Responses:
         return self._event(kind, response=self.state(status, error))
 
     def _progress(self, event: Progress) -> dict[str, Any]:
-        progress = {"prompt_progress": prompt_progress(event), "timings": timings([self.choice])}
-        return self._of_response("in_progress", "in_progress") | progress
+        made = self._of_response("in_progress", "in_progress")
+        made["prompt_progress"] = prompt_progress(event)
+        return made | {"timings": timings([self.rounds.choice])}
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
         assert self._open is not None
@@ -198,11 +224,27 @@ class Responses:
         self._output.append(item)
         self._open, self._parts = None, []
 
-    def _end(self) -> Iterable[dict[str, Any]]:
-        yield from self._close()
-        status = self._status()
-        self._on_end(self.state(status))
-        yield self._of_response(status, status) | {"timings": timings([self.choice])}
+    def _searching(self) -> Iterable[dict[str, Any]]:
+        """The searches that the model has asked for begin."""
+        self._n_searching = len(self.rounds.called)
+        for search in self.rounds.called:
+            item = search_item(search)
+            self._output.append(item)
+            index = len(self._output) - 1
+            yield self._event("output_item.added", output_index=index, item=item)
+            for state in ("in_progress", "searching"):
+                yield self._event(
+                    f"web_search_call.{state}", output_index=index, item_id=item["id"]
+                )
+
+    def _searched(self) -> Iterable[dict[str, Any]]:
+        first = len(self._output) - self._n_searching
+        for index, search in enumerate(self.rounds.shown(), first):
+            item = ended_item(self._output[index], search, self._shows_sources)
+            self._output[index] = item
+            name = "web_search_call.completed"
+            yield self._event(name, output_index=index, item_id=item["id"])
+            yield self._event("output_item.done", output_index=index, item=item)
 
     def _done(self, item: dict[str, Any], piece: Piece) -> dict[str, Any]:
         """The item with all that belongs to it."""
@@ -217,7 +259,7 @@ class Responses:
             item = item | {"input": custom_input(piece.calls[0].arguments)}
         else:
             item = item | {"arguments": piece.calls[0].arguments}
-        return item | {"status": self._status() if self.choice.finished else "completed"}
+        return item | {"status": self._status() if self.rounds.choice.finished else "completed"}
 
     def _call_item(self, call: ToolCallDelta) -> dict[str, Any]:
         item = call_item(call, is_custom=call.name in self._custom)

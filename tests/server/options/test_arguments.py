@@ -150,7 +150,7 @@ def test_variables_that_turn_off(given: Given) -> None:
 
 def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
     line = "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 --models-dir a"
-    taken, result = given(*line.split(), LLAMA_ARG_PORT="x", LLAMA_ARG_TOOLS="all")
+    taken, result = given(*line.split(), LLAMA_ARG_PORT="x", LLAMA_ARG_TOOLS_RUNTIME="x")
     assert taken is None
     told = result.stderr
     assert "9 things cannot be used:" in told
@@ -158,7 +158,7 @@ def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
         "No such option '--foo'", "No such option '--bar'", "--rpc is not supported: devices",
         "--memory-f32 is not supported: use -ctk f32 -ctv f32", "--models-dir is not supported",
         "'-c' / '--ctx-size': 'x' is not a valid integer", "'nan' is not a finite number",
-        "LLAMA_ARG_TOOLS=all is not supported", "--port': 'x' is not a valid integer",
+        "LLAMA_ARG_TOOLS_RUNTIME=x is not supported", "--port': 'x' is not a valid integer",
     ):  # fmt: skip
         assert reason in told
     assert "--mlock changes nothing here" in told

@@ -98,7 +98,8 @@ def differing() -> set[str]:
         if option.type is None and not shown:
             shown = "on" if default else "off"
         if option.multiple:
-            shown, their = ",".join(default), one.default.replace(" ", "")
+            shown = ",".join(default)
+            their = "" if one.default == "no tools" else one.default.replace(" ", "")
         else:
             their = WORDS.get(number(one.default), number(one.default))
         nothing = not shown and their == "off"

@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from gguf_serve.engine.request import Delta, Event, Finished, Progress, Request, Started, Timings
-from gguf_serve.server.dialects.responses.input import chat_body, sealed
+from gguf_serve.server.dialects.responses.input import chat_body
+from gguf_serve.server.dialects.sealed import sealed
 
 TEXT = "Hello wörld"
 N_BYTES = len(TEXT.encode())

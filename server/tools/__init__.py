@@ -1,0 +1,1 @@
+"""Tools that the server runs where somebody asks for them: its host's, and those of MCP servers."""
