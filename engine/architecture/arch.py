@@ -81,6 +81,7 @@ Quirk = Literal[
     "logits_of_last_ids",  # the output matrix has rows for the last ids alone
     "silent_images",  # tokens 4 to 8195 are those of images, which are not generated
     "denoises",  # a diffusion model: it has logits, though attention is not causal
+    "codes",  # tokens are codes of a sound, hidden states the features of its spectrum
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
 
@@ -126,6 +127,11 @@ class Architecture(Struct, frozen=True):
     def epsilon_key(self) -> str:
         """The key of the epsilon of its norms."""
         return f"attention.layer_norm_{'' if self.layer_norm else 'rms_'}epsilon"
+
+    @property
+    def counted_stacks(self) -> tuple[str, ...]:
+        """What the keys begin with that count its layers."""
+        return self.stacks if "codes" in self.quirks else ("",)
 
     @property
     def all_keys(self) -> Keys:
@@ -227,6 +233,8 @@ class Hyperparameters(Struct, frozen=True):
     takes_states: bool = False  # it is a head of speculation, see heads.py
     n_embd_target: int = 0  # values of the states that it takes and gives, if not n_embd
     normed_residual: bool = False  # a draft's begins with the state after its norm
+    n_embd_token: int = 0  # values of a token's embedding in the file
+    group_norm: tuple[int, float] | None = None  # groups of channels and epsilon of such norms
     gives_states: bool = False  # those that its heads take are wanted of every step
     image_experts: bool = False  # images have weights of their own, and there may be images
 

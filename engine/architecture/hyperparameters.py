@@ -47,12 +47,9 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     gguf = as_layers(as_read(gguf, arch.all_keys), arch)
     arch = _with_activation(gguf, _with_norm(gguf, arch))
     n_layers = _n_layers(gguf, arch)
-    n_embd = gguf.get_int(key("embedding_length"))
+    n_embd, n_yielded = _widths(gguf)
     n_heads, n_kv = _heads(gguf, n_layers)
-    head_default = n_embd // max(*n_heads, 1)
-    head = gguf.get_int(key("attention.key_length"), head_default)
-    head_v = gguf.get_int(key("attention.value_length"), head_default)
-    n_rot = gguf.get_int(key("rope.dimension_count"), head)
+    head, head_v, n_rot = _head_sizes(gguf, head_default := n_embd // max(*n_heads, 1))
     window, windowed = _windows(gguf, arch, n_layers)
     positions = _positions(gguf, arch, n_layers)
     base = _rope_base(gguf, head)
@@ -118,6 +115,9 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         kda_lower=gguf.get_float(key("kda.gate_lower_bound"), 0.0),
         experts=read_experts(gguf, arch, n_layers),
         sparsity_cutoffs=_sparsity_cutoffs(gguf, arch, n_layers),
+        n_embd_token=gguf.get_int(key("features_length"), n_embd),
+        n_embd_target=n_yielded,
+        group_norm=_group_norm(gguf),
     )
     check_hyperparameters(gguf, hparams)
     return hparams
@@ -160,14 +160,14 @@ def _with_activation(gguf: GGUFFile, arch: Architecture) -> Architecture:
 
 def _has_decoder(arch: Architecture) -> bool:
     """Whether it is one beside an encoder."""
-    return len(arch.stacks) > 1
+    return "dec." in arch.stacks
 
 
 def _n_layers(gguf: GGUFFile, arch: Architecture) -> int:
     """Layers that tokens go through, of an encoder and a decoder together: those that predict
     further tokens at once come after."""
     key = gguf.arch_key
-    n = gguf.get_int(key("block_count"))
+    n = sum(gguf.get_int(key(f"{name}block_count"), 0) for name in arch.counted_stacks)
     if not 0 < n <= MOST_LAYERS:  # it sizes tuples before any tensor is looked at
         raise ModelError(f"{gguf.path}: {key('block_count')} is {n}, expected 1 to {MOST_LAYERS}")
     n_ahead = gguf.get_int(key("nextn_predict_layers"), 0)
@@ -218,6 +218,20 @@ def _heads(gguf: GGUFFile, n_layers: int) -> tuple[tuple[int, ...], tuple[int, .
             f"{gguf.path}: {n_heads} attention heads over {n_kv} KV heads, expected multiples"
         )
     return n_heads, n_kv
+
+
+def _widths(gguf: GGUFFile) -> tuple[int, int]:
+    """Values of the stream and, where these are others, of what the model yields, or 0."""
+    yielded = gguf.get_int(gguf.arch_key("embedding_length"))
+    width = gguf.get_int(gguf.arch_key("posnet.embedding_length"), yielded)
+    return width, yielded if yielded != width else 0
+
+
+def _head_sizes(gguf: GGUFFile, default: int) -> HeadSizes:
+    """Those of layers without a window."""
+    qk = gguf.get_int(gguf.arch_key("attention.key_length"), default)
+    v = gguf.get_int(gguf.arch_key("attention.value_length"), default)
+    return HeadSizes(qk, v, gguf.get_int(gguf.arch_key("rope.dimension_count"), qk))
 
 
 def _head_window(gguf: GGUFFile, elsewhere: HeadSizes) -> HeadSizes:
@@ -454,6 +468,11 @@ def _sparsity_cutoffs(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tupl
         return tuple(SPARSITY_CUTOFF * (i < arch.sparse_layers) for i in range(n_layers))
     found = (float(v) for v in of_layers(gguf, key, value.tolist(), n_layers))
     return tuple(v if isfinite(v) and v > 0 else 0.0 for v in found)
+
+
+def _group_norm(gguf: GGUFFile) -> tuple[int, float] | None:
+    n = gguf.get_int(gguf.arch_key("attention.group_norm_groups"), 0)
+    return (n, gguf.get_float(gguf.arch_key("attention.group_norm_epsilon"))) if n else None
 
 
 def _n_positions(gguf: GGUFFile) -> int:

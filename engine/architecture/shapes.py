@@ -22,7 +22,7 @@ BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", ".bias", ".lora_a", ".lora_b")
 # Of letters some are sizes of the model (see _sizes), others any number that is the same in all
 # tensors of a layer.
 ENDS = {
-    "token_embd": "E V", "output": "E O", "output.bias": "V", "output_norm": "E",
+    "token_embd": "T V", "output": "E O", "output.bias": "O", "output_norm": "E",
     "output_norm.bias": "E", "enc.output_norm": "E", "token_embd_norm": "E",
     "token_embd_norm.bias": "E", "position_embd": "E -", "rope_freqs": "R",
     "rope_factors_short": "R", "rope_factors_long": "R", "per_layer_model_proj": "E p",
@@ -114,7 +114,9 @@ def _wrong(gguf: GGUFFile, name: str, shape: Shape, expected: object) -> ModelEr
 def _sizes(h: Hyperparameters) -> dict[str, int]:
     half = "half_rope_outside_windows" in h.arch.quirks
     rotated = h.head_window.rotated if half else h.n_rot  # rope_freqs are of the wider layers
-    sizes = {"E": h.n_embd, "N": h.experts.n, "R": rotated // 2}
+    sizes = {"E": h.n_embd, "T": h.n_embd_token, "N": h.experts.n, "R": rotated // 2}
+    if "codes" in h.arch.quirks:
+        return sizes | {"O": h.state_size}
     return sizes if "logits_of_last_ids" in h.arch.quirks else sizes | {"O": h.n_vocab}
 
 

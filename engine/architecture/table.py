@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
 from gguf_serve.engine.architecture.families import (
+    codecs,
     dense,
     diffusion,
     drafts,
@@ -18,7 +19,17 @@ from gguf_serve.engine.errors import ModelError
 
 KINDS: dict[str, tuple[Architecture, ...]] = {
     family.KIND: family.ROWS
-    for family in (dense, experts, latent, state, streams, diffusion, encoder_decoder, encoders)
+    for family in (
+        dense,
+        experts,
+        latent,
+        state,
+        streams,
+        diffusion,
+        encoder_decoder,
+        encoders,
+        codecs,
+    )
 }
 ARCHITECTURES = {row.name: row for rows in KINDS.values() for row in rows}
 DRAFTS = {row.name: row for row in drafts.ROWS}

@@ -320,7 +320,7 @@ def _info(
         tensor_types=count_tensor_types(gguf),
         n_ctx_train=h.n_ctx_train,
         n_vocab=h.n_vocab,
-        n_embd=h.n_embd,
+        n_embd=h.state_size,
         vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4, "rwkv": 5, "plamo2": 6}.get(
             str(metadata.get("tokenizer.ggml.model")), 0
         ),

@@ -25,6 +25,7 @@ from gguf_serve.engine.layers.attention.attention import load_attention
 from gguf_serve.engine.layers.attention.compressed import load_compressed
 from gguf_serve.engine.layers.attention.cross_attention import Handover, load_cross_attention
 from gguf_serve.engine.layers.attention.mla import load_mla
+from gguf_serve.engine.layers.convolved import load_convolved_layer, load_first_convolution
 from gguf_serve.engine.layers.ends import (
     LOWEST_LOGIT,
     Embedding,
@@ -175,6 +176,7 @@ def allocate_weights(
         placement=placement,
         embedding=_embedding(source, hparams, matrix),
         before=(
+            *([load_first_convolution(source, hparams)] if "codes" in hparams.arch.quirks else []),
             *(() if fusion is None else (fusion,)),
             *(() if per_layer is None else (per_layer,)),
             *(() if residuals is None or fusion is not None else (residuals.begin,)),
@@ -264,6 +266,8 @@ def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
     targets, go through in the end."""
     names = [name for name in ("dense_2", "dense_3", "nextn.post_projection")
              if source.has(f"{name}.weight")]  # fmt: skip
+    if "codes" in h.arch.quirks:
+        names = ["output"]
     found = tuple(source.linear(name) for name in names)
     if found and (found[0].matrix.n_cols, found[-1].matrix.n_rows) != (h.n_embd, h.state_size):
         raise ModelError(
@@ -301,6 +305,7 @@ def _norm(source: TensorSource, h: Hyperparameters, *names: str) -> NormWeights:
 
 def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | None:
     own = h.arch.norms_after or source.has("output_norm.weight")
+    own &= "codes" not in h.arch.quirks  # there it is in the middle
     if source.has("token_embd_norm.weight") and own:
         return _norm(source, h, "token_embd_norm")
     return (
@@ -349,6 +354,8 @@ def _layer(
     mixer_at, ffn_at = placement.mixers[kv_layer], placement.ffns[layer]
     mixer_part, ffn_part = 2 * kv_layer + 1, 2 * layer + 2
     source, elsewhere = sources[mixer_at], sources[ffn_at]
+    if "codes" in h.arch.quirks:
+        return Layer(mixer_part, load_convolved_layer(source, h, layer))
     if h.arch.norms_after:
         return _layer_with_norms_after(source, elsewhere, h, layer)
     if h.arch.normed_outputs:

@@ -34,11 +34,12 @@ from gguf_serve.kernels.opencl.program import Programs
 Load = Callable[[str], Stepper]
 FLOAT_NMSE = 1e-11
 GELU_NMSE = 1e-7  # llama.cpp has a table of halves
+HALVES_NMSE = {"wavtokenizer-dec": 2e-7}  # which it convolves
 CONFORMANCE = [
     "bert", "bert-rank", "eurobert", "gemma-embedding", "gemma-embedding-dense", "jina-bert-v2",
     "jina-bert-v2-code", "jina-bert-v2-rank", "jina-bert-v3", "llama-embed", "modern-bert",
     "modern-bert-rank", "modern-bert-swiglu", "neo-bert", "neo-bert-cls", "nomic-bert",
-    "nomic-bert-moe",
+    "nomic-bert-moe", "wavtokenizer-dec",
 ]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_hidden_states_of_llama_cpp(
     prompts = [tokens[:9], tokens, tokens[3:20]]
     tables = [[3], [7, 5], [9]]
     seqs = [sequence(prompts[i], i, tables[i]) for i in range(3)]
-    assert nmse(model.states(*seqs)[1], found["embeddings"]) <= GELU_NMSE
+    assert nmse(model.states(*seqs)[1], found["embeddings"]) <= HALVES_NMSE.get(name, GELU_NMSE)
 
 
 def test_scores(device: Device, programs: Programs, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Verbs that read all tokens of a sequence, those after a token too."""
+
+from __future__ import annotations
+
+from gguf_serve.engine.recording.rows import Emission, Rows
+from gguf_serve.engine.recording.verbs import Verbs
+from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.around import around, depthwise
+from gguf_serve.kernels.rows.group_norm import GroupNormWeights, group_norm
+
+
+class SequenceVerbs(Verbs):
+    """They keep no state: a step must have whole sequences."""
+
+    def around(self, x: Rows, taps: int) -> Rows:
+        """The ``taps`` rows of which a token's is the middle one, value by value."""
+        out = self.rows(x.width * taps)
+
+        def run(e: Emission) -> None:
+            around(e.tape, e.floats(x), taps, e.inputs.sequences, e.floats(out))
+
+        self.launch(run, reads=[x], writes=[out], mixes=True)
+        return out
+
+    def depthwise(self, x: Rows, weights: Tensor, bias: Tensor | None = None) -> Rows:
+        """A convolution of each channel, with the token in the middle; weights [taps, width]."""
+        out = self.rows(x.width)
+
+        def run(e: Emission) -> None:
+            depthwise(e.tape, e.floats(x), weights, e.inputs.sequences, e.floats(out), bias=bias)
+
+        self.launch(run, reads=[x], writes=[out], mixes=True)
+        return out
+
+    def group_norm(self, x: Rows, weights: GroupNormWeights, *, silu: bool = False) -> Rows:
+        """Groups of channels, each normalized over all tokens of a sequence."""
+        out = self.rows(x.width)
+
+        def run(e: Emission) -> None:
+            group_norm(e.tape, e.floats(x), weights, e.inputs.sequences, e.floats(out), silu=silu)
+
+        self.launch(run, reads=[x], writes=[out], mixes=True)
+        return out
