@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gguf_serve.server import openapi
@@ -116,6 +117,9 @@ def create_app(
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
     handlers = exception_handlers(error_response)
+    if service.batches is not None:  # its requests come from nobody's connection
+        leased = Leases(Router(routes), room=service.bodies)
+        service.batches.app = ExceptionMiddleware(leased, handlers=handlers)
     keys = Keys() if keys is None else keys
     service.traffic.by_key = bool(keys)
     if limiter is not None:

@@ -17,6 +17,7 @@ from gguf_serve.engine.option_values import commas, unescaped
 from gguf_serve.engine.options import EngineOptions, RopeOptions
 from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, parse_samplers
 from gguf_serve.server.app import Cors
+from gguf_serve.server.batches.store import Store, StoreError
 from gguf_serve.server.http.connections import Limits, Network, room_for_connections
 from gguf_serve.server.http.fetch import Fetcher
 from gguf_serve.server.http.key_limits import Limits as KeyLimits
@@ -271,6 +272,15 @@ def is_own(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def batch_store(settings: Settings) -> Store | None:
+    if settings.batch_path is None:
+        return None
+    try:
+        return Store(Path(settings.batch_path), settings.batch_storage << 20)
+    except StoreError as error:
+        raise SettingsError(f"--batch-path: {error}") from None
 
 
 def api_prefix(settings: Settings) -> str:

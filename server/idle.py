@@ -79,7 +79,7 @@ class Idle:
     def _sleep(self) -> None:
         """Let the model go, unless somebody has come meanwhile."""
         engine = self.service.loaded_engine
-        if engine is None or self.service.n_in_background:  # it still loads, or works
+        if engine is None or self.service.works_alone:  # it still loads, or works
             self._timer = asyncio.get_running_loop().call_later(BUSY, self._sleep)
         elif self._n_open == 0 and not self.service.is_sleeping:
             log.info(

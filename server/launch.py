@@ -33,6 +33,7 @@ from gguf_serve.server.configure import (
     SettingsError,
     api_keys,
     api_prefix,
+    batch_store,
     client_limits,
     cors,
     engine_options,
@@ -95,10 +96,11 @@ class Server(uvicorn.Server):
         self._threads: list[threading.Thread] = []
         self._draining: asyncio.Task[None] | None = None
         self._listing: asyncio.Task[dict[str, Tool]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, but a TLS handshake has no more time than a header."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         connection: Any = self.config.http_protocol_class
         make = partial(
             connection,
@@ -126,6 +128,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine's streams first: uvicorn waits for the answers that are open."""
         AppStatus.should_exit = True  # streams say so themselves where it is in a long step
+        if self.service.batches is not None:
+            self.service.batches.stop()
         engine = self.service.loaded_engine
         if engine is not None:
             self._spawn(engine.close)
@@ -185,6 +189,8 @@ class Server(uvicorn.Server):
             self._fail(f"loading failed: {type(error).__name__}: {error}")
         else:
             self.service.loaded_engine = engine
+            if self.service.batches is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self.service.batches.start)
             self._on_loaded(engine)
 
     def _report(self, fraction: float) -> None:
@@ -220,6 +226,7 @@ def serve(settings: Settings) -> int:
         isolates=settings.cache_key_isolation,
         verbose=settings.verbose,
         response_memory=settings.response_memory << 20,
+        batch_store=batch_store(settings),
         only_vectors=settings.embedding or settings.reranking,
         tools=toolbox(settings),
     )

@@ -18,6 +18,8 @@ from gguf_serve.server.http.connections import address_key
 client: ContextVar[str] = ContextVar("client", default="")
 # And what a client calls its conversation, by which one of several engines is found again.
 session: ContextVar[str] = ContextVar("session", default="")
+# Whether somebody waits for its answer.
+is_awaited: ContextVar[bool] = ContextVar("is_awaited", default=True)
 SESSION_FIELDS = ("prompt_cache_key", "user")
 LONGEST_SESSION = 256  # characters of it that count
 

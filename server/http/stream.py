@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 from starlette.types import Receive
@@ -31,8 +31,8 @@ from gguf_serve.engine.request import (
 from gguf_serve.server.account import Account
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.client import session
+from gguf_serve.server.http.foreground import Foreground
 from gguf_serve.server.http.traffic import Traffic, Watch
-from gguf_serve.server.interface import Engine
 
 log = logging.getLogger(__name__)
 DEFAULT_MAX_UNREAD = 8 * 2**20  # bytes of events, roughly
@@ -41,6 +41,14 @@ EVENT_BYTES, SCORE_BYTES = 200, 120  # of each, without their text
 TOKENS_OF_A_REQUEST = 2**11
 TOKENS_AT_ONCE = 2**16  # then the loop has its turn
 batches = itertools.count(1)  # numbers of HTTP requests, by which the engine lets them take turns
+
+
+class Submits(Protocol):
+    """What a stream needs of an engine."""
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Any: ...
+    def cancel(self, ticket: Any) -> None: ...
+    def end_reasoning(self, ticket: Any) -> None: ...
 
 
 class Inbox:
@@ -75,18 +83,21 @@ class EventStream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Submits,
         inbox: Inbox,
         max_unread: int = DEFAULT_MAX_UNREAD,
         client: str = "",
         account: Account | None = None,
         isolates: bool = False,
         traffic: Traffic | None = None,
+        foreground: Foreground | None = None,
     ) -> None:
-        """``isolates``: clients share no cached prefixes."""
+        """``isolates``: clients share no cached prefixes. ``foreground``: it is one of those that
+        somebody waits for."""
         self.engine, self._isolates = engine, isolates
         self._client, self._batch = client, next(batches)
         self._account = account
+        self._foreground = foreground
         self._watch = None if traffic is None else Watch(traffic, client)
         self.max_unread = max_unread  # bytes of events that wait while it is blocked
         self.is_blocked = False  # something is being sent, and its client has not taken it yet
@@ -126,6 +137,8 @@ class EventStream:
     async def _submit(self, index: int, request: Request) -> None:
         """In a thread where it takes long: a grammar that is not compiled any more, or DRY, for
         which the vocabulary and the prompt are searched."""
+        if self._foreground is not None:
+            self._foreground.enter(self)
         salt = request.cache_salt
         if self._isolates:
             salt = f"{self._client} {salt}"
@@ -148,6 +161,7 @@ class EventStream:
     def deliver(self, index: int, event: Event) -> None:
         if type(event) is Finished or type(event) is Failed:
             self._tickets.pop(index, None)
+            self._leave_if_over()
         if self._account is not None:
             self._account.take(index, event)
         if self._watch is not None:
@@ -206,6 +220,11 @@ class EventStream:
         for ticket in self._submitted():
             self.engine.cancel(ticket)
         self._tickets.clear()
+        self._leave_if_over()
+
+    def _leave_if_over(self) -> None:
+        if self._foreground is not None and not self._tickets:
+            self._foreground.leave(self)
 
     def _submitted(self) -> list[Any]:
         return [ticket for ticket in self._tickets.values() if ticket is not None]

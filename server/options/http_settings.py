@@ -107,6 +107,11 @@ class HttpSettings(LimitSettings):
         "--slot-save-path", group=SERVER, env="GGUF_SERVE_SLOT_SAVE_PATH", type=FOLDER,
         default=None, help="folder for what slots have cached, to be saved to and restored from",
     )
+    batch_path: str | None = option(
+        "--batch-path", group=SERVER, env="GGUF_SERVE_BATCH_PATH", type=Parsed("FOLDER", str),
+        default=None, help="folder for /v1/files and /v1/batches, which are not there without it; "
+        "made if it is not there",
+    )
     sleep_idle_seconds: int = option(
         "--sleep-idle-seconds", group=SERVER, env="GGUF_SERVE_SLEEP_IDLE_SECONDS", type=OR_ALL,
         default=-1,

@@ -62,6 +62,10 @@ class LimitSettings(ReplicaSettings):
         help="for responses and conversations that are kept (previous_response_id, background); "
         "the oldest go. 0: none are",
     )
+    batch_storage: int = option(
+        "--batch-storage", group=LIMITS, type=COUNT, metavar="MIB", default=1024,
+        help="all files in --batch-path, of all clients",
+    )
     body_timeout: int = option(
         "--body-timeout", group=LIMITS, type=COUNT, default=60,
         help="seconds in which 256 KiB of a body, or its end, must arrive",

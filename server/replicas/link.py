@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from gguf_serve.engine.errors import EngineStoppedError, RequestError
 from gguf_serve.engine.request import Failed, Finished, Request
+from gguf_serve.server.http.flight import Flight
 from gguf_serve.server.replicas.channel import Channel, connected
-from gguf_serve.server.replicas.flight import Flight
 from gguf_serve.server.replicas.messages import (
     Answer,
     Beat,

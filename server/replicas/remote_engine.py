@@ -28,7 +28,7 @@ from gguf_serve.engine.loading.texts import Texts
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.request import Event, Failed, Finished, Request
 from gguf_serve.engine.stats import EngineStats, ReplicaStats, SlotFile, SlotState
-from gguf_serve.server.replicas.flight import Flight
+from gguf_serve.server.http.flight import Flight
 from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.messages import Hello
 from gguf_serve.server.replicas.router import Router

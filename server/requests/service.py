@@ -17,11 +17,15 @@ from starlette.requests import Request as HttpRequest
 
 from gguf_serve.engine.request import Pooling
 from gguf_serve.server.account import account
+from gguf_serve.server.batches.runner import Batches
+from gguf_serve.server.batches.store import Store
+from gguf_serve.server.batches.yielding import Yielding
 from gguf_serve.server.errors import LOADING, ApiError, invalid
 from gguf_serve.server.http.body import read_json, read_object
-from gguf_serve.server.http.client import client, note_session
+from gguf_serve.server.http.client import client, is_awaited, note_session
 from gguf_serve.server.http.content_encoding import coding, decoded
 from gguf_serve.server.http.fetch import Fetcher
+from gguf_serve.server.http.foreground import Foreground
 from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.http.traffic import Traffic
@@ -80,11 +84,13 @@ class Service:
         only_vectors: bool = False,
         response_memory: int = DEFAULT_RESPONSE_MEMORY,
         tools: Toolbox | None = None,
+        batch_store: Store | None = None,
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
         ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
         ``only_vectors``: no text is generated; ``response_memory``: bytes for what is kept of
-        responses; ``tools``: what the server runs itself."""
+        responses; ``tools``: what the server runs itself; ``batch_store``: where files and batches
+        are, if there are any."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.is_draining = False  # nothing new is taken
@@ -108,6 +114,13 @@ class Service:
         self.response_memory = response_memory
         self.tools = Toolbox() if tools is None else tools
         self.traffic = Traffic()
+        self.foreground = Foreground()
+        self._yielding = Yielding(lambda: self.engine, self.foreground)
+        self.batches = (
+            None
+            if batch_store is None
+            else Batches(batch_store, lambda: self.engine, self.foreground)
+        )
         self.n_in_background = 0  # answers that are written with no connection
         self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever
         self.created = int(time.time())
@@ -142,13 +155,22 @@ class Service:
     def pooling(self) -> Pooling:
         return self._pooling or self.engine.info.pooling
 
+    @property
+    def works_alone(self) -> bool:
+        """Whether answers are written with no connection."""
+        return bool(self.n_in_background or (self.batches is not None and self.batches.n_running))
+
     def event_stream(self) -> EventStream:
         loop = asyncio.get_running_loop()
         if self._inbox is None or self._inbox.loop is not loop:
             self._inbox = Inbox(loop)
+        if not is_awaited.get():
+            return EventStream(
+                self._yielding, self._inbox, self.max_unread, client.get(), isolates=self._isolates
+            )
         return EventStream(
             self.engine, self._inbox, self.max_unread, client.get(), account.get(),
-            self._isolates, self.traffic,
+            self._isolates, self.traffic, self.foreground,
         )  # fmt: skip
 
     async def read_text(self, n_characters: int, read: Callable[..., T], *args: Any) -> T:

@@ -142,6 +142,7 @@ class Info:
     kv_bytes: int = 1_048_576
     pooling: str = "none"
     is_encoder: bool = False
+    denoising: Any = None
     ranks: bool = False
     rerank_template: str = ""
 

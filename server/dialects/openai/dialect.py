@@ -1,8 +1,24 @@
-"""OpenAI's API but for its responses: chats, completions, embeddings, transcription."""
+"""OpenAI's API but for its responses: chats, completions, embeddings, transcription, batches."""
 
 from __future__ import annotations
 
 from gguf_serve.server.dialects.dialect import Dialect
-from gguf_serve.server.dialects.openai import embeddings, endpoints, score, transcription
+from gguf_serve.server.dialects.openai import (
+    batches,
+    embeddings,
+    endpoints,
+    files,
+    score,
+    transcription,
+)
 
-OPENAI = Dialect((endpoints.routes, embeddings.routes, transcription.routes, score.routes))
+OPENAI = Dialect(
+    (
+        endpoints.routes,
+        embeddings.routes,
+        transcription.routes,
+        score.routes,
+        files.routes,
+        batches.routes,
+    )
+)

@@ -6,22 +6,19 @@ need them (``srt``, ``vtt``, ``timestamp_granularities``) is refused.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import msgspec
-from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
-from starlette.types import Message
 
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
-from gguf_serve.server.errors import ApiError, invalid, plain_error, shown
+from gguf_serve.server.errors import ApiError, invalid, plain_error
+from gguf_serve.server.http.form import FormFile, read_form
 from gguf_serve.server.http.framing import SSE_DONE
 from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Engine
@@ -34,19 +31,16 @@ from gguf_serve.server.requests.media import MARKER, Source, decode, unsupported
 from gguf_serve.server.requests.service import Service
 
 INSTRUCTION = "Transcribe audio to text"  # llama-server's words
-MAX_FIELDS = 100
-FORM_PIECE = 2**20  # bytes that are parsed at once
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "include[]": (),
     "known_speaker_names[]": (),
     "known_speaker_references[]": (),
     "timestamp_granularities[]": (),
 }
-BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
 class TranscriptionFields(SamplingFields, kw_only=True):
-    file: Annotated[Any, msgspec.Meta(extra_json_schema=BINARY)]
+    file: FormFile
     prompt: str | None = None
     language: str | None = None
     response_format: Literal["json", "text", "verbose_json"] = "json"
@@ -63,44 +57,15 @@ def routes(service: Service) -> list[BaseRoute]:
 
 async def transcriptions(service: Service, http: HttpRequest) -> Reply:
     """The words of a sound, sent as multipart/form-data."""
-    data = await read_form(service, http)
+    data = await read_form(http, service.read_body)
     refuse(data, UNSUPPORTED)
     fields = convert(data, TranscriptionFields, strict=False)
     check_numbers(fields)
-    sound = await read_sound(fields.file, service.engine)
+    sound = await read_sound(fields.file.data, service.engine)
     chat = read_chat(chat_body(fields))
     job = await prepare(service, chat, [sound])
     dialect = Transcription(job.choices()[0], fields, sound.seconds)
     return await start(service, chat, job, Options(), dialect)
-
-
-async def read_form(service: Service, http: HttpRequest) -> dict[str, Any]:
-    """The fields of a form as texts, and ``file`` as bytes; those left empty are absent."""
-    kind = http.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise invalid(f"The request body must be multipart/form-data, got {shown(kind)}")
-    body = await service.read_body(http)
-
-    pieces = iter(range(0, len(body), FORM_PIECE))
-
-    async def receive() -> Message:
-        await asyncio.sleep(0)  # the loop has its turn between two pieces
-        at = next(pieces, len(body))
-        end = at + FORM_PIECE
-        return {"type": "http.request", "body": body[at:end], "more_body": end < len(body)}
-
-    data: dict[str, Any] = {}
-    whole = HttpRequest(http.scope, receive)
-    async with whole.form(max_files=1, max_fields=MAX_FIELDS) as form:
-        for name, value in form.items():
-            if isinstance(value, UploadFile) != (name == "file"):
-                expected = "a file" if name == "file" else "a text"
-                raise invalid(f"Field '{name:.80}': expected {expected}")
-            if isinstance(value, UploadFile):
-                data[name] = await value.read()
-            elif value:
-                data[name] = value
-    return data
 
 
 def check_numbers(fields: TranscriptionFields) -> None:

@@ -12,8 +12,9 @@ from starlette.routing import BaseRoute, Route
 
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.input import messages
-from gguf_serve.server.dialects.responses.memory import Kept, Memory, page, with_ids
+from gguf_serve.server.dialects.responses.memory import Kept, Memory, with_ids
 from gguf_serve.server.errors import json_response, not_enabled
+from gguf_serve.server.http.paging import page
 from gguf_serve.server.requests.answer import random_id
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.service import Service

@@ -119,26 +119,3 @@ def with_ids(items: str | Sequence[Mapping[str, Any]]) -> Items:
         item if isinstance(item.get("id"), str) else {**item, "id": random_id("item_")}
         for item in items
     )
-
-
-def page(items: Items, query: Mapping[str, str]) -> dict[str, Any]:
-    """Some of the items as a list of OpenAI's: ``limit`` (20), ``order`` (desc), ``after``."""
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not (limit.isdecimal() and 1 <= int(limit[:4]) <= 100):
-        raise invalid(f"Parameter 'limit': expected a number from 1 to 100, got {shown(limit)}")
-    if order not in ("asc", "desc"):
-        raise invalid(f"Parameter 'order': expected asc or desc, got {shown(order)}")
-    found = list(items if order == "asc" else reversed(items))
-    if "after" in query:
-        ids = [item["id"] for item in found]
-        if query["after"] not in ids:
-            raise invalid(f"Parameter 'after': there is no item {shown(query['after'])}")
-        found = found[ids.index(query["after"]) + 1 :]
-    data = found[: int(limit)]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(data) < len(found),
-    }

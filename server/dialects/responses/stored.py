@@ -10,9 +10,10 @@ from starlette.routing import BaseRoute, Route
 
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses.background import Run
-from gguf_serve.server.dialects.responses.memory import Kept, Memory, page
+from gguf_serve.server.dialects.responses.memory import Kept, Memory
 from gguf_serve.server.errors import invalid, json_response, shown
 from gguf_serve.server.http.framing import NAMED_SSE
+from gguf_serve.server.http.paging import page
 from gguf_serve.server.http.reply import event_source
 from gguf_serve.server.requests.service import Service
 

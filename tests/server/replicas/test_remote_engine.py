@@ -34,9 +34,9 @@ from gguf_serve.engine.request import (
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.server.dialects.llama_server.metrics import exposition
+from gguf_serve.server.http.flight import Flight
 from gguf_serve.server.replicas import channel, remote_engine
 from gguf_serve.server.replicas.channel import connected
-from gguf_serve.server.replicas.flight import Flight
 from gguf_serve.server.replicas.host import Host
 from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.remote_engine import RemoteEngine

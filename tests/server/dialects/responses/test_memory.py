@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gguf_serve.server.dialects.responses.memory import Kept, Memory, page, size, with_ids
+from gguf_serve.server.dialects.responses.memory import Kept, Memory, size, with_ids
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.client import client
 
@@ -64,17 +64,3 @@ def test_the_longest_unused_goes_to_make_room() -> None:
     assert memory.has(kept("resp_5"))
     memory.forget(kept("resp_5"))
     assert not memory.has(kept("resp_5"))
-
-
-def test_pages() -> None:
-    items = with_ids([{"id": f"i{n}", "role": "user", "content": "x"} for n in range(30)])
-    first = page(items, {})
-    assert [item["id"] for item in first["data"]] == [f"i{n}" for n in range(29, 9, -1)]
-    assert (first["first_id"], first["last_id"], first["has_more"]) == ("i29", "i10", True)
-    rest = page(items, {"after": "i10", "limit": "100"})
-    assert ([item["id"] for item in rest["data"]][-1], rest["has_more"]) == ("i0", False)
-    assert page(items, {"order": "asc", "limit": "1"})["last_id"] == "i0"
-    assert page((), {})["first_id"] is None
-    for query in ({"limit": "0"}, {"limit": "101"}, {"order": "up"}, {"after": "x"}):
-        with pytest.raises(ApiError, match=next(iter(query))):
-            page(items, query)

@@ -42,7 +42,8 @@ class Flight:
         self.is_cancelled = self.ended = False
         self._on_event, self._can_resume = on_event, can_resume
         self._n_characters = 0
-        self._mark = Mark()
+        self._before = request.resume or Resume((), 0, Mark())  # had before it came here
+        self._mark = self._before.mark
         self._skip_tokens = self._skip_characters = 0  # of an engine that has begun anew
         self._started: Started | None = None
         self._is_scored = False
@@ -56,10 +57,15 @@ class Flight:
         if not self._can_resume:
             self._skip_tokens, self._skip_characters = len(self.tokens), self._n_characters
             return self.request
+        before = self._before
         request = replace(
             self.request,
             wants=Generation(),  # a prompt's scores came before the text
-            resume=Resume(tuple(self.tokens), self._n_characters, self._mark),
+            resume=Resume(
+                (*before.tokens, *self.tokens),
+                before.n_characters + self._n_characters,
+                self._mark,
+            ),
         )
         if request.max_ms:
             spent = int(1e3 * (self._last_at - self._first_at))
