@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -24,14 +25,21 @@ VLLM = "vllm:"
 
 
 def exposition(
-    stats: EngineStats, is_sleeping: bool = False, traffic: Traffic | None = None, model: str = ""
+    stats: EngineStats,
+    is_sleeping: bool = False,
+    traffic: Traffic | None = None,
+    model: str = "",
+    adapters: Sequence[str] = (),
 ) -> bytes:
     """One scrape's text; of a model that sleeps no gauge shows anything. With ``traffic`` what
-    vLLM's dashboards show, too, labelled with the name of the model, and what each key asks for."""
+    vLLM's dashboards and the endpoint pickers of Kubernetes' gateways read, too, labelled with the
+    name of the model, and what each key asks for. ``adapters``: by which names requests have them.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatsCollector(stats, is_sleeping))
     if traffic is not None:
         registry.register(TrafficCollector(stats, is_sleeping, traffic, model))
+        registry.register(PickerCollector(stats, model, adapters))
     # llama-server's counter of that name has no "_total", which the library adds to all.
     return generate_latest(registry).replace(b"n_tokens_max_total", b"n_tokens_max")
 
@@ -126,6 +134,36 @@ class TrafficCollector(Collector):
             for key, usage in self.traffic.keys.items():
                 family.add_metric([key], getattr(usage, name))
             yield family
+
+
+class PickerCollector(Collector):
+    """What an endpoint picker of the Gateway API inference extension or of llm-d reads beside the
+    gauges of vLLM's dashboards, under vLLM's names: facts, in labels."""
+
+    def __init__(self, stats: EngineStats, model: str, adapters: Sequence[str]) -> None:
+        self.stats = stats
+        self.model = model
+        self.adapters = adapters
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self.stats
+        pages = {"block_size": stats.page_size, "num_gpu_blocks": stats.n_pages}
+        yield self._info("cache_config_info", "The KV cache.", 1.0, pages)
+        # All that are loaded are at hand for the next request: so all count as running, and the
+        # picker needs no place for one. Its value is a time, of which the picker takes the latest.
+        names = ",".join(self.adapters)
+        adapters = {
+            "max_lora": len(self.adapters),
+            "running_lora_adapters": names,
+            "waiting_lora_adapters": "",
+        }
+        yield self._info("lora_requests_info", "LoRA adapters.", time.time(), adapters)
+
+    def _info(self, name: str, help: str, value: float, facts: dict[str, object]) -> Metric:
+        labels = {"model_name": self.model, **{key: str(fact) for key, fact in facts.items()}}
+        family = GaugeMetricFamily(VLLM + name, help, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+        return family
 
 
 def disk(stats: DiskStats) -> Iterable[Metric]:

@@ -118,5 +118,7 @@ async def metrics(service: Service, http: HttpRequest) -> Response:
 
     headers = {"Process-Start-Time-Unix": str(STARTED)}
     stats = service.engine.stats()
-    text = exposition(stats, service.is_sleeping, service.traffic, service.model_name)
+    model = service.model_name
+    adapters = [f"{model}:{adapter.path.stem}" for adapter in service.engine.adapters()]
+    text = exposition(stats, service.is_sleeping, service.traffic, model, adapters)
     return Response(text, 200, headers, media_type="text/plain; version=0.0.4")

@@ -135,6 +135,24 @@ def test_metrics_under_vllms_names(serve: Any, fakes: Any) -> None:
     assert "secret" not in text
 
 
+def test_endpoint_pickers_find_their_facts() -> None:
+    """Of the Gateway API inference extension and of llm-d."""
+    text = exposition(STATS, traffic=Traffic(), model="m", adapters=["m:sql", "m:poet"]).decode()
+    facts = {
+        family.name: family.samples[0].labels
+        for family in text_string_to_metric_families(text)
+        if family.name.endswith("_info")
+    }
+    pages = {"block_size": str(STATS.page_size), "num_gpu_blocks": str(STATS.n_pages)}
+    assert facts == {
+        "vllm:cache_config_info": {"model_name": "m", **pages},
+        "vllm:lora_requests_info": {
+            "model_name": "m", "max_lora": "2", "running_lora_adapters": "m:sql,m:poet",
+            "waiting_lora_adapters": "",
+        },
+    }  # fmt: skip
+
+
 def test_the_dashboard_shows_metrics_that_there_are() -> None:
     dashboard = json.loads((Path(__file__).parents[3] / "docs/grafana.json").read_text("utf-8"))
     traffic = watched((1.0, Started(7, 2, 0)), (2.0, Finished("eos", Timings())))
