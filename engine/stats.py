@@ -82,7 +82,7 @@ class ReplicaStats(Struct, frozen=True, kw_only=True):
     n_engines: int  # that take requests now
     n_lost: int  # engines that were gone, since the start
     n_moved: int  # requests that went on at another engine
-    routed: tuple[tuple[str, int], ...]  # requests by why they went where they did
+    routed: tuple[tuple[str, str, int], ...]  # why, to which engine ("": gone), how many requests
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):

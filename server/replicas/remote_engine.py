@@ -48,7 +48,8 @@ class RemoteEngine:
         self.tokenizer, self.chat_template, self.media = (
             texts.tokenizer, texts.chat_template, texts.media,
         )  # fmt: skip
-        self.routed: Counter[str] = Counter()  # requests by the reason for where they went
+        # Requests by why they went where they did, and by their engine, "" if it is gone.
+        self.routed: Counter[tuple[str, str]] = Counter()
         self.n_moved = self.n_lost = 0  # requests that went on elsewhere; links
         self._key, self._patience = key, patience
         self._changed = threading.Condition(threading.RLock())
@@ -103,6 +104,8 @@ class RemoteEngine:
             if self._links.get(link.id) is link:
                 del self._links[link.id]
             self._router.forget(link.id)
+            for reason in [reason for reason, id in self.routed if id == link.id]:
+                self.routed[reason, ""] += self.routed.pop((reason, link.id))
             self.n_lost += 1
             is_closed = self._is_closed
         if not is_closed:
@@ -130,6 +133,8 @@ class RemoteEngine:
 
     def _join_missing(self) -> None:
         with self._changed:
+            if self._is_closed:
+                return
             missing = self._addresses.keys() - self._links.keys() - self._joining
             self._joining |= missing
         for id in missing:
@@ -244,10 +249,11 @@ class RemoteEngine:
         if not up:
             return None
         if request.id_slot >= 0:
-            self.routed["slot"] += 1
-            return self._at(request.id_slot)
+            link, slot = self._at(request.id_slot)
+            self.routed["slot", link.id] += 1
+            return link, slot
         route = self._router.choose([link.place for link in up], request, request.session)
-        self.routed[route.reason] += 1
+        self.routed[route.reason, route.id] += 1
         log.debug("to engine %s by %s: %d tokens shared", route.id, route.reason, route.n_shared)
         link = self._links[route.id]
         if request.cache_prompt:
@@ -304,7 +310,7 @@ class RemoteEngine:
             known = [state.stats for state in states if state is not None]
             replicas = ReplicaStats(
                 n_engines=len(self._up), n_lost=self.n_lost, n_moved=self.n_moved,
-                routed=tuple(sorted(self.routed.items())),
+                routed=tuple((*where, n) for where, n in sorted(self.routed.items())),
             )  # fmt: skip
         if known:
             self._last_stats = total(known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -159,7 +159,7 @@ class PickerCollector(Collector):
         }
         yield self._info("lora_requests_info", "LoRA adapters.", time.time(), adapters)
 
-    def _info(self, name: str, help: str, value: float, facts: dict[str, object]) -> Metric:
+    def _info(self, name: str, help: str, value: float, facts: Mapping[str, object]) -> Metric:
         labels = {"model_name": self.model, **{key: str(fact) for key, fact in facts.items()}}
         family = GaugeMetricFamily(VLLM + name, help, labels=list(labels))
         family.add_metric(list(labels.values()), value)
@@ -190,10 +190,11 @@ def replicas(stats: ReplicaStats) -> Iterable[Metric]:
     ):
         yield CounterMetricFamily(PREFIX + name, help, value=value)
     routed = CounterMetricFamily(
-        PREFIX + "requests_routed", "Requests by why they went where they did.", labels=["reason"]
-    )
-    for reason, n in stats.routed:
-        routed.add_metric([reason], n)
+        PREFIX + "requests_routed", "Requests by engine and by why they went there.",
+        labels=["reason", "engine"],
+    )  # fmt: skip
+    for reason, engine, n in stats.routed:
+        routed.add_metric([reason, engine], n)
     yield routed
 
 

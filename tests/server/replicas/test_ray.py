@@ -1,90 +1,21 @@
-"""Engines that Ray starts: killed in the middle of streams, more of them under load, their end."""
+"""Engines that Ray starts: killed in the middle of answers, more of them under load, their end."""
 
 from __future__ import annotations
 
-import json
 import os
+import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import httpx
 import pytest
+from four_dialects import CHAT, Asked, many
+from ray_server import Server
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
-pytestmark = pytest.mark.slow
-
-SECONDS = 180.0  # Ray takes 15 to 30 to start
-
-
-class Server:
-    """``gguf-serve --replicas``, and the pids of its engines."""
-
-    def __init__(self, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gguf_serve.server.cli", "--demo", "--port", str(port),
-             "-np", "4", "-c", "2048", *options],
-        )  # fmt: skip
-        self.wait(lambda: httpx.get(self.url + "/health").status_code == 200)
-
-    def wait(self, is_so: Callable[[], bool]) -> None:
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            assert self.process.poll() is None
-            try:
-                if is_so():
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(f"not so after {SECONDS:g} seconds")
-
-    @property
-    def n_slots(self) -> int:
-        return len(httpx.get(self.url + "/slots", timeout=20).json())
-
-    def engines(self) -> list[int]:
-        """Processes of Ray's that have an engine."""
-        listed = subprocess.run(
-            ["pgrep", "-f", "ray::ServeReplica"], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in listed.stdout.split()]
-
-    def stream(self, i: int) -> str:
-        """The text of a seeded stream; it must end as streams end."""
-        body = {
-            "prompt": f"Story {i} is about a robot that", "max_tokens": 100, "seed": i,
-            "temperature": 0.8, "stream": True,
-        }  # fmt: skip
-        text, last = "", ""
-        with httpx.stream("POST", self.url + "/v1/completions", json=body, timeout=SECONDS) as got:
-            assert got.status_code == 200
-            for line in filter(None, got.iter_lines()):
-                last = line
-                if line != "data: [DONE]":
-                    text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-        assert last == "data: [DONE]"
-        return text
-
-    def streams(self, n: int) -> list[str]:
-        texts = [""] * n
-
-        def run(i: int) -> None:
-            texts[i] = self.stream(i)
-
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return texts
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -97,50 +28,67 @@ def started() -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
+        engines = server.engines()
         server.process.terminate()
         assert server.process.wait(60) == 0
         until = time.monotonic() + 60
-        while server.engines():
-            assert time.monotonic() < until, "engines are left"
+        while left := [pid for pid in engines if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < until, f"engines are left: {left}"
             time.sleep(0.5)
 
 
 def test_killed_engines_lose_nothing(started: Callable[..., Server]) -> None:
+    """200 requests at a time in four dialects, in each of five an engine is killed."""
     server = started("--replicas", "2")
-    server.wait(lambda: server.n_slots == 8)
-    alone = server.streams(8)
-    assert all(alone)
+    server.wait_for_slots(8)
     niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in server.engines()}
     assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}  # Ray's default is 15
-    for round in range(3):
-        engines = server.engines()
-        kill = threading.Timer(0.7 + round, os.kill, (engines[round % 2], signal.SIGKILL))
-        kill.start()
-        assert server.streams(8) == alone
-        kill.join()
-        server.wait(lambda: server.n_slots == 8)
+    asked = many(200, 24)
+    alone = server.ask_all(asked)
+    assert all(alone)
+    for _ in range(5):
+        at, engine = random.randrange(20, 180), random.choice(server.engines())
+
+        def kill(i: int, at: int = at, engine: int = engine) -> None:
+            if i == at:
+                time.sleep(random.uniform(0, 0.2))
+                os.kill(engine, signal.SIGKILL)
+
+        assert server.ask_all(asked, kill) == alone
+        server.wait_for_slots(8)
+    assert server.metric("llamacpp:engines_lost_total") == 5
+    assert server.metric("llamacpp:requests_moved_total") >= 5
+    assert server.metric("llamacpp:requests_routed_total") >= 1200
 
 
-def test_engines_come_with_the_requests(started: Callable[..., Server]) -> None:
+def test_engines_come_and_go_with_the_requests(started: Callable[..., Server]) -> None:
+    """One more under load; when there is little, one less, and what it serves goes on."""
     server = started("--replicas", "1:2")
     assert server.n_slots == 4
-    ended = threading.Event()
+    much, some = threading.Event(), threading.Event()
+    much.set()
+    some.set()
 
     def load() -> None:
-        while not ended.is_set():
-            server.streams(12)
+        alone = server.ask_all(many(16, 60))
+        while some.is_set():
+            n = 16 if much.is_set() else 1
+            assert server.ask_all(many(n, 60)) == alone[:n]
 
     thread = threading.Thread(target=load)
     thread.start()
-    server.wait(lambda: server.n_slots == 8)
-    ended.set()
+    server.wait_for_slots(8)
+    much.clear()
+    server.wait_for_slots(4)
+    some.clear()
     thread.join()
 
 
 def test_open_requests_end_after_a_signal(started: Callable[..., Server]) -> None:
     server = started("--replicas", "1", "--drain-timeout", "60")
     texts: list[str] = []
-    thread = threading.Thread(target=lambda: texts.append(server.stream(1)))
+    asked = Asked(CHAT, True, "Tell me about robots.", 1, 100)
+    thread = threading.Thread(target=lambda: texts.append(server.ask(asked)))
     thread.start()
     time.sleep(0.5)
     server.process.terminate()

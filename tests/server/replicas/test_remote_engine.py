@@ -5,21 +5,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, NO_END, SAMPLINGS, Reply, engine_of, random_prompt, submit
+from asking import GREEDY, NO_END, SAMPLINGS, Reply, random_prompt, submit
 from msgspec import structs
+from replicas_here import KEY, Replicas
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
-from gguf_serve.engine.loading.loader import load_model
-from gguf_serve.engine.loading.texts import Texts
-from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import (
     Delta,
     Embedded,
@@ -32,76 +29,15 @@ from gguf_serve.engine.request import (
     Started,
 )
 from gguf_serve.engine.sampling_params import SamplingParams
-from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.server.dialects.llama_server.metrics import exposition
 from gguf_serve.server.http.flight import Flight
 from gguf_serve.server.replicas import channel, remote_engine
 from gguf_serve.server.replicas.channel import connected
 from gguf_serve.server.replicas.host import Host
 from gguf_serve.server.replicas.link import Link
-from gguf_serve.server.replicas.remote_engine import RemoteEngine
 
-KEY = b"of the tests"
-OPTIONS = EngineOptions(n_ctx=1024, n_parallel=4, n_ubatch=32, n_gpu_layers=0, kernel_family="simd")
 PROMPT = random_prompt(100, 1)
 SEEDED = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
-
-
-class Replicas:
-    """Hosts by their names, and a front of them all."""
-
-    def __init__(self, engines: Sequence[Engine], patience: float = 20.0) -> None:
-        self.hosts = {f"host {i}": Host(e, ("127.0.0.1", 0), KEY) for i, e in enumerate(engines)}
-        first = engines[0]
-        texts = Texts(first.tokenizer, first.chat_template, None)
-        self.front = RemoteEngine(texts, KEY, patience)
-        self.know()
-        assert self.front.wait(10)
-        self.wait_for(len(engines))
-
-    def know(self) -> None:
-        self.front.update({name: host.address for name, host in self.hosts.items()})
-
-    def wait_for(self, n: int) -> None:
-        until = time.monotonic() + 10
-        while len(self.front._up) != n:
-            assert time.monotonic() < until, self.front._links
-            time.sleep(0.01)
-
-    def serving(self) -> str:
-        """The one that has a request."""
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            for name, host in self.hosts.items():
-                if host.n_requests:
-                    return name
-            time.sleep(0.001)
-        raise AssertionError("no host has a request")
-
-    def kill(self, name: str) -> None:
-        """As a kernel does it: the connections are gone, without a word."""
-        host = self.hosts.pop(name)
-        self.front.update({name: host.address for name, host in self.hosts.items()})
-        for front in list(host._fronts):
-            front._channel._socket.shutdown(socket.SHUT_RDWR)
-        host.close()
-
-    def close(self) -> None:
-        self.front.close()
-        for host in self.hosts.values():
-            host.close()
-
-
-@pytest.fixture(scope="module")
-def engines(conformance_model: Callable[[str], Path]) -> Iterator[list[Engine]]:
-    if not list_devices():
-        pytest.skip("no OpenCL device")
-    path = conformance_model("llama-dense")
-    made = [engine_of(load_model(path, OPTIONS, lambda share: None), [0]) for _ in range(2)]
-    yield made
-    for engine in made:
-        assert engine.healthy
-        engine.close()
 
 
 @pytest.fixture
@@ -160,11 +96,12 @@ def test_everything_passes_as_from_the_engine_itself(
     text = exposition(stats).decode()
     assert "llamacpp:engines 2.0" in text
     n_routed = {
-        line.split('"')[1]: float(line.split()[-1])
+        tuple(line.split('"')[1::2]): float(line.split()[-1])
         for line in text.splitlines()
         if line.startswith("llamacpp:requests_routed_total{")
     }
-    assert n_routed["prefix"] > 0
+    assert {engine for engine, _ in n_routed} == {"host 0", "host 1"}
+    assert sum(n for (_, reason), n in n_routed.items() if reason == "prefix") > 0
     assert sum(n_routed.values()) == len(SAMPLINGS) + 2
     assert [slot.id for slot in replicas.front.slots()] == list(range(8))
 
@@ -189,6 +126,7 @@ def test_a_lost_engine_s_requests_go_on(engines: list[Engine]) -> None:
         assert len(reply.all(PromptScored)) == len(alone.all(PromptScored))
         assert reply.end.timings.predicted_n == alone.end.timings.predicted_n
         assert replicas.front.n_moved == 1
+        assert {engine for _, engine in replicas.front.routed} == {"", *replicas.hosts}
         replicas.close()
 
 

@@ -1,0 +1,59 @@
+"""A front and hosts in one process, without Ray."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+
+from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.loading.texts import Texts
+from gguf_serve.server.replicas.host import Host
+from gguf_serve.server.replicas.remote_engine import RemoteEngine
+
+KEY = b"of the tests"
+
+
+class Replicas:
+    """Hosts by their names, and a front of them all."""
+
+    def __init__(self, engines: Sequence[Engine], patience: float = 20.0) -> None:
+        self.hosts = {f"host {i}": Host(e, ("127.0.0.1", 0), KEY) for i, e in enumerate(engines)}
+        first = engines[0]
+        texts = Texts(first.tokenizer, first.chat_template, None)
+        self.front = RemoteEngine(texts, KEY, patience)
+        self.know()
+        assert self.front.wait(10)
+        self.wait_for(len(engines))
+
+    def know(self) -> None:
+        self.front.update({name: host.address for name, host in self.hosts.items()})
+
+    def wait_for(self, n: int) -> None:
+        until = time.monotonic() + 10
+        while len(self.front._up) != n:
+            assert time.monotonic() < until, self.front._links
+            time.sleep(0.01)
+
+    def serving(self) -> str:
+        """The one that has a request."""
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            for name, host in self.hosts.items():
+                if host.n_requests:
+                    return name
+            time.sleep(0.001)
+        raise AssertionError("no host has a request")
+
+    def kill(self, name: str) -> None:
+        """As a kernel does it: the connections are gone, without a word."""
+        host = self.hosts.pop(name)
+        self.front.update({name: host.address for name, host in self.hosts.items()})
+        for front in list(host._fronts):
+            front._channel._socket.shutdown(socket.SHUT_RDWR)
+        host.close()
+
+    def close(self) -> None:
+        self.front.close()
+        for host in self.hosts.values():
+            host.close()
