@@ -17,6 +17,7 @@ class Account:
         self.is_complete = False  # all of the answer has been handed to the connection
         self.error = ""
         self.n_prompt = self.n_cached = 0  # tokens
+        self.finish_reasons: dict[int, str] = {}  # the engine's, by the number of its request
         self._n_generated: dict[int, int] = {}  # tokens, by the number of the engine's request
         self._n_first = 0  # tokens that came with the first piece of text
         self._first = self._last = 0.0  # when text came; 0: not yet
@@ -45,8 +46,10 @@ class Account:
         elif isinstance(event, Started):
             self.n_prompt += event.n_prompt
             self.n_cached += event.n_cached
-        elif isinstance(event, Finished) and event.timings.predicted_n:
-            self._n_generated[index] = event.timings.predicted_n
+        elif isinstance(event, Finished):
+            self.finish_reasons[index] = event.reason
+            if event.timings.predicted_n:
+                self._n_generated[index] = event.timings.predicted_n
         elif isinstance(event, Failed):
             self.error = event.message
 

@@ -31,6 +31,7 @@ from gguf_serve.server.http.room import Leases
 from gguf_serve.server.idle import Idle, Wake
 from gguf_serve.server.page import endpoints as page
 from gguf_serve.server.requests.service import Service
+from gguf_serve.server.tracing import Traced, Traces
 
 
 class Gate:
@@ -114,6 +115,7 @@ def create_app(
     prefix: str = "",
     idle: Idle | None = None,
     limiter: Limiter | None = None,
+    traces: Traces | None = None,
 ) -> Starlette:
     routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
     handlers = exception_handlers(error_response)
@@ -129,6 +131,7 @@ def create_app(
         routes=[*routes, *openapi.routes(routes), *page.routes(service)],
         middleware=[
             Middleware(RequestLog),
+            *([Middleware(Traced, traces=traces, service=service)] if traces is not None else []),
             (cors or Cors()).middleware(),
             Middleware(Slashes),
             *prefixed,

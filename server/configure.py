@@ -27,6 +27,7 @@ from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.tools.host import NAMES
 from gguf_serve.server.tools.mcp_config import McpServer, read_servers
 from gguf_serve.server.tools.toolbox import Toolbox
+from gguf_serve.server.tracing import Traces
 
 
 class SettingsError(Exception):
@@ -281,6 +282,19 @@ def batch_store(settings: Settings) -> Store | None:
         return Store(Path(settings.batch_path), settings.batch_storage << 20)
     except StoreError as error:
         raise SettingsError(f"--batch-path: {error}") from None
+
+
+def traces(settings: Settings) -> Traces | None:
+    endpoint = settings.otlp_endpoint
+    if endpoint is None:
+        return None
+    if not endpoint.startswith(("http://", "https://")):
+        raise SettingsError(f"--otlp-endpoint: {endpoint} is no URL of HTTP")
+    try:
+        return Traces(endpoint)
+    except ImportError:
+        message = "--otlp-endpoint needs OpenTelemetry: pip install 'gguf-serve[traces]'"
+        raise SettingsError(message) from None
 
 
 def api_prefix(settings: Settings) -> str:

@@ -41,6 +41,7 @@ from gguf_serve.server.configure import (
     media_fetcher,
     request_defaults,
     toolbox,
+    traces,
     uses_https,
     warmup_body,
 )
@@ -59,6 +60,7 @@ from gguf_serve.server.requests.service import Endpoints, Service
 from gguf_serve.server.requests.warm_prompt import warm_up
 from gguf_serve.server.summary import progress_bar, show, summary
 from gguf_serve.server.tools.tool import Tool
+from gguf_serve.server.tracing import Traces
 
 log = logging.getLogger("gguf_serve.server")
 DRAIN_STEP = 0.1  # seconds
@@ -82,6 +84,7 @@ class Server(uvicorn.Server):
         handshake_timeout: float = 15.0,
         on_hangup: Callable[[], None] | None = None,
         drain_timeout: float = 0.0,
+        traces: Traces | None = None,
     ) -> None:
         super().__init__(config)
         self.servers: list[asyncio.base_events.Server] = []
@@ -91,6 +94,7 @@ class Server(uvicorn.Server):
         self.drain_timeout = drain_timeout  # seconds
         self.service = service
         self.failure: str | None = None
+        self._traces = traces
         self._load = load
         self._on_loaded = on_loaded
         self._threads: list[threading.Thread] = []
@@ -135,6 +139,8 @@ class Server(uvicorn.Server):
             self._spawn(engine.close)
         await super().shutdown(sockets)
         await self.service.tools.close()
+        if self._traces is not None:
+            self._traces.close()
         end_all()  # else whoever still waits for a template keeps the process alive
 
     @contextmanager
@@ -239,7 +245,8 @@ def serve(settings: Settings) -> int:
         log.warning("whoever reaches %s can use the server: there is no --api-key", addresses[0])
     limited = key_limits(settings)
     limiter = None if limited is None else Limiter(limited)
-    app = create_app(service, keys, cors(settings), api_prefix(settings), idle, limiter)
+    traced = traces(settings)
+    app = create_app(service, keys, cors(settings), api_prefix(settings), idle, limiter, traced)
     server = Server(
         http_config(app, settings, limits),
         service,
@@ -249,6 +256,7 @@ def serve(settings: Settings) -> int:
         handshake_timeout=limits.header_timeout,
         on_hangup=None if settings.api_key_file is None else partial(read_keys, settings, keys),
         drain_timeout=settings.drain_timeout,
+        traces=traced,
     )
     try:
         server.run(bound)

@@ -95,6 +95,11 @@ class HttpSettings(LimitSettings):
         "--metrics/--no-metrics", group=SERVER, env="ENDPOINT_METRICS", default=False,
         help="numbers for Prometheus at /metrics",
     )
+    otlp_endpoint: str | None = option(
+        "--otlp-endpoint", group=SERVER, env="GGUF_SERVE_OTLP_ENDPOINT", type=TEXT, metavar="URL",
+        default=None, help="collector that is sent a span of each request by OTLP over HTTP, as "
+        "http://localhost:4318",
+    )
     props: bool = option(
         "--props/--no-props", group=SERVER, env="ENDPOINT_PROPS", default=False,
         help="POST /props",

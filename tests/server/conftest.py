@@ -296,6 +296,7 @@ def serve() -> Iterator[Serve]:
         limits: Limits | None = None,
         sleep: tuple[float, Callable[[], Any]] | None = None,  # seconds, and what loads again
         limiter: Limiter | None = None,
+        traces: Any = None,
         **options: Any,
     ) -> str:
         service = Service(engine, **options)
@@ -306,7 +307,7 @@ def serve() -> Iterator[Serve]:
                 await service.tools.close()
 
         idle = None if sleep is None else Idle(service, *sleep)
-        app = create_app(service, Keys(api_keys), cors, prefix, idle, limiter)
+        app = create_app(service, Keys(api_keys), cors, prefix, idle, limiter, traces)
         config = uvicorn.Config(
             app,
             http=protocol(error_response, limits),
