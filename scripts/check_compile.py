@@ -234,9 +234,9 @@ def build(context: Any, text: str, defines: Sequence[str]) -> None:
     """To the machine's code, which PoCL makes when it is asked for the binary."""
     import pyopencl as cl
 
-    from gguf_serve.kernels.opencl.sources import SOURCES
+    from gguf_serve.kernels.opencl.sources import OPTIONS
 
-    options = [f"-I{SOURCES}", *(f"-D{define}" for define in defines)]
+    options = [*OPTIONS, *(f"-D{define}" for define in defines)]
     program = cl.Program(context, text).build(options, cache_dir=False)  # type: ignore[arg-type]
     assert program.get_info(cl.program_info.BINARIES)
 

@@ -34,7 +34,7 @@ from gguf_serve.kernels.opencl.compiling.program_cache import (
 from gguf_serve.kernels.opencl.compiling.worker import NoWorkerError
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments, signature
-from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.sources import OPTIONS, SOURCES
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 
@@ -247,4 +247,4 @@ class Programs:
         return (SOURCES / spec.source).read_text(encoding="utf-8")
 
     def _options(self, spec: Spec) -> list[str]:
-        return [f"-I{SOURCES}", *(f"-D{define}" for define in spec.defines)]
+        return [*OPTIONS, *(f"-D{define}" for define in spec.defines)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.sources import OPTIONS
 
 if TYPE_CHECKING:
     import pyopencl as cl
@@ -82,7 +82,7 @@ def works(context: cl.Context, form: str, kind: Kind) -> bool:
     if kind == "tiles" and not allow_tiles():
         return False
     queue = cl.CommandQueue(context)
-    options = [f"-I{SOURCES}", f"-D{form}"]
+    options = [*OPTIONS, f"-D{form}"]
     kernel = cl.Kernel(cl.Program(context, SOURCE_OF[kind]).build(options), "probe")
     *inputs, c, expected = _example(kind)
     flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR

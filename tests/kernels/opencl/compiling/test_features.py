@@ -15,7 +15,7 @@ from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE
 from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.sources import OPTIONS
 
 CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 
@@ -71,7 +71,7 @@ def test_the_probe_builds_every_intrinsic(device: Device) -> None:
     if not device.is_simd:
         pytest.skip("for CPUs only")
     source = f"{BYTE_PROBE}\n#ifndef SIGNED_CODES\n#error\n#endif\n"
-    cl.Program(device.context, source).build([f"-I{SOURCES}"])
+    cl.Program(device.context, source).build(list(OPTIONS))
 
 
 def test_a_probe_without_an_answer_is_not_remembered(
