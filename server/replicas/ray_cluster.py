@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from msgspec import Struct
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server.replicas import deployment
+from gguf_serve.server.version import VERSION
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between two looks at where the engines are
@@ -63,8 +65,11 @@ class Cluster:
     """Ray, and the application of one model in it."""
 
     def __init__(self, wanted: Wanted) -> None:
+        # Both are read when Ray is imported, and by what it starts.
         if wanted.address is None:
-            os.environ.update(FRUGAL)  # read when Ray is imported, and by what it starts
+            os.environ.update(FRUGAL)
+        else:  # of itself Ray asks for a token only where it starts a cluster
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             import ray
             from ray import serve
@@ -125,6 +130,8 @@ class Cluster:
             health_check_period_s=2, health_check_timeout_s=10,
             graceful_shutdown_timeout_s=wanted.drain_timeout + EXTRA_SECONDS,
             graceful_shutdown_wait_loop_s=0.2, **scale,
+            # Else Serve makes one up, and each front that comes has all engines replaced.
+            version=self._version(), _internal=True,
         )  # fmt: skip
         bound = made.bind(
             wanted.path.absolute(), options, self.key, f"{self.name} directory",
@@ -134,6 +141,13 @@ class Cluster:
             [self._serve.RunTarget(bound, self.name, route_prefix=None)],
             wait_for_ingress_deployment_creation=False, wait_for_applications_running=False,
         )  # fmt: skip
+
+    def _version(self) -> str:
+        """Of what engines are started with: those of another one are replaced."""
+        wanted = self._wanted
+        n_bytes = wanted.path.stat().st_size
+        told = VERSION, wanted.path.absolute(), n_bytes, wanted.options, wanted.drain_timeout
+        return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
     def hosts(self) -> dict[str, tuple[str, int]]:
         return dict(

@@ -29,8 +29,7 @@ def started() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         engines = server.engines()
-        server.process.terminate()
-        assert server.process.wait(60) == 0
+        server.close()
         until = time.monotonic() + 60
         while left := [pid for pid in engines if Path(f"/proc/{pid}").exists()]:
             assert time.monotonic() < until, f"engines are left: {left}"

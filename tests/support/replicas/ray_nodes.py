@@ -34,7 +34,7 @@ class Node:
             [*command, str(Path(sys.executable).parent / "ray"), "start", *where, "--block",
              "--node-ip-address", host, "--num-cpus", str(n_cpus), "--disable-usage-stats",
              "--include-log-monitor", "false"],
-            env=os.environ | FRUGAL, stdout=subprocess.DEVNULL,
+            env=os.environ | FRUGAL | {"RAY_AUTH_MODE": "token"}, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         if is_head:
             self._wait_for(host, int(port))
@@ -54,18 +54,18 @@ class Node:
     def close(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(60)  # Ray drains a node for 30
         except subprocess.TimeoutExpired:
             self.process.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Link:
-    """A network namespace with an address, and a cable to it that can be drawn. Needs root."""
-
-    here, there = "10.213.7.1", "10.213.7.2"
+    """A network namespace with an address, and a link to it that can be cut. Needs root."""
 
     def __init__(self) -> None:
+        net = f"10.213.{os.getpid() % 256}"
+        self.here, self.there = f"{net}.1", f"{net}.2"
         self._name = f"gs{os.getpid()}"
         self._ends = f"{self._name}a", f"{self._name}b"
         self.command = ["ip", "netns", "exec", self._name]
@@ -78,10 +78,10 @@ class Link:
         for device in (b, "lo"):
             ip("-n", self._name, "link", "set", device, "up")
 
-    def draw(self) -> None:
+    def cut(self) -> None:
         ip("link", "set", self._ends[0], "down")
 
-    def plug(self) -> None:
+    def mend(self) -> None:
         ip("link", "set", self._ends[0], "up")
 
     def close(self) -> None:

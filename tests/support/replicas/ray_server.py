@@ -71,6 +71,10 @@ class Server:
         """Processes of Ray's that have an engine."""
         return [pid for root in self._roots for pid in descendants(root) if is_engine(pid)]
 
+    def close(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+
     def ask(self, asked: Asked) -> str:
         return ask(self.url, asked, SECONDS)
 
