@@ -302,6 +302,9 @@ class EngineOptions:
 # fmt: on
 
 
+PROJECTOR = "projector"  # in ModelInfo.settings: what gives the embeddings of images and sounds
+
+
 class ModelInfo(Struct, frozen=True):
     """The served model and the device it runs on."""
 

@@ -15,7 +15,7 @@ from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.forward.cached_bytes import CachedBytes
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.forward.slot_file import SlotContent
-from gguf_serve.engine.options import ModelInfo
+from gguf_serve.engine.options import PROJECTOR, ModelInfo
 from gguf_serve.engine.scheduling.page_cache import PagedTokens
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 
@@ -54,8 +54,6 @@ class SlotCache:
         tokens, salt = self._left[slot]
         if salt is not None:
             raise RequestError(f"slot {slot} has adapters or a cache_salt, which no file names")
-        if min(tokens, default=0) < 0:
-            raise RequestError(f"slot {slot} has images or sounds, which no file names")
         table, n = self._scheduler.cache.find_pages(tokens)
         state = np.empty(0, np.uint8)
         if self._runner.state_bytes:
@@ -80,7 +78,9 @@ class SlotCache:
     def _insert(self, content: SlotContent, name: str) -> None:
         cache, n = self._scheduler.cache, len(content.tokens)
         n_vocab = self._info.n_vocab
-        stray = next((token for token in content.tokens if not 0 <= token < n_vocab), None)
+        if PROJECTOR not in self._info.settings and min(content.tokens, default=0) < 0:
+            raise RequestError(f"{name} has images or sounds, and this engine has no projector")
+        stray = next((token for token in content.tokens if token >= n_vocab), None)
         if stray is not None:
             raise RequestError(f"{name}: token {stray} is not in the vocabulary of {n_vocab}")
         if len(content.pages) != (n_pages := -(-n // cache.page_size)):

@@ -32,7 +32,7 @@ from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
 from gguf_serve.engine.loading.texts import read_text
 from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
-from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
+from gguf_serve.engine.options import PROJECTOR, AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.adapters import Adapter
 from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
@@ -383,7 +383,11 @@ def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any
     for path, strength in options.control.files:
         with open_gguf(path) as gguf:
             vectors.append([gguf.fingerprint(), strength])
-    return {
+    projector = {}
+    if options.mmproj is not None:
+        with open_gguf(options.mmproj) as gguf:
+            projector[PROJECTOR] = gguf.fingerprint()
+    return projector | {
         "RoPE options": asdict(options.rope),
         "overridden metadata": [list(pair) for pair in options.override_kv],
         "control vectors": vectors,

@@ -125,8 +125,8 @@ class Admission:
             ):
                 if given:
                     raise RequestError(f"{name} cannot go with a grammar, which ends the text")
-        if request.media and not isinstance(request.wants, Generation):
-            raise RequestError("images and sounds have no embeddings and no log-probabilities")
+        if request.media and isinstance(request.wants, Scoring | Ranking):
+            raise RequestError("images and sounds have no log-probabilities and no ranks")
         n_vocab, tokens = self._info.n_vocab, request.text_tokens
         if request.resume is not None:
             if not isinstance(request.wants, Generation) or self._info.denoising is not None:

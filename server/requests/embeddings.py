@@ -73,7 +73,7 @@ async def embed(
     prompts = await read_prompts(value, service, name, fields.truncate, last)
     if fields.truncate:
         n_ctx = service.engine.n_ctx
-        prompts = [replace(prompt, ids=prompt.ids[:n_ctx]) for prompt in prompts]
+        prompts = [p if p.media else replace(p, ids=p.ids[:n_ctx]) for p in prompts]
     results = await run(service, http, prompts, pooling)
     kind = service.embd_normalize if fields.embd_normalize is None else fields.embd_normalize
     if pooling == "none":

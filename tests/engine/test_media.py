@@ -26,10 +26,22 @@ from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.errors import MediaError, ModelError, RequestError
 from gguf_serve.engine.forward import batch
 from gguf_serve.engine.forward.positions import positions
+from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.loading import media_loader
 from gguf_serve.engine.media.span import MediaSpan
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Grid, Request
+from gguf_serve.engine.request import (
+    Delta,
+    Embedded,
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    Grid,
+    Pooling,
+    Request,
+    Started,
+)
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -184,6 +196,51 @@ def test_an_image_is_encoded_once_and_its_places_are_shared(
     assert all_anew.timings.cache_n == 0
     check_logits(again, first)
     check_logits(uncached, first)
+
+
+def test_a_saved_slot_has_its_image(
+    vision_folder: Path, serve: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """Another engine goes on from the file without encoding anything; one without the projector
+    refuses it."""
+    reference = Reference(vision_folder, "llava15")
+    first, other = serve(reference), serve(reference)
+    found, _ = logprobs(first, read(reference, first, "wide"))
+    first.save_slot(0, tmp_path / "slot").result(60)
+    other.restore_slot(0, tmp_path / "slot").result(60)
+    with counted_passes() as passes:
+        again, end = logprobs(other, read(reference, other, "wide"))
+        assert passes == []
+    assert end.timings.prompt_n == 1
+    check_logits(again, found)
+
+
+def test_embeddings_of_an_image(
+    vision_folder: Path, serve: Callable[..., Engine], conformance_model: Build
+) -> None:
+    """The last token's state, which the output matrix makes llama.cpp's logits of; the mean is that
+    of all states, the image's too."""
+    reference = Reference(vision_folder, "llava15")
+    engine = serve(reference)
+    prompt = read(reference, engine, "wide")
+    (last,), states, (mean,) = (
+        embedded(engine, prompt, pooling) for pooling in ("last", "none", "mean")
+    )
+    with open_gguf(conformance_model(text_model(reference))) as gguf:
+        output = gguf.floats("output.weight").reshape(-1, len(last))
+    check_logits(output @ last, reference.arrays["logits.wide"])
+    assert len(states) == len(prompt.ids)
+    np.testing.assert_allclose(states.mean(0), mean, rtol=1e-4, atol=1e-4)
+
+
+def embedded(engine: Engine, prompt: MediaPrompt, pooling: Pooling) -> np.ndarray:
+    """float32 [vectors, n_embd]."""
+    events: Queue[Event] = Queue()
+    request = Request(prompt.ids, media=prompt.spans, wants=Embedding(pooling))
+    engine.submit(request, events.put)
+    while not isinstance(event := events.get(timeout=120), Embedded):
+        assert isinstance(event, Started), event
+    return np.array(event.vectors)
 
 
 def test_images_in_small_steps(vision_folder: Path, serve: Callable[..., Engine]) -> None:

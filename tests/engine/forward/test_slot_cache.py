@@ -92,23 +92,21 @@ def test_a_file_of_a_shorter_context(start: Start, tmp_path: Path) -> None:
         other.restore_slot(0, tmp_path / "slot").result(SECONDS)
 
 
-def test_images_are_in_no_file(start: Start, tmp_path: Path) -> None:
-    """Their places have ids that mean something to the process that gave them only."""
-    engine = start("llama-dense")
-    engine._slots._cache.note(0, [1, 2, -1, -2, 3], None)
-    with pytest.raises(RequestError, match="slot 0 has images or sounds"):
-        engine.save_slot(0, tmp_path / "slot").result(SECONDS)
-
-
-def test_a_file_with_tokens_that_do_not_exist(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("token", "message"), [(-1, "has images or sounds"), (1 << 40, "not in the vocabulary")]
+)
+def test_a_file_with_tokens_that_do_not_exist(
+    start: Start, tmp_path: Path, token: int, message: str
+) -> None:
+    """Negative ones are an image's, which needs a projector."""
     engine = start("llama-dense")
     ask(engine, PROMPT, id_slot=0)
     engine.save_slot(0, tmp_path / "slot").result(SECONDS)
     data = (tmp_path / "slot").read_bytes()
     old = np.array(PROMPT, "<i8").tobytes()
-    data = data[:-4].replace(old, np.array([-1, *PROMPT[1:]], "<i8").tobytes())
+    data = data[:-4].replace(old, np.array([token, *PROMPT[1:]], "<i8").tobytes())
     (tmp_path / "slot").write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
-    with pytest.raises(RequestError, match="not in the vocabulary"):
+    with pytest.raises(RequestError, match=message):
         engine.restore_slot(0, tmp_path / "slot").result(SECONDS)
     assert engine.healthy
 
