@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 # Where a tensor is needed: in the model, every layer, or layers with any other of this scope.
 Scope = Literal[
     "model", "layer", "attention", "compressor", "indexer", "state", "n-grams", "ffn", "experts",
-    "shared", "chunks", "per layer",
+    "shared", "chunks", "per layer", "gate", "latent experts",
+    "later layers",  # all but the first
     "tables",  # outside layers, too
     "own K and V",  # layers that do not share those of an earlier one
 ]  # fmt: skip
@@ -110,9 +111,10 @@ SHARED = needs("shared", "ffn_up_shexp", "ffn_down_shexp")
 GLU_SHARED = SHARED + needs("shared", "ffn_gate_shexp")
 SHARED_GATE = needs("shared", "ffn_gate_inp_shexp")
 LLAMA = DECODER + GLU + EXPERTS + GLU_SHARED  # what many are: with experts or without
-ENCODER = (
-    EMBEDDING + EMBEDDING_NORM + QKV + needs("layer", "attn_output_norm", "layer_output_norm") + FFN
-)
+ENCODER = EMBEDDING + EMBEDDING_NORM + needs("model", "token_embd_norm.bias") + QKV + needs(
+    "layer", "attn_output_norm", "attn_output_norm.bias", "layer_output_norm",
+    "layer_output_norm.bias",
+) + FFN  # fmt: skip
 
 # A model's own adapters, which are switched on by tokens
 SWITCHED = needs("layer", *(
@@ -146,6 +148,7 @@ RWKV_7 = TIME_MIX + needs(
 # Of the first layer, whose own values are those that others mix with theirs
 FIRST_VALUE_SHARES = tuple(f"blk.0.time_mix_v{i}.weight" for i in range(3))
 TIME_MIX_GATE = needs("layer", "time_mix_g1", "time_mix_g2")
+TIME_MIX_GATE_IF_ANY = needs("gate", "time_mix_g1", "time_mix_g2")
 TIME_MIX_NORM = needs("layer", "time_mix_ln", "time_mix_ln.bias")
 CHANNEL_MIX = needs(
     "layer", "attn_norm_2", "attn_norm_2.bias", "channel_mix_lerp_k", "channel_mix_key",

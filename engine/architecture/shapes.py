@@ -17,7 +17,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
 # Names, or ends of names, of tensors without ".weight"
-BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", ".bias", ".lora_a", ".lora_b")
+BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", ".bias", ".scale", ".lora_a", ".lora_b")
 # Shapes in the file's order, maybe less ones at the end; "|" between those that a tensor may have.
 # Of letters some are sizes of the model (see _sizes), others any number that is the same in all
 # tensors of a layer.
@@ -92,6 +92,7 @@ def _check_needs(gguf: GGUFFile, h: Hyperparameters) -> None:
         scopes = scopes - {"model"} | {"layer"}
         if not h.arch.mixed:
             scopes |= {"attention"} if "experts" in scopes else {"attention", "ffn"}
+        scopes |= {"later layers"} if i else set()
         if h.kv_layers[i] == i:
             scopes |= {"own K and V"}
         _check_scopes(gguf, h, scopes, f"blk.{i}.", here)

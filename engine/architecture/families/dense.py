@@ -46,7 +46,7 @@ from gguf_serve.engine.architecture.needs import (
 
 KIND = "attention and FFN"
 ROWS = (
-    Architecture("apertus", DECODER + QK_NORM + FFN,
+    Architecture("apertus", DECODER + QK_NORM + FFN + OUTPUT,
                  keys=must("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"),
                  positions="neox", activation="xielu"),
     Architecture("arcee", DECODER + FFN, activation="relu2"),
@@ -89,7 +89,8 @@ ROWS = (
     Architecture("gemma4", ENDS + NORMS + POST_NORMS + needs("model", "rope_freqs") +
                  needs("attention", ("attn_q", "attn_qkv"), "attn_q_norm", "attn_output") +
                  needs("own K and V", ("attn_k", "attn_qkv"), "attn_k_norm") + GLU + EXPERTS +
-                 needs("experts", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2") +
+                 needs("experts", "ffn_gate_inp.scale", "pre_ffw_norm_2", "post_ffw_norm_1",
+                 "post_ffw_norm_2") +
                  PER_LAYER + PER_LAYER_TABLE,
                  keys=window(REQUIRED, REQUIRED, base=10000.0) | may("attention.shared_kv_layers") |
                  {"attention.scale": Always(1.0), "final_logit_softcapping": 30.0},

@@ -47,13 +47,15 @@ from gguf_serve.engine.architecture.needs import (
     STATE_NORM,
     STEP_NORMS,
     TIME_MIX_GATE,
+    TIME_MIX_GATE_IF_ANY,
     TIME_MIX_NORM,
     needs,
 )
 
 KIND = "state space, convolution or linear attention, alone or beside attention"
 ROWS = (
-    Architecture("arwkv7", ENDS + NORMS + RWKV_7 + GLU + OUTPUT,
+    Architecture("arwkv7", ENDS + NORMS + RWKV_7 + TIME_MIX_GATE_IF_ANY + GLU +
+                 OUTPUT,
                  keys=must("wkv.head_size") | {"token_shift_count": Only(1)},
                  mixed=True, unused=FIRST_VALUE_SHARES, positions="none"),
     Architecture("bailingmoe3", ENDS + NORMS + KIMI_LAYERS + KIMI_Q + needs("state", "ssm_g_a") +
@@ -94,7 +96,8 @@ ROWS = (
                  may("attention.layer_norm_rms_epsilon"),
                  mixed=True, positions="none", activation="relu2", scoring="sigmoid"),
     Architecture("nemotron_h_moe", ENDS + ATTENTION_NORM + QKV + MAMBA + STATE_NORM + CONV_BIAS +
-                 FFN,
+                 FFN + EXPERTS + CHOICE_BIAS + needs("experts", "ffn_up_shexp", "ffn_down_shexp") +
+                 needs("latent experts", "ffn_latent_down", "ffn_latent_up"),
                  keys=EXPERT_SCALE | must("ssm.state_size", "attention.layer_norm_epsilon") |
                  may("attention.layer_norm_rms_epsilon"),
                  mixed=True, positions="none", activation="relu2", scoring="sigmoid",
@@ -116,6 +119,7 @@ ROWS = (
                  keys=must("ssm.state_size") | may("attention.recurrent_layers"),
                  mixed=True, positions="neox", normalize_experts=True),
     Architecture("rwkv6", RWKV_ENDS + RWKV_6 + needs("layer", "time_mix_first") + TIME_MIX_NORM +
+                 needs("layer", ("time_mix_lerp_fused", "time_mix_lerp_w")) +
                  CHANNEL_MIX + needs("layer", "channel_mix_lerp_r", "channel_mix_receptance"),
                  keys=must("wkv.head_size") | may("rescale_every_n_layers") |
                  {"token_shift_count": Only(2)},

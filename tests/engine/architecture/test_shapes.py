@@ -3,7 +3,8 @@
 ``data/optional_tensors.json`` lists which tensors a model can do without, by what llama.cpp (of
 llama-cpp-python 0.3.36) did with the same files: name within a layer, and models. Those with
 which it loaded but ended in its first step count as needed; qwen3next's ``attn_gate`` does not,
-since ``ssm_in`` of these files stands for it. kimi-k3's ``ffn_gate_shexp`` is left out: llama.cpp
+since ``ssm_in`` of these files stands for it. Nor do tensors of step35's experts, without which
+llama.cpp passes over all of them. kimi-k3's ``ffn_gate_shexp`` is left out: llama.cpp
 then takes another activation, for files that nobody has.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance_data import Spec, names, read_spec
+from conformance_data import Spec, names, read_spec, second_names
 from msgspec.structs import replace
 from random_model import start
 
@@ -29,6 +30,12 @@ from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.kernels.opencl.device import open_device
 
 NAMES = names()
+# Of those that ../shared has apart, whose layers all count and have their usual names.
+ROWS = {name: ARCHITECTURES.get(read_spec(name)["arch"]) for name in {*second_names()} - {*NAMES}}
+SECOND = sorted(
+    name for name, row in ROWS.items()
+    if row is not None and not row.stacks and not name.endswith(("-mtp", "-nextn"))
+)  # fmt: skip
 OPTIONAL = json.loads((Path(__file__).parents[1] / "data" / "optional_tensors.json").read_text())
 # Sizes that some models have in one tensor alone, so that nothing contradicts them.
 SINGLE = ("V", "O", "c", "h", "l", "f", "2f", "g", "o", "r")
@@ -55,7 +62,7 @@ def check(gguf: GGUFFile) -> None:
     check_tensors(gguf, read_hyperparameters(gguf, find_architecture(gguf.architecture)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SECOND])
 def test_without_each_tensor(name: str, tmp_path: Path) -> None:
     spec = read_spec(name)
     with header(spec, tmp_path / "model.gguf") as gguf:
