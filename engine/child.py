@@ -32,6 +32,7 @@ if sys.platform != "win32":
 _LENGTH = struct.Struct(">Q")
 _OUT_OF_MEMORY = 77  # exit code of a child that had no memory left
 CLOCK = 3  # a child may take so many times its seconds, where others use the processor, too
+SETUP_CLOCK = 12  # the same of its setup: that begins with a process, and a start hangs on it
 MAX_ANSWER = 64 << 20  # bytes
 _PIPE = 1 << 20  # bytes; where it is small, a long message makes both sides take many turns
 # Nothing else of the parent's environment is the child's business: it may hold keys.
@@ -83,7 +84,7 @@ class _Child:
 
     def _set_up(self, setup: bytes) -> None:
         try:
-            self._first = self._exchange(setup)
+            self._first = self._exchange(setup, SETUP_CLOCK)
         except ChildError as error:
             self._first = error
 
@@ -96,10 +97,10 @@ class _Child:
 
     def ask(self, message: bytes) -> bytes:
         self.first_answer()
-        return self._exchange(message)
+        return self._exchange(message, CLOCK)
 
-    def _exchange(self, message: bytes) -> bytes:
-        timer = threading.Timer(self._limits.seconds * CLOCK, self._kill_late)
+    def _exchange(self, message: bytes, clock: float) -> bytes:
+        timer = threading.Timer(self._limits.seconds * clock, self._kill_late)
         timer.daemon = True
         timer.start()
         stdin, stdout = self.process.stdin, self.process.stdout

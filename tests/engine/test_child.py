@@ -59,6 +59,18 @@ def test_the_parents_clock_ends_a_child_that_waits(
         pool.ask("time.sleep(60)")
 
 
+def test_a_setup_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins with the start of a process, which takes long where much else runs."""
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    monkeypatch.setattr(child, "CLOCK", 0)
+    pool = Pool("child_process", {"a": 1}, most=1, limits=LIMITS)
+    assert pool.first_answer() == b"set up with {'a': 1}"
+    monkeypatch.setattr(child, "SETUP_CLOCK", 0)
+    with pytest.raises(ChildError, match="more than 1 seconds"):
+        Pool("child_process", {"a": 1}, most=1, limits=LIMITS).first_answer()
+    pool.close()
+
+
 def test_another_child_answers_while_one_is_busy(pool: Pool) -> None:
     pool.ask("1")
     busy = threading.Thread(target=pool.ask, args=("time.sleep(0.9)",))
