@@ -18,7 +18,7 @@ import gguf_serve.kernels.opencl.sources as sources
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("server", "engine", "kernels")
-DATA = (".py", ".cl", ".json", ".jinja")
+DATA = (".py", ".cl", ".json", ".jinja", ".html", ".css", ".js", ".svg")
 THEIRS = ("kernels", "ray[serve]")
 NEEDED = ("pytest", "pytest-timeout", "hypothesis", "gguf", "jsonschema", "openai")
 SMALL_SET = (
