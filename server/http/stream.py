@@ -206,6 +206,13 @@ class EventStream:
         if self._going_on is not None and self._going_on.cancel():
             self.deliver(self._n_submitted, Finished("cancelled", Timings()))
 
+    def refuse(self, message: str) -> None:
+        """End what still runs with an error that is its client's."""
+        for ticket in self._submitted():
+            self.engine.cancel(ticket)
+        for index in list(self._tickets):
+            self.deliver(index, Failed(message, by_request=True))
+
     @property
     def is_running(self) -> bool:
         """Whether a request of it has not ended."""

@@ -105,11 +105,16 @@ def make_options(
 
 
 async def start(
-    service: Service, fields: GenerationFields, job: Job, options: Options, dialect: Translator
+    service: Service,
+    fields: GenerationFields,
+    job: Job,
+    options: Options,
+    dialect: Translator,
+    stream: EventStream | None = None,
 ) -> Reply:
     """Submit a request for every choice; refusals of the engine are raised here."""
     requests = await engine_requests(service, fields, job, options)
-    return await submit(service, fields, requests, dialect)
+    return await submit(service, fields, requests, dialect, stream)
 
 
 async def submit(

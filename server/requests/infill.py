@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
+from starlette.requests import Request as HttpRequest
 
 from gguf_serve.server.errors import ApiError
+from gguf_serve.server.http.client import LONGEST_SESSION, client, is_awaited
+from gguf_serve.server.http.stream import EventStream
 from gguf_serve.server.interface import FimTokens, Tokenizer
 from gguf_serve.server.requests.prompts import Prompt, within_context
 from gguf_serve.server.requests.service import Service
@@ -61,6 +64,24 @@ def suffixed(prefix: str, suffix: str, service: Service) -> Prompt:
     """The prompt of other APIs for the text between two, as the command line wants it."""
     engine, spm = service.engine, service.defaults.spm_infill
     return infill_prompt(engine.tokenizer, prefix, suffix, n_ctx=engine.n_ctx, suffix_first=spm)
+
+
+def newest_stream(service: Service, http: HttpRequest, user: object = "") -> EventStream:
+    """The stream for what stands between two texts, in the place of what the same editor has asked
+    for before: whoever goes on typing does not want that any more.
+
+    An editor is a client (a key or an address, which many may share) with a name: that of the
+    header ``x-session-id``, else ``user`` of the body. Those without one replace nothing.
+    """
+    stream = service.event_stream()
+    named = http.headers.get("x-session-id") or (user if isinstance(user, str) else "")
+    if named and is_awaited.get():
+        editor = (client.get(), named[:LONGEST_SESSION])
+        older = service.infills.get(editor)
+        if older is not None:
+            older.refuse("a newer request of the same session has taken its place")
+        service.infills[editor] = stream
+    return stream
 
 
 def extra_files(

@@ -126,6 +126,8 @@ class Service:
         self.created = int(time.time())
         # Streams by the id of their answer, for as long as it is written.
         self.controlled: WeakValueDictionary[str, EventStream] = WeakValueDictionary()
+        # The last one of each editor that asked for what stands between two texts.
+        self.infills: WeakValueDictionary[tuple[str, str], EventStream] = WeakValueDictionary()
         self._unknown = UnknownFields()
         self._inbox: Inbox | None = None
         self._long_texts = Workers(1, "text")

@@ -14,6 +14,7 @@ from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE
 from gguf_serve.server.http.reply import Reply
+from gguf_serve.server.http.stream import EventStream
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
 from gguf_serve.server.requests.fields import (
     INERT,
@@ -31,7 +32,7 @@ from gguf_serve.server.requests.generate import (
     plain_job,
     submit,
 )
-from gguf_serve.server.requests.infill import ExtraFile, infill_prompt
+from gguf_serve.server.requests.infill import ExtraFile, infill_prompt, newest_stream
 from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
 from gguf_serve.server.requests.prompts import Prompt
@@ -77,13 +78,15 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
 
 
 async def infill(service: Service, http: HttpRequest) -> Reply:
-    fields = read(await service.read_object(http), InfillFields)
+    data = await service.read_object(http)
+    fields = read(data, InfillFields)
     extra = fields.input_extra or []
     texts = [fields.input_prefix, fields.input_suffix, fields.prompt]
     texts += [file.text for file in extra]
     prompt = await service.read_text(sum(map(len, texts)), infill_for, service, fields, extra)
     job = await plain_job(service, fields, [prompt])
-    return await answer(service, fields, job, fields.response_fields or [])
+    stream = newest_stream(service, http, data.get("user"))
+    return await answer(service, fields, job, fields.response_fields or [], stream)
 
 
 def infill_for(service: Service, fields: InfillFields, extra: Sequence[ExtraFile]) -> Prompt:
@@ -100,12 +103,16 @@ def read(data: dict[str, Any], kind: Any) -> Any:
 
 
 async def answer(
-    service: Service, fields: GenerationFields, job: Job, shown: Sequence[str]
+    service: Service,
+    fields: GenerationFields,
+    job: Job,
+    shown: Sequence[str],
+    stream: EventStream | None = None,
 ) -> Reply:
     options = make_options(fields, fields.n_probs or None, service)
     requests = await engine_requests(service, fields, job, options)
     dialect = NativeCompletions(service, job.choices(options.n), requests, options, shown)
-    return await submit(service, fields, requests, dialect)
+    return await submit(service, fields, requests, dialect, stream)
 
 
 class NativeCompletions:

@@ -43,7 +43,7 @@ from gguf_serve.server.requests.fields import (
     max_tokens,
 )
 from gguf_serve.server.requests.generate import Job, make_options, plain_job, start
-from gguf_serve.server.requests.infill import suffixed
+from gguf_serve.server.requests.infill import newest_stream, suffixed
 from gguf_serve.server.requests.logprobs import content_logprobs
 from gguf_serve.server.requests.newest import prepare_newest
 from gguf_serve.server.requests.prompts import Prompt, checked_token, completion_prompts
@@ -101,7 +101,8 @@ async def generate(service: Service, http: HttpRequest) -> Reply | Response:
     options = make_options(request, n_top, service)
     has_context = job.format is not None  # of what no template wrote there is no turn to go on
     dialect = Lines("response", job.choices()[0], service.model_name, n_top, has_context)
-    return await start(service, request, job, options, dialect)
+    stream = newest_stream(service, http) if fields.suffix else None
+    return await start(service, request, job, options, dialect, stream)
 
 
 def context_of(fields: CommonFields, service: Service) -> int:

@@ -36,7 +36,7 @@ from gguf_serve.server.requests.generate import (
     plain_job,
     submit,
 )
-from gguf_serve.server.requests.infill import suffixed
+from gguf_serve.server.requests.infill import newest_stream, suffixed
 from gguf_serve.server.requests.native_answer import NativeAnswers
 from gguf_serve.server.requests.prompt_objects import read_prompts
 from gguf_serve.server.requests.prompts import Prompt
@@ -120,7 +120,8 @@ async def completions(service: Service, http: HttpRequest) -> Reply:
     job = await plain_job(service, fields, await prompts_of(fields, service))
     shape = TextShape(options, service.engine.tokenizer, echo=bool(fields.echo))
     dialect, requests = await answering(service, fields, job, options, shape)
-    return await submit(service, fields, requests, dialect)
+    stream = newest_stream(service, http, data.get("user")) if fields.suffix else None
+    return await submit(service, fields, requests, dialect, stream)
 
 
 async def prompts_of(fields: CompletionFields, service: Service) -> list[Prompt]:
