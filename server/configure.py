@@ -275,6 +275,12 @@ def is_own(host: str) -> bool:
         return False
 
 
+def response_folder(settings: Settings) -> Path | None:
+    """Where responses are kept beside the KV cache that their conversations have on disk."""
+    folder = settings.engine.cache_disk
+    return None if folder is None else Path(folder) / "responses"
+
+
 def batch_store(settings: Settings) -> Store | None:
     if settings.batch_path is None:
         return None

@@ -83,14 +83,15 @@ class Service:
         verbose: bool = False,
         only_vectors: bool = False,
         response_memory: int = DEFAULT_RESPONSE_MEMORY,
+        response_folder: Path | None = None,
         tools: Toolbox | None = None,
         batch_store: Store | None = None,
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
         ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
         ``only_vectors``: no text is generated; ``response_memory``: bytes for what is kept of
-        responses; ``tools``: what the server runs itself; ``batch_store``: where files and batches
-        are, if there are any."""
+        responses, and ``response_folder``: where it outlives the server; ``tools``: what the server
+        runs itself; ``batch_store``: where files and batches are, if there are any."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.is_draining = False  # nothing new is taken
@@ -111,7 +112,7 @@ class Service:
         self._isolates = isolates
         self.verbose = verbose
         self.only_vectors = only_vectors
-        self.response_memory = response_memory
+        self.response_memory, self.response_folder = response_memory, response_folder
         self.tools = Toolbox() if tools is None else tools
         self.traffic = Traffic()
         self.foreground = Foreground()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses import conversations, stored
 from gguf_serve.server.dialects.responses.background import Run
+from gguf_serve.server.dialects.responses.files import ResponseFiles
 from gguf_serve.server.dialects.responses.input import (
     ALSO,
     ELSEWHERE,
@@ -25,7 +27,7 @@ from gguf_serve.server.dialects.responses.memory import Items, Kept, Memory, wit
 from gguf_serve.server.dialects.responses.searching import searches
 from gguf_serve.server.dialects.responses.translator import Responses
 from gguf_serve.server.dialects.rounds import Rounds, let_go_on
-from gguf_serve.server.errors import invalid, json_response
+from gguf_serve.server.errors import invalid, json_response, shown
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import Chat, read_chat
 from gguf_serve.server.requests.fields import convert, refuse
@@ -35,7 +37,8 @@ from gguf_serve.server.requests.service import Service
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    memory = Memory(service.response_memory)
+    folder = service.response_folder
+    memory = Memory(service.response_memory, None if folder is None else ResponseFiles(folder))
     answer, count = partial(responses, service, memory), partial(input_tokens, service, memory)
     return [
         *(
@@ -103,8 +106,9 @@ def with_history(memory: Memory, data: dict[str, Any]) -> Asked:
         raise invalid("Field 'conversation': cannot go with 'previous_response_id'")
     if fields.background and fields.store is False:
         raise invalid("Field 'background': needs 'store', for its answer is asked for later")
-    items = with_ids(fields.input)
-    data = data | {"store": bool(memory.most) and fields.store is not False}
+    given = fields.input if isinstance(fields.input, str) else referred(memory, fields.input)
+    items = with_ids(given)
+    data = data | {"input": given, "store": bool(memory.most) and fields.store is not False}
     if previous is not None:
         kept = memory.find("previous_response_id", previous)
         if kept.is_running:
@@ -119,6 +123,21 @@ def with_history(memory: Memory, data: dict[str, Any]) -> Asked:
     messages(data)  # what is wrong with its own items is named by their places among these
     items = (*before, *items)
     return Asked(data | {"input": list(items)}, items, going_on)
+
+
+def referred(memory: Memory, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items with those that they refer to (``item_reference``) in their places."""
+    found = []
+    for place, item in enumerate(items):
+        if item.get("type") == "item_reference":
+            named = item.get("id")
+            there = memory.item(named) if isinstance(named, str) else None
+            if there is None:
+                what = f"item_reference: there is no item {shown(named)} here (any more)"
+                raise invalid(f"Field 'input[{place}]': {what}")
+            item = dict(there)
+        found.append(item)
+    return found
 
 
 async def read(service: Service, data: dict[str, Any], counts: bool = False) -> tuple[Chat, Job]:

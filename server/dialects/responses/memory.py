@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from gguf_serve.server.dialects.responses.background import Run
+from gguf_serve.server.dialects.responses.files import ResponseFiles
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.http.client import client
 from gguf_serve.server.requests.answer import random_id
@@ -47,18 +48,28 @@ class Kept(msgspec.Struct):
 class Memory:
     """Used by the event loop, and by threads that put answers together."""
 
-    def __init__(self, n_bytes: int) -> None:
-        """``n_bytes``: at most, of JSON; 0: nothing is kept."""
+    def __init__(self, n_bytes: int, files: ResponseFiles | None = None) -> None:
+        """``n_bytes``: at most, of JSON; 0: nothing is kept. ``files``: where it is kept too."""
         self.most = n_bytes
+        self._files = files if n_bytes else None
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._n_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        # What earlier servers have kept; a thread reads it, since it may take a second.
+        self._loading = threading.Thread(target=self._load, name="responses", daemon=True)
+        if self._files is not None:
+            self._loading.start()
 
     def keep(self, kept: Kept) -> None:
         """Keep it, or what has become of it."""
+        self._take(kept)
+        if self._files is not None and not kept.is_running and self.has(kept):
+            self._files.write(kept.id, saved(kept))
+
+    def _take(self, kept: Kept) -> None:
         n_bytes = size(kept)
         with self._lock:
-            self._forget(kept.id)
+            self._drop(kept.id)
             kept.n_bytes = n_bytes
             self._kept[kept.id] = kept
             self._n_bytes += n_bytes
@@ -68,10 +79,18 @@ class Memory:
                 if not other.is_running:
                     self._forget(other.id)
 
+    def _load(self) -> None:
+        assert self._files is not None
+        for content in self._files.load():
+            kept = read(content)
+            with self._lock:
+                if kept.id not in self._kept:
+                    self._take(kept)
+
     def find(self, field: str, id: Any, is_response: bool = True) -> Kept:
         """ApiError if it is not there, or another client's. ``field``: "id" in a path."""
+        kept = self._at(id) if isinstance(id, str) else None
         with self._lock:
-            kept = self._kept.get(id) if isinstance(id, str) else None
             if (
                 kept is None
                 or kept.owner != client.get()
@@ -83,7 +102,29 @@ class Memory:
                     raise ApiError("not_found_error", message)
                 raise invalid(f"Field '{field}': {message}")
             self._kept.move_to_end(kept.id)
+            if self._files is not None:
+                self._files.touch(kept.id)
             return kept
+
+    def item(self, id: str) -> Mapping[str, Any] | None:
+        """The item of that id in what the client has kept, the newest first."""
+        if self._files is not None:
+            self._loading.join()
+        with self._lock:
+            mine = [kept for kept in self._kept.values() if kept.owner == client.get()]
+        items = (item for kept in reversed(mine) for item in kept.history)
+        return next((item for item in items if item.get("id") == id), None)
+
+    def _at(self, id: str) -> Kept | None:
+        """One that is in memory, or that another server of the same folder has kept."""
+        kept = self._kept.get(id)
+        if kept is not None or self._files is None:
+            return kept
+        self._loading.join()
+        content = self._files.read(id)
+        if content is not None and id not in self._kept:
+            self._take(read(content))
+        return self._kept.get(id)
 
     def has(self, kept: Kept) -> bool:
         return kept.id in self._kept
@@ -100,9 +141,28 @@ class Memory:
             raise ApiError("unavailable_error", message, headers={"retry-after": "10"})
 
     def _forget(self, id: str) -> None:
+        self._drop(id)
+        if self._files is not None:
+            self._files.remove(id)
+
+    def _drop(self, id: str) -> None:
         kept = self._kept.pop(id, None)
         if kept is not None:
             self._n_bytes -= kept.n_bytes
+
+
+SAVED = ("id", "owner", "created_at", "items", "response", "metadata")  # all but a run
+
+
+def saved(kept: Kept) -> bytes:
+    """What a file has of it."""
+    return msgspec.json.encode({name: getattr(kept, name) for name in SAVED})
+
+
+def read(content: bytes) -> Kept:
+    """What ``saved`` has written."""
+    found = msgspec.json.decode(content)
+    return Kept(**{name: found[name] for name in SAVED} | {"items": tuple(found["items"])})
 
 
 def size(kept: Kept) -> int:
