@@ -39,6 +39,7 @@ from peer_process import PeerError, PeerProcess, peer_python  # noqa: E402
 
 from gguf_serve.engine.errors import EngineError  # noqa: E402
 from gguf_serve.engine.gguf.file import open_gguf  # noqa: E402
+from gguf_serve.kernels.attention.kv import PAGE  # noqa: E402
 
 SHORT_PROMPT = 16
 FIRST_TOKEN_PROMPT = 32
@@ -68,6 +69,8 @@ class Plan:
         self._n_vocab, self._options = n_vocab, options
         longest = max([*options.prompts, options.depth, SHORT_PROMPT]) + options.generate + 8
         self.n_ctx = min(longest, n_ctx_train)
+        pages = -(-(SHORT_PROMPT + options.generate) // PAGE) + 1  # of a stream
+        self.n_all = max(self.n_ctx, max(options.streams) * pages * PAGE)  # tokens in the cache
         self.skipped: list[str] = []
         self.measurements = [
             *(self._prompt(n) for n in options.prompts if self._fits(n, "prompt")),
@@ -76,8 +79,7 @@ class Plan:
         ]
         if options.depth and self._fits(options.depth + options.generate, "depth"):
             self.measurements.append(self._generate(options.depth))
-        if options.streams > 1:
-            self.measurements.append(self._streams(options.streams))
+        self.measurements += [self._streams(n) for n in options.streams if n > 1]
 
     def _fits(self, n: int, what: str) -> bool:
         fits = bool(n + 1 < self.n_ctx)
@@ -147,7 +149,7 @@ def take_turns(
 def host_rows(plan: Plan, ours: Ask, options: argparse.Namespace) -> list[Row]:
     """The engine's own time, and the driver's for enqueueing, in a step that generates."""
     rows = []
-    for n_streams in dict.fromkeys((1, options.streams)):
+    for n_streams in dict.fromkeys((1, *options.streams)):
         name = f"of {n_streams} streams" if n_streams > 1 else "of one stream"
         own = Row(f"host time, step {name}", "ms", lower_is_better=True)
         enqueue = Row(f"enqueueing by the driver, step {name}", "ms", lower_is_better=True)
@@ -171,7 +173,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompts", type=numbers, default=(512, 2048), help="lengths (default 512,2048)")
     add("--generate", type=int, default=128, help="tokens to generate (default 128)")
     add("--depth", type=int, default=4096, help="also generate after so many; 0: do not")
-    add("--streams", type=int, default=8, help="parallel streams (default 8); 1: do not")
+    add("--streams", type=numbers, default=(8,), help="in parallel (default 8); 1: do not")
     add("--repeat", type=int, default=3, help="of every measurement (default 3)")
     add("--most-seconds", type=float, default=math.inf, help="no repetition begins after so many")
     add("--widths", type=numbers, nargs="?", const=step_widths.WIDTHS,
@@ -187,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--markdown", action="store_true", help="print Markdown")
     add("--json", type=Path, metavar="FILE", help="write every number to this file")
     options = parser.parse_args()
-    if options.repeat < 1 or options.generate < 2 or options.streams < 1 or options.depth < 0:
+    if options.repeat < 1 or options.generate < 2 or min(options.streams) < 1 or options.depth < 0:
         parser.error("--repeat and --streams need 1 or more, --generate 2, --depth 0")
     if options.widths and 1 not in options.widths:
         parser.error("--widths needs 1, of which the others are multiples")
@@ -201,11 +203,13 @@ def numbers(text: str) -> tuple[int, ...]:
     return values
 
 
-def load(options: argparse.Namespace, n_ctx: int, n_slots: int) -> EngineSubject:
+def load(
+    options: argparse.Namespace, n_ctx: int, n_slots: int, *, shares: bool = False
+) -> EngineSubject:
     return EngineSubject(
         options.model, n_ctx=n_ctx, n_slots=n_slots, device=options.device,
         n_threads=options.threads, kernel_family=options.kernel_family,
-        activation_type=options.activation_type, profile=options.profile,
+        activation_type=options.activation_type, profile=options.profile, shares=shares,
     )  # fmt: skip
 
 
@@ -278,7 +282,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     started = start_row(options)
     ready = Row("ready after", "s", lower_is_better=True)
     memory = Row("peak memory", "MiB", lower_is_better=True)
-    subject = load(options, plan.n_ctx, options.streams)
+    subject = load(options, plan.n_all, max(options.streams), shares=True)
     ready.ours.append(subject.load_seconds)
     facts |= report.versions(subject.engine)
     peer = None

@@ -94,11 +94,14 @@ class EngineSubject:
         kernel_family: str | None = None,
         activation_type: str = "auto",
         profile: bool = False,
+        shares: bool = False,
     ) -> None:
-        """``n_ctx``: tokens of each of the ``n_slots`` slots; ``n_threads``: 0 for all."""
+        """``n_ctx``: tokens of each of the ``n_slots`` slots, or of all together if one ``shares``
+        them with others; ``n_threads``: 0 for all."""
         options = EngineOptions(
-            n_ctx=n_ctx * n_slots,
+            n_ctx=n_ctx if shares else n_ctx * n_slots,
             n_parallel=n_slots,
+            kv_unified=shares,
             device=device,
             n_threads=n_threads or -1,
             kernel_family=kernel_family,

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Checks and measures on a machine with a GPU: devices, kernel tests, benchmark.
+# Checks and measures on a machine with a GPU: devices, kernel tests, sizes to tune, and one table:
+# prompts of 512 and 4,096 tokens, 1, 8 and 32 streams, and the share of the memory's bandwidth.
 #
 #   scripts/gpu_check.sh [--wheels DIR] [--model FILE.gguf] [--device NAME] [--out DIR]
-#                        [--synthetic "OPTIONS"] [--kernel-family simd|simt] [--skip-tests]
+#                        [--synthetic "OPTIONS"] [--kernel-family simd|simt] [--skip-tests] [--minutes N]
 #
 # --wheels     folder of wheels: the dependencies and what the tests need (pytest, pytest-timeout,
 #              gguf) are installed from it, offline, into a temporary folder, and Intel's CPU
@@ -10,6 +11,8 @@
 # --model      what to measure; else a model of 7 billion parameters is written (4.1 GB)
 # --synthetic  options of synthetic_model.py for another size
 # --device     as serve --device; else the one that serve takes
+# --minutes    for all (default 10): 4 in 10 of them at most for the tests, 2 for the search of sizes,
+#              which is not stored; the benchmark has what is left
 # --out        folder for the log of the tests and the benchmark's JSON
 # In the environment: PYTHON (default python3), BENCH_OPTIONS (more options of bench.py).
 #
@@ -20,10 +23,10 @@ set -euo pipefail
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 fail() { echo "gpu_check: $*" >&2; exit 2; }
 
-wheels='' model='' device='' out='' synthetic='' family='' tests=yes
+wheels='' model='' device='' out='' synthetic='' family='' tests=yes minutes=10
 while [ $# -gt 0 ]; do
     case $1 in
-        --wheels | --model | --device | --out | --synthetic | --kernel-family)
+        --wheels | --model | --device | --out | --synthetic | --kernel-family | --minutes)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;&
         --wheels) wheels=$2; shift ;;
         --model) model=$2; shift ;;
@@ -31,12 +34,14 @@ while [ $# -gt 0 ]; do
         --out) out=$2; shift ;;
         --synthetic) synthetic=$2; shift ;;
         --kernel-family) family=$2; shift ;;
+        --minutes) minutes=$2; shift ;;
         --skip-tests) tests=no ;;
         -h | --help) usage; exit 0 ;;
         *) fail "unknown argument $1 (see --help)" ;;
     esac
     shift
 done
+[[ $minutes =~ ^[1-9][0-9]*$ ]] || fail "--minutes $minutes, expected a whole number above 0"
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "no folder $wheels"
 [ -z "$model" ] || [ -f "$model" ] || fail "no model $model"
 [ -z "$wheels" ] || wheels=$(realpath "$wheels")
@@ -118,6 +123,14 @@ find_library() {
     done
 }
 
+within() {  # so many tenths of the time, a command
+    local status=0 seconds=$((minutes * 6 * $1))
+    shift
+    timeout "$seconds" "$@" || status=$?
+    [ $status != 124 ] || echo "gpu_check: ended after $seconds s"
+    return $status
+}
+
 section() { printf '\n== %s\n' "$1"; }
 
 [ -z "$wheels" ] || install_wheels
@@ -134,9 +147,15 @@ fi
 status=0
 if [ $tests = yes ]; then
     section "kernel tests"
-    "$python" -m pytest tests/kernels -p no:cacheprovider -rfEs --tb=short 2>&1 |
+    within 4 "$python" -m pytest tests/kernels -p no:cacheprovider -rfEs --tb=short 2>&1 |
         tee "$out/tests.log" || status=1
 fi
+
+section "sizes to tune"
+tune=(--dry-run)
+[ -z "$device" ] || tune+=(--device "$device")
+[ -z "$family" ] || tune+=(--family "$family")
+within 2 "$python" scripts/tune.py "${tune[@]}" || [ $? = 124 ] || status=1
 
 section benchmark
 if [ -z "$model" ]; then
@@ -144,7 +163,10 @@ if [ -z "$model" ]; then
     # shellcheck disable=SC2086  # several options in one argument
     "$python" scripts/synthetic_model.py "$model" $synthetic
 fi
-arguments=(-m "$model" --json "$out/bench.json" --profile)
+# Loading, compiling and what follows the measurements take a part of what is left.
+left=$(((minutes * 60 - SECONDS) * 6 / 10))
+arguments=(-m "$model" --json "$out/bench.json" --profile --prompts 512,4096 --depth 0
+    --streams 8,32 --most-seconds "$((left > 0 ? left : 0))")
 [ -z "$device" ] || arguments+=(--device "$device")
 [ -z "$family" ] || arguments+=(--kernel-family "$family")
 # shellcheck disable=SC2086  # likewise
