@@ -3,9 +3,9 @@
 ``data/optional_tensors.json`` lists which tensors a model can do without, by what llama.cpp (of
 llama-cpp-python 0.3.36) did with the same files: name within a layer, and models. Those with
 which it loaded but ended in its first step count as needed; qwen3next's ``attn_gate`` does not,
-since ``ssm_in`` of these files stands for it. Nor do tensors of step35's experts, without which
-llama.cpp passes over all of them. kimi-k3's ``ffn_gate_shexp`` is left out: llama.cpp
-then takes another activation, for files that nobody has.
+since ``ssm_in`` of these files stands for it. Nor do tensors of step35's experts and gates,
+without which llama.cpp passes over all of an FFN. kimi-k3's ``ffn_gate_shexp`` is left out:
+llama.cpp then takes another activation, for files that nobody has.
 """
 
 from __future__ import annotations
