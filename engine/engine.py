@@ -21,13 +21,22 @@ from msgspec import Struct
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
+from gguf_serve.engine.forward.following import follow
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.forward.slot_cache import SlotCache
+from gguf_serve.engine.forward.stages import Done
 from gguf_serve.engine.forward.waiting_rows import WaitingRows
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint
-from gguf_serve.engine.loading.loader import compile_model, free_memory, list_devices, load_model
+from gguf_serve.engine.loading.loader import (
+    compile_model,
+    free_memory,
+    list_devices,
+    load_model,
+    load_stage,
+)
 from gguf_serve.engine.loading.media_loader import Media
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.request import Event, Request
 from gguf_serve.engine.scheduling.pace import Pace
@@ -63,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine", "no_driver",
+    "serve_stage",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -116,6 +126,7 @@ class Engine:
         self._media_turns = None if media is None else MediaTurns(
             media.encoder, scheduler, self._streams
         )  # fmt: skip
+        runner.on_loss(lambda reason: self._mailbox.stop(f"the engine has failed: {reason}"))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -199,6 +210,7 @@ class Engine:
         self._mailbox.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._runner.leave()
             if self._disk is not None:
                 self._disk.close()
 
@@ -336,7 +348,7 @@ class Engine:
         self._speculation.begin(plan)
         for chunk in plan.chunks:
             if chunk.seq.n_ahead:
-                self._runner.states.keep(chunk.seq.slot)
+                self._runner.of_all_states("keep", chunk.seq.slot)
         patience = self._pace.patience(is_alone=len(self._streams) == 1)
         logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush, patience)
         if not plan.chunks:  # copies for one that waits for an image
@@ -358,7 +370,7 @@ class Engine:
                 self._delivery.deliver(row, values)
         for chunk in plan.chunks:
             if chunk.seq.n_ahead and chunk.seq.state == "running":
-                self._runner.states.put_back(chunk.seq.slot)
+                self._runner.of_all_states("put_back", chunk.seq.slot)
                 self._scheduler.rewind(chunk.seq, chunk.start)
             if (stream := self._streams.get(chunk.seq.id)) and stream.proposals is not None:
                 stream.proposals.prepare()
@@ -367,13 +379,36 @@ class Engine:
 
 
 def load_engine(
-    path: Path, options: EngineOptions, progress: Callable[[float], None] = lambda share: None
+    path: Path,
+    options: EngineOptions,
+    progress: Callable[[float], None] = lambda share: None,
+    wires: Iterable[Wire] = (),
 ) -> Engine:
-    """Load a model and start its engine; ModelError or EngineError says why it cannot be."""
-    model = load_model(path, options, progress)
+    """Load a model and start its engine; ModelError or EngineError says why it cannot be.
+    ``wires``: to processes that are to have their share of the layers, see ``serve_stage``."""
+    between = list(wires)
+    try:
+        model = load_model(path, options, progress, between)
+    except BaseException:
+        for wire in between:
+            wire.close()
+        raise
+    disk = None
+    if not between:
+        found = host_options(options, model.info, model.scheduler.checkpoints)
+        disk = disk_options(options) or found
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media,
-        disk_options(options) or host_options(options, model.info, model.scheduler.checkpoints),
-        model.drafter,
+        model.media, disk, model.drafter,
     )  # fmt: skip
+
+
+def serve_stage(wire: Wire, wires: Iterable[Wire | None]) -> None:
+    """Have a share of the layers of the model that the first stage loads, at the other end of
+    ``wire``, until it is gone. ``wires``: to all stages, None for this one. Raises EngineError."""
+    try:
+        runner = load_stage(wire, list(wires))
+    except Exception as error:
+        wire.send(Done(str(error)))
+        raise
+    follow(runner, wire)

@@ -79,6 +79,14 @@ class OutputRow(Struct, frozen=True):
         return max(self.position + 1 - self.chunk.end, 0)
 
 
+class Filled(Struct, frozen=True):
+    """What has been written for a step, for a batch of another process."""
+
+    counts: Counts
+    arrays: Mapping[str, Ints]  # by the names of the regions, the rows that count
+    tables: Mapping[int, list[int]]  # page tables that have changed, by slot
+
+
 class Batch:
     """The device buffers of steps of up to ``n_tokens`` tokens and ``n_outputs`` rows."""
 
@@ -127,6 +135,7 @@ class Batch:
         self._memory, self._host, self._arrays, tensors = regions(device, shapes)
         self._pages: Ints = np.zeros((n_sequences, -(-n_ctx // PAGE)), np.int32)
         self._written: list[list[int]] = [[] for _ in range(n_sequences)]
+        self._changed: dict[int, list[int]] = {}  # of these, by the last step
         self._tables = empty(device, self._pages.shape, np.int32)
         write(device, self._tables, self._pages, wait=True)
         attention = AttentionInputs(
@@ -199,6 +208,29 @@ class Batch:
         if states is not None and self.inputs.states is not None:
             write(self._device, self.inputs.states, np.ascontiguousarray(states), wait=True)
         return counts
+
+    def filled(self, counts: Counts) -> Filled:
+        """What ``fill`` has written last, whose counts these are, but for media and states."""
+        n = max(N_COUNTS, *counts)
+        arrays = {name: array[:n].copy() for name, array in self._arrays.items()}
+        return Filled(counts, arrays, self._changed)
+
+    def take(self, filled: Filled) -> Counts:
+        """Write to the device, which is idle, what another process has filled in; returns its
+        counts."""
+        for slot, table in filled.tables.items():
+            self._pages[slot, : len(table)] = table
+        if filled.tables:
+            write(self._device, self._tables, self._pages)
+        for name, rows in filled.arrays.items():
+            self._arrays[name][: len(rows)] = rows
+        if not works_in_place(self._device):
+            write(self._device, self._memory, self._host)
+        return filled.counts
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        self._device.finish()
 
     def _fill_rows(self, rows: Sequence[OutputRow], firsts: Mapping[int, int]) -> list[int]:
         """The rows of logits; returns which tokens of the step they are. ``firsts``: the place of
@@ -354,13 +386,12 @@ class Batch:
 
     def _write_tables(self, sequences: Sequence[RunningSequence]) -> None:
         """Bring the page tables of these sequences up to date on the device."""
-        changed = False
+        self._changed = {}
         for seq in sequences:
             if self._written[seq.slot] != seq.table:
-                self._written[seq.slot] = seq.table.copy()
+                self._written[seq.slot] = self._changed[seq.slot] = seq.table.copy()
                 self._pages[seq.slot, : len(seq.table)] = seq.table
-                changed = True
-        if changed:
+        if self._changed:
             write(self._device, self._tables, self._pages)
 
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gguf_serve.engine.forward.batch import Batch, OutputRow
+from gguf_serve.engine.forward.batch import Batch, Filled, OutputRow
+from gguf_serve.engine.forward.stages import OnPages, OnStates, StateMethod, Step
 from gguf_serve.engine.model.decoder import Decoder
 from gguf_serve.engine.model.recording import Recording
 from gguf_serve.engine.recording.step import (
@@ -140,6 +141,8 @@ class Runner:
         """``batches`` and ``pages`` of each device; that of ``output_at`` has the logits."""
         self._decoder, self._batches, self.pages = decoder, batches, pages
         self.states = states
+        self._is_here = [wire is None for wire in decoder.wires]
+        self._wires = [wire for wire in decoder.wires if wire is not None]
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
         self._of_step: dict[tuple[int, int, AttentionMode, bool, bool], Recording] = {}
@@ -219,12 +222,13 @@ class Runner:
         states: npt.NDArray[np.float32] | None = None,
     ) -> list[RowLogits]:
         """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
-        them, hold until the next forward. ``meanwhile`` is called while the device computes.
+        them, hold until the next forward. ``meanwhile`` is called while the device computes, once
+        more if others do.
         Rows whose masks are not known after ``patience`` seconds of that wait for them.
         ``states``: what a head of speculation reads beside each token, float32 [tokens, n_embd]."""
-        for copy in copies:
-            for pages in self.pages:
-                pages.copy_page(copy.source, copy.target)
+        if copies:
+            self._tell(OnPages(copies))
+            self.copy_pages(copies)
         self._first_not_finite = None
         if not chunks:
             return []
@@ -232,7 +236,7 @@ class Runner:
             if row.mask is not None:
                 row.mask.begin()
         recording, counts = self.prepare(chunks, rows, states)
-        recording.run(counts)
+        recording.run(counts, meanwhile)
         masks = self._last.write_masks(rows, patience)  # while the device computes
         self.topk.run(counts[self._output_at])
         meanwhile()
@@ -262,9 +266,31 @@ class Runner:
     def copy_states(self, saves: Sequence[StateCopy], restores: Sequence[StateCopy]) -> None:
         """Copy what slots keep beside pages, and put copies back; before a plan's forward."""
         for save in saves:
-            self.states.save(save.slot, save.copy)
+            self.of_all_states("save", save.slot, save.copy)
         for restore in restores:
-            self.states.restore(restore.slot, restore.copy)
+            self.of_all_states("restore", restore.slot, restore.copy)
+
+    def of_all_states(self, method: StateMethod, *arguments: int) -> Any:
+        """Call a method of ``states``, and of those that other processes have."""
+        self._tell(OnStates(method, arguments))
+        return getattr(self.states, method)(*arguments)
+
+    def claim_copy(self, copy: int, position: int) -> bool:
+        """SlotStates.claim, of all states."""
+        return bool(self.of_all_states("claim", copy, position))
+
+    def copy_pages(self, copies: Sequence[PageCopy]) -> None:
+        """Copy pages of the devices of this process."""
+        for copy in copies:
+            for pages in self.pages:
+                pages.copy_page(copy.source, copy.target)
+
+    def run_filled(self, mode: Mode, filled: Filled) -> None:
+        """Carry out the part of this process of a step that another one has prepared."""
+        at = self._is_here.index(True)
+        counts = self._batches[at].take(filled)
+        self._recording(mode).run([counts] * len(self._batches))
+        self._batches[at].finish()  # the next step's inputs are written in place
 
     def prepare(
         self,
@@ -287,10 +313,13 @@ class Runner:
             if mode == wanted:
                 self._of_step[key] = recording
         in_tiles = recording.mode.attention == "tiles"
+        places = zip(self._batches, self._decoder.tile_queries, self._is_here, strict=True)
         counts = [
-            batch.fill(chunks, rows, tile if in_tiles else 1, states)
-            for batch, tile in zip(self._batches, self._decoder.tile_queries, strict=True)
+            batch.fill(chunks, rows, tile if in_tiles else 1, states) if is_here else ()
+            for batch, tile, is_here in places
         ]
+        if self._wires:
+            self._tell(Step(recording.mode, self._last.filled(counts[self._output_at])))
         return recording, counts
 
     def read_logits(self, index: int) -> npt.NDArray[Any]:
@@ -344,6 +373,21 @@ class Runner:
         prompts = replace(mode, tile=PROMPT_TILE, output_tile=FEW_OUTPUTS)
         candidates = (mode, *others, as_prompt(mode), as_prompt(prompts))
         return next(filter(compiling.ready, candidates), mode)
+
+    def on_loss(self, call: Callable[[str], None]) -> None:
+        """Have it called, in any thread, when another process with a part of the model is gone."""
+        for wire in self._wires:
+            wire.on_loss(call)
+
+    def leave(self) -> None:
+        """Leave the processes that have a part of the model."""
+        for wire in self._wires:
+            wire.close()
+
+    def _tell(self, message: Step | OnPages | OnStates) -> None:
+        """Send a message to all processes that have a part of the model."""
+        for wire in self._wires:
+            wire.send(message)
 
     def _recording(self, mode: Mode) -> Recording:
         if mode not in self._recordings:

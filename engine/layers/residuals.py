@@ -132,7 +132,7 @@ class DepthSublayer(Struct, frozen=True):
             if self.begins:
                 g.put(x, bank, self.n)
         y = self.sublayer.yields(g, self.sublayer.reads(g, given))
-        with g.on(self.streams.home):
+        with g.on(self.sublayer.part):  # who writes y adds it, which may round otherwise
             return y if self.begins else g.add(x, y)
 
 

@@ -16,6 +16,7 @@ from gguf_serve.engine.layers.attention.indexer import index_shapes, pooled_bloc
 from gguf_serve.engine.model.decoder import Decoder, kv_shapes
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.weights import ModelWeights
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import DEFAULT_SLOTS, EngineOptions
 from gguf_serve.kernels.attention.kv import PAGE, KVPages, KVShape, LayerKV
 from gguf_serve.kernels.opencl.device import Device
@@ -99,13 +100,15 @@ def assemble(
     media: MediaShape | None = None,
     watched: bool = False,
     lent: Sequence[LayerKV] = (),
+    wires: Sequence[Wire | None] = (),
 ) -> Runner:
     """A runner of the model on its devices, in the order of the weights' indices. ``watched``: it
     notes after which layer values are not finite first. ``lent``: the K and V of another model on
-    the same device, see Hyperparameters.kv_layers."""
+    the same device, see Hyperparameters.kv_layers. ``wires``: to the processes that have the
+    devices, which are meta devices here; None, or no wire at all: this one has."""
     memory = allocate_memory(
         h, weights, devices, sizes, cache, flash=flash, media=media, watched=watched,
-        lent=lent,
+        lent=lent, wires=wires,
     )  # fmt: skip
     return Runner(
         memory.decoder, memory.batches, memory.pages, memory.states, weights.placement.output
@@ -123,10 +126,13 @@ def allocate_memory(
     media: MediaShape | None = None,
     watched: bool = False,
     lent: Sequence[LayerKV] = (),
+    wires: Sequence[Wire | None] = (),
 ) -> Memory:
     """All that a runner needs; on meta devices, to know how much that is."""
     batches, places, states = [], [], SlotStates(sizes.n_slots)
-    for at, (device, programs) in enumerate(devices):
+    for at, ((device, programs), wire) in enumerate(
+        zip(devices, wires or [None] * len(devices), strict=True)
+    ):
         batch = Batch(
             device, n_tokens=sizes.n_tokens, n_outputs=sizes.n_outputs, n_sequences=sizes.n_slots,
             n_ctx=sizes.n_ctx_slot, n_vocab=h.n_vocab, ngrams=h.ngrams,
@@ -142,7 +148,7 @@ def allocate_memory(
         places.append(Place(
             h, weights, pages, batch.inputs, device, programs, states,
             n_tokens=sizes.n_tokens, n_split=sizes.n_slots, n_ctx=sizes.n_ctx_slot, flash=flash,
-            lent=lent,
+            lent=lent, wire=wire,
         ))  # fmt: skip
     decoder = Decoder(h, weights, places, n_outputs=sizes.n_outputs, watched=watched)
     return Memory(decoder, batches, [place.pages for place in places], states)

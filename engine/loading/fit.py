@@ -28,6 +28,7 @@ from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.model.placement import (
     Placement,
     ffns_on,
+    in_stages,
     layers_with_experts,
     overridden,
     placement_of,
@@ -71,6 +72,14 @@ def outline(
         tuple(frozenset(job.matrix.type.name for job in some) for some in jobs),
         weights.head.output.matrix.n_bytes if tied and weights.head.output is not None else 0,
     )  # fmt: skip
+
+
+def packed_types(model: Outline, placement: Placement) -> list[set[str]]:
+    """The tensor types that are packed on each of the devices that ``placement`` refers to."""
+    found: list[set[str]] = [set() for _ in range(max(placement.parts) + 1)]
+    for at, types in zip(placement.parts, model.part_types, strict=True):
+        found[at] |= types
+    return found
 
 
 class MemoryNeed(Struct, frozen=True):
@@ -150,7 +159,8 @@ class Beside(Struct, frozen=True):
 
 
 class Machine(Struct, frozen=True):
-    """The devices that a model may use: the first ``n_offload`` have layers by default."""
+    """The devices that a model may use: the first ``n_offload`` have layers by default.
+    ``is_pipeline``: all have, and each is a machine's own (engine.loading.stages)."""
 
     infos: Sequence[DeviceInfo]
     n_offload: int
@@ -158,12 +168,18 @@ class Machine(Struct, frozen=True):
     overrides: Sequence[tuple[str, int]]  # --override-tensor: a pattern and a device
     open: Callable[[int], Device]
     free: Callable[[DeviceInfo], int]  # bytes that can be had
+    is_pipeline: bool = False
 
     def without(self, info: DeviceInfo, n_bytes: int) -> Machine:
         """The same after something else took so much of a device, of which the drivers of GPUs do
         not tell; what is free on a processor tells it."""
         taken = 0 if info.kind == "cpu" else n_bytes
         return replace(self, free=lambda other: self.free(other) - taken * (other == info))
+
+    def share_memory(self, one: int, other: int) -> bool:
+        """Whether two devices have the same memory: all that are the processor do."""
+        kinds = {self.infos[at].kind for at in (one, other)}
+        return one == other or (kinds == {"cpu"} and not self.is_pipeline)
 
     def cpu_index(self) -> int:
         if self.cpu is None:
@@ -239,6 +255,7 @@ class Fitting:
         each in turn, and for what is carried from one to the next."""
         options, n = self._options, self._machine.n_offload
         named = options.device is not None or options.tensor_split or not options.fit
+        named = named or self._machine.is_pipeline
         for self._n_offload in range(n if named else 1, n + 1):
             trial = self._try(n_ctx, n_layers)
             if self._fits(trial):
@@ -270,6 +287,8 @@ class Fitting:
 
     def _place(self, n_layers: int, n_cpu_moe: int | None) -> Placement:
         options, machine, h = self._options, self._machine, self._model.h
+        if machine.is_pipeline:
+            return in_stages(self._model.part_bytes, self._model.tied_bytes, len(machine.infos))
         offload = machine.infos[: self._n_offload]
         n = len(offload)
         shares: Sequence[float] = (*options.tensor_split, *[0.0] * n)[:n]
@@ -299,19 +318,23 @@ class Fitting:
 
     def _shortages(self, trial: Trial, spare: Callable[[int], int]) -> list[tuple[DeviceInfo, int]]:
         """Devices without room for what they are to have and their ``spare`` bytes, and what is
-        free there. Those that are the processor have its memory together."""
-        infos = [self._machine.infos[at] for at in trial.devices]
-        on_cpu = sum(
-            n.total for n, info in zip(trial.needs, infos, strict=True) if info.kind == "cpu"
-        )
+        free there."""
         short = []
-        for at, need, info in zip(trial.devices, trial.needs, infos, strict=True):
-            taken = on_cpu if info.kind == "cpu" else need.total
-            taken += self._taken_beside(info, trial.sizes)
+        for at in trial.devices:
+            info = self._machine.infos[at]
+            taken = self._taken(trial, at) + self._taken_beside(info, trial.sizes)
             free = self._machine.free(info)
             if taken + spare(at) > free:
                 short.append((info, free))
         return short
+
+    def _taken(self, trial: Trial, at: int) -> int:
+        """Bytes that a trial takes of a device's memory."""
+        return sum(
+            need.total
+            for other, need in zip(trial.devices, trial.needs, strict=True)
+            if self._machine.share_memory(at, other)
+        )
 
     def _taken_beside(self, info: DeviceInfo, sizes: Sizes) -> int:
         beside = self._beside
@@ -320,22 +343,13 @@ class Fitting:
         )
         return beside.total(sizes) if beside is not None and is_there else 0
 
-    def packed(self, trial: Trial) -> list[set[str]]:
-        """The tensor types that are packed on each of a trial's devices."""
-        found: list[set[str]] = [set() for _ in trial.devices]
-        for at, types in zip(trial.placement.parts, self._model.part_types, strict=True):
-            found[at] |= types
-        return found
-
     def room_for_checkpoints(self, trial: Trial) -> int | None:
         """Bytes that they may take where the model is on the processor; None: any number."""
-        infos = [self._machine.infos[at] for at in trial.devices]
         at = next((at for at in trial.devices if self._machine.infos[at].kind == "cpu"), None)
         if at is None or not self._options.fit:
             return None
         counted = trial.total().checkpoints
-        taken = sum(n.total for n, i in zip(trial.needs, infos, strict=True) if i.kind == "cpu")
-        taken += self._taken_beside(self._machine.infos[at], trial.sizes)
+        taken = self._taken(trial, at) + self._taken_beside(self._machine.infos[at], trial.sizes)
         free = self._machine.free(self._machine.infos[at])
         return max(free - taken - self._spare(at), 0) + counted
 

@@ -27,11 +27,21 @@ from gguf_serve.engine.loading.draft_loader import (
     open_draft,
 )
 from gguf_serve.engine.loading.head_loader import Heads, open_heads
+from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
+from gguf_serve.engine.loading.stages import (
+    Loaded,
+    Offer,
+    Serve,
+    Stages,
+    kernels_of,
+    prepare_share,
+)
 from gguf_serve.engine.loading.texts import read_text
 from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import PROJECTOR, AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.adapters import Adapter
 from gguf_serve.engine.request import Order
@@ -83,11 +93,17 @@ def free_memory(device: DeviceInfo) -> int:
     return devices.free_memory(device)
 
 
-def load_model(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
-    """Load a model. Raises ModelError for its file, EngineError for device or options."""
+def load_model(
+    path: Path,
+    options: EngineOptions,
+    progress: Callable[[float], None],
+    wires: Sequence[Wire] = (),
+) -> Model:
+    """Load a model. ``wires``: to processes that are to have their share of the layers. Raises
+    ModelError for its file, EngineError for device or options, or if another process fails."""
     with refusing(path):
         try:
-            return _load(path, options, progress)
+            return _load(path, options, progress, wires)
         except DeviceError as error:
             raise EngineError(str(error)) from error
 
@@ -126,15 +142,23 @@ def _compile(prepared: Preparation, progress: Callable[[float], None]) -> tuple[
     return compiling.n_missing, compiling.n_wanted
 
 
-def _load(path: Path, options: EngineOptions, progress: Callable[[float], None]) -> Model:
+def _load(
+    path: Path,
+    options: EngineOptions,
+    progress: Callable[[float], None],
+    wires: Sequence[Wire],
+) -> Model:
     began = time.perf_counter()
+    stages = Stages(wires, path, options) if wires else None
     gguf, hparams = read_model(path, options)
     with ThreadPoolExecutor(1, "tokenizer") as pool:
         text = pool.submit(read_text, gguf, hparams, options)
-        draft, prepared = _prepared(gguf, hparams, options)
+        draft, prepared = _prepared(gguf, hparams, options, stages)
         chosen = time.perf_counter()
         hparams, sizes = prepared.hparams, prepared.sizes
         weights, runner, times = _made(prepared, options, progress)
+        if stages is not None:
+            stages.wait(progress)
         tokenizer, template = text.result()
     if options.profile:
         _log_profile(path, runner, sizes)
@@ -171,15 +195,39 @@ def _load(path: Path, options: EngineOptions, progress: Callable[[float], None])
 
 
 def _prepared(
-    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions
+    gguf: GGUFFile,
+    hparams: Hyperparameters,
+    options: EngineOptions,
+    stages: Stages | None = None,
 ) -> tuple[DraftFile | Heads | None, Preparation]:
     """What guesses for a model, and the model."""
+    if stages is not None:
+        machine = stages.machine(find_machine(options))
+        return None, stages.share(prepare(gguf, hparams, options, machine=machine))
     heads = open_heads(gguf, hparams, options)
     if heads is not None:
         hparams = heads.of_target(hparams)
         return heads, prepare(gguf, hparams, options, beside=heads.beside, draft=heads.states_for)
     file = open_draft(gguf, hparams, options)
     return file, prepare(gguf, hparams, options, beside=None if file is None else file.beside)
+
+
+def load_stage(wire: Wire, wires: Sequence[Wire | None]) -> Runner:
+    """Load what the first stage, at the other end of ``wire``, wants of this process, and tell it.
+    ``wires``: to all stages, None for this one. Raises EngineError."""
+    wanted: Serve = wire.receive()
+    with refusing(wanted.path):
+        gguf, hparams = read_model(wanted.path, wanted.options)
+        machine = find_machine(wanted.options)
+        device = machine.open(0)
+        info = device.info
+        wire.send(Offer(info, kernels_of(device), machine.free(info)))
+        prepared = prepare_share(gguf, hparams, wanted, device, wire.receive())
+        _, runner, times = _made(replace(prepared, wires=wires), wanted.options, lambda share: None)
+        gguf.close()
+    log.info("stage %d of %d: %s", wanted.number, wanted.n_stages, times)
+    wire.send(Loaded())
+    return runner
 
 
 def _made(
@@ -199,7 +247,7 @@ def _made(
             CacheTypes(options.cache_type_k, options.cache_type_v),
             flash=options.flash_attn != "off",
             media=None if prepared.media is None else prepared.media.shape,
-            watched=options.check_tensors, lent=prepared.lent,
+            watched=options.check_tensors, lent=prepared.lent, wires=prepared.wires,
         )  # fmt: skip
         times = _fill(prepared, runner, jobs, progress)
     if compiling is not None:
@@ -255,7 +303,7 @@ def _checkpoints(
     if not fitting:
         return None
     return Checkpoints(
-        fitting, options.checkpoint_min_step or options.n_ubatch, size, runner.states.claim
+        fitting, options.checkpoint_min_step or options.n_ubatch, size, runner.claim_copy
     )
 
 
@@ -274,8 +322,8 @@ def _fill(
     """Pack the weights and record what the first request needs, while it is compiled; what took
     how long, in words."""
     compiling = prepared.compiling
-    listed = [(*on, job) for on, some in zip(prepared.placed, jobs, strict=True) for job in some]
-    packing = PackRun(prepared.gguf, listed)
+    here = [(on, some) for on, some in zip(prepared.placed, jobs, strict=True) if not on[0].is_meta]
+    packing = PackRun(prepared.gguf, [(*on, job) for on, some in here for job in some])
     with ThreadPoolExecutor(2, "loading") as pool, stopping(compiling), packing:
         packed = pool.submit(packing.run)
         recorded = pool.submit(runner.warm_up, compiling)

@@ -21,12 +21,14 @@ from gguf_serve.engine.gguf.tensor_values import check_tensor_values
 from gguf_serve.engine.loading.assembly import Sizes
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.control import read_directions
-from gguf_serve.engine.loading.fit import Beside, Fitting, Machine, outline
+from gguf_serve.engine.loading.fit import Beside, Fitting, Machine, outline, packed_types
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, load_media, open_media
 from gguf_serve.engine.loading.reasons import reasons
+from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.model.weights import Additions
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.adapters import read_adapters
 from gguf_serve.kernels.attention.kv import KV_TYPES, LayerKV
@@ -40,7 +42,7 @@ IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for im
 
 class Preparation(Struct, frozen=True):
     """``room``: see Fitting.room_for_checkpoints(). ``compiling``: None where the drivers of all
-    devices compile when a kernel is launched. ``lent``: see assemble()."""
+    devices compile when a kernel is launched. ``lent``, ``wires``: see assemble()."""
 
     gguf: GGUFFile
     hparams: Hyperparameters
@@ -53,6 +55,7 @@ class Preparation(Struct, frozen=True):
     room: int | None
     compiling: Compiling | None
     lent: Sequence[LayerKV] = ()
+    wires: Sequence[Wire | None] = ()
 
     @property
     def devices(self) -> list[Device]:
@@ -93,11 +96,7 @@ def prepare(
     machine = machine.without(first.info, first.usage.n_bytes)
     if media is not None and media.device is not first:
         machine = machine.without(media.device.info, media.device.usage.n_bytes)
-    additions = Additions(
-        read_adapters([path for path, _ in options.adapters], gguf),
-        read_directions(options.control, hparams.n_layers, hparams.n_embd),
-        draft,
-    )
+    additions = additions_of(gguf, hparams, options, draft)
     model = outline(gguf, hparams, first, additions)
     fitting = Fitting(model, options, machine, shape, beside)
     chosen = fitting.choose()
@@ -107,14 +106,35 @@ def prepare(
     log.info("using %s", said)
     placed = [(device, Programs(device)) for device in devices]
     compiling = None
-    if chosen.rehearsal and not all(programs.are_kept_by_driver for _, programs in placed):
-        compiling = Compiling(
-            chosen.rehearsal, [programs for _, programs in placed], fitting.packed(chosen)
-        )
+    if chosen.rehearsal:
+        compiling = compiling_of(chosen.rehearsal, placed, packed_types(model, chosen.placement))
     return Preparation(
         gguf, hparams, media, additions, placed, chosen.placement, chosen.n_ctx, chosen.sizes,
         fitting.room_for_checkpoints(chosen), compiling,
     )  # fmt: skip
+
+
+def additions_of(
+    gguf: GGUFFile, hparams: Hyperparameters, options: EngineOptions, draft: GGUFFile | None = None
+) -> Additions:
+    """What the options add to a file. Raises ModelError or EngineError."""
+    return Additions(
+        read_adapters([path for path, _ in options.adapters], gguf),
+        read_directions(options.control, hparams.n_layers, hparams.n_embd),
+        draft,
+    )
+
+
+def compiling_of(
+    rehearsal: Rehearsal, placed: Sequence[tuple[Device, Programs]], packed: Sequence[set[str]]
+) -> Compiling | None:
+    """What compiles the programs of a model's devices; those of other processes, which are meta
+    devices, are compiled for the one that is here. None: all drivers do it when they launch."""
+    own = next(programs for device, programs in placed if not device.is_meta)
+    used = [own if device.is_meta else programs for device, programs in placed]
+    if all(programs.are_kept_by_driver for programs in used):
+        return None
+    return Compiling(rehearsal, used, packed)
 
 
 def _check_cache_types(options: EngineOptions) -> None:

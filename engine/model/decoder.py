@@ -19,6 +19,7 @@ from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.model.recording import Recording
 from gguf_serve.engine.model.weights import ModelWeights
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.memory import Layout, shared_blocks
 from gguf_serve.engine.recording.planning import Plan, plan
@@ -169,6 +170,11 @@ class Decoder:
     def queue(self) -> CommandQueue:
         """Of the device that has the logits."""
         return self._places[self._weights.placement.output].device.queue
+
+    @property
+    def wires(self) -> list[Wire | None]:
+        """To the processes that have them, by device; None: this one."""
+        return [place.wire for place in self._places]
 
     @property
     def tile_queries(self) -> list[int]:

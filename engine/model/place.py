@@ -1,4 +1,7 @@
-"""A device with what the parts of a model on it share: inputs, KV pages, memory of a step."""
+"""A device with what the parts of a model on it share: inputs, KV pages, memory of a step.
+
+The device may be another process's, to which there is a wire; here it is a meta device then.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.architecture.rope import pair_components
 from gguf_serve.engine.model.weights import ModelWeights
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.recording.step import Context, StepInputs, Workspace
 from gguf_serve.kernels.attention import attention as attn
 from gguf_serve.kernels.attention.attention import Scratch
@@ -37,10 +41,12 @@ class Place:
         n_ctx: int,
         flash: bool,
         lent: Sequence[LayerKV] = (),
+        wire: Wire | None = None,
     ) -> None:
         """``n_split``: most sequences of a step of single tokens; ``flash``: fused attention;
-        ``lent``: what comes after the layers' own K and V, see Hyperparameters.kv_layers."""
-        self._h, self._weights = h, weights
+        ``lent``: what comes after the layers' own K and V, see Hyperparameters.kv_layers;
+        ``wire``: to the process that computes this part, None: this one does."""
+        self._h, self._weights, self.wire = h, weights, wire
         self.pages, self.inputs, self.device, self.programs = pages, inputs, device, programs
         workspace = self.workspace = Workspace(device, n_tokens)
         self._rope = {

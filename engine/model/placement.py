@@ -67,6 +67,23 @@ def spread(n_layers: int, n_offloaded: int, shares: Sequence[float], cpu: int) -
     return Placement(layers[0], layers, layers, device(n_layers))
 
 
+def in_stages(part_bytes: Sequence[int], n_tied: int, n: int) -> Placement:
+    """Consecutive layers to each of ``n`` devices, so that all have about as many bytes of weights;
+    the first has the embedding and the output layer, which may be one matrix of ``n_tied`` bytes.
+
+    Raises EngineError if there are too few layers.
+    """
+    ends = part_bytes[0] + part_bytes[-1] - n_tied
+    layers = [sum(pair) for pair in zip(part_bytes[1:-1:2], part_bytes[2:-1:2], strict=True)]
+    share, before, found = (ends + sum(layers)) / n, float(ends), list[int]()
+    for size in layers:
+        found.append(min(int((before + size / 2) / share), n - 1))
+        before += size
+    if not set(range(1, n)) <= set(found):
+        raise EngineError(f"{len(layers)} layers cannot be shared out to {n} stages: fewer of them")
+    return Placement(0, tuple(found), tuple(found), 0)
+
+
 def ffns_on(placement: Placement, chosen: Sequence[bool], n: int, cpu: int) -> Placement:
     """The chosen ones of the first ``n`` layers' FFNs on the device ``cpu``."""
     ffns = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -11,19 +11,20 @@ from gguf_serve.engine.recording.planning import Plan
 from gguf_serve.engine.recording.rows import Emission, Launch, Value
 from gguf_serve.engine.recording.step import Mode, Step
 from gguf_serve.kernels.opencl.tape import OUTPUTS, TOKENS, Counts, Tape
-from gguf_serve.kernels.opencl.transfer import Transfer
+from gguf_serve.kernels.opencl.transfer import Incoming, Outgoing, Transfer
 from gguf_serve.kernels.quantization.activations import Activations
 
 
-class Stage(Struct, frozen=True):
-    """Launches on the device ``at``, or a transfer to it."""
+class Segment(Struct, frozen=True):
+    """Launches on the device ``at``, or a transfer to it; from it, if another process has what
+    it goes to."""
 
     at: int
-    run: Tape | Transfer
+    run: Tape | Transfer | Outgoing | Incoming
 
 
 class Recording:
-    """What a step of one mode does: one tape if there is one device."""
+    """What a step of one mode does in this process: one tape if there is one device."""
 
     def __init__(
         self, places: Sequence[Place], mode: Mode, plan: Plan, held: Mapping[Value, Activations]
@@ -31,24 +32,29 @@ class Recording:
         """``held``: what memory the plan's values have."""
         self.mode = mode
         self._places, self._plan, self._held = places, plan, held
-        self._stages: list[Stage] = []
+        self._segments: list[Segment] = []
         for launch in plan.launches:
             if launch.source is not None:
-                self._stages.append(Stage(launch.at, self._transfer(launch, launch.source)))
-            else:
+                self._transfer(launch, launch.source)
+            elif places[launch.at].wire is None:
                 self._add(launch)
         for _, tape in self.tapes:
             tape.settle()
 
-    def run(self, counts: Sequence[Counts]) -> None:
-        """Enqueue all for a step; ``counts`` has those of each device (Batch.fill)."""
-        for stage in self._stages:
-            stage.run.run(counts[stage.at])
+    def run(self, counts: Sequence[Counts], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Enqueue all for a step; ``counts`` has those of each device (Batch.fill). ``meanwhile``
+        is called before this waits for another process, if it does."""
+        waits = False
+        for segment in self._segments:
+            if isinstance(segment.run, Incoming) and not waits:
+                waits = True
+                meanwhile()
+            segment.run.run(counts[segment.at])
 
     @property
     def tapes(self) -> Iterator[tuple[int, Tape]]:
         """The runs of launches, each with the index of its device."""
-        return ((stage.at, stage.run) for stage in self._stages if isinstance(stage.run, Tape))
+        return ((each.at, each.run) for each in self._segments if isinstance(each.run, Tape))
 
     def _add(self, launch: Launch) -> None:
         place, tape = self._places[launch.at], self._tape(launch.at)
@@ -59,21 +65,29 @@ class Recording:
 
     def _tape(self, at: int) -> Tape:
         """That of a device: the last one, or another that begins."""
-        last = self._stages[-1] if self._stages else None
+        last = self._segments[-1] if self._segments else None
         if last is not None and last.at == at and isinstance(last.run, Tape):
             return last.run
         place = self._places[at]
         tape = Tape(place.device, place.programs)
         if at not in (there for there, _ in self.tapes):
             place.record_positions(tape)
-        self._stages.append(Stage(at, tape))
+        self._segments.append(Segment(at, tape))
         return tape
 
-    def _transfer(self, launch: Launch, source: Value) -> Transfer:
+    def _transfer(self, launch: Launch, rows: Value) -> None:
         (target,) = launch.outputs
-        x, y = self._held[source].values, self._held[target].values
+        x, y = self._held[rows].values, self._held[target].values
         assert x is not None
         assert y is not None
         count = OUTPUTS if launch.of_rows else TOKENS
-        devices = self._places[launch.source_at].device, self._places[launch.at].device
-        return Transfer(devices[0], x, devices[1], y, count)
+        source, there = self._places[launch.source_at], self._places[launch.at]
+        if source.wire is None and there.wire is None:
+            carried = Transfer(source.device, x, there.device, y, count)
+            self._segments.append(Segment(launch.at, carried))
+        elif there.wire is not None and source.wire is None:
+            sent = Outgoing(source.device, x, there.wire.send, count)
+            self._segments.append(Segment(launch.source_at, sent))
+        elif source.wire is not None and there.wire is None:
+            received = Incoming(there.device, y, source.wire.receive, count)
+            self._segments.append(Segment(launch.at, received))

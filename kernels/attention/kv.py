@@ -130,7 +130,7 @@ class KVPages:
         """``type_k`` and ``type_v``: of KV_TYPES. ``rings``: a layer's pages if it is a ring,
         else 0. Raises DeviceError for more than the device can have."""
         self.n_pages, self._rings = n_pages, rings or (0,) * len(layers)
-        self._queue = device.queue
+        self._queue, self._is_meta = device.queue, device.is_meta
         self._transfers: list[cl.Event] = []  # of pages, to or from the host
         self.layers = []
         for shape, n_ring in zip(layers, self._rings, strict=True):
@@ -196,6 +196,8 @@ class KVPages:
 
     def copy_page(self, source: int, target: int) -> None:
         """Enqueue the copy of a page in every layer (copy-on-write)."""
+        if self._is_meta:
+            return
         for layer in range(len(self.layers)):
             for pages in self._paged(layer):
                 (source_buffer, begin), (target_buffer, to) = map(pages.place, (source, target))

@@ -63,7 +63,8 @@ class _Ring(Struct, frozen=True):
 
 
 class SlotStates:
-    """The states of all slots, on the device, and numbered copies of them on the host."""
+    """The states of all slots, on the devices, and numbered copies of them on the host. What is on
+    meta devices counts, and is not copied: another process has it, or nobody yet."""
 
     def __init__(self, n_slots: int) -> None:
         self._n_slots = n_slots
@@ -94,7 +95,7 @@ class SlotStates:
 
     def keep(self, slot: int) -> None:
         """Enqueue: remember what slot ``slot`` has in its rows, for ``put_back``."""
-        for i, part in enumerate(self._parts):
+        for i, part in enumerate(self._here):
             if isinstance(part, _Rows):
                 if (i, slot) not in self._kept:
                     self._kept[i, slot] = np.empty(part.most_bytes, np.uint8)
@@ -105,7 +106,7 @@ class SlotStates:
 
     def put_back(self, slot: int) -> None:
         """Enqueue: slot ``slot`` has in its rows what it had at its last ``keep``."""
-        for i, part in enumerate(self._parts):
+        for i, part in enumerate(self._here):
             if isinstance(part, _Rows):
                 cl.enqueue_copy(
                     part.queue, part.tensor.buffer, self._kept[i, slot],
@@ -142,7 +143,7 @@ class SlotStates:
 
     def read_copy(self, copy: int) -> Bytes:
         """The bytes of a copy, when they are there."""
-        for part in self._parts:
+        for part in self._here:
             part.queue.finish()
         return self._copies[copy][1]
 
@@ -153,7 +154,11 @@ class SlotStates:
         self._copies[copy] = position, array
 
     def _spans(self, slot: int, position: int) -> list[_Span]:
-        return [(part, *span) for part in self._parts for span in part.spans(slot, position)]
+        return [(part, *span) for part in self._here for span in part.spans(slot, position)]
+
+    @property
+    def _here(self) -> list[_Rows | _Ring]:
+        return [part for part in self._parts if part.tensor.buffer is not None]
 
 
 _Span = tuple[_Rows | _Ring, int, int]  # offset and size in bytes

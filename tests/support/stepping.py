@@ -25,6 +25,7 @@ from gguf_serve.engine.loading.control import read_directions
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.model.placement import Placement, on_one_device
 from gguf_serve.engine.model.weights import Additions, allocate_weights
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import ControlVectors
 from gguf_serve.engine.recording.adapters import read_adapters
 from gguf_serve.engine.request import Request
@@ -62,12 +63,14 @@ class Stepper:
         draft: Path | None = None,
         target: Path | None = None,
         lender: Stepper | None = None,
+        wires: Sequence[Wire | None] = (),
     ) -> None:
         """``place``: from the number of layers to which device has what; all on the first.
         ``without``: quirks of the architecture that are left out. ``head``: the head of speculation
         of that number, and not the model; ``gives_states``: hidden states are those that heads
         take, ``draft``: those that this file's model takes; ``target``: the model that this one
-        drafts for, ``lender``: that as well, whose K and V it attends to."""
+        drafts for, ``lender``: that as well, whose K and V it attends to; ``wires``: see
+        assemble()."""
         self.corrections: Corrections | None = None
         with ExitStack() as files:
             gguf, other = (
@@ -100,7 +103,8 @@ class Stepper:
                 gguf, hparams, [d for d, _ in devices], placement, additions
             )
             listed = zip(devices, jobs, strict=True)
-            PackRun(gguf, [(*on, job) for on, some in listed for job in some]).run()
+            packed = [(*on, job) for on, some in listed for job in some if not on[0].is_meta]
+            PackRun(gguf, packed).run()
         self.n_vocab, self.hparams = hparams.n_vocab, hparams
         types = CacheTypes(*cache_types)
         n_rings = ring_pages(hparams, sizes.n_slots, sizes.n_tokens, sizes.n_pages)
@@ -109,7 +113,7 @@ class Stepper:
             lender.runner.pages[0].layers[layer] for layer in lent_layers(lender.hparams)
         ]  # fmt: skip
         self.runner: Runner = assemble(
-            hparams, weights, devices, sizes, types, flash=flash, lent=lent
+            hparams, weights, devices, sizes, types, flash=flash, lent=lent, wires=wires
         )
 
     def step(

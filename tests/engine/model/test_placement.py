@@ -8,6 +8,7 @@ from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.model.placement import (
     Placement,
     ffns_on,
+    in_stages,
     layers_with_experts,
     on_one_device,
     overridden,
@@ -100,3 +101,27 @@ def test_patterns_that_match_nothing() -> None:
 def test_dense_ffns_of_the_first_layers() -> None:
     dense = [not has for has in layers_with_experts(NAMES, 3)]
     assert ffns_on(on_one_device(3), dense, 2, cpu=1).parts == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "layers", "output", "tied", "n", "found"),
+    [
+        (0, [4, 4, 4, 4], 0, 0, 2, "0011"),
+        (8, [4, 4, 4, 4], 8, 8, 2, "0111"),  # 12 of 24 bytes each
+        (8, [4, 4, 4, 4], 8, 0, 2, "1111"),
+        (4, [4, 4, 4, 4, 4, 4, 4], 0, 0, 4, "0112233"),
+    ],
+)
+def test_layers_of_stages_have_as_many_bytes(
+    embedding: int, layers: list[int], output: int, tied: int, n: int, found: str
+) -> None:
+    """A layer's bytes are those of its mixer and its FFN."""
+    part_bytes = [embedding, *(half for size in layers for half in (1, size - 1)), output]
+    placement = in_stages(part_bytes, tied, n)
+    expected = tuple(map(int, found))
+    assert placement == Placement(0, expected, expected, 0)
+
+
+def test_too_many_stages() -> None:
+    with pytest.raises(EngineError, match="2 layers cannot be shared out to 4 stages"):
+        in_stages([1, 1, 1, 1, 1, 1], 0, 4)
