@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 
 from gguf_serve.engine.child import end_all
 from gguf_serve.engine.errors import EngineError, ModelError
+from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.option_values import commas
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server import sockets as listeners
@@ -338,7 +339,11 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     path = demo_path(report) if settings.demo else Path(settings.model or "")
     options = engine_options(settings)
     engine: Engine
-    if settings.replicas is None:
+    if settings.pipeline > 1:
+        from gguf_serve.server.pipeline.start import start_stages
+
+        engine = load_here(path.absolute(), options, report, start_stages(settings))
+    elif settings.replicas is None:
         engine = load_here(path, options, report)
     else:
         from gguf_serve.server.replicas.cluster import start_replicas
@@ -350,8 +355,13 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     return engine
 
 
-def load_here(path: Path, options: EngineOptions, report: Callable[[float], None]) -> Engine:
-    """The engine in this process."""
+def load_here(
+    path: Path,
+    options: EngineOptions,
+    report: Callable[[float], None],
+    wires: Iterable[Wire] = (),
+) -> Engine:
+    """The engine in this process. ``wires``: to processes that have a share of the layers."""
     from gguf_serve.engine.engine import load_engine
 
     with progress_bar(f"Loading {path.name}") as draw:
@@ -365,7 +375,7 @@ def load_here(path: Path, options: EngineOptions, report: Callable[[float], None
             gc.collect()
         gc.disable()  # as cli.py says
         try:
-            engine = load_engine(path, options, progress)
+            engine = load_engine(path, options, progress, wires)
             # Collections pass over what is there: to look through its 90,000 objects and more,
             # with every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has
             # left. The first one would come as soon as they are enabled.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_serve.engine.option import NATURAL, TEXT, Parsed, option
+from gguf_serve.engine.option import COUNT, NATURAL, TEXT, Parsed, option
 from gguf_serve.engine.option_values import replica_counts
 
 REPLICAS = "Replicas"
@@ -18,9 +18,14 @@ class ReplicaSettings:
         help="engines in processes of their own, placed and restarted by Ray; of two numbers, as "
         "many as the requests need",
     )
+    pipeline: int = option(
+        "--pipeline", group=REPLICAS, type=COUNT, default=1,
+        help="share the layers of a model out to so many machines of the Ray cluster, this one "
+        "among them; without --ray-address to as many processes of this machine",
+    )
     ray_address: str | None = option(
         "--ray-address", group=REPLICAS, type=TEXT, metavar="HOST:PORT", default=None,
-        help="the Ray cluster for them; else one is started on this machine",
+        help="the Ray cluster for both; without it --replicas starts one on this machine",
     )
     drain_timeout: int = option(
         "--drain-timeout", group=REPLICAS, type=NATURAL, default=0,

@@ -1,0 +1,92 @@
+"""The process that is Ray's driver for stages: it starts an actor on each of as many machines.
+
+It reads a pickled tuple of the cluster's address, the number of stages and their key from its
+input, writes ``{"stages": [[HOST, PORT], ...]}`` or ``{"failure": TEXT}`` to its output, and ends
+the actors when its input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import socket
+import sys
+import threading
+from typing import Any
+
+from gguf_serve.engine.errors import EngineError
+from gguf_serve.server.pipeline.stage import run_stage
+
+NAMESPACE = "gguf-serve"
+START_SECONDS = 120.0  # that the actors have to start
+NO_RAY = (
+    "--ray-address needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by its other "
+    "name, gguf-serve, since Ray has a command serve too"
+)
+
+
+class StageActor:
+    """A stage on the machine where Ray puts it."""
+
+    def __init__(self, key: bytes) -> None:
+        import ray
+
+        self._listener = socket.create_server((ray.util.get_node_ip_address(), 0))
+        threading.Thread(target=run_stage, args=(self._listener, key), daemon=True).start()
+
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+
+def start_actors(ray: Any, n: int, key: bytes) -> list[Any]:
+    """A stage on each of ``n`` machines that are not this one; EngineError if there are fewer."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    if len(nodes) < n:
+        raise EngineError(
+            f"--pipeline {n + 1} needs {n} machines beside this one, the Ray cluster has "
+            f"{len(nodes)}"
+        )
+    made = ray.remote(num_cpus=1)(StageActor)
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes[:n]]
+    return [made.options(scheduling_strategy=each).remote(key) for each in there]
+
+
+def main() -> int:
+    address, n, key = pickle.load(sys.stdin.buffer)
+    try:
+        import ray
+    except ImportError:
+        return fail(NO_RAY)
+    try:
+        ray.init(
+            address=address, namespace=NAMESPACE, logging_level=logging.WARNING,
+            log_to_driver=False,
+        )  # fmt: skip
+        actors = start_actors(ray, n, key)
+        stages = ray.get([actor.address.remote() for actor in actors], timeout=START_SECONDS)
+    except EngineError as error:
+        return fail(str(error))
+    except Exception as error:
+        return fail(f"Ray cannot be reached, or cannot start the stages: {error}")
+    print(json.dumps({"stages": stages}), flush=True)
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    for actor in actors:
+        ray.kill(actor)
+    ray.shutdown()
+    return 0
+
+
+def fail(reason: str) -> int:
+    print(json.dumps({"failure": reason}), flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
