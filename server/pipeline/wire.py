@@ -17,6 +17,9 @@ from gguf_serve.server.replicas.messages import Beat
 
 log = logging.getLogger(__name__)
 JOIN_SECONDS = 60.0  # in which all stages must have found each other
+# A loss ends all that is served: a machine that is only slow must not look like one, and a process
+# that is killed closes its connections at once.
+SILENCE = 30.0  # seconds
 Address = tuple[str, int]
 
 
@@ -39,7 +42,7 @@ class ChannelWire:
         self._heard: queue.SimpleQueue[object] = queue.SimpleQueue()  # None: the end
         self._is_closed = self._is_lost = False
         self._on_loss: Callable[[str], None] = lambda reason: None
-        self._channel = Channel(connection, name, Beat, self._hear, self._lose)
+        self._channel = Channel(connection, name, Beat, self._hear, self._lose, SILENCE)
         self.send = self._channel.post
 
     def receive(self, seconds: float | None = None) -> Any:

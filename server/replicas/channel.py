@@ -1,8 +1,8 @@
 """A connection between two processes that know one key: typed messages both ways, and beats.
 
 Each side proves by HMAC that it has the key before anything of it is unpickled. What is posted
-meanwhile leaves as one frame, so that a step's events of many requests cost one. Silence of
-``SILENCE`` seconds is loss, however the other side went: killed, stopped, or behind a cut link.
+meanwhile leaves as one frame, so that a step's events of many requests cost one. Silence of some
+seconds is loss, however the other side went: killed, stopped, or behind a cut link.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 
 log = logging.getLogger(__name__)
 BEAT = 1.0  # seconds
-SILENCE = 4.0  # seconds
+SILENCE = 4.0  # seconds, unless it is said
 HANDSHAKE = 5.0  # seconds in which both must have proved that they have the key
 
 
@@ -35,8 +35,10 @@ class Channel:
         beat: Callable[[], object],
         hear: Callable[[object], None],
         lost: Callable[[], None],
+        silence: float | None = None,
     ) -> None:
         self.name = name
+        self._silence = SILENCE if silence is None else silence
         self._connection, self._beat, self._hear, self._lost = connection, beat, hear, lost
         self._beat_at = time.monotonic()  # the last one
         self._posted: queue.SimpleQueue[object | None] = queue.SimpleQueue()
@@ -79,10 +81,10 @@ class Channel:
 
     def _read(self) -> None:
         try:
-            while self._connection.poll(SILENCE):
+            while self._connection.poll(self._silence):
                 for message in pickle.loads(self._connection.recv_bytes()):
                     self._hear(message)
-            log.warning("%s: nothing has been heard for %g seconds", self.name, SILENCE)
+            log.warning("%s: nothing has been heard for %g seconds", self.name, self._silence)
         except (OSError, EOFError) as error:
             log.debug("%s: %s", self.name, error)
         except Exception:

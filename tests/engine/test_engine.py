@@ -109,6 +109,12 @@ class CountingRunner:
     def compile_later(self) -> None:
         pass
 
+    def on_loss(self, call: Callable[[str], None]) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
     def states_of(self, rows: range) -> None:
         raise AssertionError("nothing guesses here")
 
