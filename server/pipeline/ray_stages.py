@@ -18,8 +18,9 @@ from typing import Any
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.server.pipeline.stage import run_stage
+from gguf_serve.server.replicas.deployment import NAMESPACE
+from gguf_serve.server.replicas.ray_cluster import FRUGAL
 
-NAMESPACE = "gguf-serve"
 START_SECONDS = 120.0  # that the actors have to start
 NO_RAY = (
     "--ray-address needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by its other "
@@ -59,6 +60,7 @@ def start_actors(ray: Any, n: int, key: bytes) -> list[Any]:
 
 def main() -> int:
     address, n, key = pickle.load(sys.stdin.buffer)
+    os.environ.update(FRUGAL)  # read when Ray is imported
     try:
         import ray
     except ImportError:
