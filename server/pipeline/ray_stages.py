@@ -14,6 +14,7 @@ import pickle
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 from gguf_serve.engine.errors import EngineError
@@ -21,7 +22,8 @@ from gguf_serve.server.pipeline.stage import run_stage
 from gguf_serve.server.replicas.deployment import NAMESPACE
 from gguf_serve.server.replicas.ray_cluster import FRUGAL
 
-START_SECONDS = 120.0  # that the actors have to start
+START_SECONDS = 120.0  # that machines have to join, and actors to start
+LOOK_SECONDS = 0.5  # between two looks at which have joined
 NO_RAY = (
     "--ray-address needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by its other "
     "name, gguf-serve, since Ray has a command serve too"
@@ -43,19 +45,27 @@ class StageActor:
 
 
 def start_actors(ray: Any, n: int, key: bytes) -> list[Any]:
-    """A stage on each of ``n`` machines that are not this one; EngineError if there are fewer."""
+    """A stage on each of ``n`` machines that are not this one; EngineError if there are fewer after
+    a while."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = ray.get_runtime_context().get_node_id()
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    if len(nodes) < n:
-        raise EngineError(
-            f"--pipeline {n + 1} needs {n} machines beside this one, the Ray cluster has "
-            f"{len(nodes)}"
-        )
+    until = time.monotonic() + START_SECONDS
+    while len(nodes := other_nodes(ray, own)) < n:
+        if time.monotonic() > until:
+            raise EngineError(
+                f"--pipeline {n + 1} needs {n} machines beside this one, the Ray cluster has "
+                f"{len(nodes)}"
+            )
+        time.sleep(LOOK_SECONDS)
     made = ray.remote(num_cpus=1)(StageActor)
     there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes[:n]]
     return [made.options(scheduling_strategy=each).remote(key) for each in there]
+
+
+def other_nodes(ray: Any, own: str) -> list[str]:
+    """The machines of the cluster but for this one, by their ids."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
 
 
 def main() -> int:
