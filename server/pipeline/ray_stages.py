@@ -20,7 +20,6 @@ from typing import Any
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.server.pipeline.stage import run_stage
 from gguf_serve.server.replicas.deployment import NAMESPACE
-from gguf_serve.server.replicas.ray_cluster import FRUGAL
 
 START_SECONDS = 120.0  # that machines have to join, and actors to start
 LOOK_SECONDS = 0.5  # between two looks at which have joined
@@ -70,7 +69,8 @@ def other_nodes(ray: Any, own: str) -> list[str]:
 
 def main() -> int:
     address, n, key = pickle.load(sys.stdin.buffer)
-    os.environ.update(FRUGAL)  # read when Ray is imported
+    # Read when Ray is imported; of itself it asks for a token only where it starts a cluster.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
