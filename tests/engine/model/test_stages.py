@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance_data import reference
-from opencl_devices import TestedPrograms
 from stepping import Stepper, sequence
 
 from gguf_serve.engine.errors import EngineError
@@ -89,7 +88,7 @@ class Pipeline:
         steppers = []
         self._wires = wires(n)
         for i, device in enumerate(devices):
-            here = (device, TestedPrograms(device))
+            here = (device, Programs(device))
             metas = [device.meta() for _ in devices]
             placed = [here if j == i else (metas[j], Programs(metas[j])) for j in range(n)]
             between: list[Any] = list(self._wires[i])
@@ -150,7 +149,7 @@ def test_stages_are_as_one(
     name: str,
 ) -> None:
     tokens, _ = reference(name)
-    one = Stepper(conformance_model(name), devices[0], TestedPrograms(devices[0]))
+    one = Stepper(conformance_model(name), devices[0], Programs(devices[0]))
     pipelined = pipeline(name, 2 if name in MORE_KINDS else 3)
     for counts in ([40] + [1] * 24, [7, 20, 37]):
         expected = one.run(sequence(tokens, 1, TABLE), counts)
