@@ -257,7 +257,7 @@ def serve(settings: Settings) -> int:
         on_loaded=lambda engine: greet(engine, service.model_name, addresses),
         idle=idle,
         handshake_timeout=limits.header_timeout,
-        on_hangup=None if settings.api_key_file is None else partial(read_keys, settings, keys),
+        on_hangup=rereading(settings, keys, limiter),
         drain_timeout=settings.drain_timeout,
         traces=traced,
     )
@@ -275,14 +275,28 @@ def greet(engine: Engine, model_name: str, addresses: Sequence[str]) -> None:
         log.warning(notice)
 
 
-def read_keys(settings: Settings, keys: Keys) -> None:
-    """The keys anew; those that were there stay if they cannot be read."""
+def rereading(settings: Settings, keys: Keys, limiter: Limiter | None) -> Callable[[], None] | None:
+    """What reads keys and limits anew; None: neither is in a file."""
+    if settings.api_key_file is None and limiter is None:
+        return None
+
+    def read() -> None:
+        if settings.api_key_file is not None:
+            read_again("keys", lambda: keys.replace(api_keys(settings)))
+        if limiter is not None:
+            read_again("limits", lambda: limiter.replace(key_limits(settings)))
+
+    return read
+
+
+def read_again(what: str, read: Callable[[], None]) -> None:
+    """What was there stays if it cannot be read."""
     try:
-        keys.replace(api_keys(settings))
+        read()
     except SettingsError as error:
-        log.error("the keys stay as they were: %s", error)
+        log.error("the %s stay as they were: %s", what, error)
     else:
-        log.info("the keys have been read again")
+        log.info("the %s have been read again", what)
 
 
 def http_config(app: ASGIApp, settings: Settings, limits: Limits) -> uvicorn.Config:

@@ -86,6 +86,10 @@ class Limiter:
         self._clock = clock
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
+    def replace(self, limits: Limits | None) -> None:
+        """From now on; what has been spent stays spent."""
+        self.limits = limits or Limits()
+
     def begin(self, name: str) -> None:
         """ApiError 429 for one request more than the limits allow."""
         allowed, state = self.limits.of(name), self._state(name)

@@ -331,10 +331,12 @@ def test_command_lines_of_llama_servers(start: Start, model: str, line: str) -> 
     assert errors.count(" nothing here: ") == (4 if "--numa" in line else 2), errors
 
 
-def test_keys_are_read_again(start: Start, model: str, tmp_path: Path) -> None:
-    keys, port = tmp_path / "keys", free_port()
+def test_keys_and_limits_are_read_again(start: Start, model: str, tmp_path: Path) -> None:
+    keys, limits, port = tmp_path / "keys", tmp_path / "limits", free_port()
     keys.write_text("old")
-    process = start("-m", model, "--port", str(port), "--api-key-file", str(keys))
+    limits.write_text("[default]\nrequests = 9\n")
+    files = ["--api-key-file", str(keys), "--limits", str(limits)]
+    process = start("-m", model, "--port", str(port), *files)
     url = f"http://127.0.0.1:{port}"
     wait_until_ready(url, process)
 
@@ -346,6 +348,18 @@ def test_keys_are_read_again(start: Start, model: str, tmp_path: Path) -> None:
     process.send_signal(signal.SIGHUP)
     until(lambda: status("new") == 404)
     assert status("old") == 401
+    with socket.create_connection(("127.0.0.1", port)) as waiting:
+        head = "POST /tokenize HTTP/1.1\r\nhost: x\r\nx-api-key: new\r\ncontent-length: 9\r\n\r\n"
+        waiting.sendall(head.encode())
+
+        def posted() -> int:
+            return httpx.post(f"{url}/nothing", headers={"x-api-key": "new"}).status_code
+
+        assert posted() == 404
+        limits.write_text("[default]\nrequests = 1\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: posted() == 429)
+    limits.write_text("[default]\ntokens = 1\n")
     keys.write_text("")  # nobody could come in: those that were there stay
     process.send_signal(signal.SIGHUP)
     time.sleep(0.1)
@@ -353,7 +367,9 @@ def test_keys_are_read_again(start: Start, model: str, tmp_path: Path) -> None:
     code, _, errors = end(process)
     assert code == 0
     assert "the keys have been read again" in errors
+    assert "the limits have been read again" in errors
     assert "the keys stay as they were: --api-key-file:" in errors
+    assert "the limits stay as they were: --limits:" in errors
 
 
 def until(condition: Callable[[], bool]) -> None:
