@@ -20,6 +20,8 @@ import pytest
 
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
 from gguf_serve.engine.request import Event, Request
+from gguf_serve.server.tools.mcp_config import McpServer
+from gguf_serve.server.tools.toolbox import Toolbox
 
 pytestmark = pytest.mark.slow
 SOURCE = (
@@ -151,3 +153,45 @@ def test_codex_with_the_tool_of_an_mcp_server(serve: Any, fakes: Any, tmp_path: 
     output = run_codex(tmp_path, serve(engine), "-c", f"mcp_servers.notes={notes}")
     assert ANSWER in output
     assert b"What the notes say" in turns(engine)[1]
+
+
+def test_claude_code_searches_the_web(serve: Any, fakes: Any, mcp_url: str, tmp_path: Path) -> None:
+    """It asks for the search in a request of its own, in which the server searches."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        prompt = bytes(id for id in request.prompt if id < 256)
+        if b"<|im_start|>tool: " in prompt:
+            text = "Swallows fly 11 m/s."
+        elif b'"web_search"' in prompt:
+            text = CALL.replace("no_such_tool", "web_search").replace('"x": 1', '"query": "birds"')
+        else:
+            text = CALL.replace("no_such_tool", "WebSearch").replace('"x": 1', '"query": "birds"')
+        yield from fakes.say(text)(request, cancelled)
+
+    engine = engine_of(fakes, script)
+    box = Toolbox(servers={"n": McpServer(url=mcp_url)}, web_search="n_search")
+    claude = installed(tmp_path, "@anthropic-ai/claude-code", "claude")
+    output = run(
+        [claude, "-p", "Say something", "--model", "any", "--allowedTools", "WebSearch"],
+        tmp_path,
+        ANTHROPIC_BASE_URL=serve(engine, tools=box),
+        ANTHROPIC_API_KEY="none",
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+    )
+    assert "11 m/s" in output
+    prompts = [bytes(id for id in request.prompt if id < 256) for request in engine.requests]
+    assert any(b"tool: {" in prompt and b"Coconuts" in prompt for prompt in prompts)
+    assert b"https://birds.example/swallows" in turns(engine)[-1]
+
+
+def test_codex_searches_the_web(serve: Any, fakes: Any, mcp_url: str, tmp_path: Path) -> None:
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        prompt = bytes(id for id in request.prompt if id < 256)
+        call = CALL.replace("no_such_tool", "web_search").replace('"x": 1', '"query": "birds"')
+        found = b"https://birds.example/swallows" in prompt
+        yield from fakes.say("Swallows fly 11 m/s." if found else call)(request, cancelled)
+
+    engine = engine_of(fakes, script)
+    box = Toolbox(servers={"n": McpServer(url=mcp_url)}, web_search="n_search")
+    output = run_codex(tmp_path, serve(engine, tools=box), "-c", 'web_search="live"')
+    assert "11 m/s" in output
