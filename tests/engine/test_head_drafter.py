@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, guess_everything, random_prompt, submit, told
+from asking import GREEDY, SAMPLINGS, Reply, guess_everything, random_prompt, submit, told
 from conformance_data import arrays, read_spec
+from guessing import SCRIPTS, Overruled
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model
@@ -26,13 +27,19 @@ PROMPT = random_prompt(70, 1)
 SEED = SamplingParams(temperature=0.8, seed=1)
 NO_END = ((0, float("-inf")),)
 DAILY = "glm4moe-mtp"
-BLOCKS = ["dflash", "dspark", "dspark-gemma4"]
-ASSISTANTS = ["gemma4-assistant", "gemma4-assistant-e2b"]
-SLOW = [
-    "bailingmoe3-mtp", "deepseek2-mtp", "deepseek4-mtp", "dspark", "eagle3",
-    "gemma4-assistant", "mimo2-mtp",
-    "nemotron_h_moe-mtp", "qwen35-mtp", "step35-mtp",
+# In the files of their models
+MTP = [
+    "bailingmoe3-mtp", "cohere2moe-mtp", "deepseek2-mtp", "deepseek32-mtp", "deepseek4-mtp",
+    "glm-dsa-mtp", DAILY, "hy_v3-mtp", "mimo2-mtp", "nemotron_h_moe-mtp", "qwen35-mtp",
+    "qwen35moe-mtp", "qwen3next-mtp", "step35-mtp",
 ]  # fmt: skip
+# In files of their own
+DRAFTS = [
+    "dflash", "dspark", "dspark-gemma4", "eagle3", "eagle3-own", "gemma4-assistant",
+    "gemma4-assistant-e2b",
+]  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MTP + DRAFTS if name != DAILY]
+KINDS = (HeadDrafter, AssistantDrafter, BlockDrafter)
 Start = Callable[..., Engine]
 Propose = Callable[..., list[list[int]]]
 
@@ -63,7 +70,7 @@ ASKED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", [DAILY, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("name", [DAILY, *SLOW])
 def test_heads_change_nothing(start: Start, name: str) -> None:
     """Not for one that begins with what another has computed, and leaves, either."""
     prompts = [PROMPT, PROMPT[:50] + random_prompt(30, 2), random_prompt(60, 3), PROMPT]
@@ -78,7 +85,7 @@ def test_heads_change_nothing(start: Start, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", "eagle3", "eagle3-own", *ASSISTANTS, *BLOCKS])
+@pytest.mark.parametrize("name", [DAILY, "mimo2-mtp", *DRAFTS])
 def test_guesses_are_those_of_llama_cpp(
     start: Start, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -91,7 +98,7 @@ def test_guesses_are_those_of_llama_cpp(
 
         return noted
 
-    for kind in (HeadDrafter, AssistantDrafter, BlockDrafter):
+    for kind in KINDS:
         monkeypatch.setattr(kind, "propose", noting(kind.propose))
     target, found = read_spec(name).get("target"), arrays(name)
     engine = start(target or name, True, None if target is None else name)
@@ -105,7 +112,40 @@ def test_guesses_are_those_of_llama_cpp(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [DAILY, "eagle3"])
+@pytest.mark.parametrize("name", MTP + DRAFTS)
+def test_everything_that_is_asked_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In company; with the guesses of the heads, and with others in their place."""
+    target = read_spec(name).get("target")
+    overruled = Overruled(monkeypatch, *KINDS)
+    engines = [
+        start(target or name, guesses, name if guesses and target else None, n_ctx=1024)
+        for guesses in (False, True)
+    ]
+    prompts = {named: [*PROMPT, i] for i, named in enumerate(SAMPLINGS)}
+
+    def ask(engine: Engine) -> dict[str, Reply]:
+        return {
+            named: submit(engine, prompts[named], 24, n_probs=3, **asked)
+            for named, asked in SAMPLINGS.items()
+        }
+
+    alone, guessing = engines
+    answers = ask(alone)
+    expected = {named: told(reply) for named, reply in answers.items()}
+    for script in (None, *SCRIPTS):
+        if script is not None:
+            overruled.scripts = {
+                tuple(prompts[named]): script(reply.tokens) for named, reply in answers.items()
+            }
+        before = guessing.stats().n_drafted
+        assert {named: told(reply) for named, reply in ask(guessing).items()} == expected, script
+        assert guessing.stats().n_drafted > before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MTP + DRAFTS)
 def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
     """Sequences pause, and what they have begins anew; a context that shifts, too."""
     target = read_spec(name).get("target")

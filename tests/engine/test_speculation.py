@@ -2,125 +2,36 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from asking import NO_END, SAMPLINGS, Reply, random_prompt, submit, told
+from asking import NO_END, random_prompt, told
+from guessing import MOST, SCRIPTS, GuessingEngine, mixed, right, verify_everything
 
 from gguf_serve.engine.engine import Engine
-from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Event, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
-from gguf_serve.engine.speculation import speculation
-from gguf_serve.engine.speculation.drafter import Drafter, Forced
-from gguf_serve.engine.speculation.lengths import Offer
-from gguf_serve.engine.speculation.proposals import Proposals
 from gguf_serve.engine.speculation_options import SpeculationOptions
 
 OPTIONS = EngineOptions(
     n_ctx=512, n_ubatch=32, n_gpu_layers=0, kernel_family="simd",
 )  # fmt: skip
 PROMPT = random_prompt(40, 1)
-MOST = 7  # tokens of a guess
-
-
-class Scripted:
-    """Guesses what a rule makes of the tokens that come without guesses."""
-
-    kind, trust = "scripted", 0.9
-
-    def __init__(self, n_prompt: int, guess: Callable[[int], Sequence[int]]) -> None:
-        self._n_prompt, self._guess = n_prompt, guess
-
-    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
-        return self._guess(len(tokens) - self._n_prompt)[:most]
-
-    def judge(self, n_right: int, n_guessed: int) -> None:
-        pass
-
-
-def right(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
-    return lambda n: answer[n : n + MOST]
-
-
-def wrong(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
-    return lambda n: [(token + 1) % 128 for token in answer[n : n + MOST]]
-
-
-def mixed(answer: Sequence[int]) -> Callable[[int], Sequence[int]]:
-    rng = random.Random(3)
-    return lambda n: [
-        token if rng.random() < 0.7 else rng.randrange(128)
-        for token in answer[n : n + rng.randrange(MOST + 1)]
-    ]
-
-
-class GuessingEngine:
-    """An engine whose requests guess what a test says, however little that promises."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._script: Callable[[int], Sequence[int]] | None = None
-        self.made: list[Proposals] = []
-        engine._admission.drafting = self  # type: ignore[assignment]
-
-    def proposals(self, request: Request, guide: Guide | None, salt: object) -> Proposals | None:
-        if self._script is None:
-            return None
-        drafters: list[Drafter] = [Scripted(len(request.prompt), self._script)]
-        if guide is not None:
-            drafters.insert(0, Forced(guide))
-        self.made.append(Proposals(request.prompt, drafters, self.engine.tokenizer.eog_ids, guide))
-        return self.made[-1]
-
-    def submit(
-        self, script: Callable[[int], Sequence[int]] | None, *args: Any, **more: Any
-    ) -> Reply:
-        self._script = script
-        return submit(self.engine, *args, **more)
-
-
-@pytest.fixture
-def everything_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(offers: Sequence[Offer], most: int, price: object) -> list[int]:
-        numbers = []
-        for offer in offers:
-            numbers.append(min(offer.n_tokens, most - sum(numbers)))
-        return numbers
-
-    monkeypatch.setattr(speculation, "lengths", chosen)
-
 
 Start = Callable[..., GuessingEngine]
 
 
 @pytest.fixture
 def start(
-    everything_is_verified: None,
+    monkeypatch: pytest.MonkeyPatch,
     start_sound: Callable[[str, EngineOptions], tuple[Model, Engine]],
 ) -> Start:
+    verify_everything(monkeypatch)
     return lambda name, **changes: GuessingEngine(start_sound(name, replace(OPTIONS, **changes))[1])
-
-
-def test_every_sampler_on_a_dense_model(start: Start) -> None:
-    guessing = start("llama-dense")
-    for name, asked in SAMPLINGS.items():
-        alone = guessing.submit(None, PROMPT, 40, n_probs=3, **asked)
-        expected = told(alone)
-        for script in (right, wrong, mixed):
-            reply = guessing.submit(script(alone.tokens), PROMPT, 40, n_probs=3, **asked)
-            assert told(reply) == expected, (name, script)
-            counts = guessing.made[-1].counts
-            if script is wrong:
-                assert counts.accepted["scripted"] == 0
-            if script is right and len(alone.tokens) > 9:
-                assert counts.accepted.total() > len(alone.tokens) // 2, name
 
 
 @pytest.mark.parametrize(
@@ -174,7 +85,7 @@ def test_every_kind_of_state(start: Start, name: str) -> None:
     expected = told(alone)
     after = [*prompt, *alone.tokens, *PROMPT]
     next_alone = told(guessing.submit(None, after, 20, sampling, n_probs=3, cache_prompt=False))
-    for script in (right, wrong, mixed):
+    for script in SCRIPTS:
         for cached in (False, True):
             reply = guessing.submit(
                 script(alone.tokens), prompt, 60, sampling, n_probs=3, cache_prompt=cached
@@ -186,24 +97,17 @@ def test_every_kind_of_state(start: Start, name: str) -> None:
         assert told_next == next_alone, script
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "llama-dense",
-        *[pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3-dense", "mamba-dense")],
-    ],
-)
-def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
+def test_a_crowd_for_which_pages_run_out(start: Start) -> None:
     """With four choices of one prompt, and one that is cancelled: nobody is paused for a guess
     that would not be without, and whoever is paused goes on as if nothing had been."""
-    guessing = start(name, n_ctx=384)
+    guessing = start("llama-dense", n_ctx=384)
     prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT] * 4
     seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
     asked = list(zip(prompts, seeds, strict=True))
     alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
     before = guessing.engine.stats().n_preempted
     heard: list[Event] = []
-    guessing._script = mixed(alone[0][1])
+    guessing.script = mixed(alone[0][1])
     endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
     replies = [
         guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
