@@ -107,11 +107,12 @@ class Engine:
         self._counters = Counters()
         self._mailbox = Mailbox()
         self._outbox: Outbox = deque()
-        slot_cache = SlotCache(scheduler, runner, info)
+        beside = None if drafter is None else drafter.pages
+        slot_cache = SlotCache(scheduler, runner, info, beside)
         self._slots = Slots(slot_cache, scheduler, self._mailbox)
         self._disk = None if disk is None else DiskCache(
             disk, scheduler, runner, info, slot_cache.made_with, lambda: self._pace.speed,
-            self._mailbox.notify,
+            self._mailbox.notify, beside,
         )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
         self._speculation = Speculation(scheduler, drafter)

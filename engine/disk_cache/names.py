@@ -64,6 +64,11 @@ def chain(
         parent = key
 
 
+def beside(root: bytes, name: PageName) -> PageName:
+    """A page's name for the model of this root, which has pages of the same tokens."""
+    return PageName(root, name.parent, _digest(name.key, root), name.ids)
+
+
 def packed(ids: Sequence[int]) -> bytes:
     """Ids as they are hashed and stored: int64, little-endian."""
     return struct.pack(f"<{len(ids)}q", *ids)

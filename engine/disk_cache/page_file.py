@@ -2,7 +2,7 @@
 
 A file is ``HEADER``, the ids of the page's tokens (int64), the data as it lies in memory, and the
 CRC-32 of all that; all little-endian. ``kind`` says what the data is: K and V of the page in all
-layers, or what a slot keeps beside pages after its last token.
+layers, those of a model that guesses, or what a slot keeps beside pages after its last token.
 
 Whose page it is, header and ids say in full; the checksum is for damage alone. A CRC finds what
 disks and crashes do (file systems have no more), and takes a fifth of the time of a hash.
@@ -33,6 +33,7 @@ class Kind(Enum):
 
     KV = "kv"
     STATE = "state"
+    DRAFT = "draft"
 
     @property
     def number(self) -> int:

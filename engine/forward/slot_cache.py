@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.forward.cached_bytes import CachedBytes
+from gguf_serve.engine.forward.cached_bytes import CachedBytes, PagesBeside
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.forward.slot_file import SlotContent
+from gguf_serve.engine.forward.slot_file import DraftFormat, SlotContent
 from gguf_serve.engine.options import PROJECTOR, ModelInfo
 from gguf_serve.engine.scheduling.page_cache import PagedTokens
 from gguf_serve.engine.scheduling.scheduler import Scheduler
@@ -23,9 +23,16 @@ from gguf_serve.engine.scheduling.scheduler import Scheduler
 class SlotCache:
     """The last tokens of each slot, and what of them is cached."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, info: ModelInfo) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: ModelInfo,
+        beside: PagesBeside | None = None,
+    ) -> None:
+        """``beside``: of a model that guesses."""
         self._scheduler, self._runner, self._info = scheduler, runner, info
-        self._bytes = CachedBytes(scheduler, runner)
+        self._bytes = CachedBytes(scheduler, runner, beside)
         self._left: list[tuple[Sequence[int], Hashable]] = [((), None)] * len(scheduler.slots)
 
     @property
@@ -44,6 +51,12 @@ class SlotCache:
     def page_bytes(self) -> int:
         return self._bytes.page_bytes
 
+    @property
+    def draft(self) -> DraftFormat | None:
+        """Of the model that guesses."""
+        beside = self._bytes.beside
+        return None if beside is None else DraftFormat(beside.made_with, beside.page_bytes)
+
     def note(self, slot: int, tokens: Sequence[int], salt: Hashable) -> None:
         """From now on the slot's content is that of these tokens, which may grow."""
         self._left[slot] = tokens, salt
@@ -60,7 +73,9 @@ class SlotCache:
             n, state = self._bytes.read_state(tokens, None, n)
         n_pages = -(-n // self._scheduler.cache.page_size)
         pages = [self._bytes.read_page(page) for page in table[:n_pages]]
-        return SlotContent(tokens[:n], pages, state)
+        beside = self._bytes.beside
+        drafts = [] if beside is None else [beside.read_page(page) for page in table[:n_pages]]
+        return SlotContent(tokens[:n], pages, state, drafts)
 
     def put(self, slot: int, content: SlotContent, name: str) -> None:
         """Bring the content of a file of that name into the cache, as the slot's. RequestError if
@@ -98,6 +113,9 @@ class SlotCache:
             raise RequestError(f"{name}: no room for {n} tokens in the KV cache")
         for page, data in zip(seq.table, content.pages, strict=True):
             self._bytes.write_page(page, data)
+        if self._bytes.beside is not None:
+            for page, data in zip(seq.table, content.drafts, strict=False):
+                self._bytes.beside.write_page(page, data)
         seq.share = True
         cache.commit(seq, n)
         cache.release(seq)

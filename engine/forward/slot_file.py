@@ -1,9 +1,11 @@
 """Files of what a slot has left in the cache: its tokens, their KV pages, a state.
 
 A file is ``MAGIC``, the length of the header (uint32), the header (JSON), the token ids (int64),
-then for each page its bytes, then the state's, then the CRC-32 of all that; all little-endian. The
-header says what the file was made with; it can be used only where all of that is the same. The
-checksum finds damage, not malice: who can write to the folder can write a checksum too.
+then for each page its bytes, then the state's, then those of a model that guesses for each page, if
+there is one, then the CRC-32 of all that; all little-endian. The header says what the file was made
+with; it can be used only where all of that is the same. Of another model that guesses it is used
+without what that has. The checksum finds damage, not malice: who can write to the folder can write
+a checksum too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ except ImportError:  # nothing is locked there, and so nothing swept
     fcntl = None  # type: ignore[assignment]
 
 MAGIC = b"GGUFSLOT"
-VERSION = 2  # 1 had no checksum: its bytes would be believed as they are, for every client
+VERSION = 3  # 2 had no model that guesses
+WITHOUT_CHECKSUM = 1  # its bytes would be believed as they are, for every client
 MOST_HEADER = 1 << 20  # bytes
 CHECKSUM = struct.Struct("<I")
 
@@ -41,11 +44,19 @@ Bytes = npt.NDArray[np.uint8]
 
 class SlotContent(Struct, frozen=True):
     """``tokens`` and the pages that hold their KV; ``state``: what a slot keeps beside pages
-    after all of them."""
+    after all of them; ``drafts``: of the same pages, what a model that guesses has."""
 
     tokens: Sequence[int]
     pages: Sequence[Bytes]
     state: Bytes
+    drafts: Sequence[Bytes] = ()
+
+
+class DraftFormat(Struct, frozen=True):
+    """Of what a model that guesses has of a page: what it was made with, and bytes."""
+
+    made_with: Mapping[str, Any]
+    page_bytes: int
 
 
 class _Checked:
@@ -78,7 +89,12 @@ class _Checked:
             raise RequestError(f"{self.name} is damaged: its checksum is not that of its content")
 
 
-def write_slot_file(path: Path, made_with: Mapping[str, Any], content: SlotContent) -> int:
+def write_slot_file(
+    path: Path,
+    made_with: Mapping[str, Any],
+    content: SlotContent,
+    draft: DraftFormat | None = None,
+) -> int:
     """Write a file, whole or not at all; returns its bytes. RequestError: it cannot be.
 
     What a writer that was killed has left in the folder goes with the next one's.
@@ -86,6 +102,8 @@ def write_slot_file(path: Path, made_with: Mapping[str, Any], content: SlotConte
     header = json.dumps({
         "version": VERSION, "made_with": dict(made_with), "n_tokens": len(content.tokens),
         "n_pages": len(content.pages), "state_bytes": content.state.nbytes,
+        "draft": None if draft is None else dict(draft.made_with),
+        "draft_bytes": 0 if draft is None else draft.page_bytes,
     }).encode()  # fmt: skip
     _sweep(path.parent)
     unfinished = path.with_name(f".slot-{secrets.token_hex(8)}.part")
@@ -96,7 +114,7 @@ def write_slot_file(path: Path, made_with: Mapping[str, Any], content: SlotConte
             file = _Checked(raw, path.name)
             file.write(MAGIC + struct.pack("<I", len(header)) + header)
             file.write(np.asarray(content.tokens, "<i8").tobytes())
-            for page in (*content.pages, content.state):
+            for page in (*content.pages, content.state, *content.drafts):
                 file.write(page.data)
             file.write_checksum()
             raw.flush()
@@ -108,7 +126,7 @@ def write_slot_file(path: Path, made_with: Mapping[str, Any], content: SlotConte
 
 
 def read_slot_file(
-    path: Path, made_with: Mapping[str, Any], page_bytes: int
+    path: Path, made_with: Mapping[str, Any], page_bytes: int, draft: DraftFormat | None = None
 ) -> tuple[SlotContent, int]:
     """The content of a file and its bytes. RequestError for one that cannot be read, is none, is
     damaged, or was made with something else."""
@@ -121,9 +139,10 @@ def read_slot_file(
             _check(header, made_with, path.name)
             tokens = np.frombuffer(file.take(8 * header["n_tokens"]), "<i8")
             pages = [_bytes(file, page_bytes) for _ in range(header["n_pages"])]
-            content = SlotContent(tokens.tolist(), pages, _bytes(file, header["state_bytes"]))
+            state = _bytes(file, header["state_bytes"])
+            drafts = _drafts(file, header, draft)
             file.check()
-            return content, file.n_bytes
+            return SlotContent(tokens.tolist(), pages, state, drafts), file.n_bytes
     except OSError as error:
         raise RequestError(f"cannot read {path.name}: {error.strerror}") from error
 
@@ -145,26 +164,37 @@ def _read_header(file: _Checked) -> dict[str, Any]:
         raise RequestError(f"{file.name} is not a file of a slot")
     (size,) = struct.unpack("<I", start[len(MAGIC) :])
     try:
-        header = json.loads(file.take(min(size, MOST_HEADER)))
-        numbers = [header[key] for key in ("n_tokens", "n_pages", "state_bytes")]
+        header = {"draft_bytes": 0, **json.loads(file.take(min(size, MOST_HEADER)))}
+        numbers = [header[key] for key in ("n_tokens", "n_pages", "state_bytes", "draft_bytes")]
         if not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError(numbers)
-        return dict(header)
+        return header
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{file.name} has a damaged header") from error
 
 
 def _check(header: Mapping[str, Any], made_with: Mapping[str, Any], name: str) -> None:
     version = header.get("version")
-    if version == 1:
+    if version == WITHOUT_CHECKSUM:
         raise RequestError(f"{name} has no checksum (version 1): save the slot again")
-    if version != VERSION:
+    if version not in (VERSION, VERSION - 1):
         raise RequestError(f"{name} has version {version!r:.40}, not {VERSION}")
     theirs = header.get("made_with")
     for key, value in made_with.items():
         other = theirs.get(key) if isinstance(theirs, dict) else None
         if other != value:
             raise RequestError(f"{name} was made with {key} {other!r:.200}, here it is {value!r}")
+
+
+def _drafts(file: _Checked, header: Mapping[str, Any], draft: DraftFormat | None) -> list[Bytes]:
+    """What the model that guesses here has of the file's pages; of another one, nothing."""
+    size = header["draft_bytes"]
+    found = [_bytes(file, size) for _ in range(header["n_pages"] if size else 0)]
+    is_same = draft is not None and (header.get("draft"), size) == (
+        draft.made_with,
+        draft.page_bytes,
+    )
+    return found if is_same else []
 
 
 def _bytes(file: _Checked, size: int) -> Bytes:

@@ -25,6 +25,7 @@ from gguf_serve.kernels.attention.kv import KVPages
 
 if TYPE_CHECKING:  # most starts have nothing that guesses so
     from gguf_serve.engine.speculation.models.draft_model import DraftModel
+    from gguf_serve.engine.speculation.models.draft_pages import DraftPages
     from gguf_serve.engine.speculation.models.guess_limits import GuessLimits
 
 VOCABULARY = "tokenizer.ggml."
@@ -63,11 +64,12 @@ class DraftFile(Struct, frozen=True):
         with naming(self.gguf.path):
             if runner.states.is_recurrent:
                 raise ModelError("a model with a recurrent state cannot guess for another one")
-        self.gguf.close()
         limits = limits_of(target, eog_ids, options)
         from gguf_serve.engine.speculation.models.draft_model import DraftModel
 
-        return DraftModel(runner, cache, limits, target.sizes.n_slots)
+        pages = pages_of([self], runners, cache)
+        self.gguf.close()
+        return DraftModel(runner, pages, limits, target.sizes.n_slots)
 
 
 def open_draft(
@@ -149,6 +151,18 @@ def _check_same(name: str, own: object, other: object) -> None:
             f"{VOCABULARY}{name} is {own!r}, the model's {other!r}: a model that guesses for it "
             "must have the same vocabulary"
         )
+
+
+def pages_of(files: Sequence[DraftFile], models: Sequence[Runner], cache: PageCache) -> DraftPages:
+    """Of models of these files that guess for the one whose ``cache`` is given."""
+    from gguf_serve.engine.speculation.models.draft_pages import DraftPages
+
+    made_with = {
+        "models": [[file.gguf.fingerprint(), file.hparams.n_layers] for file in files],
+        "cache types": [files[0].options.cache_type_k, files[0].options.cache_type_v],
+        "device": files[0].beside.info.driver,
+    }
+    return DraftPages(models, cache, made_with)
 
 
 def limits_of(target: Preparation, eog_ids: Collection[int], options: EngineOptions) -> GuessLimits:

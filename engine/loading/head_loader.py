@@ -19,7 +19,13 @@ from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes
 from gguf_serve.engine.loading.compiling import Compiling
-from gguf_serve.engine.loading.draft_loader import DraftFile, draft_file, limits_of, own_options
+from gguf_serve.engine.loading.draft_loader import (
+    DraftFile,
+    draft_file,
+    limits_of,
+    own_options,
+    pages_of,
+)
 from gguf_serve.engine.loading.fit import Beside, outline, rehearse
 from gguf_serve.engine.loading.preparation import Preparation
 from gguf_serve.engine.model.decoder import kv_shapes
@@ -139,10 +145,12 @@ class Heads(Struct, frozen=True):
 
         limits, n_slots = limits_of(target, eog_ids, options), target.sizes.n_slots
         if self.draft is not None and self.draft.block:
-            return BlockDrafter(self.kind, runners, cache, limits, n_slots, self.draft)
+            pages = pages_of(self.files[:1], runners[:1], cache)
+            return BlockDrafter(self.kind, runners, pages, limits, n_slots, self.draft)
+        pages = pages_of(self.files, runners, cache)
         drafter = AssistantDrafter if self._is_assistant else HeadDrafter
         return drafter(
-            self.kind, runners, cache, limits, n_slots,
+            self.kind, runners, pages, limits, n_slots,
             n_ahead=int(self._reads_layers),
             ids=None if self.draft is None else self.draft.ids,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from gguf_serve.engine.disk_cache.folder import Folder
 from gguf_serve.engine.disk_cache.host_pages import HostPages
 from gguf_serve.engine.disk_cache.names import root_of
-from gguf_serve.engine.forward.cached_bytes import CachedBytes
+from gguf_serve.engine.forward.cached_bytes import CachedBytes, PagesBeside
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions, ModelInfo
@@ -97,12 +97,15 @@ class DiskCache:
         made_with: Mapping[str, Any],
         speed: Callable[[], float],
         wake: Callable[[], None],
+        beside: PagesBeside | None = None,
     ) -> None:
         """``made_with``: what a slot's file names; ``speed``: tokens of prompts that are computed
-        in a second; ``wake``: for other threads, wakes the engine's."""
+        in a second; ``wake``: for other threads, wakes the engine's; ``beside``: of a model
+        that guesses."""
         root = root_of({**made_with, **options.settings, "device": info.driver})
-        cached = CachedBytes(scheduler, runner)
-        names = DiskNames(root, info.adapters, scheduler.cache.page_size)
+        cached = CachedBytes(scheduler, runner, beside)
+        draft = b"" if beside is None else root_of(beside.made_with)
+        names = DiskNames(root, info.adapters, scheduler.cache.page_size, draft)
         folder, limit = options.folder, options.limit
         store = HostPages(limit) if folder is None else Folder(folder, limit)
         self._store, self._loaded = store, Loaded()

@@ -21,7 +21,7 @@ from gguf_serve.engine.disk_cache.names import PageName
 from gguf_serve.engine.disk_cache.page_file import Kind
 from gguf_serve.engine.disk_cache.rate import Rate
 from gguf_serve.engine.disk_cache.worker import Worker
-from gguf_serve.engine.forward.cached_bytes import CachedBytes
+from gguf_serve.engine.forward.cached_bytes import Bytes, CachedBytes
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.serving.disk_names import DiskNames
@@ -46,6 +46,7 @@ class _Load(Struct, eq=False):
     tokens: Items[int]  # in full pages
     names: Items[PageName] = ()
     end: int = 0  # pages that the cache could have with the folder's
+    draft_end: int = 0  # of these, which a model that guesses has there
     is_looked: bool = False
     n_cached: int = 0  # tokens that it could begin after already
     first: int = 0  # the first page that is not in memory
@@ -148,7 +149,11 @@ class DiskLoads:
             if self._scheduler.checkpoints is not None:
                 while end > 0 and not self._store.has(load.names[end - 1], Kind.STATE):
                     end -= 1
-            load.end = end
+            load.end = load.draft_end = end
+            for i in range(load.first, end if self._cached.beside else load.first):
+                if not self._store.has(*self._names.file(load.names[i], Kind.DRAFT)):
+                    load.draft_end = i
+                    break
         finally:
             load.is_looked = True
             self._wake()
@@ -159,17 +164,20 @@ class DiskLoads:
             load.began = time.perf_counter()
             for kind, i, n_bytes in self._pieces(load):
                 self._room.acquire()
-                data = None if load.is_given_up else self._store.read(load.names[i], kind, n_bytes)
+                file = self._names.file(load.names[i], kind)
+                data = None if load.is_given_up else self._store.read(*file, n_bytes)
                 if data is None:
-                    load.end = 0
                     self._room.release()
+                    if kind is Kind.DRAFT:
+                        continue
+                    load.end = 0
                     return
                 load.ready.append((kind, i, data))
                 self._wake()
             names = load.names[: load.end]
             for name, stamp in zip(names, self._store.stamps(load.end), strict=True):
                 for kind in Kind:
-                    self._store.touch(name, kind, stamp)
+                    self._store.touch(*self._names.file(name, kind), stamp)
         finally:
             load.is_read = True
             self._wake()
@@ -177,6 +185,9 @@ class DiskLoads:
     def _pieces(self, load: _Load) -> Items[tuple[Kind, int, int]]:
         """What is to be read: kinds, pages, bytes."""
         pages = [(Kind.KV, i, self._cached.page_bytes) for i in range(load.first, load.end)]
+        if self._cached.beside is not None:
+            n_bytes = self._cached.beside_bytes
+            pages += [(Kind.DRAFT, i, n_bytes) for i in range(load.first, load.draft_end)]
         if self._scheduler.checkpoints is None:
             return pages
         state_bytes = self._cached.state_bytes_at(load.end * self._size)
@@ -206,7 +217,11 @@ class DiskLoads:
         """Take pages, or a state, into the cache."""
         kind, first, _ = load.ready[0]
         pieces = list[memoryview]()
-        while load.ready and load.ready[0][0] is kind and len(pieces) < PIECES:
+        while (
+            load.ready
+            and load.ready[0][:2] == (kind, first + len(pieces))
+            and (len(pieces) < PIECES)
+        ):
             pieces.append(load.ready.popleft()[2])
             self._room.release()
         if load.seq.state == "finished":
@@ -219,12 +234,22 @@ class DiskLoads:
         if kind is Kind.STATE:
             self._cached.write_state(tokens, salt, end, arrays[0])
             return
+        if kind is Kind.DRAFT:
+            self._put_beside(self._scheduler.cache.find_pages(tokens, salt)[0][first:], arrays)
+            return
         spare = len(self._scheduler.running)
         n_there, pages = self._scheduler.cache.insert(tokens, salt, first, spare)
         for page, array in zip(pages, arrays[max(n_there - first, 0) :], strict=False):
             self._cached.write_page(page, array)
         if n_there + len(pages) < first + len(pieces):
             load.is_given_up = True  # what it continues has gone, or there is no room
+
+    def _put_beside(self, pages: Items[int], arrays: Items[Bytes]) -> None:
+        """Take what a model that guesses has of pages that are in the cache."""
+        beside = self._cached.beside
+        for page, array in zip(pages, arrays, strict=False):
+            if beside is not None and not beside.is_whole(page):
+                beside.write_page(page, array)
 
     def _finish(self, load: _Load) -> None:
         """Let the sequence go on."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from gguf_serve.engine.disk_cache.names import PageName, beginning, chain
+from gguf_serve.engine.disk_cache.names import PageName, beginning, beside, chain
+from gguf_serve.engine.disk_cache.page_file import Kind
 from gguf_serve.engine.options import AdapterState
 from gguf_serve.engine.scheduling.sequence import Sequence
 
@@ -12,8 +13,11 @@ from gguf_serve.engine.scheduling.sequence import Sequence
 class DiskNames:
     """Of one engine's sequences. May be used from any thread."""
 
-    def __init__(self, root: bytes, adapters: Items[AdapterState], page_size: int) -> None:
-        self._root, self._page_size = root, page_size
+    def __init__(
+        self, root: bytes, adapters: Items[AdapterState], page_size: int, draft: bytes = b""
+    ) -> None:
+        """``draft``: the root of a model that guesses."""
+        self._root, self._page_size, self._draft = root, page_size, draft
         self._adapters = [adapter.fingerprint for adapter in adapters]
 
     def of(self, seq: Sequence, tokens: Items[int]) -> list[PageName]:
@@ -22,3 +26,7 @@ class DiskNames:
         begin = beginning(self._root, scales, seq.adapter_starts, seq.request.cache_salt)
         contents = [(span.start, span.key) for span in seq.request.media]
         return list(chain(self._root, begin, tokens, self._page_size, contents))
+
+    def file(self, name: PageName, kind: Kind) -> tuple[PageName, Kind]:
+        """What the folder calls what there is of a page."""
+        return beside(self._draft, name) if kind is Kind.DRAFT else name, kind

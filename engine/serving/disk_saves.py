@@ -84,7 +84,7 @@ class DiskSaves:
         def remove() -> None:
             for name in self._names.of(seq, tokens):
                 for kind in Kind:
-                    self._store.remove(name, kind)
+                    self._store.remove(*self._names.file(name, kind))
 
         self._worker.do(remove)
 
@@ -138,10 +138,12 @@ class DiskSaves:
         try:
             chain.names = self._names.of(chain.seq, chain.tokens)
             chain.stamps = self._store.stamps(len(chain.names))
-            pages = [(Kind.KV, i) for i in range(len(chain.names))]
+            kinds = [Kind.KV, Kind.DRAFT] if self._cached.beside else [Kind.KV]
+            pages = [(kind, i) for kind in kinds for i in range(len(chain.names))]
             states = [(Kind.STATE, position // self._size - 1) for position in chain.states]
             for kind, i in [*pages, *states]:
-                if not self._store.touch(chain.names[i], kind, chain.stamps[i]):
+                file = self._names.file(chain.names[i], kind)
+                if not self._store.touch(*file, chain.stamps[i]):
                     missing.append((kind, i))
         finally:
             chain.missing = missing
@@ -153,6 +155,9 @@ class DiskSaves:
         table = self._scheduler.cache.find_pages(chain.tokens, chain.salt)[0] if missing else []
         while missing and not chain.has_failed:
             kind, i = missing[0]
+            if kind is Kind.DRAFT and not self._is_drafted(table[i : i + 1]):
+                missing.popleft()  # when the sequence ends it may be
+                continue
             if self._held is None:
                 self._held = self._read(chain, kind, i, table)
             data = self._held
@@ -168,10 +173,17 @@ class DiskSaves:
         self._held = None
         return True
 
+    def _is_drafted(self, pages: Items[int]) -> bool:
+        """Whether the model that guesses has come to the end of these."""
+        beside = self._cached.beside
+        return beside is not None and bool(pages) and all(map(beside.is_whole, pages))
+
     def _read(self, chain: _Chain, kind: Kind, i: int, table: Items[int]) -> Bytes | None:
         end = (i + 1) * self._size
         if kind is Kind.KV:
             return self._cached.read_page(table[i]) if i < len(table) else None
+        if kind is Kind.DRAFT and self._cached.beside is not None:
+            return self._cached.beside.read_page(table[i])
         position, data = self._cached.read_state(chain.tokens, chain.salt, end, self._size)
         return data[:] if position == end else None  # the array itself is the checkpoint's
 
@@ -181,8 +193,8 @@ class DiskSaves:
         def write() -> None:
             view = held.pop().data
             if not chain.has_failed:
-                name, stamp = chain.names[i], chain.stamps[i]
-                chain.has_failed = not self._store.write(name, kind, view, stamp)
+                file = self._names.file(chain.names[i], kind)
+                chain.has_failed = not self._store.write(*file, view, chain.stamps[i])
                 self.has_failed |= chain.has_failed
             del view
             self._wake()

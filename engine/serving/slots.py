@@ -72,14 +72,14 @@ class Slots:
             slot, lambda: (time.perf_counter(), self._cache.content(slot))
         ).result()
         with self._disk:
-            n_bytes = write_slot_file(path, self._cache.made_with, content)
+            n_bytes = write_slot_file(path, self._cache.made_with, content, self._cache.draft)
         return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
 
     def _restore(self, slot: int, path: Path) -> SlotFile:
         cache = self._cache
         with self._disk:
             began = time.perf_counter()
-            content, n_bytes = read_slot_file(path, cache.made_with, cache.page_bytes)
+            content, n_bytes = read_slot_file(path, cache.made_with, cache.page_bytes, cache.draft)
         self._when_idle(slot, lambda: cache.put(slot, content, path.name)).result()
         return SlotFile(len(content.tokens), n_bytes, time.perf_counter() - began)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gguf_serve.engine.scheduling.page_cache import PageCopy
+from gguf_serve.engine.forward.cached_bytes import PagesBeside
 from gguf_serve.engine.scheduling.sequence import Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 
@@ -43,6 +43,11 @@ class ModelDrafter(Protocol):
         ...
 
     @property
+    def pages(self) -> PagesBeside | None:
+        """Its own; None: it attends to its target's."""
+        ...
+
+    @property
     def wants_states(self) -> bool:
         """Whether ``follow`` needs the target's hidden states."""
         ...
@@ -50,10 +55,6 @@ class ModelDrafter(Protocol):
     def follow(self, plan: Plan, states: States | None) -> None:
         """A plan's tokens have been computed by the target; none is sampled yet. ``states``: of
         some of its tokens in their order, see Runner.states_of."""
-        ...
-
-    def copy_pages(self, copies: Sequence[PageCopy]) -> None:
-        """Pages are copied, before the plan that says so is computed."""
         ...
 
     def can_guess(self, seq: RunningSequence) -> bool:

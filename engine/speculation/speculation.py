@@ -42,8 +42,8 @@ class Speculation:
 
     def begin(self, plan: Plan) -> None:
         """A plan is about to be carried out."""
-        if self._drafter is not None and plan.copies:
-            self._drafter.copy_pages(plan.copies)
+        if plan.copies and self._drafter is not None and self._drafter.pages is not None:
+            self._drafter.pages.copy(plan.copies)
 
     def draft(
         self, plan: Plan, proposals_of: Callable[[Sequence], Proposals | None],

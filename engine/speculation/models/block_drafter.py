@@ -14,10 +14,10 @@ from gguf_serve.engine.architecture.drafts import Draft
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.corrections import Corrections
 from gguf_serve.engine.forward.runner import RowLogits, Runner
-from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.speculation.model_drafter import Wish
+from gguf_serve.engine.speculation.models.draft_pages import DraftPages
 from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
 from gguf_serve.engine.speculation.models.head_drafter import Floats, HeadDrafter
 from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
@@ -30,13 +30,13 @@ class BlockDrafter(HeadDrafter):
         self,
         kind: str,
         models: Sequence[Runner],
-        cache: PageCache,
+        pages: DraftPages,
         limits: GuessLimits,
         n_slots: int,
         draft: Draft,
     ) -> None:
         """``models``: the draft and, if it corrects its logits, the model that it does so with."""
-        super().__init__(kind, models[:1], cache, limits, n_slots, n_ahead=1, ids=draft.ids)
+        super().__init__(kind, models[:1], pages, limits, n_slots, n_ahead=1, ids=draft.ids)
         self._draft, self._first = draft, 0 if draft.from_anchor else 1
         self._corrections = Corrections(draft, models[1]) if draft.bigrams is not None else None
         self._correcting = TimedSteps(models[1:], 1)

@@ -19,14 +19,15 @@ class Coverage:
         self._rows = [0] * cache.n_pages
         self._of = [0] * cache.n_pages  # the use of the page that it was in
 
-    def _rows_of(self, page: int) -> int:
+    def rows_of(self, page: int) -> int:
+        """Of a page, as it is used now."""
         return self._rows[page] if self._of[page] == self._cache.n_uses[page] else 0
 
     def n_covered(self, seq: PagedTokens) -> int:
         """How many leading tokens are computed; the last one never counts."""
         n = 0
         for page in seq.table:
-            rows = self._rows_of(page)
+            rows = self.rows_of(page)
             n += rows
             if rows < self._size:
                 break
@@ -36,8 +37,11 @@ class Coverage:
         """The tokens from ``start`` to before ``end`` are computed, and those before them."""
         for i in range(start // self._size, -(-end // self._size)):
             page, rows = seq.table[i], min(end - i * self._size, self._size)
-            self._rows[page] = max(self._rows_of(page), rows)
-            self._of[page] = self._cache.n_uses[page]
+            self.note(page, max(self.rows_of(page), rows))
+
+    def note(self, page: int, n_rows: int) -> None:
+        """So many rows of a page, as it is used now, are computed."""
+        self._rows[page], self._of[page] = n_rows, self._cache.n_uses[page]
 
     def stamp(self, seq: PagedTokens, start: int, end: int) -> tuple[tuple[int, int], ...]:
         """What is the same for as long as these tokens' pages are, and their use."""
@@ -46,5 +50,4 @@ class Coverage:
 
     def copy(self, copy: PageCopy) -> None:
         """A page's first rows go to another page."""
-        self._rows[copy.target] = min(self._rows_of(copy.source), copy.n_rows)
-        self._of[copy.target] = self._cache.n_uses[copy.target]
+        self.note(copy.target, min(self.rows_of(copy.source), copy.n_rows))

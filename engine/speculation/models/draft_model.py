@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gguf_serve.engine.forward.runner import RowLogits, Runner
-from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.speculation.model_drafter import States, Wish
-from gguf_serve.engine.speculation.models.coverage import Coverage
+from gguf_serve.engine.speculation.models.draft_pages import DraftPages
 from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
 from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
 
@@ -58,23 +57,18 @@ class DraftModel:
     def __init__(
         self,
         runner: Runner,
-        cache: PageCache,
+        pages: DraftPages,
         limits: GuessLimits,
         n_slots: int,
     ) -> None:
-        self._runner, self._coverage, self._limits = runner, Coverage(cache), limits
+        self._runner, self._coverage, self._limits = runner, pages.coverage, limits
+        self.pages = pages
         self._guessed: list[_Guessed | None] = [None] * n_slots
         self._steps = TimedSteps([runner], limits.max_tokens)
         self.most, self.seconds = limits.most, self._steps.seconds
 
     def follow(self, plan: Plan, states: States | None) -> None:
         """It computes its own, when it is asked."""
-
-    def copy_pages(self, copies: Sequence[PageCopy]) -> None:
-        for copy in copies:
-            for pages in self._runner.pages:
-                pages.copy_page(copy.source, copy.target)
-            self._coverage.copy(copy)
 
     def can_guess(self, seq: RunningSequence) -> bool:
         return not seq.request.media and len(seq.tokens) + self.most <= self._limits.n_ctx

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.speculation.model_drafter import States, Wish
-from gguf_serve.engine.speculation.models.coverage import Coverage
+from gguf_serve.engine.speculation.models.draft_pages import DraftPages
 from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
 from gguf_serve.engine.speculation.models.known_states import KnownStates
 from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
@@ -59,7 +58,7 @@ class HeadDrafter:
         self,
         kind: str,
         heads: Sequence[Runner],
-        cache: PageCache,
+        pages: DraftPages,
         limits: GuessLimits,
         n_slots: int,
         *,
@@ -68,7 +67,8 @@ class HeadDrafter:
     ) -> None:
         """``n_ahead``: by how many the tokens that are read are ahead of their position; ``ids``:
         the heads' tokens by the target's ids, None: the same."""
-        self.kind, self._heads, self._coverage = kind, heads, Coverage(cache)
+        self.kind, self._heads, self._coverage = kind, heads, pages.coverage
+        self.pages = None if pages.are_of_target else pages
         self._limits, self._n_ahead, self._ids = limits, n_ahead, ids
         self._width = heads[0].state_width
         self._known = [KnownStates(-1, self._width) for _ in range(n_slots)]
@@ -124,13 +124,6 @@ class HeadDrafter:
     def _keep(self, own: RunningSequence, start: int, end: int) -> None:
         self._coverage.mark(own, start, end)
         self._known_of(own).forget_before(end + self._n_ahead - 1)
-
-    def copy_pages(self, copies: Sequence[PageCopy]) -> None:
-        for copy in copies:
-            for head in self._heads:
-                for pages in head.pages:
-                    pages.copy_page(copy.source, copy.target)
-            self._coverage.copy(copy)
 
     def can_guess(self, seq: RunningSequence) -> bool:
         return self._may_be_asked(seq) and len(seq.tokens) + self.most <= self._limits.n_ctx

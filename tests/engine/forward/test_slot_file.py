@@ -92,7 +92,7 @@ def test_what_follows_the_end(path: Path) -> None:
 
 
 def test_a_file_without_a_checksum(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"version": 2', b'"version": 1'))
+    path.write_bytes(path.read_bytes().replace(b'"version": 3', b'"version": 1'))
     with pytest.raises(RequestError, match=r"slot has no checksum \(version 1\): save the slot"):
         read_slot_file(path, MADE_WITH, PAGE_BYTES)
 

@@ -31,16 +31,13 @@ class Clock:
 class Fixed:
     """Guesses the token 1, each for so many seconds."""
 
-    kind, most, wants_states = "draft-simple", 4, False
+    kind, most, wants_states, pages = "draft-simple", 4, False, None
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
         self.n_calls = self.n_computed = 0
 
     def follow(self, plan: object, states: object) -> None:
-        pass
-
-    def copy_pages(self, copies: object) -> None:
         pass
 
     def can_guess(self, seq: RunningSequence) -> bool:
