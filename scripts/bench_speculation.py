@@ -1,12 +1,15 @@
 """How much faster an answer comes with guesses: source files are rewritten with small edits.
 
     python scripts/bench_speculation.py -m MODEL [--spec-type TYPE,...] [-md DRAFT]
-        [--cases N] [--tokens N] [--peer PYTHON] [--json FILE]
+        [--n-max N] [--cases N] [--tokens N] [--peer PYTHON] [--json FILE] [--prices]
 
 Twenty files of this repository, four kinds of edits, greedy. Each is answered without guesses and
 with them in turn, by one engine, and so by the peer, if one is named: llama-cpp-python, whose
 LlamaPromptLookupDecoding is tried with each of its settings, of which the best counts. Times are
 milliseconds a token from the first token on. Texts with and without must be equal.
+
+``--prices`` asks for nothing: it says what guesses of the draft or the heads (``--spec-type
+draft-mtp``) take, and what they would bring by how many are right (bench_prices.py).
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+from bench_prices import prices, table
 from peer_process import PeerProcess, peer_python
 
 from gguf_serve.engine.chat.prompt import Conversation
 from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, DraftLimits, Event, Failed, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
@@ -149,9 +154,17 @@ def summary(found: Sequence[Case]) -> str:
 
 def options(args: argparse.Namespace) -> EngineOptions:
     guesses = SpeculationOptions(
-        types=spec_types(args.spec_type), draft=DraftOptions(model=args.model_draft)
+        types=spec_types(args.spec_type),
+        draft=DraftOptions(model=args.model_draft, n_max=args.n_max),
     )
     return EngineOptions(n_ctx=N_CTX, speculation=guesses)
+
+
+def say_prices(path: Path, asked: EngineOptions, seconds: float) -> None:
+    model = load_model(path, asked, lambda share: None)
+    if model.drafter is None:
+        raise SystemExit("no model guesses: name one with -md, or heads with --spec-type draft-mtp")
+    print(*table(*prices(model.runner, model.drafter, seconds)), sep="\n")
 
 
 def main() -> None:
@@ -159,11 +172,17 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path, required=True)
     parser.add_argument("--spec-type", default="ngram-simple")
     parser.add_argument("-md", "--model-draft")
+    parser.add_argument("--n-max", type=int, default=3, help="tokens of a model's guess at most")
+    parser.add_argument("--prices", action="store_true")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for --prices, at least")
     parser.add_argument("--cases", type=int, default=len(FILES))
     parser.add_argument("--tokens", type=int, default=400, help="of an answer at most")
     parser.add_argument("--peer", nargs="?", const="", help="the peer's Python")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.prices:
+        say_prices(args.model, options(args), args.seconds)
+        return
     engine, peer = load_engine(args.model, options(args)), None
     if args.peer is not None:
         script = Path(__file__).with_name("bench_speculation_peer.py")

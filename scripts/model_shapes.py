@@ -50,6 +50,25 @@ def llama(
     return shape
 
 
+def glm4moe(
+    n_layers: int, width: int, heads: int, kv: int, ff: int, vocab: int = VOCAB, n_heads: int = 1
+) -> Shape:
+    """Dense layers, and after them ``n_heads`` heads that predict further tokens (MTP), with the
+    model's embedding and output: no family of this size has both, this one's keys allow for it."""
+    shape, n = start("glm4moe", n_layers + n_heads, width, vocab), n_layers + n_heads
+    set_heads(shape, heads, kv, width // heads)
+    shape.keys |= {
+        "feed_forward_length": ff, "leading_dense_block_count": n, "nextn_predict_layers": n_heads,
+    }  # fmt: skip
+    for i in range(n):
+        shape.add(*vectors(width, "attn_norm", "post_attention_norm"), at=i)
+        shape.add(*attention(width, heads, kv, width // heads), *ffn(width, ff), at=i)
+    for i in range(n_layers, n):
+        norms = vectors(width, "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm")
+        shape.add(("nextn.eh_proj.weight", (2 * width, width)), *norms, at=i)
+    return shape
+
+
 def qwen3moe(
     n_layers: int, width: int, heads: int, kv: int, head: int, ff: int, n: int, used: int,
     vocab: int = VOCAB,
@@ -181,6 +200,9 @@ def deepseek2(
 
 SHAPES: Mapping[str, Callable[[], Shape]] = {
     "llama-7b": partial(llama, more_bits=True),
+    "llama-draft": partial(llama, 12, 1024, 16, 4, 4096),  # for models of the same vocabulary
+    "mtp-7b": partial(glm4moe, 32, 4096, 32, 8, 14336),
+    "mtp-small": partial(glm4moe, 8, 1024, 16, 4, 2816),
     "llama-small": partial(llama, 8, 1024, 16, 4, 2816),
     "qwen3moe-30b-a3b": partial(qwen3moe, 48, 2048, 32, 4, 128, 768, 128, 8, MAX_VOCAB),
     "qwen3moe-10b-a1b": partial(qwen3moe, 16, 2048, 32, 4, 128, 768, 128, 8, MAX_VOCAB),

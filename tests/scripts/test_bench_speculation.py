@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench_prices import Price, table
 from bench_speculation import FILES, Case, cases, line, summary
 
 
@@ -25,3 +26,11 @@ def test_the_table() -> None:
     assert summary(found) == (
         "gain: median 3.00, least 2.00, most 4.00; peer's best / ours: median 1.68, least 1.36"
     )
+
+
+def test_what_guesses_would_bring() -> None:
+    found = [Price(1, 0.01, 0.03), Price(3, 0.03, 0.05)]
+    assert [round(price.gain(0.5, 0.02), 3) for price in found] == [0.75, 0.469]
+    assert table(0.02, found)[1].split() == [
+        "1", "10.0", "30.0", "0.75", "0.80", "0.85", "0.90", "0.95"
+    ]  # fmt: skip
