@@ -91,7 +91,7 @@ class CharacterTokenizer:
         return False
 
     def piece(self, token_id: int, special: bool = True) -> bytes:
-        return bytes([token_id])
+        return chr(token_id).encode()
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
