@@ -1,39 +1,22 @@
 """The steps of the Dockerfile, without an engine for them: in a root of Debian's, by chroot.
 
-debootstrap makes what stands for the base image. What a container has beside (its own processes,
-a root that cannot be written, a user without rights) is made by unshare and mount.
+debootstrap makes what stands for the base image; the server runs there as in a container: the first
+of its processes, without rights, with a root that cannot be written.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from debian_root import ROOT, DebianRoot, debian_root, missing
 
 from gguf_serve.server.demo import demo_model
 
-ROOT = Path(__file__).resolve().parents[1]
-SUITE = "trixie"
-PACKAGES = "python3,python3-pip,ca-certificates"
-# Of /etc: what engines copy, and whom this machine's network is to be trusted by.
-FROM_THE_HOST = ("resolv.conf", "hosts", "ssl/certs/ca-certificates.crt")
+PACKAGES = ("python3", "python3-pip", "ca-certificates")
 MOST_BYTES = 900 * 10**6
-# Runs "$@" in the root $1, with processes of its own; $2: ro or rw.
-CONTAINER = """
-set -e
-root=$1 mode=$2; shift 2
-mount --bind "$root" "$root"
-mount -o "remount,bind,$mode" "$root"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs tmpfs "$root/tmp"
-exec chroot "$@"
-"""
 # The server is the first process, as in a container, and its health check tells when it is up.
 SERVED = """
 ( for i in $(seq 300); do
@@ -57,17 +40,16 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 class Image:
     """A root file system in which instructions are carried out."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: DebianRoot) -> None:
         self.root = root
         self.user, self.folder = "root", "/"
         self.environment: dict[str, str] = {}
-        self.entrypoint: list[str] = []
 
     def carry_out(self, name: str, arguments: str) -> None:
         if name == "COPY":
             *sources, target = arguments.split()
             for source in sources:
-                self.copy(ROOT / source, target)
+                self.root.copy(ROOT / source, f"{self.folder}/{target}")
         elif name == "RUN":
             self.run(arguments)
         elif name in ("ENV", "ARG"):
@@ -77,49 +59,19 @@ class Image:
             self.user = arguments
         elif name == "WORKDIR":
             self.folder = arguments
-            (self.root / arguments[1:]).mkdir(parents=True, exist_ok=True)
-
-    def copy(self, source: Path, target: str) -> None:
-        to = self.root / self.folder[1:] / target
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, to, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(source, to)
+            (self.root.path / arguments[1:]).mkdir(parents=True, exist_ok=True)
 
     def run(self, script: str, mode: str = "rw") -> str:
         """Have the shell run it, as the user; its output."""
-        pip = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
-        paths = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
-        environment = {**pip, **paths, "HOME": f"/home/{self.user}", **self.environment}
-        command = [
-            "unshare", "--mount", "--pid", "--fork", "sh", "-c", CONTAINER, "sh", self.root, mode,
-            f"--userspec={self.user}:{self.user}", self.root,
-            "sh", "-c", f"cd {shlex.quote(self.folder)}\n{script}",
-        ]  # fmt: skip
-        result = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
+        return self.root.run(
+            script, user=self.user, folder=self.folder, mode=mode, **self.environment
         )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
 
 
-def base_image(root: Path) -> None:
-    """Debian with a Python that installs into /usr/local, as in Python's own images."""
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, root],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    as_in_the_image(root)
-
-
-def as_in_the_image(root: Path) -> None:
+def as_pythons_image(root: Path) -> None:
+    """Python installs into /usr/local, as in Python's own images."""
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     for path in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
-        path.unlink()
-    for name in FROM_THE_HOST:
-        shutil.copy(Path("/etc", name), root / "etc" / name)
-    for path in [*root.glob("var/cache/apt/**/*.deb"), *root.glob("var/lib/apt/lists/*_*")]:
         path.unlink()
 
 
@@ -131,24 +83,19 @@ def size(root: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="chroot is for root")
-@pytest.mark.skipif(shutil.which("debootstrap") is None, reason="there is no debootstrap")
+@pytest.mark.skipif(missing() != "", reason=missing())
 def test_the_steps_of_the_dockerfile(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    base_image(root)
-    check(root)
-
-
-def check(root: Path) -> None:
+    root = debian_root(tmp_path / "root", PACKAGES)
+    as_pythons_image(root.path)
     image = Image(root)
     for name, arguments in instructions((ROOT / "Dockerfile").read_text(encoding="utf-8")):
         image.carry_out(name, arguments)
     assert image.user != "root"
-    n_bytes = size(root)
+    n_bytes = size(root.path)
     print(f"the image has {n_bytes / 1e6:.0f} MB")
     assert n_bytes < MOST_BYTES
-    (root / "models").mkdir()
-    shutil.copy(demo_model(lambda done, total: None), root / "models" / "model.gguf")
+    (root.path / "models").mkdir()
+    shutil.copy(demo_model(lambda done, total: None), root.path / "models" / "model.gguf")
     ready = image.run("serve --compile-only -m /models/model.gguf")  # as an image's build may do
     assert " programs are ready" in ready
     assert image.run(SERVED, mode="ro") == "healthy\n"

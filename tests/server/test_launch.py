@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
+from listening import free_port
 
 import gguf_serve.engine.engine
 from gguf_serve.server.launch import connection_limits, http_config, load_model
@@ -58,11 +59,6 @@ def start() -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def get(url: str, process: subprocess.Popen[str]) -> httpx.Response:

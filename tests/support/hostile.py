@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from listening import free_port, wait_until_up
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"polite": "polite-key", "hostile": "hostile-key"}
@@ -94,9 +93,7 @@ class Server:
     """The process, and the one that watches it."""
 
     def __init__(self, model: Path, args: Sequence[str], log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._watch: subprocess.Popen[str] | None = None
@@ -111,21 +108,10 @@ class Server:
                 command, cwd=ROOT, env=environment, stdout=file, stderr=file
             )
         try:
-            self._wait_until_ready()
+            wait_until_up(self.url, self._process, log, 280)  # kernels may have to be compiled
         except BaseException:
             self.close()
             raise
-
-    def _wait_until_ready(self) -> None:
-        end = time.monotonic() + 280  # kernels are compiled, perhaps beside other tests
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                if httpx.get(self.url + "/health", timeout=5).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
-        raise AssertionError(f"the server does not start: {self.log.read_text()[-2000:]}")
 
     @property
     def pid(self) -> int:

@@ -4,79 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import WAIT, Opened, expect, text
 
 from gguf_serve.engine.stats import EngineStats
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here"),
-    pytest.mark.timeout(600),
-]
+pytestmark = pytest.mark.timeout(600)
 STATS = EngineStats(
     n_prompt_tokens=7, prompt_seconds=0, n_generated_tokens=9, generation_seconds=0, n_decodes=1,
     n_busy_slots=1, n_tokens_max=1, n_processing=1, n_deferred=2, n_slots=4, n_preempted=0,
     n_cached_tokens=3, page_size=32, n_pages=10, n_pages_used=2, n_pages_cached=1,
 )  # fmt: skip
-# How many messages there are, and what the last answer answers; null while it grows.
-ANSWERED = """() => {
-  const all = [...document.querySelectorAll(".message")];
-  const [asked, answer] = all.slice(-2);
-  const isWhole = answer?.matches(".assistant") && answer.getAttribute("aria-busy") !== "true";
-  return isWhole ? `${all.length} ${asked.textContent}` : null;
-}"""
-WAIT = 60_000  # milliseconds, on a machine with much other work
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page of a server in a browser window of its own; what it logs is an error."""
-
-    def __init__(self, browser: Any, url: str, **how: Any) -> None:
-        self.context = browser.new_context(**how)
-        self.context.set_default_timeout(WAIT)
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("console", lambda m: self.faults.append(m.text) if m.type == "error" else None)
-        self.page.goto(url)
-
-    def ask(self, text: str) -> None:
-        """Wait for the whole answer: it may be there before anybody has seen it grow."""
-        before = self.page.evaluate(ANSWERED)
-        self.page.fill("#prompt", text)
-        self.page.keyboard.press("Enter")
-        end = time.monotonic() + WAIT / 1e3
-        while self.page.evaluate(ANSWERED) in (None, before):
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        self.done()
-
-    def done(self) -> None:
-        self.page.wait_for_selector("#stop", state="hidden")
-
-    def button(self, name: str, message: str = ".message.assistant") -> Any:
-        return self.page.locator(message).last.get_by_role("button", name=name, exact=True)
-
-    @property
-    def answer(self) -> Any:
-        return self.page.locator(".message.assistant .said").last
 
 
 @pytest.fixture
@@ -107,10 +51,6 @@ def messages_of(engine: Any) -> Any:
     ]
 
 
-def text(locator: Any, expected: str) -> None:
-    sync_api.expect(locator).to_have_text(expected, timeout=WAIT)
-
-
 def test_an_answer_is_rendered_and_kept(open_page: Any) -> None:
     opened = open_page()
     opened.ask("Hi")
@@ -118,7 +58,7 @@ def test_an_answer_is_rendered_and_kept(open_page: Any) -> None:
     text(opened.page.locator("#conversations a"), "Hi")
     opened.page.reload()
     text(opened.answer, "Hello you")
-    sync_api.expect(opened.page.locator("#context-text")).to_contain_text("of 4,000 tokens")
+    expect(opened.page.locator("#context-text")).to_contain_text("of 4,000 tokens")
     assert opened.faults == []
 
 
@@ -162,7 +102,7 @@ def test_stop_and_continue(open_page: Any, engine: Any, fakes: Any) -> None:
     opened = open_page()
     opened.page.fill("#prompt", "Go")
     opened.page.keyboard.press("Enter")
-    sync_api.expect(opened.answer).to_contain_text("aaaa", timeout=WAIT)
+    expect(opened.answer).to_contain_text("aaaa", timeout=WAIT)
     opened.page.keyboard.press("Escape")
     opened.done()
     end = time.monotonic() + WAIT / 1e3
@@ -172,7 +112,7 @@ def test_stop_and_continue(open_page: Any, engine: Any, fakes: Any) -> None:
     text(opened.page.locator(".note").last, "Stopped.")
     engine.script = fakes.say("END")
     opened.button("Continue").click()
-    sync_api.expect(opened.answer).to_contain_text("aEND", timeout=WAIT)
+    expect(opened.answer).to_contain_text("aEND", timeout=WAIT)
     assert opened.faults == []
 
 
@@ -204,7 +144,7 @@ def test_what_a_model_writes_stays_text(open_page: Any, engine: Any, fakes: Any)
     engine.script = fakes.say(evil)
     opened = open_page()
     opened.ask("<b>Hi</b>")
-    sync_api.expect(opened.answer).to_contain_text("<script>", timeout=WAIT)
+    expect(opened.answer).to_contain_text("<script>", timeout=WAIT)
     assert opened.page.locator("#messages img, #messages script, #messages b").count() == 0
     assert opened.page.title() == "<b>Hi</b>"
     assert opened.faults == []
@@ -217,7 +157,7 @@ def test_settings_are_sent_and_kept(open_page: Any, engine: Any) -> None:
     opened.page.get_by_label("Temperature", exact=True).fill("0.25")
     opened.page.get_by_label("JSON schema of the answer").fill("{")
     opened.page.get_by_role("button", name="Save").click()
-    sync_api.expect(opened.page.locator("#settings .fault")).to_contain_text("is not JSON")
+    expect(opened.page.locator("#settings .fault")).to_contain_text("is not JSON")
     opened.page.get_by_label("JSON schema of the answer").fill('{"type": "string"}')
     opened.page.get_by_label("Colours").select_option("dark")
     opened.page.get_by_role("button", name="Save").click()
@@ -226,7 +166,7 @@ def test_settings_are_sent_and_kept(open_page: Any, engine: Any) -> None:
     assert messages_of(engine)[0] == {"role": "system", "content": "Be brief."}
     assert engine.compiled
     opened.page.reload()
-    assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    expect(opened.page.locator("html")).to_have_attribute("data-theme", "dark", timeout=WAIT)
     opened.page.click("#open-settings")
     assert opened.page.get_by_label("Temperature", exact=True).input_value() == "0.25"
     assert opened.faults == []
@@ -267,7 +207,7 @@ def test_search_rename_delete_export_and_import(open_page: Any, tmp_path: Path) 
     page.click("#new")
     opened.ask("About pears")
     page.fill("#search", "apples")
-    sync_api.expect(page.locator("#conversations a")).to_have_count(1, timeout=WAIT)
+    expect(page.locator("#conversations a")).to_have_count(1, timeout=WAIT)
     text(page.locator("#conversations a"), "About apples")
     page.fill("#search", "")
     page.get_by_label("Rename About pears").click()
@@ -284,11 +224,11 @@ def test_search_rename_delete_export_and_import(open_page: Any, tmp_path: Path) 
     for name in ("Plums", "About apples"):
         page.get_by_label(f"Delete {name}").click()
         page.get_by_role("button", name="Delete", exact=True).last.click()
-    sync_api.expect(page.locator("#conversations a")).to_have_count(0, timeout=WAIT)
+    expect(page.locator("#conversations a")).to_have_count(0, timeout=WAIT)
     page.click("#open-data")
     page.set_input_files("#import", str(file))
     text(page.locator("#data [role=status]"), "2 taken in.")
-    sync_api.expect(page.locator("#conversations a")).to_have_count(2, timeout=WAIT)
+    expect(page.locator("#conversations a")).to_have_count(2, timeout=WAIT)
     assert opened.faults == []
 
 
@@ -296,9 +236,7 @@ def test_a_key_is_asked_for_once(open_page: Any) -> None:
     opened = open_page(api_keys=["secret"])
     opened.page.fill("#key-field", "wrong")
     opened.page.get_by_role("button", name="Use it").click()
-    sync_api.expect(opened.page.locator("#key")).to_contain_text(
-        "does not know the key", timeout=WAIT
-    )
+    expect(opened.page.locator("#key")).to_contain_text("does not know the key", timeout=WAIT)
     opened.page.fill("#key-field", "secret")
     opened.page.get_by_role("button", name="Use it").click()
     opened.ask("Hi")
@@ -310,7 +248,7 @@ def test_the_same_as_code(open_page: Any) -> None:
     opened.ask("It's")
     opened.button("Code").click()
     code = opened.page.locator("#code pre")
-    sync_api.expect(code).to_contain_text("curl -N http://127.0.0.1")
+    expect(code).to_contain_text("curl -N http://127.0.0.1")
     opened.page.get_by_label("Language").select_option("Python")
     compile(code.inner_text(), "example", "exec")
     assert '"content": "It\'s"' in code.inner_text()
@@ -319,10 +257,10 @@ def test_the_same_as_code(open_page: Any) -> None:
 def test_the_view_of_the_server(open_page: Any) -> None:
     opened = open_page()
     opened.page.click("#open-server")
-    sync_api.expect(opened.page.locator("#server tbody tr")).to_have_count(4, timeout=WAIT)
-    sync_api.expect(opened.page.locator("#server figcaption").nth(3)).to_contain_text("20 %")
+    expect(opened.page.locator("#server tbody tr")).to_have_count(4, timeout=WAIT)
+    expect(opened.page.locator("#server figcaption").nth(3)).to_contain_text("20 %")
     line = opened.page.locator("polyline").first
-    sync_api.expect(line).to_have_attribute("points", re.compile(r"\d \d"), timeout=WAIT)
+    expect(line).to_have_attribute("points", re.compile(r"\d \d"), timeout=WAIT)
     assert opened.faults == []
 
 
@@ -330,7 +268,7 @@ def test_an_error_is_said(open_page: Any, engine: Any) -> None:
     opened = open_page()
     opened.page.fill("#prompt", "x" * 5000)
     opened.page.keyboard.press("Enter")
-    sync_api.expect(opened.page.locator(".note.fault")).to_contain_text("context", timeout=WAIT)
+    expect(opened.page.locator(".note.fault")).to_contain_text("context", timeout=WAIT)
 
 
 @pytest.mark.parametrize(
