@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 from listening import free_port, wait_until_up
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KEYS = {"polite": "polite-key", "hostile": "hostile-key"}
 HEALTH_BAR = 0.25  # seconds beyond what an idle server takes
 GAP_TIMES = 3.0  # of the usual gap of a stream
@@ -125,7 +125,7 @@ class Server:
     def watched(self) -> Iterator[Callable[[float], Seen]]:
         """Watch until the end of the block; the function tells what was seen since a time."""
         watch = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/support/hostile_watch.py"), str(self.port),
+            [sys.executable, str(ROOT / "tests/support/hostility/hostile_watch.py"), str(self.port),
              str(self._process.pid), KEYS["polite"]],
             stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
         )  # fmt: skip
