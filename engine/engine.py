@@ -211,7 +211,6 @@ class Engine:
         self._mailbox.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-            self._runner.leave()
             if self._disk is not None:
                 self._disk.close()
 
@@ -265,6 +264,7 @@ class Engine:
             else:
                 stream.finish("cancelled", truncated=False)
         self._flush()
+        self._runner.leave()
 
     def _flush(self) -> None:
         """Hand out the events so far. In a step that is done while the device computes, so that

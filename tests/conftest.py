@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 from conformance_data import read_spec
 
+from gguf_serve.engine.loading.compiling import Compiling
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_aside() -> Iterator[None]:
+    """No engine of these processes compiles for later steps, which would keep other tests from
+    their processors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiling, "continue_later", lambda self: None)
+        yield
 
 
 @pytest.fixture(scope="session")

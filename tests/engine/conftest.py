@@ -10,19 +10,12 @@ from asking import engine_of
 from opencl_devices import called_functions, device, programs
 
 from gguf_serve.engine.engine import Engine
-from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.loader import Model, load_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 __all__ = ["called_functions", "device", "programs"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No engine compiles for later steps, which would keep other tests from their processors."""
-    monkeypatch.setattr(Compiling, "continue_later", lambda self: None)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ class Written:
         places: Any = [
             SimpleNamespace(
                 device=c.device, programs=programs, context=c, context_of_rows=c.of_rows,
-                record_positions=lambda tape: None,
+                record_positions=lambda tape: None, wire=None,
             )
             for c in contexts
         ]  # fmt: skip

@@ -70,7 +70,7 @@ class Engine:
             thread.join()
 
 
-def load_engine(path: Path, options: Any, progress: Any) -> Engine:
+def load_engine(path: Path, options: Any, progress: Any, wires: Any) -> Engine:
     if "FAIL" in os.environ:
         raise ModelError(f"{path.name}: unknown architecture 'abacus'")
     steps = 100

@@ -32,7 +32,7 @@ MORE_KINDS = [
     "smallthinker-moe", "arctic-moe", "qwen3moe-moe", "jamba-dense", "granitehybrid-dense",
     "qwen3next-moe", "hrm_text-dense", "kimi-k3-moe", "minimax-01-moe", "talkie-dense",
     "gpt-oss-moe", "mamba2-dense", "falcon-h1-dense", "lfm2-dense", "deepseek4-moe", "glm-dsa-moe",
-    "gpt2-dense", "llama4-moe", "phi3-dense", "olmo2-dense", "bloom-dense", "qwen35-dense",
+    "mimo2-moe", "llama4-moe", "phi3-dense", "olmo2-dense", "bloom-dense", "qwen35-dense",
 ]  # fmt: skip
 
 
