@@ -5,7 +5,6 @@ For scripts that compile them all: check_compile.py, check_gpu_compile.py.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,13 +195,10 @@ def _record_attention(tape: Tape, shape: KVShape, kind: str, counts: Tensor) -> 
     width = N_HEADS * shape.head_v
     out = Activations(width, values=empty(device, (N_TOKENS, width)))
     scratch = split_scratch(device, N_TOKENS, N_HEADS, shape, 512)
+    for split in (None, scratch):
+        attention(tape, qkv, N_HEADS, layer, inputs, out, Mask(), split=split)
     table = empty(device, (N_TOKENS, shape.head))
-    for split, rotates in itertools.product((None, scratch), (False, True)):
-        rope_kv(
-            tape, qkv_rows(qkv, N_HEADS, shape), N_HEADS, layer, table, ints,
-            style=RopeStyle(64, neox=True), scale=1.0,
-        )  # fmt: skip
-        attention(
-            tape, qkv, N_HEADS, layer, inputs, out, Mask(), split=split, rotates=rotates,
-            queries=1 if rotates else None,
-        )  # fmt: skip
+    rope_kv(
+        tape, qkv_rows(qkv, N_HEADS, shape), N_HEADS, layer, table, ints,
+        style=RopeStyle(64, neox=True), scale=1.0,
+    )  # fmt: skip

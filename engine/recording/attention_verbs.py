@@ -107,11 +107,9 @@ class AttentionVerbs(Verbs):
                 replace(mask, selected=bits),
                 queries=1 if mode == "single" else most,
                 split=c.split if mode == "split" else None, plain=c.plain,
-                rotates=mode != "tiles" and q.value.n_reads == n_reads,
             )  # fmt: skip
 
         reads = [rows for rows in (q, selected, keys) if rows is not None]
-        n_reads = q.value.n_reads + 1  # so far, this included
         self.launch(
             run, reads=reads, writes=[out], writes_forms=True, mixes=True, n_tiles=cache.n_tiles
         )  # fmt: skip

@@ -11,7 +11,6 @@ from __future__ import annotations
 from msgspec import Struct
 
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
-from gguf_serve.kernels.attention.rope import rotation_before
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import PARTS, TILES, Grid, Per, Tape
@@ -89,11 +88,6 @@ class Mask(Struct, frozen=True):
         return [name for name, on in flags.items() if on]
 
     @property
-    def is_causal(self) -> bool:
-        """Whether a query sees its own key, and none after it."""
-        return not (self.bidirectional or self.together or self.after or self.past)
-
-    @property
     def reach(self) -> int:
         """The longest distance that has a bias of its own."""
         return 0 if self.biases is None else self.biases.shape[-1] // 2
@@ -127,13 +121,6 @@ class Heads(Struct, frozen=True):
     n_kv: int
     split: bool = False
 
-    @property
-    def share(self) -> int:
-        """Work-items that have the query heads of a KV head, each as many."""
-        group = self.n_heads // self.n_kv
-        shares = range(1, group + 1)
-        return next(s for s in shares if group % s == 0 and group // s <= HEADS_PER_ITEM)
-
     def grid(self, items: int, group: int = 1) -> Grid:
         """So many items, of ``group`` work-items each."""
         if self.split:
@@ -143,11 +130,10 @@ class Heads(Struct, frozen=True):
 
 def _vectors(device: Device, h: Heads) -> Layout:
     """A work-item takes the query heads of a KV head, or a share of them."""
-    defines = [
-        f"G={h.n_heads // h.n_kv // h.share}",
-        *([f"SHARE={h.share}"] if h.share > 1 else []),
-    ]
-    return Layout(defines, h.grid(h.n_kv * h.share))
+    group = h.n_heads // h.n_kv
+    share = next(s for s in range(1, group + 1) if group % s == 0 and group // s <= HEADS_PER_ITEM)
+    defines = [f"G={group // share}", *([f"SHARE={share}"] if share > 1 else [])]
+    return Layout(defines, h.grid(h.n_kv * share))
 
 
 def _groups(device: Device, h: Heads) -> Layout:
@@ -164,7 +150,7 @@ def _rows(device: Device, h: Heads) -> Layout:
 
 
 FUSED: tuple[Variant[Heads], ...] = (
-    Variant("attention/attention_simd.cl", on_cpu, _vectors, quantizes=True, rotates=True),
+    Variant("attention/attention_simd.cl", on_cpu, _vectors, quantizes=True),
     Variant("attention/attention_simt.cl", on_gpu, _groups, tuned=("attention_group",)),
 )
 PLAIN: Variant[Heads] = Variant("attention/attention_plain.cl", anything, _rows)
@@ -208,14 +194,12 @@ def attention(
     queries: int | None = None,
     split: Scratch | None = None,
     plain: Scratch | None = None,
-    rotates: bool = False,
 ) -> None:
     """out[t] = softmax(q[t] K) V, heads side by side, over the keys that the mask allows.
 
     ``queries``: the most that a tile has, if fewer than ``tile_queries``. qkv: float32 rows
     whose first n_heads * head values are Q, scaled and rotated. ``out`` is float, quantized
-    or both; see ``fuses_quantization`` for when it may be quantized only. ``rotates``: each
-    sequence has one token, and nobody else reads its Q, so that this may do what rope_kv does.
+    or both; see ``fuses_quantization`` for when it may be quantized only.
     """
     shape, heads = layer.shape, Heads(n_heads, layer.shape.n_kv, split=split is not None)
     most = tile_queries(tape.device, n_heads, shape.n_kv, plain=plain is not None)
@@ -226,15 +210,10 @@ def attention(
         f"SELECTIONS={shape.n_kv if mask.by_head else 1}",
         f"QB={1 if split else min(queries or most, most)}", *layer.defines, *mask.defines,
     ]  # fmt: skip
-    single = rotates and variant.rotates and heads.share == 1 and mask.is_causal
-    rotation = rotation_before(tape, qkv, layer) if single else None
     args = {
         "qkv": qkv, "q_stride": qkv.shape[-1], "n_kv": shape.n_kv, **inputs.paging,
         "k_cache": layer.k.arg, "v_cache": layer.v.arg, **mask.args,
     }  # fmt: skip
-    if rotation is not None:
-        defines += rotation[0]
-        args |= rotation[1]
     fused = out.quantized and out.values is None
     if split:
         args |= split.parts

@@ -5,14 +5,8 @@
 // G query heads of one item share a KV head (SHARE items have the same one); QB * G rows go through
 // a page together, so that each K and V is loaded and converted once for all of them.
 // QUANTIZE_OUT writes the next matrix's integer activations (HDV a multiple of 32), else floats.
-// ROTATE: of one token per sequence (QB and SHARE are 1), a work-item does first what rope_kv of
-// rope.cl would do for its heads, with the same operations; with SPLIT, K and V are written by that
-// of the part which has the token. STORED: K and V are not an earlier layer's.
 
 #include "attention/pages_simd.cl"
-#ifdef ROTATE
-#include "attention/rotate.cl"
-#endif
 
 #ifndef SHARE
 #define SHARE 1
@@ -149,42 +143,8 @@ INLINE void merge(State* total, const State* part) {
 VECTOR_ITEMS
 kernel void attention(global const float* qkv, int q_stride, int n_kv, global const int4* tiles,
                       global const int* positions, global const int* tables, int table_stride,
-#ifdef STORED
-                      PAGES_ARG(global uchar*, k_cache), PAGES_ARG(global uchar*, v_cache),
-#else
                       PAGES_ARG(global const uchar*, k_cache),
-                      PAGES_ARG(global const uchar*, v_cache),
-#endif
-                      int window, float softcap,
-#ifdef STORED
-                      global const float* k_rows, int k_stride, int k_at,
-                      global const float* v_rows, int v_stride, int v_at,
-                      global const int* slot_mapping,
-#endif
-#ifdef ROTATE
-#ifndef NO_ROPE
-                      global const float* table,
-#endif
-                      float scale,
-#ifdef CLAMP
-                      float clamp_to,
-#endif
-#ifdef QK_NORM
-                      float eps,
-#endif
-#ifdef Q_WEIGHT
-                      global const float* q_weight,
-#endif
-#ifdef K_WEIGHT
-                      global const float* k_weight,
-#endif
-#ifdef BIASED
-                      global const float* q_bias, global const float* k_bias,
-#endif
-#ifdef TEMPERATURE
-                      float growth, float step, float shift,
-#endif
-#endif
+                      PAGES_ARG(global const uchar*, v_cache), int window, float softcap,
 #ifdef ALIBI
                       global const float* slopes,
 #endif
@@ -219,44 +179,10 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     const Cache cache = {PAGES(k_cache), PAGES(v_cache), tables + (size_t)tile.z * table_stride,
                          n_kv, h, last_page};
     float q[(HD + K_BLOCKS) * RB];
-#ifdef ROTATE
-#include "attention/absent.cl"
-    float x[HD];
-#ifndef NO_ROPE
-    table += (size_t)t0 * N_ROT;
-#endif
-    scale *= TEMPERATURE_AT(pos);
-#endif
-#ifdef STORED
-#ifdef SPLIT
-    if (part == pos / PART)
-#endif
-    {
-        const int page = slot_mapping[t0] / PAGE, row = slot_mapping[t0] % PAGE;
-        float y[HDV];
-        k_rows += (size_t)t0 * k_stride + k_at + h * HD;
-        v_rows += (size_t)t0 * v_stride + v_at + h * HDV;
-        load_head(k_rows, table, k_weight, k_bias, h, eps, clamp_to, x, 0);
-        SPREAD_OUTLIERS(x);
-        store_k(x, K_PAGE(k_cache, page, n_kv, h), row);
-        for (int i = 0; i < HDV; i++) y[i] = CLAMPED(v_rows[i]);
-#ifdef NORM_V
-        normalize(y, 0, 0, eps, 0);
-#endif
-        store_v(y, V_PAGE(v_cache, page, n_kv, h), row);
-    }
-#endif
     for (int r = 0; r < RB; r++) {
         // Rows beyond the tile's queries repeat the last one; their result is not stored.
-        global const float* row =
+        global const float* x =
             qkv + (size_t)(t0 + min(r / G, nq - 1)) * q_stride + (first_head + r % G) * HD;
-#ifdef ROTATE
-        load_head(row, table, q_weight, q_bias, first_head + r, eps, clamp_to, x, 0);
-        SPREAD_OUTLIERS(x);
-        for (int d = 0; d < HD; d++) x[d] *= scale;
-#else
-        global const float* x = row;
-#endif
         for (int d = 0; d < HD; d++) q[d * RB + r] = x[d];
         for (int b = 0; HAS_MINIMUM(K_TYPE) && b < K_BLOCKS; b++) {
             float sum = 0;

@@ -10,8 +10,6 @@ from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
 
-ROTATION_DEFINES = ("N_ROT", "ROT_AT", "NEOX", "NO_ROPE", "W_HEAD", "W_ITEM", "NORM_")
-STORED_ARGS = {"k", "k_stride", "k_at", "v", "v_stride", "v_at", "slot_mapping"}
 SIMT_GROUP = 32  # work-items of a head; none idle, for which PoCL makes wrong code
 
 
@@ -129,7 +127,6 @@ def rope_kv(
 ) -> None:
     """Rotate (and normalize) Q in place, times ``scale``, and K; write K and V to
     slot_mapping[t], unless they are not to be ``stored``: then rows.k and rows.v are not read.
-    Attention of one token per sequence may do this instead, if it is recorded next.
 
     All are first bounded by +-``clamp`` if that is not 0. Where K and V are the same
     (``KVShape.joint``), K as it is then is both, and rows.v is not read.
@@ -159,22 +156,7 @@ def rope_kv(
     group = tape.device.group(min(SIMT_GROUP, shape.head, shape.head_v))
     defines.append(f"WG={group}")
     grid = ((n_heads + n_written) * group, Per(TOKENS))
-    tape.add("attention/rope.cl", "rope_kv", defines, args, grid, (group, 1), waits=True)
-
-
-def rotation_before(tape: Tape, qkv: Tensor, layer: LayerKV) -> tuple[list[str], Arguments] | None:
-    """Defines and arguments for attention that does itself what rope_kv was told to do with ``qkv``
-    just before, and is withdrawn; None: there is no such launch, or attention cannot."""
-    if layer.shape.joint or layer.shape.block > 1:
-        return None
-    last = tape.withdraw("rope_kv", "q", qkv)
-    if last is None:
-        return None
-    known = {"q", "q_stride", "n_heads", "n_kv", "positions", "k_cache", "v_cache"}
-    known |= STORED_ARGS if last.args["n_kv"] == 0 else set()
-    names = {"k": "k_rows", "v": "v_rows"}
-    args = {names.get(name, name): arg for name, arg in last.args.items() if name not in known}
-    return [define for define in last.defines if define.startswith(ROTATION_DEFINES)], args
+    tape.add("attention/rope.cl", "rope_kv", defines, args, grid, (group, 1))
 
 
 def pool_keys(

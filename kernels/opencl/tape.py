@@ -151,14 +151,13 @@ class Tape:
         *,
         writes: Tensor | None = None,
         slots: int = 1,
-        waits: bool = False,
     ) -> None:
         """Bind ``args``, by the names of the kernel's parameters, and record its launch.
 
         Those that are None are left out, those that are given bring the define of their
         ``#ifdef`` (signature.py); ArgumentError, maybe only when the next launch is recorded, if
         they are not what the kernel takes. ``work`` is what profiles compare its time with;
-        ``writes`` and ``slots``: see Noted; ``waits``: for the next, which may ``withdraw`` it.
+        ``writes`` and ``slots``: see Noted.
         """
         self.settle()
         if self.tokens != TOKENS:
@@ -167,20 +166,8 @@ class Tape:
         if self.known is not None:
             grid = tuple(g.size(self.known) if isinstance(g, Per) else g for g in grid)
         self._last = Noted(source, name, defines, args, grid, local, work, writes, slots)
-        if writes is None and not waits:
+        if writes is None:
             self.settle()
-
-    def withdraw(self, name: str, reads: str, memory: Tensor) -> Noted | None:
-        """Take back the last launch, to do what it does in the next: if it is of this kernel, waits
-        and its argument ``reads`` is this memory."""
-        last = self._last
-        if last is None or last.name != name:
-            return None
-        argument = last.args[reads]
-        if not isinstance(argument, Tensor) or argument.buffer is not memory.buffer:
-            return None
-        self._last = None
-        return last
 
     def extend(
         self,

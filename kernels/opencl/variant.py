@@ -47,7 +47,7 @@ class Variant(Struct, Generic[Task], frozen=True):
     tuned: the sizes of Tuning that its layout depends on, of which scripts/tune.py tries others.
     forms: of what it reads, beside those that all kernels of a table take. quantizes: it can write
     the integer activations that the next matrix reads. extends: it can do more with a row when
-    its last work-item has ended. rotates: attention that can rotate a token's heads first.
+    its last work-item has ended.
     """
 
     source: str
@@ -58,7 +58,6 @@ class Variant(Struct, Generic[Task], frozen=True):
     forms: tuple[str, ...] = ()
     quantizes: bool = False
     extends: bool = False
-    rotates: bool = False
 
 
 def choose(table: Sequence[Variant[Task]], device: Device, task: Task) -> Variant[Task]:

@@ -6,7 +6,6 @@ What was written is read back by attention, so nothing here knows the layout of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +20,11 @@ from paged import (
     slots_of,
 )
 
-from gguf_serve.kernels.attention.attention import (
-    AttentionInputs,
-    Mask,
-    attention,
-    plain_scratch,
-    split_scratch,
-)
+from gguf_serve.kernels.attention.attention import AttentionInputs, Mask, attention, plain_scratch
 from gguf_serve.kernels.attention.kv import PAGE, KVShape, LayerKV
 from gguf_serve.kernels.attention.rope import QKNorm, RopeStyle, qkv_rows, rope_kv, rope_table
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tape import Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, empty, read, upload
 from gguf_serve.kernels.quantization.activations import Activations
 
@@ -249,58 +241,6 @@ def test_queries_alone(device: Device, programs: Programs) -> None:
     result = read(case.qkv, None, device.queue)[:, : q[0].size]
     assert np.abs(result - q.reshape(len(q), -1)).max() <= SCALE * (16 + max(LENGTHS)) * 4 * ULP
     assert np.isnan(case.attend(case.q.reshape(len(q), -1), Mask(window=1))).all()
-
-
-@pytest.mark.parametrize("is_split", [False, True])
-def test_attention_of_one_token_rotates_itself(case: Case, is_split: bool) -> None:
-    """With the same bits in its result and in the pages, by a launch less on CPUs."""
-    found = [one_token(case, rotates=rotates, is_split=is_split) for rotates in (False, True)]
-    assert not np.isnan(found[0].out).any()
-    assert np.array_equal(found[0].out, found[1].out)
-    assert np.array_equal(found[0].pages, found[1].pages)
-    assert found[0].n_launches - found[1].n_launches == case.device.is_simd
-
-
-class Token(NamedTuple):
-    """What attention of one token has found, written to the pages and launched."""
-
-    out: npt.NDArray[np.float32]
-    pages: npt.NDArray[np.uint8]
-    n_launches: int
-
-
-def one_token(case: Case, *, rotates: bool, is_split: bool) -> Token:
-    """The last token of each sequence once more, with the values of the first ones."""
-    device, variant, shape = case.device, case.variant, case.variant.shape
-    positions = np.array(LENGTHS, np.int32) - 1
-    places = [slots_of(t, int(p)) for t, p in zip(case.tables, positions, strict=True)]
-    slots, at = upload(device, np.array(places, np.int32)), upload(device, positions)
-    rows = upload(device, joined(*(x[:2] for x in (case.q, case.k, case.v))))
-    table = empty(device, (2, 2, variant.style.n_rot // 2))
-    norm = QKNorm(EPS, *(upload(device, w) for w in case.weights), values=variant.values)
-    tiles, counts = np.array([(0, 1, 0, 0), (1, 1, 1, 0)], np.int32), (2, 0, 2, 1, 2)
-    inputs = AttentionInputs(
-        upload(device, tiles), at, upload(device, np.array(case.tables, np.int32)),
-        upload(device, np.array(counts, np.int32)),
-    )  # fmt: skip
-    split = split_scratch(device, 2, N_HEADS, shape, case.tables.shape[1] * PAGE)
-    out, tape = nan_rows(device, 2, N_HEADS * shape.head_v), Tape(device, case.programs)
-    rope_table(tape, at, upload(device, frequencies(variant.style.n_rot)), table)
-    rope_kv(
-        tape, qkv_rows(rows, N_HEADS, shape), N_HEADS, case.layer,
-        table if variant.rotates else None, slots, style=variant.style, scale=SCALE,
-        norm=norm if variant.norms else None,
-    )  # fmt: skip
-    attention(
-        tape, rows, N_HEADS, case.layer, inputs, Activations(out.shape[1], out), Mask(), queries=1,
-        split=split if is_split else None, rotates=rotates,
-    )  # fmt: skip
-    tape.run(counts)
-    pages = [
-        read(slab, None, device.queue) for x in (case.layer.k, case.layer.v) for slab in x.slabs
-    ]
-    values: npt.NDArray[np.float32] = read(out, None, device.queue)
-    return Token(values, np.concatenate([each.reshape(-1) for each in pages]), len(tape.launches))
 
 
 def test_norms_of_values_of_another_size(device: Device, programs: Programs) -> None:

@@ -27,15 +27,12 @@ EXPERTS = ("ACT_INT", "BIAS", "SCALE", "EXPERTS", "WEIGHTED")
 NORMED = ("ACT_INT", "NORM_NEXT", "NORM_RMS", "NORM_WEIGHT")
 ROPE = ("HD=64", "HDV=64", "N_ROT=64", "ROT_AT=0", "WG=1", "W_HEAD=0", "W_ITEM=1", *PAGES)
 NORM = ("QK_NORM", "K_WEIGHT")
-ROTATED = ("ROTATE", "G=1", "QB=1", "SELECTIONS=1", *ROPE)
 JOINT = ("RATIO=1", "PAGE_TOKENS=32", *HEADS)
 BLOCKS = ("BLOCK=1", "CHOSEN=4", "TAIL", "HEADS=4", "WG=1", *PAGES, "HD=16", "HDV=16")
 ROUTING = ("N_EXPERTS=8", "USED=2", "GATE_SOFTMAX", "WG=1", "TILE=1")
 VARIANTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
     ("attention/attention_simd.cl", "attention", HEADS, (*MASK, "SPLIT")),
     ("attention/attention_simd.cl", "attention", HEADS, ("QUANTIZE_OUT", "SLAB_PAGES=8")),
-    ("attention/attention_simd.cl", "attention", ROTATED, ("STORED", "CLAMP", *NORM, "BIASED")),
-    ("attention/attention_simd.cl", "attention", ROTATED, ("NO_ROPE", "SPLIT")),
     ("attention/attention_plain.cl", "attention", HEADS, MASK),
     ("attention/attention_combine.cl", "combine", HEADS, ("SINKS", "QUANTIZE_OUT")),
     ("attention/indexer.cl", "index_scores", BLOCKS, ("WEIGHTS",)),
