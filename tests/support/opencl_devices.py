@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,24 @@ VARIANTS = [
     for info in list_devices()
     for family in FAMILIES.get(info.kind, ("simt",))
 ] or [pytest.param(None, marks=pytest.mark.skip(reason="no OpenCL device"))]
+SECOND = ("intel-simt", "portable-simd")  # Intel's driver has simd daily, PoCL simt
+
+
+def on_some(
+    names: Iterable[str], *, everywhere: Container[str] = (), slow: Container[str] = ()
+) -> list[Any]:
+    """Parameters "device" and another for whole models, of which each is one of ``names``: daily
+    each family on one driver (programs are tested one by one on both), or, for those
+    ``everywhere``, on both; all others are slow."""
+    return [
+        pytest.param(
+            variant.values[0], name, id=f"{variant.id}-{name}",
+            marks=[*variant.marks, *([pytest.mark.slow] if is_slow else [])],
+        )
+        for name in names
+        for variant in VARIANTS
+        for is_slow in [name in slow or (variant.id in SECOND and name not in everywhere)]
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session", params=VARIANTS)

@@ -11,6 +11,7 @@ import pyopencl as cl
 import pytest
 from conformance_data import reference
 from msgspec.structs import replace
+from opencl_devices import on_some
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.scheduling.page_cache import PageCopy
@@ -138,7 +139,9 @@ def test_types_of_the_cache(
     assert nmse(copied, result[36:]) <= FLOAT_NMSE
 
 
-@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize(
+    ("device", "type_name"), on_some(TYPES, everywhere=OF_EACH_FORM), indirect=["device"]
+)
 def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
     folder = shared / "conformance" / "quants"
     path = folder / f"{type_name}.gguf"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance_data import read_spec, reference
+from opencl_devices import on_some
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.model.placement import Placement
@@ -78,8 +79,9 @@ def beside_others(model: Stepper, tokens: list[int]) -> Floats:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES],
+    ("device", "name"),
+    on_some(CASES, everywhere=FAST[:1], slow=CASES.keys() - set(FAST)),
+    indirect=["device"],
 )
 def test_contexts_beyond_the_choice(
     load: Load, device: Device, programs: Programs, name: str
