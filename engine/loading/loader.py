@@ -163,7 +163,7 @@ def _load(
     if options.profile:
         _log_profile(path, runner, sizes)
     placed_at = prepared.placement.mixers if runner.state_bytes else ()
-    settings = _settings(options, placed_at)
+    settings = _settings(options, placed_at, prepared.media)
     if weights.rope_factors_long is not None:
         is_long = sizes.n_ctx_slot > hparams.rope_scaling.longest_short
         settings["RoPE factors"] = "long" if is_long else "short"
@@ -424,17 +424,16 @@ def _speculation(
     return asked if asked.is_asked else OFF
 
 
-def _settings(options: EngineOptions, placed_at: Sequence[int]) -> dict[str, Any]:
+def _settings(
+    options: EngineOptions, placed_at: Sequence[int], media: Media | None
+) -> dict[str, Any]:
     """What the KV depends on beside the file, and the order of what slots keep beside pages:
     ``placed_at``, the devices of the layers."""
     vectors = []
     for path, strength in options.control.files:
         with open_gguf(path) as gguf:
             vectors.append([gguf.fingerprint(), strength])
-    projector = {}
-    if options.mmproj is not None:
-        with open_gguf(options.mmproj) as gguf:
-            projector[PROJECTOR] = gguf.fingerprint()
+    projector = {} if media is None else {PROJECTOR: media.fingerprint}
     return projector | {
         "RoPE options": asdict(options.rope),
         "overridden metadata": [list(pair) for pair in options.override_kv],

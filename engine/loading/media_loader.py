@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class Media(Struct, frozen=True):
-    """``reader`` is for any thread, ``encoder`` for the engine's."""
+    """``reader`` is for any thread, ``encoder`` for the engine's; ``fingerprint``: of the file."""
 
     reader: MediaReader
     encoder: MediaEncoder
     shape: MediaShape
     device: Device
+    fingerprint: str
 
 
 def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | None:
@@ -59,10 +60,11 @@ def load_media(
             f"{file.gguf.path}: the projector gives embeddings of {encoder.width} values, the text "
             f"model takes {wanted} ({h.n_embd}{deep}): they do not belong together"
         )
+    fingerprint = file.gguf.fingerprint()
     file.gguf.close()
     reader = media_reader(file, options, h)
     together = file.vision is not None and file.vision.sees_together(h.n_embd)
-    return Media(reader, encoder, MediaShape(encoder.width, together), device)
+    return Media(reader, encoder, MediaShape(encoder.width, together), device, fingerprint)
 
 
 def media_reader(file: ProjectorFile, options: EngineOptions, h: Hyperparameters) -> MediaReader:

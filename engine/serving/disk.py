@@ -17,8 +17,7 @@ from gguf_serve.engine.disk_cache.host_pages import HostPages
 from gguf_serve.engine.disk_cache.names import root_of
 from gguf_serve.engine.forward.cached_bytes import CachedBytes, PagesBeside
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.gguf.file import open_gguf
-from gguf_serve.engine.options import EngineOptions, ModelInfo
+from gguf_serve.engine.options import PROJECTOR, EngineOptions, ModelInfo
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
@@ -65,24 +64,19 @@ def disk_options(options: EngineOptions) -> DiskOptions | None:
     """Where --cache-disk keeps them; None: nowhere."""
     if options.cache_disk is None:
         return None
-    settings = {
+    settings: dict[str, Any] = {
         "layout": LAYOUT,
         "flash attention": options.flash_attn,
         "kernels": options.kernel_family,
-        "projector": _projector(options),
     }
+    if options.mmproj is None:
+        settings[PROJECTOR] = []
+    else:  # a slot's file names it, but not where it runs
+        settings["device of the projector"] = options.mmproj_device
     folder = Path(options.cache_disk).expanduser()
     return DiskOptions(
         folder, options.cache_disk_mib << 20, options.cache_disk_min_tokens, settings
     )
-
-
-def _projector(options: EngineOptions) -> list[str | None]:
-    """What makes the embeddings of images and sounds: its file, and the device that is named."""
-    if options.mmproj is None:
-        return []
-    with open_gguf(options.mmproj) as gguf:
-        return [gguf.fingerprint(), options.mmproj_device]
 
 
 class DiskCache:
