@@ -19,14 +19,10 @@ from typing import Any
 
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.server.pipeline.stage import run_stage
-from gguf_serve.server.replicas.deployment import NAMESPACE
+from gguf_serve.server.replicas.deployment import NAMESPACE, importing_ray
 
 START_SECONDS = 120.0  # that machines have to join, and actors to start
 LOOK_SECONDS = 0.5  # between two looks at which have joined
-NO_RAY = (
-    "--ray-address needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by its other "
-    "name, gguf-serve, since Ray has a command serve too"
-)
 
 
 class StageActor:
@@ -69,13 +65,9 @@ def other_nodes(ray: Any, own: str) -> list[str]:
 
 def main() -> int:
     address, n, key = pickle.load(sys.stdin.buffer)
-    # Read when Ray is imported; of itself it asks for a token only where it starts a cluster.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        import ray
-    except ImportError:
-        return fail(NO_RAY)
-    try:
+        with importing_ray("--ray-address", address):
+            import ray
         ray.init(
             address=address, namespace=NAMESPACE, logging_level=logging.WARNING,
             log_to_driver=False,

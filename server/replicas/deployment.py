@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gguf_serve.engine.engine import load_engine
+from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.server.replicas.host import Host
 
@@ -24,6 +27,21 @@ STALE_SECONDS = 10.0  # after which one that has not entered is not there
 LOAD = "requests"  # what engines tell the autoscaling
 NAMESPACE = "gguf-serve"
 Address = tuple[str, int]
+
+
+@contextmanager
+def importing_ray(option: str, address: str | None) -> Iterator[None]:
+    """Import Ray inside, for the cluster at ``address`` or one of its own. Raises EngineError, by
+    which ``option`` needs it, if it is not installed."""
+    if address is not None:  # of itself Ray asks for a token only where it starts a cluster
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        yield
+    except ImportError:
+        raise EngineError(
+            f"{option} needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by its "
+            "other name, gguf-serve, since Ray has a command serve too"
+        ) from None
 
 
 class Directory:

@@ -65,19 +65,11 @@ class Cluster:
     """Ray, and the application of one model in it."""
 
     def __init__(self, wanted: Wanted) -> None:
-        # Both are read when Ray is imported, and by what it starts.
-        if wanted.address is None:
+        if wanted.address is None:  # read when Ray is imported, and by what it starts
             os.environ.update(FRUGAL)
-        else:  # of itself Ray asks for a token only where it starts a cluster
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        try:
+        with deployment.importing_ray("--replicas", wanted.address):
             import ray
             from ray import serve
-        except ImportError:
-            raise EngineError(
-                "--replicas needs Ray: pip install 'gguf-serve[cpu,ray]', and call the server by "
-                "its other name, gguf-serve, since Ray has a command serve too"
-            ) from None
         self._ray, self._serve, self._wanted = ray, serve, wanted
         self._is_local = wanted.address is None
         self._front = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
