@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from asking import Reply, submit
+from asking import NO_END, Reply, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.grammar.guide import Guide
-from gguf_serve.engine.request import Request
+from gguf_serve.engine.request import Delta, Event, Request
+from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation import speculation
 from gguf_serve.engine.speculation.drafter import Drafter, Forced
 from gguf_serve.engine.speculation.lengths import Offer
@@ -78,6 +80,30 @@ class GuessingEngine:
     def submit(self, script: Script | None, *args: Any, **more: Any) -> Reply:
         self.script = script
         return submit(self.engine, *args, **more)
+
+
+def check_crowd(guessing: GuessingEngine, prompt: list[int]) -> tuple[Event, int]:
+    """Seven seeded requests, four of this prompt, say the same with guesses beside each other as
+    without, and all verify some. The last event of one that is cancelled amid them, and how often
+    somebody was paused."""
+    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [prompt] * 4
+    seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
+    asked = list(zip(prompts, seeds, strict=True))
+    alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
+    before = guessing.engine.stats().n_preempted
+    heard: list[Event] = []
+    guessing.script = mixed(alone[0][1])
+    endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
+    replies = [
+        guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
+        for told_alone, (p, s) in zip(alone, asked, strict=True)
+    ]
+    while not any(isinstance(event, Delta) for event in heard):
+        time.sleep(0.001)
+    guessing.engine.cancel(endless)
+    assert [told(reply) for reply in replies] == alone
+    assert all(proposals.counts.drafted.total() for proposals in guessing.made[1:])
+    return heard[-1], guessing.engine.stats().n_preempted - before
 
 
 def verify_everything(monkeypatch: pytest.MonkeyPatch) -> None:

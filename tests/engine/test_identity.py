@@ -3,7 +3,6 @@ with guesses that are always right, always wrong, or either."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,20 @@ from typing import Any
 import pytest
 from asking import NO_END, SAMPLINGS, Reply, random_prompt, told
 from conformance_data import names
-from guessing import SCRIPTS, GuessingEngine, Script, mixed, right, verify_everything, wrong
+from guessing import (
+    SCRIPTS,
+    GuessingEngine,
+    Script,
+    check_crowd,
+    right,
+    verify_everything,
+    wrong,
+)
 from model_files import updates_of, write_adapter
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 
 OPTIONS = EngineOptions(n_ctx=2048, n_parallel=8, n_ubatch=64, n_gpu_layers=0, kernel_family="simd")
@@ -108,22 +114,7 @@ def test_contexts_that_shift(start: Start, name: str) -> None:
 def test_pauses_and_one_who_leaves(start: Start, name: str) -> None:
     """Pages run out, and a request with guesses is cancelled amid them."""
     guessing = start(name, n_ctx=384, n_parallel=4)
-    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT[:40]] * 4
-    seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
-    asked = list(zip(prompts, seeds, strict=True))
-    alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
-    heard: list[Event] = []
-    guessing.script = mixed(alone[0][1])
-    endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
-    replies = [
-        guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
-        for told_alone, (p, s) in zip(alone, asked, strict=True)
-    ]
-    while not any(isinstance(event, Delta) for event in heard):
-        time.sleep(0.001)
-    guessing.engine.cancel(endless)
-    assert [told(reply) for reply in replies] == alone
-    assert all(proposals.counts.drafted.total() for proposals in guessing.made[1:])
+    check_crowd(guessing, PROMPT[:40])
 
 
 @pytest.mark.slow

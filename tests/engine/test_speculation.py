@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from asking import NO_END, random_prompt, told
-from guessing import MOST, SCRIPTS, GuessingEngine, mixed, right, verify_everything
+from guessing import MOST, SCRIPTS, GuessingEngine, check_crowd, mixed, right, verify_everything
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Finished, Request
+from gguf_serve.engine.request import Finished
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation_options import SpeculationOptions
 
@@ -101,25 +100,9 @@ def test_a_crowd_for_which_pages_run_out(start: Start) -> None:
     """With four choices of one prompt, and one that is cancelled: nobody is paused for a guess
     that would not be without, and whoever is paused goes on as if nothing had been."""
     guessing = start("llama-dense", n_ctx=384)
-    prompts = [random_prompt(30 + 9 * i, 2) for i in range(3)] + [PROMPT] * 4
-    seeds = [SamplingParams(temperature=0.8, seed=i, logit_bias=NO_END) for i in range(7)]
-    asked = list(zip(prompts, seeds, strict=True))
-    alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
-    before = guessing.engine.stats().n_preempted
-    heard: list[Event] = []
-    guessing.script = mixed(alone[0][1])
-    endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
-    replies = [
-        guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
-        for told_alone, (p, s) in zip(alone, asked, strict=True)
-    ]
-    while not any(isinstance(event, Delta) for event in heard):
-        time.sleep(0.001)
-    guessing.engine.cancel(endless)
-    assert [told(reply) for reply in replies] == alone
-    assert guessing.engine.stats().n_preempted > before
-    assert isinstance(heard[-1], Finished)
-    assert all(proposals.counts.drafted.total() for proposals in guessing.made[1:])
+    last, n_preempted = check_crowd(guessing, PROMPT)
+    assert n_preempted > 0
+    assert isinstance(last, Finished)
 
 
 def test_a_context_that_shifts(start: Start) -> None:

@@ -256,6 +256,18 @@ class FakeEngine:
         return sum(thread.is_alive() for _, thread in self._tickets)
 
 
+# ChatML with tool calls as Hermes models write them.
+HERMES = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
+    "{% for call in message.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
+    "{% endfor %}<|im_end|>{% endfor %}"
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>"
+    'For each function call return {"name": ..., "arguments": ...} within'
+    " <tool_call></tool_call>{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+
+
 @dataclass
 class Fakes:
     """What tests build engines of."""
@@ -267,6 +279,7 @@ class Fakes:
     fim = FimTokens
     info = Info()
     tokenizer = ByteTokenizer()
+    hermes = HERMES
 
 
 @pytest.fixture

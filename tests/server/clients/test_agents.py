@@ -24,15 +24,6 @@ from gguf_serve.server.tools.mcp_config import McpServer
 from gguf_serve.server.tools.toolbox import Toolbox
 
 pytestmark = pytest.mark.slow
-SOURCE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
-    "{% for call in message.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
-    "{% endfor %}<|im_end|>{% endfor %}"
-    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>"
-    'For each function call return {"name": ..., "arguments": ...} within'
-    " <tool_call></tool_call>{% endif %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
-)
 NOTES = """
 import json, sys
 
@@ -66,7 +57,7 @@ def engine(fakes: Any) -> Any:
 
 def engine_of(fakes: Any, script: Any) -> Any:
     made = fakes.engine(script, n_ctx=10**7)
-    made.chat_template = ChatTemplate(SOURCE)
+    made.chat_template = ChatTemplate(fakes.hermes)
     return made
 
 

@@ -14,16 +14,6 @@ import pytest
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
 from gguf_serve.server.requests import unknown
 
-# ChatML with tool calls as Hermes models write them.
-SOURCE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
-    "{% for call in message.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
-    "{% endfor %}<|im_end|>{% endfor %}"
-    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>"
-    'For each function call return {"name": ..., "arguments": ...} within'
-    " <tool_call></tool_call>{% endif %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
-)
 CALL = '<tool_call>\n{"name": "User", "arguments": {"name": "Ada", "age": 36}}\n</tool_call>'
 TOOL = {
     "type": "function",
@@ -49,14 +39,14 @@ def every_field_is_known(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def calling(serve: Any, fakes: Any) -> str:
     """The URL of a model that answers with a call."""
     engine = fakes.engine(fakes.say(CALL))
-    engine.chat_template = ChatTemplate(SOURCE)
+    engine.chat_template = ChatTemplate(fakes.hermes)
     return str(serve(engine))
 
 
 @pytest.fixture
 def talking(serve: Any, fakes: Any) -> str:
     engine = fakes.engine(fakes.say("Hello wörld"))
-    engine.chat_template = ChatTemplate(SOURCE)
+    engine.chat_template = ChatTemplate(fakes.hermes)
     return str(serve(engine))
 
 

@@ -20,15 +20,6 @@ from gguf_serve.server.tools.mcp_config import McpServer
 from gguf_serve.server.tools.toolbox import Toolbox
 
 pytest.importorskip("mcp", reason="the extra tools has the client of MCP servers")
-SOURCE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
-    "{% for call in message.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
-    "{% endfor %}<|im_end|>{% endfor %}"
-    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>"
-    'For each function call return {"name": ..., "arguments": ...} within'
-    " <tool_call></tool_call>{% endif %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
-)
 ANSWER = "About 11 m/s."
 TOOL = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 OTHER = {"name": "look", "input_schema": {"type": "object", "properties": {}}}
@@ -58,7 +49,7 @@ def searching(serve: Any, fakes: Any, mcp_url: str) -> Any:
             yield from fakes.say(text)(request, cancelled)
 
         engine = fakes.engine(script, n_ctx=n_ctx)
-        engine.chat_template = ChatTemplate(SOURCE)
+        engine.chat_template = ChatTemplate(fakes.hermes)
         box = Toolbox(servers={"n": McpServer(url=mcp_url)}, web_search=tool)
         return engine, serve(engine, tools=box)
 
