@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 from msgspec import Struct
 
@@ -10,6 +11,7 @@ from gguf_serve.engine.model.place import Place
 from gguf_serve.engine.recording.planning import Plan
 from gguf_serve.engine.recording.rows import Emission, Launch, Value
 from gguf_serve.engine.recording.step import Mode, Step
+from gguf_serve.kernels.opencl.affinity import apart_from_workers
 from gguf_serve.kernels.opencl.tape import OUTPUTS, TOKENS, Counts, Tape
 from gguf_serve.kernels.opencl.transfer import Incoming, Outgoing, Transfer
 from gguf_serve.kernels.quantization.activations import Activations
@@ -40,16 +42,18 @@ class Recording:
                 self._add(launch)
         for _, tape in self.tapes:
             tape.settle()
+        self._waits = any(isinstance(each.run, Incoming) for each in self._segments)
 
     def run(self, counts: Sequence[Counts], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Enqueue all for a step; ``counts`` has those of each device (Batch.fill). ``meanwhile``
         is called before this waits for another process, if it does."""
         waits = False
-        for segment in self._segments:
-            if isinstance(segment.run, Incoming) and not waits:
-                waits = True
-                meanwhile()
-            segment.run.run(counts[segment.at])
+        with apart_from_workers() if self._waits else nullcontext():
+            for segment in self._segments:
+                if isinstance(segment.run, Incoming) and not waits:
+                    waits = True
+                    meanwhile()
+                segment.run.run(counts[segment.at])
 
     @property
     def tapes(self) -> Iterator[tuple[int, Tape]]:
