@@ -22,6 +22,9 @@ from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.matrix.activate import Xielu
 
 Positions = Literal["interleaved", "neox", "alibi", "none"]
+# Of a layer: norms of what its sublayers read, of the stream after them, or of what they yield; a
+# draft's, which reads states too; convolutions (engine/layers/convolved.py).
+LayerForm = Literal["norms_before", "norms_after", "normed_outputs", "drafting", "convolved"]
 Scoring = Literal["softmax", "sigmoid", "softmax_chosen", "sqrt_softplus"]
 # The numbers of ``pooling_type`` in GGUF files.
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -43,7 +46,6 @@ Quirk = Literal[
     # Norms
     "weightless_norms",  # where the file has none, before sublayers and at the end
     "norm_by_epsilon",  # layer norm where the file has only its epsilon, else RMS norm
-    "states_in_attention",  # a draft's attention reads states beside embeddings
     "keys_of_target",  # all of a draft's K and V are those of its target's last layers
     "keys_of_states",  # a draft's K and V are made of states, but those of the block it drafts
     "layer_norm_after_heads",  # the last norm of a head of speculation is a layer norm
@@ -81,7 +83,6 @@ Quirk = Literal[
     "logits_of_last_ids",  # the output matrix has rows for the last ids alone
     "silent_images",  # tokens 4 to 8195 are those of images, which are not generated
     "denoises",  # a diffusion model: it has logits, though attention is not causal
-    "codes",  # tokens are codes of a sound, hidden states the features of its spectrum
     "gelu_rank_head",  # in the head of a reranker, instead of tanh
 ]
 
@@ -95,6 +96,11 @@ class Architecture(Struct, frozen=True):
     mixed: bool = False  # not every layer has attention and an FFN or experts
     unused: tuple[str, ...] = ()  # ends of the names of tensors that some files have in vain
     stacks: tuple[str, ...] = ()  # what names of layers begin with, see stacks.py
+    counted_stacks: tuple[str, ...] = ("",)  # what the keys begin with that count its layers
+    layers: LayerForm = "norms_before"
+    embedding_norm: bool = True  # token_embd_norm is of that, beside an output_norm
+    # What hidden states go through in the end: Sentence Transformers' matrices, a narrow draft's
+    projections: tuple[str, ...] = ("dense_2", "dense_3", "nextn.post_projection")
     # Positions: RoPE over pairs (2i, 2i + 1) or (i, i + n/2), ALiBi, or nothing
     positions: Positions = "interleaved"
     rope_layers: Literal["all", "windowed", "step", "step_first", "windowed_or_dense"] = "all"
@@ -106,8 +112,6 @@ class Architecture(Struct, frozen=True):
     window_rope_scaled: bool = True  # whether RoPE scaling holds for windowed layers
     # Norms
     layer_norm: bool = False  # layer norm instead of RMS norm
-    norms_after: bool = False  # of the stream itself, after each sublayer (BERT)
-    normed_outputs: bool = False  # those before sublayers are of what these yield (swin_norm)
     head_norm_after_rope: bool = False
     # Attention
     wide_scale_layers: int = 0  # in models of so many layers, the head size there is n_embd/heads
@@ -127,11 +131,6 @@ class Architecture(Struct, frozen=True):
     def epsilon_key(self) -> str:
         """The key of the epsilon of its norms."""
         return f"attention.layer_norm_{'' if self.layer_norm else 'rms_'}epsilon"
-
-    @property
-    def counted_stacks(self) -> tuple[str, ...]:
-        """What the keys begin with that count its layers."""
-        return self.stacks if "codes" in self.quirks else ("",)
 
     @property
     def all_keys(self) -> Keys:
@@ -270,7 +269,7 @@ class Hyperparameters(Struct, frozen=True):
     @property
     def attention_width(self) -> int:
         """Values that attention reads."""
-        return self.n_embd * (2 if "states_in_attention" in self.arch.quirks else 1)
+        return self.n_embd * (2 if self.arch.layers == "drafting" else 1)
 
     @property
     def state_size(self) -> int:

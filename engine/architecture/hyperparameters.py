@@ -141,7 +141,7 @@ def _with_norm(gguf: GGUFFile, arch: Architecture) -> Architecture:
     """The row with the norms that the file has: of the kind that it has an epsilon of, where they
     may be either, and in the places that it says."""
     if gguf.metadata.get(gguf.arch_key("swin_norm"), False):
-        arch = replace(arch, normed_outputs=True)
+        arch = replace(arch, layers="normed_outputs")
     either = "norm_by_epsilon" in arch.quirks
     layer = either and not gguf.get_float(gguf.arch_key(arch.epsilon_key), 0.0)
     return replace(arch, layer_norm=True) if layer else arch

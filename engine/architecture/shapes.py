@@ -116,7 +116,7 @@ def _sizes(h: Hyperparameters) -> dict[str, int]:
     half = "half_rope_outside_windows" in h.arch.quirks
     rotated = h.head_window.rotated if half else h.n_rot  # rope_freqs are of the wider layers
     sizes = {"E": h.n_embd, "T": h.n_embd_token, "N": h.experts.n, "R": rotated // 2}
-    if "codes" in h.arch.quirks:
+    if "output" in h.arch.projections:  # of hidden states, then
         return sizes | {"O": h.state_size}
     return sizes if "logits_of_last_ids" in h.arch.quirks else sizes | {"O": h.n_vocab}
 

@@ -107,8 +107,10 @@ def load_convolution(
     return Convolution(linear, taps)
 
 
-def load_first_convolution(source: TensorSource, h: Hyperparameters) -> Convolved:
-    """What makes the stream of the codes' embeddings."""
+def load_first_convolution(source: TensorSource, h: Hyperparameters) -> Convolved | None:
+    """What makes the stream of the codes' embeddings, where the file has it."""
+    if not source.has("conv1d.weight"):
+        return None
     width = source.shape("token_embd.weight")[0]
     return Convolved(0, load_convolution(source, h, "conv1d", width))
 

@@ -6,7 +6,7 @@ the matrices are packed (packing.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.architecture.arch import Hyperparameters, LayerForm
 from gguf_serve.engine.architecture.drafts import TARGET_EMBEDDING
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.shapes import check_tensors
@@ -152,7 +152,7 @@ def allocate_weights(
     matrix = source.matrix(read)
     head_at = len(placement.parts) - 1
     per_layer = load_per_layer_embedding(source, hparams, 0)
-    fusion = load_fusion(source, hparams, 0)
+    convolution, fusion = load_first_convolution(source, hparams), load_fusion(source, hparams, 0)
     handover = None
     if draft is not None:
         other = TensorSource(draft, devices[placement.output])
@@ -176,7 +176,7 @@ def allocate_weights(
         placement=placement,
         embedding=_embedding(source, hparams, matrix),
         before=(
-            *([load_first_convolution(source, hparams)] if "codes" in hparams.arch.quirks else []),
+            *(() if convolution is None else (convolution,)),
             *(() if fusion is None else (fusion,)),
             *(() if per_layer is None else (per_layer,)),
             *(() if residuals is None or fusion is not None else (residuals.begin,)),
@@ -262,12 +262,7 @@ def _output(source: TensorSource, h: Hyperparameters, embedding: Matrix | None) 
 
 
 def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
-    """What the hidden states of Sentence Transformers' models, and of drafts narrower than their
-    targets, go through in the end."""
-    names = [name for name in ("dense_2", "dense_3", "nextn.post_projection")
-             if source.has(f"{name}.weight")]  # fmt: skip
-    if "codes" in h.arch.quirks:
-        names = ["output"]
+    names = [name for name in h.arch.projections if source.has(f"{name}.weight")]
     found = tuple(source.linear(name) for name in names)
     if found and (found[0].matrix.n_cols, found[-1].matrix.n_rows) != (h.n_embd, h.state_size):
         raise ModelError(
@@ -278,7 +273,7 @@ def _dense(source: TensorSource, h: Hyperparameters) -> tuple[Linear, ...]:
 
 
 def _output_norm(source: TensorSource, h: Hyperparameters) -> NormWeights:
-    if h.arch.norms_after or h.cycles:  # the last layer has normalized the stream
+    if h.arch.layers == "norms_after" or h.cycles:  # the last layer has normalized the stream
         return NormWeights(None, h.eps)
     norm = _norm(source, h, "output_norm", "enc.output_norm", "token_embd_norm")
     other = h.takes_states and "layer_norm_after_heads" in h.arch.quirks
@@ -304,9 +299,8 @@ def _norm(source: TensorSource, h: Hyperparameters, *names: str) -> NormWeights:
 
 
 def _embedding_norm(source: TensorSource, h: Hyperparameters) -> NormWeights | None:
-    own = h.arch.norms_after or source.has("output_norm.weight")
-    own &= "codes" not in h.arch.quirks  # there it is in the middle
-    if source.has("token_embd_norm.weight") and own:
+    own = h.arch.layers == "norms_after" or source.has("output_norm.weight")
+    if own and h.arch.embedding_norm and source.has("token_embd_norm.weight"):
         return _norm(source, h, "token_embd_norm")
     return (
         NormWeights(None, h.eps, weightless=True) if "normed_embedding" in h.arch.quirks else None
@@ -354,14 +348,8 @@ def _layer(
     mixer_at, ffn_at = placement.mixers[kv_layer], placement.ffns[layer]
     mixer_part, ffn_part = 2 * kv_layer + 1, 2 * layer + 2
     source, elsewhere = sources[mixer_at], sources[ffn_at]
-    if "codes" in h.arch.quirks:
-        return Layer(mixer_part, load_convolved_layer(source, h, layer))
-    if h.arch.norms_after:
-        return _layer_with_norms_after(source, elsewhere, h, layer)
-    if h.arch.normed_outputs:
-        return _layer_of_normed_outputs(source, elsewhere, h, layer)
-    if "states_in_attention" in h.arch.quirks:
-        return _drafting_layer(source, elsewhere, h, layer)
+    if h.arch.layers != "norms_before":
+        return _FORMS[h.arch.layers](source, elsewhere, h, layer)
     mixers = _mixers(source, h, layer)
     ffn = _ffn(elsewhere, h, layer)
     before, own = f"{b}attn_norm", f"{b}ffn_norm"
@@ -438,6 +426,21 @@ def _drafting_layer(
     return Layer(part, (
         load_draft_attention(source, h, part, mixer), Sublayer(part + 1, layer, own_norm, ffn, None)
     ))  # fmt: skip
+
+
+def _convolved_layer(
+    source: TensorSource, elsewhere: TensorSource, h: Hyperparameters, layer: int
+) -> Layer:
+    return Layer(2 * layer + 1, load_convolved_layer(source, h, layer))
+
+
+# How layers are read that are not as most are, see LayerForm.
+_FORMS: dict[LayerForm, Callable[[TensorSource, TensorSource, Hyperparameters, int], Layer]] = {
+    "norms_after": _layer_with_norms_after,
+    "normed_outputs": _layer_of_normed_outputs,
+    "drafting": _drafting_layer,
+    "convolved": _convolved_layer,
+}
 
 
 def _attention_and_ffn(

@@ -15,6 +15,7 @@ from gguf_serve.engine.architecture.needs import (
 )
 
 KIND = "decoders of codecs, from codes to features of a sound"
+STACKS = ("posnet.", "convnext.")
 ROWS = (
     Architecture("wavtokenizer-dec", EMBEDDING + EMBEDDING_NORM + OUTPUT_NORM + OUTPUT + needs(
                      "model", "conv1d", "conv1d.bias", "token_embd_norm.bias", "output_norm.bias",
@@ -23,6 +24,7 @@ ROWS = (
                  "convnext.block_count", "features_length", "posnet.block_count",
                  "posnet.embedding_length") |
                  {"attention.causal": Always(False), "attention.head_count": Always(1)},
-                 mixed=True, stacks=("posnet.", "convnext."), positions="none", layer_norm=True,
-                 activation="gelu", quirks={"codes"}),
+                 mixed=True, stacks=STACKS, counted_stacks=STACKS, layers="convolved",
+                 embedding_norm=False, projections=("output",), positions="none", layer_norm=True,
+                 activation="gelu"),
 )  # fmt: skip

@@ -26,7 +26,7 @@ ROWS = (
     Architecture("eagle3", DECODER + needs("layer", "attn_norm_2") + GLU + OUTPUT,
                  keys=must("target_layers", "target_hidden_size") |
                  may("norm_before_fc", "norm_before_residual"),
-                 quirks={"states_before_norm", "states_in_attention"}),
+                 layers="drafting", quirks={"states_before_norm"}),
     Architecture("gemma4-assistant", ENDS + NORMS + POST_NORMS + GLU + needs("model", "rope_freqs",
                  "nextn.pre_projection", "nextn.post_projection") + needs("attention", "attn_q",
                  "attn_q_norm", "attn_output") + needs("layer", "layer_output_scale"),

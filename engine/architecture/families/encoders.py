@@ -27,7 +27,7 @@ from gguf_serve.engine.architecture.needs import (
 KIND = "encoders, for embeddings and ranking"
 ROWS = (
     Architecture("bert", ENCODER + needs("model", "position_embd"),
-                 positions="none", layer_norm=True, norms_after=True, activation="gelu"),
+                 positions="none", layer_norm=True, layers="norms_after", activation="gelu"),
     Architecture("eurobert", DECODER + GLU, positions="neox"),
     Architecture("gemma-embedding", DECODER + QK_NORM + POST_NORMS + GLU,
                  keys=window(6, REQUIRED, base=10000.0) | {"attention.causal": Always(False)},
@@ -35,9 +35,9 @@ ROWS = (
                  scale_embedding=True),
     Architecture("jina-bert-v2", ENCODER + needs("model", "token_types") + ATTENTION_OUTPUT_BIAS +
                  needs("ffn", "ffn_down.bias"),
-                 positions="alibi", layer_norm=True, norms_after=True, activation="gelu"),
+                 positions="alibi", layer_norm=True, layers="norms_after", activation="gelu"),
     Architecture("jina-bert-v3", ENCODER,
-                 positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
+                 positions="neox", layer_norm=True, layers="norms_after", activation="gelu"),
     Architecture("llama-embed", LLAMA, normalize_experts=True),
     Architecture("modern-bert", EMBEDDING + EMBEDDING_NORM + OUTPUT_NORM + FFN_NORM + QKV + FFN +
                  needs("later layers", "attn_norm"),
@@ -46,9 +46,10 @@ ROWS = (
                  positions="neox", layer_norm=True, activation="gelu", quirks={"window_after_first",
                  "gelu_rank_head"}),
     Architecture("neo-bert", EMBEDDING + ENCODER_OUTPUT_NORM + NORMS + QKV + FFN),
-    Architecture("nomic-bert", ENCODER + GLU, positions="neox", layer_norm=True, norms_after=True),
+    Architecture("nomic-bert", ENCODER + GLU,
+                 positions="neox", layer_norm=True, layers="norms_after"),
     Architecture("nomic-bert-moe", ENCODER + EXPERTS,
-                 positions="neox", layer_norm=True, norms_after=True, activation="gelu"),
+                 positions="neox", layer_norm=True, layers="norms_after", activation="gelu"),
     Architecture("t5encoder", EMBEDDING + ENCODER_OUTPUT_NORM + NORMS + QKV + FFN,
                  keys=must("attention.relative_buckets_count") |
                  {"attention.causal": Always(False), "attention.scale": Always(1.0)},
