@@ -10,6 +10,7 @@ import pytest
 from conformance_data import read_spec
 
 from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.kernels.opencl.platforms import list_devices
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -48,3 +49,11 @@ def conformance_model(
         return random_model.build(read_spec(name), tmp_path_factory.mktemp(stem) / f"{stem}.gguf")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def dense_model(conformance_model: Callable[[str], Path]) -> Path:
+    """A llama of two layers, for tests of what serves it."""
+    if not list_devices():
+        pytest.skip("no OpenCL device")
+    return conformance_model("llama-dense")

@@ -32,7 +32,6 @@ from gguf_serve.engine.request import (
 )
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import open_device
-from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs
 
 OPTIONS = EngineOptions(
@@ -42,15 +41,8 @@ OPTIONS = EngineOptions(
 
 
 @pytest.fixture(scope="module")
-def path(conformance_model: Callable[[str], Path]) -> Path:
-    if not list_devices():
-        pytest.skip("no OpenCL device")
-    return conformance_model("llama-dense")
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Model:
-    return load_model(path, OPTIONS, lambda share: None)
+def model(dense_model: Path) -> Model:
+    return load_model(dense_model, OPTIONS, lambda share: None)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +55,11 @@ def engine(model: Model) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def make_model(path: Path) -> Callable[..., Model]:
+def make_model(dense_model: Path) -> Callable[..., Model]:
     """Loads the model with other options."""
-    return lambda **options: load_model(path, replace(OPTIONS, **options), lambda share: None)
+    return lambda **options: load_model(
+        dense_model, replace(OPTIONS, **options), lambda share: None
+    )
 
 
 @pytest.fixture
@@ -83,9 +77,9 @@ def start() -> Iterator[Callable[..., Engine]]:
 
 
 @pytest.fixture(scope="module")
-def stepper(path: Path) -> Stepper:
+def stepper(dense_model: Path) -> Stepper:
     device = open_device(family="simd", use_gpu=False)
-    return Stepper(path, device, Programs(device))
+    return Stepper(dense_model, device, Programs(device))
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +351,7 @@ def test_scores_of_tokens_that_are_not_the_likeliest(engine: Engine, stepper: St
 
 @pytest.mark.parametrize("pooling", ["none", "mean", "last"])
 def test_embeddings_of_a_decoder(
-    engine: Engine, stepper: Stepper, pooling: str, path: Path
+    engine: Engine, stepper: Stepper, pooling: str, dense_model: Path
 ) -> None:
     """Hidden states after the last norm, beside a stream: through the output matrix they are
     the logits."""
@@ -369,7 +363,7 @@ def test_embeddings_of_a_decoder(
     (embedded,) = reply.all(Embedded)
     logits = stepper.run(sequence(prompt, 0, [*range(5)]), [90, 60])
     expected = {"none": logits, "mean": logits.mean(0)[None], "last": logits[-1:]}[pooling]
-    with open_gguf(path) as file:
+    with open_gguf(dense_model) as file:
         output = file.data("output.weight").view(np.float32).reshape(stepper.n_vocab, -1)
     assert np.abs(np.array(embedded.vectors) @ output.T - expected).max() <= 1e-3
     assert beside.wait().end.reason == "limit"

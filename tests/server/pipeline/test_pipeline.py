@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Delta, Embedded, Embedding, Failed
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation_options import SpeculationOptions
-from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.pipeline.start import Processes, start_stages
 from gguf_serve.server.pipeline.wire import lead
@@ -39,22 +38,15 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def path(conformance_model: Callable[[str], Path]) -> Path:
-    if not list_devices():
-        pytest.skip("no OpenCL device")
-    return conformance_model("llama-dense")
-
-
-@pytest.fixture(scope="module")
-def pipeline(path: Path) -> Iterator[Pipeline]:
-    made = Pipeline(path)
+def pipeline(dense_model: Path) -> Iterator[Pipeline]:
+    made = Pipeline(dense_model)
     yield made
     made.engine.close()
 
 
 @pytest.fixture(scope="module")
-def alone(path: Path) -> Iterator[Engine]:
-    made = engine_of(load_model(path, OPTIONS, lambda share: None), [0])
+def alone(dense_model: Path) -> Iterator[Engine]:
+    made = engine_of(load_model(dense_model, OPTIONS, lambda share: None), [0])
     yield made
     made.close()
 
@@ -81,8 +73,8 @@ def test_answers_are_those_of_one_process(pipeline: Pipeline, alone: Engine) -> 
     assert answers[0][-1][0] > 128
 
 
-def test_a_lost_stage_ends_what_is_served(path: Path) -> None:
-    made = Pipeline(path)
+def test_a_lost_stage_ends_what_is_served(dense_model: Path) -> None:
+    made = Pipeline(dense_model)
     reply = submit(made.engine, random_prompt(20), 800, SEEDED)
     until = time.monotonic() + 20
     while not reply.all(Delta):
@@ -110,14 +102,14 @@ def test_an_idle_engine_notices_the_loss(pipeline: Pipeline) -> None:
     assert "is gone" in pipeline.engine.fault
 
 
-def test_what_does_not_go_is_refused(path: Path) -> None:
+def test_what_does_not_go_is_refused(dense_model: Path) -> None:
     for options, named in (
         (replace(OPTIONS, check_tensors=True, cpu_moe=True), "--check-tensors, --cpu-moe"),
         (replace(OPTIONS, speculation=SpeculationOptions(types=("draft-mtp",))), "draft-mtp"),
-        (replace(OPTIONS, mmproj=path), "--mmproj"),
+        (replace(OPTIONS, mmproj=dense_model), "--mmproj"),
     ):
         with pytest.raises(EngineError, match=f"--pipeline does not go with .*{named}"):
-            load_model(path, options, lambda share: None, [NoWire()])
+            load_model(dense_model, options, lambda share: None, [NoWire()])
     for settings, named in (
         (Settings(pipeline=2, replicas=(1, 1)), "--replicas"),
         (Settings(pipeline=2, slot_save_path="x"), "--slot-save-path"),
