@@ -39,9 +39,15 @@ def read_head(gguf: GGUFFile, arch: Architecture, number: int) -> tuple[GGUFFile
     n = count_heads(gguf)
     if not 0 <= number < n:
         raise ModelError(f"{gguf.path}: there is no head {number} of speculation, of {n}")
+    layer = gguf.get_int(gguf.arch_key("block_count")) - n + number
+    if not any(name.startswith(f"blk.{layer}.") for name in gguf.tensors):
+        key = gguf.arch_key("nextn_predict_layers")
+        raise ModelError(
+            f"{gguf.path}: {key} is {n}, but no tensors of layer {layer} are there; llama.cpp "
+            "leaves them out of the files that it saves"
+        )
     none = {gguf.arch_key("nextn_predict_layers"): 0}
     h = read_hyperparameters(gguf.with_metadata({**gguf.metadata, **none}), arch)
-    layer = h.n_layers - n + number
     pattern = gguf.metadata.get(gguf.arch_key("attention.sliding_window_pattern"))
     if not (arch.window_all or isinstance(pattern, np.ndarray)):
         # "Every n-th layer" does not go on in heads: they see all keys.

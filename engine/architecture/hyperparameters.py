@@ -209,6 +209,9 @@ def _heads(gguf: GGUFFile, n_layers: int) -> tuple[tuple[int, ...], tuple[int, .
     n_kv = per_layer_ints(gguf, "attention.head_count_kv", n_layers, n_heads)
     recurrent = _recurrent_layers(gguf, n_layers)
     attends = [not r and _attends(gguf, i) for i, r in enumerate(recurrent)]
+    if any(attends) and not any(n_heads):
+        key = gguf.arch_key("attention.head_count")
+        raise ModelError(f"{gguf.path}: {key} is 0 or missing, though there is attention")
     n_heads, n_kv = (
         tuple(n if on else 0 for n, on in zip(each, attends, strict=True))
         for each in (n_heads, n_kv)
@@ -228,9 +231,9 @@ def _widths(gguf: GGUFFile) -> tuple[int, int]:
 
 
 def _head_sizes(gguf: GGUFFile, default: int) -> HeadSizes:
-    """Those of layers without a window."""
-    qk = gguf.get_int(gguf.arch_key("attention.key_length"), default)
-    v = gguf.get_int(gguf.arch_key("attention.value_length"), default)
+    """Those of layers without a window; a file that llama.cpp saves has 0 where none attends."""
+    qk = gguf.get_int(gguf.arch_key("attention.key_length"), default) or default
+    v = gguf.get_int(gguf.arch_key("attention.value_length"), default) or default
     return HeadSizes(qk, v, gguf.get_int(gguf.arch_key("rope.dimension_count"), qk))
 
 

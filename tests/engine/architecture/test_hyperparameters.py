@@ -71,6 +71,18 @@ def test_other_heads_in_windows_need_a_scale(change: Change) -> None:
         change("gpt-oss-moe", attention__key_length_swa=128)
 
 
+def test_attention_without_heads(change: Change) -> None:
+    """As in drafts that llama.cpp saves: it leaves the key out."""
+    with pytest.raises(ModelError, match=r"head_count is 0 or missing, though there is attention"):
+        change("llama-dense", attention__head_count=0)
+
+
+def test_sizes_of_heads_that_are_not_there(change: Change) -> None:
+    """llama.cpp saves 0 for a model without attention."""
+    h = change("mamba2-dense", attention__key_length=0, attention__value_length=0)
+    assert not any(h.n_heads)
+
+
 NAN_ROPE = "angles would be no numbers"
 
 

@@ -84,3 +84,12 @@ def test_a_head_that_is_not_there(conformance_model: Build) -> None:
         arch = find_architecture(gguf.architecture)
         with pytest.raises(ModelError, match="no head 0 of speculation, of 0"):
             read_head(gguf, arch, 0)
+
+
+def test_a_head_whose_tensors_are_not_there(conformance_model: Build) -> None:
+    """llama.cpp saves models without them, but says how many heads there were."""
+    with open_gguf(conformance_model("llama-dense")) as gguf:
+        claimed = gguf.with_metadata({**gguf.metadata, "llama.nextn_predict_layers": 1})
+        without = {n: t for n, t in gguf.tensors.items() if not n.startswith("blk.1.")}
+        with pytest.raises(ModelError, match="predict_layers is 1, but no tensors of layer 1"):
+            read_head(claimed.with_tensors(without), find_architecture(gguf.architecture), 0)
