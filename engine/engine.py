@@ -1,7 +1,8 @@
 """The engine: one thread that owns the device and serves every request.
 
-The loop is: take the inbox, plan, forward, sample, commit. ``submit`` and ``cancel`` may be
-called from any thread; events come from the engine's. A fault in the loop ends every open
+The loop is: take the inbox, plan, forward, sample, commit. In a pipeline of several processes a
+step for other sequences begins before the one before it is sampled. ``submit`` and ``cancel`` may
+be called from any thread; events come from the engine's. A fault in the loop ends every open
 stream with ``Failed`` and turns ``healthy`` off; nothing is left hanging. A fault in the
 sampling of one request ends that request only.
 """
@@ -21,8 +22,9 @@ from msgspec import Struct
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
+from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.following import follow
-from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.forward.runner import Begun, Runner
 from gguf_serve.engine.forward.slot_cache import SlotCache
 from gguf_serve.engine.forward.stages import Done
 from gguf_serve.engine.forward.waiting_rows import WaitingRows
@@ -85,6 +87,15 @@ class Ticket(Struct, frozen=True, eq=False):
     stream: Stream
 
 
+class BegunStep(Struct, frozen=True):
+    """A step that the device, or the stages of a pipeline, have begun at a time."""
+
+    plan: Plan
+    rows: list[OutputRow]
+    forward: Begun
+    began: float
+
+
 class Engine:
     """Serves requests for one loaded model."""
 
@@ -107,6 +118,8 @@ class Engine:
         self._counters = Counters()
         self._mailbox = Mailbox()
         self._outbox: Outbox = deque()
+        self._begun: deque[BegunStep] = deque()
+        self._ended = 0.0  # the last step
         beside = None if drafter is None else drafter.pages
         slot_cache = SlotCache(scheduler, runner, info, beside)
         self._slots = Slots(slot_cache, scheduler, self._mailbox)
@@ -236,11 +249,13 @@ class Engine:
                     self._media_turns.encode_one()
                 for row, logits in self._waiting.take():
                     self._delivery.deliver(row, logits)
-                plan = self._scheduler.plan(self._pace.n_tokens)
+                plan = self._plan()
                 if plan is not None:
                     self._guess(plan)
-                    self._step(plan)
-                else:
+                    self._begin(plan)
+                if self._begun and (plan is None or len(self._begun) == self._runner.n_at_once):
+                    self._complete(self._begun.popleft())
+                elif plan is None:
                     self._flush()
                     self._waiting.wait(self._has_news, also=self._all_are_loading)
                 self._slots.run_tasks()
@@ -308,7 +323,7 @@ class Engine:
             pause = min((each for each in pauses if each is not None), default=None)
 
     def _has_work(self) -> bool:
-        return bool(self._streams or self._slots.has_tasks) or self._has_news()
+        return bool(self._streams or self._begun or self._slots.has_tasks) or self._has_news()
 
     def _has_news(self) -> bool:
         """Whether another thread has something for this one."""
@@ -338,7 +353,16 @@ class Engine:
             lambda n_tokens: self._runner.is_at_hand(plan.chunks, n_tokens),
         )
 
-    def _step(self, plan: Plan) -> None:
+    def _plan(self) -> Plan | None:
+        """The next step. With other steps under way, of other sequences than theirs, a share of
+        those that decode; none if it might take pages from a sequence that is in one of them."""
+        running, n_at_once = self._scheduler.running, self._runner.n_at_once
+        if self._begun and self._scheduler.cache.n_available < len(running):
+            return None
+        share = None if n_at_once == 1 else -(-len(running) // n_at_once)
+        return self._scheduler.plan(self._pace.n_tokens, share)
+
+    def _begin(self, plan: Plan) -> None:
         for seq in plan.started:
             self._slots.begin(self._streams[seq.id])
             self._counters.note_wait(self._streams[seq.id].start())
@@ -350,21 +374,36 @@ class Engine:
         for chunk in plan.chunks:
             if chunk.seq.n_ahead:
                 self._runner.of_all_states("keep", chunk.seq.slot)
-        patience = self._pace.patience(is_alone=len(self._streams) == 1)
-        logits = self._runner.forward(plan.chunks, plan.copies, rows, self._flush, patience)
-        if not plan.chunks:  # copies for one that waits for an image
+        forward = self._runner.begin(plan.chunks, plan.copies, rows)
+        if forward is None:  # copies for one that waits for an image
             return
-        seconds = time.perf_counter() - began
-        self._pace.note(plan.n_tokens, seconds, any(row.mask for row in rows))
+        if self._runner.n_at_once > 1:  # its sequences sit out until it is completed
+            self._scheduler.advance(plan)
+        self._begun.append(BegunStep(plan, rows, forward, began))
+
+    def _complete(self, step: BegunStep) -> None:
+        plan = step.plan
+        patience = self._pace.patience(is_alone=len(self._streams) == 1)
+        logits = self._runner.complete(step.forward, self._flush, patience)
+        ended = time.perf_counter()
+        seconds, self._ended = ended - max(step.began, self._ended), ended
+        self._pace.note(plan.n_tokens, seconds, any(row.mask for row in step.rows))
         self._speculation.note(plan, seconds, self._runner.states_of)
-        self._soundness.inspect(rows, logits)
-        self._scheduler.advance(plan)
+        found = [
+            (row, values)
+            for row, values in zip(step.rows, logits, strict=True)
+            if row.chunk.seq.state == "running"  # it has not ended meanwhile
+        ]
+        self._soundness.inspect(found)
+        if self._runner.n_at_once == 1:
+            self._scheduler.advance(plan)
         self._counters.note_forward(plan, len(self._scheduler.running))
         for chunk in plan.chunks:
-            self._streams[chunk.seq.id].progress(chunk.start + chunk.count)
-            if chunk.start < chunk.seq.n_prompt <= chunk.start + chunk.count:
-                self._keep(chunk.seq)
-        for row, values in zip(rows, logits, strict=True):
+            if (stream := self._streams.get(chunk.seq.id)) is not None:
+                stream.progress(chunk.start + chunk.count)
+                if chunk.start < chunk.seq.n_prompt <= chunk.start + chunk.count:
+                    self._keep(chunk.seq)
+        for row, values in found:
             if values.waits and not row.n_drafted:
                 self._waiting.add(row, values)
             else:

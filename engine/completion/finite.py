@@ -65,14 +65,14 @@ class Soundness:
         self._is_probing = False
         self.fault = ""  # what is wrong with any output of the model
 
-    def inspect(self, rows: Sequence[OutputRow], logits: Sequence[Row]) -> None:
+    def inspect(self, found: Sequence[tuple[OutputRow, Row]]) -> None:
         """Look at a step's rows before what it has computed is put into the cache.
 
         A sequence with a broken row goes back to the line if it began with cached pages; else
         what it has computed is discarded, and delivering the row will end it.
         """
         seen = set[int]()
-        for row, values in zip(rows, logits, strict=True):
+        for row, values in found:
             seq = row.chunk.seq
             if seq.id in seen or row.n_drafted:  # a guess may be what no text has
                 continue

@@ -222,11 +222,16 @@ class Batch:
             self._pages[slot, : len(table)] = table
         if filled.tables:
             write(self._device, self._tables, self._pages)
+        self.put_back(filled)
+        return filled.counts
+
+    def put_back(self, filled: Filled) -> None:
+        """Write to the device, which is idle, what was filled in for a step; page tables are those
+        of the latest."""
         for name, rows in filled.arrays.items():
             self._arrays[name][: len(rows)] = rows
         if not works_in_place(self._device):
             write(self._device, self._memory, self._host)
-        return filled.counts
 
     def finish(self) -> None:
         """Wait for the device."""

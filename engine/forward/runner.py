@@ -117,6 +117,15 @@ class RowLogits(Struct, frozen=True):
         return float(self._record.view(np.float32)[2])
 
 
+class Begun(Struct, frozen=True):
+    """A step that has begun; ``filled``: its inputs, where other processes have a part of it."""
+
+    recording: Recording
+    counts: Sequence[Counts]
+    rows: Sequence[OutputRow]
+    filled: Filled | None
+
+
 def _best_of_row(row: npt.NDArray[np.float32], k: int, record: npt.NDArray[np.int32]) -> Found:
     k = min(k, len(row))
     ids = np.argpartition(-row, k - 1)[:k] if k < len(row) else np.arange(len(row))
@@ -143,6 +152,9 @@ class Runner:
         self.states = states
         self._is_here = [wire is None for wire in decoder.wires]
         self._wires = [wire for wire in decoder.wires if wire is not None]
+        # How many steps may have begun before the first of them is completed: one for each process
+        # with a part of the model, if the parts of this one do not need each other.
+        self.n_at_once = len(batches) if self._wires and decoder.is_parted else 1
         self._output_at, self._last = output_at, batches[output_at]
         self._recordings: dict[Mode, Recording] = {}
         self._of_step: dict[tuple[int, int, AttentionMode, bool, bool], Recording] = {}
@@ -153,6 +165,7 @@ class Runner:
         self.is_complete = True  # nothing is compiled aside, steps take no longer than they must
         self.topk = decoder.record_topk()
         self._first_not_finite: str | None = None  # in the last step
+        self._filled: Filled | None = None  # what the batch has, where others have a part of steps
 
     def warm_up(self, compiling: Compiling | None = None) -> None:
         """Record, and so compile, what the first request will need.
@@ -217,26 +230,49 @@ class Runner:
         chunks: Sequence[Chunk],
         copies: Sequence[PageCopy],
         rows: Sequence[OutputRow],
-        meanwhile: Callable[[], None] = lambda: None,
-        patience: float | None = None,
         states: npt.NDArray[np.float32] | None = None,
     ) -> list[RowLogits]:
-        """Compute a plan; the logits of ``rows``, and the hidden states of chunks that ask for
-        them, hold until the next forward. ``meanwhile`` is called while the device computes, once
-        more if others do.
-        Rows whose masks are not known after ``patience`` seconds of that wait for them.
+        """Compute a plan: ``begin`` and ``complete``."""
+        begun = self.begin(chunks, copies, rows, states)
+        return [] if begun is None else self.complete(begun)
+
+    def begin(
+        self,
+        chunks: Sequence[Chunk],
+        copies: Sequence[PageCopy],
+        rows: Sequence[OutputRow],
+        states: npt.NDArray[np.float32] | None = None,
+    ) -> Begun | None:
+        """Begin to compute a plan, which is to be completed in its turn; None: its copies were all.
         ``states``: what a head of speculation reads beside each token, float32 [tokens, n_embd]."""
         if copies:
             self._tell(OnPages(copies))
             self.copy_pages(copies)
-        self._first_not_finite = None
         if not chunks:
-            return []
+            return None
         for row in rows:
             if row.mask is not None:
                 row.mask.begin()
         recording, counts = self.prepare(chunks, rows, states)
-        recording.run(counts, meanwhile)
+        recording.begin(counts)
+        return Begun(recording, counts, rows, self._filled)
+
+    def complete(
+        self,
+        begun: Begun,
+        meanwhile: Callable[[], None] = lambda: None,
+        patience: float | None = None,
+    ) -> list[RowLogits]:
+        """The logits of a step's rows: these, and the hidden states of chunks that ask for them,
+        hold until another one is begun or completed. ``meanwhile`` is called while the device
+        computes, once more if others do.
+        Rows whose masks are not known after ``patience`` seconds of that wait for them."""
+        self._first_not_finite = None
+        counts, rows = begun.counts, begun.rows
+        if begun.filled is not None and begun.filled is not self._filled:
+            self._filled = begun.filled
+            self._last.put_back(begun.filled)
+        begun.recording.end(counts, meanwhile)
         masks = self._last.write_masks(rows, patience)  # while the device computes
         self.topk.run(counts[self._output_at])
         meanwhile()
@@ -319,7 +355,8 @@ class Runner:
             for batch, tile, is_here in places
         ]
         if self._wires:
-            self._tell(Step(recording.mode, self._last.filled(counts[self._output_at])))
+            self._filled = self._last.filled(counts[self._output_at])
+            self._tell(Step(recording.mode, self._filled))
         return recording, counts
 
     def read_logits(self, index: int) -> npt.NDArray[Any]:

@@ -50,17 +50,18 @@ class Done(Struct, frozen=True):
 
 class Leading:
     """A wire of the first stage. It lets the others have a few steps to do, so that pieces of a
-    prompt, of which no rows come back, are computed by all stages at once."""
+    prompt, of which no rows come back, are computed by all stages at once, and so are steps of
+    several streams."""
 
-    def __init__(self, wire: Wire, name: str) -> None:
-        self._wire, self._name = wire, name
+    def __init__(self, wire: Wire, name: str, most_ahead: int = MOST_AHEAD) -> None:
+        self._wire, self._name, self._most_ahead = wire, name, most_ahead
         self._n_open = 0  # steps that are not done
         self.on_loss, self.close = wire.on_loss, wire.close
 
     def send(self, message: object) -> None:
         """Waits where too many steps are not done."""
         if isinstance(message, Step):
-            while self._n_open >= MOST_AHEAD:
+            while self._n_open >= self._most_ahead:
                 self._note(self._wire.receive())
             self._n_open += 1
         self._wire.send(message)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import EngineError, ModelError
-from gguf_serve.engine.forward.stages import Leading
+from gguf_serve.engine.forward.stages import MOST_AHEAD, Leading
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes
 from gguf_serve.engine.loading.fit import Machine, outline, packed_types, rehearse
@@ -76,7 +76,10 @@ class Stages:
         """Raises EngineError for options that do not go with stages, or if one fails."""
         refuse(options)
         n = len(wires) + 1
-        self.wires = [Leading(wire, f"stage {i} of {n}") for i, wire in enumerate(wires, 1)]
+        self.wires = [
+            Leading(wire, f"stage {i} of {n}", max(n, MOST_AHEAD))
+            for i, wire in enumerate(wires, 1)
+        ]
         for i, wire in enumerate(self.wires, 1):
             wire.send(Serve(i, n, path, options))
         self._offers: list[Offer] = [wire.receive() for wire in self.wires]

@@ -17,7 +17,7 @@ from gguf_serve.engine.layers.attention.attention import ENCODED
 from gguf_serve.engine.layers.ends import LOWEST_LOGIT
 from gguf_serve.engine.layers.rank import RankOfMean
 from gguf_serve.engine.model.place import Place
-from gguf_serve.engine.model.recording import Recording
+from gguf_serve.engine.model.recording import Recording, is_parted
 from gguf_serve.engine.model.weights import ModelWeights
 from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.recording.graph import Graph
@@ -198,6 +198,12 @@ class Decoder:
         few = mode.attention == "tiles" and not mode.hidden and not mode.encodes
         kind = Kind(mode.hidden, few, mode.encodes)
         return Recording(self._places, mode, *self._plans[kind])
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether steps may overlap that other processes have a part of, see is_parted."""
+        is_here = [wire is None for wire in self.wires]
+        return all(is_parted(each, is_here) for each, _ in self._plans.values())
 
     def record_topk(self) -> Tape:
         """The last launches of every step, for which masks must be there."""

@@ -42,17 +42,28 @@ class Recording:
                 self._add(launch)
         for _, tape in self.tapes:
             tape.settle()
-        self._waits = any(isinstance(each.run, Incoming) for each in self._segments)
+        waits = [isinstance(each.run, Incoming) for each in self._segments]
+        self._n_first = waits.index(True) if True in waits else len(waits)
 
-    def run(self, counts: Sequence[Counts], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Enqueue all for a step; ``counts`` has those of each device (Batch.fill). ``meanwhile``
-        is called before this waits for another process, if it does."""
-        waits = False
-        with apart_from_workers() if self._waits else nullcontext():
-            for segment in self._segments:
-                if isinstance(segment.run, Incoming) and not waits:
-                    waits = True
-                    meanwhile()
+    def run(self, counts: Sequence[Counts]) -> None:
+        """Enqueue all for a step; ``counts`` has those of each device (Batch.fill)."""
+        self.begin(counts)
+        self.end(counts)
+
+    def begin(self, counts: Sequence[Counts]) -> None:
+        """Enqueue what comes before the first rows from another process."""
+        self._carry_out(self._segments[: self._n_first], counts)
+
+    def end(self, counts: Sequence[Counts], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Enqueue the rest; ``meanwhile`` is called before this waits, if it does."""
+        if rest := self._segments[self._n_first :]:
+            meanwhile()
+            self._carry_out(rest, counts)
+
+    def _carry_out(self, segments: Sequence[Segment], counts: Sequence[Counts]) -> None:
+        is_alone = self._n_first == len(self._segments)
+        with nullcontext() if is_alone else apart_from_workers():
+            for segment in segments:
                 segment.run.run(counts[segment.at])
 
     @property
@@ -95,3 +106,23 @@ class Recording:
         elif source.wire is not None and there.wire is None:
             received = Incoming(there.device, y, source.wire.receive, count)
             self._segments.append(Segment(launch.at, received))
+
+
+def is_parted(plan: Plan, is_here: Sequence[bool]) -> bool:
+    """Whether what this process has to do of a step after it first waits for another one needs
+    nothing of what it has done before, so that other steps may come between. ``is_here``: which
+    devices are this process's."""
+    launches = plan.launches
+    awaited = (
+        each.source is not None and is_here[each.at] and not is_here[each.source_at]
+        for each in launches
+    )  # fmt: skip
+    first = next((i for i, waits in enumerate(awaited) if waits), len(launches))
+    before = (each for each in launches[:first] if is_here[each.at])
+    after = [
+        each for each in launches[first:]
+        if is_here[each.source_at if each.source is not None else each.at]
+    ]  # fmt: skip
+    written = {plan.root(value) for each in before for value in each.outputs}
+    read = {plan.root(value) for each in after for value in each.inputs}
+    return bool(after) and written.isdisjoint(read) and not any(each.mixes for each in after)

@@ -128,11 +128,11 @@ class Scheduler:
                     f"{self.max_tokens} of which images may take {most}"
                 )
 
-    def plan(self, most_tokens: int | None = None) -> Plan | None:
-        """The next forward, of at most so many prompt tokens; None: nothing to compute."""
+    def plan(self, most_tokens: int | None = None, most_decoding: int | None = None) -> Plan | None:
+        """The next forward, of at most so many prompt tokens and decoding sequences; None: none."""
         self._make_room()
         encoding = any(seq.encodes for seq in self.running)
-        going = [] if encoding else [seq for seq in self.running if seq.decodes]
+        going = [] if encoding else [seq for seq in self.running if seq.decodes][:most_decoding]
         decoding = [self._chunk(seq, seq.n_pending, 1) for seq in going]
         chunks = [chunk for chunk in decoding if chunk.count]  # else its embedding is missing
         n_tokens = self.max_tokens - sum([chunk.count for chunk in chunks])

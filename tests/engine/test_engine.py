@@ -83,6 +83,8 @@ class OneRow:
 class CountingRunner:
     """Waits for ``gate`` before each forward; ``fault`` is raised instead of one."""
 
+    n_at_once = 1
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
@@ -90,14 +92,18 @@ class CountingRunner:
         self.sizes: list[int] = []  # tokens of each forward
         self.scales: list[tuple[float, ...]] = []  # of the adapters for each chunk
 
-    def forward(
+    def begin(
+        self, chunks: Sequence[Chunk], copies: Sequence[PageCopy], rows: Sequence[OutputRow]
+    ) -> tuple[Sequence[Chunk], Sequence[OutputRow]]:
+        return chunks, rows
+
+    def complete(
         self,
-        chunks: Sequence[Chunk],
-        copies: Sequence[PageCopy],
-        rows: Sequence[OutputRow],
+        begun: tuple[Sequence[Chunk], Sequence[OutputRow]],
         meanwhile: Callable[[], None],
         patience: float,
     ) -> list[OneRow]:
+        chunks, rows = begun
         meanwhile()
         self.gate.wait(10)
         if self.fault is not None:

@@ -203,16 +203,16 @@ def test_cancelling_during_the_prompt_frees_slot_and_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model(n_ubatch=8)
-    forward = model.runner.forward
+    begin = model.runner.begin
     entered, gate, sizes = threading.Event(), threading.Event(), []
 
     def held(*arguments: object) -> object:
         entered.set()
         assert gate.wait(SECONDS)
         sizes.append(sum(chunk.count for chunk in arguments[0]))
-        return forward(*arguments)
+        return begin(*arguments)
 
-    monkeypatch.setattr(model.runner, "forward", held)
+    monkeypatch.setattr(model.runner, "begin", held)
     engine, reply = start(model), Reply()
     ticket = engine.submit(Request(tuple(random_prompt(100)), GREEDY), reply)
     assert entered.wait(SECONDS)

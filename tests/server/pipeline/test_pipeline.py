@@ -14,8 +14,9 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import EngineError, EngineStoppedError
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Embedded, Embedding, Failed
+from gguf_serve.engine.request import Delta, Embedded, Embedding, Failed, Request
 from gguf_serve.engine.sampling_params import SamplingParams
+from gguf_serve.engine.scheduling.sequence import Plan
 from gguf_serve.engine.speculation_options import SpeculationOptions
 from gguf_serve.server.options.settings import Settings
 from gguf_serve.server.pipeline.start import Processes, start_stages
@@ -28,10 +29,10 @@ SEEDED = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
 class Pipeline:
     """An engine whose other stages are processes."""
 
-    def __init__(self, path: Path, n: int = 2) -> None:
+    def __init__(self, path: Path, n: int = 2, options: EngineOptions = OPTIONS) -> None:
         self.processes = Processes(n - 1, None)
         wires = lead(self.processes.addresses(), self.processes.key, self.processes.end)
-        self.engine = engine_of(load_model(path, OPTIONS, lambda share: None, wires), [0])
+        self.engine = engine_of(load_model(path, options, lambda share: None, wires), [0])
 
     def kill(self) -> None:
         self.processes._started[-1]._process.kill()
@@ -71,6 +72,51 @@ def test_answers_are_those_of_one_process(pipeline: Pipeline, alone: Engine) -> 
         answers[-1].append([again.n_cached, again.tokens])
     assert answers[1] == answers[0]
     assert answers[0][-1][0] > 128
+
+
+def test_streams_share_the_stages(
+    pipeline: Pipeline, alone: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps are under way at once, of different streams; texts are as without, whoever is
+    cancelled meanwhile, with a prompt of many steps beside them."""
+    engine = pipeline.engine
+    together, begin = [], engine._begin
+
+    def noted(plan: Plan) -> None:
+        begin(plan)
+        sampled = [
+            {chunk.seq.id for chunk in step.plan.chunks if chunk.outputs == "last"}
+            for step in engine._begun
+        ]
+        together.append([ids for ids in sampled if ids])
+
+    monkeypatch.setattr(engine, "_begin", noted)
+    answers = []
+    for each in (alone, engine):
+        given_up = Reply()
+        ticket = each.submit(Request(tuple(random_prompt(9)), SEEDED, 800), given_up)
+        asked = [
+            submit(each, random_prompt(40, i), 24, n_probs=2, **SAMPLINGS[name])
+            for i, name in enumerate(("seed", "penalties"))
+        ]
+        asked.append(submit(each, random_prompt(240), 4))
+        answers.append([told(reply) for reply in asked])
+        each.cancel(ticket)
+        assert given_up.wait().end.reason == "cancelled"
+    assert answers[1] == answers[0]
+    both = [steps for steps in together if len(steps) == 2]
+    assert len(both) > 20
+    assert all(first.isdisjoint(second) for first, second in both)
+
+
+def test_pages_run_out_under_two_steps(dense_model: Path, alone: Engine) -> None:
+    """Who is paused is in none of them, and goes on later with the same text."""
+    made = Pipeline(dense_model, options=replace(OPTIONS, n_ctx=192, kv_unified=True))
+    asked = [submit(made.engine, random_prompt(20, i), 100, SEEDED) for i in range(4)]
+    found = [told(reply) for reply in asked]
+    assert made.engine._scheduler.n_preempted > 0
+    assert found == [told(submit(alone, random_prompt(20, i), 100, SEEDED)) for i in range(4)]
+    made.engine.close()
 
 
 def test_a_lost_stage_ends_what_is_served(dense_model: Path) -> None:
