@@ -51,7 +51,7 @@ def load_experts(
         scales = np.broadcast_to(scales, len(down)).copy()
     if n_more := -both[0][0].n_rows % (ROWS * len(both)):
         both = [[more_rows(part, n_more) for part in some] for some in both]
-        down = [_more_columns(part, n_more, last) for part in down]
+        down = [_more_columns(part, n_more) for part in down]
     if any(part.updates for some in both for part in some):
         first = tuple(source.expert_linear(some) for some in both)
     else:
@@ -64,8 +64,7 @@ def load_experts(
 def more_rows(part: Part, n: int) -> Part:
     """An expert, or a head, with n rows of zeros below its own: kernels take 16 rows, of pairs 32,
     at once. In every type of blocks, zeros are values of zero."""
-    if part.updates:
-        raise ModelError(f"adapters of experts of {part.n_rows} rows, which is no multiple of 32")
+    _check_adapters(part, part.n_rows)
     raw, n_rows = part.raw, part.n_rows + n
     data = np.zeros(n_rows * (raw.data.nbytes // raw.n_rows), np.uint8)
     data[: raw.data.nbytes] = raw.data
@@ -73,17 +72,19 @@ def more_rows(part: Part, n: int) -> Part:
     return replace(part, raw=replace(raw, data=data, n_rows=n_rows), bias=bias)
 
 
-def _more_columns(part: Part, n: int, name: str) -> Part:
-    """An expert that reads n values more, and does not heed them."""
+def _more_columns(part: Part, n: int) -> Part:
+    """An expert that reads n values more, and does not heed them. Its values are floats: other
+    types have rows of whole blocks, of which all have a multiple of 32."""
     raw = part.raw
-    if not raw.type.is_float or part.updates:
-        raise ModelError(
-            f"{name} has {raw.n_cols} columns, which is no multiple of 32, of type {raw.type.name}"
-            + " with adapters" * bool(part.updates)
-        )
+    _check_adapters(part, raw.n_cols)
     columns = raw.data.reshape(raw.n_rows, -1)
     data = np.pad(columns, ((0, 0), (0, n * raw.type.block_bytes))).reshape(-1)
     return replace(part, raw=replace(raw, data=data, n_cols=raw.n_cols + n))
+
+
+def _check_adapters(part: Part, n: int) -> None:
+    if part.updates:
+        raise ModelError(f"adapters of experts of {n} values, which is no multiple of 32")
 
 
 def experts(g: Graph, x: Rows, w: ExpertsWeights, choice: Choice, limit: float) -> Rows:
