@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.geometry import Floats, Grid, Ints, patch_rows, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.vision_file import VisionFile
+from gguf_serve.engine.encoders.vision_file import SECOND_KERNEL, VisionFile
 from gguf_serve.engine.encoders.vit import Tower, optional_norm
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.recording.tensors import Linear
@@ -42,19 +42,23 @@ def tower(spec: VisionFile, **differences: Any) -> Tower:
     )
 
 
-def patch_matrix(g: Graph) -> Linear:
-    """The patch convolution as a matrix. Two kernels are for two frames of a video; a still
-    image is both frames, so their sum does."""
+def patch_matrix(g: Graph, n_frames: int = 1) -> Linear:
+    """The patch convolution as a matrix. Two kernels are for two frames of a video, which lie side
+    by side (the ``Conv3d`` of https://arxiv.org/abs/2409.12191); a still image is both frames, so
+    the sum of the kernels does."""
     w, name = g.weights, "v.patch_embd"
-    if not w.has(f"{name}.weight.1"):
+    if not w.has(SECOND_KERNEL):
         return w.linear(name)
 
-    def total() -> Floats:
-        kernels = [w.floats(f"{name}.weight"), w.floats(f"{name}.weight.1")]
-        return (kernels[0] + kernels[1]).reshape(len(kernels[0]), -1)
+    def made() -> Floats:
+        kernels = [
+            kernel.reshape(len(kernel), -1)
+            for kernel in (w.floats(f"{name}.weight"), w.floats(SECOND_KERNEL))
+        ]
+        return np.concatenate(kernels, axis=1) if n_frames == 2 else kernels[0] + kernels[1]
 
     bias = (lambda: w.floats(f"{name}.bias")) if w.has(f"{name}.bias") else None
-    return w.computed(name, total, bias)
+    return w.computed(f"{name} of {n_frames}", made, bias)
 
 
 def patches_first(kernel: Floats) -> Floats:
@@ -82,7 +86,8 @@ def convolved(
 def embedded(g: Graph, spec: VisionFile, grid: Grid, positions: Floats | None = None) -> Rows:
     """The rows of all patches, plus learned positions [patches, width]."""
     n = grid[0] * grid[1]
-    x = g.linear(g.input(n, 3 * spec.patch**2), patch_matrix(g))
+    rows = g.input(n, spec.n_frames * 3 * spec.patch**2)
+    x = g.linear(rows, patch_matrix(g, spec.n_frames))
     return x if positions is None else g.add(x, g.constant(positions))
 
 

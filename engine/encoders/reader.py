@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from gguf_serve.engine.errors import MediaError, TooManyTokensError
 from gguf_serve.engine.media.image import decode_image, n_pixels
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.mel import SAMPLE_RATE
-from gguf_serve.engine.media.piece import Piece, Tile, Words
+from gguf_serve.engine.media.piece import Piece, Tile, Words, in_pairs
 from gguf_serve.engine.media.prepare import joined, prepare
 from gguf_serve.engine.media.resize import Floats
 from gguf_serve.engine.media.sound import decode_sound
@@ -109,10 +109,10 @@ class MediaReader:
         pieces: list[Piece] = [Words("Video:")]
         interval, next_time = limits.video_timestamp_interval / 1000, 0.0
         with _ONE_LARGE_IMAGE:
-            for seconds, pixels in frames(data, limits):
-                found = joined(prepare(self._vision.kind, pixels, self._vision.limits))
-                n_frames += 1
-                n_pixels += sum(p.pixels.size // 3 for p in found if isinstance(p, Tile))
+            for seconds, found in self._frames(data):
+                tiles = [piece.pixels for piece in found if isinstance(piece, Tile)]
+                n_frames += max(pixels.shape[2] // 3 for pixels in tiles)
+                n_pixels += sum(pixels.size // 3 for pixels in tiles)
                 if n_frames > limits.max_frames or n_pixels > limits.max_pixels:
                     raise MediaError(
                         f"the video's first {seconds:g} seconds have {n_frames} frames with "
@@ -127,6 +127,27 @@ class MediaReader:
         if not n_frames:
             raise MediaError("the video has no frames")
         return self._medium(pieces)
+
+    def _frames(self, data: bytes) -> Iterator[tuple[float, list[Piece]]]:
+        """(seconds, pieces) of each frame of a video, or of each two of a model whose kernel is
+        for two, as far as their sizes agree. One that is left over is a still image, which is both
+        frames."""
+        assert self._vision is not None
+        waiting: tuple[float, list[Piece]] | None = None
+        for seconds, pixels in frames(data, self._limits):
+            found = joined(prepare(self._vision.kind, pixels, self._vision.limits))
+            if not self._vision.two_frames:
+                yield seconds, found
+            elif waiting is None:
+                waiting = seconds, found
+            elif (pair := in_pairs(waiting[1], found)) is not None:
+                yield waiting[0], pair
+                waiting = None
+            else:
+                yield waiting
+                waiting = seconds, found
+        if waiting is not None:
+            yield waiting
 
     def sound(self, data: bytes) -> Medium:
         """Decode a sound file; MediaError says why it cannot be used."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.families import (
     clip,
@@ -101,19 +102,22 @@ class VisionEncoder:
         self.spec = spec
         self._weights, self._device, self._programs = weights, device, programs
         self._like_llama_cpp = like_llama_cpp
-        self._recordings = Recordings(self._record)  # by the grid of patches and the layout
+        self._recordings = Recordings(self._record)  # by grid of patches, layout, frames
 
     def warm_up(self) -> int:
         """Record an input of the usual size, which loads the weights; the output's width."""
-        return self._recordings.of(self.spec.usual).encoding.out.width
+        return self._recordings.of((*self.spec.usual, 1)).encoding.out.width
 
     def encode(self, tile: Tile, n_before: int = 0) -> Floats:
         """Embeddings float32 [tokens, width] of a tile, after so many that only align it."""
         patch, pixels = self.spec.patch, tile.pixels
         grid = pixels.shape[0] // patch, pixels.shape[1] // patch
-        recorded = self._recordings.of((grid, tile.layout))
+        frames = [pixels[..., i : i + 3] for i in range(0, pixels.shape[2], 3)]
+        recorded = self._recordings.of((grid, tile.layout, len(frames)))
         encoding = recorded.encoding
-        rows = encoding.rows(self._normalized(pixels), patch)
+        rows = np.concatenate(
+            [encoding.rows(self._normalized(frame), patch) for frame in frames], axis=1
+        )
         order = encoding.order
         found = recorded.graph.run([rows if order is None else rows[order]])
         found = encoding.finish(found)
@@ -129,12 +133,14 @@ class VisionEncoder:
         result: Floats = (scaled - mean) / std
         return result
 
-    def _record(self, size: tuple[Grid, tuple[int, ...]]) -> _Recorded:
-        graph, (grid, layout) = Graph(self._weights, self._device, self._programs), size
+    def _record(self, size: tuple[Grid, tuple[int, ...], int]) -> _Recorded:
+        graph = Graph(self._weights, self._device, self._programs)
+        grid, layout, n_frames = size
         if layout:
             build: Build = partial(LAID_OUT[self.spec.kind], layout)
         else:
             build = BUILD[self.spec.kind]
-        encoding = build(graph, self.spec, grid, self._like_llama_cpp)
+        spec = replace(self.spec, n_frames=n_frames)
+        encoding = build(graph, spec, grid, self._like_llama_cpp)
         graph.finish(encoding.out)
         return _Recorded(graph, encoding)

@@ -3,8 +3,9 @@ about their sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from gguf_serve.engine.media.resize import Floats, Pixels, Size
@@ -12,7 +13,8 @@ from gguf_serve.engine.media.resize import Floats, Pixels, Size
 
 class Tile(Struct, frozen=True):
     """An input of the encoder, before normalization: uint8 [height, width, 3], or float32 of the
-    same range where it was resized in floats. ``layout``: what else its tokens depend on."""
+    same range where it was resized in floats; of two frames of a video [height, width, 6].
+    ``layout``: what else its tokens depend on."""
 
     pixels: Pixels | Floats
     layout: tuple[int, ...] = ()
@@ -23,6 +25,21 @@ class Words(str):
 
 
 Piece = str | Tile
+
+
+def in_pairs(frame: Sequence[Piece], following: Sequence[Piece]) -> list[Piece] | None:
+    """The pieces of two frames as those of one, the following one's pixels beside the first's;
+    None where their sizes differ."""
+    if len(frame) != len(following):
+        return None
+    found: list[Piece] = []
+    for first, second in zip(frame, following, strict=True):
+        if isinstance(first, Tile) and isinstance(second, Tile):
+            if first.pixels.shape != second.pixels.shape:
+                return None
+            first = Tile(np.concatenate([first.pixels, second.pixels], axis=2), first.layout)
+        found.append(first)
+    return found
 
 
 class ImageLimits(Struct, frozen=True):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 from images_and_sounds import AUDIO, N_TOKENS, VISION, video
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.errors import MediaError
 from gguf_serve.engine.media.limits import MediaLimits
-from gguf_serve.engine.media.piece import Tile
+from gguf_serve.engine.media.piece import Tile, in_pairs
 from gguf_serve.engine.media.video import frames
 
 
@@ -32,6 +34,35 @@ def test_frames_are_images_with_the_time_in_between() -> None:
     texts = "".join("*" if isinstance(piece, Tile) else str(piece) for piece in medium.pieces)
     marked = "<|vision_start|>*<|vision_end|>"
     assert texts == f"Video:{marked}[0m0.00s]{4 * marked}[0m1.00s]{3 * marked}"
+
+
+def test_frames_in_pairs() -> None:
+    """Of a model whose kernel is for two: what is left over stays a frame, and each pair has the
+    time of its first one."""
+    vision = replace(VISION, two_frames=True)
+    limits = MediaLimits(video_timestamp_interval=1000)
+    medium = MediaReader(vision, None, n_embd=64, limits=limits).video(video(15))
+    tiles = [piece for piece in medium.pieces if isinstance(piece, Tile)]
+    assert [tile.pixels.shape[2] for tile in tiles] == [6, 6, 3]
+    seen = [
+        round(tile.pixels[..., i].mean() / 8)
+        for tile in tiles
+        for i in range(0, tile.pixels.shape[2], 3)
+    ]
+    assert seen == [0, 3, 6, 9, 12]
+    assert medium.n_tokens == 3 * N_TOKENS
+    texts = "".join("*" if isinstance(piece, Tile) else str(piece) for piece in medium.pieces)
+    marked = "<|vision_start|>*<|vision_end|>"
+    assert texts == f"Video:{marked}[0m0.00s]{2 * marked}[0m1.00s]"
+
+
+def test_frames_of_other_sizes_are_no_pair() -> None:
+    small, large = (Tile(np.zeros((side, 4, 3), np.uint8)) for side in (4, 8))
+    assert in_pairs(["<", small, ">"], ["<", large, ">"]) is None
+    assert in_pairs(["<", small, ">"], ["<", small, small, ">"]) is None
+    pair = in_pairs(["<", small, ">"], ["<", small, ">"])
+    assert pair is not None
+    assert [str(piece) for piece in (pair[0], pair[2])] == ["<", ">"]
 
 
 @pytest.mark.parametrize(
