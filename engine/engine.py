@@ -22,6 +22,7 @@ from msgspec import Struct
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
+from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.following import follow
 from gguf_serve.engine.forward.runner import Begun, Runner
@@ -40,10 +41,12 @@ from gguf_serve.engine.loading.loader import (
 from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
+from gguf_serve.engine.recording.low_rank import Reserved
 from gguf_serve.engine.request import Event, Request
 from gguf_serve.engine.scheduling.pace import Pace
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Plan, Sequence
+from gguf_serve.engine.serving.adapter_room import Adapters
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.delivery import Delivery
 from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options, host_options
@@ -53,6 +56,7 @@ from gguf_serve.engine.serving.mailbox import (
     ReasoningEnded,
     SlotTask,
     Submitted,
+    Task,
 )
 from gguf_serve.engine.serving.media_turns import MediaTurns
 from gguf_serve.engine.serving.slots import Slots
@@ -109,6 +113,7 @@ class Engine:
         media: Media | None = None,
         disk: DiskOptions | None = None,
         drafter: ModelDrafter | None = None,
+        reserved: Reserved | None = None,
     ) -> None:
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
@@ -133,6 +138,9 @@ class Engine:
         self._admission = Admission(
             scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model
         )
+        self._adapters = None if reserved is None else Adapters(
+            reserved, self._admission, self._between_steps
+        )  # fmt: skip
         encode = self._admission.encode_plain
         self._soundness = Soundness(scheduler, info, encode, self.submit, self._forget)
         self._streams = Streams(scheduler, runner, self._counters, self._soundness, self._keep)
@@ -173,6 +181,32 @@ class Engine:
         that no adapter has."""
         self._admission.set_adapters(scales)
         self._soundness.renew()
+
+    def load_adapter(self, path: Path, name: str, replaces: int | None = None) -> AdapterState:
+        """Load a LoRA adapter, for requests that name it; waits until it can be used.
+        ``replaces``: the id of one that goes when this one is there; what has it keeps it.
+
+        RequestError for a file that does not fit, or without room for it.
+        """
+        loaded = self._room_for_adapters().load(path, name, replaces)
+        self._soundness.renew()
+        return loaded
+
+    def unload_adapter(self, id: int) -> None:
+        """Have no further request use an adapter. RequestError for one that is not there, or that
+        was loaded at the start."""
+        self._room_for_adapters().unload(id)
+        self._soundness.renew()
+
+    def _room_for_adapters(self) -> Adapters:
+        if self._adapters is None:
+            raise RequestError("there is no room for LoRA adapters (--lora-runtime)")
+        return self._adapters
+
+    def _between_steps(self, action: Callable[[], None]) -> Future[None]:
+        task = Task(action)
+        self._mailbox.post(task)
+        return task.future
 
     def compile(self, constraint: Constraint) -> None:
         """Compile a constraint ahead, which ``submit`` would wait for; the result is kept.
@@ -235,6 +269,7 @@ class Engine:
         if self._disk is not None:
             self._disk.release()
         self._speculation.release()
+        self._adapters = None
         del self._runner, self._streams, self._delivery, self._media_turns
 
     # The engine's thread
@@ -272,6 +307,8 @@ class Engine:
                 left.append(message.stream)
             elif isinstance(message, SlotTask):
                 self._slots.add(message)
+            elif isinstance(message, Task):
+                message.fail(self._mailbox.end)
         self._slots.end(self._mailbox.end)
         for stream in left:
             if self._mailbox.fault:
@@ -311,6 +348,8 @@ class Engine:
                     stream.end_reasoning()
                 case SlotTask():
                     self._slots.add(message)
+                case Task():
+                    message.run()
 
     def _await_work(self) -> None:
         """Wait for something to do; the runner may use the time, a little at once."""
@@ -439,7 +478,7 @@ def load_engine(
         disk = disk_options(options) or found
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk, model.drafter,
+        model.media, disk, model.drafter, model.reserved,
     )  # fmt: skip
 
 

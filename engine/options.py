@@ -95,6 +95,18 @@ class AdapterState(Struct, frozen=True):
     scale: float
     invocation: tuple[int, ...] = ()
     fingerprint: str = ""  # of the file
+    name: str = ""  # what requests may call it
+    place: int = 0  # among those that the model has room for
+
+
+class AdapterRoom(Struct, frozen=True):
+    """For adapters that are loaded while the model is served: how many, and of what rank."""
+
+    count: int = 0
+    rank: int = 16
+
+
+NO_ROOM = AdapterRoom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +293,7 @@ class EngineOptions:
     )
     rope: RopeOptions = field(default_factory=RopeOptions)
     adapters: tuple[tuple[Path, float], ...] = ()  # LoRA files and their scales at first
+    adapter_room: AdapterRoom = NO_ROOM
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     control: ControlVectors = field(default_factory=ControlVectors)
     mmproj: Path | None = None  # the projector file of images or sounds
@@ -339,6 +352,7 @@ class ModelInfo(Struct, frozen=True):
     )  # what else its KV depends on; JSON
     cache_types: tuple[str, str] = ("f16", "f16")  # of K and V
     adapters: tuple[AdapterState, ...] = ()  # as they were loaded
+    adapter_room: AdapterRoom = NO_ROOM
     token_bytes: int = 0  # of weights, read for a token that is computed alone
     speculation: SpeculationOptions = OFF  # what guesses, where the model allows it
     loading: str = ""  # what took how long, in words

@@ -14,7 +14,7 @@ from typing import Any
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Kind
 from gguf_serve.engine.option_values import commas, unescaped
-from gguf_serve.engine.options import EngineOptions, RopeOptions
+from gguf_serve.engine.options import NO_ROOM, AdapterRoom, EngineOptions, RopeOptions
 from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, parse_samplers
 from gguf_serve.server.app import Cors
 from gguf_serve.server.batches.store import Store, StoreError
@@ -59,6 +59,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         given,
         rope=rope_options(settings),
         adapters=adapters(settings),
+        adapter_room=adapter_room(settings),
         control=replace(
             given.control,
             files=scaled_files(settings.control_vector, settings.control_vector_scaled),
@@ -99,6 +100,14 @@ def adapters(settings: Settings) -> tuple[tuple[Path, float], ...]:
     found = scaled_files(settings.lora, settings.lora_scaled)
     off = settings.lora_init_without_apply
     return tuple((path, 0.0) for path, _ in found) if off else found
+
+
+def adapter_room(settings: Settings) -> AdapterRoom:
+    if settings.lora_runtime is None:
+        return NO_ROOM
+    if settings.replicas is not None:
+        raise SettingsError("--lora-runtime does not go with --replicas")
+    return AdapterRoom(settings.max_loras, settings.max_lora_rank)
 
 
 def scaled_files(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gguf_serve.server.adapters import bring_back
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.service import Service
 
@@ -68,8 +69,15 @@ class Idle:
                 if self._closing is not None:
                     await self._closing
                 log.info("waking up: loading the model again")
-                self.service.loaded_engine = await asyncio.to_thread(self._load)
+                self.service.loaded_engine = await asyncio.to_thread(self._load_again)
                 self.service.is_sleeping = False
+
+    def _load_again(self) -> Engine:
+        """With the adapters that were there."""
+        before = self.service.engine.adapters()
+        engine = self._load()
+        bring_back(before, engine)
+        return engine
 
     def leave(self) -> None:
         self._n_open -= 1

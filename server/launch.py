@@ -225,7 +225,11 @@ def serve(settings: Settings) -> int:
         timeout=settings.timeout,
         body_timeout=settings.body_timeout,
         endpoints=Endpoints(
-            settings.slots, settings.props, settings.metrics, settings.slot_save_path
+            settings.slots,
+            settings.props,
+            settings.metrics,
+            settings.slot_save_path,
+            None if settings.lora_runtime is None else Path(settings.lora_runtime),
         ),
         pooling=settings.pooling,
         embd_normalize=settings.embd_normalize,

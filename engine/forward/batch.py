@@ -198,7 +198,7 @@ class Batch:
         if sequences:  # none where a step is only prepared
             self._arrays["sequences"][: len(chunks)] = sequences
         places = self._fill_rows(rows, firsts)
-        counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks))
+        counts = (n, len(rows), n_tiles, -(-kv_end // PART), len(chunks), self._is_adapted(n))
         self._arrays["counts"][:] = counts
         self._fill_of_rows(places, counts)
         if not works_in_place(self._device):  # else the step before has been read, all is idle
@@ -330,6 +330,10 @@ class Batch:
             places = np.arange(start, end)[:, None]
             scales = np.where(places >= seq.adapter_starts, scales, np.float32(0))
         into[:, n_own:] = scales.view(np.int32)
+
+    def _is_adapted(self, n: int) -> int:
+        """1 if one of the step's n tokens has an adapter."""
+        return int("adapter_scales" in self._arrays and self._arrays["adapter_scales"][:n].any())
 
     def _fill_rope_positions(self, chunk: Chunk, n: int) -> None:
         """Those of a chunk's tokens, and of the first tokens of their blocks."""

@@ -29,7 +29,7 @@ from gguf_serve.engine.scheduling.page_cache import PageCopy
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.kernels.attention.attention import PART
 from gguf_serve.kernels.attention.kv import KVPages
-from gguf_serve.kernels.opencl.tape import Counts
+from gguf_serve.kernels.opencl.tape import ADAPTED, Counts
 from gguf_serve.kernels.opencl.tensor import read, read_row, read_rows
 from gguf_serve.kernels.recurrent.state import SlotStates
 from gguf_serve.kernels.rows.topk import MAX_K, Found, is_broken, parse
@@ -206,9 +206,10 @@ class Runner:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of weights that a step of one token reads."""
+        """Bytes of weights that a step of one token without adapters reads."""
         tapes = self._recording(self._first[0]).tapes
-        return sum(launch.work.weight_bytes for _, tape in tapes for launch in tape.launches)
+        launches = [x for _, tape in tapes for x in tape.launches if x.only != ADAPTED]
+        return sum(launch.work.weight_bytes for launch in launches)
 
     @property
     def state_bytes(self) -> int:

@@ -137,6 +137,13 @@ class GGUFFile:
                 digest.update(mapping[offset : offset + 64])
         return digest.hexdigest()
 
+    def digest(self) -> str:
+        """Hash of all bytes, of a file that is not large."""
+        digest = blake2b(digest_size=16)
+        for mapping in self._maps:
+            digest.update(mapping)
+        return digest.hexdigest()
+
     def drop_pages(self) -> None:
         """Let the system take back the memory of what was read; it is read again if needed."""
         if hasattr(mmap, "MADV_DONTNEED"):

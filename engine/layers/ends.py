@@ -12,8 +12,9 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.rank import RankOfMean, RankWeights, rank
 from gguf_serve.engine.layers.sublayer import EMBEDDING
 from gguf_serve.engine.recording.graph import Graph
+from gguf_serve.engine.recording.low_rank import LowRankMatrices
 from gguf_serve.engine.recording.rows import Rows
-from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices, TensorSource
+from gguf_serve.engine.recording.tensors import Linear, TensorSource
 from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import NormWeights
 

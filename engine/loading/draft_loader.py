@@ -18,7 +18,7 @@ from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
 from gguf_serve.engine.model.decoder import kv_shapes
 from gguf_serve.engine.model.weights import ModelWeights
-from gguf_serve.engine.options import ControlVectors, EngineOptions, RopeOptions
+from gguf_serve.engine.options import NO_ROOM, ControlVectors, EngineOptions, RopeOptions
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.speculation_options import DRAFT, OFF
 from gguf_serve.kernels.attention.kv import KVPages
@@ -95,8 +95,8 @@ def own_options(options: EngineOptions) -> EngineOptions:
         options, device=given.device or options.device, n_gpu_layers=given.n_gpu_layers,
         cache_type_k=given.cache_type_k, cache_type_v=given.cache_type_v, swa_full=True,
         fit=False, tensor_split=(), override_tensor=(), cpu_moe=False, n_cpu_moe=0, n_cpu_ffn=0,
-        rope=RopeOptions(), adapters=(), control=ControlVectors(), mmproj=None, override_kv=(),
-        speculation=OFF,
+        rope=RopeOptions(), adapters=(), adapter_room=NO_ROOM, control=ControlVectors(),
+        mmproj=None, override_kv=(), speculation=OFF,
     )  # fmt: skip
 
 

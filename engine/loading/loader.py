@@ -43,7 +43,8 @@ from gguf_serve.engine.loading.texts import read_text
 from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
 from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import PROJECTOR, AdapterState, EngineOptions, ModelInfo
-from gguf_serve.engine.recording.adapters import Adapter
+from gguf_serve.engine.recording.adapters import Adapted, Adapter
+from gguf_serve.engine.recording.low_rank import OnDevice, Reserved
 from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
@@ -81,6 +82,7 @@ class Model(Struct, frozen=True):
     info: ModelInfo
     media: Media | None
     drafter: ModelDrafter | None = None  # a model that guesses its tokens
+    reserved: Reserved | None = None  # for adapters that are loaded while it is served
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -190,7 +192,7 @@ def _load(
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner, scheduler, tokenizer, template, replace(info, loading=loading), prepared.media,
-        drafter,
+        drafter, _reserved(prepared, weights, options),
     )  # fmt: skip
 
 
@@ -393,14 +395,30 @@ def _info(
         settings=settings,
         cache_types=(options.cache_type_k, options.cache_type_v),
         adapters=tuple(
-            AdapterState(i, path, scale, adapter.invocation, adapter.fingerprint)
+            AdapterState(i, path, scale, adapter.invocation, adapter.fingerprint, path.stem, i)
             for i, ((path, scale), adapter) in enumerate(
-                zip(options.adapters, adapters, strict=True)
+                zip(options.adapters, adapters, strict=False)
             )
         ),
+        adapter_room=options.adapter_room,
         token_bytes=runner.token_bytes,
         speculation=_speculation(h, runner, options, guesses),
     )
+
+
+def _reserved(
+    prepared: Preparation, weights: ModelWeights, options: EngineOptions
+) -> Reserved | None:
+    """What adapters are written into that come later."""
+    room, gguf = options.adapter_room, prepared.gguf
+    if not room.count:
+        return None
+    devices = [
+        OnDevice(*on, reservations)
+        for on, reservations in zip(prepared.placed, weights.reservations, strict=True)
+    ]
+    base = Adapted(gguf.path, gguf.architecture, gguf.tensors)
+    return Reserved(base, room, weights.n_adapters - room.count, devices)
 
 
 def _speculation(

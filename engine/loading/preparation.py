@@ -30,7 +30,7 @@ from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.model.weights import Additions
 from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.recording.adapters import read_adapters
+from gguf_serve.engine.recording.adapters import read_adapters, room_for_adapters
 from gguf_serve.kernels.attention.kv import KV_TYPES, LayerKV
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
@@ -119,7 +119,10 @@ def additions_of(
 ) -> Additions:
     """What the options add to a file. Raises ModelError or EngineError."""
     return Additions(
-        read_adapters([path for path, _ in options.adapters], gguf),
+        [
+            *read_adapters([path for path, _ in options.adapters], gguf),
+            *room_for_adapters(gguf, options.adapter_room),
+        ],
         read_directions(options.control, hparams.n_layers, hparams.n_embd),
         draft,
     )

@@ -34,7 +34,7 @@ OPTIONS = {
     "--mmproj": "mmproj", "--cache-disk": "cache_disk", "--check-tensors": "check_tensors",
     "--profile": "profile", "--gpu-layers": "n_gpu_layers", "--tensor-split": "tensor_split",
     "--override-tensor": "override_tensor", "--cpu-moe": "cpu_moe", "--n-cpu-moe": "n_cpu_moe",
-    "--n-cpu-ffn": "n_cpu_ffn", "--no-kv-offload": "kv_offload",
+    "--n-cpu-ffn": "n_cpu_ffn", "--no-kv-offload": "kv_offload", "--lora-runtime": "adapter_room",
 }  # fmt: skip
 
 

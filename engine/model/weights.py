@@ -69,6 +69,7 @@ from gguf_serve.engine.layers.sublayer import (
 )
 from gguf_serve.engine.model.placement import Placement
 from gguf_serve.engine.recording.adapters import Adapter, check_used, switched_adapters
+from gguf_serve.engine.recording.low_rank import Reservation
 from gguf_serve.engine.recording.tensors import Linear, Places, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.quantization.weights import Matrix, PackJob
@@ -107,6 +108,7 @@ class ModelWeights(Struct, frozen=True):
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
     n_adapters: int
+    reservations: Sequence[Sequence[Reservation]]  # for adapters that come later, by device
     placed: Sequence[Mapping[Places, Matrix]]  # by device, while the file is open
 
 
@@ -196,6 +198,7 @@ def allocate_weights(
         state_width=hparams.state_size * n_streams,
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
+        reservations=[source.reservations for source in sources],
         placed=[source.placed for source in sources],
     )  # fmt: skip
     check_used(adapters, set().union(*(source.adapted for source in sources)))

@@ -7,7 +7,7 @@ is merged: what the updates yield is added to what W yields (recording/verbs.py)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from math import prod
 from pathlib import Path
@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ModelError, RequestError, naming
 from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
-from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.gguf.header import TensorInfo
+from gguf_serve.engine.options import AdapterRoom, AdapterState
 
 Floats = npt.NDArray[np.float32]
 ENDS = (".lora_a", ".lora_b")
@@ -34,17 +36,23 @@ ADAPTABLE = re.compile(
     r"|ffn_(gate|up|down)(_shexp)?|ffn_(gate|up|down|gate_up)_(ch)?exps"
     r"|ssm_(in|out)|shortconv\.(in|out)_proj))\.weight"
 )
+# Those whose updates may come while the model is served
+RESERVABLE = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.weight")
 
 
 class LowRank(Struct, frozen=True):
     """An adapter's update of a matrix: b @ a, times the scale of adapter ``index``.
 
     Of experts, a matrix for each. Of the embedding, whose rows are tokens, it is a @ b^T.
+    ``reserved``: the tensor for whose update this has the room, its rows from ``begin`` on; "": it
+    is an update itself.
     """
 
     index: int
     a: Floats  # [rank, n_cols], [experts, rank, n_cols] or [n_vocab, rank]
     b: Floats  # [n_rows, rank] or [experts, n_rows, rank], with alpha / rank in it
+    reserved: str = ""
+    begin: int = 0
 
     def expert(self, expert: int, begin: int, end: int) -> LowRank:
         """Of some rows of one expert's matrix."""
@@ -53,23 +61,57 @@ class LowRank(Struct, frozen=True):
     def rows(self, begin: int, end: int) -> LowRank:
         """Of some rows, without what changes none of them."""
         b = self.b[begin:end]
+        if self.reserved:
+            return replace(self, b=b, begin=self.begin + begin)
         counts = b.any(axis=0)
         return LowRank(self.index, self.a[counts], b[:, counts])
+
+    def of(self, adapter: Adapter | None) -> LowRank | None:
+        """What an adapter has to put into reserved room; None: nothing."""
+        if adapter is None or self.reserved not in adapter.updates:
+            return None
+        a, b = adapter.updates[self.reserved]
+        return LowRank(self.index, a, b[self.begin : self.begin + len(self.b)])
 
 
 class Adapter(Struct, frozen=True):
     """A file's updates by the name of the tensor that they change. ``invocation``: tokens that a
-    prompt must have for them to count, from there on (aLoRA, https://arxiv.org/abs/2504.12397)."""
+    prompt must have for them to count, from there on (aLoRA, https://arxiv.org/abs/2504.12397).
+    ``is_reserved``: zeros in whose place others may come."""
 
     path: Path
     updates: dict[str, tuple[Floats, Floats]]
     invocation: tuple[int, ...] = ()
-    fingerprint: str = ""  # of the file
+    fingerprint: str = ""  # of the whole file
+    is_reserved: bool = False
+
+
+class Adapted(Struct, frozen=True):
+    """What is asked of a model to read its adapters."""
+
+    path: Path
+    architecture: str
+    tensors: Mapping[str, TensorInfo]
 
 
 def read_adapters(paths: Sequence[Path], model: GGUFFile) -> list[Adapter]:
     """The adapters of a model; ModelError for a file that is not one, or is another model's."""
-    return [_read(path, model) for path in paths]
+    base = Adapted(model.path, model.architecture, model.tensors)
+    return [read_adapter(path, base) for path in paths]
+
+
+def room_for_adapters(model: GGUFFile, room: AdapterRoom) -> list[Adapter]:
+    """Places for adapters that come later, of the matrices that most have."""
+    shapes = {
+        name: info.shape
+        for name, info in model.tensors.items()
+        if RESERVABLE.fullmatch(name) and len(info.shape) == 2
+    }
+    updates = {
+        name: (np.zeros((room.rank, n_cols), np.float32), np.zeros((n_rows, room.rank), np.float32))
+        for name, (n_cols, n_rows) in shapes.items()
+    }
+    return [Adapter(model.path, updates, is_reserved=True)] * room.count
 
 
 def switched_adapters(model: GGUFFile, n_layers: int, n: int) -> list[Adapter]:
@@ -114,19 +156,19 @@ def invoked_at(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
 
 
 def scales_of(
-    adapters: Sequence[AdapterState], scales: Iterable[tuple[int, float]] | None
+    adapters: Sequence[AdapterState], scales: Iterable[tuple[int, float]] | None, n_places: int
 ) -> tuple[float, ...]:
-    """A scale for each adapter: those named by id, else 0; None: what they have. RequestError for
-    an id that no adapter has."""
+    """A scale for each place: those of adapters named by id, else 0; None: what they have.
+    RequestError for an id that no adapter has."""
     if scales is None:
-        return tuple(adapter.scale for adapter in adapters)
-    found = [0.0] * len(adapters)
+        scales = [(adapter.id, adapter.scale) for adapter in adapters]
+    places = {adapter.id: adapter.place for adapter in adapters}
+    found = [0.0] * n_places
     for id, scale in scales:
-        if not 0 <= id < len(found):
-            raise RequestError(
-                f"there is no LoRA adapter {id}, of {len(found)} that are numbered from 0"
-            )
-        found[id] = scale
+        if id not in places:
+            known = f", of {len(places)} with the ids {sorted(places)}" if places else ""
+            raise RequestError(f"there is no LoRA adapter {id}{known}")
+        found[places[id]] = scale
     return tuple(found)
 
 
@@ -135,30 +177,28 @@ def invoked(
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The scales for a prompt, and from which token on each counts, if not all do at once: 0
     for an adapter whose invocation the prompt lacks."""
-    if not any(adapter.invocation for adapter in adapters):
-        return scales, ()
-    places = [
-        invoked_at(prompt, adapter.invocation) if adapter.invocation else 0 for adapter in adapters
-    ]
-    found = tuple(
-        0.0 if place is None else scale for place, scale in zip(places, scales, strict=True)
-    )
-    starts = tuple(place or 0 if scale else 0 for place, scale in zip(places, found, strict=True))
-    return found, starts if any(starts) else ()
+    found, starts = list(scales), [0] * len(scales)
+    for adapter in adapters:
+        if adapter.invocation and scales[adapter.place]:
+            place = invoked_at(prompt, adapter.invocation)
+            starts[adapter.place] = place or 0
+            found[adapter.place] = 0.0 if place is None else scales[adapter.place]
+    return tuple(found), tuple(starts) if any(starts) else ()
 
 
 def check_used(adapters: Sequence[Adapter], used: AbstractSet[str]) -> None:
     """ModelError for an update that would be without effect; ``used``: the tensors that have
     been loaded with theirs."""
     for adapter in adapters:
-        for name in adapter.updates:
+        for name in () if adapter.is_reserved else adapter.updates:
             if name not in used or not ADAPTABLE.fullmatch(name):
                 raise ModelError(
                     f"{adapter.path}: tensor {name}.lora_a: adapters of {name} are not supported"
                 )
 
 
-def _read(path: Path, model: GGUFFile) -> Adapter:
+def read_adapter(path: Path, model: Adapted) -> Adapter:
+    """ModelError for a file that is not an adapter, or is another model's."""
     with open_gguf(path) as gguf, naming(path):
         kind = (gguf.metadata.get("general.type"), gguf.metadata.get("adapter.type"))
         if kind != ("adapter", "lora"):
@@ -178,7 +218,7 @@ def _read(path: Path, model: GGUFFile) -> Adapter:
                 f"{' or '.join(ENDS)}"
             )
         updates = {name: _update(gguf, model, name, alpha) for name in sorted(names)}
-        return Adapter(path, updates, _invocation(gguf), gguf.fingerprint())
+        return Adapter(path, updates, _invocation(gguf), gguf.digest())
 
 
 def _invocation(gguf: GGUFFile) -> tuple[int, ...]:
@@ -190,7 +230,7 @@ def _invocation(gguf: GGUFFile) -> tuple[int, ...]:
     return tuple(tokens.tolist())
 
 
-def _update(gguf: GGUFFile, model: GGUFFile, name: str, alpha: float) -> tuple[Floats, Floats]:
+def _update(gguf: GGUFFile, model: Adapted, name: str, alpha: float) -> tuple[Floats, Floats]:
     """A and B of a tensor of the model, as LowRank has them."""
     a, b = (_floats(gguf, name + end) for end in ENDS)
     base = model.tensors.get(name)

@@ -13,6 +13,7 @@ from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.matrix.lowrank import scale_columns
 from gguf_serve.kernels.matrix.matmul import RowGroups, glu, matmul
 from gguf_serve.kernels.matrix.moe import Routing, RoutingBuffers, TokenExperts, combine, route
+from gguf_serve.kernels.opencl.tape import ADAPTED
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
 
@@ -107,12 +108,13 @@ class ExpertVerbs(Verbs):
             if low is None or scales is None:
                 return
             between = e.floats(narrow)
-            matmul(e.tape, low.a, e.operand(x), between, counts, tile=tile, experts=rows)
-            scale_columns(e.tape, between, scales, low.owner, times=used)
-            matmul(
-                e.tape, low.b, Activations(narrow.width, between), e.floats(out), counts,
-                tile=tile, add=True, experts=choice.out_of[tile],
-            )  # fmt: skip
+            with e.tape.only_if(ADAPTED):
+                matmul(e.tape, low.a, e.operand(x), between, counts, tile=tile, experts=rows)
+                scale_columns(e.tape, between, scales, low.owner, times=used)
+                matmul(
+                    e.tape, low.b, Activations(narrow.width, between), e.floats(out), counts,
+                    tile=tile, add=True, experts=choice.out_of[tile],
+                )  # fmt: skip
 
         adapted = low is not None and self.context.inputs.adapter_scales is not None
         writes = [out, narrow] if adapted else [out]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gguf_serve.engine.recording.low_rank import LowRankMatrices
 from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.step import StepInputs
-from gguf_serve.engine.recording.tensors import LowRankMatrices
 from gguf_serve.engine.recording.verbs import Verbs, carried
 from gguf_serve.kernels.matrix.embed import deepstack, embed
 from gguf_serve.kernels.opencl.tensor import Tensor, zeros

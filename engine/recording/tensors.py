@@ -14,11 +14,18 @@ from msgspec.structs import replace
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.recording.adapters import Adapter, LowRank
+from gguf_serve.engine.recording.low_rank import (
+    LowRankMatrices,
+    Reservation,
+    Stack,
+    float_raw,
+    stacked,
+)
 from gguf_serve.engine.recording.scaled import with_scales_inside
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.tensor import Tensor, upload
 from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
-from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
+from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES
 from gguf_serve.kernels.quantization.weights import (
     Matrix,
     PackJob,
@@ -32,16 +39,6 @@ INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 # Of what a matrix is made of: addresses in the open file, rows there, and their scale
 Places = tuple[tuple[int, int, float], ...]
-
-
-class LowRankMatrices(Struct, frozen=True):
-    """Updates of a matrix: a [columns, n_cols] of all adapters one below the other, b [n_rows,
-    columns] side by side; owner: int32 [columns], the adapter of each column. Of experts, a and
-    b have a matrix for each; of the embedding, a has a row for each token."""
-
-    a: Matrix
-    b: Matrix
-    owner: Tensor
 
 
 class Linear(Struct, frozen=True):
@@ -113,6 +110,7 @@ class TensorSource:
         self._device = device
         self._unused = tuple(unused)
         self.jobs: list[PackJob] = []
+        self.reservations: list[Reservation] = []
         self._lent = lent
         self.placed: dict[Places, Matrix] = {}
 
@@ -194,7 +192,10 @@ class TensorSource:
     def _updates(self, name: str) -> tuple[LowRank, ...]:
         found = [(i, a.updates[name]) for i, a in enumerate(self._adapters) if name in a.updates]
         self.adapted |= {name} if found else set()
-        return tuple(LowRank(i, *update) for i, update in found)
+        return tuple(
+            LowRank(i, *update, reserved=name if self._adapters[i].is_reserved else "")
+            for i, update in found
+        )
 
     def floats(self, name: str) -> Floats | None:
         """A float tensor as a flat array, or None if the file has none of that name."""
@@ -247,24 +248,29 @@ class TensorSource:
 
     def _low_rank(self, parts: Sequence[Part]) -> LowRankMatrices | None:
         """The updates of matrices below each other."""
-        found = _stacked_updates(parts)
-        if found is None:
+        stack = _stacked_updates(parts)
+        if stack is None:
             return None
-        a, b, owner = found
-        return LowRankMatrices(self.float_matrix(a), self.float_matrix(b), self.upload(owner))
+        a, b = (self.float_matrix(each) for each in stack.matrices({}))
+        found = LowRankMatrices(a, b, self.upload(stack.owner))
+        if any(update.reserved for update, _ in stack.updates):
+            self.reservations.append(Reservation(found, stack))
+        return found
 
     def _low_rank_experts(self, parts: Sequence[Part]) -> LowRankMatrices | None:
         """The updates of experts' matrices, of which all have the same adapters'."""
         found = [each for each in (_stacked_updates([part]) for part in parts) if each is not None]
         if not found:
             return None
-        a = self.expert_linear([Part(_float_raw(a)) for a, _, _ in found]).matrix
-        b = self.expert_linear([Part(_float_raw(b)) for _, b, _ in found]).matrix
-        return LowRankMatrices(a, b, self.upload(found[0][2]))
+        pairs = [stack.matrices({}) for stack in found]
+        a, b = (
+            self.expert_linear([Part(float_raw(pair[i])) for pair in pairs]).matrix for i in (0, 1)
+        )
+        return LowRankMatrices(a, b, self.upload(found[0].owner))
 
     def float_matrix(self, array: Floats) -> Matrix:
         """A matrix that is not in the file."""
-        return self._allocate([_float_raw(array)])
+        return self._allocate([float_raw(array)])
 
     def optional_linear(self, name: str) -> Linear | None:
         return self.linear(name) if self.has(f"{name}.weight") else None
@@ -364,34 +370,9 @@ class TensorSource:
         return matrix
 
 
-def _float_raw(array: Floats) -> RawMatrix:
-    """A matrix of floats that is not in the file."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return RawMatrix(data, by_name("F32"), *array.shape)
-
-
-def _stacked_updates(
-    parts: Sequence[Part],
-) -> tuple[Floats, Floats, npt.NDArray[np.int32]] | None:
-    """A, B and the owners of the columns between them, of matrices below each other."""
-    ends = np.cumsum([part.n_rows for part in parts])
-    placed = [
-        (update, int(end) - part.n_rows)
-        for part, end in zip(parts, ends, strict=True)
-        for update in part.updates
-    ]
-    if not placed:
-        return None
-    rank = -(-sum(len(update.a) for update, _ in placed) // BLOCK) * BLOCK
-    a = np.zeros((rank, parts[0].raw.n_cols), np.float32)
-    b, owner = np.zeros((int(ends[-1]), rank), np.float32), np.zeros(rank, np.int32)
-    at = 0
-    for update, row in placed:
-        end = at + len(update.a)
-        a[at:end], owner[at:end] = update.a, update.index
-        b[row : row + len(update.b), at:end] = update.b
-        at = end
-    return a, b, owner
+def _stacked_updates(parts: Sequence[Part]) -> Stack | None:
+    """Of matrices below each other."""
+    return stacked([(part.n_rows, part.updates) for part in parts], parts[0].raw.n_cols)
 
 
 def _biases(parts: Sequence[Part]) -> list[Floats] | None:

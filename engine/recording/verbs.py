@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gguf_serve.engine.recording.image_experts import rows_by_kind
+from gguf_serve.engine.recording.low_rank import LowRankMatrices
 from gguf_serve.engine.recording.recorder import Recorder
 from gguf_serve.engine.recording.rows import Emission, Rows
-from gguf_serve.engine.recording.tensors import Linear, LowRankMatrices
+from gguf_serve.engine.recording.tensors import Linear
 from gguf_serve.kernels.matrix.activate import Xielu, activate, activate_glu
 from gguf_serve.kernels.matrix.lowrank import scale_columns
 from gguf_serve.kernels.matrix.matmul import fuses_quantization, glu, matmul
 from gguf_serve.kernels.matrix.moe import combine
+from gguf_serve.kernels.opencl.tape import ADAPTED
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.quantization.packing import BLOCK
@@ -73,7 +75,8 @@ class Verbs(Recorder):
         narrow = self.rows(low.a.n_rows)
 
         def down(e: Emission) -> None:
-            matmul(e.tape, low.a, e.operand(x), e.floats(narrow), e.counts, tile=e.tile)
+            with e.tape.only_if(ADAPTED):
+                matmul(e.tape, low.a, e.operand(x), e.floats(narrow), e.counts, tile=e.tile)
 
         self.launch(down, operands=[(x, part)], writes=[narrow])
         self.adapt(narrow, low, out, out.at + part.offset, scale)
@@ -87,12 +90,13 @@ class Verbs(Recorder):
         def run(e: Emission) -> None:
             scales, x = e.inputs.adapter_scales, e.floats(narrow)
             assert scales is not None
-            scale_columns(e.tape, x, scales, low.owner)
             target, _ = e.target(out)
-            matmul(
-                e.tape, low.b, Activations(narrow.width, x), target, e.counts, tile=e.tile,
-                add=True, out_offset=offset, scale=scale,
-            )  # fmt: skip
+            with e.tape.only_if(ADAPTED):
+                scale_columns(e.tape, x, scales, low.owner)
+                matmul(
+                    e.tape, low.b, Activations(narrow.width, x), target, e.counts, tile=e.tile,
+                    add=True, out_offset=offset, scale=scale,
+                )  # fmt: skip
 
         self.launch(run, reads=[narrow], writes=[narrow, out], can_add=True)
 

@@ -31,7 +31,8 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
     n_dropped: int = 0  # tokens that a full context has dropped
     n_resumed: int = 0  # generated tokens that another engine has delivered
     n_scored: int = 0  # leading tokens with logits delivered, if the prompt is scored
-    adapter_scales: tuple[float, ...] = ()  # of all that are loaded; empty: zeros
+    adapters: tuple[tuple[str, float], ...] = ()  # fingerprints and scales of those that count
+    adapter_scales: tuple[float, ...] = ()  # of all that there is room for; empty: zeros
     adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import random
+import threading
 from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
@@ -53,14 +54,37 @@ class Admission:
             tokenizer.encode, add_special=False, parse_special=False
         )
         self.adapters: tuple[AdapterState, ...] = info.adapters  # with their present scales
+        self._n_places = len(info.adapters) + info.adapter_room.count
+        self._adapter_ids = itertools.count(len(info.adapters))
+        self._adapted: list[Sequence] = []  # those that have scales, and some that have ended
+        self._choosing = threading.Lock()  # scales, while adapters come and go
 
     def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
         """New scales by id, others become 0. RequestError for an id that no adapter has."""
-        found = scales_of(self.adapters, scales)
-        self.adapters = tuple(
-            replace(adapter, scale=scale)
-            for adapter, scale in zip(self.adapters, found, strict=True)
-        )
+        with self._choosing:
+            found = scales_of(self.adapters, scales, self._n_places)
+            self.adapters = tuple(replace(each, scale=found[each.place]) for each in self.adapters)
+
+    def add_adapter(
+        self, state: Callable[[int], AdapterState], replaces: int | None = None
+    ) -> AdapterState:
+        """One more, which is told its id. ``replaces``: that of one that goes at the same time."""
+        with self._choosing:
+            added = state(next(self._adapter_ids))
+            kept = [each for each in self.adapters if each.id != replaces]
+            self.adapters = (*kept, added)
+            return added
+
+    def remove_adapter(self, id: int) -> None:
+        """Requests that have it keep it."""
+        with self._choosing:
+            self.adapters = tuple(each for each in self.adapters if each.id != id)
+
+    def uses(self, place: int) -> bool:
+        """Whether a request that has not ended has the adapter of a place."""
+        with self._choosing:
+            self._adapted = [seq for seq in self._adapted if seq.state != "finished"]
+            return any(seq.adapter_scales[place] for seq in self._adapted)
 
     def admit(self, request: Request, on_event: Callable[[Event], None]) -> Stream:
         """Raises ContextOverflowError or RequestError for one that cannot be served."""
@@ -68,21 +92,45 @@ class Admission:
         ranks_mean = isinstance(request.wants, Ranking) and self._info.rank_pooling == "mean"
         if ranks_mean:
             request = replace(request, wants=Embedding("mean"))
-        scales = scales_of(self.adapters, request.adapters)
-        scales, starts = invoked(self.adapters, request.prompt, scales)
-        adapted = (scales, starts) if any(scales) else None
-        salt = (adapted, request.cache_salt) if adapted or request.cache_salt else None
-        seq = Sequence.from_request(next(self._ids), request, salt)
+        seq = self._sequence(request)
+        try:
+            return self._stream(seq, on_event, ranks_mean)
+        except BaseException:
+            seq.state = "finished"  # it never begins
+            raise
+
+    def _sequence(self, request: Request) -> Sequence:
+        """With the adapters that it asks for, which stay while it is there."""
+        with self._choosing:
+            scales = scales_of(self.adapters, request.adapters, self._n_places)
+            scales, starts = invoked(self.adapters, request.prompt, scales)
+            named = tuple(
+                (each.fingerprint, scales[each.place])
+                for each in self.adapters
+                if scales[each.place]
+            )
+            adapted = (named, starts) if named else None
+            salt = (adapted, request.cache_salt) if adapted or request.cache_salt else None
+            seq = Sequence.from_request(next(self._ids), request, salt)
+            seq.adapters, seq.adapter_scales, seq.adapter_starts = named, scales, starts
+            if named:
+                self._adapted = [each for each in self._adapted if each.state != "finished"]
+                self._adapted.append(seq)
         if self._info.start_token is not None:
             seq.encode_first(self._info.start_token)
-        seq.adapter_scales, seq.adapter_starts = scales, starts
-        denoiser = self._denoiser(seq)
+        return seq
+
+    def _stream(self, seq: Sequence, on_event: Callable[[Event], None], ranks_mean: bool) -> Stream:
+        request, denoiser = seq.request, self._denoiser(seq)
         constraint = request.constraint
         guide = None if constraint is None else Guide(constraint, self._grammars)
+        proposals = None
+        if denoiser is None:
+            proposals = self.drafting.proposals(request, guide, seq.salt)
         stream = Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
             on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
-            proposals=self.drafting.proposals(request, guide, salt) if denoiser is None else None,
+            proposals=proposals,
         )  # fmt: skip
         if request.resume is not None:
             self._scheduler.resume(seq, request.resume.tokens)

@@ -99,7 +99,7 @@ class DiskCache:
         root = root_of({**made_with, **options.settings, "device": info.driver})
         cached = CachedBytes(scheduler, runner, beside)
         draft = b"" if beside is None else root_of(beside.made_with)
-        names = DiskNames(root, info.adapters, scheduler.cache.page_size, draft)
+        names = DiskNames(root, scheduler.cache.page_size, draft)
         folder, limit = options.folder, options.limit
         store = HostPages(limit) if folder is None else Folder(folder, limit)
         self._store, self._loaded = store, Loaded()

@@ -6,24 +6,19 @@ from collections.abc import Sequence as Items
 
 from gguf_serve.engine.disk_cache.names import PageName, beginning, beside, chain
 from gguf_serve.engine.disk_cache.page_file import Kind
-from gguf_serve.engine.options import AdapterState
 from gguf_serve.engine.scheduling.sequence import Sequence
 
 
 class DiskNames:
     """Of one engine's sequences. May be used from any thread."""
 
-    def __init__(
-        self, root: bytes, adapters: Items[AdapterState], page_size: int, draft: bytes = b""
-    ) -> None:
+    def __init__(self, root: bytes, page_size: int, draft: bytes = b"") -> None:
         """``draft``: the root of a model that guesses."""
         self._root, self._page_size, self._draft = root, page_size, draft
-        self._adapters = [adapter.fingerprint for adapter in adapters]
 
     def of(self, seq: Sequence, tokens: Items[int]) -> list[PageName]:
         """Of the full pages of the sequence's first tokens."""
-        scales = zip(self._adapters, seq.adapter_scales, strict=False)
-        begin = beginning(self._root, scales, seq.adapter_starts, seq.request.cache_salt)
+        begin = beginning(self._root, seq.adapters, seq.adapter_starts, seq.request.cache_salt)
         contents = [(span.start, span.key) for span in seq.request.media]
         return list(chain(self._root, begin, tokens, self._page_size, contents))
 

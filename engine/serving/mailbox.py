@@ -32,10 +32,9 @@ class ReasoningEnded(Struct, frozen=True):
     stream: Stream
 
 
-class SlotTask(Struct, frozen=True, eq=False):
-    """Something to be done about a slot when it serves nobody; ``future`` has what comes of it."""
+class Task(Struct, frozen=True, eq=False):
+    """Something for the engine's thread between two steps; ``future`` has what comes of it."""
 
-    slot: int
     action: Callable[[], Any]
     future: Future[Any] = field(default_factory=Future)
 
@@ -52,7 +51,13 @@ class SlotTask(Struct, frozen=True, eq=False):
             self.future.set_exception(error)
 
 
-Message = Submitted | Cancelled | ReasoningEnded | SlotTask
+class SlotTask(Task, frozen=True, eq=False, kw_only=True):
+    """Something to be done about a slot when it serves nobody."""
+
+    slot: int
+
+
+Message = Submitted | Cancelled | ReasoningEnded | Task
 
 
 class Mailbox:

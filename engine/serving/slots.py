@@ -62,7 +62,7 @@ class Slots:
 
         self._check(slot)
         self._mailbox.check_open()
-        task = SlotTask(slot, in_turn)
+        task = SlotTask(in_turn, slot=slot)
         # A daemon: a disk that hangs must not keep the process alive.
         threading.Thread(target=task.run, name="slot file", daemon=True).start()
         return task.future
@@ -85,7 +85,7 @@ class Slots:
 
     def _when_idle(self, slot: int, action: Callable[[], T]) -> Future[T]:
         """What the engine's thread makes of something once the slot serves nobody."""
-        task = SlotTask(slot, action)
+        task = SlotTask(action, slot=slot)
         self._mailbox.post(task)
         return task.future
 

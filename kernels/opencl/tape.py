@@ -8,7 +8,8 @@ sizes of grids that follow the batch: ``Per(TOKENS, 8)`` is "one per eight token
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from gguf_serve.kernels.opencl.tuning import power_of_two
 from gguf_serve.kernels.opencl.work import NO_WORK, Work
 
 # What a step counts, in the order of the `counts` buffer that kernels read.
-TOKENS, OUTPUTS, TILES, PARTS, SEQUENCES = range(5)
-N_COUNTS = 5
+# ADAPTED: whether any of its tokens has an adapter.
+TOKENS, OUTPUTS, TILES, PARTS, SEQUENCES, ADAPTED = range(6)
+N_COUNTS = 6
 MAX_GEOMETRIES = 512  # distinct counts whose grid sizes are kept
 FREE_GROUP = 64  # work-items of a GPU's work-group that share nothing
 GROUPS_PER_UNIT = 4  # of those, before they become larger
@@ -65,7 +67,8 @@ def free_groups(size: Sequence[int], most: int, n_groups: int) -> tuple[int, ...
 
 
 class Launch(Struct, frozen=True):
-    """One bound kernel; ``local`` None: see free_groups, with ``free`` its limits."""
+    """One bound kernel; ``local`` None: see free_groups, with ``free`` its limits. ``only``: the
+    count without which a step does not launch it."""
 
     kernel: Any
     grid: Grid
@@ -73,8 +76,11 @@ class Launch(Struct, frozen=True):
     name: str
     work: Work = NO_WORK
     free: tuple[int, int] = (1, 1)
+    only: int | None = None
 
     def global_size(self, counts: Counts) -> tuple[int, ...]:
+        if self.only is not None and not counts[self.only]:
+            return (0,) * len(self.grid)
         return tuple(g.size(counts) if isinstance(g, Per) else g for g in self.grid)
 
     def local_size(self, global_size: Sequence[int]) -> tuple[int, ...]:
@@ -110,6 +116,7 @@ class Tape:
         self.tokens = TOKENS
         self.known: Counts | None = None
         self._launches: list[Launch] = []
+        self._only: int | None = None  # of what is recorded next, see Launch
         self._last: Noted | None = None  # not bound yet, since what comes next may extend it
         self._bound: list[Sequence[Any]] = []  # a kernel does not keep its buffers alive
         self._geometries: dict[Counts, list[tuple[Any, tuple[int, ...], tuple[int, ...]]]] = {}
@@ -165,6 +172,8 @@ class Tape:
             work = replace(work, count=self.tokens) if work.count == TOKENS else work
         if self.known is not None:
             grid = tuple(g.size(self.known) if isinstance(g, Per) else g for g in grid)
+        if self._only is not None:  # what extends it would not be launched either
+            writes = None
         self._last = Noted(source, name, defines, args, grid, local, work, writes, slots)
         if writes is None:
             self.settle()
@@ -188,6 +197,14 @@ class Tape:
         if writes is None:
             self.settle()
 
+    @contextmanager
+    def only_if(self, count: int) -> Iterator[None]:
+        """What is recorded meanwhile is launched only in steps that have such a count."""
+        self.settle()
+        self._only = count
+        yield
+        self._only = None
+
     def settle(self) -> None:
         """Bind the last launch as it is."""
         if self._last is None:
@@ -199,7 +216,7 @@ class Tape:
         self._bound.append(values)
         label = f"{last.name}({' '.join(defines)})"
         self._launches.append(
-            Launch(kernel, last.grid, last.local, label, last.work, self._free(kernel))
+            Launch(kernel, last.grid, last.local, label, last.work, self._free(kernel), self._only)
         )
 
     def _free(self, kernel: Any) -> tuple[int, int]:

@@ -189,6 +189,15 @@ def place_experts(
     return matrix, jobs
 
 
+def jobs_of(matrix: Matrix, raw: RawMatrix) -> list[PackJob]:
+    """What packs a matrix, not paired and not of experts, again with other values."""
+    return [
+        PackJob(slab, piece, at, 1, 0)
+        for row, slab in matrix.parts
+        for at, piece in _slices(raw.rows(row, row + slab.n_rows))
+    ]
+
+
 def _slab_rows(
     device: Device, example: RawMatrix, n_groups: int, n_rows: int
 ) -> list[tuple[int, int]]:

@@ -136,6 +136,17 @@ class Settings(HttpSettings):
         "--lora-init-without-apply", group=ADAPTERS, default=False,
         help="load adapters with the scale 0; requests and /lora-adapters set others",
     )
+    lora_runtime: str | None = option(
+        "--lora-runtime", group=ADAPTERS, env="GGUF_SERVE_LORA_RUNTIME", type=FOLDER, default=None,
+        help="folder of LoRA adapters that /v1/load_lora_adapter may load; none",
+    )
+    max_loras: int = option(
+        "--max-loras", group=ADAPTERS, type=COUNT, default=4,
+        help="how many of them at once, for which memory is kept",
+    )
+    max_lora_rank: int = option(
+        "--max-lora-rank", group=ADAPTERS, type=COUNT, default=16, help="their largest rank",
+    )
     control_vector: tuple[str, ...] = option(
         "--control-vector", group=ADAPTERS, type=Parsed("FILE,...", commas), multiple=True,
         default=(), help="control vector; repeatable, or several with commas between",

@@ -303,6 +303,13 @@ class RemoteEngine:
             call.result(CALL_SECONDS)
         self._scales = asked
 
+    def load_adapter(self, path: Path, name: str, replaces: int | None = None) -> AdapterState:
+        """Refused, as the options are."""
+        raise RequestError("LoRA adapters cannot be loaded into several engines at run time")
+
+    def unload_adapter(self, id: int) -> None:
+        raise RequestError("LoRA adapters of several engines cannot be unloaded")
+
     def stats(self) -> EngineStats:
         """Of all engines together, as of their last beats."""
         with self._changed:

@@ -15,6 +15,7 @@ from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.request import DraftLimits, Generation, ReasoningBudget, Request, Scoring
 from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
+from gguf_serve.server.adapters import named
 from gguf_serve.server.errors import ApiError, invalid
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.http.stream import EventStream
@@ -189,15 +190,14 @@ async def engine_requests(
 
 
 def adapters(fields: GenerationFields, service: Service) -> tuple[tuple[int, float], ...] | None:
-    """``lora``'s, else the one that stands behind a colon of ``model`` by its file's name without
-    the ending: whole, and alone. None: what is set for all."""
+    """``lora``'s, else the one that ``model`` names: alone, and whole. None: what all have."""
     if fields.lora is not None:
         return adapter_scales(fields.lora)
-    name = asked_model.get().rpartition(":")[2]
-    if ":" not in asked_model.get():
+    model = asked_model.get()
+    if model == service.model_name or model in service.aliases:
         return None
-    found = (a.id for a in service.engine.adapters() if a.path.stem == name)
-    return next((((id, 1.0),) for id in found), None)
+    found = named(model, service.engine)
+    return None if found is None else ((found.id, 1.0),)
 
 
 def choosing(

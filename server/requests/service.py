@@ -58,6 +58,7 @@ class Endpoints(Struct, frozen=True):
     props: bool = False
     metrics: bool = False
     slot_save_path: str | None = None
+    lora_folder: Path | None = None  # of adapters that may be loaded at run time
 
 
 class Service:

@@ -197,7 +197,9 @@ class FakeEngine:
         self.healthy, self.fault = True, ""
         self.requests: list[Request] = []
         self.compiled: list[Constraint] = []
-        self.loaded = [AdapterState(i, Path(f"{name}.gguf"), 1.0) for i, name in enumerate("ab")]
+        self.loaded = [
+            AdapterState(i, Path(f"{name}.gguf"), 1.0, name=name) for i, name in enumerate("ab")
+        ]
         self.cancelled: list[tuple[int, float]] = []  # (number of the request, when)
         self._tickets: list[tuple[threading.Event, threading.Thread]] = []
 
@@ -215,6 +217,14 @@ class FakeEngine:
         if set(found) - {adapter.id for adapter in self.loaded}:
             raise RequestError(f"there is no LoRA adapter {max(found)}")
         self.loaded = [replace(a, scale=found.get(a.id, 0.0)) for a in self.loaded]
+
+    def load_adapter(self, path: Path, name: str, replaces: int | None = None) -> AdapterState:
+        added = AdapterState(max(a.id for a in self.loaded) + 1, path, 0.0, name=name)
+        self.loaded = [*(a for a in self.loaded if a.id != replaces), added]
+        return added
+
+    def unload_adapter(self, id: int) -> None:
+        self.loaded = [a for a in self.loaded if a.id != id]
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         if not self.healthy:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
+
+from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.options import AdapterState
+from gguf_serve.server.requests.service import Endpoints
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -39,6 +44,34 @@ def test_sleep_and_waking_up(serve: Any, fakes: Any) -> None:
     assert len(second.requests) == 1
     assert not httpx.get(url + "/props").json()["is_sleeping"]
     until(lambda: httpx.get(url + "/props").json()["is_sleeping"])
+
+
+def test_adapters_come_back(serve: Any, fakes: Any, tmp_path: Path) -> None:
+    """With their names and scales; one whose file is gone does not."""
+    for name in ("p", "q"):
+        (tmp_path / f"{name}.gguf").touch()
+
+    class Careful(fakes.engine):  # type: ignore[misc]
+        def load_adapter(self, path: Path, name: str, replaces: int | None = None) -> AdapterState:
+            if not path.exists():
+                raise RequestError(f"there is no {path}")
+            added: AdapterState = super().load_adapter(path, name, replaces)
+            return added
+
+    engines = [Careful(), Careful()]
+    waking = iter(engines[1:])
+    endpoints = Endpoints(lora_folder=tmp_path)
+    url = serve(engines[0], sleep=(0.2, lambda: next(waking)), endpoints=endpoints)
+    for name in ("p", "q"):
+        body = {"lora_name": name, "lora_path": f"{name}.gguf"}
+        assert httpx.post(url + "/v1/load_lora_adapter", json=body).status_code == 200
+    scales = [{"id": 1, "scale": 0.5}, {"id": 3, "scale": 0.25}]
+    assert httpx.post(url + "/lora-adapters", json=scales).status_code == 200
+    until(lambda: httpx.get(url + "/props").json()["is_sleeping"])
+    (tmp_path / "p.gguf").unlink()
+    assert httpx.post(url + "/v1/chat/completions", json=BODY).status_code == 200
+    found = [(each.name, each.scale) for each in engines[1].adapters()]
+    assert found == [("a", 0.0), ("b", 0.5), ("q", 0.25)]
 
 
 def test_a_response_in_the_background_keeps_it_awake(serve: Any, fakes: Any) -> None:

@@ -166,7 +166,7 @@ def engine_of(model: Model, eog_ids: Iterable[int] = (), disk: DiskOptions | Non
     tokenizer = CharacterTokenizer(eog_ids)
     return Engine(
         model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk,
-        drafter=model.drafter,
+        drafter=model.drafter, reserved=model.reserved,
     )  # fmt: skip
 
 

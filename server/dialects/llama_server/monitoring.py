@@ -119,6 +119,6 @@ async def metrics(service: Service, http: HttpRequest) -> Response:
     headers = {"Process-Start-Time-Unix": str(STARTED)}
     stats = service.engine.stats()
     model = service.model_name
-    adapters = [f"{model}:{adapter.path.stem}" for adapter in service.engine.adapters()]
+    adapters = [f"{model}:{adapter.name}" for adapter in service.engine.adapters()]
     text = exposition(stats, service.is_sleeping, service.traffic, model, adapters)
     return Response(text, 200, headers, media_type="text/plain; version=0.0.4")

@@ -1,9 +1,10 @@
-"""OpenAI's API but for its responses: chats, completions, embeddings, transcription, batches."""
+"""OpenAI's API but for its responses: chats, embeddings, batches; vLLM's adapters."""
 
 from __future__ import annotations
 
 from gguf_serve.server.dialects.dialect import Dialect
 from gguf_serve.server.dialects.openai import (
+    adapters,
     batches,
     embeddings,
     endpoints,
@@ -20,5 +21,6 @@ OPENAI = Dialect(
         score.routes,
         files.routes,
         batches.routes,
+        adapters.routes,
     )
 )

@@ -10,6 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gguf_serve.engine.options import AdapterState
 from gguf_serve.engine.request import Request
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.openai.chunks import Completions, Shape
@@ -153,22 +154,37 @@ def chat_n_top(chat: Chat) -> int | None:
 
 
 async def models(service: Service, http: HttpRequest) -> Response:
+    """The model, and its LoRA adapters, which requests may name as well."""
+    adapters = service.engine.adapters()
     return json_response(
         {
             "models": [ollama_model(service)],
             "object": "list",
-            "data": [openai_model(service)],
+            "data": [openai_model(service), *map(partial(lora_model, service), adapters)],
             # Anthropic's list, which has the same path
             "has_more": False,
             "first_id": service.model_name,
-            "last_id": service.model_name,
+            "last_id": adapters[-1].name if adapters else service.model_name,
         }
     )
 
 
 async def model(service: Service, http: HttpRequest) -> Response:
-    """One server, one model: whatever it is called, as completions do not look either."""
-    return json_response(openai_model(service))
+    """An adapter by its name, else the one model, whatever it is called: completions do not look
+    either."""
+    asked = http.path_params["name"]
+    found = next((each for each in service.engine.adapters() if each.name == asked), None)
+    return json_response(openai_model(service) if found is None else lora_model(service, found))
+
+
+def lora_model(service: Service, adapter: AdapterState) -> dict[str, object]:
+    """An adapter as vLLM lists it."""
+    return {
+        "id": adapter.name, "object": "model", "created": service.created,
+        "owned_by": "llamacpp", "root": str(adapter.path), "parent": service.model_name,
+        # Anthropic's
+        "type": "model", "display_name": adapter.name, "created_at": timestamp(service.created),
+    }  # fmt: skip
 
 
 def openai_model(service: Service) -> dict[str, object]:

@@ -32,9 +32,9 @@ def test_chunks_in_one_step(device: Device, batch: Batch) -> None:
     chunks = [Chunk(long, 30, 5, "none"), Chunk(single, 299, 1, "last"), Chunk(short, 0, 3, "all")]
     rows = [OutputRow(chunks[1], 299, 40), *(OutputRow(chunks[2], i, 3, 60 + i) for i in range(3))]
     counts = batch.fill(chunks, rows, tile=2)
-    assert counts == (9, 4, 6, 2, 3)
+    assert counts == (9, 4, 6, 2, 3, 0)
     inputs = batch.inputs
-    assert numbers(device, inputs.counts, 5) == list(counts)
+    assert numbers(device, inputs.counts, 6) == list(counts)
     assert numbers(device, inputs.tokens, 9) == [30, 31, 32, 33, 34, 399, 7, 8, 9]
     assert numbers(device, inputs.attention.positions, 9) == [30, 31, 32, 33, 34, 299, 0, 1, 2]
     places = [(5, 30), (5, 31), (9, 0), (9, 1), (9, 2), (29, 11), (11, 0), (11, 1), (11, 2)]
@@ -89,7 +89,7 @@ def test_later_steps_do_not_disturb_earlier_ones(device: Device, batch: Batch) -
     for n in (96, 1, 50):
         seq = sequence(np.arange(n) % 100, 0, list(range(3)))
         counts = batch.fill([Chunk(seq, 0, n, "none")], [], 32)
-        assert counts == (n, 0, -(-n // 32), 1, 1)
+        assert counts == (n, 0, -(-n // 32), 1, 1, 0)
         assert numbers(device, batch.inputs.tokens, n) == seq.tokens
 
 
@@ -98,4 +98,4 @@ def test_parts_of_the_longest_context(batch: Batch, end: int, parts: int) -> Non
     seq = sequence([0] * end, 0, list(range(20)))
     short = sequence([0], 1, [21])
     chunks = [Chunk(seq, end - 1, 1, "last"), Chunk(short, 0, 1, "last")]
-    assert batch.fill(chunks, [], 1) == (2, 0, 2, parts, 2)
+    assert batch.fill(chunks, [], 1) == (2, 0, 2, parts, 2, 0)

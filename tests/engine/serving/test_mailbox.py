@@ -15,7 +15,12 @@ STREAM: Any = object()
 
 def test_messages_come_in_their_order() -> None:
     mailbox = Mailbox()
-    messages = [Submitted(STREAM), SlotTask(0, lambda: None), Submitted(STREAM), Cancelled(STREAM)]
+    messages = [
+        Submitted(STREAM),
+        SlotTask(lambda: None, slot=0),
+        Submitted(STREAM),
+        Cancelled(STREAM),
+    ]
     for message in messages:
         mailbox.post(message)
     assert mailbox
@@ -53,7 +58,11 @@ def test_a_slot_task_tells_what_comes_of_it() -> None:
     def fails() -> None:
         raise EngineStoppedError("no")
 
-    done, failed, left = SlotTask(0, lambda: 5), SlotTask(0, fails), SlotTask(0, lambda: 5)
+    done, failed, left = (
+        SlotTask(lambda: 5, slot=0),
+        SlotTask(fails, slot=0),
+        SlotTask(lambda: 5, slot=0),
+    )
     done.run()
     failed.run()
     left.fail(EngineStoppedError("too late"))
@@ -61,6 +70,6 @@ def test_a_slot_task_tells_what_comes_of_it() -> None:
     for task, told in ((failed, "no"), (left, "too late")):
         with pytest.raises(EngineStoppedError, match=told):
             task.future.result()
-    cancelled = SlotTask(0, fails)
+    cancelled = SlotTask(fails, slot=0)
     cancelled.future.cancel()
     cancelled.run()  # does nothing

@@ -107,6 +107,20 @@ def test_launches_of_nothing_are_skipped(device: Device, programs: Programs) -> 
     assert read(step.out, None, device.queue)[0, 1] == 1
 
 
+def test_launches_of_some_steps_only(device: Device, programs: Programs) -> None:
+    """What follows them is a launch of its own, in every step."""
+    copy, tape = Copying(device, programs), Tape(device, programs)
+    other = zeros(device, (3, 16))
+    with tape.only_if(PARTS):
+        norm(tape, copy.x, NormWeights(None, 0.0), Activations(16, values=copy.out))
+    norm(tape, copy.x, NormWeights(None, 0.0), Activations(16, values=other))
+    for n_parts in (0, 1):
+        tape.run((3, 0, 0, n_parts))
+        x, sometimes, always = (read(t, None, device.queue) for t in (copy.x, copy.out, other))
+        assert np.array_equal(always, x)
+        assert np.array_equal(sometimes, x * n_parts)
+
+
 def test_outputs_can_be_all_the_tokens_there_are(device: Device, programs: Programs) -> None:
     step = Copying(device, programs)
     before, step.tape.tokens = step.tape.launches[0], OUTPUTS

@@ -64,8 +64,9 @@ def test_scales_of_a_request(http: Any, engine: Any) -> None:
         ("/api/generate", {"prompt": "a"}),
     ],
 )
-def test_an_adapter_behind_the_models_name(http: Any, engine: Any, path: str, body: Any) -> None:
-    for model, expected in (("base:b", ((1, 1.0),)), ("qwen:7b", None), ("b", None)):
+def test_an_adapter_by_its_name(http: Any, engine: Any, path: str, body: Any) -> None:
+    names = {"base:b": ((1, 1.0),), "qwen:7b": None, "b": ((1, 1.0),), "tiny.gguf": None}
+    for model, expected in names.items():
         assert http.post(path, json=body | {"model": model}).status_code == 200
         assert engine.requests[-1].adapters == expected
     own = body | {"model": "base:b", "lora": []}

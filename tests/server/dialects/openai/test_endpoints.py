@@ -449,7 +449,7 @@ def test_echo_without_logprobs(url: str, client: Any, engine: Any) -> None:
 
 def test_models(serve: Any, fakes: Any, client: Any) -> None:
     url = serve(fakes.engine(), aliases=["zeta", "alpha"], tags=["b", "a"])
-    (model,) = client(url).models.list().data
+    model, *_ = client(url).models.list().data
     assert model.tags == ["b", "a"]
     assert (model.id, model.owned_by, model.aliases) == ("alpha", "llamacpp", ["alpha", "zeta"])
     assert model.meta == {
