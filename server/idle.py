@@ -25,6 +25,8 @@ QUIET_PATHS = frozenset(
         "/props",
         "/models",
         "/v1/models",
+        "/v1/stream",
+        "/v1/streams/lookup",
         "/slots",
         "/metrics",
         "/api/ps",

@@ -26,9 +26,9 @@ ROOMS = {
     "sampling_params speculation_options request options chat architecture recording layers "
     "encoders model scheduling forward speculation sampling loading completion stats serving "
     "engine",
-    "server": "version options account errors interface adapters http tools batches requests dialects "
-    "page openapi idle tracing app demo configure sources sockets logs summary doctor replicas "
-    "pipeline launch compile_only cli container __main__",
+    "server": "version options account errors interface adapters http kept tools batches requests "
+    "dialects page openapi idle tracing app demo configure sources sockets logs summary doctor "
+    "replicas pipeline launch compile_only cli container __main__",
 }
 
 

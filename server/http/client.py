@@ -18,6 +18,8 @@ from gguf_serve.server.http.connections import address_key
 client: ContextVar[str] = ContextVar("client", default="")
 # And what a client calls its conversation, by which one of several engines is found again.
 session: ContextVar[str] = ContextVar("session", default="")
+# The conversation under whose name its stream is kept; "": it is not.
+conversation: ContextVar[str] = ContextVar("conversation", default="")
 # Whether somebody waits for its answer.
 is_awaited: ContextVar[bool] = ContextVar("is_awaited", default=True)
 SESSION_FIELDS = ("prompt_cache_key", "user")
@@ -42,7 +44,9 @@ class Client:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             client.set(self._name(scope))
-            session.set(Headers(scope=scope).get("x-session-id", "")[:LONGEST_SESSION])
+            headers = Headers(scope=scope)
+            session.set(headers.get("x-session-id", "")[:LONGEST_SESSION])
+            conversation.set(headers.get("x-conversation-id", ""))
         await self.app(scope, receive, send)
 
     def _name(self, scope: Scope) -> str:

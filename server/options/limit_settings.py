@@ -59,8 +59,8 @@ class LimitSettings(ReplicaSettings):
     )
     response_memory: int = option(
         "--response-memory", group=LIMITS, type=NATURAL, metavar="MIB", default=64,
-        help="for responses and conversations that are kept (previous_response_id, background); "
-        "the oldest go. 0: none are",
+        help="for responses and conversations that are kept (previous_response_id, background), "
+        "and as much for streams that may be taken up again; the oldest go. 0: none are",
     )
     batch_storage: int = option(
         "--batch-storage", group=LIMITS, type=COUNT, metavar="MIB", default=1024,

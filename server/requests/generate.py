@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.chat.format import ChatFormat, ChatParser
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -17,6 +18,7 @@ from gguf_serve.engine.request import DraftLimits, Generation, ReasoningBudget, 
 from gguf_serve.engine.sampling_params import SamplingParams, TokenRules
 from gguf_serve.server.adapters import named
 from gguf_serve.server.errors import ApiError, invalid
+from gguf_serve.server.http.client import conversation
 from gguf_serve.server.http.reply import MAX_SCORES, Reply, Translator
 from gguf_serve.server.http.stream import EventStream
 from gguf_serve.server.interface import Tokenizer
@@ -112,7 +114,7 @@ async def start(
     options: Options,
     dialect: Translator,
     stream: EventStream | None = None,
-) -> Reply:
+) -> ASGIApp:
     """Submit a request for every choice; refusals of the engine are raised here."""
     requests = await engine_requests(service, fields, job, options)
     return await submit(service, fields, requests, dialect, stream)
@@ -124,11 +126,15 @@ async def submit(
     requests: Sequence[Request],
     dialect: Translator,
     stream: EventStream | None = None,
-) -> Reply:
+) -> ASGIApp:
     asked = fields.sse_ping_interval
     stream = service.event_stream() if stream is None else stream
     await stream.submit(requests)
     interval = service.ping_interval if asked is None else asked
+    if fields.stream and (name := conversation.get()):
+        kept = await service.kept_streams.begin(name, stream, dialect, interval)
+        if kept is not None:
+            return kept
     return Reply(stream, dialect, bool(fields.stream), service.timeout, interval)
 
 

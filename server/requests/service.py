@@ -30,6 +30,7 @@ from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.http.traffic import Traffic
 from gguf_serve.server.interface import Engine
+from gguf_serve.server.kept.streams import KeptStreams
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.requests.unknown import KNOWN, UnknownFields
 from gguf_serve.server.requests.workers import Workers
@@ -123,6 +124,7 @@ class Service:
             if batch_store is None
             else Batches(batch_store, lambda: self.engine, self.foreground)
         )
+        self.kept_streams = KeptStreams(response_memory, timeout, lambda: self.traffic.by_key)
         self.n_in_background = 0  # answers that are written with no connection
         self.keep_alive = -1.0  # seconds that the model stays without requests; -1: for ever
         self.created = int(time.time())
@@ -162,7 +164,8 @@ class Service:
     @property
     def works_alone(self) -> bool:
         """Whether answers are written with no connection."""
-        return bool(self.n_in_background or (self.batches is not None and self.batches.n_running))
+        n_batched = 0 if self.batches is None else self.batches.n_running
+        return bool(self.n_in_background or self.kept_streams.n_running or n_batched)
 
     def event_stream(self) -> EventStream:
         loop = asyncio.get_running_loop()

@@ -16,6 +16,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
@@ -26,7 +27,6 @@ from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.rounds import Rounds, let_go_on
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import EVENT_STREAM, Framing, named_sse
-from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.answer import Piece, arguments_object, join, random_id
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import read_chat
@@ -47,7 +47,7 @@ def routes(service: Service) -> list[BaseRoute]:
     ]
 
 
-async def messages(service: Service, http: HttpRequest) -> Reply:
+async def messages(service: Service, http: HttpRequest) -> ASGIApp:
     data = await service.read_object(http)
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data, searches=service.tools.searches_web))

@@ -8,12 +8,12 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.request import Event, Finished, Progress, Request
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, plain_error
 from gguf_serve.server.http.framing import SSE
-from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.http.stream import EventStream
 from gguf_serve.server.requests.answer import Choice, Piece, join, prompt_progress, timings
 from gguf_serve.server.requests.fields import (
@@ -69,7 +69,7 @@ def routes(service: Service) -> list[BaseRoute]:
     ]
 
 
-async def completion(service: Service, http: HttpRequest) -> Reply:
+async def completion(service: Service, http: HttpRequest) -> ASGIApp:
     fields = read(await service.read_object(http), NativeFields)
     if fields.n_probs is None:
         fields.n_probs = fields.logprobs  # its name in /v1/completions
@@ -77,7 +77,7 @@ async def completion(service: Service, http: HttpRequest) -> Reply:
     return await answer(service, fields, job, fields.response_fields or [])
 
 
-async def infill(service: Service, http: HttpRequest) -> Reply:
+async def infill(service: Service, http: HttpRequest) -> ASGIApp:
     data = await service.read_object(http)
     fields = read(data, InfillFields)
     extra = fields.input_extra or []
@@ -108,7 +108,7 @@ async def answer(
     job: Job,
     shown: Sequence[str],
     stream: EventStream | None = None,
-) -> Reply:
+) -> ASGIApp:
     options = make_options(fields, fields.n_probs or None, service)
     requests = await engine_requests(service, fields, job, options)
     dialect = NativeCompletions(service, job.choices(options.n), requests, options, shown)

@@ -9,12 +9,13 @@ from gguf_serve.server.dialects.llama_server import (
     embeddings,
     monitoring,
     native,
+    streams,
     tools,
 )
 
 LLAMA_SERVER = Dialect(
     (
         completion.routes, embeddings.routes, native.routes, monitoring.routes, adapters.routes,
-        tools.routes,
+        tools.routes, streams.routes,
     )
 )  # fmt: skip

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.errors import ContextOverflowError
@@ -31,7 +32,6 @@ from gguf_serve.server.dialects.ollama.input import (
 from gguf_serve.server.dialects.ollama.keep_alive import keep_alive, seconds
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.http.framing import NDJSON
-from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Tokenizer
 from gguf_serve.server.requests.answer import Choice, Piece, arguments_object, join, joined_calls
 from gguf_serve.server.requests.chat import prepare
@@ -63,7 +63,7 @@ def error_body(error: ApiError) -> dict[str, object]:
     return {"error": error.message}
 
 
-async def chat(service: Service, http: HttpRequest) -> Reply | Response:
+async def chat(service: Service, http: HttpRequest) -> ASGIApp:
     fields = convert(await service.read_object(http), ChatFields)
     keep_alive(service, fields.keep_alive)
     if not fields.messages:
@@ -81,7 +81,7 @@ async def chat(service: Service, http: HttpRequest) -> Reply | Response:
     return await start(service, request, job, options, dialect)
 
 
-async def generate(service: Service, http: HttpRequest) -> Reply | Response:
+async def generate(service: Service, http: HttpRequest) -> ASGIApp:
     fields = convert(await service.read_object(http), GenerateFields)
     keep_alive(service, fields.keep_alive)
     if not fields.prompt and not fields.suffix:

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.options import AdapterState
 from gguf_serve.engine.request import Request
@@ -16,7 +17,6 @@ from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.openai.chunks import Completions, Shape
 from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
 from gguf_serve.server.errors import invalid, json_response
-from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import CHAT_ALSO, Chat, read_chat
 from gguf_serve.server.requests.fields import (
@@ -68,15 +68,15 @@ def routes(service: Service) -> list[BaseRoute]:
     ]
 
 
-async def chat_completions(service: Service, http: HttpRequest) -> Reply:
+async def chat_completions(service: Service, http: HttpRequest) -> ASGIApp:
     chat = read_chat(await service.read_object(http))
     options = make_options(chat, chat_n_top(chat), service)
     job = await prepare(service, chat)
     dialect, requests = await answering(service, chat, job, options, ChatShape(options))
-    reply = await submit(service, chat, requests, dialect)
+    stream = service.event_stream()
     if chat.reasoning_control:
-        service.controlled[dialect.id] = reply.stream
-    return reply
+        service.controlled[dialect.id] = stream
+    return await submit(service, chat, requests, dialect, stream)
 
 
 async def answering(
@@ -112,7 +112,7 @@ async def control(service: Service, http: HttpRequest) -> Response:
     return json_response({"success": True, "message": "the reasoning is being ended"})
 
 
-async def completions(service: Service, http: HttpRequest) -> Reply:
+async def completions(service: Service, http: HttpRequest) -> ASGIApp:
     data = await service.read_object(http)
     refuse(data, UNSUPPORTED)
     fields = convert(data, CompletionFields)

@@ -14,13 +14,13 @@ from typing import Any, Literal
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, plain_error
 from gguf_serve.server.http.form import FormFile, read_form
 from gguf_serve.server.http.framing import SSE_DONE
-from gguf_serve.server.http.reply import Reply
 from gguf_serve.server.interface import Engine
 from gguf_serve.server.requests.answer import Choice, Piece
 from gguf_serve.server.requests.chat import prepare
@@ -55,7 +55,7 @@ def routes(service: Service) -> list[BaseRoute]:
     return [Post(path, endpoint, TranscriptionFields, is_form=True) for path in paths]
 
 
-async def transcriptions(service: Service, http: HttpRequest) -> Reply:
+async def transcriptions(service: Service, http: HttpRequest) -> ASGIApp:
     """The words of a sound, sent as multipart/form-data."""
     data = await read_form(http, service.read_body)
     refuse(data, UNSUPPORTED)

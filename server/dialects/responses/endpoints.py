@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.responses import conversations, stored
-from gguf_serve.server.dialects.responses.background import Run
+from gguf_serve.server.dialects.responses.background import Background
 from gguf_serve.server.dialects.responses.files import ResponseFiles
 from gguf_serve.server.dialects.responses.input import (
     ALSO,
@@ -75,7 +75,7 @@ async def responses(service: Service, memory: Memory, http: HttpRequest) -> ASGI
     memory.check_room_for_run()
     await stream.submit(requests)
     kept = Kept(dialect.id, asked.items)
-    kept.run = Run(service, stream, dialect, on_end=lambda: stored.ended(memory, kept))
+    kept.run = Background(service, stream, dialect, on_end=lambda: stored.ended(memory, kept))
     kept.response = kept.run.response
     memory.keep(kept)
     return stored.followed(service, kept.run) if chat.stream else json_response(kept.response)

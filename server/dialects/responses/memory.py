@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gguf_serve.server.dialects.responses.background import Run
+from gguf_serve.server.dialects.responses.background import Background
 from gguf_serve.server.dialects.responses.files import ResponseFiles
 from gguf_serve.server.errors import ApiError, invalid, shown
 from gguf_serve.server.http.client import client
@@ -29,7 +29,7 @@ class Kept(msgspec.Struct):
     id: str
     items: Items  # of the input, and with a conversation of all its turns
     response: dict[str, Any] | None = None
-    run: Run | None = None  # of a response in the background
+    run: Background | None = None  # of a response in the background
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
     created_at: int = msgspec.field(default_factory=lambda: int(time.time()))
     owner: str = msgspec.field(default_factory=client.get)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gguf_serve.server.dialects.dialect import Post
-from gguf_serve.server.dialects.responses.background import Run
+from gguf_serve.server.dialects.responses.background import Background
 from gguf_serve.server.dialects.responses.memory import Kept, Memory
 from gguf_serve.server.errors import invalid, json_response, shown
 from gguf_serve.server.http.framing import NAMED_SSE
@@ -48,10 +48,10 @@ async def response(service: Service, memory: Memory, http: HttpRequest) -> Respo
     return followed(service, kept.run, int(after[:9]) + 1)
 
 
-def followed(service: Service, run: Run, first: int = 0) -> Response:
+def followed(service: Service, run: Background, first: int = 0) -> Response:
     """The events of a run as a stream; whoever leaves it does not end the run."""
     return event_source(
-        run.events(first), NAMED_SSE, service.ping_interval, service.timeout, lambda: None
+        run.objects(first), NAMED_SSE, service.ping_interval, service.timeout, lambda: None
     )
 
 

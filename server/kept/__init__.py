@@ -1,0 +1,1 @@
+"""Answers that are kept while and after they are written."""
