@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -22,12 +22,11 @@ from msgspec import Struct
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
-from gguf_serve.engine.errors import RequestError
-from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.errors import RequestError, StageLostError
 from gguf_serve.engine.forward.following import follow
-from gguf_serve.engine.forward.runner import Begun, Runner
+from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.forward.slot_cache import SlotCache
-from gguf_serve.engine.forward.stages import Done
+from gguf_serve.engine.forward.stages import Done, Leading
 from gguf_serve.engine.forward.waiting_rows import WaitingRows
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint
@@ -43,9 +42,8 @@ from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
 from gguf_serve.engine.recording.low_rank import Reserved
 from gguf_serve.engine.request import Event, Request
-from gguf_serve.engine.scheduling.pace import Pace
 from gguf_serve.engine.scheduling.scheduler import Scheduler
-from gguf_serve.engine.scheduling.sequence import Plan, Sequence
+from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.serving.adapter_room import Adapters
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.delivery import Delivery
@@ -59,7 +57,9 @@ from gguf_serve.engine.serving.mailbox import (
     Task,
 )
 from gguf_serve.engine.serving.media_turns import MediaTurns
+from gguf_serve.engine.serving.recovery import Recovery
 from gguf_serve.engine.serving.slots import Slots
+from gguf_serve.engine.serving.steps import Steps
 from gguf_serve.engine.serving.streams import Streams
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
 from gguf_serve.engine.speculation.speculation import Speculation
@@ -91,15 +91,6 @@ class Ticket(Struct, frozen=True, eq=False):
     stream: Stream
 
 
-class BegunStep(Struct, frozen=True):
-    """A step that the device, or the stages of a pipeline, have begun at a time."""
-
-    plan: Plan
-    rows: list[OutputRow]
-    forward: Begun
-    began: float
-
-
 class Engine:
     """Serves requests for one loaded model."""
 
@@ -114,22 +105,21 @@ class Engine:
         disk: DiskOptions | None = None,
         drafter: ModelDrafter | None = None,
         reserved: Reserved | None = None,
+        replacements: Callable[[], Sequence[Leading]] | None = None,
     ) -> None:
+        """``replacements``: see Recovery; None: the engine ends when a stage is lost."""
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
-        self._pace = Pace(scheduler.max_tokens)
         self._counters = Counters()
         self._mailbox = Mailbox()
         self._outbox: Outbox = deque()
-        self._begun: deque[BegunStep] = deque()
-        self._ended = 0.0  # the last step
         beside = None if drafter is None else drafter.pages
         slot_cache = SlotCache(scheduler, runner, info, beside)
         self._slots = Slots(slot_cache, scheduler, self._mailbox)
         self._disk = None if disk is None else DiskCache(
-            disk, scheduler, runner, info, slot_cache.made_with, lambda: self._pace.speed,
+            disk, scheduler, runner, info, slot_cache.made_with, lambda: self._steps.pace.speed,
             self._mailbox.notify, beside,
         )  # fmt: skip
         self._grammars = Grammars(tokenizer, info.n_vocab)
@@ -145,22 +135,30 @@ class Engine:
         self._soundness = Soundness(scheduler, info, encode, self.submit, self._forget)
         self._streams = Streams(scheduler, runner, self._counters, self._soundness, self._keep)
         self._delivery = Delivery(self._streams, scheduler, runner, self._counters, info)
+        self._steps = Steps(
+            scheduler, runner, self._streams, self._delivery, self._slots, self._speculation,
+            self._soundness, self._waiting, self._counters, self._keep, self._flush,
+        )  # fmt: skip
         self._media_turns = None if media is None else MediaTurns(
             media.encoder, scheduler, self._streams
         )  # fmt: skip
-        runner.on_loss(lambda reason: self._mailbox.stop(f"the engine has failed: {reason}"))
+        self._recovery = None if replacements is None else Recovery(
+            replacements, runner, scheduler, self._mailbox
+        )  # fmt: skip
+        runner.on_loss(self._lose)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        is_serving = self._thread.is_alive() and not self._mailbox.stopping
-        return is_serving and not self._soundness.fault
+        return self._thread.is_alive() and not (self._mailbox.stopping or self.fault)
 
     @property
     def fault(self) -> str:
-        """What has ended the engine, or is wrong with whatever the model computes; "": nothing."""
-        return self._mailbox.fault or self._soundness.fault
+        """What has ended the engine, keeps it from computing, or is wrong with whatever the model
+        computes; "": nothing."""
+        missing = "" if self._recovery is None else self._recovery.reason
+        return self._mailbox.fault or missing or self._soundness.fault
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Take a request; its events go to ``on_event``.
@@ -270,34 +268,52 @@ class Engine:
             self._disk.release()
         self._speculation.release()
         self._adapters = None
-        del self._runner, self._streams, self._delivery, self._media_turns
+        del self._runner, self._streams, self._delivery, self._steps, self._media_turns
 
     # The engine's thread
 
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                self._scheduler.prompt_chunk = self._pace.n_beside
-                if self._disk is not None:
-                    self._disk.work(bool(self._scheduler.running), bool(self._streams))
-                if self._media_turns is not None:
-                    self._media_turns.encode_one()
-                for row, logits in self._waiting.take():
-                    self._delivery.deliver(row, logits)
-                plan = self._plan()
-                if plan is not None:
-                    self._guess(plan)
-                    self._begin(plan)
-                if self._begun and (plan is None or len(self._begun) == self._runner.n_at_once):
-                    self._complete(self._begun.popleft())
-                elif plan is None:
-                    self._flush()
-                    self._waiting.wait(self._has_news, also=self._all_are_loading)
+                if self._recovery is None:
+                    self._turn()
+                else:
+                    self._turn_or_recover(self._recovery)
                 self._slots.run_tasks()
         except Exception as error:
             log.exception("the engine has failed")
             self._mailbox.stop(f"the engine has failed: {error}")
         self._end()
+
+    def _turn(self) -> None:
+        """Begin a step, and complete one."""
+        if self._disk is not None:
+            self._disk.work(bool(self._scheduler.running), bool(self._streams))
+        if self._media_turns is not None:
+            self._media_turns.encode_one()
+        for row, logits in self._waiting.take():
+            self._delivery.deliver(row, logits)
+        if not self._steps.turn():
+            self._flush()
+            self._waiting.wait(self._has_news, also=self._all_are_loading)
+
+    def _turn_or_recover(self, recovery: Recovery) -> None:
+        try:
+            if recovery.work(self._steps.begun, self._streams):
+                self._turn()
+                return
+        except StageLostError as error:
+            recovery.lose(str(error))
+            return
+        self._flush()
+        recovery.wait(self._has_news)
+
+    def _lose(self, reason: str) -> None:
+        """A process with a part of the model is gone; from any thread."""
+        if self._recovery is None:
+            self._mailbox.stop(f"the engine has failed: {reason}")
+        else:
+            self._recovery.lose(reason)
 
     def _end(self) -> None:
         """Leave nobody waiting: neither who is served, nor who has come meanwhile."""
@@ -362,7 +378,8 @@ class Engine:
             pause = min((each for each in pauses if each is not None), default=None)
 
     def _has_work(self) -> bool:
-        return bool(self._streams or self._begun or self._slots.has_tasks) or self._has_news()
+        has_loss = self._recovery is not None and self._recovery.has_work
+        return bool(self._streams or self._slots.has_tasks) or has_loss or self._has_news()
 
     def _has_news(self) -> bool:
         """Whether another thread has something for this one."""
@@ -374,98 +391,28 @@ class Engine:
     def _all_are_loading(self) -> bool:
         return self._disk is not None and self._disk.n_waiting == len(self._streams) > 0
 
-    def _keep(self, seq: Sequence) -> None:
+    def _keep(self, seq: RunningSequence) -> None:
         """Have what is computed of a sequence written to the disk."""
         if self._disk is not None:
             self._disk.keep(seq)
 
-    def _forget(self, seq: Sequence) -> None:
+    def _forget(self, seq: RunningSequence) -> None:
         """Have nobody begin with what is cached of a sequence: it is damaged."""
         self._scheduler.forget(seq)
         if self._disk is not None:
             self._disk.forget(seq)
-
-    def _guess(self, plan: Plan) -> None:
-        self._speculation.draft(
-            plan,
-            lambda seq: self._streams[seq.id].proposals,
-            lambda n_tokens: self._runner.is_at_hand(plan.chunks, n_tokens),
-        )
-
-    def _plan(self) -> Plan | None:
-        """The next step. With other steps under way, of other sequences than theirs, a share of
-        those that decode; none if it might take pages from a sequence that is in one of them."""
-        running, n_at_once = self._scheduler.running, self._runner.n_at_once
-        if self._begun and self._scheduler.cache.n_available < len(running):
-            return None
-        share = None if n_at_once == 1 else -(-len(running) // n_at_once)
-        return self._scheduler.plan(self._pace.n_tokens, share)
-
-    def _begin(self, plan: Plan) -> None:
-        for seq in plan.started:
-            self._slots.begin(self._streams[seq.id])
-            self._counters.note_wait(self._streams[seq.id].start())
-        rows = [row for chunk in plan.chunks for row in self._delivery.rows(chunk)]
-        began = time.perf_counter()
-        if plan.saves or plan.restores:
-            self._runner.copy_states(plan.saves, plan.restores)
-        self._speculation.begin(plan)
-        for chunk in plan.chunks:
-            if chunk.seq.n_ahead:
-                self._runner.of_all_states("keep", chunk.seq.slot)
-        forward = self._runner.begin(plan.chunks, plan.copies, rows)
-        if forward is None:  # copies for one that waits for an image
-            return
-        if self._runner.n_at_once > 1:  # its sequences sit out until it is completed
-            self._scheduler.advance(plan)
-        self._begun.append(BegunStep(plan, rows, forward, began))
-
-    def _complete(self, step: BegunStep) -> None:
-        plan = step.plan
-        patience = self._pace.patience(is_alone=len(self._streams) == 1)
-        logits = self._runner.complete(step.forward, self._flush, patience)
-        ended = time.perf_counter()
-        seconds, self._ended = ended - max(step.began, self._ended), ended
-        self._pace.note(plan.n_tokens, seconds, any(row.mask for row in step.rows))
-        self._speculation.note(plan, seconds, self._runner.states_of)
-        found = [
-            (row, values)
-            for row, values in zip(step.rows, logits, strict=True)
-            if row.chunk.seq.state == "running"  # it has not ended meanwhile
-        ]
-        self._soundness.inspect(found)
-        if self._runner.n_at_once == 1:
-            self._scheduler.advance(plan)
-        self._counters.note_forward(plan, len(self._scheduler.running))
-        for chunk in plan.chunks:
-            if (stream := self._streams.get(chunk.seq.id)) is not None:
-                stream.progress(chunk.start + chunk.count)
-                if chunk.start < chunk.seq.n_prompt <= chunk.start + chunk.count:
-                    self._keep(chunk.seq)
-        for row, values in found:
-            if values.waits and not row.n_drafted:
-                self._waiting.add(row, values)
-            else:
-                self._delivery.deliver(row, values)
-        for chunk in plan.chunks:
-            if chunk.seq.n_ahead and chunk.seq.state == "running":
-                self._runner.of_all_states("put_back", chunk.seq.slot)
-                self._scheduler.rewind(chunk.seq, chunk.start)
-            if (stream := self._streams.get(chunk.seq.id)) and stream.proposals is not None:
-                stream.proposals.prepare()
-        self._delivery.embed(plan.chunks)
-        self._delivery.end_prompts(plan.chunks)
 
 
 def load_engine(
     path: Path,
     options: EngineOptions,
     progress: Callable[[float], None] = lambda share: None,
-    wires: Iterable[Wire] = (),
+    connect: Callable[[], Iterable[Wire]] | None = None,
 ) -> Engine:
     """Load a model and start its engine; ModelError or EngineError says why it cannot be.
-    ``wires``: to processes that are to have their share of the layers, see ``serve_stage``."""
-    between = list(wires)
+    ``connect`` starts processes that are to have their share of the layers, see ``serve_stage``,
+    and gives wires to them; called again when one is lost."""
+    between = [] if connect is None else list(connect())
     try:
         model = load_model(path, options, progress, between)
     except BaseException:
@@ -476,9 +423,12 @@ def load_engine(
     if not between:
         found = host_options(options, model.info, model.scheduler.checkpoints)
         disk = disk_options(options) or found
+    replacements = None
+    if model.stages is not None and connect is not None:
+        replacements = partial(model.stages.replaced, connect)
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk, model.drafter, model.reserved,
+        model.media, disk, model.drafter, model.reserved, replacements,
     )  # fmt: skip
 
 

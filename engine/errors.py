@@ -53,6 +53,10 @@ class EngineStoppedError(EngineError):
     """The engine has ended, or is ending, and takes no further requests."""
 
 
+class StageLostError(EngineError):
+    """Another process that has a part of the model is gone."""
+
+
 class MediaError(RequestError):
     """An image or a sound that cannot be used; the text says why."""
 

@@ -360,7 +360,7 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
     if settings.pipeline > 1:
         from gguf_serve.server.pipeline.start import start_stages
 
-        engine = load_here(path.absolute(), options, report, start_stages(settings))
+        engine = load_here(path.absolute(), options, report, partial(start_stages, settings))
     elif settings.replicas is None:
         engine = load_here(path, options, report)
     else:
@@ -377,9 +377,9 @@ def load_here(
     path: Path,
     options: EngineOptions,
     report: Callable[[float], None],
-    wires: Iterable[Wire] = (),
+    connect: Callable[[], Iterable[Wire]] | None = None,
 ) -> Engine:
-    """The engine in this process. ``wires``: to processes that have a share of the layers."""
+    """The engine in this process. ``connect``: see load_engine."""
     from gguf_serve.engine.engine import load_engine
 
     with progress_bar(f"Loading {path.name}") as draw:
@@ -393,7 +393,7 @@ def load_here(
             gc.collect()
         gc.disable()  # as cli.py says
         try:
-            engine = load_engine(path, options, progress, wires)
+            engine = load_engine(path, options, progress, connect)
             # Collections pass over what is there: to look through its 90,000 objects and more,
             # with every stream waiting, takes 50 to 120 ms, and finds a MiB that loading has
             # left. The first one would come as soon as they are enabled.

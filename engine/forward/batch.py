@@ -225,6 +225,10 @@ class Batch:
         self.put_back(filled)
         return filled.counts
 
+    def forget_tables(self) -> None:
+        """Another process, which takes what is filled in here, has no page tables."""
+        self._written = [[] for _ in self._written]
+
     def put_back(self, filled: Filled) -> None:
         """Write to the device, which is idle, what was filled in for a step; page tables are those
         of the latest."""

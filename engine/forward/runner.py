@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gguf_serve.engine.forward.batch import Batch, Filled, OutputRow
-from gguf_serve.engine.forward.stages import OnPages, OnStates, StateMethod, Step
+from gguf_serve.engine.forward.stages import Leading, OnPages, OnStates, StateMethod, Step
 from gguf_serve.engine.model.decoder import Decoder
 from gguf_serve.engine.model.recording import Recording
 from gguf_serve.engine.recording.step import (
@@ -416,6 +416,15 @@ class Runner:
         """Have it called, in any thread, when another process with a part of the model is gone."""
         for wire in self._wires:
             wire.on_loss(call)
+
+    def start_over(self, wires: Sequence[Leading]) -> None:
+        """These are to the processes that have the other parts from now on, and that have computed
+        nothing yet."""
+        for wire, new in zip(self._wires, wires, strict=True):
+            assert isinstance(wire, Leading)
+            wire.become(new)
+        for batch in self._batches:
+            batch.forget_tables()
 
     def leave(self) -> None:
         """Leave the processes that have a part of the model."""

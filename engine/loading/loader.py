@@ -83,6 +83,7 @@ class Model(Struct, frozen=True):
     media: Media | None
     drafter: ModelDrafter | None = None  # a model that guesses its tokens
     reserved: Reserved | None = None  # for adapters that are loaded while it is served
+    stages: Stages | None = None  # the processes that have a share of its layers
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -192,7 +193,7 @@ def _load(
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner, scheduler, tokenizer, template, replace(info, loading=loading), prepared.media,
-        drafter, _reserved(prepared, weights, options),
+        drafter, _reserved(prepared, weights, options), stages,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ each reads its layers' weights of its own copy of the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -75,14 +75,39 @@ class Stages:
     def __init__(self, wires: Sequence[Wire], path: Path, options: EngineOptions) -> None:
         """Raises EngineError for options that do not go with stages, or if one fails."""
         refuse(options)
+        self._path, self._options = path, options
+        self._share: Share | None = None
+        self.wires, self._offers = self._asked(wires)
+
+    def _asked(self, wires: Sequence[Wire]) -> tuple[list[Leading], list[Offer]]:
+        """Wires to other stages, and what these have."""
         n = len(wires) + 1
-        self.wires = [
+        asked = [
             Leading(wire, f"stage {i} of {n}", max(n, MOST_AHEAD))
             for i, wire in enumerate(wires, 1)
         ]
-        for i, wire in enumerate(self.wires, 1):
-            wire.send(Serve(i, n, path, options))
-        self._offers: list[Offer] = [wire.receive() for wire in self.wires]
+        for i, wire in enumerate(asked, 1):
+            wire.send(Serve(i, n, self._path, self._options))
+        return asked, [wire.receive() for wire in asked]
+
+    def replaced(self, connect: Callable[[], Iterable[Wire]]) -> list[Leading]:
+        """Wires to other processes, which ``connect`` starts, when they have loaded what the stages
+        have. Raises EngineError if one fails, or would compute other bits."""
+        wires = list(connect())
+        try:
+            found, offers = self._asked(wires)
+            for i, (offer, before) in enumerate(zip(offers, self._offers, strict=True), 1):
+                if offer.kernels != before.kernels:
+                    raise EngineError(f"stage {i} has {offer.kernels} now, not {before.kernels}")
+            for wire in found:
+                wire.send(self._share)
+            for wire in found:
+                wire.receive()
+        except BaseException:
+            for each in wires:
+                each.close()
+            raise
+        return found
 
     def machine(self, own: Machine) -> Machine:
         """The first device of this machine, and those of the others, which are meta devices here.
@@ -111,6 +136,7 @@ class Stages:
         share = Share(
             prepared.gguf.fingerprint(), prepared.placement, prepared.n_ctx, prepared.sizes
         )
+        self._share = share
         for wire in self.wires:
             wire.send(share)
         return replace(prepared, wires=[None, *self.wires])

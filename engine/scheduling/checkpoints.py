@@ -100,6 +100,11 @@ class Checkpoints:
         for key in [key for key in _keys(tokens, salt, between) if key in self._known]:
             self._free.append(self._known.pop(key).copy)
 
+    def clear(self) -> None:
+        """Give up all copies."""
+        self._free += [known.copy for known in self._known.values()]
+        self._known.clear()
+
 
 def _keys(tokens: Sequence[int], salt: Hashable, positions: Iterable[int]) -> Iterator[Hashable]:
     """What stands for the first so many tokens, for ascending positions."""

@@ -281,7 +281,7 @@ class Scheduler:
         So pages that others share stay what they are, and a sequence of any kind of layers is
         as if it had never been longer. ValueError if contexts do not shift.
         """
-        self._pause(seq)
+        self.pause(seq)
         self._drop(seq)
 
     def _drop(self, seq: Sequence) -> None:
@@ -296,7 +296,8 @@ class Scheduler:
         seq.marks.clear()
 
     def finish(self, seq: Sequence) -> None:
-        """End a sequence, wherever it is, and give back all that it holds; idempotent."""
+        """End a sequence, at any time and wherever it is, and give back all that it holds;
+        idempotent."""
         if seq.state == "running":
             self.running.remove(seq)
         elif seq.state == "waiting":
@@ -307,10 +308,6 @@ class Scheduler:
         if seq.slot >= 0 and self.slots[seq.slot] is seq:
             self.slots[seq.slot] = None
 
-    def cancel(self, seq: Sequence) -> None:
-        """As ``finish``: at any time, in the middle of its prompt or before it."""
-        self.finish(seq)
-
     def recompute(self, seq: Sequence) -> bool:
         """Have a sequence computed anew, without what others have computed; False: it was so far.
 
@@ -320,7 +317,7 @@ class Scheduler:
         if seq.recomputed or not seq.n_reused:
             return False
         self.discard(seq)
-        self._pause(seq)
+        self.pause(seq)
         seq.recomputed, seq.keep = True, True
         return True
 
@@ -344,10 +341,10 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         assert len(self.running) > 1, "n_ctx is not more than the pool, so one always fits"
-        self._pause(seq)
+        self.pause(seq)
         self.n_preempted += 1
 
-    def _pause(self, seq: Sequence) -> None:
+    def pause(self, seq: Sequence) -> None:
         """Take all pages from a running sequence; it keeps its slot."""
         self.running.remove(seq)
         self._release(seq)

@@ -27,7 +27,11 @@ def start_stages(settings: Settings) -> list[ChannelWire]:
     Raises EngineError if one cannot be started.
     """
     refuse(settings)
-    processes = Processes(settings.pipeline - 1, settings.ray_address)
+    return connect(Processes(settings.pipeline - 1, settings.ray_address))
+
+
+def connect(processes: Processes) -> list[ChannelWire]:
+    """Wires to processes, which end with them, or if there cannot be any."""
     try:
         return lead(processes.addresses(), processes.key, processes.end)
     except BaseException:

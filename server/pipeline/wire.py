@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gguf_serve.engine.errors import EngineError
+from gguf_serve.engine.errors import EngineError, StageLostError
 from gguf_serve.server.replicas.channel import Channel, accepted, connected
 from gguf_serve.server.replicas.messages import Beat
 
@@ -52,7 +52,7 @@ class ChannelWire:
             return None
         if message is None:
             self._heard.put(None)
-            raise EngineError(self._reason)
+            raise StageLostError(self._reason)
         return message
 
     def on_loss(self, call: Callable[[str], None]) -> None:

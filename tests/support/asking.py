@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gguf_serve.engine.engine import Engine
+from gguf_serve.engine.forward.stages import Leading
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import EngineOptions
@@ -162,11 +163,16 @@ def ask(engine: Engine, prompt: Iterable[int], *arguments: object, **fields: obj
     return submit(engine, prompt, *arguments, **fields).wait()
 
 
-def engine_of(model: Model, eog_ids: Iterable[int] = (), disk: DiskOptions | None = None) -> Engine:
+def engine_of(
+    model: Model,
+    eog_ids: Iterable[int] = (),
+    disk: DiskOptions | None = None,
+    replacements: Callable[[], Sequence[Leading]] | None = None,
+) -> Engine:
     tokenizer = CharacterTokenizer(eog_ids)
     return Engine(
         model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk,
-        drafter=model.drafter, reserved=model.reserved,
+        drafter=model.drafter, reserved=model.reserved, replacements=replacements,
     )  # fmt: skip
 
 

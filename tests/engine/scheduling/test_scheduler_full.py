@@ -41,17 +41,17 @@ def test_cancel_in_every_state():
     scheduler = make(n_slots=1, n_ubatch=4)
     a, b = add(scheduler, range(10)), add(scheduler, range(10, 20))
     plan = scheduler.plan()
-    scheduler.cancel(a)  # between plan and advance, in the middle of its prompt
+    scheduler.finish(a)  # between plan and advance, in the middle of its prompt
     scheduler.advance(plan)
     assert (a.state, a.table, scheduler.slots) == ("finished", [], [None])
-    scheduler.cancel(a)
-    scheduler.cancel(b)  # while it waits
+    scheduler.finish(a)
+    scheduler.finish(b)  # while it waits
     assert scheduler.plan() is None
     c = add(scheduler, range(30, 40))
     for _ in range(5):
         step(scheduler)
     assert c.n_generated == 3
-    scheduler.cancel(c)
+    scheduler.finish(c)
     assert scheduler.cache.stats().n_used == 0
 
 

@@ -160,7 +160,7 @@ class Simulation:
 
     def cancel(self):
         seq = self.live.pop(self.rng.randrange(len(self.live)))
-        self.scheduler.cancel(seq)
+        self.scheduler.finish(seq)
 
     def check_pages(self):
         cache = self.scheduler.cache

@@ -3,39 +3,69 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from asking import NO_END, SAMPLINGS, Reply, engine_of, random_prompt, submit
+from asking import NO_END, SAMPLINGS, SECONDS, Reply, engine_of, random_prompt, submit
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import EngineError, EngineStoppedError
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Embedded, Embedding, Failed, Request
+from gguf_serve.engine.request import (
+    Delta,
+    Embedded,
+    Embedding,
+    Failed,
+    PromptScored,
+    Request,
+    Scoring,
+)
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.scheduling.sequence import Plan
+from gguf_serve.engine.serving import recovery
 from gguf_serve.engine.speculation_options import SpeculationOptions
 from gguf_serve.server.options.settings import Settings
-from gguf_serve.server.pipeline.start import Processes, start_stages
-from gguf_serve.server.pipeline.wire import lead
+from gguf_serve.server.pipeline.start import Processes, connect, start_stages
+from gguf_serve.server.pipeline.wire import ChannelWire
 
 OPTIONS = EngineOptions(n_ctx=1024, n_parallel=4, n_ubatch=32, n_gpu_layers="auto")
 SEEDED = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
 
 
 class Pipeline:
-    """An engine whose other stages are processes."""
+    """An engine whose other stages are processes; ``recovers``: others come when they are lost."""
 
-    def __init__(self, path: Path, n: int = 2, options: EngineOptions = OPTIONS) -> None:
-        self.processes = Processes(n - 1, None)
-        wires = lead(self.processes.addresses(), self.processes.key, self.processes.end)
-        self.engine = engine_of(load_model(path, options, lambda share: None, wires), [0])
+    def __init__(
+        self, path: Path, n: int = 2, options: EngineOptions = OPTIONS, *, recovers: bool = False
+    ) -> None:
+        self._n, self.broken = n, 0  # of the next processes, how many are gone at once
+        model = load_model(path, options, lambda share: None, self._connect())
+        assert model.stages is not None
+        replacements = partial(model.stages.replaced, self._connect) if recovers else None
+        self.engine = engine_of(model, [0], replacements=replacements)
+
+    def _connect(self) -> list[ChannelWire]:
+        self.processes = Processes(self._n - 1, None)
+        if self.broken:
+            self.broken -= 1
+            self.kill()
+        return connect(self.processes)
 
     def kill(self) -> None:
-        self.processes._started[-1]._process.kill()
+        process = self.processes._started[-1]._process
+        process.kill()
+        process.wait()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +110,18 @@ def test_streams_share_the_stages(
     """Two steps are under way at once, of different streams; texts are as without, whoever is
     cancelled meanwhile, with a prompt of many steps beside them."""
     engine = pipeline.engine
-    together, begin = [], engine._begin
+    steps, together = engine._steps, list[list[set[int]]]()
+    begin = steps.begin
 
     def noted(plan: Plan) -> None:
         begin(plan)
         sampled = [
             {chunk.seq.id for chunk in step.plan.chunks if chunk.outputs == "last"}
-            for step in engine._begun
+            for step in steps.begun
         ]
         together.append([ids for ids in sampled if ids])
 
-    monkeypatch.setattr(engine, "_begin", noted)
+    monkeypatch.setattr(steps, "begin", noted)
     answers = []
     for each in (alone, engine):
         given_up = Reply()
@@ -104,7 +135,7 @@ def test_streams_share_the_stages(
         each.cancel(ticket)
         assert given_up.wait().end.reason == "cancelled"
     assert answers[1] == answers[0]
-    both = [steps for steps in together if len(steps) == 2]
+    both = [at_once for at_once in together if len(at_once) == 2]
     assert len(both) > 20
     assert all(first.isdisjoint(second) for first, second in both)
 
@@ -122,10 +153,7 @@ def test_pages_run_out_under_two_steps(dense_model: Path, alone: Engine) -> None
 def test_a_lost_stage_ends_what_is_served(dense_model: Path) -> None:
     made = Pipeline(dense_model)
     reply = submit(made.engine, random_prompt(20), 800, SEEDED)
-    until = time.monotonic() + 20
-    while not reply.all(Delta):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: bool(reply.all(Delta)))
     assert made.engine.healthy
     made.kill()
     failed = reply.wait().events[-1]
@@ -138,13 +166,66 @@ def test_a_lost_stage_ends_what_is_served(dense_model: Path) -> None:
     made.engine.close()
 
 
+def test_a_lost_stage_is_replaced(
+    dense_model: Path, alone: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was served goes on, in its middle, with the text that there would have been, when the
+    second try gives another stage."""
+    monkeypatch.setattr(recovery, "RETRY", 0.01)
+    made = Pipeline(dense_model, recovers=True)
+
+    def ask_all(engine: Engine) -> list[Reply]:
+        kinds = ("seed", "schema", "penalties")
+        asked = [submit(engine, random_prompt(60, i), 90, n_probs=2, **SAMPLINGS[name])
+                 for i, name in enumerate(kinds)]  # fmt: skip
+        return [*asked, submit(engine, random_prompt(200), 0, wants=Scoring(2))]
+
+    replies = ask_all(made.engine)
+    wait_until(lambda: len(replies[2].all(Delta)) > 5)
+    made.broken = 1
+    made.kill()
+    wait_until(lambda: not made.engine.healthy)
+    assert "is gone" in made.engine.fault
+    late = submit(made.engine, random_prompt(7), 8)  # waits, too
+    assert [told(reply) for reply in replies] == [told(reply) for reply in ask_all(alone)]
+    assert told(late) == told(submit(alone, random_prompt(7), 8))
+    scored = [reply.all(PromptScored) for reply in (replies[3], ask_all(alone)[3].wait())]
+    assert scored[0] == scored[1]
+    assert made.engine.healthy
+    made.engine.close()
+
+
+def test_a_request_that_costs_stages_is_given_up(
+    dense_model: Path, alone: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose steps are under way whenever a stage is lost; the engine goes on, and so it does where
+    it had nothing to do when one was lost."""
+    monkeypatch.setattr(recovery, "TRIES", 1)
+    made = Pipeline(dense_model, recovers=True)
+    begin = made.engine._steps.begin
+
+    def killing(plan: Plan) -> None:
+        begin(plan)
+        if any(chunk.seq.n_prompt == 33 for chunk in plan.chunks):  # of which two steps are needed
+            made.kill()
+
+    monkeypatch.setattr(made.engine._steps, "begin", killing)
+    failed = submit(made.engine, random_prompt(33), 5).wait().events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.message.endswith("is gone, and 1 before it")
+    wait_until(lambda: made.engine.healthy)
+    made.kill()
+    wait_until(lambda: not made.engine.healthy)
+    assert told(submit(made.engine, random_prompt(7), 8)) == told(
+        submit(alone, random_prompt(7), 8)
+    )
+    made.engine.close()
+
+
 def test_an_idle_engine_notices_the_loss(pipeline: Pipeline) -> None:
     """The last test of this pipeline."""
     pipeline.kill()
-    until = time.monotonic() + 20
-    while pipeline.engine.healthy:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: not pipeline.engine.healthy)
     assert "is gone" in pipeline.engine.fault
 
 
