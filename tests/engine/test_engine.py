@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from gguf_serve.engine.forward.batch import OutputRow
-from gguf_serve.engine.options import AdapterState
+from gguf_serve.engine.options import NO_ROOM, AdapterState
 from gguf_serve.engine.request import (
     Delta,
     Event,
@@ -162,12 +162,16 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
     scheduler = Scheduler(
         PageCache(16, 16), n_slots=2, n_ctx_slot=N_CTX, n_batch=32, n_ubatch=32, max_outputs=32
     )
-    adapters = (AdapterState(0, Path("a.gguf"), 0.5), AdapterState(1, Path("b.gguf"), 0.0))
+    adapters = (
+        AdapterState(0, Path("a.gguf"), 0.5, fingerprint="a"),
+        AdapterState(1, Path("b.gguf"), 0.0, fingerprint="b", place=1),
+    )
     info: Any = SimpleNamespace(
         n_vocab=N_VOCAB,
         is_encoder=False,
         ranks=False,
         adapters=adapters,
+        adapter_room=NO_ROOM,
         denoising=None,
         start_token=None,
         speculation=OFF,
