@@ -10,6 +10,7 @@ from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.media.mel import QWEN3_UNIT
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -27,11 +28,14 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int, bool], Rows]] = {
     "lfm2a": conformer.lfm2,
     "parakeet": conformer.parakeet,
     "granite_speech": conformer.granite,
+    "dots3note_a": whisper.dots3note,
 }
 
 
 # Convolved in two dimensions: rows are single values, frame by frame.
 PLANES = ("gemma4a", "lfm2a", "parakeet")
+# The same, mel by mel of so many frames; 0: of all.
+CHUNKS = {"qwen3a": QWEN3_UNIT, "dots3note_a": 0}
 
 
 def spectrograms(spec: AudioFile, samples: Floats, *, like_llama_cpp: bool = False) -> list[Floats]:
@@ -44,7 +48,9 @@ def as_rows(spec: AudioFile, mel: Floats) -> Floats:
     """A spectrogram [mels, frames] as the graph's input."""
     if spec.kind in PLANES:
         return mel.T.reshape(-1, 1)
-    return whisper.chunks(mel) if spec.kind == "qwen3a" else mel.T
+    if spec.kind in CHUNKS:
+        return whisper.chunks(mel, CHUNKS[spec.kind] or mel.shape[1])
+    return mel.T
 
 
 class AudioEncoder:

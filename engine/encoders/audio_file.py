@@ -14,7 +14,6 @@ from gguf_serve.engine.media.sounds import SOUNDS, SoundInput, parakeet
 OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
 # Types that llama.cpp has and we do not, and what is missing
 MISSING = {
-    "dots3note_a": "it comes with an encoder of images that has experts, which none has here",
     "mimo_audio": "it makes codes of a sound, each the nearest of a book",
     "qwen3tts_spkenc": "it makes a voice for speech, which is not made here",
     "pockettts_spkenc": "it makes a voice for speech, which is not made here",

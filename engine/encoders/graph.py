@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.weights import EncoderWeights, Floats
 from gguf_serve.engine.recording.attention_verbs import AttentionVerbs, Cache, Rotation
+from gguf_serve.engine.recording.expert_verbs import ExpertVerbs
 from gguf_serve.engine.recording.memory import Layout, shared_blocks
 from gguf_serve.engine.recording.planning import plan
 from gguf_serve.engine.recording.rows import Emission, Launch, Rows, Value
@@ -83,7 +84,7 @@ class CountedRows(Struct, frozen=True):
         return tile_queries(self.device, n_heads, n_kv)
 
 
-class Graph(AttentionVerbs):
+class Graph(AttentionVerbs, ExpertVerbs):
     """What an encoder's function is given to say what is done; ``run`` replays it."""
 
     def __init__(self, weights: EncoderWeights, device: Device, programs: Programs) -> None:

@@ -37,7 +37,15 @@ class Encoding(Struct, frozen=True):
 def tower(spec: VisionFile, **differences: Any) -> Tower:
     """The transformer of a vision file."""
     return replace(
-        Tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, spec.activation, n_kv=spec.n_kv),
+        Tower(
+            spec.n_layers,
+            spec.n_heads,
+            spec.width,
+            spec.eps,
+            spec.activation,
+            n_kv=spec.n_kv,
+            n_used_experts=spec.n_used_experts,
+        ),
         **differences,
     )
 

@@ -114,6 +114,7 @@ class VisionFile(Struct, frozen=True):
     window_layers: tuple[int, ...] = ()  # after which layer windows of patches are merged
     window_pattern: int = 0  # every so many layers is global
     window_size: int = 0  # a side of a window in pixels
+    n_used_experts: int = 0  # of each patch, in layers that have experts
     n_kv: int = 0  # heads of K and V if they are fewer
     ffn_limit: float = 0.0  # of the factors of a gated FFN
     n_queries: int = 0  # of a resampler
@@ -205,6 +206,7 @@ def read_vision_file(
         window_layers=get_ints(gguf, "clip.vision.wa_layer_indexes"),
         window_pattern=gguf.get_int("clip.vision.n_wa_pattern", 0),
         window_size=gguf.get_int("clip.vision.window_size", 0),
+        n_used_experts=gguf.get_int("clip.vision.expert_used_count", 0),
         n_kv=gguf.get_int("clip.vision.attention.head_count_kv", 0),
         ffn_limit=gguf.get_float("clip.vision.swiglu_clamp", 0.0),
         n_queries=gguf.get_int("clip.minicpmv_query_num", 0),

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.graph import ALL, Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
-from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import QKNorm
+from gguf_serve.kernels.matrix.moe import Routing
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.norm import NormWeights
 
@@ -44,6 +44,7 @@ class Tower(Struct, frozen=True):
     head_size: int = 0  # if it is not width / heads
     turned: int = 0  # values of a head that RoPE turns, if not all
     window: int = 0  # a row sees so many rows before it and after it, 0 for all
+    n_used_experts: int = 0  # of each row, where a layer has experts
     seen: int = 0  # rows that all see; of the others each those before it; 0: all see all
 
     @property
@@ -172,13 +173,25 @@ def feed_forward(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
     """The FFN; files that have its matrices exchanged are known by the width of "down"."""
     w = g.weights
     if w.has(f"{b}ffn_gate_inp.weight"):
-        raise ModelError(f"{b}ffn_gate_inp.weight: mixtures of experts in encoders are not served")
+        return experts(g, x, tower, b)
     up, down, gate = f"{b}ffn_up", f"{b}ffn_down", f"{b}ffn_gate"
     if w.shape(f"{down}.weight")[0] == tower.width != w.shape(f"{up}.weight")[0]:
         up, down = down, up
     if w.has(f"{gate}.weight"):
         return linear(g, gated(g, x, gate, up, tower.activation, tower.limit), down)
     return linear(g, g.activate(linear(g, x, up), tower.activation), down)
+
+
+def experts(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
+    """Gated experts, as many of a row as the file says, by the shares of their sigmoids; a bias
+    counts for the choice alone."""
+    n = g.weights.shape(f"{b}ffn_gate_inp.weight")[1]
+    routing = Routing(n, min(tower.n_used_experts, n), "sigmoid", normalize=True)
+    bias = g.weights.vector(f"{b}exp_probs_b.weight")
+    choice = g.route(linear(g, x, f"{b}ffn_gate_inp"), routing, bias=bias)
+    own = g.weights.experts(f"{b}ffn_", "_exps")
+    hidden = g.expert_glu(x, own.first[0], choice, tower.activation, 0.0)
+    return g.combine(g.expert_linear(hidden, own.down, choice), choice, scale=1.0)
 
 
 def gated(g: Graph, x: Rows, gate: str, up: str, activation: str, limit: float = 0.0) -> Rows:

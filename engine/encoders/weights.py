@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.layers.feed_forward.experts import ExpertsWeights, load_experts
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -85,6 +86,13 @@ class EncoderWeights:
         return self._keep(
             ("paired", gate, up),
             lambda: self._packed(lambda: self._source.paired(self._part(gate), self._part(up))),
+        )
+
+    def experts(self, prefix: str, suffix: str) -> ExpertsWeights:
+        """A set of experts; see load_experts()."""
+        return self._keep(
+            ("experts", prefix),
+            lambda: self._packed(lambda: load_experts(self._source, prefix, suffix)),
         )
 
     def computed(

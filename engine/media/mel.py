@@ -20,6 +20,7 @@ BLOCK = 8192  # frames transformed at a time, for the memory of long sounds
 WHISPER_FRAMES = 3000  # of a piece: 30 seconds
 GEMMA4_WINDOW, GEMMA4_FFT, GEMMA4_FLOOR = 320, 512, 1e-3
 PIECE = SAMPLE_RATE * 30  # samples, the most that Gemma 4 takes at once
+MINUTE = SAMPLE_RATE * 60
 NEMO_FFT, NEMO_FLOOR, PREEMPHASIS = 512, 2.0**-24, 0.97
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
@@ -43,6 +44,19 @@ def qwen3_pieces(samples: Floats, n_mels: int) -> list[Floats]:
     mel = log_mel(np.concatenate(mirrored), n_mels)
     pieces = [mel[:, at : at + QWEN3_FRAMES] for at in range(0, mel.shape[1], QWEN3_FRAMES)]
     return [np.pad(piece, ((0, 0), (0, -piece.shape[1] % QWEN3_UNIT))) for piece in pieces]
+
+
+def dots3_pieces(samples: Floats, n_mels: int) -> list[Floats]:
+    """[n_mels, n / 160] for every minute or a part of it, after which there is silence."""
+    pieces = []
+    for at in range(0, max(len(samples) - HOP, 0) + 1, MINUTE):
+        piece = _not_too_short(samples[at : at + MINUTE])
+        end = piece[-2 : -EDGE - 2 : -1] if len(piece) == MINUTE else np.zeros(EDGE)
+        spectra = mel_spectra(
+            np.concatenate([piece[EDGE:0:-1], piece, end]), hann(WINDOW), mel_filters(n_mels)
+        )
+        pieces.append(_compressed(spectra[:, : len(piece) // HOP]))
+    return pieces
 
 
 def nemo_piece(samples: Floats, window: Doubles, filters: Doubles, *, silent_end: bool) -> Floats:

@@ -19,6 +19,7 @@ from gguf_serve.engine.media.mel import (
     WINDOW,
     Doubles,
     Floats,
+    dots3_pieces,
     gemma4_pieces,
     granite_piece,
     mel_filters,
@@ -40,6 +41,10 @@ def _whisper(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]
 
 def _qwen3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
     return qwen3_pieces(samples, n_mels)
+
+
+def _dots3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return dots3_pieces(samples, n_mels)
 
 
 def _samples(samples: Floats, n_frame: int, like_llama_cpp: bool) -> list[Floats]:
@@ -117,5 +122,6 @@ SOUNDS: dict[str, SoundInput] = {
         usual=SHORT,
         most_seconds=WHOLE_SECONDS,
     ),
+    "dots3note_a": SoundInput(_dots3, _eighth, "<|audio_comp_start|>", "<|audio_comp_end|>", SHORT),
     "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
 }

@@ -51,19 +51,19 @@ class ExpertVerbs(Verbs):
     ) -> Choice:
         """Choose by the router's logits, or a table: int32 [vocabulary, used]. ``scales``: of what
         each expert yields; ``weighted_before``: the weights multiply what the experts read."""
-        used, n_tiles = routing.used, self.context.workspace.n_tokens * routing.used
-        lists = self.rows(4, dtype=np.int32, n=n_tiles + routing.n_experts), *(
-            self.rows(used, dtype=np.int32) for _ in range(2)
-        )  # fmt: skip
-        choice = Choice(routing, self.rows(used, dtype=np.int32), self.rows(used), lists)
+        used, n = routing.used, logits.n
+        n_tiles = (self.context.workspace.n_tokens if n is None else n) * used
+        experts, *slots = (self.rows(used, dtype=np.int32, n=n) for _ in range(3))
+        lists = self.rows(4, dtype=np.int32, n=n_tiles + routing.n_experts), *slots
+        choice = Choice(routing, experts, self.rows(used, n=n), lists)
 
         def run(e: Emission) -> None:
             tile, written = e.tile, [choice.experts, choice.weights, *choice.lists]
             buffers = RoutingBuffers(*map(e.floats, written))
-            experts = None if table is None else TokenExperts(table, e.inputs.tokens)
+            given = None if table is None else TokenExperts(table, e.inputs.tokens)
             into, choice.out_of[tile] = route(
                 e.tape, e.floats(logits), routing, buffers, e.counts, tile=tile,
-                bias=bias, table=experts, scales=scales,
+                bias=bias, table=given, scales=scales,
             )  # fmt: skip
             choice.into[tile] = into.weighted(buffers.weights) if weighted_before else into
 
@@ -74,7 +74,7 @@ class ExpertVerbs(Verbs):
         self, x: Rows, pair: Linear, choice: Choice, activation: str, limit: float
     ) -> Rows:
         """activation(gate x) * (up x) of each expert."""
-        out = self._glu_rows(pair, choice.routing.used)
+        out = self._glu_rows(pair, choice.routing.used, x.n)
 
         def run(e: Emission) -> None:
             glu(
@@ -94,17 +94,18 @@ class ExpertVerbs(Verbs):
         """What each expert's matrix yields, with what adapters add to it. x has the rows of slots,
         or those of tokens where this is an expert's first matrix."""
         used = choice.routing.used
-        out = self.rows(layer.matrix.n_rows, used)
+        out = self.rows(layer.matrix.n_rows, used, n=x.n)
         low = layer.low_rank
         narrow = self.rows(0 if low is None else low.a.n_rows, used)
 
         def run(e: Emission) -> None:
-            tile, counts, scales = e.tile, e.counts, e.inputs.adapter_scales
+            tile, counts = e.tile, e.counts
             rows = (choice.into if of_tokens else choice.out_of)[tile]
             matmul(
                 e.tape, layer.matrix, e.operand(x), e.floats(out), counts, tile=tile,
                 bias=layer.bias, experts=rows,
             )  # fmt: skip
+            scales = None if low is None else e.inputs.adapter_scales
             if low is None or scales is None:
                 return
             between = e.floats(narrow)
@@ -134,7 +135,7 @@ class ExpertVerbs(Verbs):
     ) -> Rows:
         """The sum of what a token's experts yield, by their weights unless these counted before;
         see kernels.matrix.moe.combine."""
-        out = add_to or self.rows(y.width)
+        out = add_to or self.rows(y.width, n=y.n)
 
         def run(e: Emission) -> None:
             target, add = e.target(out, add=add_to is not None)

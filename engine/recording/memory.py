@@ -119,7 +119,8 @@ class Layout:
         found = dict[Component, _Like]()
         for value, writer in self._writers.items():
             of_rows = writer.of_rows or writer.gathers
-            n, forms = value.n or self._n_rows[of_rows] * value.times, self._made[value]
+            n = (value.n or self._n_rows[of_rows]) * value.times
+            forms = self._made[value]
             if forms.floats and self._plan.root(value).memory is None:
                 found[value, "values"] = _Like(writer.at, (n, value.width), value.dtype)
             if forms.integers:

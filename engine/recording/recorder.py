@@ -79,7 +79,7 @@ class Recorder:
     def rows(
         self, width: int, times: int = 1, dtype: npt.DTypeLike = np.float32, n: int | None = None
     ) -> Rows:
-        """Rows that a launch will write: so many for each token, or ``n``."""
+        """Rows that a launch will write: so many for each token, or each of ``n``."""
         return Value(width, times, np.dtype(dtype), n=n).rows
 
     def given(self, memory: Tensor) -> Rows:

@@ -23,8 +23,8 @@ FLOAT = np.dtype(np.float32)
 
 
 class Value(Struct, eq=False):
-    """What some launches write and others read: ``times`` rows of ``width`` for each token, or
-    ``n`` in all, where their number is known while they are noted.
+    """What some launches write and others read: ``times`` rows of ``width`` for each token, or for
+    each of ``n``, where their number is known while they are noted.
 
     ``floats``: who writes it needs floats, to make integers of; ``memory``: its own, which
     outlives the step; ``n_reads``: launches noted so far that read it.

@@ -54,7 +54,7 @@ MARKER = "<__media__>"
 
 
 def text_model(reference: Reference) -> str:
-    return reference.spec.replace(".json", "-text.json")
+    return str(reference.folder / "specs" / f"{Path(reference.spec).stem}-text.json")
 
 
 def text_without_number(grids: Sequence[Grid], start: int, count: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Encoders of sounds: Whisper's transformer before three projectors (Ultravox, Qwen2-Audio,
-Voxtral), and Qwen3's with convolutions in two dimensions."""
+Voxtral), and those with convolutions in two dimensions, Qwen3's and dots3note's."""
 
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, Ints, under_kernel
+from gguf_serve.engine.encoders.geometry import Floats, Ints, rotation, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import arranged
 from gguf_serve.engine.encoders.vit import Tower, gated, linear, mlp, normalized, transformer
@@ -15,6 +16,8 @@ from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.rows.norm import NormWeights
 
 ULTRAVOX_EPS = 1e-6
+PROJECTOR_EPS = 1e-5
+ROPE_BASE = 10000.0
 
 
 def tower(spec: AudioFile) -> Tower:
@@ -95,19 +98,36 @@ def music_flamingo(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: boo
 def qwen3a(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
     """Every 100 frames are convolved by themselves; attention is over all of them."""
     chunks = n_frames // QWEN3_UNIT
-    height, width = spec.n_mels, QWEN3_UNIT
+    x = _convolved_in_time_and_pitch(g, spec, chunks, QWEN3_UNIT)
+    positions = g.weights.floats("a.position_embd.weight")[: x.count // chunks]
+    x = g.add(x, g.constant(np.tile(positions, (chunks, 1))))
+    x = transformer(g, x, tower(spec), lambda i: [x.count])
+    x = normalized(g, x, "a.post_ln", spec.eps)
+    return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+
+
+def _convolved_in_time_and_pitch(g: Graph, spec: AudioFile, chunks: int, n_frames: int) -> Rows:
+    """A row for every eight of so many frames of each chunk."""
+    height, width = spec.n_mels, n_frames
     x = g.input(chunks * height * width, 1)
     for i in range(1, 4):
         taps, (height, width) = under_kernel((height, width), 3, 2, planes=chunks)
         x = _convolved(g, x, taps, f"a.conv2d.{i}")
     places = np.arange(chunks * height * width).reshape(chunks, height, width)
     x = g.gather(x, places.transpose(0, 2, 1).reshape(-1, height), by_channel=True)
-    x = linear(g, x, "a.conv_out")
-    positions = g.weights.floats("a.position_embd.weight")[:width]
-    x = g.add(x, g.constant(np.tile(positions, (chunks, 1))))
-    x = transformer(g, x, tower(spec), lambda i: [x.count])
-    x = normalized(g, x, "a.post_ln", spec.eps)
-    return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.2", "gelu_erf")
+    return linear(g, x, "a.conv_out")
+
+
+def dots3note(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
+    """The convolutions of Qwen3's over all frames; half of each head turns."""
+    x = _convolved_in_time_and_pitch(g, spec, 1, n_frames)
+    turned = spec.width // spec.n_heads // 2
+    angles = np.arange(x.count)[:, None] * ROPE_BASE ** (-2 * np.arange(turned // 2) / turned)
+    t = replace(tower(spec), rms=True, activation="silu", turned=turned)
+    x = transformer(g, x, t, lambda i: [x.count], g.constant_rope(rotation(angles)))
+    x = normalized(g, x, "a.post_ln", spec.eps, rms=True)
+    x = normalized(g, x, "mm.a.norm_pre", PROJECTOR_EPS)
+    return mlp(g, x, "mm.a.mlp.1", "mm.a.mlp.3", "gelu_erf")
 
 
 def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) -> Rows:
@@ -116,7 +136,7 @@ def gemma4_unified(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: boo
     return linear(g, x, "mm.a.input_projection")
 
 
-def chunks(mel: Floats) -> Floats:
-    """A spectrogram [mels, frames] as Qwen3's input: single values, by 100 frames, then by mel."""
-    parts = mel.reshape(mel.shape[0], -1, QWEN3_UNIT)
+def chunks(mel: Floats, n_frames: int) -> Floats:
+    """A spectrogram [mels, frames] as single values, by so many frames, then by mel."""
+    parts = mel.reshape(mel.shape[0], -1, n_frames)
     return parts.transpose(1, 0, 2).reshape(-1, 1)

@@ -15,7 +15,6 @@ from gguf_serve.engine.gguf.file import open_gguf
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("dots3note", "dots3note_a"),
         ("mimo_audio", "mimo_audio"),
         ("qwen3tts_spkenc", "qwen3tts_spkenc"),
         ("pockettts_spkenc", "pockettts_spkenc"),

@@ -29,8 +29,8 @@ from gguf_serve.kernels.opencl.program import Programs
 LIMIT = 1e-5  # NMSE; most are at 2e-7, which is llama.cpp's table of GELU in half precision
 Build = Callable[[str], Path]
 FEW = (  # each has a kernel or a path
-    "cogvlm", "exaone4_5", "gemma4v", "granite4_vision", "mimovl", "minicpmv2.6", "mistral3",
-    "qwen2.5vl", "yasa2", pytest.param("deepseekocr2", marks=pytest.mark.slow),
+    "cogvlm", "dots3note", "exaone4_5", "gemma4v", "granite4_vision", "mimovl", "minicpmv2.6",
+    "mistral3", "qwen2.5vl", "yasa2", pytest.param("deepseekocr2", marks=pytest.mark.slow),
     pytest.param("gemma3nv", marks=pytest.mark.slow),
 )  # fmt: skip
 
