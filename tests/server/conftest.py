@@ -38,7 +38,7 @@ from gguf_serve.engine.request import (
     Timings,
     TokenScore,
 )
-from gguf_serve.engine.stats import SlotState
+from gguf_serve.engine.stats import EngineStats, SlotState
 from gguf_serve.engine.text.vocab import FimTokens
 from gguf_serve.server.app import Cors, create_app
 from gguf_serve.server.dialects.table import error_response
@@ -288,6 +288,12 @@ class Fakes:
     failed = Failed
     fim = FimTokens
     info = Info()
+    stats = EngineStats(
+        n_prompt_tokens=100, prompt_seconds=2.0, n_generated_tokens=30, generation_seconds=3.0,
+        n_decodes=40, n_busy_slots=60, n_tokens_max=70, n_processing=1, n_deferred=2, n_slots=4,
+        n_preempted=5, n_cached_tokens=11, page_size=32, n_pages=10, n_pages_used=5,
+        n_pages_cached=2,
+    )  # fmt: skip
     tokenizer = ByteTokenizer()
     hermes = HERMES
 

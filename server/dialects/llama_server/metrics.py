@@ -1,4 +1,7 @@
-"""The engine's numbers as Prometheus reads them, under llama-server's names."""
+"""The engine's numbers as Prometheus reads them, under llama-server's names and vLLM's.
+
+Both have colons, which Prometheus keeps for its rules, so that its linter refuses them: beside them
+all but what only gateways read is there under names of our own, which it accepts."""
 
 from __future__ import annotations
 
@@ -22,6 +25,15 @@ from gguf_serve.server.requests.answer import ratio
 
 PREFIX = "llamacpp:"
 VLLM = "vllm:"
+OWN = "gguf_serve_"
+RENAMED = {  # where llama-server's names say something else, or no more than the prefix did
+    "n_tokens_max": "longest_sequence_tokens",
+    "n_decode": "decodes",
+    "prompt_tokens_seconds": "prompt_tokens_per_second",
+    "predicted_tokens_seconds": "predicted_tokens_per_second",
+    "n_busy_slots_per_decode": "busy_slots_per_decode",
+    "request_success": "requests_ended",
+}
 
 
 def exposition(
@@ -52,6 +64,10 @@ class StatsCollector(Collector):
         self.is_sleeping = is_sleeping
 
     def collect(self) -> Iterable[Metric]:
+        for family in self._families():
+            yield from (family, plain(family))
+
+    def _families(self) -> Iterable[Metric]:
         for name, value, help in counters(self.stats):
             yield CounterMetricFamily(PREFIX + name, help, value=value)
         for name, value, help in gauges(self.stats):
@@ -100,14 +116,15 @@ class TrafficCollector(Collector):
             ("request_decode_time_seconds", traffic.decode, "From the first token to the end."),
             ("e2e_request_latency_seconds", traffic.whole, "From a request to its end."),
         ):
-            yield self._histogram(name, histogram, help)
+            times = self._histogram(name, histogram, help)
+            yield from (times, plain(times))
         family = CounterMetricFamily(
             VLLM + "request_success", "Requests that have ended.",
             labels=["model_name", "finished_reason"],
         )  # fmt: skip
         for reason, n in sorted(traffic.ended.items()):
             family.add_metric([self.model, reason], n)
-        yield family
+        yield from (family, plain(family))
         if traffic.by_key:
             yield from self._keys()
 
@@ -130,7 +147,7 @@ class TrafficCollector(Collector):
             ("prompt_tokens", "Tokens of its prompts, cached ones among them."),
             ("generated_tokens", "Tokens generated for it."),
         ):
-            family = CounterMetricFamily("gguf_serve:key_" + name, help, labels=["key"])
+            family = CounterMetricFamily(OWN + "key_" + name, help, labels=["key"])
             for key, usage in self.traffic.keys.items():
                 family.add_metric([key], getattr(usage, name))
             yield family
@@ -164,6 +181,19 @@ class PickerCollector(Collector):
         family = GaugeMetricFamily(VLLM + name, help, labels=list(labels))
         family.add_metric(list(labels.values()), value)
         return family
+
+
+def plain(family: Metric) -> Metric:
+    """The same under a name of our own, which ends as Prometheus wants it."""
+    bare = family.name.partition(":")[2]
+    is_largest = bare == "n_tokens_max"  # no counter but in llama-server
+    name = OWN + RENAMED.get(bare, bare)
+    found = Metric(name, family.documentation, "gauge" if is_largest else family.type)
+    found.samples = [
+        sample._replace(name=name + ("" if is_largest else sample.name.removeprefix(family.name)))
+        for sample in family.samples
+    ]
+    return found
 
 
 def disk(stats: DiskStats) -> Iterable[Metric]:

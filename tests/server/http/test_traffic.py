@@ -131,7 +131,7 @@ def test_metrics_under_vllms_names(serve: Any, fakes: Any) -> None:
     assert samples["vllm:num_requests_waiting", ""] == 2
     assert samples["vllm:kv_cache_usage_perc", ""] == 0.5
     assert samples["vllm:request_success_total", ""] == 1
-    assert samples["gguf_serve:key_generated_tokens_total", ""] == 3
+    assert samples["gguf_serve_key_generated_tokens_total", ""] == 3
     assert "secret" not in text
 
 

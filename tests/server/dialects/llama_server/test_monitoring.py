@@ -99,8 +99,9 @@ def test_metrics_of_what_is_kept_elsewhere(serve: Any, engine: Any, place: Any) 
         n_written=6, n_evicted=7, n_corrupt=8,
     )  # fmt: skip
     engine.stats = lambda: replace(STATS, disk=disk)
-    lines = [line for line in httpx.get(url).text.splitlines() if name in line]
-    assert [line.removeprefix(f"llamacpp:{name}") for line in lines if line[0] != "#"] == [
+    lines = httpx.get(url).text.splitlines()
+    start = f"llamacpp:{name}"
+    assert [line.removeprefix(start) for line in lines if line.startswith(start)] == [
         "bytes 1.0", "files 2.0", "hit_tokens_total 3.0", "load_seconds_total 4.5",
         "written_total 6.0", "evicted_total 7.0", "corrupt_total 8.0",
     ]  # fmt: skip
