@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.families import conformer, whisper
+from gguf_serve.engine.encoders.families import conformer, mimo, whisper
 from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
@@ -29,7 +31,12 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int, bool], Rows]] = {
     "parakeet": conformer.parakeet,
     "granite_speech": conformer.granite,
     "dots3note_a": whisper.dots3note,
+    "mimo_audio": mimo.transformer,
 }
+# What is done to the rows on the host, and the graph that has the result.
+AFTER: dict[str, tuple[
+    Callable[[EncoderWeights, AudioFile, Floats], Floats], Callable[[Graph, AudioFile, int], Rows]
+]] = {"mimo_audio": (mimo.embedded_codes, mimo.local)}  # fmt: skip
 
 
 # Convolved in two dimensions: rows are single values, frame by frame.
@@ -69,18 +76,35 @@ class AudioEncoder:
         self._like_llama_cpp = like_llama_cpp
         self._weights, self._device, self._programs = weights, device, programs
         self._recordings = Recordings(self._record)  # by the number of frames
+        self._later = Recordings(self._record_later)  # by the number of rows
 
     def warm_up(self, n_frames: int) -> int:
         """Record an input of that length, which loads the weights; the output's width."""
-        return self._recordings.of(n_frames)[1].width
+        out = self._recordings.of(n_frames)[1]
+        if self.spec.kind not in AFTER:
+            return out.width
+        rows = AFTER[self.spec.kind][0](
+            self._weights, self.spec, np.zeros((1, out.width), np.float32)
+        )
+        return self._later.of(len(rows))[1].width
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
         graph, _ = self._recordings.of(mel.shape[1])
-        return graph.run([as_rows(self.spec, mel)])
+        rows = graph.run([as_rows(self.spec, mel)])
+        if self.spec.kind not in AFTER:
+            return rows
+        rows = AFTER[self.spec.kind][0](self._weights, self.spec, rows)
+        return self._later.of(len(rows))[0].run([rows])
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
         graph = Graph(self._weights, self._device, self._programs)
         out = BUILD[self.spec.kind](graph, self.spec, n_frames, self._like_llama_cpp)
+        graph.finish(out)
+        return graph, out
+
+    def _record_later(self, n: int) -> tuple[Graph, Rows]:
+        graph = Graph(self._weights, self._device, self._programs)
+        out = AFTER[self.spec.kind][1](graph, self.spec, n)
         graph.finish(out)
         return graph, out

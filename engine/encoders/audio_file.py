@@ -14,10 +14,10 @@ from gguf_serve.engine.media.sounds import SOUNDS, SoundInput, parakeet
 OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
 # Types that llama.cpp has and we do not, and what is missing
 MISSING = {
-    "mimo_audio": "it makes codes of a sound, each the nearest of a book",
     "qwen3tts_spkenc": "it makes a voice for speech, which is not made here",
     "pockettts_spkenc": "it makes a voice for speech, which is not made here",
 }
+STACKED_BY = {"mimo_audio": "clip.audio.local_group_size"}  # the key, if it is another
 SAMPLES = ("gemma4ua",)  # types whose input has samples in the place of mels
 
 
@@ -36,6 +36,10 @@ class AudioFile(Struct, frozen=True):
     reach: int = 0  # the longest distance that has an embedding of its own
     feature_layers: tuple[int, ...] = ()  # whose outputs the projector reads beside the last
     query_head: int = 0  # values of a head of a Q-Former
+    window: int = 0  # rows that a row sees before it, in layers with a window
+    window_modes: tuple[int, ...] = ()  # by layer: -1 no window
+    n_local: int = 0  # layers over groups of ``stack`` rows
+    codebooks: tuple[int, ...] = ()  # codes of each
 
     @property
     def input(self) -> SoundInput:
@@ -64,11 +68,15 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
         n_heads=gguf.get_int("clip.audio.attention.head_count"),
         eps=gguf.get_float("clip.audio.attention.layer_norm_epsilon"),
         n_mels=width if kind in SAMPLES else gguf.get_int("clip.audio.num_mel_bins"),
-        stack=gguf.get_int("clip.audio.projector.stack_factor", 1),
+        stack=gguf.get_int(STACKED_BY.get(kind, "clip.audio.projector.stack_factor"), 1),
         own_input=_own_input(gguf) if kind == "parakeet" else None,
         n_block=gguf.get_int("clip.audio.chunk_size", 0),
         reach=gguf.get_int("clip.audio.max_pos_emb", 0),
         feature_layers=get_ints(gguf, "clip.audio.feature_layer"),
+        window=gguf.get_int("clip.audio.window_size", 0),
+        window_modes=get_ints(gguf, "clip.audio.wa_pattern_mode"),
+        n_local=gguf.get_int("clip.audio.local_block_count", 0),
+        codebooks=get_ints(gguf, "clip.audio.rvq.codebook_size"),
         query_head=width // gguf.get_int("clip.audio.projector.head_count", 1),
     )
 

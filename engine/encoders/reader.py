@@ -21,7 +21,6 @@ from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.errors import MediaError, TooManyTokensError
 from gguf_serve.engine.media.image import decode_image, n_pixels
 from gguf_serve.engine.media.limits import MediaLimits
-from gguf_serve.engine.media.mel import SAMPLE_RATE
 from gguf_serve.engine.media.piece import Piece, Tile, Words, in_pairs
 from gguf_serve.engine.media.prepare import joined, prepare
 from gguf_serve.engine.media.resize import Floats
@@ -153,8 +152,9 @@ class MediaReader:
         """Decode a sound file; MediaError says why it cannot be used."""
         if self._audio is None:
             raise MediaError("this model takes no audio: its projector is for images only")
-        samples = decode_sound(data, self._limits.max_seconds)
-        around, seconds = self._audio.input, len(samples) / SAMPLE_RATE
+        around = self._audio.input
+        samples = decode_sound(data, self._limits.max_seconds, around.rate)
+        seconds = len(samples) / around.rate
         if seconds > around.most_seconds:
             raise MediaError(
                 f"the sound has {seconds:g} seconds, more than the {around.most_seconds:g} that "

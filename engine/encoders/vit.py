@@ -44,6 +44,7 @@ class Tower(Struct, frozen=True):
     head_size: int = 0  # if it is not width / heads
     turned: int = 0  # values of a head that RoPE turns, if not all
     window: int = 0  # a row sees so many rows before it and after it, 0 for all
+    causal: bool = False  # a row sees none after it
     n_used_experts: int = 0  # of each row, where a layer has experts
     seen: int = 0  # rows that all see; of the others each those before it; 0: all see all
 
@@ -94,11 +95,23 @@ def transformer(
     """
     for i in range(first, tower.n_layers if last is None else last):
         b = f"{tower.prefix}.blk.{i}."
-        attend = partial(attention, tower=tower, b=b, lengths=groups(i), rope=rope, neox=neox)
-        x = _residual(g, x, tower, b, "1", attend)
-        x = _residual(g, x, tower, b, "2", partial(feed_forward, tower=tower, b=b))
+        x = fed(g, attended(g, x, tower, b, groups(i), rope, neox), tower, b)
         keep(i, x)
     return x
+
+
+def attended(
+    g: Graph, x: Rows, tower: Tower, b: str, lengths: Sequence[int], rope: Tensor | None = None,
+    neox: bool = True,
+) -> Rows:  # fmt: skip
+    """The first half of the layer whose tensors' names begin with ``b``."""
+    attend = partial(attention, tower=tower, b=b, lengths=lengths, rope=rope, neox=neox)
+    return _residual(g, x, tower, b, "1", attend)
+
+
+def fed(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
+    """The second half of a layer."""
+    return _residual(g, x, tower, b, "2", partial(feed_forward, tower=tower, b=b))
 
 
 Sublayer = Callable[[Graph, Rows], Rows]
@@ -127,7 +140,9 @@ def attention(
     scale = tower.scale or 1 / math.sqrt(tower.head)
     heads = Heads(tower.n_heads, tower.head, scale, norm, rope, neox, tower.n_kv, tower.turned)
     mask = ALL
-    if tower.window:
+    if tower.causal:
+        mask = Mask(window=tower.window + 1 if tower.window else 0)
+    elif tower.window:
         mask = replace(ALL, window=2 * tower.window, sinks=w.vector(f"{b}attn_sinks"))
     if tower.seen:
         mask = Mask(together=True)

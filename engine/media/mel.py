@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE_RATE = 16000
+SAMPLE_RATE, SPEECH_RATE = 16000, 24000  # the latter of what makes codes of a sound
 WINDOW, HOP = 400, 160
 EDGE = WINDOW // 2  # samples that are mirrored at an end
 BLOCK = 8192  # frames transformed at a time, for the memory of long sounds
@@ -21,6 +21,7 @@ WHISPER_FRAMES = 3000  # of a piece: 30 seconds
 GEMMA4_WINDOW, GEMMA4_FFT, GEMMA4_FLOOR = 320, 512, 1e-3
 PIECE = SAMPLE_RATE * 30  # samples, the most that Gemma 4 takes at once
 MINUTE = SAMPLE_RATE * 60
+MIMO_WINDOW = 960
 NEMO_FFT, NEMO_FLOOR, PREEMPHASIS = 512, 2.0**-24, 0.97
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
@@ -57,6 +58,17 @@ def dots3_pieces(samples: Floats, n_mels: int) -> list[Floats]:
         )
         pieces.append(_compressed(spectra[:, : len(piece) // HOP]))
     return pieces
+
+
+def mimo_piece(samples: Floats, n_mels: int) -> Floats:
+    """[n_mels, n / 240 + 1] of a sound at 24 kHz: logarithms of magnitudes on HTK's scale."""
+    samples = np.pad(samples, (0, max(0, MIMO_WINDOW - len(samples))))
+    edge = MIMO_WINDOW // 2
+    mirrored = np.concatenate([samples[edge:0:-1], samples, samples[-2 : -edge - 2 : -1]])
+    filters = triangles(MIMO_WINDOW, _htk_edges(n_mels, SPEECH_RATE), SPEECH_RATE)
+    mel = mel_spectra(mirrored, hann(MIMO_WINDOW), filters, power=1, hop=MIMO_WINDOW // 4)
+    result: Floats = np.log(np.maximum(mel, 1e-7)).astype(np.float32)
+    return result
 
 
 def nemo_piece(samples: Floats, window: Doubles, filters: Doubles, *, silent_end: bool) -> Floats:
@@ -134,12 +146,13 @@ def hann(n: int) -> Doubles:
 
 
 def mel_spectra(
-    samples: npt.NDArray[np.floating], window: Doubles, filters: Doubles, *, power: int = 2
-) -> Doubles:
-    """[n_mels, frames]: filters of the magnitudes, to that power, of windows every 160 samples,
+    samples: npt.NDArray[np.floating], window: Doubles, filters: Doubles, *, power: int = 2,
+    hop: int = HOP,
+) -> Doubles:  # fmt: skip
+    """[n_mels, frames]: filters of the magnitudes, to that power, of windows every ``hop`` samples,
     filled with zeros to the size that filters [n_mels, size / 2 + 1] are for."""
     size = 2 * (filters.shape[1] - 1)
-    frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))[::HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))[::hop]
     mel = np.empty((len(filters), len(frames)))
     for at in range(0, len(frames), BLOCK):
         spectra = np.fft.rfft(frames[at : at + BLOCK] * window, size, axis=1)
@@ -161,9 +174,9 @@ def mel_filters(n_mels: int, size: int = WINDOW) -> Doubles:
     return triangles(size, edges) * area[:, None]
 
 
-def triangles(size: int, edges: Doubles) -> Doubles:
+def triangles(size: int, edges: Doubles, rate: int = SAMPLE_RATE) -> Doubles:
     """[edges - 2, size / 2 + 1]: filter i rises from edge i (Hz) to 1 and falls to edge i + 2."""
-    bins = np.arange(size // 2 + 1) * SAMPLE_RATE / size
+    bins = np.arange(size // 2 + 1) * rate / size
     widths = np.diff(edges)[:, None]
     rising = (bins - edges[:-2, None]) / widths[:-1]
     falling = (edges[2:, None] - bins) / widths[1:]
@@ -171,9 +184,9 @@ def triangles(size: int, edges: Doubles) -> Doubles:
     return filters
 
 
-def _htk_edges(n_mels: int) -> Doubles:
+def _htk_edges(n_mels: int, rate: int = SAMPLE_RATE) -> Doubles:
     """n_mels + 2 frequencies in Hz equally far apart on HTK's scale, 2595 log10(1 + f / 700)."""
-    mels = np.linspace(0.0, np.log10(1 + SAMPLE_RATE / 2 / 700), n_mels + 2)
+    mels = np.linspace(0.0, np.log10(1 + rate / 2 / 700), n_mels + 2)
     edges: Doubles = 700 * (10.0**mels - 1)
     return edges
 

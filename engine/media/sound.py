@@ -1,4 +1,4 @@
-"""Sound files to samples: one channel at 16 kHz, within limits.
+"""Sound files to samples: one channel at 16 kHz, or as the encoder wants it, within limits.
 
 libsndfile decodes (WAV, FLAC, OGG, MP3), soxr resamples. What cannot be decoded is a MediaError
 whose text says why.
@@ -26,11 +26,13 @@ BLOCK = 1 << 20  # samples decoded at a time
 Floats = npt.NDArray[np.float32]
 
 
-def decode_sound(data: bytes, max_seconds: float = MediaLimits().max_seconds) -> Floats:
-    """float32 [samples] at 16 kHz in -1 to 1; MediaError for anything that is no sound."""
+def decode_sound(
+    data: bytes, max_seconds: float = MediaLimits().max_seconds, rate: int = SAMPLE_RATE
+) -> Floats:
+    """float32 [samples], ``rate`` a second, in -1 to 1; MediaError for what is no sound."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples = _resampled(file, max_seconds)
+            samples = _resampled(file, max_seconds, rate)
     except soundfile.LibsndfileError as error:
         raise MediaError(f"the sound cannot be decoded: {error.error_string}") from None
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
@@ -38,12 +40,12 @@ def decode_sound(data: bytes, max_seconds: float = MediaLimits().max_seconds) ->
     return np.nan_to_num(samples, posinf=0.0, neginf=0.0)
 
 
-def _resampled(file: soundfile.SoundFile, max_seconds: float) -> Floats:
+def _resampled(file: soundfile.SoundFile, max_seconds: float, to: int) -> Floats:
     """Block by block: a small file may hold many samples of a high rate."""
     rate, n = file.samplerate, 0
     if not RATES[0] <= rate <= RATES[1]:
         raise MediaError(f"the sound has a rate of {rate} Hz, not one of {RATES[0]} to {RATES[1]}")
-    stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1)
+    stream = None if rate == to else soxr.ResampleStream(rate, to, 1)
     found: list[Floats] = []
     for block in _mono(file):
         n += len(block)

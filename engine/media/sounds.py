@@ -15,6 +15,8 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.media.mel import (
     NEMO_FFT,
+    SAMPLE_RATE,
+    SPEECH_RATE,
     WHISPER_FRAMES,
     WINDOW,
     Doubles,
@@ -23,6 +25,7 @@ from gguf_serve.engine.media.mel import (
     gemma4_pieces,
     granite_piece,
     mel_filters,
+    mimo_piece,
     nemo_piece,
     qwen3_pieces,
     sample_pieces,
@@ -45,6 +48,10 @@ def _qwen3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
 
 def _dots3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
     return dots3_pieces(samples, n_mels)
+
+
+def _mimo(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return [mimo_piece(samples, n_mels)]
 
 
 def _samples(samples: Floats, n_frame: int, like_llama_cpp: bool) -> list[Floats]:
@@ -74,6 +81,10 @@ def _pairs_halved(n: int, stack: int) -> int:
     return n // 4 // stack
 
 
+def _quarter_in_groups(n: int, group: int) -> int:
+    return -(-(_halved(n, 1) // 2) // group)
+
+
 def _eighth(n: int, stack: int) -> int:
     return _halved(n, 3)
 
@@ -91,6 +102,7 @@ class SoundInput(Struct, frozen=True):
     ``pieces(samples, n_mels, like_llama_cpp)``: the encoder's inputs, float32 [mels, frames] each.
     ``tokens(frames, stack)``: how many rows an input becomes. ``usual``: frames of an input that is
     recorded at the start. ``most_seconds``: that are one input, if it is not cut.
+    ``rate``: samples a second.
     """
 
     pieces: Callable[[Floats, int, bool], list[Floats]]
@@ -99,6 +111,7 @@ class SoundInput(Struct, frozen=True):
     after: str = ""
     usual: int = WHISPER_FRAMES
     most_seconds: float = math.inf
+    rate: int = SAMPLE_RATE
 
 
 SOUNDS: dict[str, SoundInput] = {
@@ -123,5 +136,14 @@ SOUNDS: dict[str, SoundInput] = {
         most_seconds=WHOLE_SECONDS,
     ),
     "dots3note_a": SoundInput(_dots3, _eighth, "<|audio_comp_start|>", "<|audio_comp_end|>", SHORT),
+    "mimo_audio": SoundInput(
+        _mimo,
+        _quarter_in_groups,
+        "<|mimo_audio_start|>",
+        "<|mimo_audio_end|>",
+        SHORT,
+        WHOLE_SECONDS,
+        SPEECH_RATE,
+    ),
     "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
 }

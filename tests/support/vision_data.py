@@ -30,10 +30,10 @@ OWN_SPECS = Path(__file__).parents[1] / "data" / "vision"
 # Of sounds, which one each has.
 SOUNDS = {
     "dots3note": "sound", "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short",
-    "glma": "sound",
-    "granite_speech": "sound", "granite_speech-plus": "sound", "lfm2a": "sound",
-    "meralion": "sound", "musicflamingo": "sound", "parakeet": "sound", "qwen2.5o": "sound",
-    "qwen2a": "sound", "qwen3a": "sound", "ultravox": "sound", "voxtral": "sound",
+    "glma": "sound", "granite_speech": "sound", "granite_speech-plus": "sound", "lfm2a": "sound",
+    "meralion": "sound", "mimo_audio": "sound24", "musicflamingo": "sound", "parakeet": "sound",
+    "qwen2.5o": "sound", "qwen2a": "sound", "qwen3a": "sound", "ultravox": "sound",
+    "voxtral": "sound",
 }  # fmt: skip
 
 

@@ -34,11 +34,16 @@ def _convolved(g: Graph, x: Rows, taps: Ints, name: str) -> Rows:
     return g.activate(linear(g, g.gather(x, taps, by_channel=True), name), "gelu_erf")
 
 
-def _whisper(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
-    """The transformer's output, one row for two frames."""
+def stem(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """A row for two frames."""
     x = g.input(n_frames, spec.n_mels)
     x = _convolved(g, x, _taps(n_frames, 1), "a.conv1d.1")
-    x = _convolved(g, x, _taps(n_frames, 2), "a.conv1d.2")
+    return _convolved(g, x, _taps(n_frames, 2), "a.conv1d.2")
+
+
+def _whisper(g: Graph, spec: AudioFile, n_frames: int) -> Rows:
+    """The transformer's output, one row for two frames."""
+    x = stem(g, spec, n_frames)
     x = g.add(x, g.constant(g.weights.floats("a.position_embd.weight")[: x.count]))
     return transformer(g, x, tower(spec), lambda i: [x.count])
 

@@ -15,7 +15,6 @@ from gguf_serve.engine.gguf.file import open_gguf
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("mimo_audio", "mimo_audio"),
         ("qwen3tts_spkenc", "qwen3tts_spkenc"),
         ("pockettts_spkenc", "pockettts_spkenc"),
     ],

@@ -91,11 +91,12 @@ def test_sounds_on_every_device_in_both_families(
 def check_sound(
     device: Device, programs: Programs, build: Build, reference: Reference, key: str
 ) -> None:
-    samples = decode_sound((reference.folder / "images" / f"{key}.wav").read_bytes())
+    data = (reference.folder / "images" / f"{key}.wav").read_bytes()
     with open_gguf(build(reference.spec)) as gguf:
         spec = read_audio_file(gguf)
         weights = EncoderWeights(gguf, device, programs)
         encoder = AudioEncoder(spec, weights, device, programs, like_llama_cpp=True)
+        samples = decode_sound(data, rate=spec.input.rate)
         pieces = spectrograms(spec, samples, like_llama_cpp=True)
         rows = [encoder.encode(mel) for mel in pieces]
     assert nmse(np.concatenate(rows), reference.arrays[f"embd.{key}"]) < LIMIT

@@ -28,6 +28,14 @@ def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
     assert np.abs(found[0] - expected).max() < 1e-4
 
 
+def test_mimos_spectrogram_is_of_24_khz(vision_folder: Path) -> None:
+    kind = SOUNDS["mimo_audio"]
+    data = (vision_folder / "images" / "sound24.wav").read_bytes()
+    expected = Reference(vision_folder, "mimo_audio").arrays["mel.sound24.0"]
+    (found,) = kind.pieces(decode_sound(data, rate=kind.rate), expected.shape[0], True)
+    assert np.abs(found - expected).max() < 1e-4
+
+
 def test_parakeets_window_and_filters_are_in_its_file(
     vision_folder: Path, conformance_model: Callable[[str], Path]
 ) -> None:
