@@ -207,11 +207,14 @@ kernel void attention(global const float* qkv, int q_stride, int n_kv, global co
     }
 #else
     const int begin = first_page / PART_PAGES * PART_PAGES;
-    ATTEND(&total, begin);
-    for (int page = begin + PART_PAGES; page < last_page; page += PART_PAGES) {
+    // The first part is in the loop too, since a second copy of attend_part doubles compile time.
+    for (int page = begin; page == begin || page < last_page; page += PART_PAGES) {
         State state;
         ATTEND(&state, page);
-        merge(&total, &state);
+        if (page == begin)
+            total = state;
+        else
+            merge(&total, &state);
     }
     for (int r = 0; r < nq * G; r++) {
         const int head = first_head + r % G;
