@@ -13,7 +13,8 @@
 //   DIVIDE         so many neighbours are one expert, though they are chosen one by one
 //   SINGLE         one token: its slots are the tiles
 // sort: one work-group of WG items makes tiles of up to TILE slots of one expert each, with TILE.
-// combine: work-item (16 columns, token) adds up what the experts of a token yield.
+// combine: work-item (16 columns, token) adds up what the experts of a token yield; without
+//   N_EXPERTS.
 
 #include "include/lanes.cl"
 #include "include/activation.cl"
@@ -24,7 +25,43 @@
 #endif
 #define NOT_CHOSEN -INFINITY
 
-#ifdef N_EXPERTS
+#if defined(TILE)
+
+VECTOR_ITEMS
+kernel void sort(global const int* counts, int count_at, global const int* experts,
+                 global int4* tiles, int max_tiles, global int* rows, global int* slots) {
+    local int count[N_EXPERTS], next[N_EXPERTS], first_tile[N_EXPERTS + 1];
+    const int lid = get_local_id(0), n = counts[count_at] * USED;
+    for (int e = lid; e < N_EXPERTS; e += WG) count[e] = 0;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int i = lid; i < n; i += WG) atomic_inc(count + experts[i]);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    if (lid == 0) {
+        int at = 0, tile = 0;
+        for (int e = 0; e < N_EXPERTS; e++) {
+            next[e] = at;
+            first_tile[e] = tile;
+            at += count[e];
+            tile += (count[e] + TILE - 1) / TILE;
+        }
+        first_tile[N_EXPERTS] = tile;
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int e = lid; e < N_EXPERTS; e += WG)
+        for (int i = 0; i * TILE < count[e]; i++)
+            tiles[first_tile[e] + i] =
+                (int4)(e, next[e] + i * TILE, min(TILE, count[e] - i * TILE), 0);
+    for (int i = first_tile[N_EXPERTS] + lid; i < max_tiles; i += WG) tiles[i] = (int4)(0);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int i = lid; i < n; i += WG) {
+        const int at = atomic_inc(next + experts[i]);
+        rows[at] = i / USED;
+        slots[at] = i;
+    }
+}
+
+#elif defined(N_EXPERTS)
+
 #if WG > 1
 // The best of the choices of all items, for every item; of equal ones the first.
 INLINE int best_of_group(int best, local const float* choice, local int* bests) {
@@ -173,41 +210,7 @@ kernel void route(global const float* logits,
     for (int k = LID; k < USED; k += WG) weights[t * USED + k] = chosen[k] * scale;
 }
 
-#ifdef TILE
-VECTOR_ITEMS
-kernel void sort(global const int* counts, int count_at, global const int* experts,
-                 global int4* tiles, int max_tiles, global int* rows, global int* slots) {
-    local int count[N_EXPERTS], next[N_EXPERTS], first_tile[N_EXPERTS + 1];
-    const int lid = get_local_id(0), n = counts[count_at] * USED;
-    for (int e = lid; e < N_EXPERTS; e += WG) count[e] = 0;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int i = lid; i < n; i += WG) atomic_inc(count + experts[i]);
-    barrier(CLK_LOCAL_MEM_FENCE);
-    if (lid == 0) {
-        int at = 0, tile = 0;
-        for (int e = 0; e < N_EXPERTS; e++) {
-            next[e] = at;
-            first_tile[e] = tile;
-            at += count[e];
-            tile += (count[e] + TILE - 1) / TILE;
-        }
-        first_tile[N_EXPERTS] = tile;
-    }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int e = lid; e < N_EXPERTS; e += WG)
-        for (int i = 0; i * TILE < count[e]; i++)
-            tiles[first_tile[e] + i] =
-                (int4)(e, next[e] + i * TILE, min(TILE, count[e] - i * TILE), 0);
-    for (int i = first_tile[N_EXPERTS] + lid; i < max_tiles; i += WG) tiles[i] = (int4)(0);
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int i = lid; i < n; i += WG) {
-        const int at = atomic_inc(next + experts[i]);
-        rows[at] = i / USED;
-        slots[at] = i;
-    }
-}
-#endif
-#endif
+#else
 
 // out[t] (+)= scale * (sum_k weights[slot] y[slot] (+ extra[t] (* sigmoid(gate[t])))).
 // y is [slots][n_cols]; without WEIGHTS every slot counts as it is. EXTRA, GATED, ADD as above.
@@ -247,3 +250,5 @@ kernel void combine(global const float* y,
         out[(size_t)t * n_cols + i + j] = sum;
     }
 }
+
+#endif

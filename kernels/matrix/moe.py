@@ -35,9 +35,13 @@ class Routing(Struct, frozen=True):
     groups: tuple[int, int] = (1, 1)  # groups of experts, and how many of them take part
 
     @property
+    def counts(self) -> list[str]:
+        return [f"N_EXPERTS={self.n_experts}", f"USED={self.used}"]
+
+    @property
     def defines(self) -> list[str]:
         chosen = self.scoring == "softmax_chosen"
-        names = [f"N_EXPERTS={self.n_experts}", f"USED={self.used}"]
+        names = self.counts
         names.append("SOFTMAX_CHOSEN" if chosen else f"GATE_{self.scoring.upper()}")
         names += ["NORMALIZE"] * self.normalize
         names += [f"DIVIDE={self.divide}"] if self.divide > 1 else []
@@ -126,7 +130,7 @@ def _most_tiles(routing: Routing, tile: int) -> Per:
 
 def _sort(tape: Tape, routing: Routing, buffers: RoutingBuffers, counts: Tensor, tile: int) -> None:
     group = tape.device.group(SORT_GROUP)
-    defines = [*routing.defines, f"WG={group}", f"TILE={tile}"]
+    defines = [*routing.counts, f"WG={group}", f"TILE={tile}"]
     args = {
         "counts": counts, "count_at": TOKENS, "experts": buffers.experts, "tiles": buffers.tiles,
         "max_tiles": buffers.tiles.shape[0], "rows": buffers.rows, "slots": buffers.slots,

@@ -29,7 +29,7 @@ ROPE = ("HD=64", "HDV=64", "N_ROT=64", "ROT_AT=0", "WG=1", "W_HEAD=0", "W_ITEM=1
 NORM = ("QK_NORM", "K_WEIGHT")
 JOINT = ("RATIO=1", "PAGE_TOKENS=32", *HEADS)
 BLOCKS = ("BLOCK=1", "CHOSEN=4", "TAIL", "HEADS=4", "WG=1", *PAGES, "HD=16", "HDV=16")
-ROUTING = ("N_EXPERTS=8", "USED=2", "GATE_SOFTMAX", "WG=1", "TILE=1")
+ROUTING = ("N_EXPERTS=8", "USED=2", "GATE_SOFTMAX", "WG=1")
 VARIANTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
     ("attention/attention_simd.cl", "attention", HEADS, (*MASK, "SPLIT")),
     ("attention/attention_simd.cl", "attention", HEADS, ("QUANTIZE_OUT", "SLAB_PAGES=8")),
@@ -48,7 +48,8 @@ VARIANTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
     ("matrix/matmul_simd.cl", "matmul", MATMUL, (*NORMED, "POST", "QUANTIZE")),
     ("matrix/matmul_simd.cl", "matmul", MATMUL, (*NORMED, "FLOATS", "QUANTIZE")),
     ("matrix/moe.cl", "route", ROUTING, ("BIASED", "TABLE", "SINGLE")),
-    ("matrix/moe.cl", "combine", ROUTING, ("WEIGHTS", "EXTRA", "GATED")),
+    ("matrix/moe.cl", "sort", (*ROUTING, "TILE=1"), ()),
+    ("matrix/moe.cl", "combine", (), ("WEIGHTS", "EXTRA", "GATED")),
     ("recurrent/conv.cl", "conv", ("CONV=4",), ("BIAS",)),
     ("recurrent/scan_simd.cl", "scan", ("N=16", "HEAD_SIZE=1", "HEADS=1"), ("DT_BIAS",)),
     ("recurrent/scan_simt.cl", "scan", ("N=16", "HEAD_SIZE=1", "HEADS=1"), ("DT_BIAS",)),
