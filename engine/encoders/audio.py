@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.families import conformer, mimo, whisper
+from gguf_serve.engine.encoders.families import conformer, mimo, voice, whisper
 from gguf_serve.engine.encoders.geometry import Floats
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
@@ -32,11 +32,16 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int, bool], Rows]] = {
     "granite_speech": conformer.granite,
     "dots3note_a": whisper.dots3note,
     "mimo_audio": mimo.transformer,
+    "pockettts_spkenc": voice.mimi,
+    "qwen3tts_spkenc": voice.ecapa,
 }
 # What is done to the rows on the host, and the graph that has the result.
 AFTER: dict[str, tuple[
     Callable[[EncoderWeights, AudioFile, Floats], Floats], Callable[[Graph, AudioFile, int], Rows]
-]] = {"mimo_audio": (mimo.embedded_codes, mimo.local)}  # fmt: skip
+]] = {
+    "mimo_audio": (mimo.embedded_codes, mimo.local),
+    "qwen3tts_spkenc": (voice.statistics, voice.voice),
+}  # fmt: skip
 
 
 # Convolved in two dimensions: rows are single values, frame by frame.

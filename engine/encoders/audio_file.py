@@ -12,11 +12,6 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.media.sounds import SOUNDS, SoundInput, parakeet
 
 OMNI = {"qwen2.5o": "qwen2a"}  # files that name one type for images and sounds
-# Types that llama.cpp has and we do not, and what is missing
-MISSING = {
-    "qwen3tts_spkenc": "it makes a voice for speech, which is not made here",
-    "pockettts_spkenc": "it makes a voice for speech, which is not made here",
-}
 STACKED_BY = {"mimo_audio": "clip.audio.local_group_size"}  # the key, if it is another
 SAMPLES = ("gemma4ua",)  # types whose input has samples in the place of mels
 
@@ -55,8 +50,6 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
     """The encoder of sounds of a projector file; ModelError if it is none that is known."""
     kind = gguf.get_str("clip.audio.projector_type", gguf.get_str("clip.projector_type", ""))
     kind = OMNI.get(kind, kind)
-    if kind in MISSING:
-        raise ModelError(f"{gguf.path}: audio projector {kind!r} is not supported: {MISSING[kind]}")
     if kind not in SOUNDS:
         known = ", ".join(sorted(SOUNDS))
         raise ModelError(f"{gguf.path}: audio projector {kind!r} is not supported; known: {known}")

@@ -21,7 +21,8 @@ WHISPER_FRAMES = 3000  # of a piece: 30 seconds
 GEMMA4_WINDOW, GEMMA4_FFT, GEMMA4_FLOOR = 320, 512, 1e-3
 PIECE = SAMPLE_RATE * 30  # samples, the most that Gemma 4 takes at once
 MINUTE = SAMPLE_RATE * 60
-MIMO_WINDOW = 960
+MIMO_WINDOW, VOICE_WINDOW = 960, 1024
+MIMI_STRIDES, MIMI_FRAME = (4, 5, 6), 1920  # of convolutions; samples of a row in the end
 NEMO_FFT, NEMO_FLOOR, PREEMPHASIS = 512, 2.0**-24, 0.97
 QWEN3_FRAMES, QWEN3_UNIT = 800, 100  # the most of a piece, and what its length is a multiple of
 
@@ -68,6 +69,22 @@ def mimo_piece(samples: Floats, n_mels: int) -> Floats:
     filters = triangles(MIMO_WINDOW, _htk_edges(n_mels, SPEECH_RATE), SPEECH_RATE)
     mel = mel_spectra(mirrored, hann(MIMO_WINDOW), filters, power=1, hop=MIMO_WINDOW // 4)
     result: Floats = np.log(np.maximum(mel, 1e-7)).astype(np.float32)
+    return result
+
+
+def mimi_piece(samples: Floats) -> Floats:
+    """[1, n] samples of whole frames, the last of which ends with silence."""
+    return np.pad(samples, (0, -len(samples) % MIMI_FRAME))[None]
+
+
+def voice_piece(samples: Floats, n_mels: int) -> Floats:
+    """[n_mels, n / 256] of a sound at 24 kHz: logarithms of magnitudes on Slaney's scale."""
+    samples = np.pad(samples, (0, max(0, 2 * VOICE_WINDOW - len(samples))))
+    edge = (VOICE_WINDOW - VOICE_WINDOW // 4) // 2
+    mirrored = np.concatenate([samples[edge:0:-1], samples, samples[-2 : -edge - 2 : -1]])
+    filters = mel_filters(n_mels, VOICE_WINDOW, SPEECH_RATE)
+    mel = mel_spectra(mirrored, hann(VOICE_WINDOW), filters, power=1, hop=VOICE_WINDOW // 4)
+    result: Floats = np.log(np.maximum(mel, 1e-5)).astype(np.float32)
     return result
 
 
@@ -166,12 +183,12 @@ def symmetric_hann(n: int) -> Doubles:
 
 
 @cache
-def mel_filters(n_mels: int, size: int = WINDOW) -> Doubles:
+def mel_filters(n_mels: int, size: int = WINDOW, rate: int = SAMPLE_RATE) -> Doubles:
     """[n_mels, size / 2 + 1]: triangles between frequencies equally far apart on Slaney's scale,
     each of unit area."""
-    edges = _from_mel(np.linspace(0.0, _to_mel(SAMPLE_RATE / 2), n_mels + 2))
+    edges = _from_mel(np.linspace(0.0, _to_mel(rate / 2), n_mels + 2))
     area = 2.0 / (edges[2:] - edges[:-2])
-    return triangles(size, edges) * area[:, None]
+    return triangles(size, edges, rate) * area[:, None]
 
 
 def triangles(size: int, edges: Doubles, rate: int = SAMPLE_RATE) -> Doubles:

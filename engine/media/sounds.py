@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gguf_serve.engine.media.mel import (
+    MIMI_FRAME,
     NEMO_FFT,
     SAMPLE_RATE,
     SPEECH_RATE,
@@ -25,16 +26,19 @@ from gguf_serve.engine.media.mel import (
     gemma4_pieces,
     granite_piece,
     mel_filters,
+    mimi_piece,
     mimo_piece,
     nemo_piece,
     qwen3_pieces,
     sample_pieces,
     symmetric_hann,
+    voice_piece,
     whisper_pieces,
 )
 
 WHOLE_SECONDS = 300.0  # of what is one input: a minute takes 200 MB at the first convolution
 GRANITE_WINDOW, GRANITE_QUERIES = 15, 3  # frames that become so many tokens
+VOICE_SECONDS = 30.0  # of a voice, as llama.cpp has it
 SHORT = 100  # frames, of an input that is recorded at the start
 
 
@@ -52,6 +56,14 @@ def _dots3(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
 
 def _mimo(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
     return [mimo_piece(samples, n_mels)]
+
+
+def _mimi(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return [mimi_piece(samples)]
+
+
+def _voice(samples: Floats, n_mels: int, like_llama_cpp: bool) -> list[Floats]:
+    return [voice_piece(samples, n_mels)]
 
 
 def _samples(samples: Floats, n_frame: int, like_llama_cpp: bool) -> list[Floats]:
@@ -144,6 +156,16 @@ SOUNDS: dict[str, SoundInput] = {
         SHORT,
         WHOLE_SECONDS,
         SPEECH_RATE,
+    ),
+    "pockettts_spkenc": SoundInput(
+        _mimi,
+        lambda n, stack: n // MIMI_FRAME,
+        usual=MIMI_FRAME,
+        most_seconds=VOICE_SECONDS,
+        rate=SPEECH_RATE,
+    ),
+    "qwen3tts_spkenc": SoundInput(
+        _voice, lambda n, stack: 1, usual=SHORT, most_seconds=WHOLE_SECONDS, rate=SPEECH_RATE
     ),
     "gemma4ua": SoundInput(_samples, lambda n, stack: n, "<|audio>", "<audio|>", SHORT),
 }

@@ -32,6 +32,7 @@ SOUNDS = {
     "dots3note": "sound", "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short",
     "glma": "sound", "granite_speech": "sound", "granite_speech-plus": "sound", "lfm2a": "sound",
     "meralion": "sound", "mimo_audio": "sound24", "musicflamingo": "sound", "parakeet": "sound",
+    "pockettts_spkenc": "sound24", "qwen3tts_spkenc": "sound24",
     "qwen2.5o": "sound", "qwen2a": "sound", "qwen3a": "sound", "ultravox": "sound",
     "voxtral": "sound",
 }  # fmt: skip

@@ -28,10 +28,11 @@ def test_a_spectrogram_of_speech_length(vision_folder: Path, name: str) -> None:
     assert np.abs(found[0] - expected).max() < 1e-4
 
 
-def test_mimos_spectrogram_is_of_24_khz(vision_folder: Path) -> None:
-    kind = SOUNDS["mimo_audio"]
+@pytest.mark.parametrize("name", ["mimo_audio", "pockettts_spkenc", "qwen3tts_spkenc"])
+def test_sounds_at_24_khz(vision_folder: Path, name: str) -> None:
+    kind = SOUNDS[name]
     data = (vision_folder / "images" / "sound24.wav").read_bytes()
-    expected = Reference(vision_folder, "mimo_audio").arrays["mel.sound24.0"]
+    expected = Reference(vision_folder, name).arrays["mel.sound24.0"]
     (found,) = kind.pieces(decode_sound(data, rate=kind.rate), expected.shape[0], True)
     assert np.abs(found - expected).max() < 1e-4
 
