@@ -107,7 +107,7 @@ class Engine:
         reserved: Reserved | None = None,
         replacements: Callable[[], Sequence[Leading]] | None = None,
     ) -> None:
-        """``replacements``: see Recovery; None: the engine ends when a stage is lost."""
+        """``replacements``: see Recovery; None: no other process has a part of the model."""
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
@@ -145,7 +145,6 @@ class Engine:
         self._recovery = None if replacements is None else Recovery(
             replacements, runner, scheduler, self._mailbox
         )  # fmt: skip
-        runner.on_loss(self._lose)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -307,13 +306,6 @@ class Engine:
             return
         self._flush()
         recovery.wait(self._has_news)
-
-    def _lose(self, reason: str) -> None:
-        """A process with a part of the model is gone; from any thread."""
-        if self._recovery is None:
-            self._mailbox.stop(f"the engine has failed: {reason}")
-        else:
-            self._recovery.lose(reason)
 
     def _end(self) -> None:
         """Leave nobody waiting: neither who is served, nor who has come meanwhile."""

@@ -36,13 +36,13 @@ class Recovery:
         runner: Runner,
         scheduler: Scheduler,
         mailbox: Mailbox,
-        patience: float = PATIENCE,
     ) -> None:
         """``replacements``: other stages that have loaded what those have; EngineError if there
         are none."""
         self.reason = ""  # what is gone; "": nothing
-        self._replacements, self._patience = replacements, patience
+        self._replacements = replacements
         self._runner, self._scheduler, self._mailbox = runner, scheduler, mailbox
+        runner.on_loss(self.lose)
         # In a row, under steps of a sequence and with so many tokens of it.
         self._losses = Counter[tuple[int, int]]()
         self._thread: threading.Thread | None = None
@@ -106,7 +106,7 @@ class Recovery:
             self._scheduler.checkpoints.clear()
 
     def _replace(self) -> None:
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + PATIENCE
         while isinstance(found := self._tried(), EngineError):
             if self._mailbox.stopping or time.monotonic() > until:
                 break

@@ -37,15 +37,13 @@ SEEDED = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
 
 
 class Pipeline:
-    """An engine whose other stages are processes; ``recovers``: others come when they are lost."""
+    """An engine whose other stages are processes."""
 
-    def __init__(
-        self, path: Path, n: int = 2, options: EngineOptions = OPTIONS, *, recovers: bool = False
-    ) -> None:
+    def __init__(self, path: Path, n: int = 2, options: EngineOptions = OPTIONS) -> None:
         self._n, self.broken = n, 0  # of the next processes, how many are gone at once
         model = load_model(path, options, lambda share: None, self._connect())
         assert model.stages is not None
-        replacements = partial(model.stages.replaced, self._connect) if recovers else None
+        replacements = partial(model.stages.replaced, self._connect)
         self.engine = engine_of(model, [0], replacements=replacements)
 
     def _connect(self) -> list[ChannelWire]:
@@ -150,16 +148,18 @@ def test_pages_run_out_under_two_steps(dense_model: Path, alone: Engine) -> None
     made.engine.close()
 
 
-def test_a_lost_stage_ends_what_is_served(dense_model: Path) -> None:
+def test_without_another_stage_all_ends(dense_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "PATIENCE", 0.0)
     made = Pipeline(dense_model)
     reply = submit(made.engine, random_prompt(20), 800, SEEDED)
     wait_until(lambda: bool(reply.all(Delta)))
     assert made.engine.healthy
+    made.broken = 1
     made.kill()
     failed = reply.wait().events[-1]
     assert isinstance(failed, Failed)
     assert "stage 1 at 127.0.0.1:" in failed.message
-    assert failed.message.endswith("is gone")
+    assert "is gone: a process of the pipeline has ended with code -9" in failed.message
     assert not made.engine.healthy
     with pytest.raises(EngineStoppedError, match="is gone"):
         submit(made.engine, [1], 1)
@@ -172,7 +172,7 @@ def test_a_lost_stage_is_replaced(
     """What was served goes on, in its middle, with the text that there would have been, when the
     second try gives another stage."""
     monkeypatch.setattr(recovery, "RETRY", 0.01)
-    made = Pipeline(dense_model, recovers=True)
+    made = Pipeline(dense_model)
 
     def ask_all(engine: Engine) -> list[Reply]:
         kinds = ("seed", "schema", "penalties")
@@ -201,7 +201,7 @@ def test_a_request_that_costs_stages_is_given_up(
     """Whose steps are under way whenever a stage is lost; the engine goes on, and so it does where
     it had nothing to do when one was lost."""
     monkeypatch.setattr(recovery, "TRIES", 1)
-    made = Pipeline(dense_model, recovers=True)
+    made = Pipeline(dense_model)
     begin = made.engine._steps.begin
 
     def killing(plan: Plan) -> None:
@@ -220,13 +220,6 @@ def test_a_request_that_costs_stages_is_given_up(
         submit(alone, random_prompt(7), 8)
     )
     made.engine.close()
-
-
-def test_an_idle_engine_notices_the_loss(pipeline: Pipeline) -> None:
-    """The last test of this pipeline."""
-    pipeline.kill()
-    wait_until(lambda: not pipeline.engine.healthy)
-    assert "is gone" in pipeline.engine.fault
 
 
 def test_what_does_not_go_is_refused(dense_model: Path) -> None:
