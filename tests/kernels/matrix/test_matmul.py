@@ -37,6 +37,7 @@ from gguf_serve.kernels.quantization.weights import (
 Doubles = npt.NDArray[np.float64]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
 PASSES = [(32, 33), (8, 9), (8, 3), (1, 1)]  # tile, tokens
+FEW = [(8, 2), (8, 5), (8, 8)]  # the same: tiles of pairs of tokens, and with one left over
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_n
     x = values_of(type_name, 33, w.n_cols, rng)
     out = np.ones((33, 50), np.float32)
     whole = setting.product(w, setting.inputs(w, x), 33, 32, out, add=True)
-    for tile, n in PASSES[1:]:
+    for tile, n in [*PASSES[1:], *FEW]:
         for order in (range(n), range(32, 32 - n, -1)):
             inputs = setting.inputs(w, x[list(order)])
             result = setting.product(w, inputs, n, tile, out, add=True)
@@ -169,7 +170,7 @@ def test_activations_whose_blocks_share_scales(
     x = exact_spans(141, 512, rng)
     expected, magnitude = x @ numbers.T, np.abs(x) @ np.abs(numbers).T
     whole = None
-    for tile, n in [(32, 141), *PASSES]:
+    for tile, n in [(32, 141), *PASSES, *FEW]:
         inputs = quantized(device, setting.programs, x[:n], spans=True)
         result = setting.product(w, inputs, n, tile, np.zeros((n, n_rows), np.float32))
         assert_close(result, expected[:n], ROUNDING * magnitude[:n])
