@@ -266,7 +266,7 @@ class Engine:
         if self._disk is not None:
             self._disk.release()
         self._speculation.release()
-        self._adapters = None
+        self._adapters = self._recovery = None
         del self._runner, self._streams, self._delivery, self._steps, self._media_turns
 
     # The engine's thread

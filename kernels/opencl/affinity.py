@@ -22,11 +22,13 @@ def apart_from_workers() -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, free)
+    with suppress(OSError):  # a container may have been given other processors
+        os.sched_setaffinity(0, free)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 @functools.cache

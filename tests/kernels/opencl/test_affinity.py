@@ -53,6 +53,22 @@ def test_a_thread_keeps_off_a_workers_processor(pin: Callable[..., None]) -> Non
     assert os.sched_getaffinity(0) == all_of_them
 
 
+def test_processors_that_are_not_there_any_more(
+    pin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin(os.sched_getaffinity(0))
+    refused = list[object]()
+
+    def refuse(thread: int, processors: object) -> None:
+        refused.append(processors)
+        raise OSError("Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with apart_from_workers():
+        pass
+    assert len(refused) == 2
+
+
 def test_without_room_it_stays_where_it_is(pin: Callable[..., None]) -> None:
     all_of_them = os.sched_getaffinity(0)
     pin(*({each} for each in all_of_them))
