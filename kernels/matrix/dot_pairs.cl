@@ -95,11 +95,9 @@ INLINE void dot_token(const vpair* w, const float16* d, const float16* m, global
 }
 #endif
 
-// Up to so many tokens have their sums in registers: from memory two take a fifth longer. Where
-// blocks have offsets, too, only two are worth it.
-#if NT == 1
-#define FEW 1
-#elif NT < 8 || !defined(ACT_INT)
+// Up to so many tokens have their sums in registers, of which AVX-512 has enough: from memory two
+// take a fifth longer. Where blocks have offsets, too, only two are worth it.
+#if NT < 8 || !defined(ACT_INT) || !(defined(DOT_PAIRS_512) || defined(DOT_INTS_512))
 #define FEW 0
 #elif defined(WITH_M)
 #define FEW 2
@@ -140,9 +138,7 @@ INLINE void dot_blocks(const bool few, global const uchar* q, global const uchar
         unpack_scales(s, sub, d, m);
         unpack_codes(q, s, sub, w);
 #ifdef ACT_INT
-#if FEW == 1
-        DOT_TOKEN(0, 0);
-#else
+#if FEW > 1
         if (few) {
             DOT_TWO(0);
 #if FEW > 2
@@ -150,10 +146,10 @@ INLINE void dot_blocks(const bool few, global const uchar* q, global const uchar
             if (nt > 4) DOT_TWO(4);
             if (nt > 6) DOT_TWO(6);
 #endif
-        } else {
-            for (int t = 0; t < nt; t++) DOT_TOKEN(t, t);
+            continue;
         }
 #endif
+        for (int t = 0; t < nt; t++) DOT_TOKEN(t, t);
 #else
         #pragma unroll
         for (int p = 0; p < 16; p++) {
