@@ -66,7 +66,10 @@ class SlotCache:
         with a state up to its last checkpoint. RequestError if no file can have it."""
         tokens, salt = self._left[slot]
         if salt is not None:
-            raise RequestError(f"slot {slot} has adapters or a cache_salt, which no file names")
+            raise RequestError(
+                f"slot {slot} has adapters, a cache_salt or an encoder's prompt, "
+                "which no file names"
+            )
         table, n = self._scheduler.cache.find_pages(tokens)
         state = np.empty(0, np.uint8)
         if self._runner.state_bytes:

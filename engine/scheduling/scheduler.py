@@ -61,10 +61,11 @@ class Scheduler:
         Both default to ``n_ubatch``. ``checkpoints``: the model keeps more of a sequence than
         its pages, so that prefixes are shared up to a checkpoint only. ``share`` False: no
         sequence uses what another computed. ``whole_prompts``: a prompt is one chunk, because
-        its tokens see those after them; they share nothing. ``encodes``: so are prompts, in
-        forwards of their own, but a decoder's tokens follow. ``shift_keep``: tokens that ``shift``
-        keeps beside those of a request's n_keep; None: contexts do not shift. ``rewinds``: slots
-        keep a state that takes no token back, so a guess that is wrong has its sequence rewound.
+        its tokens see those after them; they share nothing. ``encodes``: prompts are one chunk,
+        too, in forwards of their own, and a decoder's tokens follow. ``shift_keep``: tokens that
+        ``shift`` keeps beside those of a request's n_keep; None: contexts do not shift.
+        ``rewinds``: slots keep a state that takes no token back, so a guess that is wrong has its
+        sequence rewound.
         Raises ValueError for numbers that leave a sequence without a token per forward.
         """
         self.cache = cache
@@ -84,7 +85,7 @@ class Scheduler:
         self.waiting = WaitingLine()
         self._prompt_turns = PromptTurns()
         self.n_preempted = 0
-        self._share = share and not (whole_prompts or encodes)
+        self._share = share and not whole_prompts
         self.checkpoints = checkpoints
         self.whole_prompts, self._encodes = whole_prompts, encodes
         self.shift_keep = shift_keep
@@ -378,8 +379,8 @@ class Scheduler:
     ) -> tuple[list[PageCopy], list[StateCopy]] | None:
         """Pages for all tokens, and what is to be copied; None if there is no room."""
         n_agreed = None
-        if seq.share and (self.checkpoints is not None or seq.request.media):
-            n_agreed = seq.before_media(self.cache.match(seq.tokens, seq.salt))
+        if seq.share and (self.checkpoints is not None or seq.request.media or seq.n_encoder):
+            n_agreed = seq.sound_beginning(self.cache.match(seq.tokens, seq.salt))
         if self.checkpoints is None or n_agreed is None:
             copies = self.cache.acquire(seq, spare, n_agreed)
             return None if copies is None else (copies, [])

@@ -57,8 +57,13 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
         )
 
     def encode_first(self, start: int) -> None:
-        """Its prompt is an encoder's, and a text begins with the token ``start``."""
+        """Its prompt is an encoder's, and a text begins with the token ``start``.
+
+        What an encoder makes of a token depends on those after it, so that only sequences with the
+        same prompt share its pages, and all of them.
+        """
         self.n_encoder = len(self.tokens)
+        self.salt = self.salt, tuple(self.tokens)
         if self.request.has_text:
             self.tokens.append(start)
             self.n_prompt += 1
@@ -91,9 +96,11 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
         )
         return next(missing, None)
 
-    def before_media(self, n_agreed: int) -> int:
+    def sound_beginning(self, n_agreed: int) -> int:
         """So many computed tokens, or where they end inside an image whose tokens see each other,
-        those before it."""
+        those before it; of an encoder's none if these are not all."""
+        if n_agreed < self.n_encoder:
+            return 0
         spans = (span for span in self.request.media if span.together)
         return next((span.start for span in spans if span.start < n_agreed < span.end), n_agreed)
 

@@ -86,7 +86,7 @@ class DiskLoads:
         """A request has come: it may wait for what it can begin with."""
         n = (len(seq.tokens) - 1) // self._size * self._size
         load = _Load(seq, seq.tokens[:n])
-        if seq.share and n - self._find(load) >= LEAST_TOKENS:
+        if seq.share and not seq.n_encoder and n - self._find(load) >= LEAST_TOKENS:
             seq.is_loading = True
             self._looked_for.append(load)
             self._looking.do(lambda: self._look(load))

@@ -70,7 +70,7 @@ class DiskSaves:
     def offer(self, seq: Sequence) -> None:
         """Keep what has been computed of a sequence, in full pages."""
         n = len(seq.tokens) // self._size * self._size
-        if not (seq.share and seq.keep and n >= self._min_tokens):
+        if seq.n_encoder or not (seq.share and seq.keep and n >= self._min_tokens):
             return
         if self._store.takes:
             self._waiting.append(_Chain(seq, seq.tokens[:n]))

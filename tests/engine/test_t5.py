@@ -39,14 +39,42 @@ def test_answers_beside_others(engine: Engine) -> None:
     assert len(set(map(tuple, alone))) > 2
 
 
-def test_vectors_are_the_encoders(engine: Engine) -> None:
-    found = arrays("t5")
+def test_equal_prompts_are_encoded_once(engine: Engine) -> None:
+    """Those that differ in the last token share nothing, though they begin alike and are as long;
+    an answer that goes on as another one takes its tokens, too."""
+    prompt = arrays("t5")["encoder_tokens"].tolist()[:77]
+    first, again = (ask(engine, prompt, N_TOKENS) for _ in range(2))
+    assert (first.n_cached, again.n_cached) == (0, 77)
+    assert again.tokens == first.tokens
+    other = [*prompt[:-1], prompt[-1] + 1]
+    alone, beside = ask(engine, other, N_TOKENS), ask(engine, prompt, N_TOKENS)
+    assert (alone.n_cached, beside.n_cached) == (0, 77)
+    assert beside.tokens == first.tokens
+    assert ask(engine, prompt[:64], N_TOKENS).n_cached == 0
+    several = [submit(engine, prompt[:70], N_TOKENS) for _ in range(3)]
+    assert sorted(reply.wait().n_cached for reply in several) == [0, 70, 70]
+
+
+def vectors(engine: Engine, prompt: list[int]) -> np.ndarray:
     events: Queue[Event] = Queue()
-    prompt = tuple(found["encoder_tokens"].tolist())
-    engine.submit(Request(prompt, wants=Embedding("none")), events.put)
+    engine.submit(Request(tuple(prompt), wants=Embedding("none")), events.put)
     while not isinstance(event := events.get(timeout=SECONDS), Embedded):
         pass
-    assert np.abs(np.array(event.vectors)[::4] - found["encoder_output"]).max() < 1e-2
+    return np.array(event.vectors)
+
+
+def test_vectors_are_the_encoders(engine: Engine) -> None:
+    found = arrays("t5")
+    prompt = found["encoder_tokens"].tolist()
+    assert np.abs(vectors(engine, prompt)[::4] - found["encoder_output"]).max() < 1e-2
+
+
+def test_a_text_after_vectors_of_its_prompt(engine: Engine) -> None:
+    prompt = arrays("t5")["encoder_tokens"].tolist()[20:121]
+    vectors(engine, prompt)
+    found, alone = (ask(engine, prompt, N_TOKENS, cache_prompt=cached) for cached in (True, False))
+    assert found.tokens == alone.tokens
+    assert alone.n_cached == 0
 
 
 def test_prompts_that_cannot_be(engine: Engine) -> None:

@@ -87,7 +87,7 @@ def test_a_salt_keeps_pages_to_those_who_know_it(engine: Engine) -> None:
     assert ask(engine, prompt, 1, cache_salt="theirs").n_cached == 0
     reply = ask(engine, prompt, 8, cache_salt="ours")
     assert (reply.n_cached, reply.tokens) == (320, expected)
-    with pytest.raises(RequestError, match="a cache_salt, which no file names"):
+    with pytest.raises(RequestError, match="a cache_salt or an encoder's prompt, which"):
         engine.save_slot(reply.all(Started)[0].id_slot, Path("unused")).result(SECONDS)
 
 
