@@ -38,6 +38,7 @@ from gguf_serve.server.interface import Engine
 log = logging.getLogger(__name__)
 REFUSED, UNAVAILABLE = 400, 503
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds until a request that found no room is tried again
+LOOK_SECONDS = 1.0  # between two looks at whether the engine is back
 NOT_IN_BATCHES = ("stream", "background")  # fields: whoever listens to them is not there
 
 
@@ -162,8 +163,8 @@ class Batches:
             status, answered = await post(self.app, batch.endpoint, body)
             if status != UNAVAILABLE:
                 break
-            if not self._engine().healthy:
-                await asyncio.get_running_loop().create_future()  # until ``stop``
+            while not self._engine().healthy:  # until it is replaced, or until ``stop``
+                await asyncio.sleep(LOOK_SECONDS)
             await asyncio.sleep(pause)
         return status, answered
 
