@@ -54,6 +54,8 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
         known = ", ".join(sorted(SOUNDS))
         raise ModelError(f"{gguf.path}: audio projector {kind!r} is not supported; known: {known}")
     width = gguf.get_int("clip.audio.embedding_length")
+    if kind == "mimo_audio":
+        _check_codes(gguf)
     return AudioFile(
         kind=kind,
         width=width,
@@ -72,6 +74,24 @@ def read_audio_file(gguf: GGUFFile) -> AudioFile:
         codebooks=get_ints(gguf, "clip.audio.rvq.codebook_size"),
         query_head=width // gguf.get_int("clip.audio.projector.head_count", 1),
     )
+
+
+def _check_codes(gguf: GGUFFile) -> None:
+    """ModelError where lists by layer or by book have other lengths than there are of these."""
+    sizes = get_ints(gguf, "clip.audio.rvq.codebook_size")
+    for name in ("a.rvq.codebook.weight", "mm.a.code_embd.weight"):
+        shape = gguf.tensors[name].shape if name in gguf.tensors else ()
+        n_codes, n_books = shape[1:] if len(shape) == 3 else (0, 0)
+        if len(sizes) != n_books or not all(0 < size <= n_codes for size in sizes):
+            raise ModelError(
+                f"{gguf.path}: {name} has {n_books} books of {n_codes} codes, and "
+                f"clip.audio.rvq.codebook_size is {list(sizes)}"
+            )
+    n, modes = gguf.get_int("clip.audio.block_count"), get_ints(gguf, "clip.audio.wa_pattern_mode")
+    if len(modes) != n:
+        raise ModelError(
+            f"{gguf.path}: clip.audio.wa_pattern_mode has {len(modes)} values for {n} layers"
+        )
 
 
 def _own_input(gguf: GGUFFile) -> SoundInput:

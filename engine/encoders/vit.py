@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.graph import ALL, Bounds, Graph, Heads
 from gguf_serve.engine.encoders.weights import EncoderWeights
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.kernels.attention.attention import Mask
 from gguf_serve.kernels.attention.rope import QKNorm
@@ -201,6 +202,8 @@ def experts(g: Graph, x: Rows, tower: Tower, b: str) -> Rows:
     """Gated experts, as many of a row as the file says, by the shares of their sigmoids; a bias
     counts for the choice alone."""
     n = g.weights.shape(f"{b}ffn_gate_inp.weight")[1]
+    if tower.n_used_experts < 1:
+        raise ModelError(f"{b}ffn_gate_inp.weight: the file does not say how many experts count")
     routing = Routing(n, min(tower.n_used_experts, n), "sigmoid", normalize=True)
     bias = g.weights.vector(f"{b}exp_probs_b.weight")
     choice = g.route(linear(g, x, f"{b}ffn_gate_inp"), routing, bias=bias)
