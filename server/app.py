@@ -117,7 +117,11 @@ def create_app(
     limiter: Limiter | None = None,
     traces: Traces | None = None,
 ) -> Starlette:
-    routes = [route for dialect in DIALECTS for made in dialect.routes for route in made(service)]
+    groups = [
+        openapi.Group(dialect, [route for made in dialect.routes for route in made(service)])
+        for dialect in DIALECTS
+    ]
+    routes = [route for group in groups for route in group.routes]
     handlers = exception_handlers(error_response)
     if service.batches is not None:  # its requests come from nobody's connection
         leased = Leases(Router(routes), room=service.bodies)
@@ -128,7 +132,7 @@ def create_app(
         service.traffic.on_tokens = limiter.spend
     prefixed = [Middleware(Prefix, prefix=prefix)] if prefix else []
     return Starlette(
-        routes=[*routes, *openapi.routes(routes), *page.routes(service)],
+        routes=[*routes, *openapi.routes(groups), *page.routes(service)],
         middleware=[
             Middleware(RequestLog),
             *([Middleware(Traced, traces=traces, service=service)] if traces is not None else []),

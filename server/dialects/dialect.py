@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -17,11 +18,19 @@ from gguf_serve.server.requests.unknown import KNOWN, known_fields
 
 class Dialect(Struct, frozen=True):
     """An API. ``paths`` are the beginnings of paths whose errors have the shape ``error``: one can
-    come before a route is found, as for a header that is too long."""
+    come before a route is found, as for a header that is too long. ``name`` and ``about`` are for
+    people, and so are ``examples``: bodies by the paths that they are for."""
 
     routes: tuple[Callable[[Service], list[BaseRoute]], ...]
     paths: tuple[str, ...] = ()
     error: ErrorShape = plain_error
+    name: str = ""
+    about: str = ""
+    examples: Mapping[str, Any] = MappingProxyType({})
+
+
+class Refused(Route):
+    """An endpoint that the dialect has and this server has not, as it says when it is called."""
 
 
 class Post(Route):

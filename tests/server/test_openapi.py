@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,37 @@ def test_the_page(url: str) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "POST /v1/messages" in page.text
     assert "<code>stop_sequences</code>" in page.text
+
+
+def test_the_page_is_by_dialect_and_what_is_refused_comes_last(url: str) -> None:
+    document, page = (httpx.get(url + path) for path in ("/openapi.json", "/docs"))
+    tags = [tag["name"] for tag in document.json()["tags"]]
+    assert tags[-1] == "Not here"
+    places = [page.text.index(f">{html.escape(tag)}</h2>") for tag in tags]
+    assert places == sorted(places)
+    assert places[-1] < page.text.index("DELETE /api/delete")
+    assert page.text.index("POST /api/chat") < places[-1]
+    assert 'rel="icon" href="data:' in page.text
+
+
+def test_every_endpoint_has_a_sentence(url: str) -> None:
+    for path, methods in httpx.get(url + "/openapi.json").json()["paths"].items():
+        for method, one in methods.items():
+            assert one["summary"].endswith("."), (method, path)
+
+
+def test_examples_are_answered(url: str) -> None:
+    """As the page sends them; but where there must be a file or an adapter first."""
+    first = ("/v1/batches", "_lora_adapter")
+    n = 0
+    for path, methods in httpx.get(url + "/openapi.json").json()["paths"].items():
+        body = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        example = body.get("application/json", {}).get("example")
+        if example is not None and not path.endswith(first):
+            answer = httpx.post(url + path, json=example)
+            assert answer.status_code == 200, (path, answer.text)
+            n += 1
+    assert n > 20
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def messages(service: Service, http: HttpRequest) -> ASGIApp:
+    """Go on with a conversation, in Anthropic's form."""
     data = await service.read_object(http)
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data, searches=service.tools.searches_web))
@@ -61,6 +62,7 @@ async def messages(service: Service, http: HttpRequest) -> ASGIApp:
 
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
+    """Count the tokens of a conversation."""
     data = await service.read_object(http)
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data, searches=service.tools.searches_web))

@@ -11,4 +11,14 @@ def error_body(error: ApiError) -> dict[str, object]:
     return {"message": error.message}
 
 
-COHERE = Dialect((endpoints.routes,), ("/v2/embed", "/v2/rerank"), error_body)
+COHERE = Dialect(
+    (endpoints.routes,),
+    ("/v2/embed", "/v2/rerank"),
+    error_body,
+    name="Cohere",
+    about="Vectors and orders of documents.",
+    examples={
+        "/v2/embed": {"model": "any", "input_type": "search_query", "texts": ["a sentence"]},
+        "/v2/rerank": {"model": "any", "query": "birds", "documents": ["Swallows fly.", "No."]},
+    },
+)

@@ -56,6 +56,7 @@ def head(n_tokens: int) -> dict[str, Any]:
 
 
 async def vectors(service: Service, http: HttpRequest) -> Response:
+    """Turn texts into vectors, in Cohere's form."""
     data = await service.read_object(http)
     refuse(data, UNSUPPORTED)
     fields = convert(data, EmbedFields)
@@ -77,6 +78,7 @@ async def vectors(service: Service, http: HttpRequest) -> Response:
 
 
 async def rerank(service: Service, http: HttpRequest) -> Response:
+    """Order documents by how well they answer a question, in Cohere's form."""
     data = await service.read_object(http)
     refuse(data, UNSUPPORTED)
     given = convert(data, CohereRerank)

@@ -22,6 +22,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def adapters(service: Service, http: HttpRequest) -> Response:
+    """The LoRA adapters that are loaded, with their scales."""
     return json_response(
         [
             {"id": a.id, "path": str(a.path), "scale": a.scale, "task_name": "",

@@ -70,6 +70,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def completion(service: Service, http: HttpRequest) -> ASGIApp:
+    """Go on with a prompt, with all of llama-server's fields."""
     fields = read(await service.read_object(http), NativeFields)
     if fields.n_probs is None:
         fields.n_probs = fields.logprobs  # its name in /v1/completions
@@ -78,6 +79,7 @@ async def completion(service: Service, http: HttpRequest) -> ASGIApp:
 
 
 async def infill(service: Service, http: HttpRequest) -> ASGIApp:
+    """Write what stands between two texts."""
     data = await service.read_object(http)
     fields = read(data, InfillFields)
     extra = fields.input_extra or []

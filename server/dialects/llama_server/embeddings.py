@@ -36,6 +36,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def embeddings(service: Service, http: HttpRequest) -> Response:
+    """Turn texts into vectors, in llama-server's form."""
     fields = convert(await service.read_object(http), EmbeddingFields)
     results = await embed(service, http, fields, service.pooling)
     return json_response(

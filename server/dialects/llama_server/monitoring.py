@@ -111,6 +111,7 @@ async def slot_action(service: Service, http: HttpRequest) -> Response:
 
 
 async def metrics(service: Service, http: HttpRequest) -> Response:
+    """Counters, gauges and histograms for Prometheus (--metrics)."""
     if not service.endpoints.metrics:
         raise not_enabled("metrics endpoint", "--metrics")
     # Its library takes 20 ms to import, which a start need not wait for.

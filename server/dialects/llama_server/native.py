@@ -69,6 +69,7 @@ class DetokenizeFields(msgspec.Struct):
 
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
+    """The tokens of a text."""
     fields = convert(await service.read_object(http), TokenizeFields)
     if fields.content is None and fields.prompt is None:
         raise invalid("Field 'content' is required")
@@ -121,6 +122,7 @@ def piece_value(piece: bytes) -> str | list[int]:
 
 
 async def detokenize(service: Service, http: HttpRequest) -> Response:
+    """The text of tokens."""
     data = await service.read_object(http)
     given = data.get("tokens")
     if isinstance(given, list) and len(given) > MAX_TOKENS:
@@ -159,6 +161,7 @@ async def tokenizer_info(service: Service, http: HttpRequest) -> Response:
 
 
 async def apply_template(service: Service, http: HttpRequest) -> Response:
+    """The prompt that a conversation becomes."""
     chat = read_chat(await service.read_object(http))
     chat = msgspec.structs.replace(chat, messages=with_markers(chat.messages, SHOWN_MARKER))
     form = await rendered(service, chat)
@@ -166,6 +169,7 @@ async def apply_template(service: Service, http: HttpRequest) -> Response:
 
 
 async def props(service: Service, http: HttpRequest) -> Response:
+    """What the server is and how it generates."""
     engine = service.engine
     tokenizer = engine.tokenizer
     return json_response(

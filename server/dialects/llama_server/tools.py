@@ -39,6 +39,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def tools(service: Service, http: HttpRequest) -> Response:
+    """The tools that the server runs (--tools, --mcp-servers-config)."""
     box = allowed(service, http)
     return json_response([listed(tool) for tool in (await box.tools()).values()])
 
@@ -55,6 +56,7 @@ def listed(tool: Tool) -> dict[str, Any]:
 
 
 async def run(service: Service, http: HttpRequest) -> Response:
+    """Run one of the server's tools."""
     box = allowed(service, http)
     content = http.headers.get("content-type", "").partition(";")[0].strip()
     if content != "application/json":

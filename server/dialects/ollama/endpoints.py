@@ -64,6 +64,7 @@ def error_body(error: ApiError) -> dict[str, object]:
 
 
 async def chat(service: Service, http: HttpRequest) -> ASGIApp:
+    """Go on with a conversation, in Ollama's form."""
     fields = convert(await service.read_object(http), ChatFields)
     keep_alive(service, fields.keep_alive)
     if not fields.messages:
@@ -82,6 +83,7 @@ async def chat(service: Service, http: HttpRequest) -> ASGIApp:
 
 
 async def generate(service: Service, http: HttpRequest) -> ASGIApp:
+    """Answer a prompt, or go on with it as it is (`raw`)."""
     fields = convert(await service.read_object(http), GenerateFields)
     keep_alive(service, fields.keep_alive)
     if not fields.prompt and not fields.suffix:

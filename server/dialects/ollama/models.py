@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gguf_serve.server.dialects.dialect import Post
+from gguf_serve.server.dialects.dialect import Post, Refused
 from gguf_serve.server.errors import ApiError, json_response
 from gguf_serve.server.requests.chat import template_caps
 from gguf_serve.server.requests.service import Service, timestamp
@@ -27,21 +27,27 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/api/tags", partial(tags, service), methods=["GET"]),
         Route("/api/ps", partial(ps, service), methods=["GET"]),
         Post("/api/show", partial(show, service)),
-        *(Post(f"/api/{verb}", refuse) for verb in ("pull", "push", "create", "copy")),
-        Route("/api/delete", refuse, methods=["DELETE"]),
-        Route("/api/blobs/{digest}", refuse, methods=["HEAD", "POST"]),
+        *(
+            Refused(f"/api/{verb}", refuse, methods=["POST"])
+            for verb in ("pull", "push", "create", "copy")
+        ),
+        Refused("/api/delete", refuse, methods=["DELETE"]),
+        Refused("/api/blobs/{digest}", refuse, methods=["HEAD", "POST"]),
     ]
 
 
 async def version(service: Service, http: HttpRequest) -> Response:
+    """The version of Ollama's API that is spoken here."""
     return json_response({"version": API_VERSION})
 
 
 async def tags(service: Service, http: HttpRequest) -> Response:
+    """The one model that is served."""
     return json_response({"models": [await entry(service)]})
 
 
 async def ps(service: Service, http: HttpRequest) -> Response:
+    """The model, if it is in memory."""
     if service.is_sleeping:
         return json_response({"models": []})
     info = service.engine.info
@@ -55,6 +61,7 @@ async def ps(service: Service, http: HttpRequest) -> Response:
 
 
 async def show(service: Service, http: HttpRequest) -> Response:
+    """What is known of the model."""
     await service.read_object(http)
     engine = service.engine
     info = engine.info
@@ -81,6 +88,7 @@ async def show(service: Service, http: HttpRequest) -> Response:
 
 
 async def refused(service: Service, http: HttpRequest) -> Response:
+    """Ollama's management of models: a server here has one model, from its start on."""
     raise ApiError(
         "not_supported_error",
         f"{http.url.path}: this server serves one model file, {service.model_name}, and does "

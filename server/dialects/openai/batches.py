@@ -48,6 +48,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def create(service: Service, http: HttpRequest) -> Response:
+    """Run a file of requests when nobody waits for answers."""
     runner = batches(service)
     fields = convert(await service.read_object(http), NewBatch)
     runner.store.find_file(fields.input_file_id, "input_file_id")
@@ -69,10 +70,12 @@ async def listed(service: Service, http: HttpRequest) -> Response:
 
 
 async def batch(service: Service, http: HttpRequest) -> Response:
+    """How far a batch is."""
     return json_response(shown(batches(service).store.find_batch(http.path_params["id"])))
 
 
 async def cancel(service: Service, http: HttpRequest) -> Response:
+    """End a batch; what has been answered stays."""
     runner = batches(service)
     kept = runner.store.find_batch(http.path_params["id"])
     runner.cancel(kept)

@@ -22,6 +22,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def embeddings(service: Service, http: HttpRequest) -> Response:
+    """Turn texts into vectors."""
     fields = convert(await service.read_object(http), EmbeddingFields)
     results = await embed(service, http, fields, one_vector(service))
     n_tokens = sum(result.n_tokens for result in results)

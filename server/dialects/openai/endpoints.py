@@ -69,6 +69,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 async def chat_completions(service: Service, http: HttpRequest) -> ASGIApp:
+    """Go on with a conversation, with tools, images and reasoning."""
     chat = read_chat(await service.read_object(http))
     options = make_options(chat, chat_n_top(chat), service)
     job = await prepare(service, chat)
@@ -91,6 +92,7 @@ async def answering(
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
+    """Count the tokens of a conversation, which is not answered."""
     job = await prepare(service, read_chat(await service.read_object(http)), counts=True)
     n_tokens = len(job.prompts[0].ids)
     return json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
@@ -113,6 +115,7 @@ async def control(service: Service, http: HttpRequest) -> Response:
 
 
 async def completions(service: Service, http: HttpRequest) -> ASGIApp:
+    """Go on with a text."""
     data = await service.read_object(http)
     refuse(data, UNSUPPORTED)
     fields = convert(data, CompletionFields)

@@ -62,6 +62,7 @@ def found(service: Service, http: HttpRequest) -> tuple[Store, StoredFile]:
 
 
 async def upload(service: Service, http: HttpRequest) -> Response:
+    """Keep a file of requests for a batch."""
     store = batches(service).store
     fields = convert(await read_form(http, service.read_body), FileFields, strict=False)
     name = fields.file.name[:LONGEST_NAME]
@@ -83,15 +84,18 @@ async def files(service: Service, http: HttpRequest) -> Response:
 
 
 async def file(service: Service, http: HttpRequest) -> Response:
+    """What is known of a file."""
     return json_response(shown(found(service, http)[1]))
 
 
 async def delete(service: Service, http: HttpRequest) -> Response:
+    """Delete a file."""
     store, kept = found(service, http)
     store.delete_file(kept)
     return json_response({"id": kept.id, "object": "file", "deleted": True})
 
 
 async def content(service: Service, http: HttpRequest) -> Response:
+    """The bytes of a file."""
     store, kept = found(service, http)
     return FileResponse(store.place(kept.id), media_type="application/octet-stream")

@@ -66,6 +66,7 @@ def checked(items: list[dict[str, Any]]) -> tuple[Any, ...]:
 
 
 async def create(service: Service, memory: Memory, http: HttpRequest) -> Response:
+    """Begin a conversation that is kept here."""
     if not memory.most:
         raise not_enabled("conversations", "--response-memory")
     fields = convert(await service.read_object(http), NewConversation)
@@ -75,10 +76,12 @@ async def create(service: Service, memory: Memory, http: HttpRequest) -> Respons
 
 
 async def read(memory: Memory, http: HttpRequest) -> Response:
+    """What is known of a conversation."""
     return shown(found(memory, http))
 
 
 async def update(service: Service, memory: Memory, http: HttpRequest) -> Response:
+    """Change the metadata of a conversation."""
     fields = convert(await service.read_object(http), Metadata)
     kept = found(memory, http)
     kept.metadata = fields.metadata or {}
@@ -87,12 +90,14 @@ async def update(service: Service, memory: Memory, http: HttpRequest) -> Respons
 
 
 async def delete(memory: Memory, http: HttpRequest) -> Response:
+    """Forget a conversation."""
     kept = found(memory, http)
     memory.forget(kept)
     return json_response({"id": kept.id, "object": "conversation.deleted", "deleted": True})
 
 
 async def items(memory: Memory, http: HttpRequest) -> Response:
+    """The items of a conversation."""
     return json_response(page(found(memory, http).items, http.query_params))
 
 

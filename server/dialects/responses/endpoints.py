@@ -60,6 +60,7 @@ class Asked(NamedTuple):
 
 
 async def responses(service: Service, memory: Memory, http: HttpRequest) -> ASGIApp:
+    """Go on with a conversation whose earlier turns may be kept here."""
     asked = with_history(memory, await service.read_object(http))
     data = asked.data
     chat, job = await read(service, data)
@@ -91,6 +92,7 @@ def remember(memory: Memory, asked: Asked, response: dict[str, Any]) -> None:
 
 
 async def input_tokens(service: Service, memory: Memory, http: HttpRequest) -> Response:
+    """Count the tokens of a conversation with all that goes before it."""
     asked = with_history(memory, await service.read_object(http))
     _, job = await read(service, asked.data, counts=True)
     return json_response(

@@ -63,6 +63,7 @@ def ended(memory: Memory, kept: Kept) -> None:
 
 
 async def delete(memory: Memory, http: HttpRequest) -> Response:
+    """Forget a response, and end it if it is being written."""
     kept = found(memory, http)
     if kept.run is not None:
         kept.run.cancel()
@@ -71,6 +72,7 @@ async def delete(memory: Memory, http: HttpRequest) -> Response:
 
 
 async def input_items(memory: Memory, http: HttpRequest) -> Response:
+    """What a response has answered."""
     return json_response(page(found(memory, http).items, http.query_params))
 
 
