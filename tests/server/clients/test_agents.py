@@ -42,6 +42,7 @@ for line in sys.stdin:
         print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": found}), flush=True)
 """
 CALL = '<tool_call>\n{"name": "no_such_tool", "arguments": {"x": 1}}\n</tool_call>'
+PATCH = {"input": "*** Begin Patch\n*** Add File: new.txt\n+written by a patch\n*** End Patch\n"}
 ANSWER = "There is no such tool, it seems."
 
 
@@ -113,7 +114,8 @@ def test_claude_code(serve: Any, engine: Any, tmp_path: Path) -> None:
 def run_codex(folder: Path, url: str, *more: str) -> str:
     codex = installed(folder, "@openai/codex", "codex")
     provider = f'{{name="local",base_url="{url}/v1",wire_api="responses",env_key="LOCAL_KEY"}}'
-    options = ["-c", f"model_providers.local={provider}", "-c", "model_provider=local", "-m", "any"]
+    options = ["-c", f"model_providers.local={provider}", "-c", "model_provider=local"]
+    options += [] if "-m" in more else ["-m", "any"]
     return run(
         [codex, "exec", *options, *more, "--skip-git-repo-check", "Say something"],
         folder,
@@ -126,6 +128,23 @@ def test_codex(serve: Any, engine: Any, tmp_path: Path) -> None:
     first, second = turns(engine)[:2]
     assert second.startswith(first.removesuffix(b"<|im_start|>assistant: ")[:2000])
     assert b"no_such_tool" in second
+
+
+def test_codex_edits_with_its_custom_tool(serve: Any, fakes: Any, tmp_path: Path) -> None:
+    """A tool whose input is a text by a grammar, which Codex has for models of this name: the patch
+    is carried out, and its result is in the next prompt."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        prompt = bytes(id for id in request.prompt if id < 256)
+        call = CALL.replace("no_such_tool", "apply_patch").replace('{"x": 1}', json.dumps(PATCH))
+        called = b"<|im_start|>tool: " in prompt
+        yield from fakes.say(ANSWER if called else call)(request, cancelled)
+
+    engine = engine_of(fakes, script)
+    output = run_codex(tmp_path, serve(engine), "-m", "gpt-5.5", "--sandbox", "danger-full-access")
+    assert ANSWER in output
+    assert (tmp_path / "home" / "new.txt").read_text() == "written by a patch\n"
+    assert b"new.txt" in turns(engine)[1].rpartition(b"<|im_start|>tool: ")[2]
 
 
 def test_codex_with_the_tool_of_an_mcp_server(serve: Any, fakes: Any, tmp_path: Path) -> None:

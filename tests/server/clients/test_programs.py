@@ -1,13 +1,16 @@
-"""Client libraries as they are installed, each with a tool that a real small model calls.
+"""Client libraries and programs as they are installed, with a real small model.
 
-They have environments of their own, since their requirements go with nobody's: CLIENTS_PYTHON names
-the interpreter of one with PACKAGES, LLAMA_INDEX_PYTHON of one with LLAMA_INDEX, and CLIENTS_MODEL
-the file of a model that calls tools, as Qwen2.5-Coder-1.5B-Instruct.
+They have environments of their own, since their requirements go with nobody's: each variable of
+PYTHONS names the interpreter of one with its packages, AI_SDK_MODULES a folder node_modules with
+AI_SDK, AIDER, GUIDELLM and LM_EVAL the programs of these names, and CLIENTS_MODEL the file of a
+model that calls tools, as Qwen2.5-Coder-1.5B-Instruct.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,26 +23,47 @@ import pytest
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "clients"
-PACKAGES = "langchain-openai langchain-ollama pydantic-ai-slim[openai] openai-agents litellm llm"
-LLAMA_INDEX = "llama-index-llms-openai-like llama-index-llms-ollama"
+# By the beginnings of programs' names; "": of all others
+PYTHONS = {
+    "llama_index": ("LLAMA_INDEX_PYTHON", "llama-index-llms-openai-like llama-index-llms-ollama"),
+    "smolagents": ("SMOLAGENTS_PYTHON", "smolagents[openai]"),
+    "dspy": ("DSPY_PYTHON", "dspy"),
+    "": (
+        "CLIENTS_PYTHON",
+        "langchain-openai langchain-ollama pydantic-ai-slim[openai] openai-agents litellm llm",
+    ),
+}
+AI_SDK = "ai @ai-sdk/openai-compatible @ai-sdk/openai @ai-sdk/anthropic"
+TASK = """
+task: small
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
+def named(variable: str, what: str) -> str:
+    found = os.environ.get(variable)
+    if found is None:
+        pytest.skip(f"{variable} names no {what}")
+    return found
 
 
 @pytest.fixture
 def python(program: str) -> str:
-    is_llama_index = program.startswith("llama_index")
-    variable = "LLAMA_INDEX_PYTHON" if is_llama_index else "CLIENTS_PYTHON"
-    found = os.environ.get(variable)
-    if found is None:
-        packages = LLAMA_INDEX if is_llama_index else PACKAGES
-        pytest.skip(f"{variable} names no interpreter with {packages}")
-    return found
+    variable, packages = next(PYTHONS[start] for start in PYTHONS if program.startswith(start))
+    return named(variable, f"interpreter with {packages}")
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    model = os.environ.get("CLIENTS_MODEL")
-    if model is None:
-        pytest.skip("CLIENTS_MODEL names no model that calls tools")
+    model = named("CLIENTS_MODEL", "model that calls tools")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -65,17 +89,95 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server is not ready within a minute")
 
 
-@pytest.mark.parametrize("program", sorted(path.stem for path in FOLDER.glob("*.py")))
-def test_the_tool_is_called(python: str, url: str, program: str, tmp_path: Path) -> None:
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    """What a program writes to its output, in a folder that is its home."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [python, str(FOLDER / f"{program}.py"), url],
-        # The library would look for prices in the internet, else.
-        env=kept | {"HOME": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        command,
+        # litellm would look for prices in the internet, else.
+        env=kept | {"HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True", **environment},
+        cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
-    called = [line for line in done.stdout.splitlines() if line.startswith("CALLED")]
-    assert called, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_called(output: str, n_times: int = 1) -> None:
+    called = [line for line in output.splitlines() if line.startswith("CALLED")]
+    assert len(called) >= n_times, output
     assert all("get_weather" in line and "Paris" in line for line in called)
+
+
+@pytest.mark.parametrize("program", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_the_tool_is_called(python: str, url: str, program: str, tmp_path: Path) -> None:
+    check_called(run([python, str(FOLDER / f"{program}.py"), url], tmp_path))
+
+
+def test_the_ai_sdk_calls_the_tool(url: str, tmp_path: Path) -> None:
+    """By each of its providers that speak a dialect, streamed; by the first one whole, too."""
+    modules = named("AI_SDK_MODULES", f"folder with {AI_SDK}")
+    (tmp_path / "node_modules").symlink_to(modules)
+    program = tmp_path / "program.mjs"
+    program.write_text((FOLDER / "ai_sdk_tools.mjs").read_text())
+    check_called(run(["node", str(program), url], tmp_path), 5)
+
+
+def test_aider_answers(url: str, tmp_path: Path) -> None:
+    aider = named("AIDER", "aider")
+    (tmp_path / "a.py").write_text("print(1)\n")
+    output = run(
+        [
+            aider, "--model", "openai/any", "--message", "Say hello, change nothing.", "--no-git",
+            "--yes-always", "--no-show-model-warnings", "--analytics-disable", "--no-pretty",
+            "--no-check-update", "--edit-format", "whole", "a.py",
+        ],
+        tmp_path,
+        OPENAI_API_BASE=f"{url}/v1",
+        OPENAI_API_KEY="none",
+    )  # fmt: skip
+    assert re.search(r"Tokens: .* sent, [1-9]\d* received", output), output
+
+
+def test_guidellm_measures(url: str, tmp_path: Path) -> None:
+    guidellm = named("GUIDELLM", "guidellm")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "Say {n}"}}\n' for n in range(8)))
+    run(
+        [
+            guidellm, "run", "--backend", f"kind=openai_http,target={url},model=any", "--profile",
+            "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=4", "--data",
+            f"kind=json_file,path={prompts}", "--output", f"kind=json,path={tmp_path}/out.json",
+            "--disable-console",
+        ],
+        tmp_path,
+    )  # fmt: skip
+    (measured,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    requests = measured["metrics"]["request_totals"]
+    assert requests["errored"] == 0
+    assert requests["successful"] > 2
+
+
+def test_lm_eval_takes_the_servers_tokenizer(url: str, tmp_path: Path) -> None:
+    """A task of two questions that any model knows, and tokenizer_backend=remote."""
+    lm_eval = named("LM_EVAL", "lm_eval")
+    data = tmp_path / "data.jsonl"
+    questions = {"The capital of France is": [" Paris", " Rome"], "1, 2, 3,": [" 4", " 9"]}
+    data.write_text("".join(
+        json.dumps({"question": question, "choices": choices, "gold": 0}) + "\n"
+        for question, choices in questions.items()
+    ))  # fmt: skip
+    (tmp_path / "small.yaml").write_text(TASK.format(data=data))
+    how = f"model=any,base_url={url}/v1/completions,tokenizer_backend=remote,num_concurrent=1"
+    output = run(
+        [
+            lm_eval, "run", "--model", "local-completions", "--model_args", how, "--tasks", "small",
+            "--include_path", str(tmp_path),
+        ],
+        tmp_path,
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+    )  # fmt: skip
+    assert re.search(r"\|acc +\|↑ +\| +1\|", output), output
