@@ -92,6 +92,9 @@ class InstantEngine:
     def compile(self, constraint: Any) -> None: ...
     def cancel(self, ticket: Any) -> None: ...
 
+    def adapters(self) -> tuple[()]:
+        return ()
+
 
 def expected(template: ChatTemplate, record: dict[str, Any]) -> Answer:
     request = record["request"]

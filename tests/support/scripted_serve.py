@@ -64,6 +64,9 @@ class Engine:
     def cancel(self, ticket: int) -> None:
         self.stops[ticket].set()
 
+    def adapters(self) -> tuple[()]:
+        return ()
+
     def close(self) -> None:
         for ticket, thread in enumerate(self.threads):
             self.stops[ticket].set()

@@ -147,9 +147,10 @@ def test_count_tokens(url: str, client: Any) -> None:
     assert counted.input_tokens == len(PROMPT) - 2
 
 
-def test_models(url: str, client: Any) -> None:
-    (model,) = client(url).models.list().data
+def test_models(url: str, fakes: Any, client: Any) -> None:
+    model, *adapters = client(url).models.list().data
     assert (model.id, model.type, model.display_name) == ("tiny.Q8_0.gguf", "model", "Tiny")
+    assert [each.type for each in adapters] == ["model"] * len(fakes.engine().adapters())
     assert client(url).models.retrieve("any").created_at.year > 2000
 
 
