@@ -96,8 +96,10 @@ INLINE void dot_token(const vpair* w, const float16* d, const float16* m, global
 #endif
 
 // Up to so many tokens have their sums in registers, of which AVX-512 has enough: from memory two
-// take a fifth longer. Where blocks have offsets, too, only two are worth it.
-#if NT < 8 || !defined(ACT_INT) || !(defined(DOT_PAIRS_512) || defined(DOT_INTS_512))
+// take a fifth longer. Where blocks have offsets, too, only two are worth it. Steps of few tokens
+// have tiles of 8, and an expert may get few in any tile; others would only take longer to compile.
+#if NT < 8 || (NT > 8 && !defined(EXPERTS)) || !defined(ACT_INT) || \
+    !(defined(DOT_PAIRS_512) || defined(DOT_INTS_512))
 #define FEW 0
 #elif defined(WITH_M)
 #define FEW 2
