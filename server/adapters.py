@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def with_name(name: str, engine: Engine) -> AdapterState | None:
+    return next((each for each in engine.adapters() if each.name == name), None)
+
+
 def named(model: str, engine: Engine) -> AdapterState | None:
     """The adapter that a request's ``model`` names: all of it, or what stands behind its last
     colon, as in "base:adapter"."""
-    by_name = {each.name: each for each in reversed(engine.adapters())}
-    own = by_name.get(model)
-    return by_name.get(model.rpartition(":")[2]) if own is None and ":" in model else own
+    own = with_name(model, engine)
+    return with_name(model.rpartition(":")[2], engine) if own is None and ":" in model else own
 
 
 def below(folder: Path, path: str) -> Path:

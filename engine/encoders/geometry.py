@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,11 @@ def under_kernel(
 
 
 # --- rotary positions: angles are [patches, head / 2], one for each pair of values ---
+
+
+def by_place(places: npt.NDArray[Any], head: int, base: float) -> Doubles:
+    """All pairs turn by one coordinate, pair i with the frequency base^(-2i / head)."""
+    return places[:, None] * float(base) ** (-2 * np.arange(head // 2) / head)
 
 
 def by_halves(first: Ints, second: Ints, head: int, base: float, shift: bool = False) -> Doubles:

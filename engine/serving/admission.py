@@ -83,8 +83,11 @@ class Admission:
     def uses(self, place: int) -> bool:
         """Whether a request that has not ended has the adapter of a place."""
         with self._choosing:
-            self._adapted = [seq for seq in self._adapted if seq.state != "finished"]
-            return any(seq.adapter_scales[place] for seq in self._adapted)
+            return any(seq.adapter_scales[place] for seq in self._still_adapted())
+
+    def _still_adapted(self) -> list[Sequence]:
+        self._adapted = [seq for seq in self._adapted if seq.state != "finished"]
+        return self._adapted
 
     def admit(self, request: Request, on_event: Callable[[Event], None]) -> Stream:
         """Raises ContextOverflowError or RequestError for one that cannot be served."""
@@ -114,8 +117,7 @@ class Admission:
             seq = Sequence.from_request(next(self._ids), request, salt)
             seq.adapters, seq.adapter_scales, seq.adapter_starts = named, scales, starts
             if named:
-                self._adapted = [each for each in self._adapted if each.state != "finished"]
-                self._adapted.append(seq)
+                self._still_adapted().append(seq)
         if self._info.start_token is not None:
             seq.encode_first(self._info.start_token)
         return seq

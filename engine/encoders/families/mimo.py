@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.families.whisper import stem, tower
-from gguf_serve.engine.encoders.geometry import Floats, rotation
+from gguf_serve.engine.encoders.geometry import Floats, by_place, rotation
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, attended, fed, linear, mlp, normalized
 from gguf_serve.engine.encoders.weights import EncoderWeights
@@ -66,6 +66,4 @@ def local(g: Graph, spec: AudioFile, n: int) -> Rows:
 
 
 def _turned(g: Graph, positions: np.ndarray, spec: AudioFile, base: float) -> Tensor:
-    head = spec.width // spec.n_heads
-    frequencies = base ** (-2 * np.arange(head // 2) / head)
-    return g.constant_rope(rotation(positions[:, None] * frequencies))
+    return g.constant_rope(rotation(by_place(positions, spec.width // spec.n_heads, base)))

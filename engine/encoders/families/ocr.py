@@ -16,6 +16,7 @@ from gguf_serve.engine.encoders.geometry import (
     Grid,
     bicubic,
     bilinear,
+    by_place,
     resized,
     rotation,
     square_table,
@@ -63,7 +64,7 @@ def deepseek_ocr2(g: Graph, spec: VisionFile, grid: Grid, like_llama_cpp: bool) 
     queries = {size: w.floats(f"v.resample_query_{size}.weight") for size in (768, 1024)}
     x = arranged(g, seen, queries[grid[1] * spec.patch], [*range(n), *range(-1, -1 - n, -1)])
     t = tower(spec, rms=True, activation="silu", seen=n)
-    angles = np.arange(2 * n)[:, None] * QWEN_BASE ** (-2 * np.arange(t.head // 2) / t.head)
+    angles = by_place(np.arange(2 * n), t.head, QWEN_BASE)
     x = transformer(g, x, t, lambda i: [2 * n], g.constant_rope(rotation(angles)))
     x = normalized(g, x, "v.post_ln", spec.eps, rms=True)
     x = linear(g, g.gather(x, np.arange(n, 2 * n)[:, None]), "mm.model.fc")

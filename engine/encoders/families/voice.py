@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, Ints, rotation
+from gguf_serve.engine.encoders.geometry import Floats, Ints, by_place, rotation
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, transformer
 from gguf_serve.engine.encoders.weights import EncoderWeights
@@ -38,8 +38,7 @@ def mimi(g: Graph, spec: AudioFile, n_samples: int, like_llama_cpp: bool) -> Row
         spec.n_layers, spec.n_heads, spec.width, spec.eps,
         "gelu" if like_llama_cpp else "gelu_erf", prefix="a", causal=True, window=MIMI_WINDOW - 1,
     )  # fmt: skip
-    angles = np.arange(x.count)[:, None] * ROPE_BASE ** (-2 * np.arange(t.head // 2) / t.head)
-    rope = g.constant_rope(rotation(angles))
+    rope = g.constant_rope(rotation(by_place(np.arange(x.count), t.head, ROPE_BASE)))
     x = transformer(g, x, t, lambda i: [x.count], rope, neox=False)
     stride = MIMI_FRAME // int(np.prod(MIMI_STRIDES))
     return linear(g, _causal(g, x, "a.downsample.conv", stride, repeat=True), "a.speaker_proj")

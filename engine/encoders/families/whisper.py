@@ -7,7 +7,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
-from gguf_serve.engine.encoders.geometry import Floats, Ints, rotation, under_kernel
+from gguf_serve.engine.encoders.geometry import Floats, Ints, by_place, rotation, under_kernel
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.patches import arranged
 from gguf_serve.engine.encoders.vit import Tower, gated, linear, mlp, normalized, transformer
@@ -127,7 +127,7 @@ def dots3note(g: Graph, spec: AudioFile, n_frames: int, like_llama_cpp: bool) ->
     """The convolutions of Qwen3's over all frames; half of each head turns."""
     x = _convolved_in_time_and_pitch(g, spec, 1, n_frames)
     turned = spec.width // spec.n_heads // 2
-    angles = np.arange(x.count)[:, None] * ROPE_BASE ** (-2 * np.arange(turned // 2) / turned)
+    angles = by_place(np.arange(x.count), turned, ROPE_BASE)
     t = replace(tower(spec), rms=True, activation="silu", turned=turned)
     x = transformer(g, x, t, lambda i: [x.count], g.constant_rope(rotation(angles)))
     x = normalized(g, x, "a.post_ln", spec.eps, rms=True)

@@ -9,8 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from gguf_serve.engine.options import AdapterState
-from gguf_serve.server.adapters import below, check_name
+from gguf_serve.server.adapters import below, check_name, with_name
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, not_enabled
 from gguf_serve.server.requests.fields import convert
@@ -48,7 +47,7 @@ async def load(service: Service, one_by_one: Workers, http: HttpRequest) -> Resp
     path = below(folder, body.lora_path)
 
     def act() -> None:
-        there = find(service, body.lora_name)
+        there = with_name(body.lora_name, service.engine)
         if there is not None and not body.load_inplace:
             raise invalid(
                 f"The lora adapter {body.lora_name!r} has already been loaded. If you want to "
@@ -67,7 +66,7 @@ async def unload(service: Service, one_by_one: Workers, http: HttpRequest) -> Re
         raise not_enabled("/v1/unload_lora_adapter", "--lora-runtime FOLDER")
 
     def act() -> None:
-        there = find(service, body.lora_name)
+        there = with_name(body.lora_name, service.engine)
         if there is None or body.lora_int_id not in (None, there.id):
             name = f"{body.lora_name!r}" + f" with the id {body.lora_int_id}" * (there is not None)
             raise ApiError("not_found_error", f"The lora adapter {name} cannot be found.")
@@ -75,7 +74,3 @@ async def unload(service: Service, one_by_one: Workers, http: HttpRequest) -> Re
 
     await one_by_one.run(act)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-
-def find(service: Service, name: str) -> AdapterState | None:
-    return next((each for each in service.engine.adapters() if each.name == name), None)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from gguf_serve.engine.options import AdapterState
 from gguf_serve.engine.request import Request
+from gguf_serve.server.adapters import with_name
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.openai.chunks import Completions, Shape
 from gguf_serve.server.dialects.openai.shapes import ChatShape, TextShape
@@ -176,7 +177,7 @@ async def model(service: Service, http: HttpRequest) -> Response:
     """An adapter by its name, else the one model, whatever it is called: completions do not look
     either."""
     asked = http.path_params["name"]
-    found = next((each for each in service.engine.adapters() if each.name == asked), None)
+    found = with_name(asked, service.engine)
     return json_response(openai_model(service) if found is None else lora_model(service, found))
 
 
