@@ -49,6 +49,7 @@ from gguf_serve.kernels.quantization.activations import (
 from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import NormWeights, norm
+from gguf_serve.kernels.rows.softcap import softcap
 from gguf_serve.kernels.rows.topk import topk, topk_buffers
 
 HEADS = ((64, 64), (80, 80), (128, 128), (256, 256), (576, 512))  # of K and V
@@ -94,6 +95,7 @@ def launcher_specs(device: Device) -> list[Spec]:
             _record_attention(tape, KVShape(2, *head), kind, counts)
     logits, experts = empty(device, (N_TOKENS, 151936)), empty(device, (N_TOKENS, 128))
     topk(tape, logits, topk_buffers(device, N_TOKENS, 151936, 1))
+    softcap(tape, logits, 30.0)
     for tile in (1, 32):
         buffers = routing_buffers(device, N_TOKENS, 128, 8)
         route(tape, experts, Routing(128, 8, normalize=True), buffers, counts, tile=tile)

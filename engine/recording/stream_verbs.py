@@ -27,7 +27,7 @@ from gguf_serve.kernels.rows.hyper import (
 )
 from gguf_serve.kernels.rows.ngram import gate_ngrams
 from gguf_serve.kernels.rows.norm import COPY, norm
-from gguf_serve.kernels.rows.topk import softcap
+from gguf_serve.kernels.rows.softcap import softcap
 from gguf_serve.kernels.rows.watch import watch
 
 

@@ -1,12 +1,15 @@
 // The largest logits of each row and the row's log-sum-exp, without sorting the row.
 //
-// 1 segments: work-item (EACH segments of SEGMENT logits, row) finds their maxima and sums of exps.
-// 2 select:   work-group of WG items (1 on CPUs): a row; the k-th largest of the segments' maxima
-//             is a threshold that at least k logits reach (found by bisection over the floats'
-//             order); log-sum-exp.
-// 3 collect:  work-item (segment, row): every logit that reaches the threshold goes to the
-//             row's list, in any order; segments whose maximum does not are skipped. With COLLECT
-//             (for CPUs) it is the end of step 2 instead, and the list is sorted.
+// SEGMENTS  work-item (EACH segments of SEGMENT logits, row) finds their maxima and sums of exps.
+// SELECT    work-group of WG items (1 on CPUs): a row; the k-th largest of the segments' maxima is
+//           a threshold that at least k logits reach (found by bisection over the floats' order);
+//           log-sum-exp.
+// COLLECT   work-item (segment, row): every logit that reaches the threshold goes to the row's
+//           list, in any order; segments whose maximum does not are skipped.
+//
+// A GPU has a program for each of these kernels, CPUs one for all: there COLLECT is the end of
+// SELECT, and the list is sorted.
+//
 // wanted[row] = (k, token whose logit is asked for, mask or -1, whether the log-sum-exp is asked
 // for: its exps take most of the time, and where it is not, it is NaN). A mask has a bit for each
 // token, padded to whole segments; where it is 0, the token is not among the largest, but it
@@ -36,6 +39,7 @@ INLINE int ordered(float v) {
 
 INLINE bool allowed(global const uint* mask, int i) { return mask[i >> 5] >> (i & 31) & 1; }
 
+#ifdef SEGMENTS
 // The largest of the n allowed logits from token `begin` on; x points to the first of them.
 INLINE float allowed_top(global const float* x, global const uint* mask, int begin, int n) {
     const int16 lanes = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -95,7 +99,9 @@ kernel void segments(global const float* logits, int n_vocab, global const int4*
         tops[i] = mask < 0 ? top : allowed_top(logits + begin, masks, begin, n);
     }
 }
+#endif
 
+#ifdef SELECT
 #ifdef COLLECT
 // Adds the logits of x that reach t to a row's list: before those that are less, so that what
 // ties stays in the order of the tokens. Token `begin` is x[0].
@@ -127,15 +133,12 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     maxima += (size_t)row * n_segments;
     tops += (size_t)row * n_segments;
     found += (size_t)row * RECORD;
-    float top = -INFINITY, top_allowed = -INFINITY, broken = 0;
-    for (int i = LID; i < n_segments; i += WG) {
-        top = fmax(top, maxima[i].x);
-        broken = fmax(broken, (float)isnan(maxima[i].x));
-    }
+    float top = -INFINITY, top_allowed = -INFINITY;
+    for (int i = LID; i < n_segments; i += WG)
+        top = fmax(top, isnan(maxima[i].x) ? INFINITY : maxima[i].x);  // which is broken, too
     for (int i = LID; i < n_segments; i += WG) top_allowed = fmax(top_allowed, tops[i]);
     top = max_group(top, partial);
     top_allowed = max_group(top_allowed, partial);
-    broken = max_group(broken, partial);
     float sum = wanted[row].w ? 0 : NAN;
     if (wanted[row].w)
         for (int i = LID; i < n_segments; i += WG) sum += maxima[i].y * exp(maxima[i].x - top);
@@ -157,7 +160,7 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     logits += (size_t)row * n_vocab;
     found[2] = as_int(logits[wanted[row].y]);
     const int mask = wanted[row].z;
-    found[3] = (mask >= 0 ? MASKED : 0) | (broken > 0 || isinf(top) ? BROKEN : 0);
+    found[3] = (mask >= 0 ? MASKED : 0) | (isinf(top) ? BROKEN : 0);
 #ifdef COLLECT
     found[3] |= SORTED;
     masks = mask < 0 ? 0 : masks + (size_t)mask * n_segments * (SEGMENT / 32);
@@ -168,7 +171,9 @@ kernel void select_threshold(global const float2* maxima, global const float* to
     }
 #endif
 }
+#endif
 
+#if defined(COLLECT) && !defined(SELECT)
 VECTOR_ITEMS
 kernel void collect(global const float* logits, int n_vocab, global const int4* wanted,
                     global const uint* masks, global const float* tops,
@@ -191,11 +196,4 @@ kernel void collect(global const float* logits, int n_vocab, global const int4* 
         }
     }
 }
-
-// logits = cap * tanh(logits / cap); work-item: 16 logits of a row.
-VECTOR_ITEMS
-kernel void softcap(global float* logits, int n_vocab, float cap) {
-    const int i = get_global_id(0) * 16;
-    global float* x = logits + (size_t)get_global_id(1) * n_vocab + i;
-    for (int j = 0; j < min(16, n_vocab - i); j++) x[j] = cap * tanh(x[j] / cap);
-}
+#endif

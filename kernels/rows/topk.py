@@ -19,6 +19,7 @@ SEGMENTS_EACH = 16  # of a work-item on a CPU
 CAPACITY = 512  # logits that reach the threshold and still fit a row's list
 MAX_K = 256
 HEADER = 4
+KERNELS = ("SEGMENTS", "SELECT", "COLLECT")
 MASKED, SORTED, BROKEN = 1, 2, 4  # flags of a record
 
 
@@ -47,20 +48,11 @@ def topk_buffers(device: Device, n_rows: int, n_vocab: int, n_masks: int) -> Top
     )
 
 
-def softcap(tape: Tape, logits: Tensor, cap: float) -> None:
-    """logits = cap * tanh(logits / cap)."""
-    n_vocab = logits.shape[1]
-    args = {"logits": logits, "n_vocab": n_vocab, "cap": cap}
-    grid = (-(-n_vocab // 16), Per(OUTPUTS))
-    tape.add("rows/topk.cl", "softcap", _defines(tape.device), args, grid)
-
-
 def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     """Fill ``buffers.found`` from logits, float32 [n, n_vocab], and ``buffers.wanted``."""
     n_segments = -(-logits.shape[1] // SEGMENT)
-    alone = tape.device.is_simd  # a work-item collects a row's best
     each, group = _shares(tape.device)
-    defines = _defines(tape.device)
+    segments, selects, collects = _programs(tape.device)
     args: Arguments = {
         "logits": logits, "n_vocab": logits.shape[1], "wanted": buffers.wanted,
         "masks": buffers.masks, "tops": buffers.tops,
@@ -68,14 +60,14 @@ def topk(tape: Tape, logits: Tensor, buffers: TopKBuffers) -> None:
     maxima = {"maxima": buffers.maxima}
     chosen = {"found": buffers.found, "thresholds": buffers.thresholds}
     grid = (-(-n_segments // each), Per(OUTPUTS))
-    tape.add("rows/topk.cl", "segments", defines, {**args, **maxima}, grid)
+    tape.add("rows/topk.cl", "segments", segments, {**args, **maxima}, grid)
     rows = Per(OUTPUTS, 1, group)
     select = {**args, **maxima, **chosen, "n_segments": n_segments}
-    tape.add("rows/topk.cl", "select_threshold", defines, select, (rows,), (group,))
-    if alone:
+    tape.add("rows/topk.cl", "select_threshold", selects, select, (rows,), (group,))
+    if tape.device.is_simd:  # a work-item has collected a row's best
         return
     grid = (n_segments, Per(OUTPUTS))
-    tape.add("rows/topk.cl", "collect", defines, {**args, **chosen}, grid)
+    tape.add("rows/topk.cl", "collect", collects, {**args, **chosen}, grid)
 
 
 def _shares(device: Device) -> tuple[int, int]:
@@ -83,10 +75,14 @@ def _shares(device: Device) -> tuple[int, int]:
     return (SEGMENTS_EACH, 1) if device.is_simd else (1, SIMT_GROUP)
 
 
-def _defines(device: Device) -> list[str]:
+def _programs(device: Device) -> list[list[str]]:
+    """The defines of the programs for the three kernels: on CPUs it is one program, since another
+    takes a start longer than these take to compile."""
     each, group = _shares(device)
-    collect = ["COLLECT"] * device.is_simd
-    return [f"CAPACITY={CAPACITY}", f"EACH={each}", f"WG={group}", *collect]
+    sizes = [f"CAPACITY={CAPACITY}", f"EACH={each}", f"WG={group}"]
+    if device.is_simd:
+        return [[*sizes, *KERNELS]] * len(KERNELS)
+    return [[*sizes, kernel] for kernel in KERNELS]
 
 
 class Found(Struct, frozen=True):

@@ -66,8 +66,7 @@ def test_groups_are_as_large_as_the_kernel_can_have(device: Device, programs: Pr
     tape = Tape(replace(device, info=replace(device.info, kind="gpu")), programs)
     logits = zeros(device, (512, 20))
     args = {"logits": logits, "n_vocab": 20, "cap": 1.0}
-    softcap = ("rows/topk.cl", "softcap", ["CAPACITY=1", "EACH=1", "WG=1"], args)
-    tape.add(*softcap, (2, Per(TOKENS)))
+    tape.add("rows/softcap.cl", "softcap", [], args, (2, Per(TOKENS)))
     (launch,) = tape.launches
     if device.is_simd:
         assert launch.local_size((2, 512)) == (1, 1)
