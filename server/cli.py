@@ -131,6 +131,8 @@ def tell(ctx: click.Context, findings: Findings) -> None:
 
 def run(**values: Any) -> None:
     """Serve a GGUF model with OpenAI's API."""
+    if values["demo"]:
+        values |= {name: value for name, value in shortcuts.DEMO.items() if values[name] is None}
     settings = made(Settings, values)
     if settings.list_devices:
         sys.exit(list_devices())

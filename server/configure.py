@@ -67,14 +67,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         mmproj=projector(settings),
         mmproj_device=settings.mmproj_device if settings.mmproj_offload else "none",
         chat_template=chat_template(settings),
-        activation_type=activation_type(settings),
     )
-
-
-def activation_type(settings: Settings) -> str:
-    """The demonstration model is so small that rounding to 8 bits shows, and fast without it."""
-    wanted = settings.engine.activation_type
-    return "int16" if settings.demo and wanted == "auto" else wanted
 
 
 def projector(settings: Settings) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cli, "start", take)
 
     def run(*args: str, **env: str) -> Settings:
-        result = CliRunner().invoke(cli.main, ["-m", "x.gguf", *args], env=env)
+        model = [] if "--demo" in args else ["-m", "x.gguf"]
+        result = CliRunner().invoke(cli.main, [*model, *args], env=env)
         assert result.exit_code == 0, result.output
         return taken[-1]
 
@@ -227,12 +227,17 @@ def test_reasoning_stays_in_prompts_unless_told_otherwise() -> None:
     assert kwargs(chat_template_kwargs=text) == {"preserve_reasoning": False, "a": 1}
 
 
-def test_the_demonstration_model_computes_exactly(settings_of: Any) -> None:
-    given = settings_of("--activation-type", "int8")
-    assert engine_options(given).activation_type == "int8"
-    assert engine_options(replace(given, demo=True)).activation_type == "int8"
-    assert engine_options(settings_of()).activation_type == "auto"
-    assert engine_options(replace(settings_of(), demo=True)).activation_type == "int16"
+def test_the_demonstration_model_has_defaults_of_its_own(settings_of: Any) -> None:
+    def found(*args: str, **env: str) -> tuple[str, float, float]:
+        settings = settings_of(*args, **env)
+        sampling = request_defaults(settings).sampling
+        activations = engine_options(settings).activation_type
+        return activations, sampling.temperature, sampling.top_p
+
+    assert found() == ("auto", 0.8, 0.95)
+    assert found("--demo") == ("int16", 0.2, 0.9)
+    assert found("--demo", "--activation-type", "int8", "--top-p", "1") == ("int8", 0.2, 1)
+    assert found("--demo", LLAMA_ARG_TEMPERATURE="0.8") == ("int16", 0.8, 0.9)
 
 
 def test_model_and_demo() -> None:
