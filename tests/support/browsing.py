@@ -13,11 +13,13 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 WAIT = 60_000  # milliseconds, on a machine with much other work
-# How many messages there are, and what the last answer answers; null while it grows.
+# How many messages there are, and what the last answer answers; null while it grows, or the end of
+# its text is still to be rendered.
 ANSWERED = """() => {
   const all = [...document.querySelectorAll(".message")];
   const [asked, answer] = all.slice(-2);
-  const isWhole = answer?.matches(".assistant") && answer.getAttribute("aria-busy") !== "true";
+  const isBusy = answer?.matches("[aria-busy=true], :has([aria-busy=true])");
+  const isWhole = answer?.matches(".assistant") && !isBusy;
   return isWhole ? `${all.length} ${asked.textContent}` : null;
 }"""
 expect = sync_api.expect

@@ -32,7 +32,7 @@ export class Rendered {
 
   async render() {
     if (this.busy) return;
-    this.busy = true;
+    this.setBusy(true);
     while (this.done !== this.text) {
       const text = this.text;
       const began = performance.now();
@@ -47,7 +47,12 @@ export class Rendered {
       this.wait = Math.max(LEAST, SHARE * (performance.now() - began));
       if (this.done !== this.text && this.grows) await this.pause();
     }
-    this.busy = false;
+    this.setBusy(false);
+  }
+
+  setBusy(busy) {
+    this.busy = busy;
+    this.element.setAttribute("aria-busy", String(busy)); // what is shown is not all of it yet
   }
 
   pause() {
