@@ -97,6 +97,12 @@ class DraftOptions:
         help="probability that it gives each of them at least",
     )
 
+    n_vocab: int = option(
+        "--spec-draft-vocab", group=GROUP, type=NATURAL, default=0,
+        help="it guesses the first so many tokens of its vocabulary only, which are the commonest "
+        "where a BPE has merged them in that order; 0: all",
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculationOptions:

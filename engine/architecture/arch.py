@@ -235,6 +235,7 @@ class Hyperparameters(Struct, frozen=True):
     n_embd_token: int = 0  # values of a token's embedding in the file
     group_norm: tuple[int, float] | None = None  # groups of channels and epsilon of such norms
     gives_states: bool = False  # those that its heads take are wanted of every step
+    n_vocab_output: int = 0  # the first tokens, which alone have logits; 0: all
     image_experts: bool = False  # images have weights of their own, and there may be images
 
     @property

@@ -60,6 +60,10 @@ class Head(Struct, frozen=True):
     rank_of_mean: RankOfMean | None
     dense: tuple[Linear, ...] = ()
 
+    def has_silent_tokens(self, h: Hyperparameters) -> bool:
+        """Whether some tokens have no row in the output, and so always the lowest logit."""
+        return self.output is not None and self.output.matrix.n_rows < h.n_vocab
+
     def hidden(self, g: Graph, x: Rows) -> Rows:
         """The hidden states of all tokens."""
         with g.on(self.part):
@@ -86,7 +90,7 @@ class Head(Struct, frozen=True):
         if self.output is None:
             return None
         with g.on(self.part):
-            rows = g.rows(g.h.n_vocab) if self.output.offset else None
+            rows = g.rows(g.h.n_vocab) if self.has_silent_tokens(g.h) else None
             logits = g.linear(last, self.output, scale=g.h.logit_scale, into=rows)
             if g.h.logit_softcap:
                 g.softcap(logits, g.h.logit_softcap)

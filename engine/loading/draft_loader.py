@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError, naming
@@ -22,6 +22,7 @@ from gguf_serve.engine.options import NO_ROOM, ControlVectors, EngineOptions, Ro
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.speculation_options import DRAFT, OFF
 from gguf_serve.kernels.attention.kv import KVPages
+from gguf_serve.kernels.quantization.packing import ROWS
 
 if TYPE_CHECKING:  # most starts have nothing that guesses so
     from gguf_serve.engine.speculation.models.draft_model import DraftModel
@@ -85,7 +86,8 @@ def open_draft(
         _check_kind(h)
         _check_sizes(h.n_vocab, target_hparams.n_vocab)
         check_vocabularies(gguf.metadata, target.metadata)
-        return draft_file(gguf, h, own)
+        whole_groups = -(-given.n_vocab // ROWS) * ROWS
+        return draft_file(gguf, structs.replace(h, n_vocab_output=whole_groups), own)
 
 
 def own_options(options: EngineOptions) -> EngineOptions:

@@ -75,7 +75,7 @@ class Decoder:
         last = places[weights.placement.output]
         n_tokens = last.workspace.n_tokens
         self.logits = empty(last.device, (n_outputs, h.n_vocab if self.generates else 0))
-        if weights.head.output is not None and weights.head.output.offset:  # no step writes these
+        if weights.head.has_silent_tokens(h):  # no step writes their logits
             write(
                 last.device,
                 self.logits,

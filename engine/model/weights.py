@@ -261,6 +261,8 @@ def _output(source: TensorSource, h: Hyperparameters, embedding: Matrix | None) 
     n_silent = h.n_vocab - output.matrix.n_rows  # before the last ids, which have rows
     if n_silent < 0:
         raise ModelError(f"output.weight has {output.matrix.n_rows} rows for {h.n_vocab} tokens")
+    if h.n_vocab_output and not n_silent:
+        output = replace(output, matrix=output.matrix.first_rows(h.n_vocab_output))
     return replace(output, offset=n_silent)
 
 

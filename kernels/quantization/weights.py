@@ -66,6 +66,15 @@ class Matrix(Struct, frozen=True):
     def n_groups(self) -> int:
         return -(-self.n_rows // ROWS)
 
+    def first_rows(self, n: int) -> Matrix:
+        """A view of the first ``n`` rows, a multiple of ROWS, or of all where there are no more, or
+        where they lie in slabs."""
+        assert n % ROWS == 0
+        assert self.n_experts == 1
+        if self.slabs or n >= self.n_rows:
+            return self
+        return replace(self, n_rows=n, n_bytes=self.n_bytes * n // self.n_rows)
+
     @property
     def defines(self) -> tuple[str, ...]:
         """What kernels that read it are compiled with."""

@@ -37,9 +37,9 @@ def start(
 ) -> Start:
     guess_everything(monkeypatch)
 
-    def started(name: str, draft: str | None, **changes: Any) -> Engine:
+    def started(name: str, draft: str | None, n_vocab: int = 0, **changes: Any) -> Engine:
         path = None if draft is None else str(conformance_model(draft))
-        guesses = SpeculationOptions(draft=DraftOptions(model=path, n_max=4))
+        guesses = SpeculationOptions(draft=DraftOptions(model=path, n_max=4, n_vocab=n_vocab))
         model, engine = start_sound(name, replace(OPTIONS, speculation=guesses, **changes))
         assert (model.drafter is None) == (draft is None)
         return engine
@@ -84,6 +84,18 @@ def test_a_draft_that_is_its_target_is_always_right(start: Start) -> None:
             assert drafts.n_accepted == drafts.n_tokens > 40
     limited = submit(engine, PROMPT, 20, drafts=DraftLimits(0, 0, 0.0)).wait()
     assert limited.end.timings.drafts.n_tokens == 0
+
+
+def test_a_draft_of_few_tokens_guesses_these(start: Start) -> None:
+    """Those with a row in what is left of its output, whatever it would say else."""
+    first = 32
+    whole, few = start("llama-dense", "llama-dense"), start("llama-dense", "llama-dense", first)
+    expected = submit(whole, PROMPT, 60, GREEDY).wait()
+    reply = submit(few, PROMPT, 60, GREEDY).wait()
+    assert reply.tokens == expected.tokens
+    drafts = reply.end.timings.drafts
+    assert 0 < drafts.n_accepted <= sum(token < first for token in reply.tokens)
+    assert drafts.n_accepted < expected.end.timings.drafts.n_accepted
 
 
 def test_a_crowd_for_which_pages_run_out(start: Start) -> None:
