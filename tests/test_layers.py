@@ -32,14 +32,19 @@ ROOMS = {
 }
 
 
-def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
+@cache  # three tests ask for those of every module
+def imported(source: str, package: str) -> tuple[tuple[int, str], ...]:
     """Line and full name of everything that ``source``, a module of ``package``, imports.
 
     Also where it does so inside a function, under TYPE_CHECKING, relatively, or by a call
     of import_module or __import__ with a literal name. What is taken from a module counts
     as a name of it, since it may be a module.
     """
-    for node in ast.walk(ast.parse(source)):
+    return tuple(_imported(ast.parse(source), package))
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

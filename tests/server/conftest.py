@@ -311,8 +311,18 @@ def fakes() -> type[Fakes]:
 Serve = Callable[..., str]
 
 
+@pytest.fixture(scope="session")
+def ending() -> Iterator[list[threading.Thread]]:
+    """Servers that have been told to end, which uvicorn takes 0.2 s of waiting for: time that the
+    next test has."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(timeout=5)
+
+
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(ending: list[threading.Thread]) -> Iterator[Serve]:
     """Call with an engine (None: still loading) and the Service's options; gives the URL."""
     running: list[tuple[uvicorn.Server, threading.Thread, Any]] = []
 
@@ -361,7 +371,7 @@ def serve() -> Iterator[Serve]:
         server.should_exit = True
         if engine is not None:
             engine.close()
-        thread.join(timeout=5)
+        ending.append(thread)
 
 
 @pytest.fixture(scope="session")

@@ -275,7 +275,7 @@ class Pictures(BaseHTTPRequestHandler):
 def pictures() -> Iterator[str]:
     """An HTTP server with pictures, on the loopback interface."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

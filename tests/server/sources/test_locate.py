@@ -119,7 +119,7 @@ def test_docker_hub(tmp_path: Path) -> None:
             self.wfile.write(body or b"")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     where = {"offline": False, "auth": url, "registry": url, "folder": tmp_path}
     assert docker.fetched("tiny", **where).read_bytes() == model  # type: ignore[arg-type]
