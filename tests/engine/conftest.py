@@ -1,4 +1,5 @@
-"""Fixtures of the engine's tests: ``device`` and ``programs``, see opencl_devices.py."""
+"""Fixtures of the engine's tests, of which ``device`` and ``programs`` are in opencl_devices.py,
+and so is what tests of whole models run on daily."""
 
 from __future__ import annotations
 
@@ -7,7 +8,13 @@ from pathlib import Path
 
 import pytest
 from asking import engine_of
-from opencl_devices import called_functions, device, programs
+from opencl_devices import (
+    called_functions,
+    compilers_go_on,
+    device,
+    programs,
+    pytest_collection_modifyitems,
+)
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model, load_model
@@ -15,7 +22,9 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
 
-__all__ = ["called_functions", "device", "programs"]
+__all__ = [
+    "called_functions", "compilers_go_on", "device", "programs", "pytest_collection_modifyitems",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

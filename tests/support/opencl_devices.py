@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from gguf_serve.kernels.opencl.compiling import compiler
+from gguf_serve.kernels.opencl.compiling.compiler import Compiler
+from gguf_serve.kernels.opencl.compiling.worker import Worker, keep_worker
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import SOURCES, Programs, Spec
@@ -99,24 +101,21 @@ VARIANTS = [
     for info in list_devices()
     for family in FAMILIES.get(info.kind, ("simt",))
 ] or [pytest.param(None, marks=pytest.mark.skip(reason="no OpenCL device"))]
-SECOND = ("intel-simt", "portable-simd")  # Intel's driver has simd daily, PoCL simt
+SECOND = {  # Intel's driver has simd daily, PoCL simt
+    variant.values[0] for variant in VARIANTS if variant.id in ("intel-simt", "portable-simd")
+}
 
 
-def on_some(
-    names: Iterable[str], *, everywhere: Container[str] = (), slow: Container[str] = ()
-) -> list[Any]:
-    """Parameters "device" and another for whole models, of which each is one of ``names``: daily
-    each family on one driver (programs are tested one by one on both), or, for those
-    ``everywhere``, on both; all others are slow."""
-    return [
-        pytest.param(
-            variant.values[0], name, id=f"{variant.id}-{name}",
-            marks=[*variant.marks, *([pytest.mark.slow] if is_slow else [])],
-        )
-        for name in names
-        for variant in VARIANTS
-        for is_slow in [name in slow or (variant.id in SECOND and name not in everywhere)]
-    ]  # fmt: skip
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole models run daily with each family on one driver, since programs are tested
+    one by one on both: those marked ``whole_models(*everywhere)`` are slow on the other, but for
+    the models that are named."""
+    for item in items:
+        mark, call = item.get_closest_marker("whole_models"), getattr(item, "callspec", None)
+        if mark is None or call is None or call.params["device"] not in SECOND:
+            continue
+        if not any(value in mark.args for value in call.params.values()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -128,3 +127,19 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(scope="session")
 def programs(device: Device) -> Programs:
     return Programs(device)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilers_go_on() -> Iterator[None]:
+    """A process that compiles for one engine does so for the next: each takes half a second of a
+    processor to come up, as much as three programs."""
+
+    def keep(self: Compiler, worker: Worker) -> None:
+        with self._changed:
+            self._workers.discard(worker)
+        keep_worker(worker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiler, "_close", keep)
+        patch.setattr(compiler, "end_spare_workers", lambda: None)
+        yield

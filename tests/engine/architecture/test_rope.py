@@ -94,6 +94,7 @@ def test_sections_in_turns() -> None:
 Load = Callable[[str], Stepper]
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["qwen2vl-dense", "qwen3vl-dense"])
 def test_images_in_a_prompt(
     device: Device, programs: Programs, conformance_model: Callable[[str], Path], name: str
@@ -148,6 +149,7 @@ def test_scores_of_latent_attention_are_scaled(
     assert replace(scaling, scores=False).score_scale == 1.0
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -64,8 +64,9 @@ def test_images(
     check_images(*first_device, conformance_model, reference, reference.images)
 
 
+@pytest.mark.whole_models("gemma4v", "qwen2.5vl")
 @pytest.mark.parametrize("name", FEW)
-def test_images_on_every_device_in_both_families(
+def test_images_in_both_families(
     device: Device, programs: Programs, conformance_model: Build, vision_folder: Path, name: str
 ) -> None:
     reference = Reference(vision_folder, name)

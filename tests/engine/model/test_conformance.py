@@ -46,6 +46,9 @@ ENDINGS = [
     "grovemoe-moe", "lfm2-dense", "llama4-moe", "olmo2-dense", "qwen3next-moe",
 ]  # fmt: skip
 TABLE = [3, 7, 5, 9, 2, 11, 1, 0]
+ON_BOTH_DRIVERS = pytest.mark.whole_models(
+    "deepseek2-moe", "gemma4-e2b", "gpt-oss-moe", "qwen3next-moe"
+)
 
 Load = Callable[[str], Stepper]
 
@@ -91,6 +94,7 @@ def test_a_clone_has_the_daily_models(name: str) -> None:
     assert (DATA / "logits" / f"{name}.npz").is_file()
 
 
+@ON_BOTH_DRIVERS
 @pytest.mark.parametrize("name", FAST)
 def test_a_prompt_and_single_tokens(load: Load, name: str) -> None:
     tokens, logits = reference(name)
@@ -98,6 +102,7 @@ def test_a_prompt_and_single_tokens(load: Load, name: str) -> None:
     assert nmse(result, logits) <= FLOAT_NMSE
 
 
+@ON_BOTH_DRIVERS
 @pytest.mark.parametrize("name", FAST)
 def test_company_changes_nothing(load: Load, device: Device, name: str) -> None:
     """On CPUs the bits are those of a sequence alone."""
@@ -117,6 +122,7 @@ def drafts_verified(model: Stepper, tokens: list[int], counts: list[int]) -> tup
     return found[0], found[1]
 
 
+@ON_BOTH_DRIVERS
 @pytest.mark.parametrize("name", FAST)
 def test_tokens_at_once_have_the_bits_of_single_ones(load: Load, device: Device, name: str) -> None:
     """What speculation stands on."""
@@ -138,6 +144,7 @@ def some_rows(model: Stepper, tokens: list[int], positions: list[int]) -> Floats
     return np.concatenate([row for row in rows if len(row)])
 
 
+@ON_BOTH_DRIVERS
 @pytest.mark.parametrize("name", ENDINGS)
 def test_rows_that_are_not_wanted_change_nothing(load: Load, device: Device, name: str) -> None:
     """A chunk without such rows, one with one, one with many."""

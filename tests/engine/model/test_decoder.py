@@ -11,7 +11,6 @@ import pyopencl as cl
 import pytest
 from conformance_data import reference
 from msgspec.structs import replace
-from opencl_devices import on_some
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.scheduling.page_cache import PageCopy
@@ -111,6 +110,7 @@ def test_a_copied_page_serves_as_the_original(
     assert nmse(result, logits[36:]) <= FLOAT_NMSE
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize(
     ("model", "types", "bound"),
     [
@@ -139,9 +139,8 @@ def test_types_of_the_cache(
     assert nmse(copied, result[36:]) <= FLOAT_NMSE
 
 
-@pytest.mark.parametrize(
-    ("device", "type_name"), on_some(TYPES, everywhere=OF_EACH_FORM), indirect=["device"]
-)
+@pytest.mark.whole_models(*OF_EACH_FORM)
+@pytest.mark.parametrize("type_name", TYPES)
 def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
     folder = shared / "conformance" / "quants"
     path = folder / f"{type_name}.gguf"
@@ -155,6 +154,7 @@ def test_tensor_types(device: Device, programs: Programs, shared: Path, type_nam
     assert nmse(result, logits) <= bound
 
 
+@pytest.mark.whole_models("Q8_0", "Q4_K")
 @pytest.mark.parametrize(
     "type_name",
     [

@@ -27,6 +27,7 @@ def check_logits(model: Stepper, name: str, pages: list[int]) -> None:
     assert nmse(result, logits) <= FLOAT_NMSE
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["llama-dense", "gpt-oss-moe"])
 def test_matrices_are_split(
     conformance_model: Callable[[str], Path],
@@ -48,6 +49,7 @@ def test_what_cannot_be_split_is_named(
         Stepper(conformance_model("llama-dense"), replace(device, max_allocation=5000), programs)
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["llama-dense", "deepseek32-moe"])
 def test_the_cache_of_a_layer_lies_in_slabs(
     conformance_model: Callable[[str], Path],

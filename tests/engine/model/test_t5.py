@@ -43,6 +43,7 @@ def encoded(model: Stepper, prompt: list[int], tokens: list[int], slot: int) -> 
     return seq
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["t5", "t5-gated"])
 def test_decoder(device: Device, programs: Programs, conformance_model: Build, name: str) -> None:
     """Whole, in uneven chunks and one by one, beside others; and what the encoder yields."""

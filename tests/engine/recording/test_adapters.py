@@ -90,6 +90,7 @@ def test_like_merged_weights(
     check_merged(base, device, programs, tmp_path, first, second, both)
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize(
     ("name", "ends"),
     [

@@ -42,6 +42,7 @@ def written(path: Path, target: Path, kind: str, scales: tuple[float, ...]) -> P
     return copy_model(path, target, tensors, types)
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize(
     ("name", "kind"), [("qwen2-dense", "Q8_0"), ("gpt-oss-moe", "F32"), ("gpt-oss-moe", "Q8_0")]
 )

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance_data import read_spec, reference
-from opencl_devices import on_some
 from stepping import Floats, Stepper, nmse, sequence
 
 from gguf_serve.engine.model.placement import Placement
@@ -78,10 +77,10 @@ def beside_others(model: Stepper, tokens: list[int]) -> Floats:
     return np.concatenate(rows)
 
 
+@pytest.mark.whole_models(FAST[0])
 @pytest.mark.parametrize(
-    ("device", "name"),
-    on_some(CASES, everywhere=FAST[:1], slow=CASES.keys() - set(FAST)),
-    indirect=["device"],
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES],
 )
 def test_contexts_beyond_the_choice(
     load: Load, device: Device, programs: Programs, name: str
@@ -104,6 +103,7 @@ def test_contexts_beyond_the_choice(
     assert nmse(beside_others(model, tokens), whole) <= 1e-10
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["hy_v4", pytest.param("dots3note", marks=pytest.mark.slow)])
 def test_a_choice_is_carried_to_another_device(
     device: Device,

@@ -38,6 +38,7 @@ def cut(path: Path, target: Path, n: int, *, zeros: bool, kind: str = "") -> Pat
     return copy_model(path, target, tensors, types)
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("kind", ["", "Q4_0"])
 def test_experts_of_40_rows(
     kind: str, device: Device, programs: Programs, tmp_path: Path,
@@ -55,6 +56,7 @@ def test_experts_of_40_rows(
     assert nmse(found[0], found[1]) <= 1e-12
 
 
+@pytest.mark.whole_models
 @pytest.mark.parametrize("name", ["nemotron_h_moe-puzzle", "nemotron_h_moe-mtp"])
 def test_counts_by_layer_and_a_latent_space(
     name: str, device: Device, programs: Programs, conformance_model: Callable[[str], Path]
