@@ -6,23 +6,21 @@ import os
 
 from gguf_serve.kernels.opencl.compiling.cache_folder import features_path
 from gguf_serve.kernels.opencl.compiling.worker import N_WORKERS, begin_workers
-from gguf_serve.kernels.opencl.drivers import leave_out_unused, load_ahead
+from gguf_serve.kernels.opencl.drivers import leave_out_unused
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
-def begin_ahead(n_threads: int, *, names_device: bool) -> None:
-    """Load the CPU's driver aside, and others only if they may be needed; on a user's first start
-    begin the processes that compile.
+def begin_ahead(*, names_device: bool) -> None:
+    """On a user's first start begin the processes that compile.
 
-    ``n_threads`` of the driver, below 1 as it likes. ``names_device``: an option does, so that all
-    are needed, by the numbers that --list-devices gives them.
+    ``names_device``: an option does, so that all drivers are needed, by the numbers that
+    --list-devices gives their devices; others are loaded only if they may be chosen.
     """
     # NumPy starts these when it is imported, half of what that takes; nothing here uses them.
     os.environ.setdefault(BLAS_THREADS, "1")
     if not names_device:
         leave_out_unused()
-    load_ahead(n_threads)
     path = features_path()
     if path is not None and not path.exists():
         begin_workers(min(N_WORKERS, os.cpu_count() or 1))

@@ -108,6 +108,7 @@ def start(model: Path, options: Sequence[str], cache: str | None = None) -> Star
     command = [*serve, "-m", str(model), "--port", str(port), *options]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling all modules is no part of a start
     environment |= {"XDG_CACHE_HOME": cache} if cache else {}
     with tempfile.TemporaryFile("w+") as log:
         began = time.perf_counter()

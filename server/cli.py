@@ -162,7 +162,7 @@ def start(settings: Settings) -> int:
     if settings.demo or (settings.model is not None and is_model(settings.model)):
         engine = settings.engine
         named = engine.device or engine.override_tensor or settings.mmproj_device
-        begin_ahead(engine.n_threads, names_device=bool(named))
+        begin_ahead(names_device=bool(named))
     from gguf_serve.server.configure import SettingsError, problems
     from gguf_serve.server.sources.locate import located
 

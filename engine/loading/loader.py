@@ -61,6 +61,7 @@ from gguf_serve.engine.speculation_options import (
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
+from gguf_serve.kernels.opencl.drivers import load_ahead
 from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 from gguf_serve.kernels.quantization.weights import PackJob
 
@@ -152,6 +153,7 @@ def _load(
     wires: Sequence[Wire],
 ) -> Model:
     began = time.perf_counter()
+    load_ahead(options.n_threads)
     stages = Stages(wires, path, options) if wires else None
     gguf, hparams = read_model(path, options)
     with ThreadPoolExecutor(1, "tokenizer") as pool:

@@ -15,6 +15,7 @@ PACKAGE, LIBRARY = "intel-opencl-rt", "libintelocl.so"
 BUNDLED_PLATFORM = "Intel(R) OpenCL"
 POCL = "libpocl"  # how its library's name begins
 _left_out: set[str] = set()  # beginnings of libraries' names
+_loading: list[threading.Thread] = []
 
 
 def bundled_drivers() -> list[Path]:
@@ -90,11 +91,20 @@ def limit_threads(n_threads: int) -> None:
 
 
 def load_ahead(n_threads: int) -> None:
-    """Load pip's driver beside whatever else is done: 0.05 to 0.1 s in which the interpreter is
-    not held, as it is when the OpenCL loader does the same later, which then finds it loaded."""
+    """Load pip's driver aside, once all modules have been imported: one library is loaded at a
+    time, and who imports another meanwhile waits, with the interpreter held. So would the OpenCL
+    loader that does the same, 0.05 to 0.1 s; it then finds it loaded (``wait_for_loading``)."""
     limit_threads(n_threads)
     for driver in [] if are_named() else bundled_drivers():
-        threading.Thread(target=_load, args=[driver], name="driver", daemon=True).start()
+        thread = threading.Thread(target=_load, args=[driver], name="driver", daemon=True)
+        thread.start()
+        _loading.append(thread)
+
+
+def wait_for_loading() -> None:
+    """Until what is loaded ahead is there."""
+    while _loading:
+        _loading.pop().join()
 
 
 def _load(driver: Path) -> None:

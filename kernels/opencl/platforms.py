@@ -24,6 +24,7 @@ from gguf_serve.kernels.opencl.drivers import (
     bundled_drivers,
     is_left_out,
     limit_threads,
+    wait_for_loading,
 )
 from gguf_serve.kernels.opencl.memory import available_memory
 from gguf_serve.kernels.opencl.missing import cpu_advice, no_driver
@@ -96,6 +97,7 @@ def platform_devices(n_threads: int = -1) -> tuple[cl.Device, ...]:
     try:
         import pyopencl as cl
 
+        wait_for_loading()
         try:
             platforms = cl.get_platforms()
         except cl.LogicError:

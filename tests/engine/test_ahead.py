@@ -46,14 +46,13 @@ def test_children_are_begun_on_the_first_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun = list[int]()
-    monkeypatch.setattr(ahead, "load_ahead", lambda n_threads: None)
     monkeypatch.setattr(ahead, "begin_workers", begun.append)
     monkeypatch.setattr(ahead, "features_path", lambda: tmp_path / "features.json")
     monkeypatch.setenv(ahead.BLAS_THREADS, "1")
-    ahead.begin_ahead(-1, names_device=True)
+    ahead.begin_ahead(names_device=True)
     assert len(begun) == 1
     (tmp_path / "features.json").touch()
-    ahead.begin_ahead(-1, names_device=True)
+    ahead.begin_ahead(names_device=True)
     assert len(begun) == 1
 
 
@@ -73,7 +72,7 @@ def test_drivers_that_nobody_would_choose(
     (model := tmp_path / "model.gguf").write_bytes(b"GGUF")
     asked = list[bool]()
 
-    def begin(n_threads: int, *, names_device: bool) -> None:
+    def begin(*, names_device: bool) -> None:
         asked.append(names_device)
         raise SystemExit
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes.util
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gguf_serve.kernels.opencl import drivers
-from gguf_serve.kernels.opencl.drivers import LOADER_VARIABLES, bundled_drivers, load_ahead
+from gguf_serve.kernels.opencl.drivers import (
+    LOADER_VARIABLES,
+    bundled_drivers,
+    load_ahead,
+    wait_for_loading,
+)
 
 
 def test_drivers_that_pip_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -68,12 +72,11 @@ def test_a_driver_that_is_loaded_aside(monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(drivers, "bundled_drivers", lambda: [library])
     load_ahead(-1)
-    for thread in threading.enumerate():
-        if thread.name == "driver":
-            thread.join()
+    wait_for_loading()
     assert loaded == [library]
     monkeypatch.setenv(LOADER_VARIABLES[0], str(tmp_path))
     load_ahead(-1)
+    wait_for_loading()
     assert loaded == [library]
 
 
