@@ -20,7 +20,7 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.quantization.packing import BLOCK
 from gguf_serve.kernels.quantization.quants import INT13, by_name
-from gguf_serve.kernels.quantization.weights import RawMatrix, run_job
+from gguf_serve.kernels.quantization.weights import Matrix, RawMatrix, run_job
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -81,6 +81,25 @@ class EncoderWeights:
 
         return self._keep(("stacked", *names), make)
 
+    def one_of(self, name: str, i: int) -> Linear:
+        """Matrix i of a tensor ``name``.weight of three dimensions."""
+
+        def make() -> Sequence[Linear]:
+            raw = self._source.raw(f"{name}.weight")
+            n_rows = self.shape(f"{name}.weight")[1]
+            return self._stack([Part(self._faster(raw.rows(i * n_rows, (i + 1) * n_rows)))])
+
+        return self._keep(("one of", name, i), make)[0]
+
+    def below_each_other(self, name: str) -> Matrix:
+        """The matrices of a tensor ``name``.weight of two or three dimensions as one, whose rows
+        can be looked up."""
+
+        def make() -> Matrix:
+            return self._packed(lambda: self._source.matrix(f"{name}.weight"))
+
+        return self._keep(("below each other", name), make)
+
     def paired(self, gate: str, up: str) -> Linear:
         """Gate and up in one matrix; both need a bias or none."""
         return self._keep(
@@ -101,11 +120,23 @@ class EncoderWeights:
         """A matrix that is made from others on the host, float32 [rows, columns]."""
 
         def place() -> Linear:
-            values = np.ascontiguousarray(make(), np.float32)
-            raw = RawMatrix(values.view(np.uint8).reshape(-1), by_name("F32"), *values.shape)
+            raw = _raw(make(), "F32")
             return self._stack([Part(raw, None if bias is None else bias())])[0]
 
         return self._keep(("computed", key), place)
+
+    def rearranged(self, name: str, arrange: Callable[[Floats], Floats], times: int = 1) -> Linear:
+        """The values of ``name``.weight, rows first, as another matrix, of halves if they are such;
+        with its bias so many times."""
+
+        def place() -> Linear:
+            whole = f"{name}.weight"
+            kind = "F16" if self._source.raw(whole).type.name == "F16" else "F32"
+            bias = self._source.floats(f"{name}.bias")
+            raw = self._faster(_raw(arrange(self.floats(whole)), kind))
+            return self._stack([Part(raw, None if bias is None else np.tile(bias, times))])[0]
+
+        return self._keep(("rearranged", name), place)
 
     def _part(self, name: str) -> Part:
         raw = self._source.raw(f"{name}.weight")
@@ -113,9 +144,12 @@ class EncoderWeights:
         n_cols = raw.n_rows * raw.n_cols // n_rows
         bias = self._source.floats(f"{name}.bias")
         whole = RawMatrix(raw.data, raw.type, n_rows, n_cols, raw.scale)
-        if raw.type.name in HALVES and self._device.is_simd and n_cols % BLOCK == 0:
-            whole = as_integers(whole)
-        return Part(whole, bias)
+        return Part(self._faster(whole), bias)
+
+    def _faster(self, raw: RawMatrix) -> RawMatrix:
+        """The same in the form that the device multiplies fastest."""
+        halves = raw.type.name in HALVES and raw.n_cols % BLOCK == 0
+        return as_integers(raw) if halves and self._device.is_simd else raw
 
     def _stack(self, parts: Sequence[Part]) -> Sequence[Linear]:
         return self._packed(lambda: self._source.stacked(parts))
@@ -132,6 +166,12 @@ class EncoderWeights:
             self._kept[key] = make()
         found: T = self._kept[key]
         return found
+
+
+def _raw(values: Floats, kind: str) -> RawMatrix:
+    """A matrix of the type F32 or F16."""
+    data = np.ascontiguousarray(values, np.float16 if kind == "F16" else np.float32)
+    return RawMatrix(data.view(np.uint8).reshape(-1), by_name(kind), *values.shape)
 
 
 def as_integers(raw: RawMatrix) -> RawMatrix:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_serve.engine.encoders.audio_file import AudioFile
+from gguf_serve.engine.encoders.causal import convolved
 from gguf_serve.engine.encoders.geometry import Floats, Ints, by_place, rotation
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.vit import Tower, linear, transformer
@@ -27,33 +28,40 @@ LEAST_VARIANCE = 1e-12
 
 def mimi(g: Graph, spec: AudioFile, n_samples: int, like_llama_cpp: bool) -> Rows:
     """A row for 1920 samples. The model's GELU is the exact one, llama.cpp's that of tanh."""
-    x = _causal(g, g.input(n_samples, 1), "a.seanet.conv_in")
+    x = convolved(g, g.input(n_samples, 1), "a.seanet.conv_in")
     for i, stride in enumerate(MIMI_STRIDES):
         b = f"a.seanet.blk.{i}."
-        y = _causal(g, _elu(g, x), f"{b}res_conv1")
-        x = g.add(x, _causal(g, _elu(g, y), f"{b}res_conv2"))
-        x = _causal(g, _elu(g, x), f"{b}scale_conv", stride)
-    x = _causal(g, _elu(g, x), "a.seanet.conv_out")
-    t = Tower(
-        spec.n_layers, spec.n_heads, spec.width, spec.eps,
-        "gelu" if like_llama_cpp else "gelu_erf", prefix="a", causal=True, window=MIMI_WINDOW - 1,
-    )  # fmt: skip
-    rope = g.constant_rope(rotation(by_place(np.arange(x.count), t.head, ROPE_BASE)))
-    x = transformer(g, x, t, lambda i: [x.count], rope, neox=False)
+        x = convolved(g, elu(g, residual_unit(g, x, b)), f"{b}scale_conv", stride)
+    x = convolved(g, elu(g, x), "a.seanet.conv_out")
+    t = mimi_tower(spec.n_layers, spec.n_heads, spec.width, spec.eps, "a", like_llama_cpp)
+    x = mimi_transformer(g, x, t)
     stride = MIMI_FRAME // int(np.prod(MIMI_STRIDES))
-    return linear(g, _causal(g, x, "a.downsample.conv", stride, repeat=True), "a.speaker_proj")
+    return linear(g, convolved(g, x, "a.downsample.conv", stride, repeat=True), "a.speaker_proj")
 
 
-def _elu(g: Graph, x: Rows) -> Rows:
+def elu(g: Graph, x: Rows) -> Rows:
     return g.activate(x, "xielu", xielu=ELU)
 
 
-def _causal(g: Graph, x: Rows, name: str, stride: int = 1, *, repeat: bool = False) -> Rows:
-    """Convolved with nothing after a row; before the first is it again (``repeat``), or zeros."""
-    kernel = g.weights.shape(f"{name}.weight")[0]
-    taps = stride * np.arange(x.count // stride)[:, None] + np.arange(kernel) - (kernel - stride)
-    taps = np.maximum(taps, 0) if repeat else np.where(taps < 0, -1, taps)
-    return linear(g, g.gather(x, taps, by_channel=True), name)
+def residual_unit(g: Graph, x: Rows, b: str) -> Rows:
+    """x plus what two convolutions make of it, those whose names begin with ``b``."""
+    y = convolved(g, elu(g, x), f"{b}res_conv1")
+    return g.add(x, convolved(g, elu(g, y), f"{b}res_conv2"))
+
+
+def mimi_tower(
+    n_layers: int, n_heads: int, width: int, eps: float, prefix: str, like_llama_cpp: bool
+) -> Tower:
+    """The transformer of Mimi's encoder and of its decoder."""
+    return Tower(
+        n_layers, n_heads, width, eps, "gelu" if like_llama_cpp else "gelu_erf", prefix=prefix,
+        causal=True, window=MIMI_WINDOW - 1,
+    )  # fmt: skip
+
+
+def mimi_transformer(g: Graph, x: Rows, tower: Tower) -> Rows:
+    rope = g.constant_rope(rotation(by_place(np.arange(x.count), tower.head, ROPE_BASE)))
+    return transformer(g, x, tower, lambda i: [x.count], rope, neox=False)
 
 
 # --- Qwen3-TTS ---
