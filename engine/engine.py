@@ -63,6 +63,7 @@ from gguf_serve.engine.serving.steps import Steps
 from gguf_serve.engine.serving.streams import Streams
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
 from gguf_serve.engine.speculation.speculation import Speculation
+from gguf_serve.engine.speech.speaker import Speech
 from gguf_serve.engine.stats import (
     Counters,
     EngineStats,
@@ -106,10 +107,13 @@ class Engine:
         drafter: ModelDrafter | None = None,
         reserved: Reserved | None = None,
         replacements: Callable[[], Sequence[Leading]] | None = None,
+        speech: Speech | None = None,
     ) -> None:
-        """``replacements``: see Recovery; None: no other process has a part of the model."""
+        """``speech``: how texts are spoken, if the model speaks. ``replacements``: see Recovery;
+        None: no other process has a part of the model."""
         self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
         self.media = None if media is None else media.reader
+        self.speech = speech
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
         self._runner, self._scheduler = runner, scheduler
         self._counters = Counters()
@@ -126,8 +130,9 @@ class Engine:
         self._speculation = Speculation(scheduler, drafter)
         self._waiting = WaitingRows(self._mailbox.wake)
         self._admission = Admission(
-            scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model
-        )
+            scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model,
+            None if media is None else media.speaker,
+        )  # fmt: skip
         self._adapters = None if reserved is None else Adapters(
             reserved, self._admission, self._between_steps
         )  # fmt: skip
@@ -420,7 +425,7 @@ def load_engine(
         replacements = partial(model.stages.replaced, connect)
     return Engine(
         model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk, model.drafter, model.reserved, replacements,
+        model.media, disk, model.drafter, model.reserved, replacements, model.speech,
     )  # fmt: skip
 
 

@@ -104,7 +104,14 @@ class Ranking(Struct, frozen=True):
     """Scores of the prompt by the model's head, as one ``Embedded``."""
 
 
-Wanted = Generation | Scoring | Embedding | Ranking
+class Speaking(Struct, frozen=True):
+    """The prompt spoken: ``Sound`` events, and no text. ``n_text``: how many of the prompt's tokens
+    are spoken, where the model wants to know."""
+
+    n_text: int = 0
+
+
+Wanted = Generation | Scoring | Embedding | Ranking | Speaking
 
 
 class Mark(Struct, frozen=True):
@@ -179,6 +186,11 @@ class Request(Struct, frozen=True):
         return isinstance(self.wants, Generation | Scoring)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether tokens may follow the prompt, of text or of speech."""
+        return self.has_text or isinstance(self.wants, Speaking)
+
+    @property
     def text_tokens(self) -> tuple[int, ...]:
         """The prompt's tokens of text, without the places of images and sounds."""
         if not self.media:
@@ -248,6 +260,13 @@ class Delta(Struct, frozen=True):
     mark: Mark | None = None
 
 
+class Sound(Struct, frozen=True):
+    """What follows of the speech: samples of one channel, 16 bits each, little-endian, as many a
+    second as ``Speech.rate`` says."""
+
+    pcm: bytes
+
+
 class Drafts(Struct, frozen=True):
     """How often something was guessed, its tokens, and those that were right; of these the tokens
     of the request's ``prediction``."""
@@ -289,4 +308,4 @@ class Failed(Struct, frozen=True):
     by_request: bool = False
 
 
-Event = Started | Progress | PromptScored | Embedded | Delta | Finished | Failed
+Event = Started | Progress | PromptScored | Embedded | Delta | Sound | Finished | Failed

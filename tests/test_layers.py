@@ -24,8 +24,8 @@ ROOMS = {
     "kernels": "opencl quantization rows matrix attention recurrent profile",
     "engine": "errors ahead option option_values child held disk_cache gguf text media grammar "
     "sampling_params speculation_options request options chat architecture recording layers "
-    "encoders model scheduling forward speculation sampling loading completion stats serving "
-    "engine",
+    "encoders speech model scheduling forward speculation sampling loading completion stats "
+    "serving engine",
     "server": "version options account errors interface adapters http kept tools batches requests "
     "dialects page api_page openapi idle tracing app demo configure sources sockets logs summary "
     "doctor replicas pipeline launch compile_only cli container __main__",

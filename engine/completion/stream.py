@@ -34,6 +34,7 @@ from gguf_serve.engine.request import (
     Request,
     Resume,
     Scoring,
+    Sound,
     Started,
     Timings,
     TokenScore,
@@ -41,6 +42,7 @@ from gguf_serve.engine.request import (
 from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampled, Sampler, logprob
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.speculation.proposals import Proposals
+from gguf_serve.engine.speech.voicing import Voicing
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +76,12 @@ class Stream:
         ranks_mean: bool = False,
         denoiser: Denoiser | None = None,
         proposals: Proposals | None = None,
+        voicing: Voicing | None = None,
     ) -> None:
         """``ranks_mean``: what is wanted of the mean of its hidden states are a head's scores;
-        ``denoiser``: of a diffusion model; ``proposals``: guesses of what follows, if any."""
-        self.proposals = proposals
+        ``denoiser``: of a diffusion model; ``proposals``: guesses of what follows, if any;
+        ``voicing``: where it is spoken."""
+        self.proposals, self.voicing = proposals, voicing
         self.ranks_mean, self.denoiser = ranks_mean, denoiser
         self.n_sent = seq.n_prompt  # tokens of the sequence that need not be sent any more
         self.seq, self._sampler, self._output = seq, sampler, output
@@ -103,7 +107,7 @@ class Stream:
 
     @property
     def ends_with_prompt(self) -> bool:
-        return self.request.max_tokens == 0 or not self.request.has_text
+        return self.request.max_tokens == 0 or not self.request.goes_on
 
     @property
     def needs(self) -> LogitNeeds:
@@ -130,14 +134,16 @@ class Stream:
         return self.request.n_probs > 0 and not self.request.post_sampling_probs
 
     @property
-    def mask(self) -> Guide | None:
+    def mask(self) -> TokenMask | None:
         """What says which tokens may come next; None: any."""
+        if self.voicing is not None:
+            return self.voicing.mask
         return self._guide if self._guide is not None and self._guide.constrains else None
 
     def mask_after(self, n_guessed: int) -> TokenMask | None:
         """The mask after so many tokens of the guess that is in the step."""
-        guide = self.mask
-        return None if guide is None else guide.mask_after(n_guessed)
+        mask = self.mask
+        return mask.mask_after(n_guessed) if isinstance(mask, Guide) else mask
 
     def accept_guess(self) -> bool:
         """The next token of the guess that is in the step has come; whether the masks after it
@@ -239,6 +245,17 @@ class Stream:
         marks = [self._marks.popleft() for _ in delta.tokens]
         return replace(delta, mark=marks[-1])
 
+    def utter(self, logits: RowLogits) -> None:
+        """Choose the token that the next frame of its speech begins with."""
+        assert self.voicing is not None
+        self.voicing.token = token = self.draw(logits)
+        self._accept(token)
+
+    def send_sound(self, *, last: bool = False) -> None:
+        """Send samples of what has been said, if it is time; ``last``: of all."""
+        if self.voicing is not None and (pcm := self.voicing.samples(last=last)):
+            self._emit(Sound(pcm))
+
     def draw(self, logits: RowLogits) -> int:
         """Choose a token for a mask; others may take its place."""
         self._last_at = time.perf_counter()
@@ -300,6 +317,8 @@ class Stream:
         delta = self._output.finish()
         if delta is not None and reason != "cancelled":
             self._emit(self._marked(delta))
+        if reason != "cancelled":
+            self.send_sound(last=True)
         self._end(Finished(reason, self.timings(), self._output.stopping_word, truncated))
 
     def fail(self, message: str, by_request: bool = False) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from gguf_serve.engine.encoders.audio import AudioEncoder
@@ -23,6 +25,8 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
 log = logging.getLogger(__name__)
+# Those of tokens of the model, float32 [n, width]
+Embeddings = Callable[[npt.ArrayLike], Floats]
 LEFT_ALONE = ("gemma3na",)  # types of sounds whose files are used for their images
 KEPT_BYTES = 256 << 20  # of embeddings, for images that are asked about again
 
@@ -33,6 +37,8 @@ class ProjectorFile(Struct, frozen=True):
     gguf: GGUFFile
     vision: VisionFile | None
     audio: AudioFile | None
+    speech: str = ""  # the type of what makes sounds
+    variant: str = ""  # of the model, where that matters to it
 
 
 def open_projector(
@@ -52,7 +58,13 @@ def open_projector(
     if vision is not None and gguf.metadata.get("clip.audio.projector_type") in LEFT_ALONE:
         log.warning("%s: no encoder of sounds is made of its %s", path, *LEFT_ALONE)
         flags[1] = False
-    return ProjectorFile(gguf, vision, read_audio_file(gguf) if flags[1] else None)
+    audio = read_audio_file(gguf) if flags[1] else None
+    if not gguf.metadata.get("clip.has_gen_audio_encoder"):
+        return ProjectorFile(gguf, vision, audio)
+    speech = gguf.get_str("clip.gen.audio.projector_type", "")
+    return ProjectorFile(
+        gguf, vision, audio, speech, gguf.get_str("clip.gen.audio.model_variant", "")
+    )
 
 
 class MediaEncoder:
@@ -67,7 +79,8 @@ class MediaEncoder:
         like_llama_cpp: bool = False,
     ) -> None:
         """Loads the weights and compiles, by recording an input of the usual size."""
-        weights = EncoderWeights(file.gguf, device, programs)
+        self.weights = weights = EncoderWeights(file.gguf, device, programs)
+        self.embeddings: Embeddings | None = None  # for spans that are sums of them
         self._vision = None
         self._audio = None
         if file.vision is not None:
@@ -116,8 +129,17 @@ class MediaEncoder:
         if span.input.ndim == 3:
             assert self._vision is not None
             return self._vision.encode(Tile(span.input, span.layout), span.n_before)
+        if span.input.dtype.kind == "i":
+            return self._sums(span.input)
         assert self._audio is not None
-        return self._audio.encode(span.input)
+        found = self._audio.encode(span.input)
+        return found + self._sums(np.array([span.layout])) if span.layout else found
+
+    def _sums(self, tokens: npt.NDArray[np.int_]) -> Floats:
+        """Sums of the model's embeddings, of the tokens [n, terms]."""
+        assert self.embeddings is not None
+        found: Floats = self.embeddings(tokens).reshape(*tokens.shape, -1).sum(axis=1)
+        return found
 
     def _keep(self, key: bytes, embeddings: Floats) -> None:
         self._kept[key] = embeddings

@@ -36,6 +36,7 @@ from gguf_serve.kernels.opencl.tensor import Tensor, read, upload, write
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.gather import gather, mix
 from gguf_serve.kernels.rows.norm import COPY
+from gguf_serve.kernels.rows.snake import snake
 from gguf_serve.kernels.rows.softmax import softmax
 
 ALL = Mask(bidirectional=True)
@@ -216,6 +217,21 @@ class Graph(AttentionVerbs, ExpertVerbs):
         self.rope(q, k, v, heads.n, groups, heads.rotation)
         return self.attend(q, heads.n, groups, mask)
 
+    def continued_attention(
+        self, q: Rows, k: Rows, v: Rows, heads: Heads, start: int, pages: LayerKV
+    ) -> Rows:
+        """Attention of rows at the places from ``start`` on to those before them and to themselves:
+        ``pages`` have K and V of the places before, where another graph has left them."""
+        n = q.count
+        places, tiles = start + np.arange(n), self._tiles([(0, n, 0, start + n)], heads)
+        paging = AttentionInputs(
+            tiles, self._index(places), self._index(np.arange(-(-(start + n) // PAGE))[None]),
+            CountedRows.of(self.device, self._workspace, n).counts,
+        )  # fmt: skip
+        cache = Cache(pages, self._index(places), paging, heads.rope, tiles.shape[0])
+        self.rope(q, k, v, heads.n, cache, heads.rotation)
+        return self.attend(q, heads.n, cache, Mask())
+
     def cross_attention(self, q: Rows, k: Rows, v: Rows, heads: Heads, groups: int = 1) -> Rows:
         """Every row of q attends to all rows of k and v in the same of so many equal groups."""
         n_q, n_k = q.count // groups, k.count // groups
@@ -252,6 +268,16 @@ class Graph(AttentionVerbs, ExpertVerbs):
             )  # fmt: skip
 
         self.launch(run, reads=read, writes=[out])
+        return out
+
+    def snake(self, x: Rows, alpha: Tensor, beta: Tensor) -> Rows:
+        """x + beta sin(alpha x)^2, with numbers for each column."""
+        x, out = self.alone(x), self.rows(x.width, n=x.n)
+
+        def run(e: Emission) -> None:
+            snake(e.tape, e.floats(x), alpha, beta, e.floats(out))
+
+        self.launch(run, reads=[x], writes=[out], over=x)
         return out
 
     def softmax(self, x: Rows) -> Rows:
@@ -306,15 +332,16 @@ class Graph(AttentionVerbs, ExpertVerbs):
 
     # --- replay ---
 
-    def finish(self, out: Rows) -> None:
-        """Plan what was said, whose result is ``out``, and record it."""
+    def finish(self, out: Rows, tile: int = PROMPT_TILE) -> None:
+        """Plan what was said, whose result is ``out``, and record it. ``tile``: rows that share a
+        pass over the weights."""
         assert out.width == out.row
         begin = Launch(_nothing, 0, (), (), tuple(value.rows for value in self._inputs))
         end = Launch(_nothing, 0, (out,), (), ())
         planned = plan([begin, *self.launches, end], [out.value], wanted_only=False)
         layout = Layout(planned, [self.device], exact=True)
         held = layout.bind(shared_blocks([layout], [self.device]))
-        step = Step(self._tape, mode_of(PROMPT_TILE, 0, "tiles"))
+        step = Step(self._tape, replace(mode_of(PROMPT_TILE, 0, "tiles"), tile=tile))
         for launch in planned.launches:
             if launch.writes:
                 n = launch.writes[0].count

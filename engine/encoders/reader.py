@@ -196,13 +196,21 @@ class MediaReader:
                     ids += marker_ids(piece, tokenizer)
                 else:
                     span = self._span(len(ids), piece)
-                    ids += range(first := _first_id(span.key), first - span.count, -1)
+                    ids += span.ids
                     spans.append(span)
             if after:
                 ids += tokenizer.encode(after, add_special=False, parse_special=True, most=most)
             if most is not None and len(ids) > most:
                 raise TooManyTokensError(len(ids), most)
         return MediaPrompt(tuple(ids), tuple(spans))
+
+    def spans(self, medium: Medium, start: int) -> list[MediaSpan]:
+        """Where the inputs of a medium go, one after the other from a place of a prompt on."""
+        found = list[MediaSpan]()
+        for piece in medium.pieces:
+            if not isinstance(piece, str):
+                found.append(self._span(found[-1].end if found else start, piece))
+        return found
 
     def _medium(self, pieces: Sequence[Piece | Floats], seconds: float = 0.0) -> Medium:
         counts = [self._count(piece) for piece in pieces if not isinstance(piece, str)]
@@ -232,12 +240,6 @@ class MediaReader:
 def _key(input: npt.NDArray[Any], more: tuple[int, ...]) -> bytes:
     """What tells inputs of an encoder from others."""
     return hashlib.sha256(f"{input.shape}{more or ''}".encode() + input.tobytes()).digest()
-
-
-def _first_id(key: bytes) -> int:
-    """The id of a content's first place, from which they count down: of 62 bits, so that those
-    of other contents, in whatever process, are others."""
-    return -1 - (int.from_bytes(key[:8], "big") >> 2)
 
 
 def marker_ids(text: str, tokenizer: Tokenizer) -> list[int]:

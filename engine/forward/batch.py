@@ -190,7 +190,7 @@ class Batch:
             firsts[id(chunk)] = n
             sequences.append((n, chunk.count, chunk.seq.slot, chunk.start))
             self._fill_chunk(chunk, n)
-            if chunk.seq.request.media:
+            if chunk.seq.has_media:
                 n_media = self._fill_media(chunk, n, n_media)
             n_tiles = self._fill_tiles(chunk, n, n_tiles, tile)
             n += chunk.count

@@ -28,7 +28,7 @@ from gguf_serve.engine.loading.draft_loader import (
 )
 from gguf_serve.engine.loading.head_loader import Heads, open_heads
 from gguf_serve.engine.loading.machine import find_machine
-from gguf_serve.engine.loading.media_loader import Media
+from gguf_serve.engine.loading.media_loader import Media, speech_of
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
 from gguf_serve.engine.loading.stages import (
@@ -58,6 +58,7 @@ from gguf_serve.engine.speculation_options import (
     OFF,
     SpeculationOptions,
 )
+from gguf_serve.engine.speech.speaker import Speech
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.device import Device
@@ -82,6 +83,7 @@ class Model(Struct, frozen=True):
     chat_template: Template
     info: ModelInfo
     media: Media | None
+    speech: Speech | None = None  # how texts are spoken, if it speaks
     drafter: ModelDrafter | None = None  # a model that guesses its tokens
     reserved: Reserved | None = None  # for adapters that are loaded while it is served
     stages: Stages | None = None  # the processes that have a share of its layers
@@ -195,7 +197,8 @@ def _load(
     gguf.close()  # everything is on the device; the file's pages need not stay in memory
     return Model(
         runner, scheduler, tokenizer, template, replace(info, loading=loading), prepared.media,
-        drafter, _reserved(prepared, weights, options), stages,
+        _speech(prepared, weights, tokenizer), drafter, _reserved(prepared, weights, options),
+        stages,
     )  # fmt: skip
 
 
@@ -407,6 +410,20 @@ def _info(
         token_bytes=runner.token_bytes,
         speculation=_speculation(h, runner, options, guesses),
     )
+
+
+def _speech(prepared: Preparation, weights: ModelWeights, tokenizer: Tokenizer) -> Speech | None:
+    """How texts are spoken, if the model speaks; and what speaks has the model's embeddings."""
+    media, projector = prepared.media, prepared.projector
+    if media is None or projector is None or media.speaker is None:
+        return None
+    from gguf_serve.engine.speech.lookup import Lookup
+
+    embedding = weights.embedding
+    device, programs = prepared.placed[weights.placement.parts[embedding.part]]
+    media.encoder.embeddings = Lookup(embedding.matrix, device, programs).rows
+    media.speaker.join(tokenizer, media.encoder.embeddings)
+    return speech_of(projector, tokenizer, media.reader)
 
 
 def _reserved(

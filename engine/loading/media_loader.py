@@ -11,6 +11,7 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError, naming
 from gguf_serve.engine.forward.batch import MediaShape
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import choose, choose_cpu, list_devices
 from gguf_serve.kernels.opencl.program import Programs
@@ -18,18 +19,22 @@ from gguf_serve.kernels.opencl.program import Programs
 if TYPE_CHECKING:  # else imported with a projector: together they take 60 ms
     from gguf_serve.engine.encoders.encoder import MediaEncoder, ProjectorFile
     from gguf_serve.engine.encoders.reader import MediaReader
+    from gguf_serve.engine.encoders.weights import EncoderWeights
+    from gguf_serve.engine.speech.speaker import Speaker, Speech
 
 log = logging.getLogger(__name__)
 
 
 class Media(Struct, frozen=True):
-    """``reader`` is for any thread, ``encoder`` for the engine's; ``fingerprint``: of the file."""
+    """``reader`` is for any thread, ``encoder`` and ``speaker`` are for the engine's;
+    ``fingerprint``: of the file."""
 
     reader: MediaReader
     encoder: MediaEncoder
     shape: MediaShape
     device: Device
     fingerprint: str
+    speaker: Speaker | None = None  # where the file makes sounds
 
 
 def open_media(options: EngineOptions, h: Hyperparameters) -> ProjectorFile | None:
@@ -53,6 +58,7 @@ def load_media(
     device = _device(options, device)
     with naming(file.gguf.path):
         encoder = MediaEncoder(file, device, Programs(device))
+        speaker = _speaker(file, encoder.weights, device)
     wanted = h.n_embd * (1 + h.n_deepstack)
     if encoder.width != wanted:
         deep = f", {1 + h.n_deepstack} times" if h.n_deepstack else ""
@@ -64,7 +70,29 @@ def load_media(
     file.gguf.close()
     reader = media_reader(file, options, h)
     together = file.vision is not None and file.vision.sees_together(h.n_embd)
-    return Media(reader, encoder, MediaShape(encoder.width, together), device, fingerprint)
+    shape = MediaShape(encoder.width, together)
+    return Media(reader, encoder, shape, device, fingerprint, speaker)
+
+
+def _speaker(file: ProjectorFile, weights: EncoderWeights, device: Device) -> Speaker | None:
+    """What makes sounds, with all that its first request needs; None where the file has nothing of
+    it."""
+    if not file.speech:
+        return None
+    from gguf_serve.engine.speech.kinds import find_kind
+
+    speaker = find_kind(file.speech).speaker(file.gguf, weights, device, Programs(device))
+    speaker.warm_up()
+    return speaker
+
+
+def speech_of(file: ProjectorFile, tokenizer: Tokenizer, reader: MediaReader) -> Speech | None:
+    """How texts are spoken, None where the projector makes no sounds."""
+    if not file.speech:
+        return None
+    from gguf_serve.engine.speech.kinds import find_kind
+
+    return find_kind(file.speech).speech(tokenizer, reader, file.variant)
 
 
 def media_reader(file: ProjectorFile, options: EngineOptions, h: Hyperparameters) -> MediaReader:

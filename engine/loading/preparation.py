@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -36,6 +37,9 @@ from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import Programs
 
+if TYPE_CHECKING:
+    from gguf_serve.engine.encoders.encoder import ProjectorFile
+
 log = logging.getLogger(__name__)
 IMAGE_WEIGHTS = "blk.0.vis_attn_qkv.weight"  # CogVLM has a second matrix for images
 
@@ -56,6 +60,7 @@ class Preparation(Struct, frozen=True):
     compiling: Compiling | None
     lent: Sequence[LayerKV] = ()
     wires: Sequence[Wire | None] = ()
+    projector: ProjectorFile | None = None  # that ``media`` are of
 
     @property
     def devices(self) -> list[Device]:
@@ -89,6 +94,8 @@ def prepare(
     projector = open_media(options, hparams)
     if projector is not None and IMAGE_WEIGHTS in gguf.tensors:
         hparams = replace(hparams, image_experts=True)
+    if projector is not None and projector.speech:  # of a step's last state a frame is made
+        hparams = replace(hparams, gives_states=True)
     machine = machine or find_machine(options)
     first = machine.open(0)
     media = None if projector is None else load_media(projector, options, hparams, first)
@@ -110,7 +117,7 @@ def prepare(
         compiling = compiling_of(chosen.rehearsal, placed, packed_types(model, chosen.placement))
     return Preparation(
         gguf, hparams, media, additions, placed, chosen.placement, chosen.n_ctx, chosen.sizes,
-        fitting.room_for_checkpoints(chosen), compiling,
+        fitting.room_for_checkpoints(chosen), compiling, projector=projector,
     )  # fmt: skip
 
 

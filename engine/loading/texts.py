@@ -17,21 +17,23 @@ from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Template
 from gguf_serve.engine.chat.rendering.selection import named_template, select_template
 from gguf_serve.engine.errors import ModelError, naming, refusing
 from gguf_serve.engine.gguf.file import GGUFFile
-from gguf_serve.engine.loading.media_loader import media_reader, open_media
+from gguf_serve.engine.loading.media_loader import media_reader, open_media, speech_of
 from gguf_serve.engine.loading.preparation import read_model
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from gguf_serve.engine.encoders.reader import MediaReader
+    from gguf_serve.engine.speech.speaker import Speech
 
 
 class Texts(Struct, frozen=True):
-    """``media``: None where the options name no projector."""
+    """``media``: None where the options name no projector, ``speech``: where it does not speak."""
 
     tokenizer: Tokenizer
     chat_template: Template
     media: MediaReader | None
+    speech: Speech | None = None
 
 
 def load_texts(path: Path, options: EngineOptions) -> Texts:
@@ -40,13 +42,14 @@ def load_texts(path: Path, options: EngineOptions) -> Texts:
         gguf, hparams = read_model(path, options)
         tokenizer, template = read_text(gguf, hparams, options)
         projector = open_media(options, hparams)
-        reader = None
+        reader = speech = None
         if projector is not None:
             reader = media_reader(projector, options, hparams)
+            speech = speech_of(projector, tokenizer, reader)
             projector.gguf.close()
         template.check()
         gguf.close()
-    return Texts(tokenizer, template, reader)
+    return Texts(tokenizer, template, reader, speech)
 
 
 def read_text(

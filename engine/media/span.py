@@ -15,9 +15,11 @@ class MediaSpan(Struct, frozen=True, eq=False):
 
     The prompt has negative token ids there (int64), other ones for other contents, so that
     prefixes agree where their images do. ``input`` is what the encoder is given (pixels or a
-    spectrogram), ``key`` says which it is. ``grid``: columns and rows of an image's tokens.
-    ``together``: the tokens see each other, whatever their order. ``layout``: Tile.layout;
-    ``n_before``: the first tokens, which only align those of the image. ``marks``: Grid.marks.
+    spectrogram; or int32 [count, terms], tokens whose embeddings are added up), ``key`` says which
+    it is. ``grid``: columns and rows of an image's tokens. ``together``: the tokens see each other,
+    whatever their order. ``layout``: Tile.layout, or the tokens whose embeddings are added to a
+    sound's; ``n_before``: the first tokens, which only align those of the image. ``marks``:
+    Grid.marks.
     """
 
     start: int
@@ -33,3 +35,15 @@ class MediaSpan(Struct, frozen=True, eq=False):
     @property
     def end(self) -> int:
         return self.start + self.count
+
+    @property
+    def ids(self) -> range:
+        """What the prompt has in its places."""
+        first = first_id(self.key)
+        return range(first, first - self.count, -1)
+
+
+def first_id(key: bytes) -> int:
+    """The id of a content's first place, from which they count down: of 62 bits, so that those
+    of other contents, in whatever process, are others."""
+    return -1 - (int.from_bytes(key[:8], "big") >> 2)

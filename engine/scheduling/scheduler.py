@@ -112,7 +112,7 @@ class Scheduler:
         n = len(request.prompt) + (self._encodes and request.has_text)
         if not request.prompt:
             raise RequestError("the prompt has no tokens")
-        if n > self.n_ctx or (n == self.n_ctx and request.has_text):
+        if n > self.n_ctx or (n == self.n_ctx and request.goes_on):
             raise ContextOverflowError(n, self.n_ctx)
         n_whole = len(request.prompt) * (self.whole_prompts or self._encodes)
         if n_whole > self.max_tokens:

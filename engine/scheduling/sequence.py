@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from gguf_serve.engine.media.span import MediaSpan
-from gguf_serve.engine.request import Generation, Request
+from gguf_serve.engine.request import Generation, Request, Speaking
 from gguf_serve.engine.scheduling.checkpoints import StateCopy
 from gguf_serve.engine.scheduling.page_cache import PageCopy, PagedTokens
 
@@ -36,6 +36,7 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
     adapter_starts: tuple[int, ...] = ()  # the first tokens that have them; empty: they all do
     marks: set[int] = field(default_factory=set)  # positions at which to make a checkpoint
     embeddings: dict[int, Any] = field(default_factory=dict)  # of media, by their number
+    spoken: dict[int, Any] = field(default_factory=dict)  # of frames of speech, by position, [1, n]
     n_ahead: int = 0  # guessed tokens that its slot's state has seen and that have not come
     rewound: bool = False  # its state was put back: tokens that have come are computed again
     masks: list[int] = field(default_factory=list)  # positions that are still to become tokens
@@ -50,7 +51,7 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
         return cls(
             list(request.prompt),
             salt,
-            request.cache_prompt and isinstance(request.wants, Generation),
+            request.cache_prompt and isinstance(request.wants, Generation | Speaking),
             id=id,
             request=request,
             n_prompt=len(request.prompt),
@@ -81,11 +82,19 @@ class Sequence(PagedTokens, kw_only=True, eq=False):
         return self.n_computed < self.n_encoder
 
     def media_between(self, start: int, end: int) -> Iterator[tuple[MediaSpan, Any]]:
-        """The images and sounds with places from ``start`` to before ``end``, and their
-        embeddings."""
+        """The images and sounds, and the frames of its speech, with places from ``start`` to before
+        ``end``, and their embeddings."""
         for i, span in enumerate(self.request.media):
             if span.start < end and span.end > start:
                 yield span, self.embeddings[i]
+        for position in range(max(start, self.n_prompt), end) if self.spoken else ():
+            spoken = self.spoken[position]
+            yield MediaSpan(position, 1, b"", spoken, (1, 1)), spoken
+
+    @property
+    def has_media(self) -> bool:
+        """Whether tokens of it stand for embeddings that are given."""
+        return bool(self.request.media or self.spoken)
 
     @property
     def missing_media(self) -> int | None:

@@ -20,13 +20,23 @@ from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.guide import Guide
 from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.recording.adapters import invoked, scales_of
-from gguf_serve.engine.request import Embedding, Event, Generation, Ranking, Request, Scoring
+from gguf_serve.engine.request import (
+    Embedding,
+    Event,
+    Generation,
+    Ranking,
+    Request,
+    Scoring,
+    Speaking,
+)
 from gguf_serve.engine.sampling.infill import infill_step
 from gguf_serve.engine.sampling.sampler import Sampler
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.speculation.making import Drafting
 from gguf_serve.engine.speculation.model_drafter import ByModel
+from gguf_serve.engine.speech.speaker import Speaker
+from gguf_serve.engine.speech.voicing import Voicing
 from gguf_serve.engine.text.tokenizer import Tokenizer
 
 MASKS = 128  # tokens that a diffusion model writes, where a request names no number
@@ -43,8 +53,11 @@ class Admission:
         grammars: Grammars,
         outbox: Outbox,
         by_model: Callable[[], ByModel | None] = lambda: None,
+        speaker: Speaker | None = None,
     ) -> None:
-        """``by_model``: for each request, if a model guesses its tokens."""
+        """``by_model``: for each request, if a model guesses its tokens; ``speaker``: what speaks,
+        if the model does."""
+        self._speaker = speaker
         self.drafting = Drafting(info.speculation, tokenizer.eog_ids, by_model)
         self._scheduler, self._tokenizer, self._info = scheduler, tokenizer, info
         self._grammars, self._outbox = grammars, outbox
@@ -132,12 +145,17 @@ class Admission:
         stream = Stream(
             seq, self._sampler(request), output_of(request, self._tokenizer), self._tokenizer,
             on_event, self._outbox, guide, ranks_mean=ranks_mean, denoiser=denoiser,
-            proposals=proposals,
+            proposals=proposals, voicing=self._voicing(request),
         )  # fmt: skip
         if request.resume is not None:
             self._scheduler.resume(seq, request.resume.tokens)
             stream.resume(request.resume)
         return stream
+
+    def _voicing(self, request: Request) -> Voicing | None:
+        if self._speaker is None or not isinstance(request.wants, Speaking):
+            return None
+        return Voicing(self._speaker, self._speaker.begin(request))
 
     def _denoiser(self, seq: Sequence) -> Denoiser | None:
         """Where a diffusion model is to write: with masks after the prompt."""
@@ -160,6 +178,8 @@ class Admission:
         self._scheduler.check(request)
         if request.has_text and self._info.is_encoder:
             raise RequestError("this model is an encoder: it has embeddings, not completions")
+        if isinstance(request.wants, Speaking) and self._speaker is None:
+            raise RequestError("this model does not speak (its projector makes no sounds)")
         if self._info.denoising is not None:
             self._check_denoising(request)
         if isinstance(request.wants, Scoring) and self._info.start_token is not None:

@@ -18,6 +18,7 @@ from gguf_serve.engine.request import Ranking
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.engine.serving.streams import Streams
+from gguf_serve.engine.speech.voicing import Voicing, stand_in
 from gguf_serve.engine.stats import Counters
 
 Floats = npt.NDArray[np.float32]
@@ -63,6 +64,29 @@ class Delivery:
     def _rank(self, stream: Stream, scores: Floats) -> None:
         check_finite(scores, "the scores", stream.seq, self._runner)
         stream.embed((softmax(scores) if self._info.rank_softmax else scores)[None])
+
+    def speak(self, chunks: Iterable[Chunk]) -> None:
+        """Have what a step has sampled become frames of speech, of its last hidden states."""
+        at = 0  # of the chunk's end in the step
+        for chunk in chunks:
+            at += chunk.count
+            stream = self._streams.get(chunk.seq.id)
+            if stream and stream.voicing is not None and stream.voicing.token is not None:
+                state = self._runner.hidden(range(at - 1, at))[0]
+                self._streams.attempt(stream, self._speak, stream, stream.voicing, state)
+
+    def _speak(self, stream: Stream, voicing: Voicing, state: Floats) -> None:
+        seq = stream.seq
+        frame = voicing.next(state)
+        if frame is None:
+            self._streams.end(stream, "eos")
+            return
+        seq.spoken[len(seq.tokens)] = frame.embedding[None]
+        self._scheduler.append(seq, stand_in(frame))
+        if seq.n_generated == 1:
+            self._counters.note_prompt(stream.timings())
+        stream.send_sound()
+        self.end_if_due(stream)
 
     def end_prompts(self, chunks: Iterable[Chunk]) -> None:
         """End the requests that want nothing beyond their prompts, where these are computed."""
@@ -153,6 +177,9 @@ class Delivery:
         if row.chunk.outputs == "all":
             stream.score_prompt(row.position, logits)
         if row.position + 1 < len(seq.tokens) or seq.request.max_tokens == 0:
+            return
+        if stream.voicing is not None:
+            stream.utter(logits)
             return
         self._scheduler.append(seq, stream.sample(logits))
         if seq.n_generated == seq.n_resumed + 1:

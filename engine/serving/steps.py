@@ -142,5 +142,6 @@ class Steps:
                 self._scheduler.rewind(chunk.seq, chunk.start)
             if (stream := self._streams.get(chunk.seq.id)) and stream.proposals is not None:
                 stream.proposals.prepare()
+        self._delivery.speak(plan.chunks)
         self._delivery.embed(plan.chunks)
         self._delivery.end_prompts(plan.chunks)

@@ -45,6 +45,7 @@ class RemoteEngine:
 
     def __init__(self, texts: Texts, key: bytes, patience: float = PATIENCE) -> None:
         """``key``: the hosts'. Hosts come with ``update``; ``wait`` for the first."""
+        self.speech = texts.speech
         self.tokenizer, self.chat_template, self.media = (
             texts.tokenizer, texts.chat_template, texts.media,
         )  # fmt: skip
@@ -171,7 +172,7 @@ class RemoteEngine:
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Flight:
         """As the engine's own; what only an engine can find wrong comes as ``Failed``."""
         n = len(request.prompt)
-        if n > self.n_ctx or (n == self.n_ctx and request.has_text):
+        if n > self.n_ctx or (n == self.n_ctx and request.goes_on):
             raise ContextOverflowError(n, self.n_ctx)
         request.sampling.check()
         if request.constraint is not None:

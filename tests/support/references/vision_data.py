@@ -26,7 +26,7 @@ IMAGES = (
 )  # fmt: skip
 # dots3note's with a patch kernel of halves, as files have it and llama.cpp rounds it to: one patch
 # is so near a tie between two experts that it goes to the other without.
-OWN_SPECS = Path(__file__).parents[1] / "data" / "vision"
+OWN_SPECS = Path(__file__).parents[2] / "data" / "vision"
 # Of sounds, which one each has.
 SOUNDS = {
     "dots3note": "sound", "gemma4-e2b": "short", "gemma4a": "sound", "gemma4u": "short",
