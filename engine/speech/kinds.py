@@ -9,6 +9,8 @@ from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
+from gguf_serve.engine.speech.pocket import PocketSpeaker
+from gguf_serve.engine.speech.pocket_text import PocketSpeech
 from gguf_serve.engine.speech.qwen3 import Qwen3Speaker, Qwen3Speech
 from gguf_serve.engine.speech.speaker import Speaker, Speech
 from gguf_serve.engine.text.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "pockettts_gen": Kind(PocketSpeaker, PocketSpeech),
     "qwen3tts_gen": Kind(Qwen3Speaker, Qwen3Speech),
 }
 
