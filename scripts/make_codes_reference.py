@@ -27,7 +27,7 @@ import llama_cpp.mtmd_cpp as mtmd
 import numpy as np
 
 N_STATES, N_FRAMES, WINDOW, N_SPOKEN, SEED = 4, 90, 72, 6, 7
-EVERY = 23  # has no divisor with a frame in common, so it meets all of a frame's places
+EVERY = 161  # has no divisor with a frame in common, so it meets all of a frame's places
 TEXT = "Yes, and no."  # no two codes of its frames are nearly as likely
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from gguf_serve.engine.encoders.causal import convolved, transposed
 
+from gguf_serve.engine.encoders.causal import convolved, transposed
 from gguf_serve.engine.encoders.geometry import by_place, rotation
 from gguf_serve.engine.encoders.graph import Graph
 from gguf_serve.engine.encoders.recordings import Recordings
