@@ -31,13 +31,21 @@ def decode_sound(
 ) -> Floats:
     """float32 [samples], ``rate`` a second, in -1 to 1; MediaError for what is no sound."""
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _Forward(io.BytesIO(data)) as file:
             samples = _resampled(file, max_seconds, rate)
     except soundfile.LibsndfileError as error:
         raise MediaError(f"the sound cannot be decoded: {error.error_string}") from None
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise MediaError(f"the sound cannot be decoded: {error}") from error
     return np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # which has no types
+    """A file that is read from its beginning on, and never looked for a place in: to find its end
+    by that fails for FLAC that was streamed, whose header does not say how long it is."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _resampled(file: soundfile.SoundFile, max_seconds: float, to: int) -> Floats:
