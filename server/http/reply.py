@@ -31,7 +31,7 @@ Batch = list[tuple[int, Event]]
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-class Translator(Protocol):
+class Streamed(Protocol):
     """Makes the objects of one API of the events of a stream."""
 
     framing: Framing
@@ -44,45 +44,42 @@ class Translator(Protocol):
         """What follows when every request has ended."""
         ...
 
-    def take(self, index: int, event: Event) -> None:
-        """An event of an answer that is sent as a whole."""
+    def failed(self, error: ApiError) -> Iterable[object]:
+        """What ends a stream that has begun and then fails; with nothing to say the connection is
+        cut, so that what has been sent is not taken for all."""
         ...
+
+
+class Translator(Streamed, Protocol):
+    """The same of answers that may be sent as a whole."""
+
+    def take(self, index: int, event: Event) -> None: ...
 
     def whole(self) -> object:
         """What is sent as JSON, or a response of another kind."""
         ...
 
-    def failed(self, error: ApiError) -> Iterable[object]:
-        """What ends a stream that has begun and then fails."""
-        ...
 
-
-class Reply:
-    """The ASGI response made of a stream of events: a streamed body or one JSON object."""
+class StreamedReply:
+    """The ASGI response made of a stream of events: a body that is sent as they come."""
 
     def __init__(
-        self,
-        stream: EventStream,
-        dialect: Translator,
-        streaming: bool,
-        timeout: float,
-        ping_interval: float,
+        self, stream: EventStream, dialect: Streamed, timeout: float, ping_interval: float
     ) -> None:
         self.stream = stream
         self.dialect = dialect
-        self.streaming = streaming
         self.timeout = timeout  # seconds for a client that does not read
         self.ping_interval = ping_interval  # seconds; 0 or less: no pings
         self._scored = False  # scores of a prompt have come that are not sent yet
+        self._cut: Callable[[], None] = lambda: None  # closes the connection at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.stream.on_overflow = scope.get("extensions", {}).get(ABORT, lambda: None)
+        self._cut = self.stream.on_overflow = scope.get("extensions", {}).get(ABORT, lambda: None)
         if LEASE in scope:  # the engine has what it needs of the body
             scope[LEASE].give_back()
         watch = asyncio.create_task(self.stream.watch(receive))
         try:
-            begun = self._begin() if self.streaming else self._take_all()
-            response = await begun
+            response = await self._response()
             watch.cancel()
             if response is not None:
                 await response(scope, receive, send)
@@ -92,29 +89,9 @@ class Reply:
             watch.cancel()
             self.stream.close()
 
-    async def _take_all(self) -> Response | None:
-        """The whole answer; None if the client has gone."""
-        n_scores = 0
-        async for batch in self.stream:
-            for index, event in batch:
-                raise_if_ended_early(event)
-                n_scores += generated_scores(event)
-                if n_scores > MAX_SCORES:
-                    raise invalid(
-                        f"The answer would have more than {MAX_SCORES} log-probabilities: ask for "
-                        "less of n_probs or top_logprobs, for fewer tokens, or for a stream"
-                    )
-                self.dialect.take(index, event)
-        return None if self.stream.gone else await asyncio.to_thread(self._whole)
-
-    def _whole(self) -> Response:
-        """In a thread: with the scores of a long prompt it takes a second."""
-        whole = self.dialect.whole()
-        return whole if isinstance(whole, Response) else json_response(whole)
-
-    async def _begin(self) -> Response | None:
-        """The streamed answer, once a request has started: errors before that go out as plain HTTP
-        errors, and a ping would commit us to status 200. None if the client has gone."""
+    async def _response(self) -> Response | None:
+        """The answer, once a request has started: errors before that go out as plain HTTP errors,
+        and a ping would commit us to status 200. None if the client has gone."""
         first = await anext(self.stream, None)
         if first is None:
             return None
@@ -139,7 +116,10 @@ class Reply:
                 body, error = self._translate(batch)
             if error is not None:
                 note_error(error.message)
-                yield body + self._framed(self.dialect.failed(error))
+                last = self._framed(self.dialect.failed(error))
+                yield body + last
+                if not last:
+                    self._cut()
                 return
             if body:
                 self.stream.is_blocked = True
@@ -174,6 +154,46 @@ class Reply:
 
     def _framed(self, chunks: Iterable[object]) -> bytes:
         return b"".join(map(self.dialect.framing.frame, chunks))
+
+
+class Reply(StreamedReply):
+    """A streamed body, or one JSON object."""
+
+    dialect: Translator
+
+    def __init__(
+        self,
+        stream: EventStream,
+        dialect: Translator,
+        streaming: bool,
+        timeout: float,
+        ping_interval: float,
+    ) -> None:
+        super().__init__(stream, dialect, timeout, ping_interval)
+        self.streaming = streaming
+
+    async def _response(self) -> Response | None:
+        return await (super()._response() if self.streaming else self._take_all())
+
+    async def _take_all(self) -> Response | None:
+        """The whole answer; None if the client has gone."""
+        n_scores = 0
+        async for batch in self.stream:
+            for index, event in batch:
+                raise_if_ended_early(event)
+                n_scores += generated_scores(event)
+                if n_scores > MAX_SCORES:
+                    raise invalid(
+                        f"The answer would have more than {MAX_SCORES} log-probabilities: ask for "
+                        "less of n_probs or top_logprobs, for fewer tokens, or for a stream"
+                    )
+                self.dialect.take(index, event)
+        return None if self.stream.gone else await asyncio.to_thread(self._whole)
+
+    def _whole(self) -> Response:
+        """In a thread: with the scores of a long prompt it takes a second."""
+        whole = self.dialect.whole()
+        return whole if isinstance(whole, Response) else json_response(whole)
 
 
 def event_source(
