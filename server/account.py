@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Started
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Sound, Started
 
 
 class Account:
@@ -20,7 +20,7 @@ class Account:
         self.finish_reasons: dict[int, str] = {}  # the engine's, by the number of its request
         self._n_generated: dict[int, int] = {}  # tokens, by the number of the engine's request
         self._n_first = 0  # tokens that came with the first piece of text
-        self._first = self._last = 0.0  # when text came; 0: not yet
+        self._first = self._last = 0.0  # when text, or sound, came; 0: not yet
 
     @property
     def n_generated(self) -> int:
@@ -43,6 +43,9 @@ class Account:
             if not self._first:
                 self._first, self._n_first = self._last, len(event.tokens)
             self._n_generated[index] = self._n_generated.get(index, 0) + len(event.tokens)
+        elif isinstance(event, Sound):
+            # Of which no speed is told: how many tokens the first one is made of is not known.
+            self._first = self._first or time.perf_counter()
         elif isinstance(event, Started):
             self.n_prompt += event.n_prompt
             self.n_cached += event.n_cached

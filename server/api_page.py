@@ -45,6 +45,11 @@ for (const form of document.forms) form.addEventListener("submit", async (event)
   try {
     const answer = await fetch(path.slice(1), { method, headers, body: body || undefined });
     shown.textContent = answer.status + " " + answer.statusText + "\\n";
+    if ((answer.headers.get("content-type") || "").startsWith("audio/")) {
+      const sound = new Audio(URL.createObjectURL(await answer.blob()));
+      sound.controls = true;
+      return shown.append(sound);
+    }
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let part; !(part = await reader.read()).done; ) shown.textContent += part.value;
   } catch (error) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from gguf_serve.server.http.key_limits import Limits as KeyLimits
 from gguf_serve.server.http.key_limits import read_limits
 from gguf_serve.server.options.request_defaults import Defaults
 from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.speech.voices import read_voices
 from gguf_serve.server.tools.host import NAMES
 from gguf_serve.server.tools.mcp_config import McpServer, read_servers
 from gguf_serve.server.tools.toolbox import Toolbox
@@ -43,7 +44,7 @@ def problems(settings: Settings) -> list[str]:
     found = []
     for part in (
         engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
-        key_limits, toolbox,
+        key_limits, toolbox, voices,
     ):  # fmt: skip
         try:
             part(settings)
@@ -87,6 +88,16 @@ def media_fetcher(settings: Settings) -> Fetcher:
         folder, settings.media_max_size << 20, float(settings.media_timeout),
         settings.media_allow_private,
     )  # fmt: skip
+
+
+def voices(settings: Settings) -> Mapping[str, bytes]:
+    """Sounds of those who may speak, by their names."""
+    try:
+        return read_voices(
+            settings.tts_speaker_file, settings.voices, settings.media_max_size << 20
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def adapters(settings: Settings) -> tuple[tuple[Path, float], ...]:

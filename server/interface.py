@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # at run time these would bring half of the engine
     from gguf_serve.engine.grammar.constraint import Constraint
     from gguf_serve.engine.options import AdapterState
     from gguf_serve.engine.request import Event, Pooling, Request
+    from gguf_serve.engine.speech.speaker import Speech
     from gguf_serve.engine.stats import EngineStats, SlotFile, SlotState
 
 
@@ -124,6 +125,8 @@ class Engine(Protocol):
     def chat_template(self) -> Template: ...
     @property
     def media(self) -> MediaReader | None: ...  # None: texts only
+    @property
+    def speech(self) -> Speech | None: ...  # None: it does not speak
     @property
     def healthy(self) -> bool: ...
     @property

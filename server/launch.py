@@ -24,7 +24,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from gguf_serve.engine.child import end_all
-from gguf_serve.engine.errors import EngineError, ModelError
+from gguf_serve.engine.errors import EngineError, ModelError, RequestError
 from gguf_serve.engine.model.wire import Wire
 from gguf_serve.engine.option_values import commas
 from gguf_serve.engine.options import EngineOptions
@@ -45,6 +45,7 @@ from gguf_serve.server.configure import (
     toolbox,
     traces,
     uses_https,
+    voices,
     warmup_body,
 )
 from gguf_serve.server.dialects.table import error_response
@@ -242,6 +243,8 @@ def serve(settings: Settings) -> int:
         batch_store=batch_store(settings),
         only_vectors=settings.embedding or settings.reranking,
         tools=toolbox(settings),
+        voices=voices(settings),
+        language=settings.tts_lang or "",
     )
     idle = idle_model(service, settings)
     encrypted = uses_https(settings)
@@ -367,10 +370,33 @@ def load_model(settings: Settings, report: Callable[[float], None]) -> Engine:
         from gguf_serve.server.replicas.cluster import start_replicas
 
         engine = start_replicas(path, options, settings, report)
-    if settings.reranking and not engine.info.ranks:
+    problem = unfit(settings, engine, path.name)
+    if problem:
         engine.close()
-        raise ModelError(f"--rerank: {path.name} has no head for ranking")
+        raise ModelError(problem)
     return engine
+
+
+def unfit(settings: Settings, engine: Engine, name: str) -> str:
+    """What an option asks for that the model of this name has not; "": nothing."""
+    if settings.reranking and not engine.info.ranks:
+        return f"--rerank: {name} has no head for ranking"
+    speaking = {
+        "--tts-speaker-file": settings.tts_speaker_file,
+        "--voices": settings.voices,
+        "--tts-lang": settings.tts_lang,
+    }
+    option = next((option for option, given in speaking.items() if given is not None), None)
+    if option is None:
+        return ""
+    if engine.speech is None:
+        return f"{option}: {name} does not speak"
+    if not engine.speech.needs_voice:  # else a request that brings one finds out
+        try:
+            engine.speech.requests("a", language=settings.tts_lang or "")
+        except RequestError as error:
+            return f"--tts-lang: {error}"
+    return ""
 
 
 def load_here(

@@ -27,8 +27,8 @@ ROOMS = {
     "encoders speech model scheduling forward speculation sampling loading completion stats "
     "serving engine",
     "server": "version options account errors interface adapters http kept tools batches requests "
-    "dialects page api_page openapi idle tracing app demo configure sources sockets logs summary "
-    "doctor replicas pipeline launch compile_only cli container __main__",
+    "speech dialects page api_page openapi idle tracing app demo configure sources sockets logs "
+    "summary doctor replicas pipeline launch compile_only cli container __main__",
 }
 
 

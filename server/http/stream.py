@@ -25,6 +25,7 @@ from gguf_serve.engine.request import (
     Finished,
     PromptScored,
     Request,
+    Sound,
     Timings,
     TokenScore,
 )
@@ -270,6 +271,8 @@ def weight(event: Event) -> int:
     n_bytes = EVENT_BYTES
     if type(event) is Delta:
         n_bytes += len(event.text) + sum(map(score_weight, event.scores))
+    elif type(event) is Sound:
+        n_bytes += len(event.pcm)
     elif type(event) is PromptScored:
         n_bytes += sum(map(score_weight, event.scores))
     return n_bytes

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct, field
 
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Started
+from gguf_serve.engine.request import Delta, Event, Failed, Finished, Sound, Started
 
 MOST_KEYS = 1024  # of which counters are kept
 Clock = Callable[[], float]
@@ -111,6 +111,11 @@ class Watch:
                 n_tokens = len(event.tokens)
                 traffic.between.observe((now - times.last) / n_tokens, n_tokens)
             times.last = now
+        elif isinstance(event, Sound):
+            times.is_sound = True
+            if times.first is None:
+                times.first = now
+                traffic.first.observe(now - times.submitted)
         elif isinstance(event, Started):
             times.started = now
             traffic.queue.observe(now - times.submitted)
@@ -122,6 +127,8 @@ class Watch:
         traffic = self._traffic
         reason = REASONS[event.reason] if isinstance(event, Finished) else "error"
         traffic.ended[reason] += 1
+        if times.is_sound and isinstance(event, Finished):
+            self._count(event.timings.predicted_n, is_prompt=False)
         if reason in ("abort", "error") or times.started is None:
             return
         traffic.whole.observe(now - times.submitted)
@@ -143,3 +150,4 @@ class _Times(Struct):
     started: float | None = None
     first: float | None = None
     last: float = 0.0  # when the latest token has come
+    is_sound: bool = False  # whose tokens are told at its end

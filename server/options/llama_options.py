@@ -291,7 +291,8 @@ REFUSED = (
         takes="-gqa --gqa -eps --rms-norm-eps",
     ),
     Foreign(
-        "no speech is made here", on="--tts-use-guide-tokens --tts-oute-default",
+        "a model that speaks has what makes its sounds in its projector (-mm)",
+        on="--tts-use-guide-tokens --tts-oute-default",
         takes="-mv --model-vocoder -hfv -hfrv --hf-repo-v -hffv --hf-file-v",
     ),
     Foreign(

@@ -42,9 +42,10 @@ from gguf_serve.server.options.replica_settings import REPLICAS
 from gguf_serve.server.options.request_defaults import CHAT, Defaults
 
 MODEL = "Model"
+SPEECH = "Speech"
 GROUPS = (
-    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, GROUP, SPECULATION, CHAT, MEDIA, SERVER,
-    LIMITS, TOOLS, REPLICAS, LOGGING,
+    MODEL, DEVICE, CONTEXT, MODEL_FILE, ROPE, ADAPTERS, GROUP, SPECULATION, CHAT, MEDIA, SPEECH,
+    SERVER, LIMITS, TOOLS, REPLICAS, LOGGING,
 )  # fmt: skip
 SCALED = Parsed("FILE:SCALE,...", scaled_files)
 
@@ -218,6 +219,18 @@ class Settings(HttpSettings):
     media_allow_private: bool = option(
         "--media-allow-private/--no-media-allow-private", group=MEDIA, default=False,
         help="let URLs of images name hosts that are not on the public internet",
+    )
+    tts_speaker_file: str | None = option(
+        "--tts-speaker-file", group=SPEECH, env="GGUF_SERVE_TTS_SPEAKER_FILE", type=FILE,
+        default=None, help="a sound of the voice that speaks where a request names none",
+    )
+    voices: str | None = option(
+        "--voices", group=SPEECH, env="GGUF_SERVE_VOICES", type=FOLDER, default=None,
+        help="folder of sounds of voices, which requests name by their files without the ending",
+    )
+    tts_lang: str | None = option(
+        "--tts-lang", group=SPEECH, env="GGUF_SERVE_TTS_LANG", type=TEXT, metavar="LANGUAGE",
+        default=None, help="what is spoken where a request does not say; the model finds out",
     )
     chat_template: str | None = option(
         "--chat-template", group=CHAT, env="CHAT_TEMPLATE", type=TEXT, default=None,

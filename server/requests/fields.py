@@ -306,19 +306,10 @@ def check_stops(name: str, words: Sequence[str]) -> None:
 def sampling_params(
     fields: GenerationFields, default: SamplingParams, tokenizer: Tokenizer
 ) -> SamplingParams:
-    changes: dict[str, Any] = {}
-    for name in SamplingFields.__struct_fields__:
-        value = getattr(fields, name)
-        if value is not None:
-            low, high = CLAMPED.get(name, (value, value))
-            changes[name] = min(max(value, low), high)
+    changes = given_numbers(fields)
     if fields.repetition_penalty is not None and "repeat_penalty" not in changes:
         # It looks at the prompt and all that was written.
         changes = {"repeat_last_n": -1} | changes | {"repeat_penalty": fields.repetition_penalty}
-    if "seed" in changes:
-        changes["seed"] = seed(changes["seed"])
-    if changes.get("dry_base", 1.0) < 1.0:
-        del changes["dry_base"]
     if fields.dry_sequence_breakers is not None:
         if not fields.dry_sequence_breakers:
             raise invalid("Field 'dry_sequence_breakers': must be a non-empty array of strings")
@@ -331,6 +322,21 @@ def sampling_params(
     if fields.logit_bias is not None:
         changes["logit_bias"] = logit_bias(fields.logit_bias, tokenizer)
     return replace(default, **changes)
+
+
+def given_numbers(fields: SamplingFields) -> dict[str, Any]:
+    """The numbers and switches of SamplingParams that a request gives, within their limits."""
+    changes: dict[str, Any] = {}
+    for name in SamplingFields.__struct_fields__:
+        value = getattr(fields, name)
+        if value is not None:
+            low, high = CLAMPED.get(name, (value, value))
+            changes[name] = min(max(value, low), high)
+    if "seed" in changes:
+        changes["seed"] = seed(changes["seed"])
+    if changes.get("dry_base", 1.0) < 1.0:
+        del changes["dry_base"]
+    return changes
 
 
 def token_rules(fields: GenerationFields, tokenizer: Tokenizer) -> TokenRules:

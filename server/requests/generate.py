@@ -142,9 +142,7 @@ async def engine_requests(
     service: Service, fields: GenerationFields, job: Job, options: Options
 ) -> list[Request]:
     """n for each prompt, in the order of the choices; a given seed counts up over the n."""
-    if service.only_vectors:
-        message = "This server gives vectors and scores: start it without --embedding and --rerank"
-        raise ApiError("not_supported_error", message)
+    check_generates(service)
     defaults = service.defaults
     given = fields, defaults.sampling, service.engine.tokenizer
     if fields.logit_bias or fields.bad_words:  # may have texts, which are tokenized
@@ -193,6 +191,13 @@ async def engine_requests(
         for prompt in job.prompts
         for seed in seeds
     ]
+
+
+def check_generates(service: Service) -> None:
+    """ApiError where there are vectors and scores alone."""
+    if service.only_vectors:
+        message = "This server gives vectors and scores: start it without --embedding and --rerank"
+        raise ApiError("not_supported_error", message)
 
 
 def adapters(fields: GenerationFields, service: Service) -> tuple[tuple[int, float], ...] | None:

@@ -124,6 +124,16 @@ async def take_room(batch: list[Source], fetcher: Fetcher, lease: Lease) -> None
         raise ApiError("unavailable_error", message, headers={"retry-after": "10"}) from None
 
 
+async def read_source(source: Source, fetcher: Fetcher) -> bytes:
+    """The bytes of one of them, which is not decoded here."""
+    lease = Lease(fetcher.room)
+    try:
+        await take_room([source], fetcher, lease)
+        return await fetch(source, fetcher)
+    finally:
+        lease.give_back()
+
+
 def check_room(media: list[Any], n_ctx: int) -> None:
     """ContextOverflowError before the rest is decoded, with the tokens so far."""
     n_tokens = sum(medium.n_tokens for medium in media)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,12 +88,16 @@ class Service:
         response_folder: Path | None = None,
         tools: Toolbox | None = None,
         batch_store: Store | None = None,
+        voices: Mapping[str, bytes] | None = None,
+        language: str = "",
     ) -> None:
         """``page``: whether there is a chat page at ``/``, or the folder that is there instead;
         ``isolates``: keys share no cached prefixes; ``verbose``: answers have ``__verbose``;
         ``only_vectors``: no text is generated; ``response_memory``: bytes for what is kept of
         responses, and ``response_folder``: where it outlives the server; ``tools``: what the server
-        runs itself; ``batch_store``: where files and batches are, if there are any."""
+        runs itself; ``batch_store``: where files and batches are, if there are any; ``voices``:
+        sounds of those who speak, by name, and ``language``: what they speak unless asked, "" for
+        the model's own choice."""
         self.loaded_engine = engine  # None while the model loads
         self.is_sleeping = False  # then it is a closed one
         self.is_draining = False  # nothing new is taken
@@ -116,6 +120,7 @@ class Service:
         self.only_vectors = only_vectors
         self.response_memory, self.response_folder = response_memory, response_folder
         self.tools = Toolbox() if tools is None else tools
+        self.voices, self.language = voices or {}, language
         self.traffic = Traffic()
         self.foreground = Foreground()
         self._yielding = Yielding(lambda: self.engine, self.foreground)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from gguf_serve.engine.chat.prompt import Conversation, Prompt, write_prompt
 from gguf_serve.engine.errors import (
     ContextOverflowError,
     EngineStoppedError,
+    MediaError,
     RequestError,
     TooManyTokensError,
 )
@@ -34,6 +36,8 @@ from gguf_serve.engine.request import (
     PromptScored,
     Request,
     Scoring,
+    Sound,
+    Speaking,
     Started,
     Timings,
     TokenScore,
@@ -184,6 +188,53 @@ def say(text: str, reason: str = "eos", pause: float = 0.0) -> Script:
     return script
 
 
+class FakeSpeech:
+    """A request for each sentence, a token for each byte of it; of a voice and a language first
+    their lengths."""
+
+    rate = 24000
+
+    def __init__(self, languages: Sequence[str] = (), needs_voice: bool = False) -> None:
+        self.languages, self.needs_voice = tuple(languages), needs_voice
+        self.asked: list[tuple[str, bytes | None, str]] = []
+
+    def requests(
+        self, text: str, *, voice: bytes | None = None, language: str = ""
+    ) -> tuple[Request, ...]:
+        self.asked.append((text, voice, language))
+        if language and language not in self.languages:
+            raise RequestError(f"language {language!r} is not known")
+        if voice is not None and not voice.startswith(b"RIFF"):
+            raise MediaError("the sound cannot be decoded: no WAV")
+        parts = [part for part in text.split(".") if part.strip()]
+        return tuple(Request(tuple(part.encode()), wants=Speaking(len(part))) for part in parts)
+
+
+FRAME = 960  # samples of FakeSpeech's: 40 ms
+
+
+def speak(pause: float = 0.0, fault: str = "", n_before: int = 10**9) -> Script:
+    """A frame for each token of the prompt, whose samples are all the token times 100, or as many
+    as max_tokens allows; with a ``fault`` that many, and then it."""
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield Started(len(request.prompt), 0, 0)
+        limited = 0 <= request.max_tokens < len(request.prompt)
+        frames = request.prompt[: request.max_tokens] if limited else request.prompt
+        for i, token in enumerate(frames):
+            if cancelled.wait(pause) if pause else cancelled.is_set():
+                yield Finished("cancelled", Timings())
+                return
+            if fault and i == n_before:
+                yield Failed(fault)
+                return
+            yield Sound(struct.pack("<h", 100 * token) * FRAME)
+        timings = Timings(0, len(request.prompt), 10.0, len(frames), 100.0)
+        yield Finished("limit" if limited else "eos", timings)
+
+    return script
+
+
 class FakeEngine:
     """Plays a script for each request, in a thread of the request."""
 
@@ -194,6 +245,7 @@ class FakeEngine:
         self.tokenizer = ByteTokenizer()
         self.chat_template = LineTemplate()
         self.media: Any = None
+        self.speech: Any = None
         self.healthy, self.fault = True, ""
         self.requests: list[Request] = []
         self.compiled: list[Constraint] = []
@@ -284,6 +336,8 @@ class Fakes:
 
     engine = FakeEngine
     say = staticmethod(say)
+    speech = FakeSpeech
+    speak = staticmethod(speak)
     score = staticmethod(score)
     failed = Failed
     fim = FimTokens

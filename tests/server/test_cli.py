@@ -23,6 +23,7 @@ from gguf_serve.server.configure import (
     chat_template,
     cors,
     engine_options,
+    problems,
     request_defaults,
     template_kwargs,
     uses_https,
@@ -327,6 +328,11 @@ def test_template_options(tmp_path: Path) -> None:
     for bad in ("{", "[1]"):
         with pytest.raises(SettingsError, match="--chat-template-kwargs"):
             template_kwargs(bad)
+
+
+def test_voices_are_read_before_the_model(tmp_path: Path) -> None:
+    assert problems(Settings(voices=str(tmp_path)))[0].startswith("--voices: there is no sound in")
+    assert problems(Settings()) == []
 
 
 def test_api_keys(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ import pytest
 from listening import free_port
 
 import gguf_serve.engine.engine
-from gguf_serve.server.launch import connection_limits, http_config, load_model
+from gguf_serve.server.launch import connection_limits, http_config, load_model, unfit
 from gguf_serve.server.options.settings import Settings
 
 SCRIPT = Path(__file__).parents[1] / "support" / "scripted_serve.py"
@@ -170,6 +171,32 @@ def test_collections_pass_over_a_loaded_model(monkeypatch: pytest.MonkeyPatch, m
         assert not any(known is loaded for known in gc.get_objects())
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "problem"),
+    [
+        ({}, {}, ""),
+        ({"voices": "."}, {"speech": None}, "--voices: tiny.gguf does not speak"),
+        ({"tts_speaker_file": "a.wav"}, {"speech": None}, "--tts-speaker-file: tiny.gguf does not"),
+        ({"tts_lang": "en"}, {"speech": None}, "--tts-lang: tiny.gguf does not speak"),
+        ({"tts_lang": "en"}, {"speech": ("en", "de")}, ""),
+        ({"tts_lang": "fr"}, {"speech": ("en", "de")}, "--tts-lang: language 'fr' is not known"),
+        (
+            {"reranking": True},
+            {"info": SimpleNamespace(ranks=False)},
+            "--rerank: tiny.gguf has no head for ranking",
+        ),
+    ],
+)
+def test_options_for_what_a_model_has_not(
+    fakes: Any, options: dict[str, Any], engine: dict[str, Any], problem: str
+) -> None:
+    if engine.get("speech"):
+        engine = {"speech": fakes.speech(engine["speech"])}
+    found = unfit(Settings(**options), SimpleNamespace(**engine), "tiny.gguf")  # type: ignore[arg-type]
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
 
 
 def test_a_port_in_use(start: Start, model: str) -> None:

@@ -14,15 +14,28 @@ import pytest
 
 from gguf_serve.engine.chat.rendering.selection import named_template
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
-from gguf_serve.engine.request import Delta, Embedded, Event, Finished, Request, Started, Timings
+from gguf_serve.engine.request import (
+    Delta,
+    Embedded,
+    Event,
+    Finished,
+    Request,
+    Sound,
+    Speaking,
+    Started,
+    Timings,
+)
 from gguf_serve.server.app import create_app
 from gguf_serve.server.requests.service import Endpoints, Service
 
 
 def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
-    """An answer, or a vector, whichever is asked for."""
+    """An answer, a sound or a vector, whichever is asked for."""
     yield Started(len(request.prompt), 0, 0)
-    yield Delta("ok", (1,)) if request.has_text else Embedded(((1.0, 2.0),))
+    if isinstance(request.wants, Speaking):
+        yield Sound(bytes(100))
+    else:
+        yield Delta("ok", (1,)) if request.has_text else Embedded(((1.0, 2.0),))
     yield Finished("eos", Timings(predicted_n=1))
 
 
@@ -30,6 +43,7 @@ def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
 def url(serve: Any, fakes: Any) -> str:
     engine = fakes.engine(script)
     engine.tokenizer.fim = fakes.fim(prefix=1, suffix=2, middle=3)
+    engine.speech = fakes.speech()
     engine.info = replace(engine.info, ranks=True)
     engine.chat_template = ChatTemplate(named_template("chatml"))
     return str(serve(engine, endpoints=Endpoints(props=True)))

@@ -24,6 +24,7 @@ from gguf_serve.server.cli import main
 
 class Engine:
     n_ctx, n_slots, healthy, fault = 2048, 2, True, ""
+    speech = None
     tokenizer = SimpleNamespace(
         n_vocab=256, bos_id=None, eos_id=None, encode=lambda text, **_: list(text.encode())
     )

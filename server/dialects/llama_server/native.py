@@ -25,6 +25,7 @@ from gguf_serve.server.requests.parameters import generation_settings
 from gguf_serve.server.requests.prompt_objects import n_characters
 from gguf_serve.server.requests.prompts import MAX_TOKENS, checked_token, encode_mixed
 from gguf_serve.server.requests.service import Service
+from gguf_serve.server.speech.reading import voice_names
 from gguf_serve.server.version import BUILD_INFO
 
 MAX_TEXT = 2**24  # bytes of the text of given tokens
@@ -187,6 +188,7 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "model_ftype": engine.info.file_type,
             "model_path": str(engine.info.path),
             "modalities": service.modalities,
+            "speech": spoken(service),
             "media_marker": SHOWN_MARKER,
             "endpoint_slots": service.endpoints.slots,
             "endpoint_props": service.endpoints.props,
@@ -199,6 +201,16 @@ async def props(service: Service, http: HttpRequest) -> Response:
             "is_sleeping": service.is_sleeping,
         }
     )
+
+
+def spoken(service: Service) -> dict[str, Any] | None:
+    """How the model speaks, for those who ask for /v1/audio/speech; None: it does not."""
+    speech = service.engine.speech
+    if speech is None:
+        return None
+    return {
+        "sample_rate": speech.rate, "languages": speech.languages, "voices": voice_names(service),
+    }  # fmt: skip
 
 
 def default_request(defaults: Defaults) -> Request:

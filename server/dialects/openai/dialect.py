@@ -10,6 +10,7 @@ from gguf_serve.server.dialects.openai import (
     endpoints,
     files,
     score,
+    speech,
     transcription,
 )
 
@@ -18,6 +19,7 @@ OPENAI = Dialect(
         endpoints.routes,
         embeddings.routes,
         transcription.routes,
+        speech.routes,
         score.routes,
         files.routes,
         batches.routes,
@@ -34,6 +36,7 @@ OPENAI = Dialect(
         },
         "/v1/completions": {"prompt": "The sea is", "max_tokens": 50},
         "/v1/embeddings": {"input": ["a sentence"]},
+        "/v1/audio/speech": {"input": "Good morning.", "response_format": "wav"},
         "/v1/score": {"text_1": "birds", "text_2": ["Swallows fly.", "No."]},
         "/v1/load_lora_adapter": {"lora_name": "poems", "lora_path": "poems.gguf"},
         "/v1/unload_lora_adapter": {"lora_name": "poems"},

@@ -231,6 +231,7 @@ def ollama_model(service: Service) -> dict[str, object]:
         "capabilities": [
             "embedding" if info.is_encoder else "completion",
             *["multimodal"] * any(service.modalities.values()),
+            *["speech"] * (service.engine.speech is not None),
         ],
         "parameters": "",
         "details": {

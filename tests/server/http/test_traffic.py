@@ -14,7 +14,16 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request, Started, Timings
+from gguf_serve.engine.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    Sound,
+    Started,
+    Timings,
+)
 from gguf_serve.engine.stats import EngineStats
 from gguf_serve.server.dialects.llama_server.metrics import exposition
 from gguf_serve.server.http.traffic import Histogram, Traffic, Watch
@@ -69,6 +78,18 @@ def test_the_times_of_a_request() -> None:
     assert traffic.ended == {"length": 1}
     usage = traffic.keys["k"]
     assert (usage.requests, usage.prompt_tokens, usage.generated_tokens) == (1, 7, 4)
+
+
+def test_the_times_of_a_sound() -> None:
+    """How many tokens it has is known at its end, and so no time between two."""
+    timings = Timings(predicted_n=5)
+    traffic = watched(
+        (1.0, Started(7, 2, 0)), (3.0, Sound(b"ab")), (3.5, Sound(b"cd")), (4.0, Sound(b"e")),
+        (4.5, Finished("eos", timings)),
+    )  # fmt: skip
+    assert (traffic.first.total, sum(traffic.between.counts)) == (3.0, 0)
+    assert (traffic.decode.total, traffic.whole.total) == (1.5, 4.5)
+    assert traffic.keys["k"].generated_tokens == 5
 
 
 @pytest.mark.parametrize(
