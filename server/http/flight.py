@@ -19,6 +19,7 @@ from gguf_serve.engine.request import (
     PromptScored,
     Request,
     Resume,
+    Sound,
     Started,
     Timings,
 )
@@ -41,10 +42,11 @@ class Flight:
         self.has_slot = False  # at the engine that has it now
         self.is_cancelled = self.ended = False
         self._on_event, self._can_resume = on_event, can_resume
-        self._n_characters = 0
+        self._n_characters = self._n_bytes = 0  # of text; of sound
         self._before = request.resume or Resume((), 0, Mark())  # had before it came here
         self._mark = self._before.mark
-        self._skip_tokens = self._skip_characters = 0  # of an engine that has begun anew
+        # Of an engine that has begun anew.
+        self._skip_tokens = self._skip_characters = self._skip_bytes = 0
         self._started: Started | None = None
         self._is_scored = False
         self._began_at = time.perf_counter()
@@ -52,9 +54,10 @@ class Flight:
 
     def rest(self) -> Request:
         """What an engine is to be asked for."""
-        if not self.tokens and not self._n_characters:
+        if not self.tokens and not self._n_characters and not self._n_bytes:
             return self.request
         if not self._can_resume:
+            self._skip_bytes = self._n_bytes
             self._skip_tokens, self._skip_characters = len(self.tokens), self._n_characters
             return self.request
         before = self._before
@@ -89,6 +92,8 @@ class Flight:
             case Delta():
                 event = self._new(event)
                 self._take(event)
+            case Sound():
+                event = self._new_sound(event)
             case Finished() if self.n_moves:
                 event = replace(event, timings=self._timings(event.timings))
         self.tell(event)
@@ -125,12 +130,24 @@ class Flight:
             scores=delta.scores[n_tokens:],
         )  # fmt: skip
 
+    def _new_sound(self, sound: Sound) -> Sound:
+        n_bytes = min(self._skip_bytes, len(sound.pcm))
+        self._skip_bytes -= n_bytes
+        if n_bytes < len(sound.pcm):
+            self.n_tries = 0
+        self._n_bytes += len(sound.pcm) - n_bytes
+        self._note_time()
+        return Sound(sound.pcm[n_bytes:]) if n_bytes else sound
+
     def _take(self, delta: Delta) -> None:
         self.tokens += delta.tokens
         if delta.tokens:
             self.n_tries = 0
         self._n_characters += len(delta.text)
         self._mark = delta.mark or self._mark
+        self._note_time()
+
+    def _note_time(self) -> None:
         self._last_at = time.perf_counter()
         self._first_at = self._first_at or self._last_at
 
@@ -143,6 +160,6 @@ class Flight:
             cache_n=prompt.n_cached,
             prompt_n=prompt.n_prompt - prompt.n_cached,
             prompt_ms=1e3 * (first - self._began_at),
-            predicted_n=len(self.tokens),
+            predicted_n=len(self.tokens) or last.predicted_n,  # of sound that which began anew
             predicted_ms=1e3 * (self._last_at - self._first_at),
         )
