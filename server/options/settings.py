@@ -230,7 +230,7 @@ class Settings(HttpSettings):
     )
     tts_lang: str | None = option(
         "--tts-lang", group=SPEECH, env="GGUF_SERVE_TTS_LANG", type=TEXT, metavar="LANGUAGE",
-        default=None, help="what is spoken where a request does not say; the model finds out",
+        default=None, help="language where a request names none; the model's otherwise",
     )
     chat_template: str | None = option(
         "--chat-template", group=CHAT, env="CHAT_TEMPLATE", type=TEXT, default=None,
