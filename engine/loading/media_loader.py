@@ -66,6 +66,11 @@ def load_media(
             f"{file.gguf.path}: the projector gives embeddings of {encoder.width} values, the text "
             f"model takes {wanted} ({h.n_embd}{deep}): they do not belong together"
         )
+    if speaker is not None and speaker.width != h.n_embd:
+        raise ModelError(
+            f"{file.gguf.path}: the projector speaks of states of {speaker.width} values, the text "
+            f"model's have {h.n_embd}: they do not belong together"
+        )
     fingerprint = file.gguf.fingerprint()
     file.gguf.close()
     reader = media_reader(file, options, h)

@@ -104,7 +104,7 @@ class Flow:
 
 
 class PocketSpeaker:
-    """A Speaker. ``width``: of the model's states."""
+    """A Speaker."""
 
     rate = SPEECH_RATE
     frame = MIMI_FRAME

@@ -62,11 +62,13 @@ class Utterance(Protocol):
 class Speaker(Protocol):
     """The weights beside the decoder. Lives in the engine's thread.
 
-    ``rate``: samples a second; ``frame``: samples of a frame; ``reach``: how many frames before a
-    frame the vocoder has to be given for that frame's samples to be what they would be in the whole
-    speech; ``mask``: the tokens that a frame begins with, or that end the speech; None: any.
+    ``width``: of the decoder's states; ``rate``: samples a second; ``frame``: samples of a frame;
+    ``reach``: how many frames before a frame the vocoder has to be given for that frame's samples
+    to be what they would be in the whole speech; ``mask``: the tokens that a frame begins with, or
+    that end the speech; None: any.
     """
 
+    width: int
     rate: int
     frame: int
     reach: int

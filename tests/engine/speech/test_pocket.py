@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import random_model
 import soundfile
 from asking import Reply
+from conformance_data import read_spec
 from msgspec.structs import replace
 from vision_data import nmse
 
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.engine import Engine, load_engine
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Request, Sound, Speaking
@@ -176,6 +179,18 @@ def test_a_seed_makes_the_same_speech(engine: Engine, reference: Any) -> None:
     np.testing.assert_array_equal(first, again)
     n = min(len(first), len(other))
     assert nmse(other[:n], first[:n]) > 1e-3
+
+
+def test_a_projector_for_another_model(conformance_model: Build) -> None:
+    """The voice's rows are as wide as the model's, those that its states should be are not."""
+    spec = read_spec(str(DATA / "pockettts.json"))
+    wide = {"a.gen.input_linear.weight": [32, 96], "a.gen.flow.cond_embd.weight": [96, 64],
+            "a.gen.out_eos.weight": [96, 1]}  # fmt: skip
+    spec["tensors"] = [[name, wide.get(name, shape), kind] for name, shape, kind in spec["tensors"]]
+    text = conformance_model(str(DATA / "pockettts-text.json"))
+    path = random_model.build(spec, text.with_name("wide.gguf"))
+    with pytest.raises(ModelError, match=r"wide.gguf: .* states of 96 values, .* have 64"):
+        load_engine(text, EngineOptions(mmproj=path, n_ctx=512))
 
 
 # --- the end, and noise ---
