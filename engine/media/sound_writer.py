@@ -12,6 +12,7 @@ import struct
 import soundfile
 
 from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.media.tempo import Tempo
 
 UNKNOWN = 0xFFFFFFFF  # bytes: more than there will be
 COMPRESSED = {
@@ -28,9 +29,11 @@ PLAIN = ("wav", "pcm")  # whose samples are not touched
 class SoundWriter:
     """A file of one channel, whose bytes are handed out as soon as they are known."""
 
-    def __init__(self, format: str, rate: int) -> None:
-        """``format``: one of COMPRESSED or PLAIN; ``rate``: samples a second. RequestError for a
-        rate that the format does not have."""
+    def __init__(self, format: str, rate: int, speed: float = 1.0) -> None:
+        """``format``: one of COMPRESSED or PLAIN; ``rate``: samples a second; ``speed``: how fast
+        it is heard. RequestError for a rate that the format does not have, or where there is no
+        other speed."""
+        self._tempo = None if speed == 1 else Tempo(speed, rate)
         self._head = wav_header(rate) if format == "wav" else b""
         self._outlet = _Outlet()
         self._file = None if format in PLAIN else _opened(self._outlet, format, rate)
@@ -38,18 +41,21 @@ class SoundWriter:
     def write(self, pcm: bytes) -> bytes:
         """What the file goes on with after these samples, of 16 bits each, little-endian; maybe
         nothing yet."""
+        return self._encoded(pcm if self._tempo is None else self._tempo.write(pcm))
+
+    def end(self) -> bytes:
+        """The rest of the file."""
+        rest = self._encoded(b"" if self._tempo is None else self._tempo.end())
+        if self._file is not None:
+            self._file.close()
+        return rest + self._outlet.take()
+
+    def _encoded(self, pcm: bytes) -> bytes:
         if self._file is None:
             head, self._head = self._head, b""
             return head + pcm
         if pcm:
             self._file.buffer_write(pcm, "int16")
-        return self._outlet.take()
-
-    def end(self) -> bytes:
-        """The rest of the file."""
-        if self._file is None:
-            return self.write(b"")
-        self._file.close()
         return self._outlet.take()
 
 

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf_serve.engine.errors import MediaError
+from gguf_serve.engine.media.ffmpeg import pyav
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.resize import Pixels
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 # Playlists and the like are no containers: they would have FFmpeg open other files and hosts.
 CONTAINERS = "matroska,webm,mov,mp4,avi,flv,mpegts,mpeg,ogg,gif"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
 DECODED_IMAGES = 1000  # as many pixels as so many of the largest images may be decoded in all
-NO_LIBRARY = "videos need PyAV: pip install 'gguf-serve[video]'"
 
 
 def frames(data: bytes, limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
     """(seconds from the start, uint8 [height, width, 3]) of the first video stream, at most
     ``limits.video_fps`` a second (0: all); MediaError for anything that is no video."""
-    av = _library()
+    av = pyav("a video")
     try:
         with av.open(
             io.BytesIO(data), mode="r", options=OPTIONS, metadata_errors="ignore"
@@ -40,16 +37,6 @@ def frames(data: bytes, limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
         raise
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         raise MediaError(f"the video cannot be decoded: {error}") from None
-
-
-def _library() -> ModuleType:
-    """Imported with the first video: it loads FFmpeg's libraries."""
-    try:
-        import av
-    except ImportError:
-        raise MediaError(NO_LIBRARY) from None
-    av.logging.set_level(None)  # else FFmpeg writes to stderr what clients' files are like
-    return av
 
 
 def _chosen(decoded: Iterator[Any], limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:

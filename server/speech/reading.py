@@ -22,6 +22,7 @@ from gguf_serve.server.speech.voices import DEFAULT
 if TYPE_CHECKING:
     from gguf_serve.engine.speech.speaker import Speech
 
+SPEEDS = (0.25, 4.0)  # OpenAI's
 MAX_INPUT = 2**16  # characters: an hour of speech
 AUTO = "auto"  # of languages: as the model finds
 
@@ -29,7 +30,6 @@ AUTO = "auto"  # of languages: as the model finds
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "instructions": ("",),
     "ref_text": ("",),
-    "speed": (1,),
 }
 
 
@@ -45,6 +45,7 @@ class SpeechFields(SamplingFields, kw_only=True):
     voice: str | VoiceName | None = None
     response_format: str = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
+    speed: float = 1.0
     max_tokens: int | None = None  # frames of sound
     # Names that other servers have for what OpenAI's has not.
     language: str | None = None
@@ -71,6 +72,8 @@ async def read_speech(service: Service, fields: SpeechFields) -> list[Request]:
         raise invalid("Field 'input': there is nothing to be said")
     if len(text) > MAX_INPUT:
         raise invalid(f"Field 'input': at most {MAX_INPUT} characters, got {len(text)}")
+    if not SPEEDS[0] <= fields.speed <= SPEEDS[1]:
+        raise invalid(f"Field 'speed': expected {SPEEDS[0]} to {SPEEDS[1]}, got {fields.speed}")
     language = fields.language or fields.lang or service.language
     if language.lower() == AUTO and not speech.languages:
         language = ""

@@ -66,7 +66,7 @@ async def speech(service: Service, http: HttpRequest) -> ASGIApp:
         raise invalid(f"Field 'response_format': {shown(form)} is none of {known}")
     rate = speech_of(service).rate
     requests = await read_speech(service, fields)
-    writer = await asyncio.to_thread(sound_writer, form, rate)
+    writer = await asyncio.to_thread(sound_writer, form, rate, fields.speed)
     shape = SpokenEvents if fields.stream_format == "sse" else Spoken
     dialect = shape(writer, MEDIA_TYPES[form])
     stream = service.event_stream()
@@ -96,11 +96,11 @@ class Writer(Protocol):
     def end(self) -> bytes: ...
 
 
-def sound_writer(form: str, rate: int) -> Writer:
+def sound_writer(form: str, rate: int, speed: float) -> Writer:
     # Its libraries take 100 ms to import, for which a start need not wait.
     from gguf_serve.engine.media.sound_writer import SoundWriter
 
-    return SoundWriter(form, rate)
+    return SoundWriter(form, rate, speed)
 
 
 class Spoken:

@@ -10,7 +10,7 @@ import pytest
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.media.sound import decode_sound
-from gguf_serve.engine.media.sound_writer import COMPRESSED, PLAIN, SoundWriter
+from gguf_serve.engine.media.sound_writer import COMPRESSED, PLAIN, SoundWriter, wav_header
 
 RATE = 24000
 SECONDS = 1.5
@@ -48,6 +48,15 @@ def test_it_can_be_heard_before_its_end(format: str) -> None:
 @pytest.mark.parametrize(("format", "n_bytes"), [("wav", 44), ("pcm", 0), ("mp3", 0)])
 def test_nothing_said(format: str, n_bytes: int) -> None:
     assert len(b"".join(written(format, pcm=b""))) == n_bytes
+
+
+@pytest.mark.parametrize("format", [*COMPRESSED, *PLAIN])
+def test_another_speed(format: str) -> None:
+    writer = SoundWriter(format, RATE, speed=2.0)
+    data = writer.write(PCM) + writer.end()
+    head = b"" if format != "pcm" else wav_header(RATE)
+    found = decode_sound(head + data, rate=RATE)
+    assert len(found) == pytest.approx(len(TONE) / 2, rel=0.15)
 
 
 def test_pcm_is_what_it_was() -> None:

@@ -268,7 +268,7 @@ def test_most_frames_are_those_of_all_parts(serve: Serve, engine: Any) -> None:
             {"response_format": "aac"},
             "Field 'response_format': 'aac' is none of mp3, opus, flac, wav, pcm",
         ),
-        ({"speed": 1.5}, "Field 'speed': 1.5 is not supported by this server"),
+        ({"speed": 5}, "Field 'speed': expected 0.25 to 4.0, got 5.0"),
         ({"instructions": "Shout"}, "Field 'instructions': \"Shout\" is not supported by this"),
         ({"stream_format": "ws"}, "Field 'stream_format': Invalid enum value 'ws'"),
         ({"temperature": "hot"}, "Field 'temperature': Expected `float`, got `str`"),
@@ -278,6 +278,11 @@ def test_most_frames_are_those_of_all_parts(serve: Serve, engine: Any) -> None:
 def test_what_is_refused(serve: Serve, engine: Any, body: dict[str, Any], message: str) -> None:
     assert refusal(serve(engine), **body).startswith(message)
     assert not engine.requests
+
+
+def test_another_speed(serve: Serve, engine: Any) -> None:
+    answer = ask(serve(engine), input="a" * 50, speed=2)
+    assert len(answer.content) == pytest.approx(len(samples("a" * 50)) / 2, rel=0.05)
 
 
 def test_what_asks_for_nothing(serve: Serve, engine: Any) -> None:
