@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SPEEDS = (0.25, 4.0)  # OpenAI's
 MAX_INPUT = 2**16  # characters: an hour of speech
 AUTO = "auto"  # of languages: as the model finds
+OPENAI_VOICES = frozenset(
+    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage",
+     "shimmer", "verse")
+)  # fmt: skip
 
 # Fields that these models cannot honour, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -110,10 +114,13 @@ def voice_name(fields: SpeechFields) -> str:
 
 
 def named_voice(name: str, service: Service, speech: Speech) -> bytes | None:
-    """A sound of the voice; None: the model's own. ApiError lists the known ones."""
+    """A sound of the voice; None: the model's own. OpenAI's, which clients name where nobody has
+    chosen one, are the default unless there is such a voice. ApiError lists the known ones."""
     if name in service.voices:
         return service.voices[name]
-    if name == DEFAULT and not speech.needs_voice:
+    if name.lower() in OPENAI_VOICES and DEFAULT in service.voices:
+        return service.voices[DEFAULT]
+    if name.lower() in (DEFAULT, *OPENAI_VOICES) and not speech.needs_voice:
         return None
     missing = "the model has none of its own" if name == DEFAULT else f"there is no {shown(name)}"
     known = ", ".join(voice_names(service))

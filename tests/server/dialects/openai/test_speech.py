@@ -178,17 +178,25 @@ def test_a_part_that_the_engine_refuses(serve: Serve, engine: Any) -> None:
 
 
 def test_voices(serve: Serve, engine: Any) -> None:
-    voices = {"ada": b"RIFF ada", "default": b"RIFF default"}
+    voices = {"ada": b"RIFF ada", "default": b"RIFF default", "nova": b"RIFF nova"}
     url = serve(engine, voices=voices)
-    given = ["ada", {"id": "ada"}, {"name": "ada"}, "default", "", None]
+    given = ["ada", {"id": "ada"}, {"name": "ada"}, "default", "", None, "alloy", "nova"]
     for voice in given:
         assert ask(url, voice=voice).content == PCM
     heard = [voice for _, voice, _ in engine.speech.asked]
-    assert heard == [b"RIFF ada"] * 3 + [b"RIFF default"] * 3
-    assert refusal(url, voice="alloy") == (
-        "Field 'voice': there is no 'alloy': expected one of ada, default, or a sound as "
+    assert heard == [b"RIFF ada"] * 3 + [b"RIFF default"] * 4 + [b"RIFF nova"]
+    assert refusal(url, voice="eve") == (
+        "Field 'voice': there is no 'eve': expected one of ada, default, nova, or a sound as "
         "'ref_audio'"
     )
+
+
+def test_openais_voices_are_the_models_own(serve: Serve, engine: Any, fakes: Any) -> None:
+    url = serve(engine, voices={"ada": b"RIFF ada"})
+    assert ask(url, voice="Alloy").content == PCM
+    assert [voice for _, voice, _ in engine.speech.asked] == [None]
+    engine.speech = fakes.speech(needs_voice=True)
+    assert "there is no 'alloy'" in refusal(serve(engine, voices={}), voice="alloy")
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/voices", "/audio/voices"])
