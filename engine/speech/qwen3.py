@@ -26,6 +26,7 @@ from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speech.code2wav import Code2Wav
 from gguf_serve.engine.speech.predictor import Choose, CodePredictor, chooser, read_tower
 from gguf_serve.engine.speech.speaker import Features, FixedMask, Floats, Frame
+from gguf_serve.engine.speech.voicing import FIRST
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
@@ -191,8 +192,7 @@ class Qwen3Speaker:
         self._model: tuple[Marks, Embeddings] | None = None
 
     def warm_up(self) -> None:
-        """Record, and so load and compile, what the first request needs."""
-        self.sound([np.zeros(self._predictor.n_codes, np.int32)], 0)
+        self.sound([np.zeros(self._predictor.n_codes, np.int32)] * FIRST, 0)
 
     def join(self, tokenizer: Tokenizer, embeddings: Embeddings) -> None:
         marks = read_marks(tokenizer)
