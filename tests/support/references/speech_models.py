@@ -1,9 +1,14 @@
-"""The specs of a small model that speaks, and of its projector (random_model.py)."""
+"""The specs of a small model that speaks, and of its projector, and both as files:
+
+PYTHONPATH=tests python tests/support/references/speech_models.py model.gguf mmproj.gguf
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from conformance_data import Spec
@@ -222,3 +227,10 @@ def _spec(arch: str, kv: dict[str, Any], tensors: Iterable[Any]) -> Spec:
         name: SNAKES[name.rpartition(".")[2]] for name, *_ in listed if name.endswith(tuple(SNAKES))
     }
     return {"arch": arch, "seed": SEED, "kv": kv, "tensors": listed, "values": VALUES | values}
+
+
+if __name__ == "__main__":
+    from random_model import build
+
+    build(talker(), Path(sys.argv[1]))
+    build(projector(), Path(sys.argv[2]))
