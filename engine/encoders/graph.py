@@ -18,6 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gguf_serve.engine.encoders.weights import EncoderWeights, Floats
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.recording.attention_verbs import AttentionVerbs, Cache, Rotation
 from gguf_serve.engine.recording.expert_verbs import ExpertVerbs
 from gguf_serve.engine.recording.memory import Layout, shared_blocks
@@ -35,7 +36,7 @@ from gguf_serve.kernels.opencl.tape import N_COUNTS, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor, read, upload, write
 from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.gather import gather, mix
-from gguf_serve.kernels.rows.norm import COPY
+from gguf_serve.kernels.rows.norm import COPY, NormWeights
 from gguf_serve.kernels.rows.snake import snake
 from gguf_serve.kernels.rows.softmax import softmax
 
@@ -163,7 +164,11 @@ class Graph(AttentionVerbs, ExpertVerbs):
         return out
 
     def add(self, x: Rows, y: Rows, *, scale: float | Tensor = 1.0) -> Rows:
-        """x + y * scale, which may be one for each column; one row y is added to all."""
+        """x + y * scale, which may be one for each column; one row y is added to all. ModelError
+        where these have not as many values."""
+        widths = {x.width, y.width, scale.shape[-1] if isinstance(scale, Tensor) else x.width}
+        if len(widths) > 1:
+            raise ModelError(f"rows of {sorted(widths)} values are added, or scaled by them")
         if not isinstance(scale, Tensor) and x.n == y.n:
             return super().add(self.alone(x), self.alone(y), scale=scale)
         index = np.arange(x.count) if x.n == y.n else np.zeros(x.count)
@@ -189,6 +194,13 @@ class Graph(AttentionVerbs, ExpertVerbs):
         for part, place in zip(parts, out.split(*(part.width for part in parts)), strict=True):
             self.copy(part, place)
         return out
+
+    def norm(self, x: Rows, weights: NormWeights, *, groups: int = 1) -> Rows:
+        """See Verbs.norm; ModelError where the weights are not as many as the values."""
+        for vector in (weights.weight, weights.bias):
+            if vector is not None and vector.shape[-1] not in (x.width, x.width // groups):
+                raise ModelError(f"a norm of {vector.shape[-1]} weights for rows of {x.width}")
+        return super().norm(x, weights, groups=groups)
 
     def bounded(self, x: Rows, bounds: Bounds) -> Rows:
         """x within bounds."""

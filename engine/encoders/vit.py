@@ -7,7 +7,7 @@ norms after a sublayer are used where the file has them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from msgspec import Struct
@@ -163,7 +163,9 @@ def _head_norm(w: EncoderWeights, name: str, tower: Tower) -> Tensor | None:
 def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> list[Rows]:
     """Q, K and V: out of one matrix, or each by itself where something comes in between."""
     w, widths = g.weights, tower.qkv_widths
-    if w.has(f"{b}attn_qkv.weight"):
+    whole = w.has(f"{b}attn_qkv.weight")
+    _check_rows(w, b, {"qkv": sum(widths)} if whole else dict(zip("qkv", widths, strict=True)))
+    if whole:
         parts = linear(g, x, f"{b}attn_qkv").split(*widths)
     elif _simple(w, tower, b):
         parts = g.linear(x, w.stacked([f"{b}attn_{x_}" for x_ in "qkv"])).split(*widths)
@@ -176,6 +178,14 @@ def _qkv(g: Graph, x: Rows, tower: Tower, b: str) -> list[Rows]:
         plain = NormWeights(None, tower.eps, weightless=True)
         parts[2] = g.norm(parts[2], plain, groups=tower.n_heads)
     return parts
+
+
+def _check_rows(w: EncoderWeights, b: str, expected: Mapping[str, int]) -> None:
+    """ModelError where attention's matrices have not as many rows as its heads have values."""
+    for name, n in expected.items():
+        found = w.shape(f"{b}attn_{name}.weight")[-1]
+        if found != n:
+            raise ModelError(f"{b}attn_{name}.weight has {found} rows, expected {n}")
 
 
 def _simple(w: EncoderWeights, tower: Tower, b: str) -> bool:

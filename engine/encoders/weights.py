@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.feed_forward.experts import ExpertsWeights, load_experts
 from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
@@ -132,8 +133,8 @@ class EncoderWeights:
         def place() -> Linear:
             whole = f"{name}.weight"
             kind = "F16" if self._source.raw(whole).type.name == "F16" else "F32"
-            bias = self._source.floats(f"{name}.bias")
             raw = self._faster(_raw(arrange(self.floats(whole)), kind))
+            bias = self._bias(name, raw.n_rows // times)
             return self._stack([Part(raw, None if bias is None else np.tile(bias, times))])[0]
 
         return self._keep(("rearranged", name), place)
@@ -142,9 +143,15 @@ class EncoderWeights:
         raw = self._source.raw(f"{name}.weight")
         n_rows = self.shape(f"{name}.weight")[-1]
         n_cols = raw.n_rows * raw.n_cols // n_rows
-        bias = self._source.floats(f"{name}.bias")
         whole = RawMatrix(raw.data, raw.type, n_rows, n_cols, raw.scale)
-        return Part(self._faster(whole), bias)
+        return Part(self._faster(whole), self._bias(name, n_rows))
+
+    def _bias(self, name: str, n_rows: int) -> Floats | None:
+        """ModelError where it is not as long as there are rows."""
+        bias = self._source.floats(f"{name}.bias")
+        if bias is not None and len(bias) != n_rows:
+            raise ModelError(f"{name}.bias has {len(bias)} values for {n_rows} rows")
+        return bias
 
     def _faster(self, raw: RawMatrix) -> RawMatrix:
         """The same in the form that the device multiplies fastest."""

@@ -21,7 +21,7 @@ from vision_data import nmse
 
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.engine import Engine, load_engine
-from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.errors import ModelError, naming
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.request import Request, Sound, Speaking
@@ -117,6 +117,27 @@ def test_the_published_gelu_is_the_exact_one(conformance_model: Build, reference
         with opened(conformance_model, device, programs, like_llama_cpp=like_llama_cpp) as speaker:
             found.append(speaker.sound(list(reference["latents"][:3]), 0))
     assert 1e-10 < nmse(*found) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("a.gen.flow.final.proj.weight", [64, 48], "proj.bias has 32 values for 48 rows"),
+        ("a.gen.flow.blk.1.norm.weight", [48], "a norm of 48 weights for rows of 64"),
+        ("a.gen.wav.tfm.blk.1.attn_k.weight", [64, 32], "attn_k.weight has 32 rows, expected 64"),
+        ("a.gen.wav.tfm.blk.0.ls2.weight", [32], r"rows of \[32, 64\] values are added"),
+        ("a.gen.wav.seanet.blk.2.scale_conv.bias", [4], "scale_conv.bias has 4 values for 8 rows"),
+        ("a.gen.wav.upsample.weight", [32, 1, 48], "48"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, name: str, shape: list[int], message: str) -> None:
+    spec = read_spec(str(DATA / "pockettts.json"))
+    spec["tensors"] = [[n, shape if n == name else s, kind] for n, s, kind in spec["tensors"]]
+    path, device = random_model.build(spec, tmp_path / "other.gguf"), open_device(None)
+    programs = Programs(device)
+    with pytest.raises(ModelError, match=message), naming(path), open_gguf(path) as gguf:
+        speaker = PocketSpeaker(gguf, EncoderWeights(gguf, device, programs), device, programs)
+        speaker.warm_up()
 
 
 def test_what_a_speaker_says_of_itself(exact: PocketSpeaker) -> None:
