@@ -33,11 +33,13 @@ SHORTCUTS: dict[str, str] = {
     "--vision-gemma-12b-default": "-hf ggml-org/gemma-3-12b-it-qat-GGUF -c 0 --port 8014",
 }
 # What --demo has where nothing else is said, by the names of options. Its model is so small that
-# rounding to 8 bits shows, and fast without that; temperature and top-p are those of its card.
+# rounding to 8 bits shows, and fast without that. Temperature and top-p are those of its card, with
+# which it is often caught in a loop unless words that it repeats count less.
 DEMO = {
     "engine__activation_type": "int16",
     "defaults__sampling__temperature": 0.2,
     "defaults__sampling__top_p": 0.9,
+    "defaults__sampling__repeat_penalty": 1.1,
 }
 
 

@@ -229,16 +229,16 @@ def test_reasoning_stays_in_prompts_unless_told_otherwise() -> None:
 
 
 def test_the_demonstration_model_has_defaults_of_its_own(settings_of: Any) -> None:
-    def found(*args: str, **env: str) -> tuple[str, float, float]:
+    def found(*args: str, **env: str) -> tuple[str, float, float, float]:
         settings = settings_of(*args, **env)
-        sampling = request_defaults(settings).sampling
+        own = request_defaults(settings).sampling
         activations = engine_options(settings).activation_type
-        return activations, sampling.temperature, sampling.top_p
+        return activations, own.temperature, own.top_p, own.repeat_penalty
 
-    assert found() == ("auto", 0.8, 0.95)
-    assert found("--demo") == ("int16", 0.2, 0.9)
-    assert found("--demo", "--activation-type", "int8", "--top-p", "1") == ("int8", 0.2, 1)
-    assert found("--demo", LLAMA_ARG_TEMPERATURE="0.8") == ("int16", 0.8, 0.9)
+    assert found() == ("auto", 0.8, 0.95, 1)
+    assert found("--demo") == ("int16", 0.2, 0.9, 1.1)
+    assert found("--demo", "--activation-type", "int8", "--top-p", "1") == ("int8", 0.2, 1, 1.1)
+    assert found("--demo", LLAMA_ARG_TEMPERATURE="0.8") == ("int16", 0.8, 0.9, 1.1)
 
 
 def test_model_and_demo() -> None:
