@@ -11,6 +11,9 @@ import pytest
 from conformance_data import read_spec
 
 from gguf_serve.engine.loading.compiling import Compiling
+from gguf_serve.kernels.opencl.compiling import compiler
+from gguf_serve.kernels.opencl.compiling.compiler import Compiler
+from gguf_serve.kernels.opencl.compiling.worker import Worker, keep_worker
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -31,6 +34,22 @@ def nothing_aside() -> Iterator[None]:
     their processors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compiling, "continue_later", lambda self: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilers_go_on() -> Iterator[None]:
+    """A process that compiles for one engine does so for the next: each takes half a second of a
+    processor to come up, as much as three programs."""
+
+    def keep(self: Compiler, worker: Worker) -> None:
+        with self._changed:
+            self._workers.discard(worker)
+        keep_worker(worker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiler, "_close", keep)
+        patch.setattr(compiler, "end_spare_workers", lambda: None)
         yield
 
 

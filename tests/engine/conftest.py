@@ -8,13 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import engine_of
-from opencl_devices import (
-    called_functions,
-    compilers_go_on,
-    device,
-    programs,
-    pytest_collection_modifyitems,
-)
+from opencl_devices import called_functions, device, programs, pytest_collection_modifyitems
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.loading.loader import Model, load_model
@@ -22,9 +16,7 @@ from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.serving.disk import disk_options
 from gguf_serve.kernels.opencl.platforms import list_devices
 
-__all__ = [
-    "called_functions", "compilers_go_on", "device", "programs", "pytest_collection_modifyitems",
-]  # fmt: skip
+__all__ = ["called_functions", "device", "programs", "pytest_collection_modifyitems"]
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from gguf_serve.kernels.opencl.compiling import compiler
-from gguf_serve.kernels.opencl.compiling.compiler import Compiler
-from gguf_serve.kernels.opencl.compiling.worker import Worker, keep_worker
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import list_devices
 from gguf_serve.kernels.opencl.program import SOURCES, Programs, Spec
@@ -127,19 +124,3 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(scope="session")
 def programs(device: Device) -> Programs:
     return Programs(device)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilers_go_on() -> Iterator[None]:
-    """A process that compiles for one engine does so for the next: each takes half a second of a
-    processor to come up, as much as three programs."""
-
-    def keep(self: Compiler, worker: Worker) -> None:
-        with self._changed:
-            self._workers.discard(worker)
-        keep_worker(worker)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiler, "_close", keep)
-        patch.setattr(compiler, "end_spare_workers", lambda: None)
-        yield
