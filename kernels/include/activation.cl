@@ -11,6 +11,7 @@
 #define GELU_ERF(x) (0.5f * (x) * (1.0f + erf(0.70710678118654752440f * (x))))
 #define GELU_QUICK(x) ((x) / (1.0f + exp(-1.702f * (x))))
 #define RELU(x) fmax(x, 0.0f)
+#define ELU(x) (fmax(x, 0.0f) + (exp(fmin(x, 0.0f)) - 1.0f))
 #define TANH(x) tanh(x)
 #define RELU2(x) (fmax(x, 0.0f) * fmax(x, 0.0f))
 #define SOFTPLUS(x) (fmax(x, 0.0f) + log1p(exp(-fabs(x))))

@@ -10,6 +10,8 @@
 
 #if defined(ACT_SILU)
 #define ACT SILU
+#elif defined(ACT_ELU)
+#define ACT ELU
 #elif defined(ACT_GELU)
 #define ACT GELU
 #elif defined(ACT_GELU_ERF)

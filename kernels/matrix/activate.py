@@ -11,7 +11,7 @@ from gguf_serve.kernels.quantization.activations import Activations
 from gguf_serve.kernels.rows.norm import quantize
 
 ACTIVATIONS = (
-    "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "sigmoid", "softplus",
+    "silu", "gelu", "gelu_erf", "gelu_quick", "relu", "relu2", "elu", "sigmoid", "softplus",
     "hardsigmoid", "hardswish", "tanh", "sqrt", "inverse", "none", "xielu",
 )  # fmt: skip
 

@@ -13,11 +13,9 @@ from gguf_serve.engine.encoders.vit import Tower, linear, transformer
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.media.mel import MIMI_FRAME, MIMI_STRIDES
 from gguf_serve.engine.recording.rows import Rows
-from gguf_serve.kernels.matrix.activate import Xielu
 
 MIMI_WINDOW = 250  # rows that one sees, itself among them
 ROPE_BASE = 10000.0
-ELU = Xielu(1.0, 0.0, 1.0, 0.0)
 DILATIONS = (2, 3, 4)
 N_PARTS = 8  # of the channels, each convolved after the one before it (Res2Net)
 LEAST_VARIANCE = 1e-12
@@ -40,7 +38,7 @@ def mimi(g: Graph, spec: AudioFile, n_samples: int, like_llama_cpp: bool) -> Row
 
 
 def elu(g: Graph, x: Rows) -> Rows:
-    return g.activate(x, "xielu", xielu=ELU)
+    return g.activate(x, "elu")
 
 
 def residual_unit(g: Graph, x: Rows, b: str) -> Rows:

@@ -34,6 +34,7 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
     "gelu": gelu,
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
     "sigmoid": sigmoid,
     "softplus": lambda x: np.log1p(np.exp(x)),
     "gelu_erf": np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
