@@ -43,6 +43,11 @@
     (beta * (x) + ((x) > 0 ? alpha_p * (x) * (x) : alpha_n * (expm1(fmin(x, eps)) - (x))))
 #endif
 
+// Whole blocks in vectors: Intel's compiler calls exp and its like value by value in a loop.
+#if !defined(SIMT) && REPEAT == 1 && !defined(ACT_XIELU)
+#define VECTORS
+#endif
+
 VECTOR_ITEMS
 kernel void activate(global const float* x, int x_stride, int x_at,
 #ifdef TIMES
@@ -78,6 +83,25 @@ kernel void activate(global const float* x, int x_stride, int x_at,
 #else
     float v[32];
 #endif
+#endif
+#ifdef VECTORS
+    if (n == 32)
+        for (int i = 0; i < 32; i += 16) {
+            const float16 a = vload16(0, x + 32 * b + i);
+#ifdef ACT
+            float16 value = ACT(a);
+#ifdef TIMES
+            value *= vload16(0, y + i);
+#endif
+#else
+            float16 value = GLU(a, vload16(0, y + i));
+#endif
+#ifdef DIVIDE
+            value /= vload16(0, divisors + 32 * b + i);
+#endif
+            vstore16(value, 0, v + i);
+        }
+    else
 #endif
     EACH(i) {
         const float a = x[(32 * b + i) / REPEAT];
