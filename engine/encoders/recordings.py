@@ -12,14 +12,14 @@ Recording = TypeVar("Recording")
 
 
 class Recordings(Generic[Size, Recording]):
-    def __init__(self, record: Callable[[Size], Recording]) -> None:
-        self._record = record
+    def __init__(self, record: Callable[[Size], Recording], most: int = MAX_RECORDINGS) -> None:
+        self._record, self._most = record, most
         self._kept: OrderedDict[Size, Recording] = OrderedDict()
 
     def of(self, size: Size) -> Recording:
         """The recording for a size; a new one takes the place of the least recently used."""
         if size not in self._kept:
-            while len(self._kept) >= MAX_RECORDINGS:  # before memory for another is taken
+            while len(self._kept) >= self._most:  # before memory for another is taken
                 self._kept.popitem(last=False)
             self._kept[size] = self._record(size)
         self._kept.move_to_end(size)

@@ -32,6 +32,7 @@ from gguf_serve.kernels.opencl.program import Programs
 END = -4.0  # the least score of a state that ends the speech
 FRAMES_A_SECOND = SPEECH_RATE / MIMI_FRAME
 TOKENS_A_SECOND, MORE_SECONDS = 3, 2  # of what a text may take
+MAX_TRANSFORMERS = 8  # recordings: pieces of a speech come in five sizes, and the last in others
 FEW_TOKENS, AFTER_FEW, AFTER_MORE = 6, 5, 3  # frames after the end of a short text, and of others
 
 
@@ -129,7 +130,7 @@ class PocketSpeaker:
         )
         self._n_rows_before = graphs.convolutions_reach(weights)
         self.reach = graphs.reach(weights, self._tower)
-        self._transformers = Recordings(self._record_transformer)
+        self._transformers = Recordings(self._record_transformer, most=MAX_TRANSFORMERS)
         self._convolutions = Recordings(self._record_convolutions)
 
     def warm_up(self) -> None:

@@ -14,15 +14,16 @@ from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.recordings import MAX_RECORDINGS, Recordings
 
 
-def test_the_sizes_used_last_are_kept() -> None:
+@pytest.mark.parametrize("most", [MAX_RECORDINGS, 6])
+def test_the_sizes_used_last_are_kept(most: int) -> None:
     made: list[int] = []
 
     def record(size: int) -> str:
         made.append(size)
         return f"of {size}"
 
-    recordings = Recordings(record)
-    sizes = list(range(MAX_RECORDINGS))
+    recordings = Recordings(record, most)
+    sizes = list(range(most))
     assert [recordings.of(size) for size in sizes] == [f"of {size}" for size in sizes]
     recordings.of(0)  # so that 1 is the least recently used one
     recordings.of(100)
