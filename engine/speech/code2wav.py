@@ -65,21 +65,28 @@ class Code2Wav:
         )
         self.n_first_codes = weights.shape(f"{P}quant.first.codebook.weight")[1]
         self._vocabulary = weights.shape(f"{P}quant.rest.codebook.weight")[1]
-        self._recordings = Recordings(self._record)
+        self._transformers = Recordings(self._record_transformer)
+        self._convolutions = Recordings(self._record_convolutions)
 
     def sound(self, codes: Sequence[Codes], n_before: int) -> Floats:
         """See Speaker.sound."""
-        rows = np.array(codes)
+        n_heard = len(codes) - n_before
+        n_made = (
+            1 << (n_heard - 1).bit_length()
+        )  # few sizes to record; what follows changes nothing
+        rows = np.zeros((n_before + n_made, len(codes[0])), np.int32)
+        rows[: len(codes)] = codes
         later = rows[:, 1:] + self._vocabulary * np.arange(rows.shape[1] - 1)
         acoustic = self._rest.rows(later).reshape(*later.shape, -1).sum(axis=1)
-        graph = self._recordings.of((len(rows), len(rows) - n_before))
-        samples = graph.run([self._first.rows(rows[:, 0]), acoustic])
-        found: Floats = np.clip(samples[-(len(rows) - n_before) * self.frame :, 0], -1, 1)
+        hidden = self._transformers.of(len(rows)).run([self._first.rows(rows[:, 0]), acoustic])
+        hidden = hidden[-(n_made + self._heard) :]
+        samples = self._convolutions.of(len(hidden)).run([hidden])[:, 0]
+        start = (len(hidden) - n_made) * self.frame
+        found: Floats = np.clip(samples[start : start + n_heard * self.frame], -1, 1)
         return found
 
-    def _record(self, size: tuple[int, int]) -> Graph:
-        """For so many frames, of which so many are to be heard."""
-        n, n_heard = size
+    def _record_transformer(self, n: int) -> Graph:
+        """For so many frames."""
         g = Graph(self._weights, self._device, self._programs)
         width = self._weights.shape(f"{P}quant.first.codebook.weight")[0]
         x = linear(g, g.input(n, width), f"{P}quant.first.out_proj")
@@ -88,10 +95,12 @@ class Code2Wav:
         rope = g.constant_rope(rotation(by_place(np.arange(n), self._tower.head, ROPE_BASE)))
         x = transformer(g, x, self._tower, lambda i: [n], rope)
         x = normalized(g, x, f"{P}tfm.output_norm", EPS, rms=True)
-        x = linear(g, x, f"{P}tfm.out_proj")
-        kept = min(n, n_heard + self._heard)
-        if kept < n:
-            x = g.gather(x, np.arange(n - kept, n)[:, None])
+        g.finish(linear(g, x, f"{P}tfm.out_proj"))
+        return g
+
+    def _record_convolutions(self, n: int) -> Graph:
+        g = Graph(self._weights, self._device, self._programs)
+        x = g.input(n, self._weights.shape(f"{P}tfm.out_proj.weight")[1])
         for i, stride in enumerate(self._strides):
             x = self._upsampled(g, x, f"{P}up.blk.{i}.", stride)
         x = convolved(g, x, f"{P}dac.entry")
