@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_serve.engine.errors import MediaError
 from gguf_serve.engine.media.ffmpeg import pyav
 from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.resize import Pixels
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 # Playlists and the like are no containers: they would have FFmpeg open other files and hosts.
 CONTAINERS = "matroska,webm,mov,mp4,avi,flv,mpegts,mpeg,ogg,gif"
@@ -25,21 +28,28 @@ def frames(data: bytes, limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
     ``limits.video_fps`` a second (0: all); MediaError for anything that is no video."""
     av = pyav("a video")
     try:
-        with av.open(
-            io.BytesIO(data), mode="r", options=OPTIONS, metadata_errors="ignore"
-        ) as container:
+        with av.open(io.BytesIO(data), mode="r", options=OPTIONS, **_lenient(av)) as container:
             if not container.streams.video:
                 raise MediaError("the file has no video")
             stream = container.streams.video[0]
             _check_size(stream.width, stream.height, limits)
-            yield from _chosen(container.decode(video=0), limits)
+            # Its own: what PyAV keeps of one in each thread does not survive a fork.
+            reformatter = av.video.reformatter.VideoReformatter()
+            for seconds, frame in _chosen(container.decode(video=0), limits):
+                yield seconds, reformatter.reformat(frame, format="rgb24").to_ndarray()
     except MediaError:
         raise
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         raise MediaError(f"the video cannot be decoded: {error}") from None
 
 
-def _chosen(decoded: Iterator[Any], limits: MediaLimits) -> Iterator[tuple[float, Pixels]]:
+def _lenient(av: ModuleType) -> dict[str, str]:
+    """What has PyAV before 19 pass over names in a file that are not in UTF-8."""
+    major = int(av.__version__.partition(".")[0])
+    return {"metadata_errors": "ignore"} if major < 19 else {}
+
+
+def _chosen(decoded: Iterator[Any], limits: MediaLimits) -> Iterator[tuple[float, Any]]:
     n_pixels, n_chosen, start = 0, 0, None
     for frame in decoded:
         n_pixels += frame.width * frame.height
@@ -56,7 +66,7 @@ def _chosen(decoded: Iterator[Any], limits: MediaLimits) -> Iterator[tuple[float
         if limits.video_fps and seconds * limits.video_fps < n_chosen - 1e-6:
             continue
         n_chosen = int(seconds * limits.video_fps + 1e-6) + 1
-        yield seconds, frame.to_ndarray(format="rgb24")
+        yield seconds, frame
 
 
 def _check_size(width: int, height: int, limits: MediaLimits) -> None:

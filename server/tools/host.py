@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,13 @@ def host_tools(names: Iterable[str]) -> list[Tool]:
 
 
 async def run(name: str, arguments: dict[str, Any], folder: str | None) -> Outcome:
+    # Not by the event loop: uvloop forks this whole process, and in the copy Python clears away the
+    # objects of threads that are not there. One that waits for such a thread does so for ever, and
+    # the loop waits for the copy.
     try:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(PROGRAM),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, cwd=folder,
+        child = subprocess.Popen(
+            [sys.executable, "-I", str(PROGRAM)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
             env={key: os.environ[key] for key in KEPT if key in os.environ},
         )  # fmt: skip
     except OSError as error:
@@ -100,12 +102,11 @@ async def run(name: str, arguments: dict[str, Any], folder: str | None) -> Outco
     asked = json.dumps({"tool": name, "params": arguments}).encode()
     try:
         async with asyncio.timeout(SECONDS):
-            output, errors = await child.communicate(asked)
+            output, errors = await asyncio.to_thread(child.communicate, asked)
     except TimeoutError:
         return {"error": f"{name}: has not ended within {SECONDS:g} seconds"}
     finally:
-        with suppress(ProcessLookupError):
-            child.kill()
+        child.kill()
     if child.returncode:
         return {"error": f"{name}: {errors.decode(errors='replace').strip()[-500:]}"}
     return dict(json.loads(output))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -15,6 +16,25 @@ from gguf_serve.engine.media.limits import MediaLimits
 from gguf_serve.engine.media.piece import Tile, in_pairs
 from gguf_serve.engine.media.video import frames
 
+# A thread that has decoded lives on; the copy's only thread clears away what that one has.
+FORKED = """
+import os, sys, threading
+from gguf_serve.engine.media.limits import MediaLimits
+from gguf_serve.engine.media.video import frames
+
+def decode():
+    print(len(list(frames(sys.stdin.buffer.read(), MediaLimits(video_fps=0)))), flush=True)
+    decoded.set()
+    threading.Event().wait()
+
+decoded = threading.Event()
+threading.Thread(target=decode, daemon=True).start()
+decoded.wait()
+if child := os.fork():
+    os.waitpid(child, 0)
+os._exit(0)
+"""
+
 
 @pytest.mark.parametrize(
     ("fps", "expected"), [(4, range(0, 24, 3)), (0, range(24)), (30, range(24)), (1, (0, 12))]
@@ -23,6 +43,15 @@ def test_so_many_frames_a_second(fps: float, expected: range) -> None:
     found = list(frames(video(), MediaLimits(video_fps=fps)))
     assert [pixels[0, 0, 0] // 8 for _, pixels in found] == list(expected)
     assert [round(12 * seconds) for seconds, _ in found] == list(expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_fork_after_decoding() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], input=video(), timeout=60, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.stdout == b"24\n", done.stderr
 
 
 def test_frames_are_images_with_the_time_in_between() -> None:

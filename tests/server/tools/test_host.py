@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,16 @@ import pytest
 
 from gguf_serve.server.tools.host import NAMES, host_tools
 from gguf_serve.server.tools.host_program import answer, glob
+
+# No Python may run in a copy of the server, as with uvloop's own way to start a process.
+FORKED = """
+import asyncio, json, os, sys, uvloop
+from gguf_serve.server.tools.host import host_tools
+
+os.register_at_fork(after_in_child=lambda: os._exit(9))
+(tool,) = host_tools(["get_info"])
+print(json.dumps(uvloop.run(tool.run({}, sys.argv[1]))))
+"""
 
 
 def run(name: str, folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -53,6 +66,13 @@ def test_files(tree: Path) -> None:
     assert (tree / "c.txt").read_text() == "ONE\ntwo (2)\n\n"
     assert answer("write_file", {"path": str(tree / "new" / "x"), "content": "é"})["bytes"] == 2
     assert run("get_info", tree)["cwd"] == str(tree)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="neither forks nor has uvloop")
+def test_the_server_is_not_forked(tree: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tree)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert json.loads(said.stdout)["cwd"] == str(tree), said.stderr
 
 
 def test_what_is_wrong_is_told(tree: Path) -> None:
