@@ -30,8 +30,8 @@ Confined = Callable[..., ConfinedTemplate]
 def confined() -> Iterator[Confined]:
     made: list[ConfinedTemplate] = []
 
-    def make(source: str, **others: str) -> ConfinedTemplate:
-        limits = Limits(seconds=1.0, memory=64 << 20)
+    def make(source: str, seconds: float = 1.0, **others: str) -> ConfinedTemplate:
+        limits = Limits(seconds, memory=64 << 20)
         made.append(ConfinedTemplate(Templates(source, **others), limits))
         return made[-1]
 
@@ -115,7 +115,7 @@ def test_the_interpreter_is_free_meanwhile(confined: Confined) -> None:
 
 
 def test_another_request_is_answered_meanwhile(confined: Confined) -> None:
-    template = confined(HARM.replace("@", DAILY["loops"]))
+    template = confined(HARM.replace("@", DAILY["loops"]), seconds=60.0)
     assert template.prompt(HARMLESS).text == "x"
 
     def harm() -> None:
@@ -127,6 +127,7 @@ def test_another_request_is_answered_meanwhile(confined: Confined) -> None:
     assert template.prompt(HARMLESS).text == "x"
     assert template.prompt(HARMLESS).text == "x"
     assert thread.is_alive()
+    template.close()
     thread.join()
 
 
