@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ from msgspec import Struct
 log = logging.getLogger(__name__)
 NAME = re.compile(r"(resp|conv)_[0-9A-Za-z]{32}")  # ids that are ours: others name no file
 PART = ".part"
+STALE = 60.0  # seconds: until then another server may be writing a part
 
 
 class Saved(Struct):
@@ -48,7 +50,8 @@ class ResponseFiles:
         """The content of each file, that which was used longest ago first."""
         with suppress(FileNotFoundError):
             for left in self.folder.glob("*" + PART):
-                left.unlink(missing_ok=True)
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink(missing_ok=True)
         paths = [path for path in self.folder.glob("*_*") if NAME.fullmatch(path.name)]
         times = dict[Path, int]()
         for path in paths:

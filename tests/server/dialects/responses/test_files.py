@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,16 @@ def test_what_is_damaged_is_deleted(files: ResponseFiles) -> None:
     paths[0].write_bytes(paths[0].read_bytes()[:-9])
     paths[1].write_bytes(bytes(paths[1].stat().st_size))
     paths[2].write_bytes(b"[]")
-    (files.folder / (name(5) + ".part")).write_bytes(b"{")
+    left, begun = (files.folder / (name(i) + ".part") for i in (5, 6))
+    for part in (left, begun):
+        part.write_bytes(b"{")
+    os.utime(left, (1, 1))
     later = again(files)
     assert later.find("id", name(3))
     for n in range(3):
         with pytest.raises(ApiError):
             later.find("id", name(n))
-    assert [path.name for path in files.folder.iterdir()] == [name(3)]
+    assert {path.name for path in files.folder.iterdir()} == {name(3), begun.name}
 
 
 def test_the_oldest_go_and_so_do_their_files(files: ResponseFiles) -> None:
@@ -102,6 +106,10 @@ def test_over_http(serve: Any, client: Any, fakes: Any, files: ResponseFiles) ->
     api: openai.OpenAI = client(serve(engine, response_folder=files.folder))
     first = api.responses.create(model="m", input="the first turn")
     assert api.responses.retrieve(first.id).output_text == "Hello wörld"
+    until = time.monotonic() + 30
+    while not (files.folder / first.id).exists():  # it is written aside
+        assert time.monotonic() < until
+        time.sleep(0.01)
     other = fakes.engine()
     api = client(serve(other, response_folder=files.folder))
     second = api.responses.create(model="m", input="again", previous_response_id=first.id)
