@@ -45,6 +45,8 @@ CODES = {
     "zh": "chinese", "en": "english", "de": "german", "it": "italian", "pt": "portuguese",
     "es": "spanish", "ja": "japanese", "ko": "korean", "fr": "french", "ru": "russian",
 }  # fmt: skip
+# Frames at most, for a speech that finds no end: some four are usual for a token of its text.
+LEAST_LIMIT, FRAMES_OF_TOKEN = 512, 25
 DEFAULT_LANGUAGE, ANY_LANGUAGE = "english", "auto"
 # The published generation_config.json
 SAMPLING = SamplingParams(
@@ -121,11 +123,9 @@ class Qwen3Speech:
         ids = list(role)
         for span in spans:
             ids += span.ids
-        return (
-            Request(
-                tuple(ids), SAMPLING, media=tuple(spans), wants=Speaking(len(words)),
-            ),
-        )  # fmt: skip
+        most = max(LEAST_LIMIT, FRAMES_OF_TOKEN * len(words))
+        wants = Speaking(len(words))
+        return (Request(tuple(ids), SAMPLING, most, media=tuple(spans), wants=wants),)
 
     def _thoughts(self, language: str) -> list[int]:
         """The codes before the text, which say the language."""

@@ -147,6 +147,12 @@ def test_seeds_and_temperature(engine: Engine) -> None:
     assert not np.array_equal(sampled(1), sampled(2))
 
 
+def test_a_speech_without_an_end_is_cut(engine: Engine) -> None:
+    assert engine.speech is not None
+    (short,), (long,) = (engine.speech.requests(text) for text in ("Hi", "Hi there. " * 10))
+    assert (short.max_tokens, long.max_tokens) == (512, 25 * len("Hi there. " * 10) - 25)
+
+
 def test_languages(engine: Engine) -> None:
     assert engine.speech is not None
     assert engine.speech.languages == ("chinese", "english", "auto")
