@@ -42,6 +42,7 @@ from gguf_serve.engine.request import (
 from gguf_serve.engine.sampling.sampler import Candidates, LogitNeeds, Sampled, Sampler, logprob
 from gguf_serve.engine.scheduling.sequence import Sequence
 from gguf_serve.engine.speculation.proposals import Proposals
+from gguf_serve.engine.speech.speaker import FixedMask
 from gguf_serve.engine.speech.voicing import Voicing
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class Stream:
         return self.request.n_probs > 0 and not self.request.post_sampling_probs
 
     @property
-    def mask(self) -> TokenMask | None:
+    def mask(self) -> Guide | FixedMask | None:
         """What says which tokens may come next; None: any."""
         if self.voicing is not None:
             return self.voicing.mask
@@ -143,7 +144,7 @@ class Stream:
     def mask_after(self, n_guessed: int) -> TokenMask | None:
         """The mask after so many tokens of the guess that is in the step."""
         mask = self.mask
-        return mask.mask_after(n_guessed) if isinstance(mask, Guide) else mask
+        return None if mask is None else mask.mask_after(n_guessed)
 
     def accept_guess(self) -> bool:
         """The next token of the guess that is in the step has come; whether the masks after it

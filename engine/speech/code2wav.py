@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from gguf_serve.engine.encoders.causal import convolved, transposed
 from gguf_serve.engine.encoders.geometry import by_place, rotation
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.vit import Tower, linear, normalized, transformer
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.recording.rows import Rows
 from gguf_serve.engine.speech.lookup import Lookup
+from gguf_serve.engine.speech.speaker import Features, Floats
+from gguf_serve.engine.speech.vocoder import Vocoder
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
 P = "a.gen.wav."
 # What files do not say, of Qwen3-TTS-Tokenizer-12Hz
 N_HEADS, WINDOW, EPS, ROPE_BASE = 16, 72, 1e-5, 10000.0
@@ -57,33 +55,25 @@ class Code2Wav:
             head_size=weights.shape(f"{P}tfm.blk.0.attn_q.weight")[1] // N_HEADS,
         )  # fmt: skip
         self.frame = int(np.prod([*self._strides, *self._dac_strides]))
-        self._heard = self._convolutions_reach()
-        self.reach = self._heard + len(layers) * (WINDOW - 1) + n_taps - 1
+        n_before = self._convolutions_reach()
+        self.reach = n_before + len(layers) * (WINDOW - 1) + n_taps - 1
         books = (f"{P}quant.{which}.codebook" for which in ("first", "rest"))
         self._first, self._rest = (
             Lookup(weights.below_each_other(book), device, programs) for book in books
         )
         self.n_first_codes = weights.shape(f"{P}quant.first.codebook.weight")[1]
         self._vocabulary = weights.shape(f"{P}quant.rest.codebook.weight")[1]
-        self._transformers = Recordings(self._record_transformer)
-        self._convolutions = Recordings(self._record_convolutions)
+        self._vocoder = Vocoder(
+            self._record_transformer, self._record_convolutions,
+            frame=self.frame, density=1, n_before=n_before,
+        )  # fmt: skip
 
-    def sound(self, codes: Sequence[Codes], n_before: int) -> Floats:
+    def sound(self, codes: Sequence[Features], n_before: int) -> Floats:
         """See Speaker.sound."""
-        n_heard = len(codes) - n_before
-        n_made = (
-            1 << (n_heard - 1).bit_length()
-        )  # few sizes to record; what follows changes nothing
-        rows = np.zeros((n_before + n_made, len(codes[0])), np.int32)
-        rows[: len(codes)] = codes
+        rows = np.array(codes, np.int32)
         later = rows[:, 1:] + self._vocabulary * np.arange(rows.shape[1] - 1)
         acoustic = self._rest.rows(later).reshape(*later.shape, -1).sum(axis=1)
-        hidden = self._transformers.of(len(rows)).run([self._first.rows(rows[:, 0]), acoustic])
-        hidden = hidden[-(n_made + self._heard) :]
-        samples = self._convolutions.of(len(hidden)).run([hidden])[:, 0]
-        start = (len(hidden) - n_made) * self.frame
-        found: Floats = np.clip(samples[start : start + n_heard * self.frame], -1, 1)
-        return found
+        return self._vocoder.sound([self._first.rows(rows[:, 0]), acoustic], n_before)
 
     def _record_transformer(self, n: int) -> Graph:
         """For so many frames."""
@@ -112,11 +102,8 @@ class Code2Wav:
     def _upsampled(self, g: Graph, x: Rows, b: str, stride: int) -> Rows:
         """A ConvNeXt block of more rows."""
         x = transposed(g, x, f"{b}conv", stride)
-        kernel = g.weights.floats(f"{b}dwconv.weight").reshape(x.width, -1)
-        places = np.arange(x.count)[:, None] + np.arange(1 - kernel.shape[1], 1)
-        y = g.mixed(x, np.maximum(places, -1), np.ascontiguousarray(kernel.T))
-        y = g.add(y, g.constant(g.weights.floats(f"{b}dwconv.bias")[None]))
-        y = linear(g, normalized(g, y, f"{b}norm", NORM_EPS), f"{b}pw1")
+        y = normalized(g, convolved(g, x, f"{b}dwconv"), f"{b}norm", NORM_EPS)
+        y = linear(g, y, f"{b}pw1")
         y = linear(g, g.activate(y, self._gelu), f"{b}pw2")
         scale = g.weights.vector(f"{b}gamma")
         return g.add(x, y, scale=1.0 if scale is None else scale)

@@ -8,7 +8,6 @@ speech ends, and some frames more are made for it to fade.
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,14 +15,14 @@ from msgspec import Struct
 
 from gguf_serve.engine.encoders.encoder import Embeddings
 from gguf_serve.engine.encoders.graph import Graph
-from gguf_serve.engine.encoders.recordings import Recordings
 from gguf_serve.engine.encoders.weights import EncoderWeights
 from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.media.mel import MIMI_FRAME, SPEECH_RATE
 from gguf_serve.engine.recording.step import DECODE_TILES
 from gguf_serve.engine.request import Request, Speaking
 from gguf_serve.engine.speech import pocket_graphs as graphs
-from gguf_serve.engine.speech.speaker import Features, FixedMask, Floats, Frame
+from gguf_serve.engine.speech.speaker import Features, FixedMask, Floats, Frame, generator
+from gguf_serve.engine.speech.vocoder import Vocoder
 from gguf_serve.engine.speech.voicing import FIRST
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.opencl.device import Device
@@ -32,7 +31,6 @@ from gguf_serve.kernels.opencl.program import Programs
 END = -4.0  # the least score of a state that ends the speech
 FRAMES_A_SECOND = SPEECH_RATE / MIMI_FRAME
 TOKENS_A_SECOND, MORE_SECONDS = 3, 2  # of what a text may take
-MAX_TRANSFORMERS = 8  # recordings: pieces of a speech come in five sizes, and the last in others
 FEW_TOKENS, AFTER_FEW, AFTER_MORE = 6, 5, 3  # frames after the end of a short text, and of others
 
 
@@ -63,10 +61,10 @@ class PocketUtterance:
 
     def __init__(self, flow: Flow, variant: Variant, request: Request) -> None:
         assert isinstance(request.wants, Speaking)
-        n_text, seed = request.wants.n_text, request.sampling.seed
+        n_text = request.wants.n_text
         self._flow = flow
         self._deviation = math.sqrt(request.sampling.temperature)
-        self._random = np.random.default_rng(seed if seed >= 0 else secrets.randbits(32))
+        self._random = generator(request)
         self._n_after = variant.n_after or (AFTER_FEW if n_text <= FEW_TOKENS else AFTER_MORE)
         self._n_left = math.ceil((n_text / TOKENS_A_SECOND + MORE_SECONDS) * FRAMES_A_SECOND)
         self._ends = False
@@ -128,10 +126,11 @@ class PocketSpeaker:
         self._scale, self._shift = (
             weights.floats(f"a.gen.emb_{name}").reshape(-1) for name in ("std", "mean")
         )
-        self._n_rows_before = graphs.convolutions_reach(weights)
         self.reach = graphs.reach(weights, self._tower)
-        self._transformers = Recordings(self._record_transformer, most=MAX_TRANSFORMERS)
-        self._convolutions = Recordings(self._record_convolutions)
+        self._vocoder = Vocoder(
+            self._record_transformer, self._record_convolutions, frame=self.frame,
+            density=graphs.DENSITY, n_before=graphs.convolutions_reach(weights),
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         self.sound([np.zeros(self._flow.n_latent, np.float32)] * FIRST, 0)
@@ -143,16 +142,8 @@ class PocketSpeaker:
         return PocketUtterance(self._flow, self._variant, request)
 
     def sound(self, features: Sequence[Features], n_before: int) -> Floats:
-        n = len(features) - n_before
-        n_made = 1 << (n - 1).bit_length()  # few sizes to record; what follows changes nothing
-        latents = np.zeros((n_before + n_made, self._flow.n_latent), np.float32)
-        latents[: len(features)] = np.array(features) * self._scale + self._shift
-        rows = self._transformers.of(len(latents)).run([latents])
-        kept = rows[-(n_made * graphs.DENSITY + self._n_rows_before) :]
-        samples = self._convolutions.of(len(kept)).run([kept])[:, 0]
-        begin = len(samples) - n_made * self.frame
-        found: Floats = np.clip(samples[begin : begin + n * self.frame], -1, 1)
-        return found
+        latents = np.array(features, np.float32) * self._scale + self._shift
+        return self._vocoder.sound([latents], n_before)
 
     def _record_transformer(self, n_frames: int) -> Graph:
         g = Graph(self._weights, self._device, self._programs)

@@ -114,20 +114,16 @@ def _attended(
     return g.add(x, linear(g, g.continued_attention(q, k, v, heads, start, pages), f"{b}attn_out"))
 
 
-def chooser(
-    rng: np.random.Generator, *, temperature: float = 0.9, top_k: int = 50, top_p: float = 1.0
-) -> Choose:
-    """Codes by their probabilities; with a temperature of 0 always the likeliest."""
+def chooser(rng: np.random.Generator, temperature: float, top_k: int) -> Choose:
+    """The ``top_k`` likeliest codes by their probabilities; with a temperature of 0 always the
+    likeliest."""
 
     def choose(logits: Floats) -> int:
         if temperature <= 0:
             return int(logits.argmax())
-        order = np.argsort(-logits, kind="stable")[: top_k or None]
+        order = np.argsort(-logits, kind="stable")[:top_k]
         kept = logits[order].astype(np.float64) / temperature
-        shares = np.exp(kept - kept[0])
-        shares /= shares.sum()
-        n = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
-        shares = np.cumsum(shares[:n])
+        shares = np.cumsum(np.exp(kept - kept[0]))
         at = np.searchsorted(shares, rng.random() * shares[-1], side="right")
         return int(order[min(at, len(shares) - 1)])
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -25,7 +25,7 @@ from gguf_serve.engine.request import Request, Speaking
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speech.code2wav import Code2Wav
 from gguf_serve.engine.speech.predictor import Choose, CodePredictor, chooser, read_tower
-from gguf_serve.engine.speech.speaker import Features, FixedMask, Floats, Frame
+from gguf_serve.engine.speech.speaker import Features, FixedMask, Floats, Frame, generator
 from gguf_serve.engine.speech.voicing import FIRST
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.opencl.device import Device
@@ -71,6 +71,7 @@ class Marks(Struct, frozen=True):
     languages: dict[str, int]
 
 
+@lru_cache(maxsize=1)  # for the Speech and the Speaker of a model: it looks at all tokens
 def read_marks(tokenizer: Tokenizer) -> Marks:
     """ModelError names a token that is missing."""
 
@@ -153,10 +154,10 @@ def _sums(start: int, pairs: Sequence[tuple[int, int]]) -> MediaSpan:
 
 
 class Qwen3Utterance:
-    """An Utterance."""
+    """An Utterance. ``padding``: the embedding that is added to every frame's."""
 
     def __init__(
-        self, predictor: CodePredictor, choose: Choose, marks: Marks, padding: Embeddings
+        self, predictor: CodePredictor, choose: Choose, marks: Marks, padding: Floats
     ) -> None:
         self._predictor, self._choose, self._marks = predictor, choose, marks
         self._padding = padding
@@ -166,7 +167,7 @@ class Qwen3Utterance:
         if token == self._marks.code_eos or first < 0:
             return None
         codes, embedding = self._predictor.predict(state, first, self._choose)
-        return Frame(codes, embedding + self._padding([self._marks.text_pad])[0])
+        return Frame(codes, embedding + self._padding)
 
 
 class Qwen3Speaker:
@@ -181,15 +182,13 @@ class Qwen3Speaker:
         weights: EncoderWeights,
         device: Device,
         programs: Programs,
-        *,
-        like_llama_cpp: bool = False,
     ) -> None:
         tower = read_tower(gguf, weights)
         self._predictor = CodePredictor(tower, weights, device, programs)
-        self._vocoder = Code2Wav(weights, device, programs, like_llama_cpp=like_llama_cpp)
+        self._vocoder = Code2Wav(weights, device, programs)
         self.frame, self.reach = self._vocoder.frame, self._vocoder.reach
         self.width = self._predictor.width
-        self._model: tuple[Marks, Embeddings] | None = None
+        self._model: tuple[Marks, Floats] | None = None
 
     def warm_up(self) -> None:
         self.sound([np.zeros(self._predictor.n_codes, np.int32)] * FIRST, 0)
@@ -198,15 +197,13 @@ class Qwen3Speaker:
         marks = read_marks(tokenizer)
         codes = range(marks.code_0, marks.code_0 + self._vocoder.n_first_codes)
         self.mask = FixedMask([*codes, marks.code_eos], tokenizer.n_vocab)
-        self._model = marks, embeddings
+        self._model = marks, embeddings([marks.text_pad])[0]
 
     def begin(self, request: Request) -> Qwen3Utterance:
         assert self._model is not None
-        seed, temperature = request.sampling.seed, request.sampling.temperature
-        rng = np.random.default_rng(None if seed < 0 else seed)
-        choose = chooser(rng, temperature=SAMPLING.temperature if temperature > 0 else 0.0)
+        temperature = SAMPLING.temperature if request.sampling.temperature > 0 else 0.0
+        choose = chooser(generator(request), temperature, SAMPLING.top_k)
         return Qwen3Utterance(self._predictor, choose, *self._model)
 
     def sound(self, features: Sequence[Features], n_before: int) -> Floats:
-        codes: Sequence[npt.NDArray[np.int32]] = [each.astype(np.int32) for each in features]
-        return self._vocoder.sound(codes, n_before)
+        return self._vocoder.sound(features, n_before)

@@ -45,6 +45,10 @@ class FixedMask:
     def begin(self, when_done: Callable[[], None] | None = None) -> None:
         """There is nothing to find out."""
 
+    def mask_after(self, n_guessed: int) -> FixedMask:
+        """They are the same wherever they may come."""
+        return self
+
     def fill(self, words: npt.NDArray[np.int32], until: float | None = None) -> bool:
         words[:] = self._words
         return True
@@ -90,6 +94,12 @@ class Speaker(Protocol):
         """Samples float32 in -1 to 1 of consecutive frames, without those of the first
         ``n_before``, which only come before the others (none: the speech begins)."""
         ...
+
+
+def generator(request: Request) -> np.random.Generator:
+    """The random numbers of a request, by its seed if it has one."""
+    seed = request.sampling.seed
+    return np.random.default_rng(seed if seed >= 0 else None)
 
 
 class Speech(Protocol):
