@@ -254,6 +254,7 @@ class FakeEngine:
         ]
         self.cancelled: list[tuple[int, float]] = []  # (number of the request, when)
         self._tickets: list[tuple[threading.Event, threading.Thread]] = []
+        self._starting = threading.Lock()  # closing may come while a batch still submits
 
     def compile(self, constraint: Constraint) -> None:
         """What begins with a parenthesis is malformed."""
@@ -279,8 +280,6 @@ class FakeEngine:
         self.loaded = [a for a in self.loaded if a.id != id]
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
-        if not self.healthy:
-            raise EngineStoppedError("the engine has stopped")
         if len(request.prompt) >= self.n_ctx + (not request.has_text):
             raise ContextOverflowError(len(request.prompt), self.n_ctx)
         cancelled = threading.Event()
@@ -290,10 +289,13 @@ class FakeEngine:
                 on_event(event)
 
         thread = threading.Thread(target=play, daemon=True)
-        self._tickets.append((cancelled, thread))
-        self.requests.append(request)
-        thread.start()
-        return len(self._tickets) - 1
+        with self._starting:
+            if not self.healthy:
+                raise EngineStoppedError("the engine has stopped")
+            self._tickets.append((cancelled, thread))
+            self.requests.append(request)
+            thread.start()
+            return len(self._tickets) - 1
 
     def end_reasoning(self, ticket: int) -> None: ...
 
@@ -305,7 +307,8 @@ class FakeEngine:
         self._tickets[ticket][0].set()
 
     def close(self) -> None:
-        self.healthy = False
+        with self._starting:
+            self.healthy = False
         for cancelled, thread in self._tickets:
             cancelled.set()
             thread.join()
