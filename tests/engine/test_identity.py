@@ -47,7 +47,13 @@ ALL = sorted({*names(), *VARIANTS})
 NAMES = [
     *DAILY, *(pytest.param(name, marks=pytest.mark.slow) for name in ALL if name not in DAILY)
 ]  # fmt: skip
-ADAPTED = ["llama-dense", "gemma3-dense", "lfm2-dense", "llama-moe", "mamba2-dense", "rwkv7"]
+ADAPTED = [
+    "llama-dense", "gemma3-dense", "lfm2-dense", "llama-moe", "mamba2-dense", "jamba-moe",
+]  # fmt: skip
+MATRICES = (
+    "attn_q.weight", "attn_v.weight", "ffn_up.weight", "ffn_down.weight", "exps.weight",
+    "ssm_in.weight", "ssm_out.weight", "in_proj.weight", "out_proj.weight",
+)  # fmt: skip
 
 Start = Callable[..., GuessingEngine]
 
@@ -125,7 +131,7 @@ def test_adapters(
     """Requests with other scales beside each other."""
     base = conformance_model(name)
     arch = start(name).engine.info.architecture
-    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1), 16.0, arch)
+    file = write_adapter(tmp_path / "a.gguf", updates_of(base, 1, MATRICES), 16.0, arch)
     guessing = start(name, adapters=((file, 1.0),))
     scales = {str(scale): ((0, scale),) for scale in (0.0, 0.5, 1.0)}
 
