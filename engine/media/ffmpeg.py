@@ -1,4 +1,5 @@
-"""FFmpeg by PyAV, where it is installed: it is for videos, and for speech of another speed."""
+"""FFmpeg by PyAV, where it is installed: it is for videos, and for speech in AAC or of
+another speed."""
 
 from __future__ import annotations
 

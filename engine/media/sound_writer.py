@@ -1,17 +1,19 @@
 """Samples to sound files, piece by piece, so that they can be heard while they are made.
 
-libsndfile writes MP3, Opus and FLAC. What a file's beginning says of its length is unknown when
-that is sent: zero, and in WAV the largest number, as of whatever else is streamed.
+libsndfile writes MP3, Opus and FLAC, FFmpeg AAC. What a file's beginning says of its length is
+unknown when that is sent: zero, and in WAV the largest number, as of whatever else is streamed.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from typing import Protocol
 
 import soundfile
 
 from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.media.adts import AdtsFile
 from gguf_serve.engine.media.tempo import Tempo
 
 UNKNOWN = 0xFFFFFFFF  # bytes: more than there will be
@@ -20,6 +22,7 @@ COMPRESSED = {
     "opus": ("OGG", "OPUS"),
     "flac": ("FLAC", "PCM_16"),
 }  # libsndfile's formats and subtypes
+AAC = "aac"
 # At a rate that varies, a decoder would take the silence at the beginning for the rate of all, and
 # the file for a shorter one; its header that says otherwise is written last. 80 kbit/s at 24 kHz.
 CONSTANT = {"compression_level": 0.5, "bitrate_mode": "CONSTANT"}
@@ -30,9 +33,9 @@ class SoundWriter:
     """A file of one channel, whose bytes are handed out as soon as they are known."""
 
     def __init__(self, format: str, rate: int, speed: float = 1.0) -> None:
-        """``format``: one of COMPRESSED or PLAIN; ``rate``: samples a second; ``speed``: how fast
-        it is heard. RequestError for a rate that the format does not have, or where there is no
-        other speed."""
+        """``format``: AAC, or one of COMPRESSED or PLAIN; ``rate``: samples a second; ``speed``:
+        how fast it is heard. RequestError for a rate that the format does not have, or where there
+        is no AAC or no other speed, for want of PyAV."""
         self._tempo = None if speed == 1 else Tempo(speed, rate)
         self._head = wav_header(rate) if format == "wav" else b""
         self._outlet = _Outlet()
@@ -69,19 +72,29 @@ def wav_header(rate: int) -> bytes:
     )
 
 
-def _opened(outlet: _Outlet, format: str, rate: int) -> soundfile.SoundFile:
+class _File(Protocol):
+    """What encodes: as much of soundfile's SoundFile as is needed here."""
+
+    def buffer_write(self, data: bytes, dtype: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def _opened(outlet: _Outlet, format: str, rate: int) -> _File:
+    if format == AAC:
+        return AdtsFile(outlet, rate)
     name, subtype = COMPRESSED[format]
     options = CONSTANT if format == "mp3" else {}
     try:
-        return soundfile.SoundFile(outlet, "w", rate, 1, subtype, format=name, **options)
+        file: _File = soundfile.SoundFile(outlet, "w", rate, 1, subtype, format=name, **options)
     except soundfile.LibsndfileError as error:
         raise RequestError(
             f"{format} cannot have {rate} samples a second: {error.error_string}"
         ) from None
+    return file
 
 
 class _Outlet:
-    """The file that libsndfile writes, of which only what is new is kept.
+    """The file that an encoder writes, of which only what is new is kept.
 
     When it ends, libsndfile goes back to its beginning to write how long it is. That has been
     handed out by then, and what is written over it is dropped.

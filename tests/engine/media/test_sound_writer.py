@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import sys
 import wave
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
-from gguf_serve.engine.errors import RequestError
+from gguf_serve.engine.errors import MediaError, RequestError
 from gguf_serve.engine.media.sound import decode_sound
-from gguf_serve.engine.media.sound_writer import COMPRESSED, PLAIN, SoundWriter, wav_header
+from gguf_serve.engine.media.sound_writer import AAC, COMPRESSED, PLAIN, SoundWriter, wav_header
 
 RATE = 24000
 SECONDS = 1.5
@@ -26,10 +29,19 @@ def written(format: str, rate: int = RATE, pcm: bytes = PCM) -> list[bytes]:
     return [*pieces, writer.end()]
 
 
-@pytest.mark.parametrize("format", [*COMPRESSED, "wav"])
+def decoded(format: str, data: bytes) -> Any:
+    """Samples, by libsndfile, which does not know AAC."""
+    if format != AAC:
+        return decode_sound(data, rate=RATE)
+    with av.open(io.BytesIO(data)) as file:
+        assert (file.format.name, file.streams.audio[0].rate) == ("aac", RATE)
+        return np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+
+
+@pytest.mark.parametrize("format", [*COMPRESSED, AAC, "wav"])
 def test_what_is_written_can_be_decoded(format: str) -> None:
-    """MP3 and Opus begin with some silence, which is what their encoders need."""
-    found = decode_sound(b"".join(written(format)), rate=RATE)
+    """MP3, Opus and AAC begin with some silence, which is what their encoders need."""
+    found = decoded(format, b"".join(written(format)))
     late = len(found) - len(TONE)
     assert 0 <= late <= RATE // 10
     if format in ("wav", "flac"):
@@ -38,14 +50,14 @@ def test_what_is_written_can_be_decoded(format: str) -> None:
     assert best > 0.99
 
 
-@pytest.mark.parametrize("format", [*COMPRESSED, *PLAIN])
+@pytest.mark.parametrize("format", [*COMPRESSED, AAC, *PLAIN])
 def test_it_can_be_heard_before_its_end(format: str) -> None:
     """Whoever has had two thirds of the sound has at least a third of the file."""
     pieces = written(format)
     assert sum(map(len, pieces[: len(pieces) * 2 // 3])) > sum(map(len, pieces)) // 3
 
 
-@pytest.mark.parametrize(("format", "n_bytes"), [("wav", 44), ("pcm", 0), ("mp3", 0)])
+@pytest.mark.parametrize(("format", "n_bytes"), [("wav", 44), ("pcm", 0), ("mp3", 0), (AAC, 0)])
 def test_nothing_said(format: str, n_bytes: int) -> None:
     assert len(b"".join(written(format, pcm=b""))) == n_bytes
 
@@ -70,6 +82,13 @@ def test_pythons_own_reader_takes_the_wav() -> None:
         assert file.readframes(len(TONE)) == PCM
 
 
-def test_a_rate_that_a_format_has_not() -> None:
-    with pytest.raises(RequestError, match="opus cannot have 22050 samples a second"):
-        SoundWriter("opus", 22050)
+@pytest.mark.parametrize(("format", "rate"), [("opus", 22050), (AAC, 22000)])
+def test_a_rate_that_a_format_has_not(format: str, rate: int) -> None:
+    with pytest.raises(RequestError, match=f"{format} cannot have {rate} samples a second"):
+        SoundWriter(format, rate)
+
+
+def test_there_is_no_aac_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MediaError, match=r"aac needs PyAV: pip install 'gguf-serve\[video\]'"):
+        SoundWriter(AAC, RATE)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import av
 import httpx
 import openai
 import pytest
@@ -84,6 +85,11 @@ def test_the_client_has_every_format(serve: Serve, client: Client, engine: Any, 
         assert response.headers["content-type"] == MEDIA_TYPES[form]
     if form == "pcm":
         assert data == PCM
+        return
+    if form == "aac":  # libsndfile does not know it
+        with av.open(io.BytesIO(data)) as file:
+            n = sum(frame.samples for frame in file.decode(audio=0))
+        assert 0 <= n - len(PCM) // 2 < RATE // 10
         return
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         assert (file.samplerate, file.channels) == (RATE, 1)
@@ -273,8 +279,8 @@ def test_most_frames_are_those_of_all_parts(serve: Serve, engine: Any) -> None:
         ({"input": None}, "Field 'input' is required"),
         ({"input": 7}, "Field 'input': Expected `str`, got `int`"),
         (
-            {"response_format": "aac"},
-            "Field 'response_format': 'aac' is none of mp3, opus, flac, wav, pcm",
+            {"response_format": "amr"},
+            "Field 'response_format': 'amr' is none of mp3, opus, aac, flac, wav, pcm",
         ),
         ({"speed": 5}, "Field 'speed': expected 0.25 to 4.0, got 5.0"),
         ({"instructions": "Shout"}, "Field 'instructions': \"Shout\" is not supported by this"),
