@@ -142,7 +142,7 @@ async def engine_requests(
     service: Service, fields: GenerationFields, job: Job, options: Options
 ) -> list[Request]:
     """n for each prompt, in the order of the choices; a given seed counts up over the n."""
-    check_generates(service)
+    check_writes(service)
     defaults = service.defaults
     given = fields, defaults.sampling, service.engine.tokenizer
     if fields.logit_bias or fields.bad_words:  # may have texts, which are tokenized
@@ -197,6 +197,14 @@ def check_generates(service: Service) -> None:
     """ApiError where there are vectors and scores alone."""
     if service.only_vectors:
         message = "This server gives vectors and scores: start it without --embedding and --rerank"
+        raise ApiError("not_supported_error", message)
+
+
+def check_writes(service: Service) -> None:
+    """ApiError where no text is generated."""
+    check_generates(service)
+    if service.engine.speech is not None:
+        message = f"The model {service.model_name} speaks and writes no text: use /v1/audio/speech"
         raise ApiError("not_supported_error", message)
 
 

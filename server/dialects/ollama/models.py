@@ -134,6 +134,8 @@ async def capabilities(service: Service) -> list[str]:
     info = service.engine.info
     if info.is_encoder:
         return ["embedding"]
+    if service.engine.speech is not None:
+        return ["speech"]  # which Ollama has no name for
     caps = await template_caps(service)
     found = ["completion", *["embedding"] * (info.pooling != "none")]
     if service.engine.tokenizer.fim.middle is not None:

@@ -216,6 +216,13 @@ def openai_model(service: Service) -> dict[str, object]:
     }
 
 
+def kind_of_answer(service: Service) -> str:
+    """What the model makes of a prompt."""
+    if service.engine.speech is not None:
+        return "speech"
+    return "embedding" if service.engine.info.is_encoder else "completion"
+
+
 def ollama_model(service: Service) -> dict[str, object]:
     """The entry of Ollama's list that clients of both look for."""
     info = service.engine.info
@@ -229,9 +236,8 @@ def ollama_model(service: Service) -> dict[str, object]:
         "description": "",
         "tags": service.tags,
         "capabilities": [
-            "embedding" if info.is_encoder else "completion",
+            kind_of_answer(service),
             *["multimodal"] * any(service.modalities.values()),
-            *["speech"] * (service.engine.speech is not None),
         ],
         "parameters": "",
         "details": {

@@ -319,7 +319,8 @@ def test_where_it_is_said_that_a_model_speaks(serve: Serve, engine: Any) -> None
         "sample_rate": RATE, "languages": ["English", "German"], "voices": ["ada", "default"],
     }  # fmt: skip
     (model,) = httpx.get(url + "/v1/models").json()["models"]
-    assert "speech" in model["capabilities"]
+    assert model["capabilities"] == ["speech"]
+    assert httpx.post(url + "/api/show", json={}).json()["capabilities"] == ["speech"]
     (model,) = httpx.get(url + "/audio/models").json()["models"]
     assert model["id"] == "tiny.Q8_0.gguf"
 
