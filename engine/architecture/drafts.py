@@ -107,9 +107,9 @@ def _bigrams(gguf: GGUFFile, h: Hyperparameters) -> tuple[GGUFFile, Hyperparamet
     found = {LENT[0]: embedding, LENT[1]: output}
     if "markov_w2.scale" in gguf.tensors:
         found["output.scale"] = gguf.tensors["markov_w2.scale"]
-    arch = Architecture(h.arch.name, needs=())
+    arch, width = Architecture(h.arch.name, needs=()), embedding.shape[0]
     return gguf.with_tensors(found), replace(
-        of_layers(h, slice(0)), arch=arch, n_embd=embedding.shape[0], embedding_scale=1.0,
+        of_layers(h, slice(0)), arch=arch, n_embd=width, n_embd_token=width, embedding_scale=1.0,
         takes_states=False,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from conformance_data import arrays, read_spec
 from stepping import Stepper, nmse, sequence
 
 from gguf_serve.engine.architecture.drafts import read_draft
+from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import open_gguf
@@ -103,6 +104,24 @@ def test_assistants(
         own.append(state[0])
     assert nmse(np.array(rows), found["draft_logits"]) <= FLOAT_NMSE
     assert nmse(np.array(own), found["draft_hidden"]) <= FLOAT_NMSE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dflash", "dspark", "dspark-gemma4", "eagle3", "eagle3-own", "gemma4-assistant",
+        "gemma4-assistant-e2b",
+    ],
+)  # fmt: skip
+def test_the_tensors_of_each_are_taken(conformance_model: Build, name: str) -> None:
+    """Those of DSpark's corrections, which are narrower, too."""
+    target = conformance_model(read_spec(name)["target"])
+    with open_gguf(conformance_model(name)) as gguf, open_gguf(target) as lender:
+        draft = read_draft(gguf, lender)
+        check_tensors(draft.gguf, draft.hparams)
+        assert (draft.bigrams is None) == ("dspark" not in name)
+        if draft.bigrams is not None:
+            check_tensors(*draft.bigrams)
 
 
 def test_it_is_not_served_by_itself() -> None:
