@@ -17,6 +17,10 @@ from gguf_serve.kernels.quantization import quants
 
 PAGE = 32  # tokens per page
 LAYOUT = 1  # one more whenever the bytes of a page or a state come to mean something else
+# Bytes of a page from which on a layer's K or V lie on huge pages. Of smaller ones too many tokens
+# would fit: those of SmolLM2's first question took 120 MiB, on small pages 2. Attention is as fast:
+# pages are anywhere in memory, and it asks for the next ones itself.
+HUGE_FROM = 64 << 10
 SLABS = 4  # buffers that K or V of a layer may lie in (kv.cl)
 Bytes = npt.NDArray[np.uint8]
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -139,7 +143,8 @@ class KVPages:
             slab = _slab_pages(device, n, max(sizes), most)
             k, v = (
                 Pages(tuple(
-                    empty(device, (min(slab, n - at), size), np.uint8) for at in range(0, n, slab)
+                    empty(device, (min(slab, n - at), size), np.uint8, gradual=size < HUGE_FROM)
+                    for at in range(0, n, slab)
                 ))
                 for size in sizes
             )  # fmt: skip

@@ -4,7 +4,8 @@ A CPU reads its weights and KV pages from main memory at every token. On pages o
 processor's prefetchers stop at each page's end and half of the bandwidth is lost to address
 translation; on pages of 2 MiB a matrix is read at the memory's own speed. OpenCL drivers
 allocate on small pages, so buffers are cut from memory of our own (``USE_HOST_PTR``, which
-CPU drivers use in place).
+CPU drivers use in place). But what is filled little by little stays on small pages: the first byte
+of a huge one takes all of it.
 """
 
 from __future__ import annotations
@@ -33,31 +34,38 @@ class HugePages:
     """
 
     def __init__(self) -> None:
-        self._large, self._small = _Chunk(), _Chunk()
+        self._large, self._small, self._gradual = _Chunk(), _Chunk(), _Chunk(is_huge=False)
 
-    def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Zeroed memory, uint8 [n_bytes rounded up to ALIGNMENT]. Raises MemoryError."""
+    def take(self, n_bytes: int, *, gradual: bool = False) -> npt.NDArray[np.uint8]:
+        """Zeroed memory, uint8 [n_bytes rounded up to ALIGNMENT]. Raises MemoryError.
+
+        ``gradual``: it is filled little by little, and has pages of the system's usual size.
+        """
         size = -(-n_bytes // ALIGNMENT) * ALIGNMENT
         if size > CHUNK_BYTES // 2:
-            return _map(size)[:size]
+            return _map(size, is_huge=not gradual)[:size]
+        if gradual:
+            return self._gradual.take(size)
         return (self._small if size <= SMALL_BYTES else self._large).take(size)
 
 
 class _Chunk:
     """What is left of the memory that was last asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_huge: bool = True) -> None:
         self._left: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._is_huge = is_huge
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
         if size > len(self._left):
-            self._left = _map(CHUNK_BYTES)
+            self._left = _map(CHUNK_BYTES, is_huge=self._is_huge)
         taken, self._left = self._left[:size], self._left[size:]
         return taken
 
 
-def _map(n_bytes: int) -> npt.NDArray[np.uint8]:
-    """Anonymous memory that begins at a huge page; plain pages where there are none."""
+def _map(n_bytes: int, *, is_huge: bool) -> npt.NDArray[np.uint8]:
+    """Anonymous memory that begins where a huge page may; on huge pages, or on none even if the
+    system gives them unasked."""
     try:
         if hasattr(mmap, "MAP_PRIVATE"):  # shared memory, the default, gets no huge pages
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -68,7 +76,7 @@ def _map(n_bytes: int) -> npt.NDArray[np.uint8]:
         raise MemoryError(str(error)) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+            mapping.madvise(mmap.MADV_HUGEPAGE if is_huge else mmap.MADV_NOHUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return np.frombuffer(mapping, np.uint8, n_bytes, -address % HUGE_PAGE)
 

@@ -40,13 +40,21 @@ class Columns(Struct, frozen=True):
         return {name: self.rows, f"{name}_stride": self.rows.shape[-1], f"{name}_at": self.at}
 
 
-def empty(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Tensor:
-    """Uninitialized device memory (committed by the system when first written)."""
+def empty(
+    device: Device,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike = np.float32,
+    *,
+    gradual: bool = False,
+) -> Tensor:
+    """Uninitialized device memory (committed by the system when first written). ``gradual``: it
+    is filled little by little, see ``HugePages.take``."""
     kind = np.dtype(dtype)
-    return Tensor(allocate(device, math.prod(shape) * kind.itemsize), shape, kind)
+    buffer = allocate(device, math.prod(shape) * kind.itemsize, gradual=gradual)
+    return Tensor(buffer, shape, kind)
 
 
-def allocate(device: Device, n_bytes: int) -> Any:
+def allocate(device: Device, n_bytes: int, *, gradual: bool = False) -> Any:
     """A device buffer; DeviceError says how much could not be had."""
     device.usage.n_bytes += _granted(device, n_bytes)
     limit = device.max_allocation
@@ -61,7 +69,8 @@ def allocate(device: Device, n_bytes: int) -> Any:
     try:
         if device.huge_pages is None:
             return cl.Buffer(device.context, flags, max(n_bytes, 16))
-        memory = device.huge_pages.take(max(n_bytes, 16))[: max(n_bytes, 16)]
+        size = max(n_bytes, 16)
+        memory = device.huge_pages.take(size, gradual=gradual)[:size]
         return cl.Buffer(device.context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=memory)
     except (MemoryError, cl.MemoryError, cl.RuntimeError) as error:
         raise DeviceError(

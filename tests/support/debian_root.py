@@ -92,7 +92,7 @@ class DebianRoot(Struct, frozen=True):
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         args = [
             "unshare", *namespaces, "sh", "-c", ENTER, "sh", self.path, mode, self.emulator,
-            f"--userspec={user}:{user}", self.path,
+            *([] if user == "root" else [f"--userspec={user}:{user}"]), self.path,
             "sh", "-c", f"cd {shlex.quote(folder)}\n{script}",
         ]  # fmt: skip
         env = {**pip, "PIP_CERT": f"/{THEIR_COPY}", "PATH": PATH, "HOME": f"/home/{user}", **env}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -13,7 +17,7 @@ from gguf_serve.kernels.attention.kv import KV_TYPES, PAGE, SLABS, KVPages, KVSh
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceError
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tensor import write
+from gguf_serve.kernels.opencl.tensor import works_in_place, write
 
 HADAMARD = np.array([[(-1) ** (i & j).bit_count() for i in range(32)] for j in range(32)])
 HADAMARD = (HADAMARD / np.sqrt(32)).astype(np.float32)
@@ -73,6 +77,24 @@ def test_an_outlier_of_k_costs_no_more_than_it_must(device: Device, programs: Pr
     error = np.abs((rotated_q * stored).sum(-1) - (q * k).sum(-1)).max()
     plain = dequantize(quantize(k, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
     assert error < 0.5 * np.abs((q * (plain - k)).sum(-1)).max()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_first_page_takes_no_huge_ones(device: Device) -> None:
+    if not works_in_place(device):
+        pytest.skip("its memory is not this process's")
+    pages = KVPages(device, [KVShape(3, 64, 64)] * 16, 512, "f16", "f16")
+    data = np.ones(pages.page_bytes, np.uint8)
+    before = resident_bytes()
+    for layer in range(16):
+        pages.write_page(layer, 0, data)
+    pages.finish()
+    assert resident_bytes() - before < 8 << 20  # a huge one each would be 64 MiB
+
+
+def resident_bytes() -> int:
+    n_pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(n_pages) * mmap.PAGESIZE
 
 
 LARGEST = max(max(shape.page_bytes("q5_0", "f32")) for shape in SHAPES)

@@ -13,7 +13,8 @@ from gguf_serve.kernels.opencl.memory import ALIGNMENT, CHUNK_BYTES, HugePages, 
 
 def test_pieces_are_aligned_zeroed_and_apart() -> None:
     pages = HugePages()
-    pieces = [pages.take(n) for n in (1, ALIGNMENT, ALIGNMENT + 1, CHUNK_BYTES, 5)]
+    pieces = [pages.take(n) for n in (1, ALIGNMENT, ALIGNMENT + 1, CHUNK_BYTES)]
+    pieces.append(pages.take(5, gradual=True))
     for i, piece in enumerate(pieces):
         assert piece.ctypes.data % ALIGNMENT == 0
         assert not piece.any()
