@@ -3,6 +3,9 @@
 Qwen2.5-Coder and others, asked with tools, answer with nothing but ``{"name": ..., "arguments":
 {...}}``, often in a code fence. Such an answer is a call if all of it is JSON of that form, every
 name is one of a tool on offer, and the arguments fit that tool's schema; anything else is text.
+
+The template in files of Qwen2.5-Coder shows the form of a call with a doubled brace, ``{{"name":``,
+which the model copies, with its end doubled or not.
 """
 
 from __future__ import annotations
@@ -78,11 +81,10 @@ def may_be_calls(text: str, tools: Tools) -> bool:
                 return True
             text = without_language(text).lstrip()
             break
-    for mark in "[{":
-        if text.startswith(mark):
-            text = text[1:].lstrip()
-        elif text and mark == "{":
-            return False
+    text = text.removeprefix("[").lstrip()
+    if not "{".startswith(text[:1]):
+        return False
+    text = text.removeprefix("{").removeprefix("{").lstrip()
     return not text or (text.startswith('"') and _may_be_first_member(text[1:], tools))
 
 
@@ -121,7 +123,9 @@ def _values(text: str) -> Iterator[Any]:
     """Objects one after the other, or those of one list."""
     decoder, at = json.JSONDecoder(parse_constant=_no_json), 0
     while at < len(text):
-        value, at = decoder.raw_decode(text, at)
+        is_doubled = text.startswith("{{", at)
+        value, at = decoder.raw_decode(text, at + is_doubled)
+        at += is_doubled and text.startswith("}", at)
         yield from value if isinstance(value, list) and at == len(text) else [value]
         while at < len(text) and text[at] in " \r\n\t,":
             at += 1

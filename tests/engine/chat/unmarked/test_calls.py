@@ -53,6 +53,12 @@ def answer(text: str, tools: object = TOOLS) -> tuple[str, list[ToolCallDelta]]:
         ('{"name": "get_weather", "arguments": {"city": "Rome"}}\n', "get_weather", ROME),
         ('{"name": "get_weather", "parameters": {"city": "Rome"}}', "get_weather", ROME),
         ('{"arguments": {"city": "Rome"}, "name": "get_weather"}', "get_weather", ROME),
+        ('{{"name": "get_weather", "arguments": {"city": "Rome"}}}', "get_weather", ROME),
+        (
+            '```json\n{{"name": "get_weather", "arguments": {"city": "Rome"}}\n```',
+            "get_weather",
+            ROME,
+        ),
         (
             '<tools>\n{"name":"get_weather","arguments":{"city":"Rome"}}\n</tools>',
             "get_weather",
@@ -72,7 +78,9 @@ def test_a_call(text, name, arguments):
     assert json.loads(call.arguments) == arguments
 
 
-@pytest.mark.parametrize("form", ["[{0}, {1}]", "{0}\n{1}", "```json\n{0}\n{1}\n```"])
+@pytest.mark.parametrize(
+    "form", ["[{0}, {1}]", "{0}\n{1}", "{{{0}}}\n{{{1}}}", "```json\n{0}\n{1}\n```"]
+)
 def test_several_calls(form):
     objects = [json.dumps({"name": "get_weather", "arguments": {"city": c}}) for c in ("A", "B")]
     content, calls = answer(form.format(*objects))
@@ -95,6 +103,8 @@ def test_several_calls(form):
         '{"name": "Ada", "age": 36}',
         '{"name": "get_weather", "arguments": {"city": "Par',  # cut off
         '{"name": "multiply", "arguments": {"a": NaN, "b": 1}}',
+        '{{"name": "get_weather", "arguments": {"city": "A"}}}}',
+        "{{ city }} is a variable of templates",
         "[1, 2]",
         "```python\nprint({})\n```",
         "{",
@@ -110,7 +120,7 @@ def test_text_is_held_back_only_while_it_may_be_a_call():
     assert filter.take(ChatDelta('```json\n{"na')).content == ""
     assert filter.take(ChatDelta('me": "Ada')).content == '```json\n{"name": "Ada'
     assert filter.take(ChatDelta('", ')).content == '", '
-    for text in ("Hello", "``", "[1", '{"key"', '{"name": "other"', "```py"):
+    for text in ("Hello", "``", "[1", '{"key"', '{"name": "other"', "```py", "{{{", "{{ city"):
         assert may_be_calls(text, TOOLS) is (text == "``")
 
 
