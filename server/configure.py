@@ -109,8 +109,6 @@ def adapters(settings: Settings) -> tuple[tuple[Path, float], ...]:
 def adapter_room(settings: Settings) -> AdapterRoom:
     if settings.lora_runtime is None:
         return NO_ROOM
-    if settings.replicas is not None:
-        raise SettingsError("--lora-runtime does not go with --replicas")
     return AdapterRoom(settings.max_loras, settings.max_lora_rank)
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from gguf_serve.server.replicas.messages import (
 
 log = logging.getLogger(__name__)
 THREADS = 4  # that submit requests, of which some wait for a grammar
+OF_ADAPTERS = ("load_adapter", "unload_adapter")
 
 
 class Host:
@@ -37,10 +39,12 @@ class Host:
     def __init__(self, engine: Engine, address: tuple[str, int], key: bytes) -> None:
         """Listens at ``address``; its port may be 0."""
         self.engine = engine
+        self._adapters = tuple(engine.adapters())
         self._key = key
         self._listener = socket.create_server(address)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self.work = ThreadPoolExecutor(THREADS, "host")
+        self.adapter_work = ThreadPoolExecutor(1, "host adapters")  # one after the other
         self._fronts: set[Front] = set()
         self._is_draining = self._is_closed = False
         threading.Thread(target=self._accept, name="host", daemon=True).start()
@@ -51,8 +55,7 @@ class Host:
         return sum(front.n_requests for front in list(self._fronts))
 
     def state(self) -> State:
-        engine = self.engine
-        return State(engine.stats(), tuple(engine.adapters()), engine.fault)
+        return State(self.engine.stats(), self.engine.fault)
 
     def drain(self) -> None:
         """Have the fronts send nothing new; what is served goes on."""
@@ -66,7 +69,8 @@ class Host:
         self._listener.close()
         for front in list(self._fronts):
             front.close()
-        self.work.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.work, self.adapter_work):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _accept(self) -> None:
         while not self._is_closed:
@@ -88,7 +92,7 @@ class Host:
         self._fronts.add(front)
         engine = self.engine
         info: Any = engine.info
-        front.post(Hello(info, engine.n_ctx, engine.n_slots, self.state()))
+        front.post(Hello(info, engine.n_ctx, engine.n_slots, self._adapters, self.state()))
         if self._is_draining:
             front.post(Draining())
 
@@ -97,13 +101,14 @@ class Host:
 
 
 class Front:
-    """One front's requests. Messages are heard in its channel's thread."""
+    """One front's requests, and the LoRA adapters that it has loaded, which go with it. Messages
+    are heard in its channel's thread."""
 
     def __init__(self, host: Host, connection: Any) -> None:
         self._host = host
         self._lock = threading.Lock()
         self._tickets: dict[int, Any] = {}  # None: on its way to the engine
-        self._is_lost = False
+        self._adapters: set[int] = set()  # of the engine's; the thread for adapters has it
         self._channel = Channel(connection, "front", host.state, self._hear, self._lose)
         self.post, self.close = self._channel.post, self._channel.close
 
@@ -127,6 +132,8 @@ class Front:
                     ticket = self._tickets.get(number)
                 if ticket is not None:
                     self._host.engine.end_reasoning(ticket)
+            case Call(_, method) if method in OF_ADAPTERS:
+                self._host.adapter_work.submit(self._call, message)
             case Call():
                 self._host.work.submit(self._call, message)
 
@@ -163,8 +170,19 @@ class Front:
                 value = value.result()
         except Exception as error:
             self.post(Answer(call.number, error=error))
-        else:
-            self.post(Answer(call.number, value))
+            return
+        if call.method == "load_adapter":
+            self._adapters.add(value.id)
+        elif call.method == "unload_adapter":
+            self._adapters.discard(*call.arguments)
+        self.post(Answer(call.number, value))
+
+    def _unload_adapters(self) -> None:
+        for id in self._adapters:
+            try:
+                self._host.engine.unload_adapter(id)
+            except EngineError as error:
+                log.warning("the LoRA adapter %d of a front that is gone stays: %s", id, error)
 
     def _lose(self) -> None:
         """Nobody hears the rest."""
@@ -174,3 +192,5 @@ class Front:
         for ticket in tickets.values():
             if ticket is not None:
                 self._host.engine.cancel(ticket)
+        with suppress(RuntimeError):  # the host is closed: its engine ends
+            self._host.adapter_work.submit(self._unload_adapters)

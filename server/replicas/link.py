@@ -44,6 +44,8 @@ class Link:
         """Raises OSError if nobody with the key is there."""
         self.id = id
         self.state: State | None = None  # as of the last beat
+        self.adapter_ids: dict[int, int] = {}  # there, by ids here (adapters.py)
+        self.is_equipped = False  # with the adapters that it should have
         self.is_draining = self.is_lost = False
         self._owner = owner
         self._lock = threading.Lock()
@@ -58,8 +60,8 @@ class Link:
 
     @property
     def takes_requests(self) -> bool:
-        is_gone = self.is_draining or self.is_lost
-        return self.state is not None and not is_gone and not self.state.fault
+        is_there = self.is_equipped and not self.is_draining and not self.is_lost
+        return is_there and self.state is not None and not self.state.fault
 
     @property
     def n_flights(self) -> int:

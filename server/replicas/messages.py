@@ -14,7 +14,9 @@ from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.request import Event, Request
 from gguf_serve.engine.stats import EngineStats
 
-Method = Literal["slots", "set_adapters", "save_slot", "restore_slot", "erase_slot"]
+Method = Literal[
+    "slots", "load_adapter", "unload_adapter", "save_slot", "restore_slot", "erase_slot"
+]
 
 
 class Submit(Struct, frozen=True):
@@ -52,7 +54,6 @@ class State(Beat, frozen=True):
     """A host's beat: what is new of its engine."""
 
     stats: EngineStats
-    adapters: tuple[AdapterState, ...]
     fault: str
 
 
@@ -62,6 +63,7 @@ class Hello(Struct, frozen=True):
     info: ModelInfo
     n_ctx: int  # of a slot
     n_slots: int
+    adapters: tuple[AdapterState, ...]  # of its start
     state: State
 
 

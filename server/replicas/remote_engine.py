@@ -29,6 +29,7 @@ from gguf_serve.engine.options import AdapterState, ModelInfo
 from gguf_serve.engine.request import Event, Failed, Finished, Request
 from gguf_serve.engine.stats import EngineStats, ReplicaStats, SlotFile, SlotState
 from gguf_serve.server.http.flight import Flight
+from gguf_serve.server.replicas.adapters import Adapters
 from gguf_serve.server.replicas.link import Link
 from gguf_serve.server.replicas.messages import Hello
 from gguf_serve.server.replicas.router import Router
@@ -60,7 +61,7 @@ class RemoteEngine:
         self._router = Router()
         self._waiting: dict[Flight, tuple[float, str]] = {}  # until when, and why
         self._link_of: dict[Flight, Link] = {}
-        self._scales: tuple[tuple[int, float], ...] | None = None  # as set last
+        self._adapters = Adapters(lambda: self._up)
         self._info: ModelInfo | None = None
         self._n_ctx = 0
         self._grammars: Grammars | None = None
@@ -90,13 +91,21 @@ class RemoteEngine:
                 return
             if self._info is None:
                 self._info, self._n_ctx = info, hello.n_ctx
+                self._adapters.begin(hello.adapters)
                 self._grammars = Grammars(self.tokenizer, info.n_vocab)
             self._n_ctx = min(self._n_ctx, hello.n_ctx)
-            if self._scales is not None:
-                link.call("set_adapters", self._scales)
+        log.info("engine %s is there: %d slots", link.id, hello.n_slots)
+        # In another thread than the link's own, which hears what the engine answers.
+        threading.Thread(target=self._equip, args=(link,), name=link.id, daemon=True).start()
+
+    def _equip(self, link: Link) -> None:
+        """Have an engine take requests, once it has the adapters that they may ask for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._links.get(link.id) is link or link.is_lost)
+        self._adapters.equip(link)
+        with self._changed:
             self._changed.notify_all()
             waiting = list(self._waiting)
-        log.info("engine %s is there: %d slots", link.id, hello.n_slots)
         for flight in waiting:
             self._go_on(flight)
 
@@ -151,9 +160,6 @@ class RemoteEngine:
                 if not link.is_lost:
                     self._links[id] = link
                 self._changed.notify_all()
-            if link.state is not None:  # it was up before it was known
-                for flight in list(self._waiting):
-                    self._go_on(flight)
         finally:
             self._joining.discard(id)
 
@@ -182,6 +188,7 @@ class RemoteEngine:
         if request.sampling.seed < 0:  # another engine must be able to draw the same
             seed = secrets.randbits(31)
             request = replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
+        request = self._adapters.of_request(request)
         can_resume = self.info.denoising is None and request.has_text
         flight = Flight(replace(request, marks=can_resume), on_event, can_resume=can_resume)
         self._send(flight, "no engine is there")
@@ -227,6 +234,11 @@ class RemoteEngine:
 
     def _send(self, flight: Flight, why: str) -> None:
         """``why``: it cannot be served, if it waits in vain."""
+        try:
+            self._adapters.check(flight.request)
+        except RequestError as error:  # unloaded while it was between two engines
+            flight.tell(Failed(str(error), by_request=True))
+            return
         request = flight.rest()
         while True:
             with self._changed:
@@ -237,8 +249,11 @@ class RemoteEngine:
                     self._waiting[flight] = time.monotonic() + self._patience, why
                     return
                 link, slot = chosen
+                asked = self._adapters.for_engine(link, replace(request, id_slot=slot))
+                if asked is None:  # an adapter has been unloaded since
+                    continue
                 self._link_of[flight] = link
-            if link.submit(flight, replace(request, id_slot=slot)):
+            if link.submit(flight, asked):
                 if flight.is_cancelled:  # before the link knew of it
                     link.cancel(flight)
                 return
@@ -246,11 +261,13 @@ class RemoteEngine:
 
     def _choose(self, request: Request) -> tuple[Link, int] | None:
         """An engine, and which of its slots, -1 for any; None: there is none."""
-        up = self._up
+        up = [link for link in self._up if self._adapters.for_engine(link, request) is not None]
         if not up:
             return None
         if request.id_slot >= 0:
             link, slot = self._at(request.id_slot)
+            if link not in up:
+                return None
             self.routed["slot", link.id] += 1
             return link, slot
         route = self._router.choose([link.place for link in up], request, request.session)
@@ -294,22 +311,18 @@ class RemoteEngine:
         return "" if self._up else "; ".join(sorted(faults)) or "no engine can be reached"
 
     def adapters(self) -> tuple[AdapterState, ...]:
-        up = self._up
-        return up[0].state.adapters if up and up[0].state is not None else ()
+        return self._adapters.states()
 
     def set_adapters(self, scales: Iterable[tuple[int, float]]) -> None:
-        """On every engine, and on those that come later."""
-        asked = tuple(scales)
-        for call in [link.call("set_adapters", asked) for link in self._up]:
-            call.result(CALL_SECONDS)
-        self._scales = asked
+        """For requests of this front, whatever engine serves them."""
+        self._adapters.set_scales(scales)
 
     def load_adapter(self, path: Path, name: str, replaces: int | None = None) -> AdapterState:
-        """Refused, as the options are."""
-        raise RequestError("LoRA adapters cannot be loaded into several engines at run time")
+        """Into every engine, and into those that come later, or into none."""
+        return self._adapters.load(path, name, replaces)
 
     def unload_adapter(self, id: int) -> None:
-        raise RequestError("LoRA adapters of several engines cannot be unloaded")
+        self._adapters.unload(id)
 
     def stats(self) -> EngineStats:
         """Of all engines together, as of their last beats."""

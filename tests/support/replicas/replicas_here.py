@@ -19,12 +19,15 @@ class Replicas:
 
     def __init__(self, engines: Sequence[Engine], patience: float = 20.0) -> None:
         self.hosts = {f"host {i}": Host(e, ("127.0.0.1", 0), KEY) for i, e in enumerate(engines)}
-        first = engines[0]
-        texts = Texts(first.tokenizer, first.chat_template, None)
-        self.front = RemoteEngine(texts, KEY, patience)
-        self.know()
-        assert self.front.wait(10)
+        self.front = self.new_front(engines[0], patience)
         self.wait_for(len(engines))
+
+    def new_front(self, engine: Engine, patience: float = 20.0) -> RemoteEngine:
+        """With texts as that engine has them."""
+        front = RemoteEngine(Texts(engine.tokenizer, engine.chat_template, None), KEY, patience)
+        front.update({name: host.address for name, host in self.hosts.items()})
+        assert front.wait(10)
+        return front
 
     def know(self) -> None:
         self.front.update({name: host.address for name, host in self.hosts.items()})
