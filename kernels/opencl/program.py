@@ -34,7 +34,7 @@ from gguf_serve.kernels.opencl.compiling.program_cache import (
 from gguf_serve.kernels.opencl.compiling.worker import NoWorkerError
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments, signature
-from gguf_serve.kernels.opencl.sources import OPTIONS, SOURCES
+from gguf_serve.kernels.opencl.sources import OPTIONS, SOURCES, effective, is_scalar
 
 __all__ = ["SOURCES", "BuildError", "Programs", "Spec"]
 
@@ -60,7 +60,7 @@ cl.compiler_output = _drop
 
 
 class Spec(NamedTuple):
-    """A program: its .cl file and its defines, sorted, those of the device among them."""
+    """A program: its .cl file and those of its defines and the device's that can change it."""
 
     source: str
     defines: tuple[str, ...]
@@ -112,7 +112,8 @@ class Programs:
         return kernel
 
     def spec(self, source: str, defines: Sequence[str] = ()) -> Spec:
-        return Spec(source, tuple(sorted({*defines, *self._device.defines})))
+        own = () if is_scalar(source) else self._device.defines
+        return Spec(source, effective(source, (*defines, *own)))
 
     def take_wanted(self) -> list[Spec]:
         """What has been asked for on a meta device since the last call, in its order."""

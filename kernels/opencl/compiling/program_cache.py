@@ -22,7 +22,7 @@ from pathlib import Path
 
 from gguf_serve.kernels.opencl.compiling.cache_folder import cache_folder
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
-from gguf_serve.kernels.opencl.sources import SOURCES
+from gguf_serve.kernels.opencl.sources import with_included
 
 try:
     import fcntl
@@ -42,21 +42,14 @@ CPU_FIELDS = (
 # name folders.
 STEERING = re.compile(r"(CL_CONFIG|POCL|IGC|SYCL|VOLCANO|CUDA|AMD|GPU|PYOPENCL_BUILD)_")
 NOT_STEERING = re.compile(r".*(THREAD|NUM_WORKERS|CACHE|VISIBLE|DEBUG|TRACE|LOG|PATH|DIR)")
-INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 
 
 @functools.cache
 def source_hash(source: str) -> str:
     """Of a .cl file with the text of all that it includes."""
-    seen, left, digest = set[str](), [source], hashlib.sha256()
-    while left:
-        name = left.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        text = (SOURCES / name).read_text(encoding="utf-8")
+    digest = hashlib.sha256()
+    for name, text in with_included(source).items():
         digest.update(f"{name} {len(text)}\n{text}".encode())
-        left += INCLUDE.findall(text)
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 import gguf_serve
+from gguf_serve.kernels.opencl import sources
 from gguf_serve.kernels.opencl.compiling import program_cache
 from gguf_serve.kernels.opencl.compiling.program_cache import (
     ProgramCache,
@@ -98,13 +99,16 @@ def test_a_change_of_an_included_file_is_seen(
 ) -> None:
     (tmp_path / "a.cl").write_text('#include "b.cl"\n')
     (tmp_path / "b.cl").write_text('  #include "c.cl"\n')
-    monkeypatch.setattr(program_cache, "SOURCES", tmp_path)
+    monkeypatch.setattr(sources, "SOURCES", tmp_path)
+    kept = (source_hash, sources.with_included, sources._read)
     found = []
     for text in ("1", "2"):
         (tmp_path / "c.cl").write_text(text)
-        source_hash.cache_clear()
+        for function in kept:
+            function.cache_clear()
         found.append(source_hash("a.cl"))
-    source_hash.cache_clear()
+    for function in kept:
+        function.cache_clear()
     assert found[0] != found[1]
 
 
