@@ -11,8 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._watch: subprocess.Popen[str] | None = None
+        self._at_rest: Seen | None = None
         command = [
             *(sys.executable, "-m", "gguf_serve.server"),
             *("-m", str(model), "--port", str(self.port)),
@@ -121,23 +122,19 @@ class Server:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    @contextmanager
-    def watched(self) -> Iterator[Callable[[float], Seen]]:
-        """Watch until the end of the block; the function tells what was seen since a time."""
-        watch = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/support/hostility/hostile_watch.py"), str(self.port),
-             str(self._process.pid), KEYS["polite"]],
-            stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._watch = watch
-        try:
-            yield self._seen_since
-        finally:
-            self._watch = None
-            watch.terminate()
-            watch.communicate()
+    def at_rest(self, *, anew: bool) -> Seen:
+        """What is seen of it while nothing attacks it: measured once, or ``anew``."""
+        if self._at_rest is None or anew:
+            if self._watch is None:
+                self._watch = self._start_watch()
+                time.sleep(0.5)  # until the stream flows
+            began = time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            self._at_rest = self.seen_since(began)
+        return self._at_rest
 
-    def _seen_since(self, began: float) -> Seen:
+    def seen_since(self, began: float) -> Seen:
+        """The worst since a time, which is after the first rest."""
         assert self._watch is not None
         assert self._watch.stdin is not None
         assert self._watch.stdout is not None
@@ -146,6 +143,13 @@ class Server:
         line = self._watch.stdout.readline()
         assert line, f"the watch has ended; the server says: {self.log.read_text()[-1000:]}"
         return Seen(**json.loads(line))
+
+    def _start_watch(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/support/hostility/hostile_watch.py"), str(self.port),
+             str(self._process.pid), KEYS["polite"]],
+            stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def post(self, send: Send, who: str = "hostile") -> int:
         """The status of the answer, all of which is read; 0: the client went away."""
@@ -165,6 +169,9 @@ class Server:
             return 0
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.terminate()
+            self._watch.communicate()
         self._process.terminate()
         try:
             self._process.wait(20)

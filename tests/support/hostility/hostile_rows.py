@@ -127,15 +127,16 @@ def asked(content: Any) -> Callable[[], dict[str, Any]]:
 
 
 IMAGE = "data:image/png;base64,"
-BOMB = '{{ ("{0:999999}" * 100000).format(1) }}'
-LISTS = (
-    "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}"
-    "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a is eq n.b }}"
+# Its first message says what it does: multiply a text, compare nested lists, or take long.
+TEMPLATE = (
+    "{% set asked = messages[0].content %}"
+    '{% if asked == "multiply" %}{{ ("{0:999999}" * 100000).format(1) }}{% endif %}'
+    '{% if asked == "compare" %}{% set n = namespace(a=[1], b=[1]) %}{% for i in range(40) %}'
+    "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a is eq n.b }}{% endif %}"
+    '{% if asked == "slow" %}{% for i in range(9999) %}{% for j in range(9999) %}'
+    "{% endfor %}{% endfor %}{% endif %}{{ asked }}"
 )
-SLOW_HERE = (
-    '{% if messages[0].content == "slow" %}{% for i in range(9999) %}{% for j in range(9999) %}'
-    "{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}"
-)
+WITH_TEMPLATE = ("--jinja", "--chat-template", TEMPLATE)
 AMBIGUOUS = 'root ::= a\na ::= a a | "a" | "b" | [a-z] | ""'
 PRIMES = (999983, 999979, 999961, 999959, 999953, 999931, 999917, 999907)
 
@@ -276,25 +277,7 @@ ROWS = (
             ),
         ),
     ),
-    # Templates, schemas, grammars
-    Row(
-        "a template that multiplies a text",
-        (Send("/v1/chat/completions", asked("Hi"), (400, 500)),),
-        args=("--jinja", "--chat-template", BOMB),
-    ),
-    Row(
-        "a template that compares nested lists",
-        (Send("/v1/chat/completions", asked("Hi"), (400, 500)),),
-        args=("--jinja", "--chat-template", LISTS),
-    ),
-    Row(
-        "a client's slow templates, another's quick one",
-        (Send("/v1/chat/completions", asked("slow"), (), patience=6.0, times=8),),
-        args=("--jinja", "--chat-template", SLOW_HERE),
-        slow=True,
-        probe=2.0,
-        asked=Send("/v1/chat/completions", asked("Hi"), (200,)),
-    ),
+    # Schemas, grammars
     Row(
         "a client's slow grammars, another's quick one",
         slow_grammars,
@@ -317,5 +300,24 @@ ROWS = (
     Row(
         "an ambiguous grammar",
         (Send("/completion", completion(grammar=AMBIGUOUS, n_predict=400), (200, 400)),),
+    ),
+    # Templates, of a server that has one
+    Row(
+        "a template that multiplies a text",
+        (Send("/v1/chat/completions", asked("multiply"), (400, 500)),),
+        args=WITH_TEMPLATE,
+    ),
+    Row(
+        "a template that compares nested lists",
+        (Send("/v1/chat/completions", asked("compare"), (400, 500)),),
+        args=WITH_TEMPLATE,
+    ),
+    Row(
+        "a client's slow templates, another's quick one",
+        (Send("/v1/chat/completions", asked("slow"), (), patience=6.0, times=8),),
+        args=WITH_TEMPLATE,
+        slow=True,
+        probe=2.0,
+        asked=Send("/v1/chat/completions", asked("Hi"), (200,)),
     ),
 )
