@@ -94,12 +94,12 @@ INLINE char16 nonlinear16(uchar16 code) {
         return convert_float##N(as_int##N(HAS_HIGH(type) ? code | high << 4 : code));          \
     }                                                                                          \
     INLINE float##N minima##N(const int type, const float##N d, global const half* m) {        \
-        if (STORES_MINIMUM(type)) return vload_half##N(0, m);                                  \
+        if (STORES_MINIMUM(type)) return load_half##N(0, m);                                   \
         return d * (type == KV_Q4_0 ? -8 : -16);                                               \
     }                                                                                          \
     INLINE float##N float_values##N(const int type, global const uchar* p, int at) {           \
         if (type == KV_F32) return LOAD(0, (global const float*)p + at);                       \
-        if (type == KV_F16) return vload_half##N(0, (global const half*)p + at);               \
+        if (type == KV_F16) return load_half##N(0, (global const half*)p + at);                \
         return as_float##N(convert_uint##N(LOAD(0, (global const ushort*)p + at)) << 16);      \
     }
 DEFINE_CODES(, LOAD_ONE)
@@ -118,7 +118,7 @@ DEFINE_CODES(16, vload16)
         return block_codes##N(K_TYPE, LOAD(0, k + row * K_ROWS + t), high, j);                   \
     }                                                                                          \
     INLINE float##N k_scales##N(global const uchar* k, int b, int t) {                         \
-        return vload_half##N(0, D_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);              \
+        return load_half##N(0, D_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);              \
     }                                                                                          \
     INLINE float##N k_minima##N(global const uchar* k, int b, int t, float##N d) {             \
         return minima##N(K_TYPE, d, M_OF(K_TYPE, k, K_BLOCKS * K_ROWS) + b * K_ROWS + t);          \
@@ -145,7 +145,7 @@ DEFINE_K(16, vload16)
             V_TYPE, LOAD(0, v + block * CODE_BYTES(V_TYPE) + CODE_AT(V_TYPE, j)), high, j);    \
     }                                                                                          \
     INLINE float##N v_scales##N(global const uchar* v, int b, int t) {                         \
-        return vload_half##N(0, D_OF(V_TYPE, v, V_BLOCKS * PAGE) + b * PAGE + t);              \
+        return load_half##N(0, D_OF(V_TYPE, v, V_BLOCKS * PAGE) + b * PAGE + t);              \
     }                                                                                          \
     INLINE float##N v_minima##N(global const uchar* v, int b, int t, float##N d) {             \
         return minima##N(V_TYPE, d, M_OF(V_TYPE, v, V_BLOCKS * PAGE) + b * PAGE + t);          \

@@ -18,6 +18,7 @@
 #define PREFETCH(p)
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#include "include/halves.cl"
 
 // Before a kernel whose work-items hold vectors already. Intel's compiler for CPUs would make a
 // second version of it, whose lanes are 16 work-items: nothing runs that, since groups have one
@@ -61,7 +62,7 @@ typedef short2 vpair;
 #define LOAD_UCHAR(p, i) ((int)((global const uchar*)(p))[(i) * ROWS + lane])
 #define LOAD_CHAR(p, i) ((int)((global const char*)(p))[(i) * ROWS + lane])
 #define LOAD_USHORT(p, i) ((int)((global const ushort*)(p))[(i) * ROWS + lane])
-#define LOAD_HALF(p, i) vload_half((i) * ROWS + lane, (global const half*)(p))
+#define LOAD_HALF(p, i) load_half((i) * ROWS + lane, (global const half*)(p))
 #define LOAD_FLOAT(p, i) ((global const float*)(p))[(i) * ROWS + lane]
 #define LOAD_BF16(p, i) as_float((uint)((global const ushort*)(p))[(i) * ROWS + lane] << 16)
 #define EVEN(pair) ((float)(pair).x)
@@ -98,7 +99,7 @@ typedef char char64 __attribute__((ext_vector_type(64)));
 #define LOAD_UCHAR(p, i) convert_int16(vload16(i, (global const uchar*)(p)))
 #define LOAD_CHAR(p, i) convert_int16(vload16(i, (global const char*)(p)))
 #define LOAD_USHORT(p, i) convert_int16(vload16(i, (global const ushort*)(p)))
-#define LOAD_HALF(p, i) vload_half16(i, (global const half*)(p))
+#define LOAD_HALF(p, i) load_half16(i, (global const half*)(p))
 #define LOAD_FLOAT(p, i) vload16(i, (global const float*)(p))
 #define LOAD_BF16(p, i) as_float16(convert_uint16(vload16(i, (global const ushort*)(p))) << 16)
 
@@ -108,6 +109,10 @@ typedef char char64 __attribute__((ext_vector_type(64)));
     __builtin_shufflevector(v, v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 #define EVEN(pair) convert_float16(EVENS(pair))
 #define ODD(pair) convert_float16(ODDS(pair))
+
+#ifdef __aarch64__
+#include "include/neon.cl"
+#endif
 
 // c + a.even * b.even + a.odd * b.odd per row: VNNI's vpdpwssd where features.py found a way
 // to say so, clang's builtin where there is one, else the form that LLVM makes vpmaddwd of.
@@ -122,7 +127,9 @@ int8 vpdpwssd(int8, int8, int8) __asm__("llvm.x86.avx512.vpdpwssd.256");
 #endif
 
 INLINE int16 madd(vpair a, vpair b, int16 c) {
-#if defined(DOT_PAIRS_512)
+#if defined(__aarch64__)
+    return c + joined(madd_apart(a, b, NO_SUMS));
+#elif defined(DOT_PAIRS_512)
     return vpdpwssd(c, a, b);
 #elif defined(DOT_INTS_512)
     return vpdpwssd(c, __builtin_astype(a, int16), __builtin_astype(b, int16));

@@ -48,15 +48,26 @@ INLINE void dot_token(const vpair* w, const float16* d, const float16* m, global
                       int sub, global const int* xb, global const x_scale_t* xs, bool ends,
                       int16* total, float16* acc) {
     int16 sum[CHAINS];
+#ifdef PAIRS_APART
+    pair_sums apart[CHAINS];
+    for (int i = 0; i < CHAINS; i++) apart[i] = NO_SUMS;
+    #pragma unroll
+    for (int p = 0; p < 16; p++)
+        apart[CHAIN(p)] = madd_apart(w[p], as_vpair((int16)(xb[p])), apart[CHAIN(p)]);
+    for (int i = 0; i < CHAINS; i++) sum[i] = joined(apart[i]);
+#else
     for (int i = 0; i < CHAINS; i++) sum[i] = 0;
+#endif
 #ifdef SUM_SCALES
     const int16 offsets = sum_halves(xb, -OFFSET_CODE);
-    sum[0] = offsets.s0000000000000000;
-    sum[4] = offsets.s8888888888888888;
+    sum[0] += offsets.s0000000000000000;
+    sum[4] += offsets.s8888888888888888;
 #endif
+#ifndef PAIRS_APART
     #pragma unroll
     for (int p = 0; p < 16; p++)
         sum[CHAIN(p)] = madd(w[p], as_vpair((int16)(xb[p])), sum[CHAIN(p)]);
+#endif
 #if defined(SUM_SCALES)
     for (int i = 0; i < 2; i++)
         sum[i] = (sum[4 * i] + (sum[4 * i + 1] >> 4) + (sum[4 * i + 2] >> 8) + sum[4 * i + 3]) *
