@@ -200,8 +200,14 @@ class Service:
         note_session(fields)
         known = request.scope.get(KNOWN)
         if known is not None:
-            self._unknown.note(request.scope["path"], fields, known)
+            self.note_unknown(request, fields, known)
         return fields
+
+    def note_unknown(
+        self, request: HttpRequest, names: Iterable[str], known: frozenset[str]
+    ) -> None:
+        """Warn of fields that are not known, once in the life of the server."""
+        self._unknown.note(request.scope["path"], names, known)
 
     async def read_list(self, request: HttpRequest) -> list[Any]:
         """The items of a body that is an array."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -30,7 +30,7 @@ class UnknownFields:
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
 
-    def note(self, path: str, names: Collection[str], known: frozenset[str]) -> None:
+    def note(self, path: str, names: Iterable[str], known: frozenset[str]) -> None:
         """Warn of those that are not known, if they are new."""
         for name in islice(names, MOST_LOOKED_AT):
             if name not in known and (path, name) not in self._told:

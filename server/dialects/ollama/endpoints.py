@@ -22,6 +22,7 @@ from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.ollama.input import (
     ALSO,
+    KNOWN_OPTIONS,
     ChatFields,
     CommonFields,
     GenerateFields,
@@ -65,7 +66,7 @@ def error_body(error: ApiError) -> dict[str, object]:
 
 async def chat(service: Service, http: HttpRequest) -> ASGIApp:
     """Go on with a conversation, in Ollama's form."""
-    fields = convert(await service.read_object(http), ChatFields)
+    fields = convert(await read(service, http), ChatFields)
     keep_alive(service, fields.keep_alive)
     if not fields.messages:
         return loaded(service, "message", fields.keep_alive)
@@ -84,7 +85,7 @@ async def chat(service: Service, http: HttpRequest) -> ASGIApp:
 
 async def generate(service: Service, http: HttpRequest) -> ASGIApp:
     """Answer a prompt, or go on with it as it is (`raw`)."""
-    fields = convert(await service.read_object(http), GenerateFields)
+    fields = convert(await read(service, http), GenerateFields)
     keep_alive(service, fields.keep_alive)
     if not fields.prompt and not fields.suffix:
         return loaded(service, "response", fields.keep_alive)
@@ -105,6 +106,15 @@ async def generate(service: Service, http: HttpRequest) -> ASGIApp:
     dialect = Lines("response", job.choices()[0], service.model_name, n_top, has_context)
     stream = newest_stream(service, http) if fields.suffix else None
     return await start(service, request, job, options, dialect, stream)
+
+
+async def read(service: Service, http: HttpRequest) -> dict[str, Any]:
+    """The body, whose options are told of like its fields where nobody knows them."""
+    body = await service.read_object(http)
+    options = body.get("options")
+    if isinstance(options, dict):
+        service.note_unknown(http, (f"options.{name}" for name in options), KNOWN_OPTIONS)
+    return body
 
 
 def context_of(fields: CommonFields, service: Service) -> int:

@@ -20,6 +20,14 @@ from gguf_serve.server.requests.fields import (
 ALSO = frozenset({"model", "name", "options", "shift"})
 
 
+# Options that Ollama's runner is started with.
+AT_START = frozenset(
+    ("num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "numa", "low_vram",
+     "f16_kv", "vocab_only", "logits_all", "embedding_only", "rope_frequency_base",
+     "rope_frequency_scale")
+)  # fmt: skip
+
+
 class Options(SamplingFields, kw_only=True):
     """What of ``options`` a request decides; the rest is decided when the server starts."""
 
@@ -29,6 +37,11 @@ class Options(SamplingFields, kw_only=True):
     num_ctx: int | None = None
     stop: str | list[str] | None = None
     cache_salt: CacheSalt | None = None
+
+
+KNOWN_OPTIONS = frozenset(
+    f"options.{name}" for name in AT_START.union(Options.__struct_encode_fields__)
+)
 
 
 class CommonFields(msgspec.Struct, kw_only=True):

@@ -80,6 +80,17 @@ def test_a_field_that_nobody_knows(
     assert warnings_of(caplog) == [f"{path}: the field 'temprature' is not known here: ignored"]
 
 
+def test_an_option_of_ollama_that_nobody_knows(
+    serve: Any, fakes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"temprature": 1, "num_ctx": 100, "num_gpu": 1, "top_k": 5}
+    url = serve(fakes.engine())
+    with caplog.at_level(logging.WARNING):
+        httpx.post(url + "/api/chat", json=CHAT | {"model": "m", "options": options})
+    told = "/api/chat: the field 'options.temprature' is not known here: ignored"
+    assert warnings_of(caplog) == [told]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "refused"),
     [
