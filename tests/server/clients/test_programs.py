@@ -1,9 +1,10 @@
 """Client libraries and programs as they are installed, with a real small model.
 
 They have environments of their own, since their requirements go with nobody's: each variable of
-PYTHONS names the interpreter of one with its packages, AI_SDK_MODULES a folder node_modules with
-AI_SDK, AIDER, GUIDELLM and LM_EVAL the programs of these names, and CLIENTS_MODEL the file of a
-model that calls tools, as Qwen2.5-Coder-1.5B-Instruct.
+PYTHONS names the interpreter of one with its packages, OPEN_WEBUI_PYTHON of one with open-webui
+(whose torch is not needed), AI_SDK_MODULES a folder node_modules with AI_SDK, AIDER, GUIDELLM and
+LM_EVAL the programs of these names, and CLIENTS_MODEL the file of a model that calls tools, as
+Qwen2.5-Coder-1.5B-Instruct.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from listening import free_port
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "clients"
@@ -64,9 +66,7 @@ def python(program: str) -> str:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     model = named("CLIENTS_MODEL", "model that calls tools")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "gguf_serve.server.cli", "-m", model, "--port", str(port)]
     with subprocess.Popen([*command, "-c", "8192"], stderr=subprocess.DEVNULL) as server:
         try:
@@ -181,3 +181,64 @@ def test_lm_eval_takes_the_servers_tokenizer(url: str, tmp_path: Path) -> None:
         HF_DATASETS_OFFLINE="1",
     )  # fmt: skip
     assert re.search(r"\|acc +\|↑ +\| +1\|", output), output
+
+
+@contextmanager
+def open_webui(url: str, folder: Path) -> Iterator[httpx.Client]:
+    """One that knows the server by both of its dialects, and whoever comes as its administrator."""
+    python, port = named("OPEN_WEBUI_PYTHON", "interpreter with open-webui"), free_port()
+    settings = {
+        "DATA_DIR": str(folder), "FROM_INIT_PY": "true", "WEBUI_AUTH": "False",
+        "WEBUI_SECRET_KEY": "secret", "OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1",
+        "OLLAMA_BASE_URLS": url, "OPENAI_API_BASE_URLS": f"{url}/v1", "OPENAI_API_KEYS": "none",
+        "RAG_EMBEDDING_ENGINE": "openai", "RAG_EMBEDDING_MODEL": "any",
+        "RAG_OPENAI_API_BASE_URL": f"{url}/v1", "RAG_OPENAI_API_KEY": "none",
+    }  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-m", "uvicorn", "open_webui.main:app", "--port", str(port)]
+    with subprocess.Popen(command, env=kept | settings, cwd=folder) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_ready(address, server)
+            with httpx.Client(base_url=f"{address}/api", timeout=300) as http:
+                found = http.post("/v1/auths/signin", json={"email": "", "password": ""}).json()
+                http.headers["Authorization"] = f"Bearer {found['token']}"
+                yield http
+        finally:
+            server.terminate()
+
+
+def test_open_webui(url: str, tmp_path: Path) -> None:
+    """By each connection a stream, a call and a title; a file's text is found by its vectors."""
+    with open_webui(url, tmp_path) as http:
+        prefix = {"OPENAI_API_CONFIGS": {"0": {"enable": True, "prefix_id": "openai"}}}
+        config = http.get("../openai/config").json() | prefix
+        http.post("../openai/config/update", json=config).raise_for_status()
+        models = [model["id"] for model in http.get("/models").json()["data"]]
+        assert len(models) == 2
+        for model in models:
+            ask_open_webui(http, model)
+        note = {"file": ("note.txt", b"The secret word is banana.", "text/plain")}
+        file = http.post("/v1/files/", files=note).raise_for_status().json()["id"]
+        until = time.monotonic() + 60
+        while "completed" not in (status := http.get(f"/v1/files/{file}/process/status").text):
+            assert time.monotonic() < until, status
+            time.sleep(0.2)
+        given = {"files": [{"type": "file", "id": file}]}
+        body = {"model": models[0], "messages": [{"role": "user", "content": "Which word?"}]}
+        assert "banana" in http.post("/chat/completions", json=body | given).text
+
+
+def ask_open_webui(http: httpx.Client, model: str) -> None:
+    question = {"role": "user", "content": "What is the weather in Paris? Use the tool."}
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "get_weather", "parameters": parameters}
+    given = {"tools": [{"type": "function", "function": function}]}
+    body = {"model": model, "messages": [question]}
+    called = http.post("/chat/completions", json=body | given).raise_for_status().json()
+    (call,) = called["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+    streamed = http.post("/chat/completions", json=body | {"stream": True, "max_tokens": 20})
+    assert streamed.text.count('"content":') > 3
+    assert streamed.text.rstrip().endswith("data: [DONE]")
+    assert http.post("/v1/tasks/title/completions", json=body).json()["choices"]
