@@ -156,7 +156,8 @@ def jobs(names: Iterable[str], models: Sequence[Path]) -> list[Job]:
             if kind.target is not None and "Intel" not in driver:
                 continue
             forms = kind.forms
-            for device in (processor(forms, byte_codes=bool(forms)), processor(forms), gpu()):
+            rounding = processor(forms, byte_codes="all" if forms else "none")
+            for device in (rounding, processor(forms), gpu()):
                 if device.is_simd or name == "native":
                     found += [Job(driver, name, spec) for spec in _specs(device, models)]
     return list(dict.fromkeys(found))

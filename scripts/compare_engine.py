@@ -44,13 +44,14 @@ class CompareEngine:
 
     def likeliest(self, tokens: list[int]) -> list[int]:
         """For every token but the first, the likeliest one in its place."""
-        return [score.top[0][0] for score in self._scores(tokens, n_top=1)]
+        return [score.top[0][0] for score in self.scores(tokens, n_top=1)]
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """The log-probability of every token but the first."""
-        return [score.logprob for score in self._scores(tokens, n_top=0)]
+        return [score.logprob for score in self.scores(tokens, n_top=0)]
 
-    def _scores(self, tokens: list[int], n_top: int) -> list[TokenScore]:
+    def scores(self, tokens: list[int], n_top: int) -> list[TokenScore]:
+        """Of every token but the first, with the likeliest in its place."""
         scores: list[TokenScore | None] = []
         run = Run(Request(tuple(tokens), GREEDY, max_tokens=0, wants=Scoring(n_top)))
 

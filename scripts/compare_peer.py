@@ -91,17 +91,21 @@ def continuations(
     return found
 
 
-def perplexities(
-    ours: CompareEngine, peer: PeerProcess, tokens: list[int]
-) -> tuple[float, float, int]:
-    """Ours, the peer's, and over how many tokens, in windows that each begin like a text."""
-    first = tokens[:1] if ours.adds_bos else []
+def windows_of(tokens: list[int], *, adds_bos: bool) -> list[list[int]]:
+    """Parts of a text that each begin like one."""
+    first = tokens[:1] if adds_bos else []
     body = tokens[len(first) :]
     size = WINDOW - len(first)
     windows = [first + body[at : at + size] for at in range(0, len(body), size)]
-    windows = [window for window in windows if len(window) > WINDOW // 2]
+    return [window for window in windows if len(window) > WINDOW // 2]
+
+
+def perplexities(
+    ours: CompareEngine, peer: PeerProcess, tokens: list[int]
+) -> tuple[float, float, int]:
+    """Ours, the peer's, and over how many tokens."""
     our_scores, peer_scores = [], []
-    for window in windows:
+    for window in windows_of(tokens, adds_bos=ours.adds_bos):
         our_scores += ours.logprobs(window)
         peer_scores += peer.ask("score", tokens=window)["logprobs"]
     n = len(our_scores)

@@ -26,6 +26,7 @@ class CompareWorker:
         return result
 
     def op_load(self, model: str) -> Answer:
+        self._context = self._model = None
         self._model = PeerModel(model, 0)
         self._context = self._model.context(N_CTX, flash=False)
         return {}
@@ -53,8 +54,21 @@ class CompareWorker:
         """The log-probability of every token but the first, given those before it."""
         context = self._cleared()
         context.decode([tokens], all_logits=True)
-        scores = [logprob(context.logits(i), token) for i, token in enumerate(tokens[1:])]
+        scores = [float(logprobs(context.logits(i))[t]) for i, t in enumerate(tokens[1:])]
         return {"logprobs": scores}
+
+    def op_expect(self, tokens: list[int], n: int, wanted: list[list[int]] | None) -> Answer:
+        """op_score, and for each of these tokens the log-probabilities of the ``n`` likeliest in
+        its place, or of those that are ``wanted`` there: [token, log-probability]."""
+        context = self._cleared()
+        context.decode([tokens], all_logits=True)
+        rows, scores = [], []
+        for i, token in enumerate(tokens[1:]):
+            row = logprobs(context.logits(i))
+            ids = np.argpartition(row, -n)[-n:] if wanted is None else np.array(wanted[i])
+            rows.append(list(zip(ids.tolist(), row[ids].tolist(), strict=True)))
+            scores.append(float(row[token]))
+        return {"rows": rows, "logprobs": scores}
 
     def _cleared(self) -> PeerContext:
         assert self._context is not None, "load comes first"
@@ -62,9 +76,10 @@ class CompareWorker:
         return self._context
 
 
-def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+def logprobs(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - float(logits.max())
-    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return found
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from gguf_serve.kernels.matrix.matmul import (
     matmul,
 )
 from gguf_serve.kernels.matrix.moe import Routing, route, routing_buffers
-from gguf_serve.kernels.opencl.capabilities import Capabilities
+from gguf_serve.kernels.opencl.capabilities import ByteCodes, Capabilities
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.program import Programs, Spec
@@ -62,13 +62,13 @@ def gpu() -> Device:
     return _device("gpu", "simt")
 
 
-def processor(forms: Sequence[str], *, byte_codes: bool = False) -> Device:
+def processor(forms: Sequence[str], *, byte_codes: ByteCodes = "none") -> Device:
     """The same with the kernels for CPUs; ``forms``: see kernels/opencl/compiling/features.py."""
     return _device("cpu", "simd", tuple(forms), byte_codes=byte_codes)
 
 
 def _device(
-    kind: str, family: str, forms: tuple[str, ...] = (), *, byte_codes: bool = False
+    kind: str, family: str, forms: tuple[str, ...] = (), *, byte_codes: ByteCodes = "none"
 ) -> Device:
     info = DeviceInfo(0, "none", "none", "none", kind, 8 << 30, 64)
     context: Any = SimpleNamespace(devices=[None])
@@ -178,7 +178,7 @@ def _record_glu(
     outs = [Activations(N_COLS, values=empty(device, (n, N_COLS)))]
     if fuses_quantization(device, w):
         outs.append(activations(device, n, N_COLS, quantized=True))
-    if device.byte_codes:
+    if device.byte_codes == "all":
         outs.append(activations(device, n, N_COLS, quantized=True, bytes=True))
     for out in outs:
         glu(

@@ -31,6 +31,7 @@ from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, speech_of
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
+from gguf_serve.engine.loading.reasons import activation_name
 from gguf_serve.engine.loading.stages import (
     Loaded,
     Offer,
@@ -317,8 +318,10 @@ def _checkpoints(
 
 def _driver(device: Device) -> str:
     """The driver, and what a person should know of how it computes."""
-    rounded = ", activations in int8" * device.byte_codes
-    return f"{device.info.platform}, {device.info.driver}{rounded}"
+    said = f"{device.info.platform}, {device.info.driver}"
+    if device.byte_codes != "none":
+        said += f", activations in {activation_name(device)}"
+    return said
 
 
 def _fill(

@@ -9,6 +9,7 @@ from functools import cache
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.fit import Machine
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.capabilities import ByteCodes
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import (
     DeviceInfo,
@@ -19,7 +20,8 @@ from gguf_serve.kernels.opencl.platforms import (
     list_devices,
 )
 
-BYTE_CODES = {"auto": None, "int8": True, "int16": False}  # see open_device()
+# See open_device().
+BYTE_CODES: dict[str, ByteCodes | None] = {"auto": None, "int8": "all", "int16": "none"}
 
 log = logging.getLogger(__name__)
 

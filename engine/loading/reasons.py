@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 from gguf_serve.engine.loading.assembly import Sizes
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.capabilities import ByteCodes
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.missing import gpus_without_driver
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
+
+ACTIVATION_NAMES: dict[ByteCodes, str] = {
+    "none": "int16", "some": "int8 for K-quants, int16 for others", "all": "int8",
+}  # fmt: skip
 
 
 def reasons(
@@ -55,15 +60,15 @@ def device_reason(
 
 def activation_name(device: Device) -> str:
     """What the activations of quantized weights are rounded to, in the simd family."""
-    return "int8" if device.byte_codes else "int16"
+    return ACTIVATION_NAMES[device.byte_codes]
 
 
 def activations(options: EngineOptions, device: Device) -> str:
     name = activation_name(device)
     if options.activation_type != "auto":
         return f"{name} (--activation-type)"
-    if device.byte_codes:
-        return f"{name} (twice as fast here; --activation-type int16 is more exact)"
+    if device.byte_codes != "none":
+        return f"{name} (up to twice as fast here; --activation-type int16 is more exact)"
     return f"{name} (nothing is faster here)"
 
 

@@ -186,5 +186,5 @@ def refuse(options: EngineOptions) -> None:
 def kernels_of(device: Device) -> str:
     """What must be alike where the same bits are to be computed."""
     name = "" if device.info.kind == "cpu" else f" of {device.info.name}"
-    bits = "int8" if device.byte_codes else "int16"
-    return f"kernels{name}: {' '.join((device.family, bits, *device.defines))}"
+    bytes = f"{device.byte_codes} of 8 bits"
+    return f"kernels{name}: {' '.join((device.family, bytes, *device.defines))}"

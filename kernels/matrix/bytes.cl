@@ -15,9 +15,16 @@
 #else
 #define TILE 4  // tokens that meet a weight that is loaded
 #define BLOCKS 8  // unpacked into the first cache at a time
+#if NT >= 32
+#define GROUPS 2  // that meet the same activations, which are more than the second cache holds
+#endif
 // With more LLVM takes one half of the rows after the other, and keeps what is broadcast in memory.
 #define UNROLL_PARTS _Pragma("unroll 1")
 #define UNROLL_QUADS _Pragma("unroll 2")
+#endif
+
+#ifndef GROUPS
+#define GROUPS 1
 #endif
 
 #include "quantization/quads.cl"
@@ -94,58 +101,75 @@ INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x
 
 #endif
 
-// Adds to acc[from ..] the products of the next blocks, from block b on, with n tokens; n is a
+// Adds to acc[..][from ..] the products of the next blocks, from block b on, with n tokens; n is a
 // constant. Where there are fewer tokens the last one is computed again, into sums that nobody
 // reads.
-INLINE void dot_tile(const int n, const Unpacked* w, int blocks, X_ARGS, IN_ARG, int from, int nt,
-                     int n_blocks, int b, float16* acc) {
+INLINE void dot_tile(const int n, const Unpacked w[GROUPS][BLOCKS], int blocks, X_ARGS, IN_ARG,
+                     int from, int nt, int n_blocks, int b, float16 acc[GROUPS][NT]) {
     global const int* row[TILE];
     global const float4* scales[TILE];
+    float16 a[GROUPS][TILE];
     #pragma unroll
     for (int t = 0; t < n; t++) {
         const size_t at = (size_t)ROW_IN(min(from + t, nt - 1)) * n_blocks + b;
         row[t] = x + at * QUADS;
         scales[t] = xd + at;
+        for (int g = 0; g < GROUPS; g++) a[g][t] = acc[g][from + t];
     }
     #pragma unroll 1
     for (int i = 0; i < blocks; i++) {
         int x_sums[TILE];
-        int16 sum[TILE];
         #pragma unroll
-        for (int t = 0; t < n; t++) x_sums[t] = as_int(scales[t][i].z);
-        dot_block(n, w + i, row, i * QUADS, x_sums, sum);
+        for (int t = 0; t < n; t++) x_sums[t] = ((global const int*)(scales[t] + i))[2];
         #pragma unroll
-        for (int t = 0; t < n; t++) {
-            const float4 xs = scales[t][i];
+        for (int g = 0; g < GROUPS; g++) {
+            const Unpacked* block = w[g] + i;
+            int16 sum[TILE];
+            dot_block(n, block, row, i * QUADS, x_sums, sum);
+            #pragma unroll
+            for (int t = 0; t < n; t++) {
+                global const float* xs = (global const float*)(scales[t] + i);
 #ifdef HALF_OFFSETS
-            const vpair offsets = as_vpair(w[i].offsets), sums = as_vpair((int16)(x_sums[t]));
+                const vpair offsets = as_vpair(block->offsets);
+                const vpair sums = as_vpair((int16)(x_sums[t]));
 #ifndef HALF_MINS
-            sum[t] = madd(offsets, sums, sum[t]);
+                sum[t] = madd(offsets, sums, sum[t]);
 #endif
 #endif
-            float16 a = fma(convert_float16(sum[t]) * xs.x, w[i].d, acc[from + t]);
+                a[g][t] = fma(convert_float16(sum[t]) * xs[0], block->d, a[g][t]);
 #if defined(ADD_M)
-            a = fma(w[i].m, (float16)(xs.y), a);
+                a[g][t] = fma(block->m, (float16)(xs[1]), a[g][t]);
 #elif defined(HALF_MINS)
-            a = fma(convert_float16(madd(offsets, sums, 0)) * xs.x, w[i].m, a);
+                a[g][t] =
+                    fma(convert_float16(madd(offsets, sums, 0)) * xs[0], block->m, a[g][t]);
 #endif
-            acc[from + t] = a;
+            }
         }
+    }
+    #pragma unroll
+    for (int t = 0; t < n; t++) {
+        #pragma unroll
+        for (int g = 0; g < GROUPS; g++) acc[g][from + t] = a[g][t];
     }
 }
 
-// Adds to acc the products of one group with nt tokens. Many tokens meet some blocks together,
-// unpacked in the first cache.
-INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
-                      int n_blocks, float16* acc) {
+// Adds to acc the products of a group, and of the next one if there are GROUPS of them and `both`,
+// with nt tokens. Many tokens meet some blocks together, unpacked in the first cache.
+INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, X_ARGS, IN_ARG,
+                       int nt, int n_blocks, float16 acc[GROUPS][NT]) {
     for (int b = 0; b < n_blocks; b += BLOCKS) {
-        Unpacked w[BLOCKS];
+        Unpacked w[GROUPS][BLOCKS];
         const int n = BLOCKS == 1 ? 1 : min(BLOCKS, n_blocks - b);
-        for (int i = 0; i < n; i++) {
-            #pragma unroll
-            for (int k = 0; k < QBYTES; k += 64)
-                PREFETCH(q + (size_t)(b + i) * QBYTES + PREFETCH_BYTES + k);
-            unpack_block(q + (size_t)(b + i) * QBYTES, s, b + i, w + i);
+        #pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            global const uchar* from = q + (both ? g : 0) * GROUP_BYTES;
+            for (int i = 0; i < n; i++) {
+                #pragma unroll
+                for (int k = 0; k < QBYTES; k += 64)
+                    PREFETCH(from + (size_t)(b + i) * QBYTES + PREFETCH_BYTES + k);
+                unpack_block(from + (size_t)(b + i) * QBYTES, s + (both ? g : 0) * GROUP_SCALES,
+                             b + i, &w[g][i]);
+            }
         }
         for (int t = 0; t < nt; t += TILE) dot_tile(TILE, w, n, X, IN, t, nt, n_blocks, b, acc);
     }

@@ -37,7 +37,8 @@ FORM_DEFINES: dict[Form, list[str]] = {
     "floats": [], "codes": [], "spans": [f"X_SPAN={SPAN}"], "bytes": ["X_BYTES"],
 }  # fmt: skip
 # Tokens that share the unpacking of weights on a CPU, where it is not 32 (dot_tiles.cl, bytes.cl).
-SHARED_TOKENS: dict[Form, int] = {"spans": 128, "bytes": 64}
+SHARED_TOKENS: dict[Form, int] = {"spans": 128, "bytes": 128}
+SHARED_TOKENS_AVX2 = 64  # of bytes: one group of rows meets them, not two
 GLU_ACTIVATIONS = ("silu", "silu_late", "gelu", "gelu_quick", "relu", "swiglu_oai", "situ")
 
 
@@ -240,7 +241,11 @@ class Product(Struct, frozen=True):
 
 def _vectors(device: Device, p: Product) -> Layout:
     """A work-item takes a range of rows."""
-    tile = p.tile if p.experts or p.tile < 32 else SHARED_TOKENS.get(p.form, p.tile)
+    tile = p.tile
+    if p.tile >= 32 and not p.experts:
+        tile = SHARED_TOKENS.get(p.form, p.tile)
+        if p.form == "bytes" and not device.capabilities.multiplies_pairs:
+            tile = SHARED_TOKENS_AVX2
     units = -(-p.w.n_rows // (ROWS * (4 if p.glu else 1)))
     if tile == 1:  # a few ranges per core
         cores = device.info.compute_units

@@ -47,22 +47,22 @@ typedef float2 x_scale_t;
 #define X x
 #endif
 
-#if defined(X_BYTES)
-#include "matrix/bytes.cl"
-#elif defined(LOW_BITS)
-#include "matrix/dot_pairs.cl"
-#endif
 #ifdef LOW_BITS
 #define GROUP_BYTES ((size_t)n_blocks * QBYTES)
 #define GROUP_SCALES ((size_t)(n_blocks / SUPER) * SBYTES)
 #define CODES_AT(g) (w + (first_group + (g)) * GROUP_BYTES)
 #define SCALES_AT(g) (w + scales_at + (first_group + (g)) * GROUP_SCALES)
+#if defined(X_BYTES)
+#include "matrix/bytes.cl"
+#else
+#include "matrix/dot_pairs.cl"
 #if SPAN > 1 && NT >= 8 && defined(TILE_BYTES) && !defined(EXPERTS)
 #include "matrix/dot_amx.cl"
-#define CALL_DOT(g, both, acc) \
-    dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)
 #elif SPAN > 1 && NT >= 32
 #include "matrix/dot_tiles.cl"
+#endif
+#endif
+#ifdef GROUPS  // that are computed together
 #define CALL_DOT(g, both, acc) \
     dot_groups(CODES_AT(g), SCALES_AT(g), both, X, IN, nt, n_blocks, acc)
 #else
@@ -106,7 +106,7 @@ INLINE void dot_group(global const uchar* w, X_ARGS, IN_ARG, int nt, int n_cols,
     dot_group(w + (first_group + (g)) * n_blocks * (QBYTES / 32), X, IN, nt, n_blocks, (acc)[0])
 
 #endif
-#ifndef GROUPS  // that are computed together
+#ifndef GROUPS
 #define GROUPS 1
 #endif
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -17,6 +17,9 @@ MATRIX_EXTENSIONS = (
 MATRIX_FLAGS = ("amx_int8", "amx_bf16")
 # NVIDIA's compute capabilities from which PTX has dp4a, and mma on halves.
 DP4A_FROM, MMA_FROM = (6, 1), (7, 0)
+# Which weights are multiplied with activations of 8 bits, where all that read them are: none, those
+# with super-blocks (K-quants), or all that can be.
+ByteCodes = Literal["none", "some", "all"]
 
 
 class Capabilities(Struct, frozen=True):
@@ -37,10 +40,17 @@ class Capabilities(Struct, frozen=True):
         return any(form.startswith(("DOT_PAIRS", "DOT_INTS")) for form in self.forms)
 
     @property
-    def multiplies_bytes(self) -> bool:
-        """Whether a CPU's instructions for bytes are the ones to use."""
-        has = any(form.startswith(("DOT_BYTE", "MADD_BYTES")) for form in self.forms)
-        return has and not self.multiplies_pairs
+    def byte_codes(self) -> ByteCodes:
+        """For which weights a CPU had better use its instructions for bytes.
+
+        Without others, for all. Products of shorts are exact, and half as fast: enough for small
+        models, which have few K-quants, and where tiles of AMX multiply both alike.
+        """
+        if not any(form.startswith(("DOT_BYTE", "MADD_BYTES")) for form in self.forms):
+            return "none"
+        if not self.multiplies_pairs:
+            return "all"
+        return "none" if "TILE_BYTES" in self.forms else "some"
 
     def __str__(self) -> str:
         words = [f"work-groups of {self.work_group}", f"{self.local_bytes >> 10} KiB local"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from gguf_serve.kernels.opencl.capabilities import Capabilities
+from gguf_serve.kernels.opencl.capabilities import ByteCodes, Capabilities
 from gguf_serve.kernels.opencl.compiling.features import dot_defines
 from gguf_serve.kernels.opencl.memory import HugePages
 from gguf_serve.kernels.opencl.platforms import (
@@ -48,7 +48,7 @@ class Device(Struct, frozen=True, eq=False):
     is_meta: bool = False
     usage: Usage = field(default_factory=Usage)
     vendor: str = ""
-    byte_codes: bool = False  # activations have 8 bits where all weights that read them allow it
+    byte_codes: ByteCodes = "none"  # weights whose activations have 8 bits
     tuning: Tuning = Tuning()
 
     @property
@@ -83,12 +83,11 @@ def open_device(
     family: str | None = None,
     n_threads: int = -1,
     use_gpu: bool = True,
-    byte_codes: bool | None = None,
+    byte_codes: ByteCodes | None = None,
 ) -> Device:
     """Open a device (see ``choose``); ``family`` forces simd or simt, for tests.
 
-    ``byte_codes``: see Device; None for what the device computes fastest without a larger
-    error than it must, that is 16 bits if it has instructions for sums of products of them.
+    ``byte_codes``: None for what Capabilities says.
     """
     import pyopencl as cl
 
@@ -103,7 +102,7 @@ def open_device(
     if family == "simd":
         capabilities = replace(capabilities, forms=dot_defines(info))
     if byte_codes is None:
-        byte_codes = capabilities.multiplies_bytes
+        byte_codes = capabilities.byte_codes
     return Device(
         info=info,
         context=context,
@@ -114,6 +113,6 @@ def open_device(
         capabilities=capabilities,
         huge_pages=HugePages() if info.kind == "cpu" else None,
         vendor=raw.vendor.strip(),
-        byte_codes=byte_codes and family == "simd",
+        byte_codes=byte_codes if family == "simd" else "none",
         tuning=find_tuning(info.name, raw.vendor.strip()).within(capabilities.work_group),
     )

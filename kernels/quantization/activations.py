@@ -82,4 +82,6 @@ def wants_spans(device: Device, readers: Sequence[Matrix]) -> bool:
 
 def takes_bytes(device: Device, readers: Sequence[Matrix]) -> bool:
     """Whether activations that these matrices read have codes of 8 bits on this device."""
-    return device.byte_codes and all(w.type.takes_bytes for w in readers)
+    if device.byte_codes == "none" or not all(w.type.takes_bytes for w in readers):
+        return False
+    return device.byte_codes == "all" or all(w.type.has_super_blocks for w in readers)

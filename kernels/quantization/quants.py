@@ -65,6 +65,11 @@ class TensorType(Struct, frozen=True):
         return isinstance(self.packing, Packing) and self.packing.span > 1
 
     @property
+    def has_super_blocks(self) -> bool:
+        """Whether blocks of 32 columns share a scale of scales: K-quants, and the IQ types."""
+        return self.blocks > 1
+
+    @property
     def has_matrix_scale(self) -> bool:
         """Whether a matrix has a scale of the whole beside those of blocks."""
         return self.scales is not None and self.scales.of_matrix

@@ -21,7 +21,7 @@
 #else
 #define SPAN 1
 #endif
-#if SPAN > 1 || (defined(X_BYTES) && defined(SCALES_K))
+#if SPAN > 1 || (defined(X_BYTES) && defined(SCALES_K) && defined(MADD_BYTES_256))
 #define BLOCK_SCALES
 #endif
 #define BOTH(v) as_vpair(((v) & (vint)(0xFFFF)) | ((v) << 16))

@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", params=VARIANTS)
 def device(request: pytest.FixtureRequest) -> Device:
     index, family = request.param
-    return open_device(index, family=family, byte_codes=False)
+    return open_device(index, family=family, byte_codes="none")
 
 
 @pytest.fixture(scope="session")

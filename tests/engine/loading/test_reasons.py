@@ -11,6 +11,7 @@ from gguf_serve.engine.loading import reasons as chosen_for
 from gguf_serve.engine.loading.assembly import slots_of
 from gguf_serve.engine.loading.reasons import reasons
 from gguf_serve.engine.options import EngineOptions
+from gguf_serve.kernels.opencl.capabilities import ByteCodes
 from gguf_serve.kernels.opencl.missing import VENDORS
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
@@ -37,12 +38,13 @@ def test_devices(given: dict[str, Any], known: Any, chosen: Any, words: str) -> 
 @pytest.mark.parametrize(
     ("given", "byte_codes", "words"),
     [
-        ({}, True, "int8 (twice as fast here"),
-        ({}, False, "int16 (nothing is faster here)"),
-        ({"activation_type": "int8"}, True, "int8 (--activation-type)"),
+        ({}, "all", "int8 (up to twice as fast here"),
+        ({}, "some", "int8 for K-quants, int16 for others (up to twice as fast here"),
+        ({}, "none", "int16 (nothing is faster here)"),
+        ({"activation_type": "int8"}, "all", "int8 (--activation-type)"),
     ],
 )
-def test_activations(given: dict[str, Any], byte_codes: bool, words: str) -> None:
+def test_activations(given: dict[str, Any], byte_codes: ByteCodes, words: str) -> None:
     assert words in line(given, [INTEL], [INTEL], byte_codes)
     assert "activations" not in line(given, [GPU], [GPU], byte_codes)
 
@@ -79,7 +81,11 @@ def test_families_and_gpus_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def line(
-    given: dict[str, Any], known: Any, chosen: Any, byte_codes: bool = False, n_ctx: int = 2048
+    given: dict[str, Any],
+    known: Any,
+    chosen: Any,
+    byte_codes: ByteCodes = "none",
+    n_ctx: int = 2048,
 ) -> str:
     devices: Any = [
         SimpleNamespace(

@@ -176,7 +176,7 @@ def test_activations_of_8_bits(
     with np.load(path.with_suffix(".npz")) as arrays:
         tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
     n = len(tokens)
-    stepper = Stepper(path, replace(device, byte_codes=True), programs)
+    stepper = Stepper(path, replace(device, byte_codes="all"), programs)
     whole = stepper.run(sequence(tokens, 1, TABLE), [n])
     of_blocks = BYTE_NMSE_OF_BLOCKS.get(by_name(type_name).block_elements, 0.0)
     assert QUANTIZED_NMSE < nmse(whole, logits) <= BYTE_NMSE.get(type_name, of_blocks)

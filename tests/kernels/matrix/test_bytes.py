@@ -167,9 +167,14 @@ def test_who_has_them(device: Device, programs: Programs) -> None:
         pack(device, programs, [random_matrix(name, 16, 256, rng)[0]])
         for name in ("Q4_K", "IQ1_M")
     )  # fmt: skip
-    eager = replace(device, byte_codes=True)
+    eager = replace(device, byte_codes="all")
     assert takes_bytes(eager, [k])
     assert not takes_bytes(eager, [k, other])
     assert not takes_bytes(device, [k])
+    fine = pack(device, programs, [random_matrix("Q8_0", 16, 256, rng)[0]])
+    assert takes_bytes(eager, [k, fine])
+    some = replace(device, byte_codes="some")
+    assert takes_bytes(some, [k])
+    assert not takes_bytes(some, [k, fine])
     with pytest.raises(ValueError, match="IQ1_M weights need activations of more than 8 bits"):
         product(device, programs, other, floats, 1, floats[:, :16])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyopencl as cl
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.compiling import features
@@ -106,15 +107,17 @@ def test_a_form_that_ends_the_compiler(
 
 
 def test_which_processors_multiply_bytes() -> None:
-    assert Capabilities(forms=("MADD_BYTES_256",)).multiplies_bytes
+    assert Capabilities(forms=("MADD_BYTES_256",)).byte_codes == "all"
     both = Capabilities(forms=("DOT_PAIRS_512", "DOT_BYTES_512"))
     assert both.multiplies_pairs
-    assert not both.multiplies_bytes  # shorts do as well
-    assert not Capabilities().multiplies_bytes
+    assert both.byte_codes == "some"  # shorts do as well, half as fast
+    tiles = replace(both, forms=(*both.forms, "TILE_BYTES"))
+    assert tiles.byte_codes == "none"
+    assert Capabilities().byte_codes == "none"
 
 
 def test_a_device_has_what_is_asked_for(device: Device) -> None:
     index = str(device.info.index)
-    asked = open_device(index, family=device.family, byte_codes=True)
-    assert asked.byte_codes == device.is_simd
-    assert not open_device(index, family=device.family, byte_codes=False).byte_codes
+    asked = open_device(index, family=device.family, byte_codes="all")
+    assert asked.byte_codes == ("all" if device.is_simd else "none")
+    assert open_device(index, family=device.family, byte_codes="none").byte_codes == "none"
