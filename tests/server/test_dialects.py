@@ -78,6 +78,7 @@ class InstantEngine:
     """Says the text at once, when it is asked."""
 
     n_ctx, n_slots, healthy, fault = 10**6, 4, True, ""
+    speech = None
 
     def __init__(self, info: Any, tokenizer: Any, template: ChatTemplate, text: str) -> None:
         self.info, self.tokenizer, self.chat_template, self.text = info, tokenizer, template, text
