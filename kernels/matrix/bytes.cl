@@ -7,24 +7,26 @@
 // become 32 bits, times an integer scale at no cost. Sums of a block are integers, and exact, in
 // all forms.
 
+#if NT == 1 || (NT == 8 && !defined(MADD_BYTES_256))
+#define FEW  // tokens, of which all have their sums in registers
+#define MOST_TOKENS NT
+#else
+#define TILE 4  // tokens that meet a weight that is loaded
+#define MOST_TOKENS TILE
+#define BLOCKS 8  // unpacked into the first cache at a time
+#endif
+#if NT >= 32 && !defined(MADD_BYTES_256)
+#define GROUPS 2  // that meet the same activations, which are more than the second cache holds
+#else
+#define GROUPS 1
+#endif
 #if NT == 1
-#define TILE 1
-#define BLOCKS 1
 #define UNROLL_PARTS _Pragma("unroll")
 #define UNROLL_QUADS _Pragma("unroll")
 #else
-#define TILE 4  // tokens that meet a weight that is loaded
-#define BLOCKS 8  // unpacked into the first cache at a time
-#if NT >= 32
-#define GROUPS 2  // that meet the same activations, which are more than the second cache holds
-#endif
 // With more LLVM takes one half of the rows after the other, and keeps what is broadcast in memory.
 #define UNROLL_PARTS _Pragma("unroll 1")
 #define UNROLL_QUADS _Pragma("unroll 2")
-#endif
-
-#ifndef GROUPS
-#define GROUPS 1
 #endif
 
 #include "quantization/quads.cl"
@@ -49,7 +51,7 @@ INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x
     for (int t = 0; t < n; t++) sum[t] = 0;
     UNROLL_PARTS
     for (int first = 0; first < QUADS; first += DEPTH) {
-        short16 low[TILE], high[TILE];
+        short16 low[MOST_TOKENS], high[MOST_TOKENS];
         #pragma unroll
         for (int t = 0; t < n; t++) low[t] = high[t] = 0;
         UNROLL_QUADS
@@ -101,6 +103,76 @@ INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x
 
 #endif
 
+// Adds to a the products of block i of n tokens, a constant, that begin at row and scales.
+INLINE void dot_tokens(const int n, const Unpacked* w, global const int* const* row,
+                       global const float4* const* scales, int i, float16* a) {
+    int x_sums[MOST_TOKENS];
+    int16 sum[MOST_TOKENS];
+    #pragma unroll
+    for (int t = 0; t < n; t++) x_sums[t] = ((global const int*)(scales[t] + i))[2];
+    dot_block(n, w, row, i * QUADS, x_sums, sum);
+    #pragma unroll
+    for (int t = 0; t < n; t++) {
+        global const float* xs = (global const float*)(scales[t] + i);
+#ifdef HALF_OFFSETS
+        const vpair offsets = as_vpair(w->offsets), sums = as_vpair((int16)(x_sums[t]));
+#ifndef HALF_MINS
+        sum[t] = madd(offsets, sums, sum[t]);
+#endif
+#endif
+        a[t] = fma(convert_float16(sum[t]) * xs[0], w->d, a[t]);
+#if defined(ADD_M)
+        a[t] = fma(w->m, (float16)(xs[1]), a[t]);
+#elif defined(HALF_MINS)
+        a[t] = fma(convert_float16(madd(offsets, sums, 0)) * xs[0], w->m, a[t]);
+#endif
+    }
+}
+
+INLINE void unpack_at(global const uchar* q, global const uchar* s, int b, Unpacked* w) {
+    #pragma unroll
+    for (int k = 0; k < QBYTES; k += 64) PREFETCH(q + (size_t)b * QBYTES + PREFETCH_BYTES + k);
+    unpack_block(q + (size_t)b * QBYTES, s, b, w);
+}
+
+#ifdef FEW
+
+// Adds to acc the products of a group with up to n tokens, a constant: codes and sums stay in
+// registers. Where there are fewer the last one is computed again, into sums that nobody reads.
+INLINE void dot_few(const int n, global const uchar* q, global const uchar* s, X_ARGS, IN_ARG,
+                    int nt, int n_blocks, float16* acc) {
+    global const int* row[MOST_TOKENS];
+    global const float4* scales[MOST_TOKENS];
+    float16 a[MOST_TOKENS];
+    #pragma unroll
+    for (int t = 0; t < n; t++) {
+        const size_t at = (size_t)ROW_IN(min(t, nt - 1)) * n_blocks;
+        row[t] = x + at * QUADS;
+        scales[t] = xd + at;
+        a[t] = acc[t];
+    }
+    for (int b = 0; b < n_blocks; b++) {
+        Unpacked w;
+        unpack_at(q, s, b, &w);
+        dot_tokens(n, &w, row, scales, b, a);
+    }
+    #pragma unroll
+    for (int t = 0; t < n; t++) acc[t] = a[t];
+}
+
+INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, X_ARGS, IN_ARG,
+                       int nt, int n_blocks, float16 acc[GROUPS][NT]) {
+#if NT == 1
+    dot_few(1, q, s, X, IN, nt, n_blocks, acc[0]);
+#else
+    if (nt <= 2) dot_few(2, q, s, X, IN, nt, n_blocks, acc[0]);
+    else if (nt <= 4) dot_few(4, q, s, X, IN, nt, n_blocks, acc[0]);
+    else dot_few(8, q, s, X, IN, nt, n_blocks, acc[0]);
+#endif
+}
+
+#else
+
 // Adds to acc[..][from ..] the products of the next blocks, from block b on, with n tokens; n is a
 // constant. Where there are fewer tokens the last one is computed again, into sums that nobody
 // reads.
@@ -118,33 +190,8 @@ INLINE void dot_tile(const int n, const Unpacked w[GROUPS][BLOCKS], int blocks, 
     }
     #pragma unroll 1
     for (int i = 0; i < blocks; i++) {
-        int x_sums[TILE];
         #pragma unroll
-        for (int t = 0; t < n; t++) x_sums[t] = ((global const int*)(scales[t] + i))[2];
-        #pragma unroll
-        for (int g = 0; g < GROUPS; g++) {
-            const Unpacked* block = w[g] + i;
-            int16 sum[TILE];
-            dot_block(n, block, row, i * QUADS, x_sums, sum);
-            #pragma unroll
-            for (int t = 0; t < n; t++) {
-                global const float* xs = (global const float*)(scales[t] + i);
-#ifdef HALF_OFFSETS
-                const vpair offsets = as_vpair(block->offsets);
-                const vpair sums = as_vpair((int16)(x_sums[t]));
-#ifndef HALF_MINS
-                sum[t] = madd(offsets, sums, sum[t]);
-#endif
-#endif
-                a[g][t] = fma(convert_float16(sum[t]) * xs[0], block->d, a[g][t]);
-#if defined(ADD_M)
-                a[g][t] = fma(block->m, (float16)(xs[1]), a[g][t]);
-#elif defined(HALF_MINS)
-                a[g][t] =
-                    fma(convert_float16(madd(offsets, sums, 0)) * xs[0], block->m, a[g][t]);
-#endif
-            }
-        }
+        for (int g = 0; g < GROUPS; g++) dot_tokens(n, w[g] + i, row, scales, i, a[g]);
     }
     #pragma unroll
     for (int t = 0; t < n; t++) {
@@ -159,18 +206,15 @@ INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, 
                        int nt, int n_blocks, float16 acc[GROUPS][NT]) {
     for (int b = 0; b < n_blocks; b += BLOCKS) {
         Unpacked w[GROUPS][BLOCKS];
-        const int n = BLOCKS == 1 ? 1 : min(BLOCKS, n_blocks - b);
+        const int n = min(BLOCKS, n_blocks - b);
         #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
-            global const uchar* from = q + (both ? g : 0) * GROUP_BYTES;
-            for (int i = 0; i < n; i++) {
-                #pragma unroll
-                for (int k = 0; k < QBYTES; k += 64)
-                    PREFETCH(from + (size_t)(b + i) * QBYTES + PREFETCH_BYTES + k);
-                unpack_block(from + (size_t)(b + i) * QBYTES, s + (both ? g : 0) * GROUP_SCALES,
-                             b + i, &w[g][i]);
-            }
+            const int at = both ? g : 0;
+            for (int i = 0; i < n; i++)
+                unpack_at(q + at * GROUP_BYTES, s + at * GROUP_SCALES, b + i, &w[g][i]);
         }
         for (int t = 0; t < nt; t += TILE) dot_tile(TILE, w, n, X, IN, t, nt, n_blocks, b, acc);
     }
 }
+
+#endif
