@@ -7,14 +7,17 @@
 // become 32 bits, times an integer scale at no cost. Sums of a block are integers, and exact, in
 // all forms.
 
-#if NT == 1 || (NT == 8 && !defined(MADD_BYTES_256))
-#define FEW  // tokens, of which all have their sums in registers
-#define MOST_TOKENS NT
-#else
 #define TILE 4  // tokens that meet a weight that is loaded
-#define MOST_TOKENS TILE
 #define BLOCKS 8  // unpacked into the first cache at a time
+// Up to so many tokens have their sums, and a block its codes, in registers.
+#if NT == 1
+#define FEW 1
+#elif defined(MADD_BYTES_256)
+#define FEW 0
+#else
+#define FEW 8
 #endif
+#define MOST_TOKENS (FEW ? FEW : TILE)
 #if NT >= 32 && !defined(MADD_BYTES_256)
 #define GROUPS 2  // that meet the same activations, which are more than the second cache holds
 #else
@@ -135,10 +138,8 @@ INLINE void unpack_at(global const uchar* q, global const uchar* s, int b, Unpac
     unpack_block(q + (size_t)b * QBYTES, s, b, w);
 }
 
-#ifdef FEW
-
-// Adds to acc the products of a group with up to n tokens, a constant: codes and sums stay in
-// registers. Where there are fewer the last one is computed again, into sums that nobody reads.
+// Adds to acc the products of a group with up to n tokens, a constant, at most FEW. Where there are
+// fewer the last one is computed again, into sums that nobody reads.
 INLINE void dot_few(const int n, global const uchar* q, global const uchar* s, X_ARGS, IN_ARG,
                     int nt, int n_blocks, float16* acc) {
     global const int* row[MOST_TOKENS];
@@ -160,18 +161,16 @@ INLINE void dot_few(const int n, global const uchar* q, global const uchar* s, X
     for (int t = 0; t < n; t++) acc[t] = a[t];
 }
 
-INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, X_ARGS, IN_ARG,
-                       int nt, int n_blocks, float16 acc[GROUPS][NT]) {
-#if NT == 1
-    dot_few(1, q, s, X, IN, nt, n_blocks, acc[0]);
-#else
-    if (nt <= 2) dot_few(2, q, s, X, IN, nt, n_blocks, acc[0]);
-    else if (nt <= 4) dot_few(4, q, s, X, IN, nt, n_blocks, acc[0]);
-    else dot_few(8, q, s, X, IN, nt, n_blocks, acc[0]);
+INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_ARG, int nt,
+                      int n_blocks, float16* acc) {
+#if FEW == 1
+    dot_few(1, q, s, X, IN, nt, n_blocks, acc);
+#elif FEW
+    if (nt <= 2) dot_few(2, q, s, X, IN, nt, n_blocks, acc);
+    else if (nt <= 4) dot_few(4, q, s, X, IN, nt, n_blocks, acc);
+    else dot_few(8, q, s, X, IN, nt, n_blocks, acc);
 #endif
 }
-
-#else
 
 // Adds to acc[..][from ..] the products of the next blocks, from block b on, with n tokens; n is a
 // constant. Where there are fewer tokens the last one is computed again, into sums that nobody
@@ -204,6 +203,12 @@ INLINE void dot_tile(const int n, const Unpacked w[GROUPS][BLOCKS], int blocks, 
 // with nt tokens. Many tokens meet some blocks together, unpacked in the first cache.
 INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, X_ARGS, IN_ARG,
                        int nt, int n_blocks, float16 acc[GROUPS][NT]) {
+    if (nt <= FEW) {
+        for (int g = 0; g < (both ? GROUPS : 1); g++)
+            dot_group(q + g * GROUP_BYTES, s + g * GROUP_SCALES, X, IN, nt, n_blocks, acc[g]);
+        return;
+    }
+#if NT > FEW
     for (int b = 0; b < n_blocks; b += BLOCKS) {
         Unpacked w[GROUPS][BLOCKS];
         const int n = min(BLOCKS, n_blocks - b);
@@ -215,6 +220,5 @@ INLINE void dot_groups(global const uchar* q, global const uchar* s, bool both, 
         }
         for (int t = 0; t < nt; t += TILE) dot_tile(TILE, w, n, X, IN, t, nt, n_blocks, b, acc);
     }
-}
-
 #endif
+}

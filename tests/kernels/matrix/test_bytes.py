@@ -28,7 +28,7 @@ from gguf_serve.kernels.quantization.weights import (
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 8 * 2.0**-24  # of float sums, relative to the sum of magnitudes
-PASSES = [(32, 67), (8, 9), (8, 6), (8, 3), (8, 2), (1, 1)]  # tile, tokens
+PASSES = [(32, 67), (32, 5), (8, 9), (8, 6), (8, 3), (8, 2), (1, 1)]  # tile, tokens
 
 
 @pytest.fixture(autouse=True)
