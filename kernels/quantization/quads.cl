@@ -7,7 +7,7 @@
 //
 // Weight = code * d + m (with ADD_M). Where scales are integers d is that of the super-block and
 // sums have yet to be multiplied:
-//   BLOCK_SCALES  those of the block by sum_scale()
+//   BLOCK_SCALES  those of the block by sum_scale(), with MADD_BYTES_256
 //   HALF_SCALES   those of 16 columns by half_scale(); with HALF_OFFSETS offsets * (sums of
 //                 activations) are added, in the unit of d, or with HALF_MINS of m
 // Scales are twice in an int, as shorts; offsets have both halves in one.

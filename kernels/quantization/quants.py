@@ -66,7 +66,7 @@ class TensorType(Struct, frozen=True):
 
     @property
     def has_super_blocks(self) -> bool:
-        """Whether blocks of 32 columns share a scale of scales: K-quants, and the IQ types."""
+        """Whether blocks of 32 columns share a scale of scales: K-quants, IQ types but IQ4_NL."""
         return self.blocks > 1
 
     @property

@@ -35,8 +35,9 @@
 //   WEIGHT_BYTES, LOAD_WEIGHT      in place of all others, of floating-point weights
 //
 // Who defines X_SPAN has activations of which so many blocks share a scale. SPAN blocks can then be
-// summed as integers. Where that is more than 1, and for activations of 8 bits (X_BYTES, bytes.cl)
-// d is that of the super-block, and codes or sums are to be multiplied by sum_scale().
+// summed as integers. Where that is more than 1, and for activations of 8 bits where MADD_BYTES_256
+// multiplies by scales at no cost (bytes.cl), d is that of the super-block, and codes or sums are
+// to be multiplied by sum_scale().
 //
 // Who defines IN_PLACE may get codes of 4 to 6 bits as they lie in their plane: then it stays
 // defined, and pair p is 2^IN_PLACE_BIT(p) times too large. With SUM_SCALES too (Q6_K) they are
