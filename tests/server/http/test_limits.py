@@ -27,6 +27,7 @@ from gguf_serve.engine.request import Delta, Event, Finished, Started, Timings
 from gguf_serve.server.configure import SettingsError, client_limits
 from gguf_serve.server.http.connections import Connections, Limits, room_for_connections
 from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.requests.service import SLOW_BODY
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 STREAM = {"prompt": "x", "stream": True}
@@ -228,12 +229,16 @@ def test_bodies_wait_for_room(serve: Any, fakes: Any) -> None:
 
 
 def test_bodies_that_find_no_room(serve: Any, fakes: Any) -> None:
-    url = serve(fakes.engine(), max_body=200_000, max_bodies=200_000, body_timeout=0.5)
-    with ExitStack() as stack:
-        for _ in range(2):
-            slow = stack.enter_context(connected(url))
-            slow.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n")
-        assert slow.recv(100).startswith(b"HTTP/1.1 503")
+    """The first one goes on for as long as the second one waits."""
+    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 200000000\r\n\r\n"
+    url = serve(fakes.engine(), max_body=200_000_000, max_bodies=200_000_000, body_timeout=1.0)
+    with connected(url) as slow, connected(url) as late:
+        slow.sendall(head)
+        slow.sendall(b"x" * 2**24)  # more than sockets hold: it has been let in
+        late.sendall(head)
+        while not select.select([late], [], [], 0.1)[0]:
+            slow.sendall(b"x" * SLOW_BODY)
+        assert late.recv(100).startswith(b"HTTP/1.1 503")
 
 
 def test_a_half_closed_client_gets_its_answer(serve: Any, fakes: Any) -> None:

@@ -20,22 +20,24 @@ class Replicas:
     def __init__(self, engines: Sequence[Engine], patience: float = 20.0) -> None:
         self.hosts = {f"host {i}": Host(e, ("127.0.0.1", 0), KEY) for i, e in enumerate(engines)}
         self.front = self.new_front(engines[0], patience)
-        self.wait_for(len(engines))
 
     def new_front(self, engine: Engine, patience: float = 20.0) -> RemoteEngine:
         """With texts as that engine has them."""
         front = RemoteEngine(Texts(engine.tokenizer, engine.chat_template, None), KEY, patience)
         front.update({name: host.address for name, host in self.hosts.items()})
         assert front.wait(10)
+        self.wait_for(len(self.hosts), front)
         return front
 
     def know(self) -> None:
         self.front.update({name: host.address for name, host in self.hosts.items()})
 
-    def wait_for(self, n: int) -> None:
+    def wait_for(self, n: int, front: RemoteEngine | None = None) -> None:
+        """Until a front, the first one if none is named, has so many engines."""
+        front = front or self.front
         until = time.monotonic() + 10
-        while len(self.front._up) != n:
-            assert time.monotonic() < until, self.front._links
+        while len(front._up) != n:
+            assert time.monotonic() < until, front._links
             time.sleep(0.01)
 
     def serving(self) -> str:
