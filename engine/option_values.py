@@ -77,9 +77,12 @@ def slot_count(text: str) -> int:
 def replica_counts(text: str) -> tuple[int, int]:
     """``2`` or ``1:8``: the least and the most."""
     least, colon, most = text.partition(":")
-    counts = int(least), int(most if colon else least)
+    try:
+        counts = int(least), int(most if colon else least)
+    except ValueError:
+        counts = 0, 0
     if not 1 <= counts[0] <= counts[1]:
-        raise ValueError("expected a number of at least 1, or LEAST:MOST")
+        raise ValueError(f"{text!r} is neither a number of at least 1 nor LEAST:MOST")
     return counts
 
 

@@ -59,7 +59,8 @@ class ServeCommand(click.Command):
             doctor.main(args[1:], f"{ctx.command_path} {DOCTOR}")
         args = self.with_sources(ctx, args)
         findings = ctx.meta[FINDINGS] = Findings()
-        known = {flag: given.n_values for flag, given in FLAGS.items()} | dict.fromkeys(OWN, 0)
+        known = {flag: given.n_values for flag, given in FLAGS.items()}
+        known |= dict.fromkeys(OWN, range(1))
         # Those that are less counted first: files, variables, then the command line.
         values = from_files(config_paths(os.environ), FLAGS, findings)
         values |= from_environment(os.environ, OPTIONS, findings)

@@ -24,6 +24,7 @@ class Findings(Struct):
     hints: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)  # of values of variables and files
 
     def hint(self, shown: str, reason: str) -> None:
         self.hints.setdefault(reason, []).append(shown)
@@ -50,10 +51,11 @@ class Flag(Struct, frozen=True):
     on: bool = True
 
     @property
-    def n_values(self) -> int:
-        """How many words after it are its values, whatever they look like."""
+    def n_values(self) -> range:
+        """How many it may have: 0 for a flag, 0 or 1 where one is given after "=" alone."""
         option = self.stated.option
-        return 0 if option.type is None or option.bare is not None else 1 + option.pair
+        most = 0 if option.type is None else 1 + option.pair
+        return range(0 if option.bare is not None else most, most + 1)
 
 
 def flags_of(options: Iterable[Stated]) -> dict[str, Flag]:
@@ -77,9 +79,10 @@ def is_value(word: str) -> bool:
     return not word.startswith("-") or word[1:2].isdigit() or word == "-"
 
 
-def own_arguments(args: Sequence[str], known: Mapping[str, int], findings: Findings) -> list[str]:
+def own_arguments(args: Sequence[str], known: Mapping[str, range], findings: Findings) -> list[str]:
     """The arguments that are for our options, in the order given. ``known``: their flags, with the
-    number of words that follow each; options are exact names, so that -mx 0 is not -m x."""
+    number of values that each may have: the least of them follow it, whatever they look like.
+    Options are exact names, so that -mx 0 is not -m x."""
     kept: list[str] = []
     rest = list(reversed(args))
     while rest:
@@ -93,8 +96,11 @@ def own_arguments(args: Sequence[str], known: Mapping[str, int], findings: Findi
         if not arg.startswith("-") or arg == "-":
             kept.append(arg)
         elif name in known:
+            n = known[name].start - len(equals)
+            if (equals and not known[name][-1]) or n > len(rest):
+                findings.refusals.append(miscounted(name, known[name], value))
+                continue
             kept.append(name + equals + value)
-            n = 0 if equals else min(known[name], len(rest))
             kept.extend(rest.pop() for _ in range(n))
         elif name in FLAGS:
             row, fixed = FLAGS[name]
@@ -106,6 +112,14 @@ def own_arguments(args: Sequence[str], known: Mapping[str, int], findings: Findi
             if not equals and rest and is_value(rest[-1]):
                 rest.pop()
     return kept
+
+
+def miscounted(name: str, n_values: range, value: str) -> str:
+    """What is wrong with an option that lacks a value, or has one too many."""
+    if not n_values[-1]:
+        return f"{name}: expected no value, not {value!r:.100}"
+    expected = "a value" if n_values[-1] == 1 else f"{n_values[-1]} values"
+    return f"{name}: expected {expected} after it"
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -131,6 +145,7 @@ def from_environment(
             given = environ.get(name, "")
             if given:
                 found[one.name] = given if value is None else value
+                findings.origins[one.name] = name
     for name, (row, fixed) in VARIABLES.items():
         given = environ.get(name, "")
         if given:
@@ -174,6 +189,7 @@ def from_files(
             if key in keys:
                 given = keys[key]
                 found[given.stated.name] = value if given.on else opposite(value)
+                findings.origins[given.stated.name] = f"{key} in {path}"
     return found
 
 

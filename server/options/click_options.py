@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import click
+from click.core import ParameterSource
 
 from gguf_serve.engine.option import (
     FALSE,
@@ -19,7 +22,7 @@ from gguf_serve.engine.option import (
     Whole,
 )
 
-FINDINGS = "gguf_serve.findings"  # in the context's meta: an object with ``refusals``
+FINDINGS = "gguf_serve.findings"  # in the context's meta: the ``Findings``
 
 
 class Told(click.Option):
@@ -33,20 +36,49 @@ class Told(click.Option):
         except click.BadParameter as error:
             if FINDINGS not in ctx.meta:
                 raise
-            ctx.meta[FINDINGS].refusals.append(error.format_message())
+            findings = ctx.meta[FINDINGS]
+            where = ", ".join([*self.opts, *self.secondary_opts])
+            if self.consume_value(ctx, opts)[1] is ParameterSource.DEFAULT_MAP:
+                where = findings.origins[self.name]
+            findings.refusals.append(f"{where}: {error.message}")
             return None, args
 
 
-class Finite(click.FloatRange):
-    """A number with which one can reckon."""
+def unexpected(value: object, expected: str) -> str:
+    return f"expected {expected}, not {value!r:.100}"
+
+
+def one_of(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+class Number(click.ParamType["float"]):
+    """A number within limits; a whole one where they are."""
+
+    def __init__(self, kind: Whole | Real) -> None:
+        self.name, self.kind = "number", kind
+        self.read = int if isinstance(kind, Whole) else float
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        try:
+            number = self.read(value)
+        except ValueError:
+            number = math.nan
+        if not self.kind.low <= number <= self.kind.high:
+            self.fail(unexpected(value, self.expected(number)), param, ctx)
         return number
+
+    def expected(self, number: float) -> str:
+        """In words; of limits that all such numbers have the one alone that it is beyond."""
+        low, high, widest = self.kind.low, self.kind.high, type(self.kind)()
+        limits = [
+            f"at least {low:.10g}" if low != widest.low or number < low else "",
+            f"at most {high:.10g}" if high != widest.high or number > high else "",
+        ]
+        noun = "a whole number" if self.read is int else "a number"
+        return " of ".join(filter(None, [noun, " and ".join(filter(None, limits))]))
 
 
 class Toggle(click.types.BoolParamType):
@@ -56,7 +88,10 @@ class Toggle(click.types.BoolParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         known = self.WORDS.get(value)
-        return bool(super().convert(value, param, ctx)) if known is None else known
+        try:
+            return bool(super().convert(value, param, ctx)) if known is None else known
+        except click.BadParameter:
+            self.fail(unexpected(value, "on or off"), param, ctx)
 
 
 class Words(click.Choice[str]):
@@ -73,7 +108,25 @@ class Words(click.Choice[str]):
         for word, spellings in (("on", TRUE), ("off", FALSE)):
             if word in self.choices and str(value).lower() in spellings:
                 return word
-        return super().convert(value, param, ctx)
+        if value not in self.choices:
+            self.fail(unexpected(value, one_of(self.choices)), param, ctx)
+        return value
+
+
+class Place(click.ParamType["str"]):
+    """The path of a file, which may be made later, or of a folder that is there."""
+
+    name = "path"
+
+    def __init__(self, is_folder: bool) -> None:
+        self.is_folder = is_folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if self.is_folder and not os.path.isdir(value):
+            self.fail(unexpected(value, "a folder that is there"), param, ctx)
+        if not self.is_folder and os.path.isdir(value):
+            self.fail(f"expected a file, and {value!r} is a folder", param, ctx)
+        return str(value)
 
 
 class Read(click.ParamType["Any"]):
@@ -93,16 +146,12 @@ def click_type(option: Option) -> click.ParamType[Any]:
     stated = option.type
     if stated is None:
         return Toggle()
-    if stated is FILE:
-        return click.Path(dir_okay=False, path_type=str)
-    if stated is FOLDER:
-        return click.Path(exists=True, file_okay=False, path_type=str)
+    if stated is FILE or stated is FOLDER:
+        return Place(stated is FOLDER)
     if isinstance(stated, Choice):
         return Words(stated)
-    if isinstance(stated, Whole):
-        return click.IntRange(stated.low, stated.high)
-    if isinstance(stated, Real):
-        return Finite(stated.low, stated.high)
+    if isinstance(stated, Whole | Real):
+        return Number(stated)
     return Read(stated)
 
 

@@ -17,7 +17,10 @@ FORMATS = Choice(("none", "auto", "deepseek", "deepseek-legacy"))
 
 
 def thinks(text: str) -> bool | None:
-    return None if text == "auto" else switch(text)
+    try:
+        return None if text == "auto" else switch(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is none of on, off and auto") from None
 
 
 def effort(text: str) -> str | None:

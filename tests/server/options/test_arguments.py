@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from gguf_serve.engine.option import Choice, Real, Whole
 from gguf_serve.server import cli
 from gguf_serve.server.configure import request_defaults
 from gguf_serve.server.options.settings import Settings
+from gguf_serve.server.options.stated import spellings
 
+WRONG = "no-such-value"
 Given = Callable[..., tuple[Settings | None, Result]]
 
 
@@ -149,19 +153,68 @@ def test_variables_that_turn_off(given: Given) -> None:
 
 
 def test_all_that_is_refused_is_told_at_once(given: Given) -> None:
-    line = "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 --models-dir a"
+    line = (
+        "--foo 3 --rpc h:1 -c x --mlock --temp nan --memory-f32 --bar=1 --models-dir a --demo=1 -b"
+    )
     taken, result = given(*line.split(), LLAMA_ARG_PORT="x", LLAMA_ARG_TOOLS_RUNTIME="x")
     assert taken is None
     told = result.stderr
-    assert "9 things cannot be used:" in told
+    assert "11 things cannot be used:" in told
     for reason in (
         "No such option '--foo'", "No such option '--bar'", "--rpc is not supported: devices",
         "--memory-f32 is not supported: use -ctk f32 -ctv f32", "--models-dir is not supported",
-        "'-c' / '--ctx-size': 'x' is not a valid integer", "'nan' is not a finite number",
-        "LLAMA_ARG_TOOLS_RUNTIME=x is not supported", "--port': 'x' is not a valid integer",
+        "-c, --ctx-size: expected a whole number of at least -1, not 'x'",
+        "--temp, --temperature: expected a number, not 'nan'",
+        "--demo: expected no value, not '1'", "-b: expected a value after it",
+        "LLAMA_ARG_TOOLS_RUNTIME=x is not supported",
+        "LLAMA_ARG_PORT: expected a whole number of at least 0 and at most 65535, not 'x'",
     ):  # fmt: skip
         assert reason in told
     assert "--mlock changes nothing here" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("-ncmoe abc", "-ncmoe, --n-cpu-moe: expected a whole number of at least 0, not 'abc'"),
+        ("-t 1.5", "-t, --threads: expected a whole number, not '1.5'"),
+        ("-t 9999999999", "expected a whole number of at most 2147483647, not '9999999999'"),
+        ("--port 65536", "--port: expected a whole number of at least 0 and at most 65535, not"),
+        ("--dynatemp-range -inf", "expected a number of at least -1000000000, not '-inf'"),
+        ("--adaptive-target 2", "--adaptive-target: expected a number of at most 1, not '2'"),
+        ("-ctk q3", "-ctk, --cache-type-k: expected f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, "),
+        ("--kernel-family x", "--kernel-family: expected simd or simt, not 'x'"),
+        ("--fit x", "-fit, --fit: 'x' is neither on nor off"),
+        ("-rea x", "-rea, --reasoning: 'x' is none of on, off and auto"),
+        ("--replicas x", "--replicas: 'x' is neither a number of at least 1 nor LEAST:MOST"),
+        ("--control-vector-layer-range 1 x", "expected a whole number of at least 0, not 'x'"),
+        ("--control-vector-layer-range 1", "range: expected 2 values after it"),
+        ("--voices /nowhere", "--voices: expected a folder that is there, not '/nowhere'"),
+        ("--log-file /", "--log-file: expected a file, and '/' is a folder"),
+        ("--no-kv-offload=1", "--no-kv-offload: expected no value, not '1'"),
+    ],
+)
+def test_a_wrong_value(given: Given, line: str, told: str) -> None:
+    """The option is named with what it was given and what is expected."""
+    assert told in given(*line.split())[1].stderr
+
+
+def test_a_wrong_word_for_a_flag(given: Given) -> None:
+    stderr = given(LLAMA_ARG_KV_OFFLOAD="abc")[1].stderr
+    assert "LLAMA_ARG_KV_OFFLOAD: expected on or off, not 'abc'" in stderr
+
+
+def test_every_option_says_what_it_expects(given: Given) -> None:
+    """All those at once that take a number or one of some words."""
+    flags = [spellings(one.option)[0] for one in cli.OPTIONS if one.option.type is not None]
+    numbers = [one for one in cli.OPTIONS if isinstance(one.option.type, Whole | Real)]
+    words = [one for one in cli.OPTIONS if isinstance(one.option.type, Choice)]
+    args = [word for flag in flags for word in (flag, *[WRONG] * cli.FLAGS[flag].n_values[-1])]
+    lines = given(*args)[1].stderr.splitlines()
+    for one in [*numbers, *words]:
+        told = [line for line in lines if line.startswith(f"  {', '.join(spellings(one.option))}:")]
+        assert len(told) == 1
+        assert re.search(f": expected .*, not '{WRONG}'$", told[0])
 
 
 def test_options_that_do_not_go_together_are_told_too(tmp_path: Path) -> None:
@@ -212,7 +265,7 @@ def test_configuration_files(given: Given, tmp_path: Path) -> None:
     assert settings(given(LLAMA_ARG_CTX_SIZE="8")).engine.n_ctx == 8
     assert settings(given("-c", "9", LLAMA_ARG_CTX_SIZE="8")).engine.n_ctx == 9
     file.write_text("ctx-size = x\n")
-    assert "'x' is not a valid integer" in given()[1].stderr
+    assert f"ctx-size in {file}: expected a whole number" in given()[1].stderr
 
 
 def test_completion_in_bash(monkeypatch: pytest.MonkeyPatch) -> None:
