@@ -37,11 +37,11 @@ class SettingsError(Exception):
 
 def problems(settings: Settings) -> list[str]:
     """What is wrong with options that are seen together, or with the files that they name."""
+    found = unreadable(settings)
     model = settings.model or ""
     if settings.hf_repo or settings.mmproj_url or model.startswith("ollama:"):
         # The projector may come with the model.
         settings = replace(settings, mmproj=settings.mmproj or "its own")
-    found = []
     for part in (
         engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
         key_limits, toolbox, voices,
@@ -50,6 +50,28 @@ def problems(settings: Settings) -> list[str]:
             part(settings)
         except SettingsError as error:
             found.append(str(error))
+    return found
+
+
+def unreadable(settings: Settings) -> list[str]:
+    """What is wrong with the models, projectors, adapters and vectors that are named as files."""
+    draft = None if settings.draft_repo else settings.engine.speculation.draft.model
+    named = [
+        ("-m", settings.model), ("--mmproj", settings.mmproj), ("-md", draft),
+        *(("--lora", path) for path in settings.lora),
+        *(("--lora-scaled", path) for path, _ in settings.lora_scaled),
+        *(("--control-vector", path) for path in settings.control_vector),
+        *(("--control-vector-scaled", path) for path, _ in settings.control_vector_scaled),
+    ]  # fmt: skip
+    found = []
+    for option, path in named:
+        if path is None or path.startswith("ollama:"):
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            found.append(f"{option}: cannot read {path}: {reason(error)}")
     return found
 
 
@@ -186,8 +208,18 @@ def default_constraint(settings: Settings) -> Constraint | None:
     if len(found) > 1:
         raise SettingsError(f"{found[0][0]} and {found[1][0]} cannot both be given")
     for option, kind, text, path in found:
-        return Constraint(kind, read_text(option, path) if path else text or "")
+        written = read_text(option, path) if path else text or ""
+        if kind == "json_schema":
+            check_json(option, written)
+        return Constraint(kind, written)
     return None
+
+
+def check_json(option: str, text: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {text!r:.100} is not JSON: {error}") from None
 
 
 def sampling_defaults(settings: Settings) -> SamplingParams:

@@ -248,9 +248,23 @@ def test_model_and_demo() -> None:
 def test_a_model_that_is_not_there() -> None:
     result = invoke("-m", "/nowhere/x.gguf")
     assert result.exit_code == 1
-    assert (
-        result.stderr == "serve: cannot read the model /nowhere/x.gguf: No such file or directory\n"
-    )
+    assert result.stderr == "serve: -m: cannot read /nowhere/x.gguf: No such file or directory\n"
+
+
+def test_files_that_are_not_there_are_told_at_once() -> None:
+    options = ["-m", "--mmproj", "-md", "--lora", "--control-vector"]
+    scaled = ["--lora-scaled", "--control-vector-scaled"]
+    args = [word for option in options for word in (option, "/nowhere")]
+    args += [word for option in scaled for word in (option, "/nowhere:1")]
+    lines = invoke(*args).stderr.splitlines()
+    told = [f"serve: {option}: cannot read /nowhere: " for option in (*options, *scaled)]
+    assert sorted(line.partition("No such")[0] for line in lines) == sorted(told)
+    of_a_repository = invoke("-m", "/nowhere", "-md", "part.gguf", "-hfd", "a/b").stderr
+    assert "part.gguf" not in of_a_repository
+
+
+def test_a_schema_that_is_not_json() -> None:
+    assert "--json-schema: '{' is not JSON: " in invoke("-m", "/nowhere", "-j", "{").stderr
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

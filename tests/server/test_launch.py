@@ -339,14 +339,14 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
     [
         "-ngl 99 -c 4096 --jinja -fa --mlock --numa distribute -tb 8 -np 4 --cont-batching "
         "--cache-reuse 256 -ctk q8_0 -ctv q8_0 --temp 0.7 --top_p 0.8 --no-webui --no-mmap",
-        "--host 127.0.0.1 --ctx-size 512 --parallel 2 --slots --metrics -md d.gguf -ngld 8 -td 2 "
+        "--host 127.0.0.1 --ctx-size 512 --parallel 2 --slots --metrics -md MODEL -ngld 8 -td 2 "
         "-sm row -ts 3,1 --log-verbosity 3 -r '\\n' --alias a,b --embedding --offline -e",
     ],
 )
 def test_command_lines_of_llama_servers(start: Start, model: str, line: str) -> None:
     """One line of warning for each reason, and it serves."""
     port = free_port()
-    process = start("-m", model, "--port", str(port), *shlex.split(line))
+    process = start("-m", model, "--port", str(port), *shlex.split(line.replace("MODEL", model)))
     url = f"http://127.0.0.1:{port}"
     wait_until_ready(url, process)
     code, _, errors = end(process)

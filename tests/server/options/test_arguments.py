@@ -25,6 +25,8 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
     taken: list[Settings] = []
     monkeypatch.setattr(cli, "start", lambda settings: taken.append(settings) or 0)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path("x.gguf").touch()
 
     def run(*args: str, **env: str) -> tuple[Settings | None, Result]:
         taken.clear()
@@ -230,14 +232,19 @@ def test_options_that_do_not_go_together_are_told_too(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(cli.main, args)
     assert result.exit_code == 1
-    expected = ["--chat-template-kwargs: expected a", "--api-key: there is no", "--api-prefix: x"]
+    expected = [
+        "-m: cannot read /nowhere.gguf: No such file",
+        "--chat-template-kwargs: expected a",
+        "--api-key: there is no",
+        "--api-prefix: x",
+    ]
     lines = result.stderr.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line, words in zip(lines, expected, strict=True):
         assert line.startswith(f"serve: {words}")
     with_others = CliRunner().invoke(cli.main, [*args, "--foo"])
     assert with_others.exit_code == 2
-    assert "4 things cannot be used:" in with_others.stderr
+    assert "5 things cannot be used:" in with_others.stderr
 
 
 def test_one_refusal_is_told_alone(given: Given) -> None:
