@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from asking import NO_END, Reply, random_prompt, submit, told
+from asking import NO_END, Held, Reply, at_once, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.grammar.guide import Guide
-from gguf_serve.engine.request import Delta, Event, Request
+from gguf_serve.engine.request import Event, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation import speculation
 from gguf_serve.engine.speculation.drafter import Drafter, Forced
@@ -91,19 +90,19 @@ def check_crowd(guessing: GuessingEngine, prompt: list[int]) -> tuple[Event, int
     asked = list(zip(prompts, seeds, strict=True))
     alone = [told(guessing.submit(None, p, 90, s, n_probs=2)) for p, s in asked]
     before = guessing.engine.stats().n_preempted
-    heard: list[Event] = []
-    guessing.script = mixed(alone[0][1])
-    endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
-    replies = [
-        guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
-        for told_alone, (p, s) in zip(alone, asked, strict=True)
-    ]
-    while not any(isinstance(event, Delta) for event in heard):
-        time.sleep(0.001)
+    guessing.script, leaving = mixed(alone[0][1]), Held()
+    with at_once(guessing.engine):
+        endless = guessing.engine.submit(Request(tuple(prompts[0]), seeds[0], 90), leaving)
+        replies = [
+            guessing.submit(mixed(told_alone[1]), p, 90, s, n_probs=2)
+            for told_alone, (p, s) in zip(alone, asked, strict=True)
+        ]
+    leaving.wait_until_held()
     guessing.engine.cancel(endless)
+    leaving.go_on()
     assert [told(reply) for reply in replies] == alone
     assert all(proposals.counts.drafted.total() for proposals in guessing.made[1:])
-    return heard[-1], guessing.engine.stats().n_preempted - before
+    return leaving.wait().events[-1], guessing.engine.stats().n_preempted - before
 
 
 def verify_everything(monkeypatch: pytest.MonkeyPatch) -> None:

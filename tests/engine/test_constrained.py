@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import GREEDY, Reply, ask, engine_of, random_prompt, submit
+from asking import GREEDY, Held, Reply, ask, engine_of, random_prompt, submit
 from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine
@@ -141,14 +141,14 @@ def test_cut_by_a_stop_string(engine: Engine) -> None:
 
 def test_cancelled_in_the_middle(engine: Engine) -> None:
     endless = Constraint("regex", "[a-f]+")
-    reply, other = Reply(), submit(engine, PROMPT, 60, WARM, constraint=LETTERS)
+    reply, other = Held(5), submit(engine, PROMPT, 60, WARM, constraint=LETTERS)
     request = Request(
         tuple(PROMPT), dataclasses.replace(WARM, logit_bias=((EOS, -100.0),)), constraint=endless
     )
     ticket = engine.submit(request, reply)
-    while len(reply.tokens) < 5:
-        assert not reply.all(Failed)
+    reply.wait_until_held()
     engine.cancel(ticket)
+    reply.go_on()
     assert reply.wait().end.reason == "cancelled"
     assert valid(other.wait())
 

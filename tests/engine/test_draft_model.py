@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, guess_everything, random_prompt, submit, told
+from asking import GREEDY, Held, at_once, guess_everything, random_prompt, submit, told
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.loading.draft_loader import check_vocabularies
 from gguf_serve.engine.loading.loader import Model, load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, DraftLimits, Event, Request
+from gguf_serve.engine.request import DraftLimits, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.engine.speculation_options import DraftOptions, SpeculationOptions
 
@@ -104,12 +103,12 @@ def test_a_crowd_for_which_pages_run_out(start: Start) -> None:
     asked = list(zip(prompts, seeds, strict=True))
     alone, guessing = start("llama-dense", None), start("llama-dense", "llama-dense", n_ctx=384)
     expected = [told(submit(alone, p, 90, s, n_probs=2)) for p, s in asked]
-    heard: list[Event] = []
-    endless = guessing.submit(Request(tuple(prompts[0]), seeds[0], 90), heard.append)
-    replies = [submit(guessing, p, 90, s, n_probs=2) for p, s in asked]
-    while not any(isinstance(event, Delta) for event in heard):
-        time.sleep(0.001)
+    with at_once(guessing):
+        endless = guessing.submit(Request(tuple(prompts[0]), seeds[0], 90), leaving := Held())
+        replies = [submit(guessing, p, 90, s, n_probs=2) for p, s in asked]
+    leaving.wait_until_held()
     guessing.cancel(endless)
+    leaving.go_on()
     assert [told(reply) for reply in replies] == expected
     assert guessing.stats().n_preempted > 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import GREEDY, SECONDS, Reply, ask, engine_of, random_prompt, submit
+from asking import GREEDY, SECONDS, Reply, ask, at_once, engine_of, random_prompt, submit
 from conformance_data import reference as reference_of
 from stepping import Floats, Stepper, sequence
 
@@ -268,7 +268,8 @@ def test_pausing_for_want_of_pages_changes_nothing(
     jobs = [
         (random_prompt(40, 10 + i), 60, SamplingParams(seed=i, temperature=1.0)) for i in range(4)
     ]
-    replies = [submit(small, *job) for job in jobs]
+    with at_once(small):
+        replies = [submit(small, *job) for job in jobs]
     for reply, job in zip(replies, jobs, strict=True):
         assert reply.wait().tokens == ask(engine, *job).tokens
         assert reply.end.timings.predicted_n == 60

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import GREEDY, SAMPLINGS, Reply, guess_everything, random_prompt, submit, told
+from asking import (
+    GREEDY,
+    SAMPLINGS,
+    Reply,
+    at_once,
+    guess_everything,
+    random_prompt,
+    submit,
+    told,
+)
 from conformance_data import arrays, read_spec
 from guessing import SCRIPTS, Overruled
 
@@ -155,10 +164,11 @@ def test_a_crowd_for_which_pages_run_out(start: Start, name: str) -> None:
     for guesses in (False, True):
         draft = name if guesses and target else None
         engine = start(target or name, guesses, draft, n_ctx=256, context_shift=True)
-        replies = [
-            submit(engine, prompt, 220 if i == 0 else 70, sampling, n_probs=2)
-            for i, (prompt, sampling) in enumerate(zip(prompts, asked, strict=True))
-        ]
+        with at_once(engine):
+            replies = [
+                submit(engine, prompt, 220 if i == 0 else 70, sampling, n_probs=2)
+                for i, (prompt, sampling) in enumerate(zip(prompts, asked, strict=True))
+            ]
         answers.append([told(reply) for reply in replies])
         assert engine.stats().n_preempted > 0
     assert answers[0] == answers[1]

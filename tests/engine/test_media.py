@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asking import at_once
 from msgspec.structs import replace
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
@@ -292,14 +293,15 @@ def test_pauses_for_want_of_pages(
     reference = Reference(vision_folder, name)
     engine = serve(reference, n_ctx=384 if name == "llava15" else 256, n_ubatch=64)
     keys = ("square", "wide", "tall", "square", "wide")
+    prompts = [read(reference, engine, key) for key in keys]
     with counted_passes() as passes:
-        events = [submit(engine, read(reference, engine, key), 120) for key in keys]
+        with at_once(engine):
+            events = [submit(engine, prompt, 120) for prompt in prompts]
         together = [answer(queue) for queue in events]
     assert engine.stats().n_preempted > 0
     assert len(passes) == 3
     assert engine.stats().n_pages_used == 0
-    for key, found in zip(keys, together, strict=True):
-        prompt = read(reference, engine, key)
+    for prompt, found in zip(prompts, together, strict=True):
         assert answer(submit(engine, prompt, 120, cache_prompt=False)) == found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import SECONDS, Reply, ask, assert_same_logits, random_prompt, submit
+from asking import SECONDS, Reply, ask, assert_same_logits, at_once, random_prompt, submit
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.options import EngineOptions
@@ -37,9 +37,10 @@ def start(start_engine: Callable[[str, EngineOptions], Engine]) -> Start:
 def crowd(engine: Engine) -> list[tuple[list[int], int, Reply]]:
     """Eight requests at once, of which not all fit; half of them begin alike."""
     asked = []
-    for i in range(8):
-        prompt = [*COMMON[: 70 * (i % 2)], *random_prompt(20 + 9 * i, 2)]
-        asked.append((prompt, 60 + 10 * i, submit(engine, prompt, 60 + 10 * i, n_probs=128)))
+    with at_once(engine):
+        for i in range(8):
+            prompt = [*COMMON[: 70 * (i % 2)], *random_prompt(20 + 9 * i, 2)]
+            asked.append((prompt, 60 + 10 * i, submit(engine, prompt, 60 + 10 * i, n_probs=128)))
     for _, _, reply in asked:
         reply.wait()
     return asked

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from gguf_serve.engine.speculation.lengths import Offer
 from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
 from gguf_serve.engine.stats import DiskStats
 
-SECONDS = 60  # until a test gives up on the engine
+SECONDS = 120  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0)
 # With a cache on disk:
 DISK = EngineOptions(
@@ -146,6 +147,43 @@ class Reply:
         return self.all(Started)[0].n_cached
 
 
+class Held(Reply):
+    """Keeps the engine's thread where so many tokens have come, until it may go on."""
+
+    def __init__(self, n_tokens: int = 1) -> None:
+        super().__init__()
+        self._n_tokens = n_tokens
+        self._reached, self._goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if len(self.tokens) >= self._n_tokens:
+            self._reached.set()
+            assert self._goes_on.wait(SECONDS)
+
+    def wait_until_held(self) -> None:
+        assert self._reached.wait(SECONDS), f"no {self._n_tokens} tokens in {self.events}"
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+
+@contextmanager
+def at_once(engine: Engine) -> Iterator[None]:
+    """What is submitted meanwhile comes to the engine's thread together, however long that
+    takes."""
+    all_are_there = threading.Event()
+
+    def wait() -> None:
+        assert all_are_there.wait(SECONDS)
+
+    engine._between_steps(wait)
+    try:
+        yield
+    finally:
+        all_are_there.set()
+
+
 def submit(
     engine: Engine,
     prompt: Iterable[int],
@@ -226,10 +264,15 @@ def wait_for(engine: Engine, n_written: int) -> None:
 
 
 def forget(engine: Engine, *prompts: list[int]) -> None:
-    engine._scheduler.cache.clear()
-    if engine._scheduler.checkpoints is not None:
-        for prompt in prompts:
-            engine._scheduler.checkpoints.forget(prompt, None, 0)
+    """In the engine's thread, which may still look up what it is to write."""
+
+    def clear() -> None:
+        engine._scheduler.cache.clear()
+        if engine._scheduler.checkpoints is not None:
+            for prompt in prompts:
+                engine._scheduler.checkpoints.forget(prompt, None, 0)
+
+    engine._between_steps(clear).result(SECONDS)
 
 
 def kept(engine: Engine, seed: int) -> list[int]:

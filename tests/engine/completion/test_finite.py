@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import Reply, ask, engine_of, random_prompt, submit
+from asking import GREEDY, Held, Reply, ask, engine_of, random_prompt, submit
 from gguf import GGUFReader
 from model_files import copy_model
 
@@ -18,7 +18,7 @@ from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.loading.loader import load_model
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Embedding, Failed, Finished, Scoring
+from gguf_serve.engine.request import Embedding, Failed, Finished, Request, Scoring
 from gguf_serve.kernels.opencl.platforms import list_devices
 
 OPTIONS = EngineOptions(
@@ -81,11 +81,11 @@ def settled(engine: Engine) -> Engine:
 def test_a_prompt_that_gives_nan_fails_alone(start: Start, odd_path: Path) -> None:
     engine = start(odd_path)
     expected = ask(engine, CLEAN, 60).tokens
-    other = submit(engine, CLEAN[::-1], -1)
-    while not other.all(Delta):
-        pass
-    again = submit(engine, CLEAN, 60)
-    message = failure(ask(engine, [5, ODD, 9], 4))
+    engine.submit(Request(tuple(CLEAN[::-1]), GREEDY), other := Held())
+    other.wait_until_held()
+    again, odd = submit(engine, CLEAN, 60), submit(engine, [5, ODD, 9], 4)
+    other.go_on()
+    message = failure(odd.wait())
     assert "the logits of request 3 in slot 2 are NaN or infinite (--check-tensors" in message
     assert again.wait().tokens == expected
     assert isinstance(other.wait().end, Finished)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import Reply, ask, assert_same_logits, submit
+from asking import GREEDY, SECONDS, Reply, ask, assert_same_logits
 from model_files import updates_of, write_adapter
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.options import AdapterRoom, EngineOptions
-from gguf_serve.engine.request import Finished
+from gguf_serve.engine.request import Delta, Event, Request
 
 PLAIN = EngineOptions(
     n_ctx=1024, n_parallel=2, n_ubatch=64, n_gpu_layers=0, kernel_family="simd",
@@ -92,12 +93,23 @@ def test_what_a_request_has_stays(
     engine = start_engine("llama-dense", with_room(2))
     first = engine.load_adapter(files[0], "a")
     alone = ask(engine, PROMPT, 200, adapters=((first.id, 1.0),))
-    running = submit(engine, PROMPT, 200, adapters=((first.id, 1.0),))
+    running, is_writing, may_end = Reply(), threading.Event(), threading.Event()
+
+    def hear(event: Event) -> None:
+        """Once it writes, it goes on only while the engine is asked for something else, too."""
+        running(event)
+        if isinstance(event, Delta):
+            is_writing.set()
+            while not (engine._mailbox or may_end.wait(0.001)):
+                pass
+
+    engine.submit(Request(tuple(PROMPT), GREEDY, 200, adapters=((first.id, 1.0),)), hear)
+    assert is_writing.wait(SECONDS)
     engine.unload_adapter(first.id)
     second = engine.load_adapter(files[1], "b")
-    if not running.all(Finished):
-        with pytest.raises(RequestError, match="requests under way still use"):
-            engine.load_adapter(files[1], "c")
+    with pytest.raises(RequestError, match="requests under way still use"):
+        engine.load_adapter(files[1], "c")
+    may_end.set()
     assert running.wait().tokens == alone.tokens
     engine.load_adapter(files[1], "c")
     with pytest.raises(RequestError, match=r"all 2 places .* unload one first"):
