@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -59,26 +61,37 @@ def test_the_parents_clock_ends_a_child_that_waits(
         pool.ask("time.sleep(60)")
 
 
+class Endless:
+    """What takes a minute to be read."""
+
+    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
+        return time.sleep, (60.0,)
+
+
 def test_a_setup_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins with the start of a process, which takes long where much else runs."""
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     monkeypatch.setattr(child, "CLOCK", 0)
     pool = Pool("child_process", {"a": 1}, most=1, limits=LIMITS)
     assert pool.first_answer() == b"set up with {'a': 1}"
-    monkeypatch.setattr(child, "SETUP_CLOCK", 0)
+    monkeypatch.setattr(child, "SETUP_CLOCK", 0.1)
     with pytest.raises(ChildError, match="more than 1 seconds"):
-        Pool("child_process", {"a": 1}, most=1, limits=LIMITS).first_answer()
+        Pool("child_process", Endless(), most=1, limits=LIMITS).first_answer()
     pool.close()
 
 
-def test_another_child_answers_while_one_is_busy(pool: Pool) -> None:
-    pool.ask("1")
-    busy = threading.Thread(target=pool.ask, args=("time.sleep(0.9)",))
-    busy.start()
-    time.sleep(0.1)
-    assert pool.ask("2") == b"2"
-    assert busy.is_alive()
-    busy.join()
+def test_another_child_answers_while_one_is_busy(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "CLOCK", 60)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as other:
+        busy = other.submit(pool.ask, f"open({str(pipe)!r}).read()")
+        with pipe.open("w") as to_child:  # which is in the middle of its message then
+            assert pool.ask("2") == b"2"
+            assert not busy.done()
+            to_child.write("end")
+        assert busy.result() == b"end"
 
 
 def test_a_child_that_was_ended_while_idle_is_replaced(pool: Pool) -> None:

@@ -105,13 +105,15 @@ def test_the_interpreter_is_free_meanwhile(confined: Confined) -> None:
     thread.start()
     longest = n_turns = 0.0
     while not ended.is_set():
-        begin = time.monotonic()
+        begin = time.process_time()
         time.sleep(0.001)
-        longest = max(longest, time.monotonic() - begin)
+        longest = max(longest, time.process_time() - begin)
         n_turns += 1
     thread.join()
     assert n_turns > 20
-    assert longest < 0.5  # it was over a second where the interpreter's lock was held
+    # Of this process' processor time, which a busy machine leaves alone: it was over a second in
+    # one turn where the interpreter's lock was held.
+    assert longest < 0.5
 
 
 def test_another_request_is_answered_meanwhile(confined: Confined) -> None:
@@ -124,6 +126,8 @@ def test_another_request_is_answered_meanwhile(confined: Confined) -> None:
 
     thread = threading.Thread(target=harm)
     thread.start()
+    while not template._pool._busy:
+        time.sleep(0.001)
     assert template.prompt(HARMLESS).text == "x"
     assert template.prompt(HARMLESS).text == "x"
     assert thread.is_alive()
@@ -131,15 +135,16 @@ def test_another_request_is_answered_meanwhile(confined: Confined) -> None:
     thread.join()
 
 
-def test_a_template_that_never_ends_is_tried_once(confined: Confined) -> None:
+def test_a_template_that_never_ends_is_tried_once(
+    confined: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = confined(DAILY["loops"])
     template.check()
     with pytest.raises(RequestError, match="more than 1 seconds"):
         _ = template.caps
-    begin = time.monotonic()
+    monkeypatch.setattr(template._pool, "ask", lambda message: pytest.fail("it is tried again"))
     with pytest.raises(RequestError, match="more than 1 seconds"):
         template.prompt(HARMLESS)
-    assert time.monotonic() - begin < 0.5
 
 
 def test_what_takes_long_to_compile_is_the_files_fault(confined: Confined) -> None:
