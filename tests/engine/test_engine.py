@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,7 @@ class CountingRunner:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.seconds = 0.0  # of a forward, at least
         self.fault: Exception | None = None
         self.sizes: list[int] = []  # tokens of each forward
         self.scales: list[tuple[float, ...]] = []  # of the adapters for each chunk
@@ -106,6 +108,7 @@ class CountingRunner:
         chunks, rows = begun
         meanwhile()
         self.gate.wait(10)
+        time.sleep(self.seconds)
         if self.fault is not None:
             raise self.fault
         self.sizes.append(sum(chunk.count for chunk in chunks))
@@ -261,11 +264,13 @@ def test_reasoning_is_ended_from_outside(engine: Engine, runner: CountingRunner)
     assert "~" in events.text()
 
 
-def test_time_is_up_at_a_new_line(engine: Engine) -> None:
-    events = run(engine, replace(request(chr(8), -1), max_ms=1))
+def test_time_is_up_at_a_new_line(engine: Engine, runner: CountingRunner) -> None:
+    """Which is the fourth token; time is up at the second one."""
+    runner.seconds = 0.002
+    events = run(engine, replace(request(chr(6), -1), max_ms=1))
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "limit"
-    assert 2 < events[-1].timings.predicted_n < N_CTX - 2
+    assert events[-1].timings.predicted_n == 4
 
 
 def test_a_request_that_cannot_be_sampled_ends_alone(
@@ -333,8 +338,12 @@ def test_close_ends_every_stream(engine: Engine, runner: CountingRunner) -> None
     runner.gate.clear()
     for stream in streams:
         engine.submit(request("A", -1), stream)
-    threading.Timer(0.05, runner.gate.set).start()
-    engine.close()
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine._mailbox.stopping:
+        time.sleep(0.001)
+    runner.gate.set()
+    closing.join()
     for stream in streams:
         last = stream.all()[-1]
         assert isinstance(last, Finished)
