@@ -30,8 +30,9 @@ from pathlib import Path
 from gguf_serve.engine.disk_cache.folder import Folder
 from tests_of_folder import names, put
 folder = Folder(Path(sys.argv[1]), 1 << 20)
+put(folder, names(0, 3))
 print("ready", flush=True)
-for i in range(10_000):
+for i in range(1, 10_000):
     put(folder, names(i, 3))
 """
 

@@ -217,7 +217,7 @@ def test_damaged_values_leave_the_disk_too(engine: Engine, folder: Path) -> None
     ask(engine, prompt, 1, id_slot=0)
     stream = engine._slots._latest[0]
     assert stream is not None
-    engine._forget(stream.seq)
+    engine._between_steps(lambda: engine._forget(stream.seq)).result(SECONDS)
     end = time.monotonic() + SECONDS
     while len(list(folder.glob("*.kv"))) > n - N_PAGES:
         assert time.monotonic() < end
@@ -234,6 +234,10 @@ def test_an_end_while_something_is_loaded(
         assert spins.wait(SECONDS)
 
     other = start()
+    end = time.monotonic() + SECONDS
+    while not disk(other).n_files:  # its thread has looked at the folder
+        assert time.monotonic() < end
+        time.sleep(0.01)
     monkeypatch.setattr(Folder, "read", slow)
     monkeypatch.setattr("gguf_serve.engine.serving.disk.CLOSE_SECONDS", 0.1)
     reply = submit(other, prompt, 4)

@@ -71,8 +71,11 @@ def test_a_prompt_that_others_have_displaced(start: Callable[[str], Engine], nam
     assert (stats.place, stats.n_hit_tokens > 0, stats.n_corrupt) == ("ram", True, 0)
 
 
-def test_it_ends_with_the_engine(start: Callable[[str], Engine]) -> None:
+def test_it_ends_with_the_engine(
+    start: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the server sleeps; what was counted stays."""
+    monkeypatch.setattr(disk_module, "CLOSE_SECONDS", SECONDS)  # to the end of its threads
     engine = start("llama-dense")
     ask(engine, random_prompt(330, 4), 1)
     assert engine.wait_until_kept(SECONDS)
