@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import synthetic_model as synthetic
+from asking import Reply
 from model_shapes import SHAPES, llama
 from shape_parts import Shape
 
 from gguf_serve.engine.engine import load_engine
 from gguf_serve.engine.gguf.file import open_gguf
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.request import Request
 from gguf_serve.engine.sampling_params import SamplingParams
 
 SMALL = llama(layers=2, embd=256, heads=4, kv_heads=2, ff=512, vocab=700, ctx=128, more_bits=True)
@@ -114,26 +114,18 @@ def test_every_family_generates(name: str, tmp_path: Path) -> None:
 
 def generated(path: Path) -> list[int]:
     """Eight tokens, the likeliest ones."""
-    events: list[Event] = []
+    reply = Reply()
     engine = load_engine(path, EngineOptions(n_ctx=128))
     try:
         prompt = tuple(engine.tokenizer.encode("What is there to say?"))
         assert engine.tokenizer.decode(prompt) == "What is there to say?"
         engine.submit(
             Request(prompt, SamplingParams(temperature=0.0, ignore_eos=True), max_tokens=8),
-            events.append,
+            reply,
         )
-        _wait(events)
+        return reply.wait().tokens
     finally:
         engine.close()
-    return [token for e in events if isinstance(e, Delta) for token in e.tokens]
-
-
-def _wait(events: list[Event]) -> None:
-    end = time.monotonic() + 30
-    while not any(isinstance(event, Finished | Failed) for event in events):
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
