@@ -1,11 +1,13 @@
-"""Measures a start of the server: seconds until it is ready, and the memory that takes.
+"""Measures a start of the server: seconds until it is ready, and the memory that takes, and then an
+answer of 32 tokens to a prompt of 200.
 
     python scripts/bench_start.py -m model.gguf            (compiled before)
     python scripts/bench_start.py -m model.gguf --cold     (into an empty cache)
 
 Memory is what the server and the processes that compile for it have, pages that they share
-counted once (PSS), and is held against what it may be: resident 1.1 x weights + KV cache +
-250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an error. Every driver that is
+counted once (PSS), and is held against what it may be: when it is ready and after the answer
+1.1 x weights + KV cache + 250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an
+error. What compiles for later batches after a first answer is waited for. Every driver that is
 installed beside the one in use adds its libraries (PoCL 60 MiB): OPENCL_VENDOR_PATH can name a
 folder with one .icd file. Linux only, and the only server that runs.
 """
@@ -13,6 +15,7 @@ folder with one .icd file. Linux only, and the only server that runs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import socket
@@ -30,7 +33,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 300.0
 SAMPLE_SECONDS = 0.03
-SETTLE_SECONDS = 1.0  # after the start, for what ends then
+COMPILER = b"gguf_serve.kernels.opencl.compiling."
+SETTLE_SECONDS = 1.0  # after the start and the answer, for what ends then
+QUESTION = {"prompt": "Once upon a time. " * 40, "max_tokens": 32, "ignore_eos": True}
 RESIDENT, PEAK = (1.1, 250), (1.25, 350)  # times the weights, and MiB beside KV cache
 SIZES = re.compile(r": weights (\d+) MiB, KV cache (\d+) MiB")
 
@@ -43,6 +48,7 @@ class Start:
     processor: float
     resident: int
     peak: int
+    answered: int
     weights: int
     kv: int
     log: str
@@ -50,8 +56,9 @@ class Start:
     def excess(self, spare: int = 0) -> list[str]:
         """What takes more memory than it may, and ``spare`` MiB."""
         limits = [
-            ("resident", self.resident, RESIDENT),
+            ("when ready", self.resident, RESIDENT),
             ("while loading", self.peak, PEAK),
+            ("after an answer", self.answered, RESIDENT),
         ]
         return [
             f"{name}: {found} MiB, more than {most} MiB"
@@ -130,6 +137,9 @@ def start(model: Path, options: Sequence[str], cache: str | None = None) -> Star
             if is_ready:
                 time.sleep(SETTLE_SECONDS)
                 resident, seconds = memory(process.pid), processor_seconds(process.pid)
+                ended.set()
+                _ask(f"http://127.0.0.1:{port}/v1/completions")
+                answered = _settled(process.pid)
         finally:
             ended.set()
             watcher.join()
@@ -141,7 +151,7 @@ def start(model: Path, options: Sequence[str], cache: str | None = None) -> Star
         raise RuntimeError(f"the server has not become ready:\n{text}")
     sizes = [tuple(map(int, found.groups())) for found in SIZES.finditer(text)]
     weights, kv = (sum(column) for column in zip(*sizes, strict=True))
-    return Start(ready, seconds, resident, peak[0], weights, kv, text)
+    return Start(ready, seconds, resident, peak[0], answered, weights, kv, text)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], until: float) -> bool:
@@ -152,6 +162,24 @@ def _wait(url: str, process: subprocess.Popen[bytes], until: float) -> bool:
         except (urllib.error.URLError, OSError):
             time.sleep(SAMPLE_SECONDS)
     return False
+
+
+def _ask(url: str) -> None:
+    body = json.dumps(QUESTION).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=READY_SECONDS) as answer:
+        answer.read()
+
+
+def _settled(pid: int) -> int:
+    """MiB when nothing is being compiled any more."""
+    until = time.perf_counter() + READY_SECONDS
+    time.sleep(SETTLE_SECONDS)
+    while any(COMPILER in _command(one) for one in descendants(pid)):
+        if time.perf_counter() > until:
+            raise RuntimeError("compiling has not ended")
+        time.sleep(SETTLE_SECONDS)
+    return memory(pid)
 
 
 def main() -> int:
@@ -168,7 +196,8 @@ def main() -> int:
         loaded = re.search(r"loaded in +(.*)", found.log)
         print(
             f"ready after {found.ready:.2f} s ({found.processor:.2f} s of processors), "
-            f"resident {found.resident} MiB, while loading {found.peak} MiB "
+            f"resident {found.resident} MiB, while loading {found.peak} MiB, "
+            f"after an answer {found.answered} MiB "
             f"(weights {found.weights}, KV cache {found.kv}); {loaded[1] if loaded else ''}"
         )
         for excess in found.excess():
