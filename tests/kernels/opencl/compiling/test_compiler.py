@@ -52,10 +52,13 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     FakeWorker.compiled, FakeWorker.gate = [], threading.Event()
     monkeypatch.setattr(compiler, "take_worker", FakeWorker)
     monkeypatch.setattr(compiler, "N_THREADS", (1, 1))
-    # Else a thread has its worker for longer than this file's tests, and then keeps it for others.
     monkeypatch.setattr(compiler, "IDLE_SECONDS", 0.0)
+    before = set(threading.enumerate())
     yield FakeWorker
     FakeWorker.gate.set()
+    # Else a thread has its worker for longer than this file's tests, and then keeps it for others.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(SECONDS)
 
 
 def job(name: str) -> Job:
