@@ -59,6 +59,7 @@ def test_a_prompt_that_others_have_displaced(start: Callable[[str], Engine], nam
     other = [*prompt[:320], 127 - prompt[320], *prompt[321:]]
     ask(engine, prompt, 1)
     in_memory = ask(engine, other, 8, n_probs=128)
+    assert engine.wait_until_kept(SECONDS)  # what is displaced before is not
     for seed in (2, 3):
         ask(engine, random_prompt(400, seed), 1)
     assert engine.wait_until_kept(SECONDS)
