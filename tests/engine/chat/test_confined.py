@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from gguf_serve.engine import child
 from gguf_serve.engine.chat.prompt import Conversation
 from gguf_serve.engine.chat.rendering.confined import ConfinedTemplate, Templates
 from gguf_serve.engine.chat.rendering.template import ChatTemplate
@@ -27,7 +28,9 @@ Confined = Callable[..., ConfinedTemplate]
 
 
 @pytest.fixture
-def confined() -> Iterator[Confined]:
+def confined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+    monkeypatch.setattr(child, "CLOCK", 100)  # the processor's time is what ends them
+    monkeypatch.setattr(child, "SETUP_CLOCK", 100)
     made: list[ConfinedTemplate] = []
 
     def make(source: str, seconds: float = 1.0, **others: str) -> ConfinedTemplate:
@@ -189,7 +192,7 @@ def test_a_template_that_nobody_has_any_more_leaves_no_process(confined: Confine
     template.check()
     process = template._pool._idle[0].process
     del template
-    until = time.monotonic() + 10  # a thread that has been told to end may have it for a moment
+    until = time.monotonic() + 60  # a thread that has been told to end may have it for a moment
     while process.poll() is None and time.monotonic() < until:
         gc.collect()
         time.sleep(0.01)

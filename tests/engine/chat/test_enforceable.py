@@ -81,9 +81,9 @@ def test_a_schema_is_not_looked_at_without_end():
     """All definitions count for each of the parts: 3 GB of text."""
     parts = {f"a{i}": {"$ref": f"#/$defs/{i}", "description": f"{i}"} for i in range(3000)}
     definitions = {str(i): {**AGE, "description": "x" * 300} for i in range(3000)}
-    begin = time.monotonic()
+    begin = time.process_time()
     assert enforceable(of({**parts, "to": EMAIL}, **{"$defs": definitions})) == {}
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_a_strict_tool_holds_to_the_letter_or_is_refused_by_its_name():

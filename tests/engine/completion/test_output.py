@@ -259,10 +259,10 @@ def test_long_outputs_cost_no_more_a_token() -> None:
     """A search through the whole text for each token would take minutes."""
     pieces = [b"", b"lorem <"]
     output = Output(SpelledDecoder(pieces), stop=["<end>", "never"], eog_ids={EOG})
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(100_000):
         output.push(1)
-    assert time.perf_counter() - began < 10.0
+    assert time.process_time() - began < 10.0
 
 
 @pytest.mark.parametrize(

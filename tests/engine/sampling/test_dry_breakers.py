@@ -48,6 +48,6 @@ def test_many_long_breakers_are_found_quickly() -> None:
     """The request waits for it; by tokens one after another this took half a minute."""
     vocabulary = [f"{i * 2654435761 % 2**32:x}".encode() for i in range(100_000)]
     breakers = tuple(chr(97 + i % 6) * 20 + str(i) for i in range(64))
-    begin = time.monotonic()
+    begin = time.process_time()
     breaker_heads(breakers, len(vocabulary), lambda text: [0], vocabulary.__getitem__)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

@@ -416,12 +416,12 @@ def test_dry_by_its_definition(
 
 def test_dry_is_linear_in_a_history_that_repeats() -> None:
     """A quadratic search would take minutes."""
-    began = time.perf_counter()
+    began = time.process_time()
     dry = Dry(50_000, 1.0, 1.1, 2, {}, [7] * 50_000)
     for _ in range(5):
         dry.accept(7)
         assert dry.amounts()[7] < -1.0
-    assert time.perf_counter() - began < 10.0
+    assert time.process_time() - began < 10.0
 
 
 @given(st.lists(st.integers(0, 2), max_size=30))
