@@ -40,6 +40,7 @@ from gguf_serve.engine.text.detokenizer import TextDecoder
 from gguf_serve.kernels.rows.topk import Found
 
 N_VOCAB, EOS, N_CTX = 128, 0, 64
+SECONDS = 120  # until a test gives up on the engine
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -107,7 +108,7 @@ class CountingRunner:
     ) -> list[OneRow]:
         chunks, rows = begun
         meanwhile()
-        self.gate.wait(10)
+        self.gate.wait(SECONDS)
         time.sleep(self.seconds)
         if self.fault is not None:
             raise self.fault
@@ -144,11 +145,11 @@ class Events:
         """Everything up to the last event."""
         events: list[Event] = []
         while not events or not isinstance(events[-1], Finished | Failed):
-            events.append(self._queue.get(timeout=10))
+            events.append(self._queue.get(timeout=SECONDS))
         return events
 
     def wait_for(self, kind: type[Event]) -> None:
-        while not isinstance(self._queue.get(timeout=10), kind):
+        while not isinstance(self._queue.get(timeout=SECONDS), kind):
             pass
 
     def text(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import at_once
+from asking import SECONDS, at_once
 from msgspec.structs import replace
 from vision_data import IMAGES, SOUNDS, Reference, nmse
 
@@ -123,7 +123,7 @@ def logprobs(engine: Engine, prompt: MediaPrompt, **options: Any) -> tuple[np.nd
     engine.submit(request, events.put)
     found = np.zeros(n)
     while True:
-        event = events.get(timeout=120)
+        event = events.get(timeout=SECONDS)
         assert not isinstance(event, Failed), event.message
         if isinstance(event, Finished):
             return found, event
@@ -207,8 +207,8 @@ def test_a_saved_slot_has_its_image(
     reference = Reference(vision_folder, "llava15")
     first, other = serve(reference), serve(reference)
     found, _ = logprobs(first, read(reference, first, "wide"))
-    first.save_slot(0, tmp_path / "slot").result(60)
-    other.restore_slot(0, tmp_path / "slot").result(60)
+    first.save_slot(0, tmp_path / "slot").result(SECONDS)
+    other.restore_slot(0, tmp_path / "slot").result(SECONDS)
     with counted_passes() as passes:
         again, end = logprobs(other, read(reference, other, "wide"))
         assert passes == []
@@ -239,7 +239,7 @@ def embedded(engine: Engine, prompt: MediaPrompt, pooling: Pooling) -> np.ndarra
     events: Queue[Event] = Queue()
     request = Request(prompt.ids, media=prompt.spans, wants=Embedding(pooling))
     engine.submit(request, events.put)
-    while not isinstance(event := events.get(timeout=120), Embedded):
+    while not isinstance(event := events.get(timeout=SECONDS), Embedded):
         assert isinstance(event, Started), event
     return np.array(event.vectors)
 
@@ -315,16 +315,16 @@ def test_cancelled_while_its_image_is_encoded(
 
     def slow(self: MediaEncoder, span: MediaSpan) -> Any:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(SECONDS)
         return encode(self, span)
 
     monkeypatch.setattr(MediaEncoder, "encode", slow)
     prompt, events = read(reference, engine, "wide"), Queue[Event]()
     ticket = engine.submit(Request(prompt.ids, media=prompt.spans), events.put)
-    assert begun.wait(60)
+    assert begun.wait(SECONDS)
     engine.cancel(ticket)
     go_on.set()
-    while not isinstance(event := events.get(timeout=60), Finished):
+    while not isinstance(event := events.get(timeout=SECONDS), Finished):
         assert not isinstance(event, Delta | Failed)
     assert event.reason == "cancelled"
     with counted_passes() as passes:
@@ -344,7 +344,7 @@ def submit(engine: Engine, prompt: MediaPrompt, n: int, **options: Any) -> Queue
 
 def answer(events: Queue[Event]) -> list[int]:
     tokens: list[int] = []
-    while not isinstance(event := events.get(timeout=120), Finished):
+    while not isinstance(event := events.get(timeout=SECONDS), Finished):
         assert not isinstance(event, Failed), event.message
         tokens += event.tokens if isinstance(event, Delta) else ()
     return tokens

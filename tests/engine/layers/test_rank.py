@@ -41,7 +41,7 @@ def test_what_a_prompt_is_pooled_to(name: str, conformance_model: Callable[[str]
         for prompt in (tokens[:9], tokens, tokens[3:40]):
             request = Request(prompt, wants=vectors_by(engine.info.pooling))
             engine.submit(request, events.put if prompt == tokens else lambda event: None)
-        while not isinstance(event := events.get(timeout=60), Embedded):
+        while not isinstance(event := events.get(timeout=120), Embedded):
             assert isinstance(event, Started), event
         (found,) = np.array(event.vectors)
     finally:

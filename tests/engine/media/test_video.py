@@ -48,7 +48,7 @@ def test_so_many_frames_a_second(fps: float, expected: range) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_fork_after_decoding() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], input=video(), timeout=60, check=False,
+        [sys.executable, "-W", "ignore", "-c", FORKED], input=video(), timeout=120, check=False,
         capture_output=True,
     )  # fmt: skip
     assert done.stdout == b"24\n", done.stderr

@@ -126,7 +126,7 @@ def test_minilm(shared: Path) -> None:
             tokens = engine.tokenizer.encode(text, add_special=True, parse_special=False)
             events: Queue[Event] = Queue()
             engine.submit(Request(tuple(tokens), wants=vectors_by(engine.info.pooling)), events.put)
-            while not isinstance(event := events.get(timeout=60), Embedded):
+            while not isinstance(event := events.get(timeout=120), Embedded):
                 assert isinstance(event, Started)
             (vector,) = np.array(event.vectors)
             expected = hidden_states(ENCODERS["bert"], tensors, tokens, 12).mean(0)

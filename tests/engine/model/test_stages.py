@@ -116,7 +116,7 @@ class Pipeline:
             assert wire is not None
             wire.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(120)
 
 
 @pytest.fixture(scope="module")

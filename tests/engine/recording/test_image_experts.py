@@ -84,7 +84,7 @@ def test_images_go_through_their_own_weights(
         request = Request(prompt.ids, sampling, max_tokens=1, n_probs=n, media=prompt.spans)
         engine.submit(request, events.put)
         found = np.zeros(n)
-        while not isinstance(event := events.get(timeout=60), Finished):
+        while not isinstance(event := events.get(timeout=120), Finished):
             for id, _, logprob in event.scores[0].top if isinstance(event, Delta) else ():
                 found[id] = logprob
     finally:

@@ -35,7 +35,7 @@ def test_a_message_wakes_who_waits() -> None:
     poster = threading.Thread(target=mailbox.post, args=[Submitted(STREAM)])
     with mailbox.wake:
         poster.start()
-        assert mailbox.wake.wait_for(lambda: bool(mailbox), 20)
+        assert mailbox.wake.wait_for(lambda: bool(mailbox), 120)
     poster.join()
 
 

@@ -101,7 +101,7 @@ def spoken(engine: Engine, request: Request) -> tuple[np.ndarray, Finished | Fai
     engine.submit(request, events.put)
     pcm = b""
     while True:
-        event = events.get(timeout=60)
+        event = events.get(timeout=120)
         if isinstance(event, Sound):
             pcm += event.pcm
         if isinstance(event, Finished | Failed):
@@ -129,7 +129,7 @@ def test_requests_beside_each_other_say_the_same(engine: Engine) -> None:
         engine.submit(greedy(engine, text), queue.put)
     for expected, queue in zip(alone, queues, strict=True):
         pcm = b""
-        while not isinstance(event := queue.get(timeout=60), Finished):
+        while not isinstance(event := queue.get(timeout=120), Finished):
             pcm += event.pcm if isinstance(event, Sound) else b""
         np.testing.assert_array_equal(
             np.frombuffer(pcm, "<i2").astype(np.float32) / 32767, expected

@@ -97,7 +97,7 @@ def devices_of_process(**variables: str) -> tuple[dict[str, str | None], int]:
     root = str(Path(gguf_serve.__file__).parents[1])
     result = subprocess.run(
         [sys.executable, "-c", PRINT_DEVICES], env=inherited | variables, cwd=root,
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     variables_after, n = json.loads(result.stdout)
     return variables_after, n
