@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct, field
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.client import client
@@ -142,9 +142,22 @@ class Limited:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        name = client.get()
+        name, has_ended = client.get(), False
         self.limiter.begin(name)
+
+        def end() -> None:
+            nonlocal has_ended
+            if not has_ended:
+                has_ended = True
+                self.limiter.end(name)
+
+        async def ending(message: Message) -> None:
+            # Who has the whole answer may ask again before what follows it here is done.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                end()
+            await send(message)
+
         try:
-            return await self.app(scope, receive, send)
+            return await self.app(scope, receive, ending)
         finally:
-            self.limiter.end(name)
+            end()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from gguf_serve.engine.request import Event, Finished, Request, Started, Timings
 from gguf_serve.server.errors import ApiError
 from gguf_serve.server.http.key_limits import Limit, Limiter, Limits, read_limits
 
@@ -106,10 +108,22 @@ def test_refused_in_the_shape_of_the_dialect(
 
 
 def test_a_request_counts_until_its_answer_has_ended(serve: Any, fakes: Any) -> None:
-    engine = fakes.engine(fakes.say("abcdef", pause=0.1))
+    """The next one, on the same connection, may come at once."""
+    goes_on = threading.Event()
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        yield Started(3, 0, 0)
+        assert goes_on.wait(20)
+        yield Finished("eos", Timings())
+
     limiter = Limiter(Limits(Limit(requests=1)))
-    url = serve(engine, limiter=limiter) + "/v1/chat/completions"
-    with ThreadPoolExecutor(2) as pool:
-        ask = lambda n: httpx.post(url, json={"messages": MESSAGES, "stream": True}).status_code  # noqa: E731
-        assert sorted(pool.map(ask, range(2))) == [200, 429]
-    assert ask(0) == 200
+    asked = ("POST", serve(fakes.engine(script), limiter=limiter) + "/v1/chat/completions")
+    body = {"messages": MESSAGES, "stream": True}
+    with httpx.Client(timeout=20) as client:
+        with client.stream(*asked, json=body) as first:
+            assert first.status_code == 200
+            assert httpx.request(*asked, json=body).status_code == 429
+            goes_on.set()
+            first.read()
+        for _ in range(20):
+            assert client.request(*asked, json=body).status_code == 200
