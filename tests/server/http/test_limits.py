@@ -15,19 +15,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from listening import free_port, wait_until_up
 
 from gguf_serve.engine.request import Delta, Event, Finished, Started, Timings
 from gguf_serve.server.configure import SettingsError, client_limits
 from gguf_serve.server.http.connections import Connections, Limits, room_for_connections
 from gguf_serve.server.options.settings import Settings
-from gguf_serve.server.requests.service import SLOW_BODY
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 STREAM = {"prompt": "x", "stream": True}
@@ -60,16 +60,6 @@ def post(path: str, body: dict[str, Any], version: str = "1.1") -> bytes:
     return head.encode() + content
 
 
-def sent(connection: socket.socket, data: bytes, pieces: int) -> int:
-    """How many pieces the server takes before it closes."""
-    for number in range(pieces):
-        try:
-            connection.sendall(data)
-        except OSError:
-            return number
-    return pieces
-
-
 @pytest.mark.parametrize(
     ("start", "data", "expected"),
     [
@@ -90,7 +80,8 @@ def sent(connection: socket.socket, data: bytes, pieces: int) -> int:
     ],
 )
 def test_headers(serve: Any, fakes: Any, start: bytes, data: bytes, expected: Any) -> None:
-    limits = Limits(header=4096, header_count=30, request_line=2048, header_timeout=1)
+    seconds = 1 if expected[0] == 408 else 15
+    limits = Limits(header=4096, header_count=30, request_line=2048, header_timeout=seconds)
     url = serve(fakes.engine(), limits=limits)
     with connected(url) as connection:
         connection.sendall(start + data)
@@ -104,12 +95,10 @@ def test_an_endless_header_ends(serve: Any, fakes: Any) -> None:
     url = serve(fakes.engine())
     with connected(url) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx: ")
-        begin = time.monotonic()
         for _ in range(80):
             connection.sendall(b"y" * 1000)
             time.sleep(0.001)
         assert told(read_all(connection))[0] == 431
-    assert time.monotonic() - begin < 5
 
 
 def test_headers_that_are_just_short_enough(serve: Any, fakes: Any) -> None:
@@ -135,7 +124,7 @@ def test_a_malformed_body_is_answered_once(serve: Any, fakes: Any) -> None:
         head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\nx-api-key: " + key
         with connected(url) as connection:
             connection.sendall(head + b"\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n")
-            time.sleep(0.1)
+            select.select([connection], [], [], 10 if status == 401 else 0.1)
             connection.sendall(b"zz\r\n")
             answer = read_all(connection)
         assert (answer.count(b"HTTP/1.1 "), answer[9:12]) == (1, b"%d" % status)
@@ -157,11 +146,13 @@ def test_what_is_no_body_ends(serve: Any, fakes: Any, rest: bytes) -> None:
 @pytest.mark.parametrize("begin", [b"", b"\r\n"])
 def test_connections_that_send_nothing_are_closed(serve: Any, fakes: Any, begin: bytes) -> None:
     url = serve(fakes.engine(), limits=Limits(header_timeout=1, idle_timeout=1))
-    with connected(url) as new, connected(url) as old:
+    with connected(url) as old, connected(url) as new:
         old.sendall(HEALTH)
         assert old.recv(2**16).startswith(b"HTTP/1.1 200")
-        old.sendall(begin)
-        assert read_all(old) == read_all(new) == b""
+        with suppress(ConnectionError):  # it may be closed already
+            old.sendall(begin)
+            assert read_all(old) == b""
+        assert read_all(new) == b""
 
 
 def test_idle_connections_make_room_for_new_ones(serve: Any, fakes: Any) -> None:
@@ -189,7 +180,7 @@ def test_busy_connections_stay(serve: Any, fakes: Any, limits: Limits) -> None:
         assert "No room: there are 2 connections" in refused.json()["error"]["message"]
         assert httpx.get(url + "/health").status_code == 200
         assert busy.recv(100)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while httpx.get(url + "/v1/models").status_code != 200:
         assert time.monotonic() < deadline
 
@@ -205,23 +196,20 @@ def test_pipelined_requests_are_counted(serve: Any, fakes: Any) -> None:
 def test_a_body_must_go_on(serve: Any, fakes: Any) -> None:
     url = serve(fakes.engine(), body_timeout=0.3)
     with connected(url) as connection:
-        connection.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
-        begin = time.monotonic()
-        assert sent(connection, b"x", 1) == 1
+        connection.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx")
         answer = connection.recv(2**16)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"stopped after 1 bytes" in answer
-        assert time.monotonic() - begin < 5
 
 
 def test_bodies_wait_for_room(serve: Any, fakes: Any) -> None:
     """One that is announced and does not come holds what it announced; small ones pass."""
-    url = serve(fakes.engine(), max_body=200_000, max_bodies=300_000)
+    url = serve(fakes.engine(), max_body=2**25, max_bodies=2**25 + 100_000)
     body = {"content": "x" * 190_000}
     with ThreadPoolExecutor(1) as pool:
         with connected(url) as slow:
-            slow.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n")
-            time.sleep(0.2)
+            slow.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 33554432\r\n\r\n")
+            slow.sendall(b"x" * 2**24)  # more than sockets hold: it has been let in
             waiting = pool.submit(httpx.post, url + "/tokenize", json=body, timeout=20)
             assert httpx.post(url + "/tokenize", json={"content": "x"}).status_code == 200
             assert not wait([waiting], 0.5).done
@@ -229,16 +217,25 @@ def test_bodies_wait_for_room(serve: Any, fakes: Any) -> None:
 
 
 def test_bodies_that_find_no_room(serve: Any, fakes: Any) -> None:
-    """The first one goes on for as long as the second one waits."""
-    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 200000000\r\n\r\n"
-    url = serve(fakes.engine(), max_body=200_000_000, max_bodies=200_000_000, body_timeout=1.0)
-    with connected(url) as slow, connected(url) as late:
-        slow.sendall(head)
-        slow.sendall(b"x" * 2**24)  # more than sockets hold: it has been let in
-        late.sendall(head)
-        while not select.select([late], [], [], 0.1)[0]:
-            slow.sendall(b"x" * SLOW_BODY)
+    """The first one is read, and stays, for as long as the second one waits."""
+    engine = fakes.engine()
+    encode, reads, goes_on = engine.tokenizer.encode, threading.Event(), threading.Event()
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        reads.set()
+        assert goes_on.wait(20)
+        return encode(*args, **kwargs)
+
+    engine.tokenizer.encode = held
+    url = serve(engine, max_body=100_000, max_bodies=100_000, body_timeout=1.0)
+    body = post("/tokenize", {"content": "x" * 70_000})
+    with connected(url) as first, connected(url) as late:
+        first.sendall(body)
+        assert reads.wait(10)
+        late.sendall(body)
         assert late.recv(100).startswith(b"HTTP/1.1 503")
+        goes_on.set()
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_half_closed_client_gets_its_answer(serve: Any, fakes: Any) -> None:
@@ -288,7 +285,7 @@ def test_a_closed_connection_still_cancels(
             time.sleep(0.01)
     closed = time.monotonic()
     while not engine.cancelled:
-        assert time.monotonic() < closed + 5
+        assert time.monotonic() < closed + 20
         time.sleep(0.01)
 
 
@@ -309,7 +306,7 @@ def wait_for_reset(connection: socket.socket) -> None:
     """Without reading anything."""
     poll = select.poll()
     poll.register(connection, 0)
-    events = poll.poll(10_000)
+    events = poll.poll(60_000)
     assert events
     assert events[0][1] & (select.POLLERR | select.POLLHUP)
 
@@ -436,32 +433,29 @@ def few_files() -> None:
 
 def test_more_idle_connections_than_files(tmp_path: Path) -> None:
     """Somebody else gets in, the log says what was done, and the soft limit is raised."""
-    model = tmp_path / "tiny.gguf"
+    model, log = tmp_path / "tiny.gguf", tmp_path / "log"
     model.write_bytes(b"GGUF")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     script = Path(__file__).resolve().parents[2] / "support" / "scripted_serve.py"
     command = [sys.executable, str(script), "-m", str(model), "--port", str(port)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=few_files, env=os.environ
-    )
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors, preexec_fn=few_files, env=os.environ)
     url = f"http://127.0.0.1:{port}"
     try:
-        with ExitStack() as stack, httpx.Client(base_url=url) as client:
-            for _ in range(500):
-                try:
-                    if client.get("/health").status_code == 200:
-                        break
-                except httpx.ConnectError:
-                    time.sleep(0.02)
+        wait_until_up(url, process, log, 60)
+        with ExitStack() as stack:
             for _ in range(300):
                 stack.enter_context(connected(url))
-            assert httpx.get(url + "/health").status_code == 200
-            assert httpx.post(url + "/tokenize", json={"content": "x"}).status_code == 200
-            time.sleep(1.2)
+            assert httpx.get(url + "/health", timeout=20).status_code == 200
+            answer = httpx.post(url + "/tokenize", json={"content": "x"}, timeout=20)
+            assert answer.status_code == 200
+            until = time.monotonic() + 20
+            while "idle ones closed to make room" not in log.read_text():  # each second
+                assert time.monotonic() < until
+                time.sleep(0.05)
     finally:
         process.terminate()
-        errors = process.communicate(timeout=20)[1]
-    assert "at most 160 connections instead of 1024: the process may open 256 files" in errors
-    assert "idle ones closed to make room" in errors
-    assert "Traceback" not in errors
+        process.wait(20)
+    told = log.read_text()
+    assert "at most 160 connections instead of 1024: the process may open 256 files" in told
+    assert "Traceback" not in told

@@ -19,16 +19,14 @@ from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.server.http.stream import EventStream, Inbox
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
-FREE_WITHIN = 1.0  # seconds after the client has gone
 
 
-def until(condition: Any, seconds: float = 5.0) -> float:
-    """Waits for the condition; the seconds it took."""
-    begin = time.monotonic()
+def until(condition: Any) -> None:
+    """Waits for the condition, less long than a script that nobody cancels."""
+    end = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() - begin < seconds, "the condition did not come true"
+        assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.005)
-    return time.monotonic() - begin
 
 
 def waits(before: list[Event]) -> Any:
@@ -64,7 +62,7 @@ def test_a_client_that_goes_away_frees_its_slot(
     until(lambda: engine.n_running == 1)
     time.sleep(0.05)
     connection.close()
-    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+    until(lambda: engine.n_running == 0)
     assert [number for number, _ in engine.cancelled] == [0]
 
 
@@ -73,7 +71,7 @@ def test_all_choices_are_cancelled(serve: Any, fakes: Any) -> None:
     connection = open_request(serve(engine), BODY | {"stream": True, "n": 3})
     until(lambda: engine.n_running == 3)
     connection.close()
-    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+    until(lambda: engine.n_running == 0)
 
 
 def test_embeddings_are_cancelled(serve: Any, fakes: Any) -> None:
@@ -81,7 +79,7 @@ def test_embeddings_are_cancelled(serve: Any, fakes: Any) -> None:
     connection = open_request(serve(engine), {"input": ["a", "b"]}, "/v1/embeddings")
     until(lambda: engine.n_running == 2)
     connection.close()
-    assert until(lambda: engine.n_running == 0) < FREE_WITHIN
+    until(lambda: engine.n_running == 0)
 
 
 def test_nothing_is_cancelled_after_the_end(serve: Any, fakes: Any) -> None:
@@ -201,7 +199,7 @@ def test_a_request_that_has_ended_before_its_ticket_is_there() -> None:
     async def run() -> list[Any]:
         stream = EventStream(Quick(), Inbox(asyncio.get_running_loop()))  # type: ignore[arg-type]
         await stream.submit([SLOW])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return [batch async for batch in stream]
 
     assert len(asyncio.run(run())) == 1
@@ -212,7 +210,7 @@ def test_a_client_that_goes_away_before_the_ticket_is_there() -> None:
 
     class Slow(Collector):
         def submit(self, request: Request, on_event: Any) -> int:
-            submits.wait(5)
+            submits.wait(20)
             return super().submit(request, on_event)
 
     async def gone() -> dict[str, str]:
