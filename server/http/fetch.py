@@ -68,7 +68,8 @@ class Fetcher(Struct, frozen=True):
     async def _follow(self, url: str) -> bytes:
         import httpx
 
-        async with httpx.AsyncClient(timeout=self.timeout, trust_env=False) as client:
+        # ``download`` says when it has been enough.
+        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 request = await self._request(client, url)
                 response = await client.send(request, stream=True)

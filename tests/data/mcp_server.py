@@ -28,7 +28,7 @@ TOOLS = [
 
 def call(name, arguments):
     if name == "sleep":
-        time.sleep(1)
+        time.sleep(3)
     if name == "add":
         return str(arguments["a"] + arguments["b"])
     if arguments.get("query") == "broken":

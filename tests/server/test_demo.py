@@ -207,17 +207,24 @@ def test_pips_own_error_is_shown(tmp_path, monkeypatch):
 
 
 def test_growth_of_pips_temporary_files_is_reported(tmp_path, monkeypatch):
+    """Pip goes on as soon as it has been reported."""
     monkeypatch.setattr(demo, "_POLL_SECONDS", 0.01)
+    seen = tmp_path / "seen"
     _program(
         monkeypatch,
         "import os, sys, tempfile, time\n"
         "with tempfile.NamedTemporaryFile() as file:\n"
-        "    file.write(bytes(5000)); file.flush(); time.sleep(0.3)\n"
+        "    file.write(bytes(5000)); file.flush()\n"
+        f"    while not os.path.exists({str(seen)!r}): time.sleep(0.01)\n"
         "os.mkdir(sys.argv[1]); open(sys.argv[1] + '/a.whl', 'w').close()\n",
     )
-    seen = set()
-    assert demo.download_wheel(tmp_path, lambda done, total: seen.add(done)).name == "a.whl"
-    assert 5000 in seen
+
+    def report(done: int, total: int) -> None:
+        if done == 5000:
+            seen.touch()
+
+    assert demo.download_wheel(tmp_path, report).name == "a.whl"
+    assert seen.exists()
 
 
 def test_interrupt_ends_pip(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from gguf_serve.server.options.settings import Settings
 
 SCRIPT = Path(__file__).parents[1] / "support" / "scripted_serve.py"
 BODY = {"prompt": "x", "stream": True}
+SECONDS = 60  # until a process is given up
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -64,9 +65,10 @@ def start() -> Iterator[Start]:
 
 def get(url: str, process: subprocess.Popen[str]) -> httpx.Response:
     """As soon as somebody listens."""
-    for _ in range(500):
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
         try:
-            return httpx.get(url)
+            return httpx.get(url, timeout=SECONDS)
         except httpx.ConnectError:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
@@ -78,22 +80,22 @@ def wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, float, str]:
-    """Exit code, seconds until the end, what was on stderr."""
-    begin = time.monotonic()
+def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Exit code, what was on stderr."""
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
-    return process.returncode, time.monotonic() - begin, errors
+    _, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, errors
 
 
-def test_listens_while_it_loads(start: Start, model: str) -> None:
-    port = free_port()
-    process = start("-m", model, "--port", str(port), LOAD_SECONDS="1")
+def test_listens_while_it_loads(start: Start, model: str, tmp_path: Path) -> None:
+    port, loaded = free_port(), tmp_path / "loaded"
+    process = start("-m", model, "--port", str(port), LOADED=str(loaded))
     url = f"http://127.0.0.1:{port}"
     assert get(f"{url}/health", process).json()["error"]["message"] == "Loading model"
+    loaded.touch()
     wait_until_ready(url, process)
-    code, seconds, errors = end(process)
-    assert (code, seconds < 5) == (0, True)
+    code, errors = end(process)
+    assert code == 0
     for words in (
         "Loading tiny.gguf",
         "1.54B parameters",
@@ -120,24 +122,24 @@ def test_a_signal_ends_streams_and_the_process(
     with httpx.stream("POST", f"{url}/v1/completions", json=BODY, timeout=20) as response:
         lines = response.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["text"] == "x"
-        code, seconds, errors = end(process, number)
+        code, errors = end(process, number)
         rest = [line for line in lines if line]
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == 503
-    assert (code, seconds < 5) == (0, True), errors
+    assert code == 0, errors
     assert "Traceback" not in errors
 
 
-def test_a_signal_ends_loading(start: Start, model: str) -> None:
+def test_a_signal_ends_loading(start: Start, model: str, tmp_path: Path) -> None:
     port = free_port()
-    process = start("-m", model, "--port", str(port), LOAD_SECONDS="60")
+    process = start("-m", model, "--port", str(port), LOADED=str(tmp_path / "never"))
     get(f"http://127.0.0.1:{port}/health", process)
-    code, seconds, errors = end(process)
-    assert (code, seconds < 5) == (0, True), errors
+    code, errors = end(process)
+    assert code == 0, errors
 
 
 def test_a_model_that_cannot_be_loaded(start: Start, model: str) -> None:
     process = start("-m", model, "--port", "0", FAIL="1")
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "serve: tiny.gguf: unknown architecture 'abacus'"
     assert "Traceback" not in errors
@@ -203,7 +205,7 @@ def test_a_port_in_use(start: Start, model: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = start("-m", model, "--port", str(port))
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     expected = f"serve: port {port} of 127.0.0.1 is in use: choose another with --port"
     assert errors.splitlines()[-1] == expected
@@ -221,7 +223,7 @@ def test_several_hosts_and_a_unix_socket(start: Start, model: str, tmp_path: Pat
         wait_until_ready(f"http://{host}:{port}", process)
     with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
         assert client.get("http://x/health").json() == {"status": "ok"}
-    code, _, errors = end(process)
+    code, errors = end(process)
     assert code == 0
     assert f"unix:{path}" in errors
     assert not os.path.exists(path)
@@ -255,7 +257,7 @@ def test_options_reach_the_engine_and_flags_win(start: Start, model: str, tmp_pa
 
 def test_a_log_file_that_cannot_be_written(start: Start, model: str, tmp_path: Path) -> None:
     process = start("-m", model, "--port", "0", "--log-file", str(tmp_path / "no" / "log"))
-    errors = process.communicate(timeout=20)[1]
+    errors = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 1
     assert errors.startswith("serve: --log-file: cannot write")
 
@@ -270,7 +272,7 @@ def test_a_log_file_on_a_full_disk(start: Start, model: str) -> None:
         claimed = {"x-forwarded-for": "6.6.6.6"}
         response = httpx.get(f"http://127.0.0.1:{port}/health", headers=claimed)
         assert response.status_code == 200
-    errors = end(process)[2]
+    errors = end(process)[1]
     assert errors.count("--log-file: cannot write /dev/full: No space left on device") == 1
     assert errors.count("GET /health") >= 20
     assert "6.6.6.6" not in errors
@@ -285,7 +287,7 @@ def test_what_clients_cause_is_logged_once(start: Start, model: str) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(b"nonsense\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 400")
-    assert end(process)[2].count("Invalid HTTP request received.") == 1
+    assert end(process)[1].count("Invalid HTTP request received.") == 1
 
 
 def test_list_devices() -> None:
@@ -319,17 +321,20 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
     trusted = ssl.create_default_context(cafile=certificate)
     url = f"https://127.0.0.1:{port}"
     with httpx.Client(verify=trusted) as client:
-        for _ in range(500):
+        until = time.monotonic() + SECONDS
+        while True:
             try:
-                if client.get(f"{url}/llm/health").status_code == 200:
+                answer = client.get(f"{url}/llm/health")
+                if answer.status_code == 200:
                     break
-            except httpx.ConnectError:
+            except httpx.TransportError:  # nobody listens, or a handshake was too slow
                 assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
             time.sleep(0.02)
-        assert client.get(f"{url}/llm/health").json() == {"status": "ok"}
+        assert answer.json() == {"status": "ok"}
     with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
         assert silent.recv(1) == b""  # a handshake has no more time than a header
-    code, _, errors = end(process)
+    code, errors = end(process)
     assert code == 0
     assert f"listening     {url}" in errors
 
@@ -349,7 +354,7 @@ def test_command_lines_of_llama_servers(start: Start, model: str, line: str) -> 
     process = start("-m", model, "--port", str(port), *shlex.split(line.replace("MODEL", model)))
     url = f"http://127.0.0.1:{port}"
     wait_until_ready(url, process)
-    code, _, errors = end(process)
+    code, errors = end(process)
     assert code == 0
     assert errors.count(" nothing here: ") == (4 if "--numa" in line else 2), errors
 
@@ -387,7 +392,7 @@ def test_keys_and_limits_are_read_again(start: Start, model: str, tmp_path: Path
     process.send_signal(signal.SIGHUP)
     time.sleep(0.1)
     assert status("new") == 404
-    code, _, errors = end(process)
+    code, errors = end(process)
     assert code == 0
     assert "the keys have been read again" in errors
     assert "the limits have been read again" in errors
@@ -396,11 +401,10 @@ def test_keys_and_limits_are_read_again(start: Start, model: str, tmp_path: Path
 
 
 def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.02)
-    raise AssertionError("it never comes true")
 
 
 def test_the_log_as_json(model: str) -> None:

@@ -25,6 +25,7 @@ ANSWERED = """() => {
   return isWhole ? `${all.length} ${asked.textContent}` : null;
 }"""
 expect = sync_api.expect
+expect.set_options(timeout=WAIT)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import subprocess
 import time
@@ -10,10 +12,20 @@ from typing import Any
 
 import httpx
 
+# Below those that systems give to connections and to whoever asks for any.
+PORTS = range(10_000, 32_000)
+_ports = random.Random(os.getpid())  # each of the processes that test has its own order
+
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """One that nobody listens at, and that nobody else is likely to be given meanwhile."""
+    while True:
+        port = _ports.choice(PORTS)
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:  # it is in use
+            continue
 
 
 def wait_until_up(url: str, process: subprocess.Popen[Any], log: Path, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Not a test: ``serve`` with a slow engine that needs no device, for test_launch.py.
 
-It takes LOAD_SECONDS to load, fails to with FAIL, and counts until it is cancelled; with STUCK it
-takes no notice of that. The machine has DEVICES devices, else one.
+It loads until there is a file LOADED, fails to with FAIL, and counts until it is cancelled; with
+STUCK it takes no notice of that. The machine has DEVICES devices, else one.
 """
 
 from __future__ import annotations
@@ -77,10 +77,9 @@ class Engine:
 def load_engine(path: Path, options: Any, progress: Any, wires: Any) -> Engine:
     if "FAIL" in os.environ:
         raise ModelError(f"{path.name}: unknown architecture 'abacus'")
-    steps = 100
-    for step in range(steps):
-        progress(step / steps)
-        time.sleep(float(os.environ.get("LOAD_SECONDS", "0")) / steps)
+    while "LOADED" in os.environ and not os.path.exists(os.environ["LOADED"]):
+        progress(0.5)
+        time.sleep(0.02)
     progress(1.0)
     return Engine(path, options)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import pytest
+from listening import free_port
 
 from gguf_serve.server.container.health_check import is_healthy
 
@@ -28,6 +28,4 @@ def test_variables_count_too(serve: Any, fakes: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert not is_healthy(["serve", "-m", "a.gguf", "--port", str(port)])
+    assert not is_healthy(["serve", "-m", "a.gguf", "--port", str(free_port())])

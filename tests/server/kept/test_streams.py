@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gguf_serve.engine.request import Delta, Event, Request
 from gguf_serve.server.kept import streams
 
 BODY = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -17,9 +19,29 @@ CHAT = "/v1/chat/completions"
 NAMED = {"X-Conversation-Id": "c/1"}
 
 
+class Held:
+    """A script that stops behind the first letter until it may go on, or is cancelled."""
+
+    def __init__(self, fakes: Any) -> None:
+        self._say = fakes.say("abcdefgh")
+        self.goes_on = threading.Event()
+
+    def __call__(self, request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        for event in self._say(request, cancelled):
+            yield event
+            while isinstance(event, Delta) and not cancelled.is_set():
+                if self.goes_on.wait(0.02):
+                    break
+
+
 @pytest.fixture
-def http(serve: Any, fakes: Any) -> Iterator[httpx.Client]:
-    engine = fakes.engine(fakes.say("abcdefgh", pause=0.05))
+def script(fakes: Any) -> Held:
+    return Held(fakes)
+
+
+@pytest.fixture
+def http(serve: Any, fakes: Any, script: Held) -> Iterator[httpx.Client]:
+    engine = fakes.engine(script)
     with httpx.Client(base_url=serve(engine)) as client:
         client.engine = engine  # type: ignore[attr-defined]
         yield client
@@ -50,14 +72,16 @@ def looked_up(http: httpx.Client, *names: str) -> Any:
         ("/api/chat", BODY, b"}\n"),
     ],
 )
-def test_the_rest_of_a_stream(http: Any, path: str, body: Any, last: bytes) -> None:
+def test_the_rest_of_a_stream(http: Any, script: Held, path: str, body: Any, last: bytes) -> None:
     """Every byte once, from whichever on, as often as it is asked for, while it is written and
     later; nothing is computed again."""
     begun = broken_off(http, path, body)
     (state,) = looked_up(http, "c/1")
     assert state["is_done"] is False
     assert state["completed_at"] == 0
-    answer = rest(http, len(begun))
+    with http.stream("GET", "/v1/stream", params={"conv_id": "c/1", "from": len(begun)}) as answer:
+        script.goes_on.set()
+        answer.read()
     whole = begun + answer.content
     assert whole.endswith(last)
     assert b"".join(re.findall(rb':"([a-h])"', whole)) == b"abcdefgh"
@@ -83,7 +107,7 @@ def test_a_stream_without_a_name_ends_with_its_connection(http: Any) -> None:
 def until(condition: Any) -> None:
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         time.sleep(0.01)
 
 
@@ -97,10 +121,11 @@ def test_stop(http: Any) -> None:
     assert looked_up(http, "c/1") == []
 
 
-def test_the_next_request_of_a_conversation_ends_the_last(http: Any) -> None:
+def test_the_next_request_of_a_conversation_ends_the_last(http: Any, script: Held) -> None:
     broken_off(http)
     broken_off(http)
     until(lambda: http.engine.cancelled)
+    script.goes_on.set()
     assert [number for number, _ in http.engine.cancelled] == [0]
     assert b"[DONE]" in rest(http, 0).content
 
@@ -140,9 +165,12 @@ def test_a_failure_before_the_first_byte_is_an_error_and_leaves_nothing(
         assert rest(http, 0).status_code == 404
 
 
-def test_what_is_too_long_loses_its_beginning(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_long_loses_its_beginning(
+    http: Any, script: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams, "KEPT_BYTES", 600)
     begun = broken_off(http)
+    script.goes_on.set()
     rest(http, len(begun))
     (state,) = looked_up(http, "c/1")
     lost = rest(http, 0)
@@ -154,17 +182,18 @@ def test_what_is_too_long_loses_its_beginning(http: Any, monkeypatch: pytest.Mon
 
 
 def test_the_oldest_that_have_ended_make_room(
-    serve: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Any, fakes: Any, script: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all still run, one more is a stream as others are."""
     monkeypatch.setattr(streams, "KEPT_BYTES", 10_000)
-    engine = fakes.engine(fakes.say("abcdefgh", pause=0.05))
-    with httpx.Client(base_url=serve(engine, response_memory=20_000)) as http:
+    with httpx.Client(base_url=serve(fakes.engine(script), response_memory=20_000)) as http:
         for name in ("1", "2", "3"):
             broken_off(http, **{"X-Conversation-Id": name})
         assert [state["conversation_id"] for state in looked_up(http, "1", "2", "3")] == ["1", "2"]
+        script.goes_on.set()
         rest(http, 0, "1")
         rest(http, 0, "2")
+        script.goes_on.clear()
         for name in ("4", "5"):
             broken_off(http, **{"X-Conversation-Id": name})
         found = [state["conversation_id"] for state in looked_up(http, *"12345")]

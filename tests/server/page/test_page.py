@@ -124,7 +124,7 @@ def test_tokens_show_their_alternatives_and_one_goes_on(
     opened.ask("Hi")
     opened.button("Tokens").click()
     tokens = opened.page.locator(".tokens [role=option]")
-    assert tokens.count() == 3
+    expect(tokens).to_have_count(3)
     assert "p2" in tokens.nth(1).get_attribute("class")  # exp(-1) is 37 %
     opened.page.locator(".tokens").focus()
     opened.page.keyboard.press("ArrowRight")

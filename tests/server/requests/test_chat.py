@@ -167,7 +167,7 @@ def test_reasoning_is_ended_by_the_client(serve: Any, fakes: Any) -> None:
     def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
         yield Started(3, 0, 0)
         yield Delta("<think>hm", (1,))
-        assert ended.wait(5)
+        assert ended.wait(20)
         yield Delta("</think>ok", (2,))
         yield Finished("eos", Timings(predicted_n=2))
 
@@ -184,9 +184,9 @@ def test_reasoning_is_ended_by_the_client(serve: Any, fakes: Any) -> None:
         assert answer["success"]
         rest = "".join(lines)
     assert '"content":"ok"' in rest
-    time.sleep(0.05)
-    answer = httpx.post(url + "/v1/chat/completions/control", json=asked).json()
-    assert not answer["success"]
+    end = time.monotonic() + 20  # what follows an answer in the server may still be on its way
+    while httpx.post(url + "/v1/chat/completions/control", json=asked).json()["success"]:
+        assert time.monotonic() < end
     assert engine.requests[0].reasoning.n_tokens == -1
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+
+from gguf_serve.engine.request import Event, Request
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "/infill": {"input_prefix": "a", "input_suffix": "b"},
@@ -17,7 +21,16 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 def engine_for(fakes: Any) -> Any:
-    engine = fakes.engine(fakes.say("x" * 20, pause=0.05))
+    """It ends no answer before there is a second request, or the first is cancelled."""
+    say = fakes.say("x" * 20)
+
+    def script(request: Request, cancelled: threading.Event) -> Iterator[Event]:
+        end = time.monotonic() + 20
+        while len(engine.requests) < 2 and not cancelled.wait(0.01):
+            assert time.monotonic() < end
+        yield from say(request, cancelled)
+
+    engine = fakes.engine(script)
     engine.tokenizer.fim = fakes.fim(prefix=1, suffix=2, middle=3)
     return engine
 

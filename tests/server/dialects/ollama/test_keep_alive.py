@@ -37,10 +37,9 @@ def test_a_model_is_unloaded_and_comes_back(serve: Any, fakes: Any) -> None:
     assert len(httpx.get(url + "/api/ps").json()["models"]) == 1
     answer = httpx.post(url + "/api/generate", json={"model": "m", "keep_alive": 0}).json()
     assert answer["done_reason"] == "unload"
-    begin = time.monotonic()
-    while httpx.get(url + "/api/ps").json()["models"]:
-        assert time.monotonic() - begin < 5
-    assert not first.healthy
+    end = time.monotonic() + 20
+    while httpx.get(url + "/api/ps").json()["models"] or first.healthy:  # a thread closes it
+        assert time.monotonic() < end
     assert httpx.get(url + "/api/tags").json()["models"]  # which wakes nobody
     assert httpx.post(url + "/api/chat", json=chat | {"keep_alive": "1h"}).status_code == 200
     assert len(second.requests) == 1

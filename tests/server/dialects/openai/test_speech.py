@@ -68,7 +68,7 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
 
 def logged(caplog: pytest.LogCaptureFixture) -> str:
     """The line of the one request, which follows its answer."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while time.monotonic() < until:
         for record in caplog.records:
             if record.name == request_log.__name__:
@@ -119,7 +119,7 @@ def test_events(serve: Serve, engine: Any) -> None:
 def test_it_is_heard_while_it_is_made(serve: Serve, engine: Any, fakes: Any) -> None:
     engine.script = fakes.speak(pause=0.05)
     url = serve(engine) + PATH
-    body = {"input": "a" * 40, "response_format": "pcm"}
+    body = {"input": "a" * 400, "response_format": "pcm"}
     with httpx.stream("POST", url, json=body, timeout=30) as response:
         next(response.iter_raw())
         assert engine.n_running == 1
@@ -128,16 +128,20 @@ def test_it_is_heard_while_it_is_made(serve: Serve, engine: Any, fakes: Any) -> 
 def test_a_request_begins_when_the_one_before_it_has_ended(
     serve: Serve, engine: Any, fakes: Any
 ) -> None:
-    running = []
+    order = []
 
     def script(request: Any, cancelled: threading.Event) -> Any:
-        running.append(engine.n_running)
-        yield from fakes.speak(pause=0.01)(request, cancelled)
+        order.append("begin")
+        *sounds, end = fakes.speak()(request, cancelled)
+        yield from sounds
+        time.sleep(0.02)
+        order.append("end")
+        yield end
 
     engine.script = script
     assert ask(serve(engine), input="a. b. c").content == samples("a") + samples(" b c")
     assert len(engine.requests) == 3
-    assert max(running) <= 2  # the thread of the one before may still be ending
+    assert order == ["begin", "end"] * 3
 
 
 def test_whoever_leaves_ends_it(serve: Serve, engine: Any, fakes: Any) -> None:
@@ -145,7 +149,7 @@ def test_whoever_leaves_ends_it(serve: Serve, engine: Any, fakes: Any) -> None:
     body = {"input": "a" * 100 + ". and more", "response_format": "pcm"}
     with httpx.stream("POST", serve(engine) + PATH, json=body, timeout=30) as response:
         next(response.iter_raw())
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while not engine.cancelled and time.monotonic() < until:
         time.sleep(0.01)
     assert [ticket for ticket, _ in engine.cancelled] == [0]
@@ -157,21 +161,42 @@ def test_a_fault_before_the_first_sound_is_an_error(serve: Serve, engine: Any, f
     assert refusal(serve(engine), status=500) == "the device is lost"
 
 
+def fault_behind(fakes: Any, begun: threading.Event) -> Any:
+    """A script of some sounds, and a fault when it is known that they have been heard."""
+
+    def script(request: Any, cancelled: threading.Event) -> Any:
+        speak = fakes.speak(fault="the device is lost", n_before=3)
+        *sounds, fault = speak(request, cancelled)
+        yield from sounds
+        assert begun.wait(20)
+        yield fault
+
+    return script
+
+
 @pytest.mark.parametrize("form", ["pcm", "mp3"])
 def test_a_fault_behind_it_cuts_the_sound(
     serve: Serve, engine: Any, fakes: Any, caplog: pytest.LogCaptureFixture, form: str
 ) -> None:
     """A client can tell that from an end, and the log says why."""
-    engine.script = fakes.speak(pause=0.05, fault="the device is lost", n_before=3)
-    url = serve(engine)
-    with pytest.raises(httpx.TransportError):
-        ask(url, input="abcdef", response_format=form)
+    begun = threading.Event()
+    engine.script = fault_behind(fakes, begun)
+    url, body = serve(engine) + PATH, {"input": "abcdef", "response_format": form}
+    with httpx.stream("POST", url, json=body, timeout=30) as response:
+        begun.set()
+        with pytest.raises(httpx.TransportError):
+            response.read()
     assert "the device is lost" in logged(caplog)
 
 
 def test_a_fault_among_events_is_one(serve: Serve, engine: Any, fakes: Any) -> None:
-    engine.script = fakes.speak(pause=0.05, fault="the device is lost", n_before=3)
-    *_, last = events(ask(serve(engine), input="abcdef", stream_format="sse"))
+    begun = threading.Event()
+    engine.script = fault_behind(fakes, begun)
+    body = {"input": "abcdef", "response_format": "pcm", "stream_format": "sse"}
+    with httpx.stream("POST", serve(engine) + PATH, json=body, timeout=30) as response:
+        begun.set()
+        response.read()
+    *_, last = events(response)
     assert last["error"]["message"] == "the device is lost"
 
 
