@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -368,6 +369,15 @@ def fakes() -> type[Fakes]:
 Serve = Callable[..., str]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """httpx gives up after 5 s, in which a busy machine may have answered nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, name, 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ending() -> Iterator[list[threading.Thread]]:
     """Servers that have been told to end, which uvicorn takes 0.2 s of waiting for: time that the
@@ -453,7 +463,7 @@ def client() -> Iterator[Callable[..., openai.OpenAI]]:
     clients: list[openai.OpenAI] = []
 
     def make(url: str, api_key: str = "none") -> openai.OpenAI:
-        made = openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=20)
+        made = openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=60)
         clients.append(made)
         return made
 

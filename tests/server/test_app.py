@@ -157,7 +157,7 @@ def test_slashes(serve: Any, fakes: Any) -> None:
 def test_a_body_that_does_not_arrive(serve: Any, fakes: Any) -> None:
     url = serve(fakes.engine(), timeout=0.2)
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(
             f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode()
         )
@@ -172,7 +172,7 @@ def test_two_hundred_requests_on_four_slots(serve: Any, fakes: Any) -> None:
     async def one(client: httpx.AsyncClient, number: int) -> str:
         body = {"prompt": f"{number:03}", "stream": number % 2 == 0}
         if number % 10 == 0:
-            hasty = httpx.Timeout(20, read=0.05)
+            hasty = httpx.Timeout(60, read=0.05)
             with contextlib.suppress(httpx.ReadTimeout):
                 await client.post(url + "/v1/completions", json=body, timeout=hasty)
             return "left"
@@ -184,7 +184,7 @@ def test_two_hundred_requests_on_four_slots(serve: Any, fakes: Any) -> None:
 
     async def all_of_them() -> list[str]:
         async with httpx.AsyncClient(
-            timeout=20, limits=httpx.Limits(max_connections=300)
+            timeout=60, limits=httpx.Limits(max_connections=300)
         ) as client:
             return await asyncio.gather(*(one(client, number) for number in range(200)))
 
@@ -192,7 +192,7 @@ def test_two_hundred_requests_on_four_slots(serve: Any, fakes: Any) -> None:
     assert counts == {"left": 20, "refused 400": 26, "answered": 154}
     begin = time.monotonic()
     while engine.n_running:
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         time.sleep(0.01)
 
 

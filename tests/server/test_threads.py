@@ -34,7 +34,7 @@ class Gate:
     def behind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def stopped(*args: Any, **kwargs: Any) -> Any:
             self.reached.set()
-            self.passed &= self.opened.wait(5)
+            self.passed &= self.opened.wait(20)
             return function(*args, **kwargs)
 
         return stopped
@@ -102,7 +102,7 @@ def test_a_stream_goes_on(
         owner = {"tokenizer": engine.tokenizer, "engine": engine}.get(place, place)
         monkeypatch.setattr(owner, name, gate.behind(getattr(owner, name)))
         answer = slow.submit(httpx.post, url + path, json=body, timeout=20)
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(20)
         until = time.monotonic() + 0.1  # longer than what has been sent by now lasts
         while time.monotonic() < until:
             next(lines)

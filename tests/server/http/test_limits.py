@@ -34,7 +34,7 @@ STREAM = {"prompt": "x", "stream": True}
 
 
 @contextmanager
-def connected(url: str, timeout: float = 10.0) -> Iterator[socket.socket]:
+def connected(url: str, timeout: float = 30.0) -> Iterator[socket.socket]:
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout) as connection:
         yield connection

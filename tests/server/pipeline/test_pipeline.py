@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gguf_serve.engine.request import (
     Delta,
     Embedded,
     Embedding,
+    Event,
     Failed,
     PromptScored,
     Request,
@@ -41,12 +43,15 @@ class Pipeline:
 
     def __init__(self, path: Path, n: int = 2, options: EngineOptions = OPTIONS) -> None:
         self._n, self.broken = n, 0  # of the next processes, how many are gone at once
+        self.may_connect = threading.Event()
+        self.may_connect.set()
         model = load_model(path, options, lambda share: None, self._connect())
         assert model.stages is not None
         replacements = partial(model.stages.replaced, self._connect)
         self.engine = engine_of(model, [0], replacements=replacements)
 
     def _connect(self) -> list[ChannelWire]:
+        assert self.may_connect.wait(SECONDS)
         self.processes = Processes(self._n - 1, None)
         if self.broken:
             self.broken -= 1
@@ -78,6 +83,19 @@ def alone(dense_model: Path) -> Iterator[Engine]:
     made = engine_of(load_model(dense_model, OPTIONS, lambda share: None), [0])
     yield made
     made.close()
+
+
+class Held(Reply):
+    """Has the engine wait after each piece of text until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Delta):
+            self.goes_on.wait(SECONDS)
 
 
 def told(reply: Reply) -> list[object]:
@@ -151,11 +169,13 @@ def test_pages_run_out_under_two_steps(dense_model: Path, alone: Engine) -> None
 def test_without_another_stage_all_ends(dense_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "PATIENCE", 0.0)
     made = Pipeline(dense_model)
-    reply = submit(made.engine, random_prompt(20), 800, SEEDED)
+    reply = Held()
+    made.engine.submit(Request(tuple(random_prompt(20)), SEEDED, 800), reply)
     wait_until(lambda: bool(reply.all(Delta)))
     assert made.engine.healthy
     made.broken = 1
     made.kill()
+    reply.goes_on.set()
     failed = reply.wait().events[-1]
     assert isinstance(failed, Failed)
     assert "stage 1 at 127.0.0.1:" in failed.message
@@ -183,10 +203,12 @@ def test_a_lost_stage_is_replaced(
     replies = ask_all(made.engine)
     wait_until(lambda: len(replies[2].all(Delta)) > 5)
     made.broken = 1
+    made.may_connect.clear()
     made.kill()
     wait_until(lambda: not made.engine.healthy)
     assert "is gone" in made.engine.fault
     late = submit(made.engine, random_prompt(7), 8)  # waits, too
+    made.may_connect.set()
     assert [told(reply) for reply in replies] == [told(reply) for reply in ask_all(alone)]
     assert told(late) == told(submit(alone, random_prompt(7), 8))
     scored = [reply.all(PromptScored) for reply in (replies[3], ask_all(alone)[3].wait())]
@@ -214,8 +236,10 @@ def test_a_request_that_costs_stages_is_given_up(
     assert isinstance(failed, Failed)
     assert failed.message.endswith("is gone, and 1 before it")
     wait_until(lambda: made.engine.healthy)
+    made.may_connect.clear()
     made.kill()
     wait_until(lambda: not made.engine.healthy)
+    made.may_connect.set()
     assert told(submit(made.engine, random_prompt(7), 8)) == told(
         submit(alone, random_prompt(7), 8)
     )

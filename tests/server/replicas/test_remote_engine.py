@@ -48,11 +48,12 @@ def replicas(engines: list[Engine]) -> Iterator[Replicas]:
 
 
 class Cutting(Reply):
-    """Kills the host that serves after so many deltas."""
+    """Kills the host that serves after so many deltas, and before many more."""
 
-    def __init__(self, replicas: Replicas, *after: int) -> None:
+    def __init__(self, replicas: Replicas, after: int) -> None:
         super().__init__()
-        self._replicas, self._after, self.killed = replicas, list(after), threading.Event()
+        self._replicas, self._after, self.killed = replicas, [after], threading.Event()
+        self._goes_on = replicas.brake(after + 3)
 
     def __call__(self, event: Any) -> None:
         super().__call__(event)
@@ -63,6 +64,7 @@ class Cutting(Reply):
 
     def _kill(self) -> None:
         self._replicas.kill(self._replicas.serving())
+        self._goes_on.set()
         self.killed.set()
 
 
@@ -88,7 +90,7 @@ def test_everything_passes_as_from_the_engine_itself(
             assert [
                 structs.replace(e, mark=None) if kind is Delta else e for e in there.all(kind)
             ] == (here.all(kind))
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while (stats := replicas.front.stats()).n_generated_tokens < 300:
         assert time.monotonic() < until  # each engine tells once a second
         time.sleep(0.05)
@@ -121,7 +123,7 @@ def test_a_lost_engine_s_requests_go_on(engines: list[Engine]) -> None:
         reply = Cutting(replicas, 5)
         ask(replicas, reply, 400, n_probs=2, **asked)
         assert told(reply) == told(alone)
-        assert reply.killed.wait(5)
+        assert reply.killed.wait(20)
         assert len(reply.all(Started)) == 1
         assert len(reply.all(PromptScored)) == len(alone.all(PromptScored))
         assert reply.end.timings.predicted_n == alone.end.timings.predicted_n
@@ -140,7 +142,7 @@ def test_many_requests_and_one_loss_after_another(
         {"sampling": replace(SEEDED, seed=i), "prompt": random_prompt(60, i % 5)} for i in range(16)
     ]
     alone = [told(submit(engines[0], max_tokens=120, **one)) for one in asked]
-    replies = [Reply() for _ in asked]
+    replies, goes_on = [Reply() for _ in asked], replicas.brake(40)
     for one, reply in zip(asked, replies, strict=True):
         replicas.front.submit(Request(tuple(one["prompt"]), one["sampling"], 120), reply)
     for i in range(6):
@@ -148,6 +150,7 @@ def test_many_requests_and_one_loss_after_another(
         name = f"host {i % 2}"
         engine = replicas.hosts[name].engine
         replicas.kill(name)
+        goes_on.set()
         replicas.hosts[name] = Host(engine, ("127.0.0.1", 0), KEY)
         replicas.know()
         replicas.wait_for(2)
@@ -197,25 +200,28 @@ def test_a_silent_engine_is_a_lost_one(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a link that is down, where no connection ends."""
-    monkeypatch.setattr(channel, "SILENCE", 0.3)
     monkeypatch.setattr(channel, "BEAT", 0.05)
     replicas = Replicas(engines)
-    reply = Reply()
+    reply, goes_on = Reply(), replicas.brake(5)
     ask(replicas, reply, 400)
     name = replicas.serving()
+    replicas.front._links[name]._channel._silence = 0.3
+    time.sleep(0.2)  # it is known from the next message on
     for front in list(replicas.hosts[name]._fronts):
         monkeypatch.setattr(front._channel._connection, "_send", lambda *_: time.sleep(5))
+    goes_on.set()
     assert told(reply) == told(submit(engines[0], PROMPT, 400, SEEDED))
     assert replicas.front.n_moved == 1
     replicas.close()
 
 
 def test_a_draining_engine_gets_nothing_new(engines: list[Engine], replicas: Replicas) -> None:
-    first = Reply()
+    first, goes_on = Reply(), replicas.brake(1)
     ask(replicas, first, 200)
     name = replicas.serving()
     replicas.hosts[name].drain()
     replicas.wait_for(1)
+    goes_on.set()
     for _ in range(4):
         assert ask_whole(replicas, 5).end.reason == "limit"
         assert {link.id for link in replicas.front._up} == set(replicas.hosts) - {name}
@@ -253,16 +259,21 @@ def test_nobody_without_the_key_is_heard(replicas: Replicas) -> None:
 
 
 def test_cancelling_and_slots_by_number(replicas: Replicas) -> None:
-    reply = Reply()
+    reply, goes_on = Reply(), replicas.brake(1)
     ticket = ask(replicas, reply, 900)
-    replicas.serving()
+    host = replicas.hosts[replicas.serving()]
     replicas.front.cancel(ticket)
+    until = time.monotonic() + 30
+    while host.n_requests:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    goes_on.set()
     assert reply.wait().end.reason == "cancelled"
     for slot in (1, 6):
         assert ask_whole(replicas, 3, id_slot=slot).all(Started)[0].id_slot == slot % 4
     states = {state.id: state.n_decoded for state in replicas.front.slots()}
     assert states[1] == states[6] == 3
-    assert replicas.front.erase_slot(6).result(5) > 0
+    assert replicas.front.erase_slot(6).result(20) > 0
 
 
 def test_a_request_is_cancelled_while_it_is_being_sent(
