@@ -6,6 +6,10 @@
 // With MADD_BYTES_256 (byte_products.cl) DEPTH quads can be added in 16 bits before they must
 // become 32 bits, times an integer scale at no cost. Sums of a block are integers, and exact, in
 // all forms.
+//
+// On a Zen 4 multiplications, of bytes and of floats, take one pair of four pipes and are what
+// limits this: with SUPER_SUMS blocks are added up in the unit of their super-block's scale, which
+// is multiplied once, and offsets of codes are where sums begin.
 
 #define TILE 4  // tokens that meet a weight that is loaded
 #define BLOCKS 8  // unpacked into the first cache at a time
@@ -44,6 +48,13 @@
 
 #include "include/byte_products.cl"
 
+#if defined(HALF_SCALES) && !defined(MADD_BYTES_256)
+#define SUPER_SUMS
+#if SUPER != BLOCKS
+#error "tiles begin and end with super-blocks"
+#endif
+#endif
+
 #ifdef MADD_BYTES_256
 
 // sum[t]: a block's products with n tokens, times integer scales if there are any; x_sums: those of
@@ -79,11 +90,7 @@ INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x
                       const int* x_sums, int16* sum) {
     #pragma unroll
     for (int t = 0; t < n; t++) {
-#ifdef SIGNED_CODES  // 128 larger than they are
-        int16 part[2] = {-128 * (x_sums[t] << 16 >> 16), -128 * (x_sums[t] >> 16)};
-#else
-        int16 part[2] = {0, 0};
-#endif
+        int16 part[2] = {-MOVED_UP * (x_sums[t] << 16 >> 16), -MOVED_UP * (x_sums[t] >> 16)};
         #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const int16 xq = (int16)(x[t][at + i]);
@@ -106,9 +113,10 @@ INLINE void dot_block(const int n, const Unpacked* w, global const int* const* x
 
 #endif
 
-// Adds to a the products of block i of n tokens, a constant, that begin at row and scales.
+// Adds to a, or with SUPER_SUMS to sums of the super-block, the products of block i of n tokens, a
+// constant, that begin at row and scales.
 INLINE void dot_tokens(const int n, const Unpacked* w, global const int* const* row,
-                       global const float4* const* scales, int i, float16* a) {
+                       global const float4* const* scales, int i, float16* super, float16* a) {
     int x_sums[MOST_TOKENS];
     int16 sum[MOST_TOKENS];
     #pragma unroll
@@ -123,13 +131,28 @@ INLINE void dot_tokens(const int n, const Unpacked* w, global const int* const* 
         sum[t] = madd(offsets, sums, sum[t]);
 #endif
 #endif
+#ifdef SUPER_SUMS
+        super[t] = fma(convert_float16(sum[t]), (float16)(xs[0]), super[t]);
+#else
         a[t] = fma(convert_float16(sum[t]) * xs[0], w->d, a[t]);
+#endif
 #if defined(ADD_M)
         a[t] = fma(w->m, (float16)(xs[1]), a[t]);
 #elif defined(HALF_MINS)
         a[t] = fma(convert_float16(madd(offsets, sums, 0)) * xs[0], w->m, a[t]);
 #endif
     }
+}
+
+// Adds the sums of a super-block to a; the next one's begin.
+INLINE void add_super(const int n, float16 d, float16* super, float16* a) {
+#ifdef SUPER_SUMS
+    #pragma unroll
+    for (int t = 0; t < n; t++) {
+        a[t] = fma(super[t], d, a[t]);
+        super[t] = 0;
+    }
+#endif
 }
 
 INLINE void unpack_at(global const uchar* q, global const uchar* s, int b, Unpacked* w) {
@@ -144,18 +167,20 @@ INLINE void dot_few(const int n, global const uchar* q, global const uchar* s, X
                     int nt, int n_blocks, float16* acc) {
     global const int* row[MOST_TOKENS];
     global const float4* scales[MOST_TOKENS];
-    float16 a[MOST_TOKENS];
+    float16 super[MOST_TOKENS], a[MOST_TOKENS];
     #pragma unroll
     for (int t = 0; t < n; t++) {
         const size_t at = (size_t)ROW_IN(min(t, nt - 1)) * n_blocks;
         row[t] = x + at * QUADS;
         scales[t] = xd + at;
+        super[t] = 0;
         a[t] = acc[t];
     }
     for (int b = 0; b < n_blocks; b++) {
         Unpacked w;
         unpack_at(q, s, b, &w);
-        dot_tokens(n, &w, row, scales, b, a);
+        dot_tokens(n, &w, row, scales, b, super, a);
+        if (b % SUPER == SUPER - 1) add_super(n, w.d, super, a);
     }
     #pragma unroll
     for (int t = 0; t < n; t++) acc[t] = a[t];
@@ -179,23 +204,25 @@ INLINE void dot_tile(const int n, const Unpacked w[GROUPS][BLOCKS], int blocks, 
                      int from, int nt, int n_blocks, int b, float16 acc[GROUPS][NT]) {
     global const int* row[TILE];
     global const float4* scales[TILE];
-    float16 a[GROUPS][TILE];
     #pragma unroll
     for (int t = 0; t < n; t++) {
         const size_t at = (size_t)ROW_IN(min(from + t, nt - 1)) * n_blocks + b;
         row[t] = x + at * QUADS;
         scales[t] = xd + at;
-        for (int g = 0; g < GROUPS; g++) a[g][t] = acc[g][from + t];
     }
-    #pragma unroll 1
-    for (int i = 0; i < blocks; i++) {
+    #pragma unroll 1  // both together need more registers than there are
+    for (int g = 0; g < GROUPS; g++) {
+        float16 super[TILE], a[TILE];
         #pragma unroll
-        for (int g = 0; g < GROUPS; g++) dot_tokens(n, w[g] + i, row, scales, i, a[g]);
-    }
-    #pragma unroll
-    for (int t = 0; t < n; t++) {
+        for (int t = 0; t < n; t++) {
+            super[t] = 0;
+            a[t] = acc[g][from + t];
+        }
+        #pragma unroll 1
+        for (int i = 0; i < blocks; i++) dot_tokens(n, w[g] + i, row, scales, i, super, a);
+        add_super(n, w[g][0].d, super, a);
         #pragma unroll
-        for (int g = 0; g < GROUPS; g++) acc[g][from + t] = a[g][t];
+        for (int t = 0; t < n; t++) acc[g][from + t] = a[t];
     }
 }
 

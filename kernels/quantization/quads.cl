@@ -10,13 +10,16 @@
 //   BLOCK_SCALES  those of the block by sum_scale(), with MADD_BYTES_256
 //   HALF_SCALES   those of 16 columns by half_scale(); with HALF_OFFSETS offsets * (sums of
 //                 activations) are added, in the unit of d, or with HALF_MINS of m
+// Without MADD_BYTES_256 sums begin at what MOVED_UP, that codes are too large, adds to them.
 // Scales are twice in an int, as shorts; offsets have both halves in one.
 
 #define QUADS 8
 
 #if defined(SCALES_CHARS)
 #define HALF_SCALES
+#ifdef MADD_BYTES_256
 #define HALF_OFFSETS
+#endif
 #elif defined(SCALES_2K)
 #define HALF_SCALES
 #define HALF_OFFSETS
@@ -26,6 +29,14 @@
 #endif
 #if defined(WITH_M) && !defined(SIGNED_CODES) && !defined(HALF_MINS)
 #define ADD_M
+#endif
+
+#if defined(SIGNED_CODES)
+#define MOVED_UP 128
+#elif defined(SCALES_CHARS)
+#define MOVED_UP OFFSET_CODE
+#else
+#define MOVED_UP 0
 #endif
 
 typedef struct {
