@@ -197,6 +197,12 @@ INLINE void dot_group(global const uchar* q, global const uchar* s, X_ARGS, IN_A
 #endif
 }
 
+// Asks for the activations of a token from block `at` on, which lie far from another token's.
+INLINE void prefetch_blocks(X_ARGS, size_t at) {
+    for (int i = 0; i < BLOCKS; i += 2) PREFETCH_NEAR(x + (at + i) * QUADS);
+    for (int i = 0; i < BLOCKS; i += 4) PREFETCH_NEAR(xd + at + i);
+}
+
 // Adds to acc[..][from ..] the products of the next blocks, from block b on, with n tokens; n is a
 // constant. Where there are fewer tokens the last one is computed again, into sums that nobody
 // reads.
@@ -209,6 +215,7 @@ INLINE void dot_tile(const int n, const Unpacked w[GROUPS][BLOCKS], int blocks, 
         const size_t at = (size_t)ROW_IN(min(from + t, nt - 1)) * n_blocks + b;
         row[t] = x + at * QUADS;
         scales[t] = xd + at;
+        prefetch_blocks(X, (size_t)ROW_IN(min(from + TILE + t, nt - 1)) * n_blocks + b);
     }
     #pragma unroll 1  // both together need more registers than there are
     for (int g = 0; g < GROUPS; g++) {
