@@ -7,6 +7,7 @@ anew, rest and all, since the machine that runs this may be busy itself.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -71,8 +72,8 @@ def test_the_watch_sees_a_server_that_stands_still(start: Start) -> None:
         os.kill(server.pid, signal.SIGCONT)
 
     faults, _ = attempt(start(()), Row("a stop", stop))
-    assert faults[0].startswith("/health took 1.")
-    assert faults[1].startswith("a stream's gap of 1.")
+    assert re.match(r"/health took [1-9]", faults[0])
+    assert re.match(r"a stream's gap of [1-9]", faults[1])
 
 
 @pytest.mark.parametrize("row", params())

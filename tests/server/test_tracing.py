@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -76,12 +77,16 @@ def test_a_span_for_each_request(
     httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"n": -1})
     httpx.get(f"{url}/health")
     traces.close()
-    good, bad = collector.spans
+    until = time.monotonic() + 20
+    while len(collector.spans) < 2:  # what has not been sent soon comes later
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    good, bad = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
     assert collector.service == "gguf-serve"
     assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE, PARENT)
     assert good.name == "chat tiny"
     found = values(good.attributes)
-    assert 0 < found.pop("gen_ai.response.time_to_first_chunk") < 5
+    assert 0 < found.pop("gen_ai.response.time_to_first_chunk") < 60
     assert found == {
         "http.request.method": "POST", "url.path": "/v1/chat/completions",
         "http.response.status_code": 200, "gen_ai.operation.name": "chat",

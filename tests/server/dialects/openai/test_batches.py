@@ -243,7 +243,7 @@ def test_a_window_that_is_over(serve: Any, client: Client, fakes: Any, store: St
     store.place(late.output).write_bytes(answer("done", 200, b"{}"))
     store.add_batch(late)
     ended(asking, submit(asking, [line("other", max_tokens=1)]))
-    batch = asking.batches.retrieve(late.id)
+    batch = ended(asking, asking.batches.retrieve(late.id))
     assert (batch.status, batch.request_counts.completed) == ("expired", 1)
     assert batch.expired_at is not None
     assert read(asking, batch.output_file_id).keys() == {"done"}

@@ -34,7 +34,7 @@ def prompt_of(engine: Any) -> str:
 def until(condition: Callable[[], bool]) -> None:
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 30
         time.sleep(0.01)
 
 
