@@ -48,18 +48,22 @@ OTHER_NAMES = {
     "typ": "typ_p",
     "temp": "temperature",
 }
+# llama-server has it no more and passes over its name and letter, which old lists still have.
+DROPPED = ("tfs_z", "f")
 
 
 def parse_samplers(samplers: str | Sequence[str]) -> tuple[str, ...]:
     """Samplers' names from a list, from a text "top_k;min_p" or from letters like "kmt".
 
-    Raises RequestError for an unknown one.
+    Those that llama-server has dropped are left out. Raises RequestError for an unknown one.
     """
     if isinstance(samplers, str):
         if ";" not in samplers and samplers not in SAMPLERS:
-            return tuple(_known(letter, LETTERS.get(letter)) for letter in samplers)
+            return tuple(
+                _known(letter, LETTERS.get(letter)) for letter in samplers if letter not in DROPPED
+            )
         samplers = [name for name in samplers.split(";") if name]
-    return tuple(_known(name, _canonical(name)) for name in samplers)
+    return tuple(_known(name, _canonical(name)) for name in samplers if name not in DROPPED)
 
 
 def _canonical(name: str) -> str | None:

@@ -54,10 +54,11 @@ def problems(settings: Settings) -> list[str]:
 
 
 def unreadable(settings: Settings) -> list[str]:
-    """What is wrong with the models, projectors, adapters and vectors that are named as files."""
+    """What is wrong with the models, projectors, n-grams, adapters and vectors that are files."""
     draft = None if settings.draft_repo else settings.engine.speculation.draft.model
     named = [
         ("-m", settings.model), ("--mmproj", settings.mmproj), ("-md", draft),
+        ("--lookup-cache-static", settings.engine.speculation.static),
         *(("--lora", path) for path in settings.lora),
         *(("--lora-scaled", path) for path, _ in settings.lora_scaled),
         *(("--control-vector", path) for path in settings.control_vector),

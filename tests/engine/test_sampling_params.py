@@ -18,6 +18,8 @@ from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, parse_samplers
         ("penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature", DEFAULT_SAMPLERS),
         ("kpi", ("top_k", "top_p", "infill")),
         (["top_k", "top_p", "infill"], ("top_k", "top_p", "infill")),
+        ("kfypmt", ("top_k", "typ_p", "top_p", "min_p", "temperature")),
+        ("top_k;tfs_z;typical_p", ("top_k", "typ_p")),
         (["top-k", "temp", "typical"], ("top_k", "temperature", "typ_p")),
     ],
 )

@@ -252,7 +252,7 @@ def test_a_model_that_is_not_there() -> None:
 
 
 def test_files_that_are_not_there_are_told_at_once() -> None:
-    options = ["-m", "--mmproj", "-md", "--lora", "--control-vector"]
+    options = ["-m", "--mmproj", "-md", "--lookup-cache-static", "--lora", "--control-vector"]
     scaled = ["--lora-scaled", "--control-vector-scaled"]
     args = [word for option in options for word in (option, "/nowhere")]
     args += [word for option in scaled for word in (option, "/nowhere:1")]
