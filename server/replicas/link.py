@@ -47,6 +47,7 @@ class Link:
         self.adapter_ids: dict[int, int] = {}  # there, by ids here (adapters.py)
         self.is_equipped = False  # with the adapters that it should have
         self.is_draining = self.is_lost = False
+        self._n_others = 0  # requests of other fronts, as of the last beat
         self._owner = owner
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -70,8 +71,7 @@ class Link:
     @property
     def place(self) -> Place:
         assert self.state is not None
-        stats = self.state.stats
-        n = max(stats.n_processing + stats.n_deferred, self.n_flights)  # a beat may be old
+        stats, n = self.state.stats, self._n_others + self.n_flights
         return Place(self.id, stats.n_slots, stats.page_size, stats.n_pages, n)
 
     def submit(self, flight: Flight, request: Request) -> bool:
@@ -115,12 +115,18 @@ class Link:
             case Answer(number):
                 self._answer(message)
             case State():
-                self.state = message
+                self._note(message)
             case Draining():
                 self.is_draining = True
             case Hello():
-                self.state = message.state
+                self._note(message.state)
                 self._owner.link_is_up(self, message)
+
+    def _note(self, state: State) -> None:
+        """A beat may be old when it counts, by which time those of this front have ended."""
+        self.state = state
+        n = state.stats.n_processing + state.stats.n_deferred
+        self._n_others = max(n - self.n_flights, 0)
 
     def _answer(self, answer: Answer) -> None:
         flight = self._take(answer.number)

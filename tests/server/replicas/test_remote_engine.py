@@ -35,6 +35,7 @@ from gguf_serve.server.replicas import channel, remote_engine
 from gguf_serve.server.replicas.channel import connected
 from gguf_serve.server.replicas.host import Host
 from gguf_serve.server.replicas.link import Link
+from gguf_serve.server.replicas.messages import State
 
 PROMPT = random_prompt(100, 1)
 SEEDED = SamplingParams(temperature=0.8, seed=1, logit_bias=NO_END)
@@ -212,6 +213,26 @@ def test_a_silent_engine_is_a_lost_one(
     goes_on.set()
     assert told(reply) == told(submit(engines[0], PROMPT, 400, SEEDED))
     assert replicas.front.n_moved == 1
+    replicas.close()
+
+
+def test_only_the_requests_of_others_are_as_of_the_last_beat(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own a front knows of at any time."""
+    monkeypatch.setattr(channel, "BEAT", 60.0)
+    monkeypatch.setattr(channel, "SILENCE", 120.0)
+    replicas = Replicas(engines[:1])
+    reply, goes_on = Reply(), replicas.brake(1)
+    ask(replicas, reply, 3)
+    (link,) = replicas.front._links.values()
+    assert link.state is not None
+    stats = structs.replace(link.state.stats, n_processing=2, n_deferred=1)
+    link._hear(State(stats, ""))
+    assert link.place.n_requests == 3
+    goes_on.set()
+    reply.wait()
+    assert link.place.n_requests == 2
     replicas.close()
 
 
