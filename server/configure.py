@@ -172,10 +172,7 @@ def warmup_body(settings: Settings) -> dict[str, Any] | None:
     text = read_text("--warmup-prompt", path)
     if not path.endswith(".json"):
         return {"messages": [{"role": "system", "content": text.removesuffix("\n")}]}
-    try:
-        body = json.loads(text)
-    except ValueError as error:
-        raise SettingsError(f"--warmup-prompt: {path} is not JSON: {error}") from None
+    body = from_json("--warmup-prompt", path, text)
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         raise SettingsError(
             f"--warmup-prompt: {path} has no messages: expected the body of a chat completion"
@@ -211,16 +208,17 @@ def default_constraint(settings: Settings) -> Constraint | None:
     for option, kind, text, path in found:
         written = read_text(option, path) if path else text or ""
         if kind == "json_schema":
-            check_json(option, written)
+            from_json(option, f"{written!r:.100}", written)
         return Constraint(kind, written)
     return None
 
 
-def check_json(option: str, text: str) -> None:
+def from_json(option: str, source: str, text: str) -> Any:
+    """``source``: what the text is called if it cannot be read."""
     try:
-        json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise SettingsError(f"{option}: {text!r:.100} is not JSON: {error}") from None
+        raise SettingsError(f"{option}: {source} is not JSON: {error}") from None
 
 
 def sampling_defaults(settings: Settings) -> SamplingParams:

@@ -18,6 +18,7 @@ import time
 import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from msgspec import Struct, field
@@ -142,22 +143,15 @@ class Limited:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        name, has_ended = client.get(), False
+        name = client.get()
         self.limiter.begin(name)
+        with ExitStack() as place:
+            place.callback(self.limiter.end, name)
 
-        def end() -> None:
-            nonlocal has_ended
-            if not has_ended:
-                has_ended = True
-                self.limiter.end(name)
+            async def ending(message: Message) -> None:
+                # Who has the whole answer may ask again before what follows it here is done.
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    place.close()
+                await send(message)
 
-        async def ending(message: Message) -> None:
-            # Who has the whole answer may ask again before what follows it here is done.
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                end()
-            await send(message)
-
-        try:
             return await self.app(scope, receive, ending)
-        finally:
-            end()
