@@ -1,15 +1,10 @@
-"""The engine: one thread that owns the device and serves every request.
+"""The engine: one model, served by one thread that owns the device (``serving/loop.py``).
 
-The loop is: take the inbox, plan, forward, sample, commit. In a pipeline of several processes a
-step for other sequences begins before the one before it is sampled. ``submit`` and ``cancel`` may
-be called from any thread; events come from the engine's. A fault in the loop ends every open
-stream with ``Failed`` and turns ``healthy`` off; nothing is left hanging. A fault in the
-sampling of one request ends that request only.
+What is here may be called from any thread; a request's events come from the engine's.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,51 +14,38 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.completion.finite import Soundness
 from gguf_serve.engine.completion.stream import Outbox, Stream
-from gguf_serve.engine.errors import RequestError, StageLostError
+from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.forward.following import follow
-from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.forward.slot_cache import SlotCache
 from gguf_serve.engine.forward.stages import Done, Leading
-from gguf_serve.engine.forward.waiting_rows import WaitingRows
 from gguf_serve.engine.grammar.compile import Grammars
 from gguf_serve.engine.grammar.constraint import Constraint
 from gguf_serve.engine.loading.loader import (
+    Model,
     compile_model,
     free_memory,
     list_devices,
     load_model,
     load_stage,
 )
-from gguf_serve.engine.loading.media_loader import Media
 from gguf_serve.engine.model.wire import Wire
-from gguf_serve.engine.options import AdapterState, EngineOptions, ModelInfo
-from gguf_serve.engine.recording.low_rank import Reserved
+from gguf_serve.engine.options import AdapterState, EngineOptions
 from gguf_serve.engine.request import Event, Request
-from gguf_serve.engine.scheduling.scheduler import Scheduler
-from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.serving.adapter_room import Adapters
 from gguf_serve.engine.serving.admission import Admission
-from gguf_serve.engine.serving.delivery import Delivery
 from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options, host_options
+from gguf_serve.engine.serving.loop import Loop
 from gguf_serve.engine.serving.mailbox import (
     Cancelled,
     Mailbox,
     ReasoningEnded,
-    SlotTask,
     Submitted,
     Task,
 )
-from gguf_serve.engine.serving.media_turns import MediaTurns
-from gguf_serve.engine.serving.recovery import Recovery
 from gguf_serve.engine.serving.slots import Slots
-from gguf_serve.engine.serving.steps import Steps
-from gguf_serve.engine.serving.streams import Streams
-from gguf_serve.engine.speculation.model_drafter import ModelDrafter
 from gguf_serve.engine.speculation.speculation import Speculation
-from gguf_serve.engine.speech.speaker import Speech
 from gguf_serve.engine.stats import (
     Counters,
     EngineStats,
@@ -71,7 +53,6 @@ from gguf_serve.engine.stats import (
     SlotState,
     engine_stats,
 )
-from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.opencl.missing import no_driver
 
 if TYPE_CHECKING:
@@ -81,9 +62,6 @@ __all__ = [
     "Engine", "Ticket", "compile_model", "free_memory", "list_devices", "load_engine", "no_driver",
     "serve_stage",
 ]  # fmt: skip
-
-log = logging.getLogger(__name__)
-FIRST_PAUSE = 0.5  # seconds without a request before its runner uses the time
 
 
 class Ticket(Struct, frozen=True, eq=False):
@@ -97,60 +75,46 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner,
-        scheduler: Scheduler,
-        tokenizer: Tokenizer,
-        chat_template: Template,
-        info: ModelInfo,
-        media: Media | None = None,
+        model: Model,
         disk: DiskOptions | None = None,
-        drafter: ModelDrafter | None = None,
-        reserved: Reserved | None = None,
         replacements: Callable[[], Sequence[Leading]] | None = None,
-        speech: Speech | None = None,
     ) -> None:
-        """``speech``: how texts are spoken, if the model speaks. ``replacements``: see Recovery;
-        None: no other process has a part of the model."""
-        self.tokenizer, self.chat_template, self.info = tokenizer, chat_template, info
-        self.media = None if media is None else media.reader
-        self.speech = speech
+        """``disk``: where pages are kept beside the device. ``replacements``: see Recovery; None:
+        no other process has a part of the model."""
+        self.tokenizer, self.chat_template, self.info = (
+            model.tokenizer, model.chat_template, model.info
+        )  # fmt: skip
+        self.media = None if model.media is None else model.media.reader
+        self.speech = model.speech
+        runner, scheduler = model.runner, model.scheduler
         self.n_ctx, self.n_slots = scheduler.n_ctx, len(scheduler.slots)
-        self._runner, self._scheduler = runner, scheduler
-        self._counters = Counters()
-        self._mailbox = Mailbox()
-        self._outbox: Outbox = deque()
-        beside = None if drafter is None else drafter.pages
-        slot_cache = SlotCache(scheduler, runner, info, beside)
+        self._scheduler, self._counters, self._mailbox = scheduler, Counters(), Mailbox()
+        outbox: Outbox = deque()
+        beside = None if model.drafter is None else model.drafter.pages
+        slot_cache = SlotCache(scheduler, runner, model.info, beside)
         self._slots = Slots(slot_cache, scheduler, self._mailbox)
         self._disk = None if disk is None else DiskCache(
-            disk, scheduler, runner, info, slot_cache.made_with, lambda: self._steps.pace.speed,
+            disk, scheduler, runner, model.info, slot_cache.made_with, lambda: self._loop.speed,
             self._mailbox.notify, beside,
         )  # fmt: skip
-        self._grammars = Grammars(tokenizer, info.n_vocab)
-        self._speculation = Speculation(scheduler, drafter)
-        self._waiting = WaitingRows(self._mailbox.wake)
+        self._grammars = Grammars(model.tokenizer, model.info.n_vocab)
+        self._speculation = Speculation(scheduler, model.drafter)
         self._admission = Admission(
-            scheduler, tokenizer, info, self._grammars, self._outbox, self._speculation.by_model,
-            None if media is None else media.speaker,
+            scheduler, model.tokenizer, model.info, self._grammars, outbox,
+            self._speculation.by_model, None if model.media is None else model.media.speaker,
         )  # fmt: skip
-        self._adapters = None if reserved is None else Adapters(
-            reserved, self._admission, self._between_steps
+        self._adapters = None if model.reserved is None else Adapters(
+            model.reserved, self._admission, self._between_steps
         )  # fmt: skip
-        encode = self._admission.encode_plain
-        self._soundness = Soundness(scheduler, info, encode, self.submit, self._forget)
-        self._streams = Streams(scheduler, runner, self._counters, self._soundness, self._keep)
-        self._delivery = Delivery(self._streams, scheduler, runner, self._counters, info)
-        self._steps = Steps(
-            scheduler, runner, self._streams, self._delivery, self._slots, self._speculation,
-            self._soundness, self._waiting, self._counters, self._keep, self._flush,
+        self._soundness = Soundness(
+            scheduler, model.info, self._admission.encode_plain, self.submit,
+            lambda seq: self._loop.forget(seq),
         )  # fmt: skip
-        self._media_turns = None if media is None else MediaTurns(
-            media.encoder, scheduler, self._streams
+        self._loop = Loop(
+            model, self._mailbox, outbox, self._slots, self._speculation, self._soundness,
+            self._counters, self._disk, replacements,
         )  # fmt: skip
-        self._recovery = None if replacements is None else Recovery(
-            replacements, runner, scheduler, self._mailbox
-        )  # fmt: skip
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -161,8 +125,7 @@ class Engine:
     def fault(self) -> str:
         """What has ended the engine, keeps it from computing, or is wrong with whatever the model
         computes; "": nothing."""
-        missing = "" if self._recovery is None else self._recovery.reason
-        return self._mailbox.fault or missing or self._soundness.fault
+        return self._mailbox.fault or self._loop.loss or self._soundness.fault
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Take a request; its events go to ``on_event``.
@@ -271,133 +234,8 @@ class Engine:
         if self._disk is not None:
             self._disk.release()
         self._speculation.release()
-        self._adapters = self._recovery = None
-        del self._runner, self._streams, self._delivery, self._steps, self._media_turns
-
-    # The engine's thread
-
-    def _run(self) -> None:
-        try:
-            while self._take_inbox():
-                if self._recovery is None:
-                    self._turn()
-                else:
-                    self._turn_or_recover(self._recovery)
-                self._slots.run_tasks()
-        except Exception as error:
-            log.exception("the engine has failed")
-            self._mailbox.stop(f"the engine has failed: {error}")
-        self._end()
-
-    def _turn(self) -> None:
-        """Begin a step, and complete one."""
-        if self._disk is not None:
-            self._disk.work(bool(self._scheduler.running), bool(self._streams))
-        if self._media_turns is not None:
-            self._media_turns.encode_one()
-        for row, logits in self._waiting.take():
-            self._delivery.deliver(row, logits)
-        if not self._steps.turn():
-            self._flush()
-            self._waiting.wait(self._has_news, also=self._all_are_loading)
-
-    def _turn_or_recover(self, recovery: Recovery) -> None:
-        try:
-            if recovery.work(self._steps.begun, self._streams):
-                self._turn()
-                return
-        except StageLostError as error:
-            recovery.lose(str(error))
-            return
-        self._flush()
-        recovery.wait(self._has_news)
-
-    def _end(self) -> None:
-        """Leave nobody waiting: neither who is served, nor who has come meanwhile."""
-        left = list(self._streams)
-        for message in self._mailbox.take():
-            if isinstance(message, Submitted):
-                left.append(message.stream)
-            elif isinstance(message, SlotTask):
-                self._slots.add(message)
-            elif isinstance(message, Task):
-                message.fail(self._mailbox.end)
-        self._slots.end(self._mailbox.end)
-        for stream in left:
-            if self._mailbox.fault:
-                stream.fail(self._mailbox.fault)
-            else:
-                stream.finish("cancelled", truncated=False)
-        self._flush()
-        self._runner.leave()
-
-    def _flush(self) -> None:
-        """Hand out the events so far. In a step that is done while the device computes, so that
-        neither it nor the engine's thread waits for those who receive them."""
-        while self._outbox:
-            stream, event = self._outbox.popleft()
-            stream.hear(event)
-
-    def _take_inbox(self) -> bool:
-        """Take in what was posted, waiting if there is nothing else to do; False: stop."""
-        if not self._streams:
-            self._flush()
-        self._await_work()
-        self._take_messages()
-        return not self._mailbox.stopping
-
-    def _take_messages(self) -> None:
-        for message in self._mailbox.take():
-            match message:
-                case Submitted(stream):
-                    self._streams.add(stream)
-                    if stream.seq.n_resumed:
-                        self._delivery.end_if_due(stream)
-                    if self._disk is not None:
-                        self._disk.admit(stream.seq)
-                case Cancelled(stream) if stream in self._streams:
-                    self._streams.end(stream, "cancelled")
-                case ReasoningEnded(stream) if stream in self._streams:
-                    stream.end_reasoning()
-                case SlotTask():
-                    self._slots.add(message)
-                case Task():
-                    message.run()
-
-    def _await_work(self) -> None:
-        """Wait for something to do; the runner may use the time, a little at once."""
-        pause: float | None = FIRST_PAUSE
-        while True:
-            with self._mailbox.wake:
-                if self._mailbox.wake.wait_for(self._has_work, pause):
-                    return
-            pauses = self._runner.use_pause(), self._speculation.use_pause()
-            pause = min((each for each in pauses if each is not None), default=None)
-
-    def _has_work(self) -> bool:
-        has_loss = self._recovery is not None and self._recovery.has_work
-        return bool(self._streams or self._slots.has_tasks) or has_loss or self._has_news()
-
-    def _has_news(self) -> bool:
-        """Whether another thread has something for this one."""
-        return bool(self._mailbox) or (
-            self._disk is not None and self._disk.has_work(bool(self._streams))
-        )
-
-    @property
-    def _all_are_loading(self) -> bool:
-        return self._disk is not None and self._disk.n_waiting == len(self._streams) > 0
-
-    def _keep(self, seq: RunningSequence) -> None:
-        """Have what is computed of a sequence written to the disk."""
-        if self._disk is not None:
-            self._disk.keep(seq)
-
-    def _forget(self, seq: RunningSequence) -> None:
-        """Have nobody begin with what is cached of a sequence: it is damaged."""
-        self._scheduler.forget(seq)
-        if self._disk is not None:
-            self._disk.forget(seq)
+        self._adapters = None
+        self._loop.release()
 
 
 def load_engine(
@@ -423,10 +261,7 @@ def load_engine(
     replacements = None
     if model.stages is not None and connect is not None:
         replacements = partial(model.stages.replaced, connect)
-    return Engine(
-        model.runner, model.scheduler, model.tokenizer, model.chat_template, model.info,
-        model.media, disk, model.drafter, model.reserved, replacements, model.speech,
-    )  # fmt: skip
+    return Engine(model, disk, replacements)
 
 
 def serve_stage(wire: Wire, wires: Iterable[Wire | None]) -> None:

@@ -221,7 +221,7 @@ def run_widths(options: argparse.Namespace) -> dict[str, Any]:
     subject = load(options, step_widths.DEPTH + most, most)
     try:
         facts |= report.versions(subject.engine)
-        runner = subject.engine._runner
+        runner = subject.engine._loop.runner
         times = step_widths.measure(runner, options.widths, step_widths.DEPTH, options.seconds)
     finally:
         subject.close()

@@ -112,7 +112,9 @@ class EngineSubject:
         start = time.perf_counter()
         self.engine: Engine = load_engine(model, options)
         self.load_seconds = time.perf_counter() - start
-        while not self.engine._runner.is_complete:  # programs of batches are compiled in pauses
+        while (
+            not self.engine._loop.runner.is_complete
+        ):  # programs of batches are compiled in pauses
             time.sleep(0.1)
         self._outside = Outside()
 

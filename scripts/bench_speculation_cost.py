@@ -168,7 +168,7 @@ def _options(part: Part, guesses: SpeculationOptions) -> EngineOptions:
 def _is_complete(engine: Engine) -> bool:
     drafter = engine._speculation._drafter
     draft_is = not isinstance(drafter, DraftModel) or drafter._runner.is_complete
-    return engine._runner.is_complete and draft_is
+    return engine._loop.runner.is_complete and draft_is
 
 
 def guess_always() -> None:

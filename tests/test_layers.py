@@ -162,7 +162,7 @@ def test_the_check_reaches_real_imports():
     assert {"engine", "starlette"} <= names["server"]
     graph = imports_between_modules()
     assert f"{PACKAGE}.kernels.opencl.tape" in graph[f"{PACKAGE}.kernels.rows.norm"]
-    assert f"{PACKAGE}.engine.forward.runner" in graph[f"{PACKAGE}.engine.engine"]
+    assert f"{PACKAGE}.engine.serving.loop" in graph[f"{PACKAGE}.engine.engine"]
 
 
 @pytest.mark.parametrize(

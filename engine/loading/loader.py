@@ -83,7 +83,7 @@ class Model(Struct, frozen=True):
     tokenizer: Tokenizer
     chat_template: Template
     info: ModelInfo
-    media: Media | None
+    media: Media | None = None
     speech: Speech | None = None  # how texts are spoken, if it speaks
     drafter: ModelDrafter | None = None  # a model that guesses its tokens
     reserved: Reserved | None = None  # for adapters that are loaded while it is served

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.errors import ContextOverflowError, EngineStoppedError, RequestError
 from gguf_serve.engine.forward.batch import OutputRow
+from gguf_serve.engine.loading.loader import Model
 from gguf_serve.engine.options import NO_ROOM, AdapterState
 from gguf_serve.engine.request import (
     Delta,
@@ -180,7 +181,10 @@ def engine(runner: CountingRunner) -> Iterator[Engine]:
         start_token=None,
         speculation=OFF,
     )
-    made = Engine(runner, scheduler, AsciiTokenizer(), None, info)  # type: ignore[arg-type]
+    tokenizer: Any = AsciiTokenizer()
+    no_template: Any = None
+    counting: Any = runner
+    made = Engine(Model(counting, scheduler, tokenizer, no_template, info))
     yield made
     runner.gate.set()
     made.close()

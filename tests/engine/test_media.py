@@ -257,7 +257,7 @@ def test_the_encoder_leaves_memory_with_the_model(
     vision_folder: Path, serve: Callable[..., Engine]
 ) -> None:
     engine = serve(Reference(vision_folder, "llava15"))
-    encoder = weakref.ref(engine._media_turns._encoder)
+    encoder = weakref.ref(engine._loop._media_turns._encoder)
     engine.release()
     gc.collect()
     assert encoder() is None

@@ -59,7 +59,7 @@ def crowd(engine: Engine) -> list[tuple[list[int], int, Reply]]:
 def test_a_crowd_for_which_pages_run_out(start: Start, name: str, changes: dict[str, Any]) -> None:
     engine = start(name, **changes)
     keeps_state = name != "deepseek32-moe" and not changes.get("swa_full")
-    assert (engine._runner.state_bytes > 0) == keeps_state
+    assert (engine._loop.runner.state_bytes > 0) == keeps_state
     asked = crowd(engine)
     stats = engine.stats()
     assert engine.healthy

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gguf_serve.engine.engine import Engine
 from gguf_serve.engine.forward.stages import Leading
@@ -207,11 +208,8 @@ def engine_of(
     disk: DiskOptions | None = None,
     replacements: Callable[[], Sequence[Leading]] | None = None,
 ) -> Engine:
-    tokenizer = CharacterTokenizer(eog_ids)
-    return Engine(
-        model.runner, model.scheduler, tokenizer, model.chat_template, model.info, disk=disk,
-        drafter=model.drafter, reserved=model.reserved, replacements=replacements,
-    )  # fmt: skip
+    tokenizer: Any = CharacterTokenizer(eog_ids)
+    return Engine(replace(model, tokenizer=tokenizer), disk, replacements)
 
 
 def assert_same_logits(shared: Reply, alone: Reply) -> None:

@@ -137,7 +137,7 @@ def test_damaged_pages_are_forgotten(
     longer = ask(engine, CLEAN + CLEAN[::-1], 8)
     table, n = engine._scheduler.cache.find_pages(CLEAN)
     assert n == len(CLEAN)
-    (pages,) = engine._runner.pages
+    (pages,) = engine._loop.runner.pages
     pages.write_page(0, table[0], np.full(pages.page_bytes, 0xFF, np.uint8))
     with caplog.at_level(logging.WARNING):
         healed = ask(engine, CLEAN, 8)

@@ -76,8 +76,8 @@ def test_images_go_through_their_own_weights(
         assert engine.media is not None
         picture = engine.media.image((vision_folder / "images" / "tall.png").read_bytes())
         prompt = engine.media.prompt(f"describe {MARKER} now", MARKER, [picture], engine.tokenizer)
-        assert engine._media_turns is not None
-        embeddings = engine._media_turns._encoder.encode(prompt.spans[0])
+        assert engine._loop._media_turns is not None
+        embeddings = engine._loop._media_turns._encoder.encode(prompt.spans[0])
         events: Queue[Event] = Queue()
         n = engine.info.n_vocab
         sampling = SamplingParams(temperature=0)

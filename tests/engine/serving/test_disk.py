@@ -217,7 +217,7 @@ def test_damaged_values_leave_the_disk_too(engine: Engine, folder: Path) -> None
     ask(engine, prompt, 1, id_slot=0)
     stream = engine._slots._latest[0]
     assert stream is not None
-    engine._between_steps(lambda: engine._forget(stream.seq)).result(SECONDS)
+    engine._between_steps(lambda: engine._loop.forget(stream.seq)).result(SECONDS)
     end = time.monotonic() + SECONDS
     while len(list(folder.glob("*.kv"))) > n - N_PAGES:
         assert time.monotonic() < end

@@ -126,7 +126,7 @@ def test_streams_share_the_stages(
     """Two steps are under way at once, of different streams; texts are as without, whoever is
     cancelled meanwhile, with a prompt of many steps beside them."""
     engine = pipeline.engine
-    steps, together = engine._steps, list[list[set[int]]]()
+    steps, together = engine._loop._steps, list[list[set[int]]]()
     begin = steps.begin
 
     def noted(plan: Plan) -> None:
@@ -224,14 +224,14 @@ def test_a_request_that_costs_stages_is_given_up(
     it had nothing to do when one was lost."""
     monkeypatch.setattr(recovery, "TRIES", 1)
     made = Pipeline(dense_model)
-    begin = made.engine._steps.begin
+    begin = made.engine._loop._steps.begin
 
     def killing(plan: Plan) -> None:
         begin(plan)
         if any(chunk.seq.n_prompt == 33 for chunk in plan.chunks):  # of which two steps are needed
             made.kill()
 
-    monkeypatch.setattr(made.engine._steps, "begin", killing)
+    monkeypatch.setattr(made.engine._loop._steps, "begin", killing)
     failed = submit(made.engine, random_prompt(33), 5).wait().events[-1]
     assert isinstance(failed, Failed)
     assert failed.message.endswith("is gone, and 1 before it")
