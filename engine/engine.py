@@ -37,22 +37,10 @@ from gguf_serve.engine.serving.adapter_room import Adapters
 from gguf_serve.engine.serving.admission import Admission
 from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options, host_options
 from gguf_serve.engine.serving.loop import Loop
-from gguf_serve.engine.serving.mailbox import (
-    Cancelled,
-    Mailbox,
-    ReasoningEnded,
-    Submitted,
-    Task,
-)
+from gguf_serve.engine.serving.mailbox import Cancelled, Mailbox, ReasoningEnded, Submitted, Task
 from gguf_serve.engine.serving.slots import Slots
 from gguf_serve.engine.speculation.speculation import Speculation
-from gguf_serve.engine.stats import (
-    Counters,
-    EngineStats,
-    SlotFile,
-    SlotState,
-    engine_stats,
-)
+from gguf_serve.engine.stats import Counters, EngineStats, SlotFile, SlotState, engine_stats
 from gguf_serve.kernels.opencl.missing import no_driver
 
 if TYPE_CHECKING:
