@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -137,6 +138,23 @@ def test_no_import_between_rooms_points_back(layer):
 def test_every_module_has_a_room(layer):
     rooms = {layer_and_room(name)[1] for name in modules(layer)} - {""}
     assert rooms == set(ROOMS[layer].split())
+
+
+def test_no_dialect_imports_another():
+    """What several of them need is in ``requests``."""
+    inside = re.compile(rf"{PACKAGE}\.server\.dialects\.(\w+)\.\w+")
+    pairs = [
+        (module, target, inside.fullmatch(module), inside.fullmatch(target))
+        for module, targets in imports_between_modules().items()
+        for target in targets
+    ]
+    assert any(own and other for _, _, own, other in pairs)
+    found = [
+        f"{module} imports {target}"
+        for module, target, own, other in pairs
+        if own and other and own[1] != other[1]
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_no_modules_import_each_other():

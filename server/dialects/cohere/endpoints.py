@@ -11,11 +11,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gguf_serve.server.dialects.dialect import Post
-from gguf_serve.server.dialects.llama_server.embeddings import RerankFields, ranked
-from gguf_serve.server.dialects.openai.embeddings import encoded
 from gguf_serve.server.errors import invalid, json_response
 from gguf_serve.server.requests.answer import random_id
-from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, one_vector
+from gguf_serve.server.requests.embeddings import (
+    EmbeddingFields,
+    RerankFields,
+    embed,
+    encoded,
+    one_vector,
+    ranked,
+)
 from gguf_serve.server.requests.fields import convert, refuse
 from gguf_serve.server.requests.service import Service
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from functools import partial
 
 from starlette.requests import Request as HttpRequest
@@ -12,7 +10,7 @@ from starlette.routing import BaseRoute
 
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import json_response
-from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, one_vector
+from gguf_serve.server.requests.embeddings import EmbeddingFields, embed, encoded, one_vector
 from gguf_serve.server.requests.fields import INERT, convert
 from gguf_serve.server.requests.service import Service
 
@@ -41,10 +39,3 @@ async def embeddings(service: Service, http: HttpRequest) -> Response:
             ],
         }
     )
-
-
-def encoded(vector: list[float], form: str) -> list[float] | str:
-    """Numbers, or the base64 of little-endian float32."""
-    if form == "float":
-        return vector
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
