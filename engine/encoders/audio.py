@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,15 +36,19 @@ BUILD: dict[str, Callable[[Graph, AudioFile, int, bool], Rows]] = {
     "pockettts_spkenc": voice.mimi,
     "qwen3tts_spkenc": voice.ecapa,
 }
-# What is done to the rows on the host, and the graph that has the result.
-AFTER: dict[str, tuple[
-    Callable[[EncoderWeights, AudioFile, Floats], Floats], Callable[[Graph, AudioFile, int], Rows]
-]] = {
-    "mimo_audio": (mimo.embedded_codes, mimo.local),
-    "qwen3tts_spkenc": (voice.statistics, voice.voice),
-}  # fmt: skip
 
 
+class After(NamedTuple):
+    """What some encoders do with the rows that their graph has made."""
+
+    on_host: Callable[[EncoderWeights, AudioFile, Floats], Floats]
+    build: Callable[[Graph, AudioFile, int], Rows]  # the graph that reads what comes of it
+
+
+AFTER = {
+    "mimo_audio": After(mimo.embedded_codes, mimo.local),
+    "qwen3tts_spkenc": After(voice.statistics, voice.voice),
+}
 # Convolved in two dimensions: rows are single values, frame by frame.
 PLANES = ("gemma4a", "lfm2a", "parakeet")
 # The same, mel by mel of so many frames; 0: of all.
@@ -81,25 +86,25 @@ class AudioEncoder:
         self._like_llama_cpp = like_llama_cpp
         self._weights, self._device, self._programs = weights, device, programs
         self._recordings = Recordings(self._record)  # by the number of frames
+        self._after = AFTER.get(spec.kind)
         self._later = Recordings(self._record_later)  # by the number of rows
 
     def warm_up(self, n_frames: int) -> int:
         """Record an input of that length, which loads the weights; the output's width."""
         out = self._recordings.of(n_frames)[1]
-        if self.spec.kind not in AFTER:
+        if self._after is None:
             return out.width
-        rows = AFTER[self.spec.kind][0](
-            self._weights, self.spec, np.zeros((1, out.width), np.float32)
-        )
+        nothing = np.zeros((1, out.width), np.float32)
+        rows = self._after.on_host(self._weights, self.spec, nothing)
         return self._later.of(len(rows))[1].width
 
     def encode(self, mel: Floats) -> Floats:
         """Embeddings float32 [tokens, width] of a spectrogram [mels, frames]."""
         graph, _ = self._recordings.of(mel.shape[1])
         rows = graph.run([as_rows(self.spec, mel)])
-        if self.spec.kind not in AFTER:
+        if self._after is None:
             return rows
-        rows = AFTER[self.spec.kind][0](self._weights, self.spec, rows)
+        rows = self._after.on_host(self._weights, self.spec, rows)
         return self._later.of(len(rows))[0].run([rows])
 
     def _record(self, n_frames: int) -> tuple[Graph, Rows]:
@@ -109,7 +114,8 @@ class AudioEncoder:
         return graph, out
 
     def _record_later(self, n: int) -> tuple[Graph, Rows]:
+        assert self._after is not None
         graph = Graph(self._weights, self._device, self._programs)
-        out = AFTER[self.spec.kind][1](graph, self.spec, n)
+        out = self._after.build(graph, self.spec, n)
         graph.finish(out)
         return graph, out

@@ -24,7 +24,6 @@ GEMMA4_WINDOW = 12  # a frame sees itself and the 11 before it
 GEMMA4_CAP = 50.0  # of scores
 GEMMA4_STRIDES = 2  # convolutions that halve the spectrogram
 
-
 EPS = 1e-5  # of norms outside the layers
 PARAKEET_EPS = 1e-6
 LFM2_SINES = 512  # values of a distance, however wide the layers are

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
+from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.layers.recurrent.short_conv import load_convs
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -52,7 +53,7 @@ def load_mamba(source: TensorSource, h: Hyperparameters, layer: int) -> MambaWei
     old = source.has(f"{b}ssm_x.weight")
     a, d = source.table(f"{b}ssm_a"), source.vector(f"{b}ssm_d")
     if a is None or d is None:
-        raise AssertionError
+        raise ModelError(f"{b}ssm_a or {b}ssm_d is missing")
     per_state = a.shape[0] == n_channels
     if not per_state:
         a = source.vector(f"{b}ssm_a") or a
