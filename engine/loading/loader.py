@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,59 +17,36 @@ from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.chat.prompt import Template
 from gguf_serve.engine.errors import EngineError, refusing
 from gguf_serve.engine.forward.runner import Runner
-from gguf_serve.engine.gguf.file import GGUFFile, count_tensor_types, file_type_name, open_gguf
+from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most_copies
 from gguf_serve.engine.loading.compiling import Compiling
-from gguf_serve.engine.loading.draft_loader import (
-    DraftFile,
-    open_draft,
-)
+from gguf_serve.engine.loading.draft_loader import DraftFile, open_draft
 from gguf_serve.engine.loading.head_loader import Heads, open_heads
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, speech_of
+from gguf_serve.engine.loading.model_info import model_info, settings_of
 from gguf_serve.engine.loading.packing import PackRun
 from gguf_serve.engine.loading.preparation import Preparation, prepare, read_model
-from gguf_serve.engine.loading.reasons import activation_name
-from gguf_serve.engine.loading.stages import (
-    Loaded,
-    Offer,
-    Serve,
-    Stages,
-    kernels_of,
-    prepare_share,
-)
+from gguf_serve.engine.loading.stages import Loaded, Offer, Serve, Stages, kernels_of, prepare_share
 from gguf_serve.engine.loading.texts import read_text
 from gguf_serve.engine.model.weights import ModelWeights, allocate_weights
 from gguf_serve.engine.model.wire import Wire
-from gguf_serve.engine.options import PROJECTOR, AdapterState, EngineOptions, ModelInfo
-from gguf_serve.engine.recording.adapters import Adapted, Adapter
+from gguf_serve.engine.options import EngineOptions, ModelInfo
+from gguf_serve.engine.recording.adapters import Adapted
 from gguf_serve.engine.recording.low_rank import OnDevice, Reserved
-from gguf_serve.engine.request import Order
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints
 from gguf_serve.engine.scheduling.page_cache import PageCache
 from gguf_serve.engine.scheduling.scheduler import Scheduler
 from gguf_serve.engine.speculation.model_drafter import ModelDrafter
-from gguf_serve.engine.speculation_options import (
-    DFLASH,
-    DRAFT,
-    DSPARK,
-    EAGLE,
-    OFF,
-    SpeculationOptions,
-)
+from gguf_serve.engine.speculation_options import OFF
 from gguf_serve.engine.speech.speaker import Speech
 from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
-from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.drivers import load_ahead
 from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
 from gguf_serve.kernels.quantization.weights import PackJob
 
 log = logging.getLogger(__name__)
-# Why a type of guesses does nothing
-WITHOUT_FILE = "-md, which names a model that guesses, is missing, or names one of another type"
-NOT_YET = "no such model can be loaded yet"
-MISSING = dict.fromkeys((DRAFT, EAGLE, DFLASH, DSPARK), WITHOUT_FILE)
 PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 
@@ -171,14 +146,14 @@ def _load(
     if options.profile:
         _log_profile(path, runner, sizes)
     placed_at = prepared.placement.mixers if runner.state_bytes else ()
-    settings = _settings(options, placed_at, prepared.media)
+    settings = settings_of(options, placed_at, prepared.media)
     if weights.rope_factors_long is not None:
         is_long = sizes.n_ctx_slot > hparams.rope_scaling.longest_short
         settings["RoPE factors"] = "long" if is_long else "short"
     template.check()
     adapters = prepared.additions.adapters
     kind = "" if draft is None else draft.kind
-    info = _info(gguf, hparams, prepared.devices, runner, options, settings, adapters, kind)
+    info = model_info(gguf, hparams, prepared.devices, runner, options, settings, adapters, kind)
     scheduler = _scheduler(
         sizes,
         _checkpoints(sizes, runner, options, prepared.room),
@@ -316,14 +291,6 @@ def _checkpoints(
     )
 
 
-def _driver(device: Device) -> str:
-    """The driver, and what a person should know of how it computes."""
-    said = f"{device.info.platform}, {device.info.driver}"
-    if device.byte_codes != "none":
-        said += f", activations in {activation_name(device)}"
-    return said
-
-
 def _fill(
     prepared: Preparation,
     runner: Runner,
@@ -357,64 +324,6 @@ def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
     log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
 
 
-def _info(
-    gguf: GGUFFile,
-    h: Hyperparameters,
-    devices: Sequence[Device],
-    runner: Runner,
-    options: EngineOptions,
-    settings: Mapping[str, Any],
-    adapters: Sequence[Adapter],
-    guesses: str,
-) -> ModelInfo:
-    metadata = gguf.metadata
-    return ModelInfo(
-        path=gguf.path,
-        name=str(metadata.get("general.name") or gguf.path.stem),
-        architecture=gguf.architecture,
-        size_label=str(metadata.get("general.size_label") or ""),
-        n_params=gguf.n_parameters,
-        n_bytes=gguf.n_bytes,
-        file_type=file_type_name(metadata),
-        tensor_types=count_tensor_types(gguf),
-        n_ctx_train=h.n_ctx_train,
-        n_vocab=h.n_vocab,
-        n_embd=h.state_size,
-        vocab_type={"llama": 1, "gpt2": 2, "bert": 3, "t5": 4, "rwkv": 5, "plamo2": 6}.get(
-            str(metadata.get("tokenizer.ggml.model")), 0
-        ),
-        device_name=" + ".join(device.info.name for device in devices),
-        driver="; ".join(_driver(device) for device in devices),
-        kv_bytes=sum(pages.n_bytes for pages in runner.pages),
-        has_own_memory=any(device.has_own_memory for device in devices),
-        pooling=h.pooling,
-        is_encoder=not h.generates,
-        denoising=None
-        if h.denoising is None
-        else replace(
-            h.denoising, steps=options.diffusion_steps, order=cast(Order, options.diffusion_order)
-        ),
-        start_token=h.start_token if h.n_encoder else None,
-        ranks=runner.ranks,
-        rank_pooling=h.rank_pooling,
-        rerank_template=str(metadata.get("tokenizer.chat_template.rerank") or ""),
-        rank_softmax="softmax_rank_head" in h.arch.quirks,
-        labels=h.labels,
-        fingerprint=gguf.fingerprint(),
-        settings=settings,
-        cache_types=(options.cache_type_k, options.cache_type_v),
-        adapters=tuple(
-            AdapterState(i, path, scale, adapter.invocation, adapter.fingerprint, path.stem, i)
-            for i, ((path, scale), adapter) in enumerate(
-                zip(options.adapters, adapters, strict=False)
-            )
-        ),
-        adapter_room=options.adapter_room,
-        token_bytes=runner.token_bytes,
-        speculation=_speculation(h, runner, options, guesses),
-    )
-
-
 def _speech(prepared: Preparation, weights: ModelWeights, tokenizer: Tokenizer) -> Speech | None:
     """How texts are spoken, if the model speaks; and what speaks has the model's embeddings."""
     media, projector = prepared.media, prepared.projector
@@ -442,43 +351,3 @@ def _reserved(
     ]
     base = Adapted(gguf.path, gguf.architecture, gguf.tensors)
     return Reserved(base, room, weights.n_adapters - room.count, devices)
-
-
-def _speculation(
-    h: Hyperparameters, runner: Runner, options: EngineOptions, kind: str
-) -> SpeculationOptions:
-    """What guesses: nothing where no token follows another, and where guesses change the bits of
-    what they verify only what is asked for. ``kind``: of the model that does, if there is one."""
-    for name in options.speculation.missing:
-        if name != kind:
-            log.warning("--spec-type %s does nothing: %s", name, MISSING.get(name, NOT_YET))
-    is_plain = h.causal and h.generates and not h.n_encoder and not h.takes_states
-    asked = options.speculation
-    if not is_plain:
-        if asked.is_asked:
-            log.warning("nothing is guessed for this model: no token follows another in it")
-        return OFF
-    if runner.is_exact:
-        return asked
-    if asked.is_asked:
-        log.warning("guesses may change what is written by rounding, on this device")
-    return asked if asked.is_asked else OFF
-
-
-def _settings(
-    options: EngineOptions, placed_at: Sequence[int], media: Media | None
-) -> dict[str, Any]:
-    """What the KV depends on beside the file, and the order of what slots keep beside pages:
-    ``placed_at``, the devices of the layers."""
-    vectors = []
-    for path, strength in options.control.files:
-        with open_gguf(path) as gguf:
-            vectors.append([gguf.fingerprint(), strength])
-    projector = {} if media is None else {PROJECTOR: media.fingerprint}
-    return projector | {
-        "RoPE options": asdict(options.rope),
-        "overridden metadata": [list(pair) for pair in options.override_kv],
-        "control vectors": vectors,
-        "control vectors for layers": list(options.control.layers or ()),
-        "layers on devices": list(placed_at),
-    }
