@@ -20,7 +20,14 @@ from gguf_serve.engine.architecture.checks import check_hyperparameters
 from gguf_serve.engine.architecture.experts import read_experts
 from gguf_serve.engine.architecture.keys import as_read
 from gguf_serve.engine.architecture.ngrams import read_ngrams
-from gguf_serve.engine.architecture.rope import RopeScaling, read_rope_scaling, rescaled
+from gguf_serve.engine.architecture.positions import (
+    read_positions,
+    read_rope_base,
+    read_rope_layers,
+    read_rope_sections,
+    scaling_of,
+)
+from gguf_serve.engine.architecture.rope import RopeScaling, rescaled
 from gguf_serve.engine.architecture.sparse import read_sparsity
 from gguf_serve.engine.architecture.stacks import as_layers
 from gguf_serve.engine.architecture.switch import read_switch
@@ -31,8 +38,6 @@ from gguf_serve.engine.request import Denoising, Pooling
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.matrix.activate import Xielu
 
-POSITIONS_BY_DEPTH: dict[int, Positions] = {32: "interleaved", 40: "alibi"}
-ROPE_STEP = 4  # every so many layers one has no RoPE ("step": the last, "step_first": the first)
 ACTIVATIONS = {
     "gelu": "gelu", "geglu": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu",
     "swiglu": "silu", "reglu": "relu",
@@ -51,9 +56,9 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
     n_heads, n_kv = _heads(gguf, n_layers)
     head, head_v, n_rot = _head_sizes(gguf, head_default := n_embd // max(*n_heads, 1))
     window, windowed = _windows(gguf, arch, n_layers)
-    positions = _positions(gguf, arch, n_layers)
-    base = _rope_base(gguf, head)
-    scaling = _rope_scaling(gguf, arch)
+    positions = read_positions(gguf, arch, n_layers)
+    base = read_rope_base(gguf, head)
+    scaling = scaling_of(gguf, arch)
     hparams = Hyperparameters(
         arch=arch,
         n_layers=n_layers,
@@ -78,8 +83,8 @@ def read_hyperparameters(gguf: GGUFFile, arch: Architecture) -> Hyperparameters:
         rope_scaling_window=(
             scaling if arch.window_rope_scaled else RopeScaling(attention_factor=scaling.magnitude)
         ),
-        rope_sections=_rope_sections(gguf),
-        rope=_rope_layers(gguf, arch, positions, windowed),
+        rope_sections=read_rope_sections(gguf),
+        rope=read_rope_layers(gguf, arch, positions, windowed),
         window=window,
         windowed=windowed,
         attention_softcap=gguf.get_float(key("attn_logit_softcapping"), 0.0),
@@ -316,68 +321,6 @@ def _windows(gguf: GGUFFile, arch: Architecture, n_layers: int) -> tuple[int, tu
     n = gguf.get_int(key)
     shift = 0 if "window_after_first" in arch.quirks else 1
     return window, tuple(n > 0 and (i + shift) % n != 0 for i in range(n_layers))
-
-
-def _positions(gguf: GGUFFile, arch: Architecture, n_layers: int) -> Positions:
-    if "positions_by_depth" in arch.quirks:
-        return POSITIONS_BY_DEPTH.get(n_layers, arch.positions)
-    if arch.positions == "interleaved" and _rope_sections(gguf):
-        return "neox"  # M-RoPE, which for text is RoPE over pairs (i, i + n/2)
-    return arch.positions
-
-
-def _rope_base(gguf: GGUFFile, head: int) -> float:
-    """With ``rope.scaling.alpha`` raised as NTK-aware scaling has it, base * alpha^(d / (d-2))."""
-    base = gguf.get_float(gguf.arch_key("rope.freq_base"), 10000.0)
-    alpha = gguf.get_float(gguf.arch_key("rope.scaling.alpha"), 0.0)
-    return base * alpha ** (head / (head - 2)) if alpha > 0 and head > 2 else base
-
-
-def _rope_scaling(gguf: GGUFFile, arch: Architecture) -> RopeScaling:
-    scaling = read_rope_scaling(
-        gguf, arch.yarn_multiplier, one_multiplier="yarn_one_multiplier" in arch.quirks,
-        scores=arch.yarn_scores,
-    )  # fmt: skip
-    without = "yarn_without_magnitude" in arch.quirks
-    return replace(scaling, log_multiplier=1.0) if without else scaling
-
-
-def _rope_sections(gguf: GGUFFile) -> tuple[int, ...]:
-    sections = gguf.metadata.get(gguf.arch_key("rope.dimension_sections"))
-    if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu":
-        return ()
-    padded = [*(int(n) for n in sections), 0, 0, 0, 0][:4]
-    if min(padded) < 0:
-        key = gguf.arch_key("rope.dimension_sections")
-        raise ModelError(f"{gguf.path}: {key} is {padded}, expected 0 or more")
-    return tuple(padded) if any(padded) else ()
-
-
-def _rope_layers(
-    gguf: GGUFFile, arch: Architecture, positions: Positions, windowed: tuple[bool, ...]
-) -> tuple[bool, ...]:
-    layers = range(len(windowed))
-    pattern = gguf.metadata.get(gguf.arch_key("attention.rope_pattern"))
-    finetuned = bool(gguf.metadata.get(gguf.arch_key("rope.scaling.finetuned"), True))
-    if positions not in ("interleaved", "neox") or (
-        "rope_if_finetuned" in arch.quirks and not finetuned
-    ):
-        return (False,) * len(windowed)
-    if isinstance(pattern, Iterable) and not isinstance(pattern, str):
-        key = gguf.arch_key("attention.rope_pattern")
-        return tuple(bool(v) for v in of_layers(gguf, key, list(pattern), len(windowed)))
-    if arch.rope_layers == "windowed" and any(windowed):
-        return windowed
-    if arch.rope_layers == "windowed_or_dense":
-        dense = gguf.get_int(gguf.arch_key("leading_dense_block_count"), 0)
-        return tuple(windowed[i] or i < dense for i in layers)
-    if "chunked_windows" in arch.quirks and not any(windowed):
-        return (True,) * len(windowed)
-    if arch.rope_layers == "step":
-        return tuple((i + 1) % ROPE_STEP != 0 for i in layers)
-    if arch.rope_layers == "step_first" and any(windowed):
-        return tuple(i % ROPE_STEP != 0 for i in layers)
-    return (True,) * len(windowed)
 
 
 def _attention_scale(
