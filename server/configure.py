@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf_serve.engine.errors import RequestError
 from gguf_serve.engine.grammar.constraint import Constraint, Kind
+from gguf_serve.engine.grammar.trial import tried
 from gguf_serve.engine.option_values import commas, unescaped
 from gguf_serve.engine.options import NO_ROOM, AdapterRoom, EngineOptions, RopeOptions
 from gguf_serve.engine.sampling_params import DEFAULT_SAMPLERS, SamplingParams, parse_samplers
@@ -209,6 +210,10 @@ def default_constraint(settings: Settings) -> Constraint | None:
         written = read_text(option, path) if path else text or ""
         if kind == "json_schema":
             from_json(option, f"{written!r:.100}", written)
+        try:
+            tried(kind, written)
+        except RequestError as error:
+            raise SettingsError(f"{option}: {error}") from None
         return Constraint(kind, written)
     return None
 

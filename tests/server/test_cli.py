@@ -267,6 +267,19 @@ def test_a_schema_that_is_not_json() -> None:
     assert "--json-schema: '{' is not JSON: " in invoke("-m", "/nowhere", "-j", "{").stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "reason"),
+    [
+        ("--grammar", 'root ::= "a', "invalid grammar: "),
+        ("--json-schema", '{"type": "number", "multipleOf": "x"}', "invalid JSON schema: "),
+    ],
+)
+def test_a_grammar_that_cannot_be_enforced(option: str, text: str, reason: str) -> None:
+    told = invoke("-m", "/nowhere", option, text).stderr
+    assert f"serve: {option}: {reason}" in told
+    assert "serve: -m: cannot read /nowhere" in told
+
+
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"PK\3\4")
