@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,15 @@ from variants import gpu, launcher_specs
 from gguf_serve.kernels.opencl.program import Spec
 from gguf_serve.kernels.opencl.sources import SOURCES
 
-TARGETS = ("gfx90a", "gfx1030", "gfx1100", "sm_75", "sm_86", "sm_90")
+# With what features.py would find on each.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "gfx90a": ("MMA_MFMA",), "gfx1030": (), "gfx1100": ("MMA_WMMA",), "sm_75": ("MMA_PTX_8",),
+    "sm_86": ("MMA_PTX_16",), "sm_90": ("MMA_PTX_16",),
+}  # fmt: skip
 LIBRARIES = {"amd": "amdgcn--amdhsa.bc", "nvidia": "nvptx64--nvidiacl.bc"}
 TRIPLES = {"amd": "amdgcn-amd-amdhsa", "nvidia": "nvptx64-nvidia-nvcl"}
 HOT = (
+    "matrix/matmul_mma.cl",
     "matrix/matmul_simt.cl",
     "matrix/matvec_simt.cl",
     "attention/attention_simt.cl",
@@ -137,11 +142,15 @@ def find_tools() -> Tools | None:
     return None
 
 
+def wanted(target: str, only: str = "") -> list[Spec]:
+    """The programs for a target, of kernels whose file has ``only`` in its name."""
+    return [spec for spec in launcher_specs(gpu(TARGETS.get(target, ()))) if only in spec.source]
+
+
 def results(
-    wanted: Iterable[Spec], targets: Sequence[str], tools: Tools
+    jobs: Sequence[tuple[str, Spec]], tools: Tools
 ) -> Iterator[tuple[str, Spec, dict[str, Use] | str]]:
     """(target, program, what its kernels take, or why it does not compile)."""
-    jobs = [(target, spec) for spec in wanted for target in targets]
 
     def compiled(job: tuple[str, Spec]) -> dict[str, Use] | str:
         try:
@@ -156,7 +165,7 @@ def results(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--targets", default=",".join(TARGETS), help="default %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose file has it")
     parser.add_argument("--all", action="store_true", help="a line for each program")
     args = parser.parse_args()
@@ -165,10 +174,10 @@ def main() -> int:
         print("clang with libclc is not there: nothing was compiled")
         return 0
     targets = [t for t in args.targets.split(",") if _vendor(t) == "amd" or tools.ptxas]
-    wanted = [v for v in launcher_specs(gpu()) if args.only in v.source]
+    jobs = [(target, spec) for target in targets for spec in wanted(target, args.only)]
     most: dict[tuple[str, str], Use] = {}
     failed = False
-    for target, spec, uses in results(wanted, targets, tools):
+    for target, spec, uses in results(jobs, tools):
         if isinstance(uses, str):
             print(target, spec.source, *spec.defines, uses, sep=" ")
             failed = True

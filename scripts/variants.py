@@ -57,13 +57,14 @@ N_TOKENS, N_COLS, N_HEADS = 64, 512, 8
 N_EXPERTS = 8
 
 
-def gpu() -> Device:
-    """A meta device of no driver, whose kernels are those for GPUs."""
-    return _device("gpu", "simt")
+def gpu(forms: Sequence[str] = ()) -> Device:
+    """A meta device of no driver, whose kernels are those for GPUs; ``forms``: see
+    kernels/opencl/compiling/features.py."""
+    return _device("gpu", "simt", tuple(forms))
 
 
 def processor(forms: Sequence[str], *, byte_codes: ByteCodes = "none") -> Device:
-    """The same with the kernels for CPUs; ``forms``: see kernels/opencl/compiling/features.py."""
+    """The same with the kernels for CPUs."""
     return _device("cpu", "simd", tuple(forms), byte_codes=byte_codes)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gguf_serve.kernels.opencl.capabilities import TILE_LANES
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.signature import Arguments
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
@@ -32,6 +33,7 @@ from gguf_serve.kernels.quantization.weights import Matrix
 from gguf_serve.kernels.rows.norm import quantize
 
 SIMT_TILE_TOKENS = 32
+MMA_TOKENS, MMA_ITEMS = 64, 128  # of a work-group that multiplies tiles of 16 rows, at most
 Form = Literal["floats", "codes", "spans", "bytes"]  # of activations, codes having 15 bits
 FORM_DEFINES: dict[Form, list[str]] = {
     "floats": [], "codes": [], "spans": [f"X_SPAN={SPAN}"], "bytes": ["X_BYTES"],
@@ -268,8 +270,26 @@ def _local_tiles(device: Device, p: Product) -> Layout:
     return Layout([], (-(-p.w.n_groups // 4) * 64, p.tiles(p.tile)), (64, 1))
 
 
+def _matrix_tiles(device: Device, p: Product) -> Layout:
+    """A work-group takes 64 rows, each of its subgroups two tiles of them and as many of tokens."""
+    tokens = p.tile if p.experts else MMA_TOKENS
+    form, n_tiles = device.capabilities.tile_form, 4 * tokens // 16
+    lanes = TILE_LANES[form]
+    items = min(MMA_ITEMS, lanes * n_tiles // 2)
+    defines = [form, f"NT={tokens}", f"ITEMS={items}", f"TT={n_tiles * lanes // items // 2}"]
+    return Layout(defines, (-(-p.w.n_groups // 4) * items, p.tiles(tokens)), (items, 1))
+
+
 def _few_tokens(p: Product) -> bool:
     return p.tile < SIMT_TILE_TOKENS
+
+
+def _many_codes(p: Product) -> bool:
+    return p.form == "codes" and not _few_tokens(p)
+
+
+def _multiplies_tiles(device: Device) -> bool:
+    return on_gpu(device) and bool(device.capabilities.tile_form)
 
 
 VARIANTS: tuple[Variant[Product], ...] = (
@@ -278,6 +298,7 @@ VARIANTS: tuple[Variant[Product], ...] = (
         forms=("spans", "bytes"), quantizes=True, extends=True,
     ),
     Variant("matrix/matvec_simt.cl", on_gpu, _slices, _few_tokens, tuned=("slices",)),
+    Variant("matrix/matmul_mma.cl", _multiplies_tiles, _matrix_tiles, _many_codes),
     Variant("matrix/matmul_simt.cl", on_gpu, _local_tiles),
 )  # fmt: skip
 

@@ -15,8 +15,15 @@ MATRIX_EXTENSIONS = (
     "cl_qcom_ml_ops",
 )
 MATRIX_FLAGS = ("amx_int8", "amx_bf16")
-# NVIDIA's compute capabilities from which PTX has dp4a, and mma on halves.
-DP4A_FROM, MMA_FROM = (6, 1), (7, 0)
+# NVIDIA's compute capabilities from which PTX has dp4a, and mma on halves of 8 columns.
+DP4A_FROM, MMA_FROM = (6, 1), (7, 5)
+# What AMD calls its instructions for tiles of matrices, by the beginnings of architectures.
+AMD_MATRIX = {"gfx11": "wmma", "gfx908": "mfma", "gfx90a": "mfma", "gfx94": "mfma"}
+# Items that multiply tiles of halves together, by the instruction that does it (mma.cl).
+TILE_LANES = {
+    "MMA_PTX_16": 32, "MMA_PTX_8": 32, "MMA_WMMA": 32, "MMA_MFMA": 64, "MMA_DPAS": 16,
+    "MMA_BY_HAND": 32,
+}  # fmt: skip
 # Which weights are multiplied with activations of 8 bits, where all that read them are: none, those
 # with super-blocks (K-quants), or all that can be.
 ByteCodes = Literal["none", "some", "all"]
@@ -30,9 +37,10 @@ class Capabilities(Struct, frozen=True):
     subgroup: int = 0  # work-items that run in lockstep, 1 on a CPU; 0 if the driver does not say
     halves: bool = False  # arithmetic in half precision (cl_khr_fp16)
     byte_dots: bool = False  # sums of four products of bytes (cl_khr_integer_dot_product, dp4a)
-    matrix: tuple[str, ...] = ()  # MATRIX_EXTENSIONS and MATRIX_FLAGS that it has, "mma"
+    matrix: tuple[str, ...] = ()  # MATRIX_EXTENSIONS, MATRIX_FLAGS, "mma", AMD_MATRIX that it has
     architecture: str = ""  # of a GPU, as "sm_90" or "gfx1100", where its name or driver says it
-    forms: tuple[str, ...] = ()  # defines for a CPU's sums of products, of pairs and of bytes
+    # Defines for a CPU's sums of products, of pairs and of bytes, and for a GPU's tiles.
+    forms: tuple[str, ...] = ()
 
     @property
     def multiplies_pairs(self) -> bool:
@@ -52,6 +60,11 @@ class Capabilities(Struct, frozen=True):
             return "all"
         return "none" if "TILE_BYTES" in self.forms else "some"
 
+    @property
+    def tile_form(self) -> str:
+        """By what a GPU multiplies tiles of halves, of TILE_LANES; "" if there is nothing."""
+        return next((form for form in self.forms if form in TILE_LANES), "")
+
     def __str__(self) -> str:
         words = [f"work-groups of {self.work_group}", f"{self.local_bytes >> 10} KiB local"]
         if self.subgroup > 1:
@@ -68,6 +81,8 @@ def read_capabilities(raw: Any, *, is_cpu: bool) -> Capabilities:
     dots = "cl_khr_integer_dot_product" in extensions or compute >= DP4A_FROM
     matrix = [name for name in MATRIX_EXTENSIONS if name in extensions]
     matrix += [name for name in MATRIX_FLAGS if name in flags] + ["mma"] * (compute >= MMA_FROM)
+    architecture = _architecture(raw.name, compute)
+    matrix += [name for begin, name in AMD_MATRIX.items() if architecture.startswith(begin)]
     return Capabilities(
         work_group=int(raw.max_work_group_size),
         local_bytes=int(raw.local_mem_size),
@@ -75,7 +90,7 @@ def read_capabilities(raw: Any, *, is_cpu: bool) -> Capabilities:
         halves="cl_khr_fp16" in extensions,
         byte_dots=dots,
         matrix=tuple(matrix),
-        architecture=_architecture(raw.name, compute),
+        architecture=architecture,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from check_gpu_compile import HOT, Use, compile_for, find_tools, read_amd, read_nvidia
-from variants import gpu, launcher_specs
+from check_gpu_compile import HOT, Use, compile_for, find_tools, read_amd, read_nvidia, wanted
 
 from gguf_serve.kernels.attention.kv import KV_TYPES
 from gguf_serve.kernels.opencl.program import Spec
@@ -40,25 +39,27 @@ ptxas info    : Used 26 registers, used 0 barriers
 """
 
 
-MATRICES = ("matrix/matmul_simt.cl", "matrix/matvec_simt.cl")
+MATRICES = ("matrix/matmul_mma.cl", "matrix/matmul_simt.cl", "matrix/matvec_simt.cl")
+TARGET, WITHOUT_TILES = "gfx1100", "gfx1030"
 
 
 def of_type(name: str, spec: Spec, source: str) -> bool:
     """Whether a program of this source is for a tensor type."""
-    wanted = effective(source, by_name(name).defines)
-    return spec.source == source and {*wanted} <= {*spec.defines}
+    those = effective(source, by_name(name).defines)
+    return spec.source == source and {*those} <= {*spec.defines}
 
 
 @pytest.fixture(scope="module")
 def specs() -> list[Spec]:
-    return launcher_specs(gpu())
+    return sorted({*wanted(TARGET), *wanted(WITHOUT_TILES)})
 
 
 def test_every_type_is_compiled(specs: list[Spec]) -> None:
     defines = {(v.source, define) for v in specs for define in v.defines}
     for source in MATRICES:
         missing = [t for t in SUPPORTED_TYPES if not any(of_type(t, v, source) for v in specs)]
-        assert missing == []
+        floats = source == "matrix/matmul_mma.cl"  # whose products are those of matmul_simt.cl
+        assert [t for t in missing if not (floats and by_name(t).is_float)] == []
     assert {
         ("attention/attention_simt.cl", f"K_TYPE=KV_{name.upper()}") for name in KV_TYPES
     } <= defines
@@ -86,6 +87,6 @@ def test_sums_of_hot_kernels_are_in_registers(specs: list[Spec], tmp_path: Path)
             or any(of_type(name, v, source) for name in ("Q4_K", "F16") for source in MATRICES)
         )
     ]  # fmt: skip
-    uses = {v: compile_for("gfx1100", v, tools, tmp_path) for v in few}
+    uses = {v: compile_for(TARGET, v, tools, tmp_path) for v in few}
     assert {v.source for v in few} == set(HOT)
     assert [v for v, found in uses.items() if any(use.scratch for use in found.values())] == []

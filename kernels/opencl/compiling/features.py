@@ -1,11 +1,11 @@
-"""What a CPU device's compiler can do beyond OpenCL C, found out by trying.
+"""What a device's compiler can do beyond OpenCL C, found out by trying.
 
 OpenCL C has no name for the x86 instructions that multiply and add pairs of shorts into ints
-(VNNI), or bytes, or tiles of bytes (AMX), and compilers do not find them by themselves. They do
-take LLVM's intrinsic under an assembler label, or assembler, but one that does not know it, or
-knows it with other types, ends the process, and so does a system that forbids the instruction. So
-each form is tried in a process that may end (probe.py, worker.py), once per machine and driver; the
-answer is kept in the user's cache folder.
+(VNNI), or bytes, or tiles of bytes (AMX), nor for a GPU's that multiply tiles of halves, and
+compilers do not find them by themselves. They do take LLVM's intrinsic under an assembler label, or
+assembler, but one that does not know it, or knows it with other types, ends the process, and so
+does a system that forbids the instruction. So each form is tried in a process that may end
+(probe.py, worker.py), once per machine and driver; the answer is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from gguf_serve.kernels.opencl.compiling.worker import (
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
 
 log = logging.getLogger(__name__)
-# Defines of lanes.cl for products of shorts, of byte_products.cl for those of bytes, and of
-# dot_amx.cl; best first, those after the first that works are not tried. With each, the processor's
-# flags that allow it.
+# Defines of lanes.cl for products of shorts, of byte_products.cl for those of bytes, of dot_amx.cl
+# and of mma.cl; best first, those after the first that works are not tried. With each, the
+# processor's flags that allow it, or the GPU's ``Capabilities.matrix``.
 _VNNI_512, _VNNI_256 = ("avx512_vnni",), ("avx_vnni", "avx512_vnni")
 PAIR_FORMS = {
     "DOT_PAIRS_512": _VNNI_512, "DOT_INTS_512": _VNNI_512,
@@ -45,20 +45,33 @@ BYTE_FORMS = {
     "DOT_BYTES_256": _VNNI_256, "DOT_BYTE_INTS_256": _VNNI_256, "MADD_BYTES_256": ("avx2",),
 }  # fmt: skip
 TILE_FORMS = {"TILE_BYTES": ("amx_int8",)}
-FORMS: dict[Kind, Mapping[str, tuple[str, ...]]] = {
-    "pairs": PAIR_FORMS, "bytes": BYTE_FORMS, "tiles": TILE_FORMS,
+HALVES_FORMS = {
+    "MMA_PTX_16": ("mma",), "MMA_PTX_8": ("mma",), "MMA_WMMA": ("wmma",), "MMA_MFMA": ("mfma",),
+    "MMA_DPAS": ("cl_intel_subgroup_matrix_multiply_accumulate",),
 }  # fmt: skip
-KNOWN = {form for forms in FORMS.values() for form in forms}
+Forms = Mapping[Kind, Mapping[str, tuple[str, ...]]]
+CPU_FORMS: Forms = {"pairs": PAIR_FORMS, "bytes": BYTE_FORMS, "tiles": TILE_FORMS}
+GPU_FORMS: Forms = {"halves": HALVES_FORMS}
+KNOWN = {form for kinds in (CPU_FORMS, GPU_FORMS) for forms in kinds.values() for form in forms}
 PROBE_SECONDS = 60
 
 
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
     """The defines of the best forms that work on this CPU device: at most one for products of
     shorts, one for those of bytes, and one for those of tiles, if this process may use them."""
-    flags = cpu_flags()
+    return _working(info, CPU_FORMS, cpu_flags())
+
+
+def tile_defines(info: DeviceInfo) -> tuple[str, ...]:
+    """The define of the best form of products of tiles that works on this GPU, if there is one."""
+    return _working(info, GPU_FORMS, frozenset(info.capabilities.matrix))
+
+
+def _working(info: DeviceInfo, kinds: Forms, flags: frozenset[str]) -> tuple[str, ...]:
+    """Of each kind the first form that its flags allow and that works."""
     asked = {
         _key(info, flags, forms): (kind, forms)
-        for kind, candidates in FORMS.items()
+        for kind, candidates in kinds.items()
         if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
         and (kind != "tiles" or allow_tiles())
     }

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gguf_serve.kernels.opencl.capabilities import TILE_LANES
 from gguf_serve.kernels.opencl.sources import OPTIONS
 
 if TYPE_CHECKING:
     import pyopencl as cl
 
-Kind = Literal["pairs", "bytes", "tiles"]
+Kind = Literal["pairs", "bytes", "tiles", "halves"]
 # Linux's arch_prctl, on x86-64, and the state that a process asks for before it uses it.
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18
 
@@ -63,7 +64,35 @@ kernel void probe(global const int* a, global const int* b, global int* c) {
     for (int i = 0; i < 16; i++) vstore16(sum[i] + vload16(i, c), i, c);
 }
 """
-SOURCE_OF: dict[Kind, str] = {"pairs": PAIR_PROBE, "bytes": BYTE_PROBE, "tiles": TILE_PROBE}
+# A tile of 16 rows times one of 16 tokens, 16 halves each, by a GPU's subgroup.
+HALVES_PROBE = """
+#define SIMT
+#include "include/lanes.cl"
+#include "include/mma.cl"
+kernel __attribute__((MMA_SUBGROUP reqd_work_group_size(MMA_LANES, 1, 1)))
+void probe(global const uint* a, global const uint* b, global float* c) {
+    local uint rows[16 * MMA_STRIDE], tokens[16 * MMA_STRIDE];
+    MMA_SHARED(MMA_LANES);
+    const int lane = get_local_id(0);
+    for (int i = lane; i < 128; i += MMA_LANES) {
+        rows[i / 8 * MMA_STRIDE + i % 8] = a[i];
+        tokens[i / 8 * MMA_STRIDE + i % 8] = b[i];
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const mma_tile x = mma_load_a(rows, lane), y = mma_load_b(tokens, lane);
+    mma_sums sums;
+    MMA_UNROLL
+    for (int i = 0; i < MMA_SUMS; i++)
+        sums.v[i] = c[MMA_ROW(i, lane) * 16 + MMA_TOKEN(i, lane)];
+    MMA(sums, x, y, lane);
+    MMA_UNROLL
+    for (int i = 0; i < MMA_SUMS; i++)
+        c[MMA_ROW(i, lane) * 16 + MMA_TOKEN(i, lane)] = sums.v[i];
+}
+"""
+SOURCE_OF: dict[Kind, str] = {
+    "pairs": PAIR_PROBE, "bytes": BYTE_PROBE, "tiles": TILE_PROBE, "halves": HALVES_PROBE,
+}  # fmt: skip
 
 
 def allow_tiles() -> bool:
@@ -88,7 +117,8 @@ def works(context: cl.Context, form: str, kind: Kind) -> bool:
     flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
     buffers = [cl.Buffer(context, flags, hostbuf=x) for x in (*inputs, c)]
     kernel.set_args(*buffers)
-    cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
+    items = (TILE_LANES.get(form, 1),)
+    cl.enqueue_nd_range_kernel(queue, kernel, items, items)
     cl.enqueue_copy(queue, c, buffers[2])
     return bool((c == expected).all())
 
@@ -96,6 +126,10 @@ def works(context: cl.Context, form: str, kind: Kind) -> bool:
 def _example(kind: Kind) -> tuple[npt.NDArray[np.generic], ...]:
     """Factors a and b, a sum c, and what it becomes."""
     rng = np.random.default_rng(0)
+    if kind == "halves":
+        x, y = rng.integers(-20, 21, (2, 16, 16)).astype(np.float16)
+        sums = rng.integers(-1000, 1000, (16, 16)).astype(np.float32)
+        return x, y, sums, sums + x.astype(np.float32) @ y.astype(np.float32).T
     if kind == "tiles":
         a, b = rng.integers(0, 256, (2, 16, 64)).astype(np.uint8)
         c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)

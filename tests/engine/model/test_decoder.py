@@ -20,6 +20,7 @@ from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 
 FLOAT_NMSE = 1e-8  # llama.cpp's GELU is a table of halves: 8e-10; the others are at 4e-13
 QUANTIZED_NMSE = 2e-8  # activations of 15 bits: 3e-9 to 1.1e-8
+HALVES_NMSE = 4e-7  # of weights and activations as halves: 1.7e-7 to 3.4e-7
 # Of activations of 8 bits no more than llama.cpp's, which the conformance data gives in one or two
 # digits: 5e-5, 1.7e-4, 3.4e-4, and for the other types 1.4e-4 (blocks of 32) and 3.1e-4 (of 256).
 BYTE_NMSE = {"Q1_0": 5.5e-5, "Q2_0": 1.75e-4, "TQ1_0": 3.45e-4, "TQ2_0": 3.45e-4}
@@ -152,6 +153,21 @@ def test_tensor_types(device: Device, programs: Programs, shared: Path, type_nam
     result = Stepper(path, device, programs).run(sequence(tokens, 1, TABLE), [n - 9] + [1] * 9)
     bound = FLOAT_NMSE if type_name in ("F16", "BF16") else QUANTIZED_NMSE
     assert nmse(result, logits) <= bound
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q8_0"])
+def test_tiles_of_halves(device: Device, shared: Path, type_name: str) -> None:
+    """What GPUs with instructions for them compute of prompts, by hand."""
+    if device.is_simd:
+        pytest.skip("for GPUs only")
+    path = shared / "conformance" / "quants" / f"{type_name}.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not among the conformance data")
+    with np.load(path.with_suffix(".npz")) as arrays:
+        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    able = replace(device, capabilities=replace(device.capabilities, forms=("MMA_BY_HAND",)))
+    result = Stepper(path, able, Programs(able)).run(sequence(tokens, 1, TABLE), [len(tokens)])
+    assert QUANTIZED_NMSE < nmse(result, logits) <= HALVES_NMSE
 
 
 @pytest.mark.whole_models("Q8_0", "Q4_K")

@@ -37,7 +37,7 @@ def raw(**known: Any) -> SimpleNamespace:
                 name="gfx90a:sramecc+:xnack-", wavefront_width_amd=64,
                 extensions="cl_khr_fp16 cl_khr_integer_dot_product",
             ),
-            Capabilities(256, 65536, 64, True, True, (), "gfx90a"),
+            Capabilities(256, 65536, 64, True, True, ("mfma",), "gfx90a"),
         ),
         (
             raw(extensions="cl_khr_fp16 cl_intel_subgroup_matrix_multiply_accumulate"),

@@ -29,6 +29,7 @@ from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import Matrix
 
 CPU, GPU = processor(()), gpu()
+NVIDIA, AMD, INTEL = gpu(["MMA_PTX_8"]), gpu(["MMA_MFMA"]), gpu(["MMA_DPAS"])  # by what tiles have
 TABLES = (*matmul.VARIANTS, *attention.FUSED)
 MATRIX = Matrix(None, by_name("Q4_K"), 1024, 512, 0, 0)
 
@@ -84,6 +85,11 @@ def test_every_size_belongs_to_a_row() -> None:
         (CPU, 8, "bytes", "matmul_simd", ["NT=8", "PREFETCH_BYTES=6144"]),
         (GPU, 8, "codes", "matvec_simt", ["NT=8", "SLICES=8"]),
         (GPU, 32, "codes", "matmul_simt", []),
+        (NVIDIA, 8, "codes", "matvec_simt", ["NT=8", "SLICES=8"]),
+        (NVIDIA, 32, "floats", "matmul_simt", []),
+        (NVIDIA, 32, "codes", "matmul_mma", ["MMA_PTX_8", "NT=64", "ITEMS=128", "TT=2"]),
+        (AMD, 32, "codes", "matmul_mma", ["MMA_MFMA", "NT=64", "ITEMS=128", "TT=4"]),
+        (INTEL, 32, "codes", "matmul_mma", ["MMA_DPAS", "NT=64", "ITEMS=128", "TT=1"]),
     ],
 )
 def test_products(

@@ -1,4 +1,4 @@
-"""Which forms of a CPU's products are tried, and what is made of the answers."""
+"""Which forms of products are tried, and what is made of the answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.capabilities import Capabilities
 from gguf_serve.kernels.opencl.compiling import features
-from gguf_serve.kernels.opencl.compiling.features import BYTE_FORMS, FORMS, dot_defines
-from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE
+from gguf_serve.kernels.opencl.compiling.features import (
+    BYTE_FORMS,
+    CPU_FORMS,
+    GPU_FORMS,
+    dot_defines,
+    tile_defines,
+)
+from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE, SOURCE_OF, works
 from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
@@ -23,14 +29,14 @@ CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The forms that are tried; those of 512 bits do not work."""
+    """The forms that are tried; those of 512 bits, or of 16 columns, do not work."""
     found: list[str] = []
 
     class FakeWorker:
         def probe(self, form: str, seconds: float, kind: str) -> bool:
-            assert form in FORMS[kind]
+            assert form in {**CPU_FORMS, **GPU_FORMS}[kind]
             found.append(form)
-            return not form.endswith("_512")
+            return not form.endswith(("_512", "PTX_16"))
 
     monkeypatch.setattr(features, "take_worker", lambda info: FakeWorker())
     monkeypatch.setattr(features, "keep_worker", lambda worker: None)
@@ -67,6 +73,31 @@ def test_tiles_that_the_system_allows(
     assert tried == (["TILE_BYTES"] if allowed else [])
 
 
+@pytest.mark.parametrize(
+    ("matrix", "defines", "asked"),
+    [
+        (("mma",), ("MMA_PTX_8",), ["MMA_PTX_16", "MMA_PTX_8"]),
+        (("wmma",), ("MMA_WMMA",), ["MMA_WMMA"]),
+        (("amx_int8",), (), []),  # a CPU with the kernels for GPUs
+        ((), (), []),
+    ],
+)
+def test_what_a_gpu_multiplies_tiles_by(
+    tried: list[str], matrix: tuple[str, ...], defines: tuple[str, ...], asked: list[str]
+) -> None:
+    gpu = replace(CPU, kind="gpu", capabilities=Capabilities(matrix=matrix))
+    assert tile_defines(gpu) == defines
+    assert tried == asked
+
+
+def test_the_probe_of_a_gpu_s_tiles(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand in place of an instruction; and one that has its operands in another order."""
+    assert works(device.context, "MMA_BY_HAND", "halves")
+    other = SOURCE_OF["halves"].replace("load_b(tokens", "load_a(tokens")
+    monkeypatch.setitem(SOURCE_OF, "halves", other)
+    assert not works(device.context, "MMA_BY_HAND", "halves")
+
+
 def test_the_probe_builds_every_intrinsic(device: Device) -> None:
     """That of the signs too: a compiler that does not know it would end the server."""
     if not device.is_simd:
@@ -101,7 +132,7 @@ def test_a_form_that_ends_the_compiler(
     workers: list[Any] = [Crashing()]
     other = features.take_worker(CPU)
     monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx_vnni"}))
-    monkeypatch.setattr(features, "FORMS", {"bytes": BYTE_FORMS})
+    monkeypatch.setattr(features, "CPU_FORMS", {"bytes": BYTE_FORMS})
     monkeypatch.setattr(features, "take_worker", lambda info: workers.pop() if workers else other)
     assert dot_defines(CPU) == ("DOT_BYTE_INTS_256",)
 
