@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -427,15 +426,7 @@ def load_here(
             gc.freeze()
         finally:
             gc.enable()
-        give_back_freed()
         return engine
-
-
-def give_back_freed() -> None:
-    """glibc keeps what loading has freed: with PoCL 12 MiB, or 30 where it has compiled."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def load_warm(settings: Settings, report: Callable[[float], None]) -> Engine:

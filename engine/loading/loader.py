@@ -22,6 +22,7 @@ from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, most
 from gguf_serve.engine.loading.compiling import Compiling
 from gguf_serve.engine.loading.draft_loader import DraftFile, open_draft
 from gguf_serve.engine.loading.head_loader import Heads, open_heads
+from gguf_serve.engine.loading.heap import sparse_heap
 from gguf_serve.engine.loading.machine import find_machine
 from gguf_serve.engine.loading.media_loader import Media, speech_of
 from gguf_serve.engine.loading.model_info import model_info, settings_of
@@ -83,7 +84,7 @@ def load_model(
 ) -> Model:
     """Load a model. ``wires``: to processes that are to have their share of the layers. Raises
     ModelError for its file, EngineError for device or options, or if another process fails."""
-    with refusing(path):
+    with refusing(path), sparse_heap():
         try:
             return _load(path, options, progress, wires)
         except DeviceError as error:
@@ -200,7 +201,7 @@ def load_stage(wire: Wire, wires: Sequence[Wire | None]) -> Runner:
     """Load what the first stage, at the other end of ``wire``, wants of this process, and tell it.
     ``wires``: to all stages, None for this one. Raises EngineError."""
     wanted: Serve = wire.receive()
-    with refusing(wanted.path):
+    with refusing(wanted.path), sparse_heap():
         gguf, hparams = read_model(wanted.path, wanted.options)
         machine = find_machine(wanted.options)
         device = machine.open(0)

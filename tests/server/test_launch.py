@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
@@ -28,7 +27,6 @@ from listening import free_port
 import gguf_serve.engine.engine
 from gguf_serve.server.launch import (
     connection_limits,
-    give_back_freed,
     http_config,
     load_model,
     unfit,
@@ -344,27 +342,6 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
     code, errors = end(process)
     assert code == 0
     assert f"listening     {url}" in errors
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's")
-def test_what_has_been_freed_is_given_back() -> None:
-    """Also what lies below a block that is in use."""
-    system = ctypes.CDLL(None)
-    system.malloc.restype = ctypes.c_void_p
-    blocks = [ctypes.c_void_p(system.malloc(1000)) for _ in range(30_000)]
-    for block in blocks:
-        ctypes.memset(block, 1, 1000)
-    for block in blocks[:-1]:
-        system.free(block)
-    before = resident()
-    give_back_freed()
-    assert before - resident() > 20_000_000
-    system.free(blocks[-1])
-
-
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(
