@@ -35,6 +35,7 @@ from gguf_serve.kernels.quantization.weights import (
 )
 from gguf_serve.kernels.rows.norm import NormWeights
 
+JOINED_BYTES = 1 << 20
 INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 # Of what a matrix is made of: addresses in the open file, rows there, and their scale
@@ -84,6 +85,23 @@ class Part(Struct, frozen=True):
     def fits(self, other: Part) -> bool:
         """Whether both may be one matrix."""
         return self.raw.type == other.raw.type and self.scale == other.scale
+
+    def joins(self, other: Part) -> bool:
+        """Whether both had better be copied into one: they are small, and cannot be packed below
+        each other."""
+        mine, theirs = self.raw, other.raw
+        return (
+            (mine.type, mine.n_cols, mine.scale) == (theirs.type, theirs.n_cols, theirs.scale)
+            and mine.data.nbytes + theirs.data.nbytes <= JOINED_BYTES
+            and not (self.updates or other.updates)
+        )
+
+    def joined(self, other: Part) -> Part:
+        """The rows of both, which ``joins`` allows."""
+        raw, biases = self.raw, _biases([self, other])
+        data = np.concatenate([raw.data, other.raw.data])
+        joined = replace(raw, data=data, n_rows=raw.n_rows + other.raw.n_rows)
+        return Part(joined, None if biases is None else np.concatenate(biases))
 
     def rows(self, begin: int, end: int) -> Part:
         bias = None if self.bias is None else self.bias[begin:end]
@@ -282,6 +300,8 @@ class TensorSource:
             last = runs[-1][-1] if runs else None
             if last is not None and last.fits(part) and last.n_rows % ROWS == 0:
                 runs[-1].append(part)
+            elif last is not None and last.joins(part):
+                runs[-1][-1] = last.joined(part)
             else:
                 runs.append([part])
         linears, offset = [], 0
@@ -355,6 +375,8 @@ class TensorSource:
 
     def _place(self, raws: Sequence[RawMatrix], *, paired: bool = False) -> Matrix:
         """The matrix of the file's rows, which may be there already."""
+        if any(raw.data.flags.owndata for raw in raws):  # joined: they have no place in the file
+            return self._allocate(raws, paired=paired)
         places = tuple((raw.data.ctypes.data, raw.n_rows, raw.scale) for raw in raws)
         if (lent := self._lent.get(places)) is not None and lent.paired == paired:
             return lent
