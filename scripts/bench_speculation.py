@@ -67,22 +67,38 @@ def _case(name: str, edit: str) -> str:
 
 
 @dataclass
-class Case:
-    """Milliseconds a token, and tokens."""
+class Turn:
+    """The same answers without and with guesses: milliseconds, and tokens."""
 
-    prompt: int
+    kind: str  # of what is asked
     tokens: int
     off: float
     on: float
     same: bool
     drafted: int
     accepted: int
-    peer_off: float = 0.0
-    peer_on: dict[str, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
         return self.off / self.on
+
+    @property
+    def line(self) -> str:
+        return "  ".join([
+            f"{self.kind:7}", f"{self.tokens:4} tokens", f"{self.off:7.2f} -> {self.on:7.2f} ms",
+            f"{self.gain:5.3f} x", f"{self.accepted} of {self.drafted} right",
+            "the same text" if self.same else "ANOTHER TEXT",
+        ])  # fmt: skip
+
+
+@dataclass
+class Case:
+    """An edit of a file: what guesses do for us and for the peer, milliseconds a token."""
+
+    prompt: int  # tokens
+    turn: Turn
+    peer_off: float = 0.0
+    peer_on: dict[str, float] = field(default_factory=dict)
 
     @property
     def peer_best(self) -> float:
@@ -112,17 +128,17 @@ def pace(end: Finished) -> float:
     return end.timings.predicted_ms / max(end.timings.predicted_n - 1, 1)
 
 
-def measure(engine: Engine, text: str, n: int, peer: PeerProcess | None) -> Case:
+def measure(engine: Engine, kind: str, text: str, n: int, peer: PeerProcess | None) -> Case:
     messages = [{"role": "user", "content": text}]
     written = engine.chat_template.prompt(Conversation(messages)).text
     prompt = engine.tokenizer.encode(written)
     alone, without = answered(engine, prompt, n, guesses=False)
     tokens, end = answered(engine, prompt, n, guesses=True)
     drafts = end.timings.drafts
-    case = Case(
-        len(prompt), len(tokens), pace(without), pace(end), tokens == alone,
+    case = Case(len(prompt), Turn(
+        kind, len(tokens), pace(without), pace(end), tokens == alone,
         drafts.n_tokens, drafts.n_accepted,
-    )  # fmt: skip
+    ))  # fmt: skip
     if peer is not None:
         asked = {"tokens": prompt, "n": len(tokens)}
         case.peer_off = peer.ask("generate", **asked)["value"]
@@ -132,22 +148,16 @@ def measure(engine: Engine, text: str, n: int, peer: PeerProcess | None) -> Case
     return case
 
 
-def line(i: int, case: Case) -> str:
-    cells = [
-        f"{i:2}", f"{case.tokens:4} tokens", f"{case.off:7.2f} -> {case.on:6.2f} ms",
-        f"{case.gain:5.2f} x", f"{case.accepted} of {case.drafted} right",
-        "the same text" if case.same else "ANOTHER TEXT",
-    ]  # fmt: skip
-    if case.peer_on:
-        cells.append(f"peer {case.peer_off:.2f} -> {case.peer_best:.2f} ms")
-    return "  ".join(cells)
+def line(case: Case) -> str:
+    peer = f"  peer {case.peer_off:.2f} -> {case.peer_best:.2f} ms" if case.peer_on else ""
+    return case.turn.line + peer
 
 
 def summary(found: Sequence[Case]) -> str:
-    gains = [case.gain for case in found]
+    gains = [case.turn.gain for case in found]
     text = f"gain: median {median(gains):.2f}, least {min(gains):.2f}, most {max(gains):.2f}"
     if found[0].peer_on:
-        ahead = [case.peer_best / case.on for case in found]
+        ahead = [case.peer_best / case.turn.on for case in found]
         text += f"; peer's best / ours: median {median(ahead):.2f}, least {min(ahead):.2f}"
     return text
 
@@ -191,8 +201,9 @@ def main() -> None:
     found = list[Case]()
     try:
         for i, text in enumerate(cases()[: args.cases]):
-            found.append(measure(engine, text, args.tokens, peer))
-            print(line(i, found[-1]), flush=True)
+            kind = EDITS[i % len(EDITS)].partition(" ")[0]
+            found.append(measure(engine, kind, text, args.tokens, peer))
+            print(line(found[-1]), flush=True)
     finally:
         engine.close()
         if peer is not None:

@@ -22,7 +22,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from asked_texts import CONSTRAINTS, TEXTS
 from bench_engine import Run
+from bench_speculation import Turn
 
 from gguf_serve.engine.chat.prompt import Conversation
 from gguf_serve.engine.engine import Engine, load_engine
@@ -73,23 +74,6 @@ PARTS = {
     "streams": Part(8, 96, pace, "chat,json"),
     "first-token": Part(1, 1, first_token, "chat,summary"),
 }
-
-
-@dataclass
-class Turn:
-    """The same without and with guesses: milliseconds, and tokens."""
-
-    kind: str
-    tokens: int
-    off: float
-    on: float
-    same: bool
-    drafted: int
-    accepted: int
-
-    @property
-    def gain(self) -> float:
-        return self.off / self.on
 
 
 def turns(kinds: Sequence[str], n_streams: int) -> Iterator[tuple[str, Sequence[str]]]:
@@ -186,15 +170,6 @@ def guess_always() -> None:
     timed.seconds = lambda *args: 0.0
 
 
-def line(turn: Turn) -> str:
-    return "  ".join([
-        f"{turn.kind:7}", f"{turn.tokens:4} tokens",
-        f"{turn.off:7.2f} -> {turn.on:7.2f} ms", f"{turn.gain:5.3f} x",
-        f"{turn.accepted} of {turn.drafted} right",
-        "the same text" if turn.same else "ANOTHER TEXT",
-    ])  # fmt: skip
-
-
 def summary(kind: str, found: Sequence[Turn]) -> str:
     """Of the turns of a kind."""
     gains = [turn.gain for turn in found]
@@ -241,7 +216,7 @@ def main() -> None:
                 break
             n_before = sum(turn.kind == kind for turn in found)
             found.append(subject.turn(kind, texts, on_first=n_before % 2 == 1))
-            print(line(found[-1]), flush=True)
+            print(found[-1].line, flush=True)
     finally:
         subject.close()
     for kind in args.texts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench_prices import Price, table
-from bench_speculation import FILES, Case, cases, line, summary
+from bench_speculation import FILES, Case, Turn, cases, line, summary
 
 
 def test_twenty_files_are_edited_in_four_ways() -> None:
@@ -15,12 +15,13 @@ def test_twenty_files_are_edited_in_four_ways() -> None:
 
 
 def test_the_table() -> None:
+    turns = [Turn("rename", 200, 44.0, on, True, 100, 90) for on in (22.0, 11.0)]
     found = [
-        Case(300, 200, 44.0, 22.0, True, 100, 90, 50.0, {"2,10": 30.0, "2,2": 33.0}),
-        Case(300, 200, 44.0, 11.0, True, 100, 90, 50.0, {"2,10": 33.0, "2,2": 22.0}),
+        Case(300, turns[0], 50.0, {"2,10": 30.0, "2,2": 33.0}),
+        Case(300, turns[1], 50.0, {"2,10": 33.0, "2,2": 22.0}),
     ]
-    assert line(7, found[0]) == (
-        " 7   200 tokens    44.00 ->  22.00 ms   2.00 x  90 of 100 right  the same text"
+    assert line(found[0]) == (
+        "rename    200 tokens    44.00 ->   22.00 ms  2.000 x  90 of 100 right  the same text"
         "  peer 50.00 -> 30.00 ms"
     )
     assert summary(found) == (

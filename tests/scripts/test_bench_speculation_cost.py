@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from asked_texts import TEXTS
 from bench_engine import Run
-from bench_speculation_cost import Turn, first_token, line, pace, summary, turns
+from bench_speculation import Turn
+from bench_speculation_cost import first_token, pace, summary, turns
 
 from gguf_serve.engine.request import Request
 
@@ -39,7 +40,7 @@ def test_the_lines() -> None:
         Turn("chat", 120, 40.0, 50.0, True, 12, 3),
         Turn("chat", 160, 44.0, 40.0, True, 8, 7),
     ]
-    assert line(found[1]) == (
+    assert found[1].line == (
         "chat      120 tokens    40.00 ->   50.00 ms  0.800 x  3 of 12 right  the same text"
     )
     assert summary("chat", found) == (
