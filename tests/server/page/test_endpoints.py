@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pdf_files import pdf
 
 from gguf_serve.engine.stats import EngineStats
 from gguf_serve.server.page.endpoints import FILES
@@ -109,33 +109,6 @@ def test_a_text_that_takes_too_long_is_refused_and_the_next_is_not(url: str) -> 
     deep = httpx.post(f"{url}/page/html", json={"text": "[" * 2**19}, timeout=60)
     assert deep.status_code in (200, 400)
     assert httpx.post(f"{url}/page/html", json={"text": "b"}, timeout=60).status_code == 200
-
-
-def pdf(n_pages: int, **how: Any) -> bytes:
-    import pypdf
-
-    writer = pypdf.PdfWriter()
-    for _ in range(n_pages):
-        page = writer.add_blank_page(72, 72)
-        content = pypdf.generic.DecodedStreamObject()
-        content.set_data(b"BT /F 12 Tf (Hello from a page) Tj ET")
-        page[pypdf.generic.NameObject("/Contents")] = writer._add_object(content)
-        font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-        named = {
-            pypdf.generic.NameObject(key): pypdf.generic.NameObject(value)
-            for key, value in font.items()
-        }
-        fonts = pypdf.generic.DictionaryObject(
-            {pypdf.generic.NameObject("/F"): pypdf.generic.DictionaryObject(named)}
-        )
-        page[pypdf.generic.NameObject("/Resources")] = pypdf.generic.DictionaryObject(
-            {pypdf.generic.NameObject("/Font"): fonts}
-        )
-    if "password" in how:
-        writer.encrypt(how["password"], algorithm="RC4-128")
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
 
 
 def test_the_text_of_a_pdf(url: str) -> None:

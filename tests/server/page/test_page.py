@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import WAIT, Opened, expect, text
+from browsing import WAIT, expect, text
 
 from gguf_serve.engine.stats import EngineStats
 
@@ -28,20 +27,6 @@ def engine(fakes: Any) -> Any:
     engine = fakes.engine(fakes.say("Hello **you**"), n_ctx=4000)
     engine.stats = lambda: STATS
     return engine
-
-
-@pytest.fixture
-def open_page(browser: Any, serve: Any, engine: Any) -> Iterator[Any]:
-    opened: list[Opened] = []
-
-    def run(**how: Any) -> Opened:
-        keys = how.pop("api_keys", ())
-        opened.append(Opened(browser, serve(engine, api_keys=keys), **how))
-        return opened[-1]
-
-    yield run
-    for each in opened:
-        each.context.close()
 
 
 def messages_of(engine: Any) -> Any:
