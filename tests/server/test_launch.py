@@ -25,6 +25,7 @@ import pytest
 from listening import free_port
 
 import gguf_serve.engine.engine
+from gguf_serve.server.container.health_check import is_healthy
 from gguf_serve.server.launch import (
     connection_limits,
     http_config,
@@ -142,9 +143,17 @@ def test_a_signal_ends_loading(start: Start, model: str, tmp_path: Path) -> None
     assert code == 0, errors
 
 
-def test_a_model_that_cannot_be_loaded(start: Start, model: str) -> None:
-    process = start("-m", model, "--port", "0", FAIL="1")
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [([], False), (["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--api-key", "a"], False)],
+)
+def test_a_model_that_cannot_be_loaded(
+    start: Start, model: str, options: list[str], warned: bool
+) -> None:
+    """Whom it would have been open to has been said before."""
+    process = start("-m", model, "--port", "0", *options, FAIL="1")
     _, errors = process.communicate(timeout=SECONDS)
+    assert ("can use the server: there is no --api-key" in errors) is warned
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "serve: tiny.gguf: unknown architecture 'abacus'"
     assert "Traceback" not in errors
@@ -337,6 +346,7 @@ def test_https(start: Start, model: str, tmp_path: Path) -> None:
             assert time.monotonic() < until
             time.sleep(0.02)
         assert answer.json() == {"status": "ok"}
+    assert is_healthy(["serve", "-m", model, "--port", str(port), *options])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
         assert silent.recv(1) == b""  # a handshake has no more time than a header
     code, errors = end(process)

@@ -120,8 +120,8 @@ def test_lines_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(cli, "start", lambda settings: taken.append(settings) or 0)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in ("grammar.gbnf", "agentic.jinja"):
-        (tmp_path / name).write_text("x")
+    (tmp_path / "grammar.gbnf").write_text('root ::= "x"')
+    (tmp_path / "agentic.jinja").write_text("x")
     result = read(line)
     assert result.exit_code == 0, result.output
     engine_options(taken[0])
