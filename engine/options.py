@@ -196,7 +196,8 @@ class EngineOptions:
         "--activation-type", group=DEVICE, env="GGUF_SERVE_ACTIVATION_TYPE",
         type=Choice(("auto", "int8", "int16")), default="auto",
         help="what CPUs multiply quantized weights with: int8 is faster, int16 more exact; auto: "
-        "int8 if the processor has AVX2 but no VNNI, for K-quants if it has VNNI but no AMX",
+        "int8 for K-quants if the processor has AVX2 or VNNI but no AMX, for others too if it has "
+        "no VNNI and the model at least 400 million parameters",
     )
     n_ctx: int = option(
         "-c", "--ctx-size", group=CONTEXT, env="CTX_SIZE", type=OR_ALL, default=-1,

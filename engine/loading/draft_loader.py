@@ -104,7 +104,7 @@ def own_options(options: EngineOptions) -> EngineOptions:
 
 def draft_file(gguf: GGUFFile, h: Hyperparameters, own: EngineOptions) -> DraftFile:
     """A file that goes with its target; ``own``: its options."""
-    machine = find_machine(own)
+    machine = find_machine(own, gguf.n_parameters)
     return DraftFile(gguf, h, own, machine, _needs(gguf, h, own, machine))
 
 

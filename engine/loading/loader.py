@@ -187,7 +187,7 @@ def _prepared(
 ) -> tuple[DraftFile | Heads | None, Preparation]:
     """What guesses for a model, and the model."""
     if stages is not None:
-        machine = stages.machine(find_machine(options))
+        machine = stages.machine(find_machine(options, gguf.n_parameters))
         return None, stages.share(prepare(gguf, hparams, options, machine=machine))
     heads = open_heads(gguf, hparams, options)
     if heads is not None:
@@ -203,7 +203,7 @@ def load_stage(wire: Wire, wires: Sequence[Wire | None]) -> Runner:
     wanted: Serve = wire.receive()
     with refusing(wanted.path), sparse_heap():
         gguf, hparams = read_model(wanted.path, wanted.options)
-        machine = find_machine(wanted.options)
+        machine = find_machine(wanted.options, gguf.n_parameters)
         device = machine.open(0)
         info = device.info
         wire.send(Offer(info, kernels_of(device), machine.free(info)))

@@ -96,7 +96,7 @@ def prepare(
         hparams = replace(hparams, image_experts=True)
     if projector is not None and projector.speech:  # of a step's last state a frame is made
         hparams = replace(hparams, gives_states=True)
-    machine = machine or find_machine(options)
+    machine = machine or find_machine(options, gguf.n_parameters)
     first = machine.open(0)
     media = None if projector is None else load_media(projector, options, hparams, first)
     shape = None if media is None else media.shape
