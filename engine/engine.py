@@ -39,6 +39,7 @@ from gguf_serve.engine.serving.disk import DiskCache, DiskOptions, disk_options,
 from gguf_serve.engine.serving.loop import Loop
 from gguf_serve.engine.serving.mailbox import Cancelled, Mailbox, ReasoningEnded, Submitted, Task
 from gguf_serve.engine.serving.slots import Slots
+from gguf_serve.engine.speculation.models.timed_steps import prices_of_target
 from gguf_serve.engine.speculation.speculation import Speculation
 from gguf_serve.engine.stats import Counters, EngineStats, SlotFile, SlotState, engine_stats
 from gguf_serve.kernels.opencl.missing import no_driver
@@ -86,7 +87,8 @@ class Engine:
             self._mailbox.notify, beside,
         )  # fmt: skip
         self._grammars = Grammars(model.tokenizer, model.info.n_vocab)
-        self._speculation = Speculation(scheduler, model.drafter)
+        prices = None if model.drafter is None else prices_of_target(runner, scheduler.max_tokens)
+        self._speculation = Speculation(scheduler, model.drafter, prices)
         self._admission = Admission(
             scheduler, model.tokenizer, model.info, self._grammars, outbox,
             self._speculation.by_model, None if model.media is None else model.media.speaker,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SHARE = 0.015  # of the time of steps without such a guess, what may be spent on trying one
-FIRST = 0.25  # seconds that may be spent before anything is known
+FIRST = 0.5  # seconds that may be spent before anything is known
 MOST = 4.0  # seconds that are kept for later
 
 

@@ -20,6 +20,9 @@ FEW = 16  # tokens that a sequence may lack to be guessed for at once
 MOST, MOST_BESIDE = 512, 64  # tokens that it is then brought on by between two steps: alone, else
 TRIAL = 3  # tokens of a guess that is made to learn how good it is
 LEAST_LEFT = 32  # tokens that an answer is taken to have left, or as many as it has had
+ROOM_TO_TRY = (
+    2.0  # times what a sequence lacks costs: what is there before that is done for a trial
+)
 
 
 class _Asker(Struct, frozen=True):
@@ -141,7 +144,8 @@ class Asking:
 
     def _catch_up(self, asker: _Asker, n_chunks: int) -> None:
         """Go a step further with a sequence of which much is missing, if its answer is expected
-        to bring that in: to last as long again as it has."""
+        to bring that in: to last as long again as it has. Or else, where there is more than enough
+        in the account, to learn how good the model is for such a text."""
         drafter, alone = self._drafter, self._prices.of(1)
         chance, saved = asker.stream.model_chance, 0.0
         for n in range(1, drafter.most + 1):
@@ -152,7 +156,10 @@ class Asking:
         if request.max_tokens >= 0:
             n_left = min(n_left, request.max_tokens - so_far)
         cost = drafter.seconds(asker.n_missing, 1, 0)
-        if cost > saved * n_left or not self._account.has(cost):
+        pays = cost <= saved * n_left
+        if not pays and n_left < LEAST_LEFT:
+            return
+        if not self._account.has(cost if pays else ROOM_TO_TRY * cost):
             return
         began = time.perf_counter()
         drafter.catch_up(asker.seq, MOST if n_chunks == 1 else MOST_BESIDE)

@@ -19,10 +19,16 @@ MOST = 64  # tokens of a guess
 class Speculation:
     """Gives plans drafts. Lives in the engine's thread."""
 
-    def __init__(self, scheduler: Scheduler, drafter: ModelDrafter | None = None) -> None:
-        """``drafter``: a model that guesses where nothing else does."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        drafter: ModelDrafter | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        """``drafter``: a model that guesses where nothing else does; ``prices``: of steps, as far
+        as they are known."""
         self._scheduler = scheduler
-        self.prices = Prices()
+        self.prices = prices or Prices()
         self._drafter = drafter
         self._asking = None if drafter is None else Asking(drafter, scheduler, self.prices)
 

@@ -1,4 +1,4 @@
-"""The steps of models that guess, and what they take."""
+"""What steps take: of models that guess, and of those that they guess for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,26 @@ from gguf_serve.engine.speculation.prices import Prices
 Floats = npt.NDArray[np.float32]
 MEASUREMENTS = 3  # of each size, before anything is asked for
 SIZES = (1, 2, 8)  # tokens of steps that are measured
+TARGET_SIZES = (1, 2, 4, 8)
+
+
+def prices_of_target(target: Runner, max_tokens: int) -> Prices:
+    """Of steps that verify guesses, before there have been any. Nothing must be in the cache yet:
+    what is computed is of no sequence."""
+    prices = Prices()
+    for n in TARGET_SIZES:
+        chunk = Chunk(_nobody(min(n, max_tokens)), 0, min(n, max_tokens), "last")
+        rows = [OutputRow(chunk, i, 1) for i in range(chunk.count)]
+        for _ in range(MEASUREMENTS):
+            began = time.perf_counter()
+            target.forward([chunk], [], rows)
+            prices.note(chunk.count, time.perf_counter() - began)
+    return prices
+
+
+def _nobody(n: int) -> RunningSequence:
+    """A sequence of so many tokens, in the first slot and page."""
+    return RunningSequence([0] * n, id=-1, request=Request((0,)), n_prompt=n, slot=0, table=[0])
 
 
 class TimedSteps:
@@ -29,9 +49,7 @@ class TimedSteps:
         self._prices = Prices()
         for n in SIZES:
             n = min(n, max_tokens)
-            seq = RunningSequence(
-                [0] * n, id=-1, request=Request((0,)), n_prompt=n, slot=0, table=[0]
-            )
+            seq = _nobody(n)
             states = np.zeros((n, state_width), np.float32) if state_width else None
             for _ in range(MEASUREMENTS):
                 for model in models:

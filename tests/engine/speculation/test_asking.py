@@ -127,7 +127,17 @@ def test_a_slow_model_is_not_asked_however_right_it_is(clock: Clock) -> None:
     answer = [1] * 1000
     alone, _ = generated(clock, None, answer)
     took, _ = generated(clock, Fixed(clock, TOKEN), answer)
-    assert took < 1.03 * alone
+    assert took < (1 + SHARE) * alone + FIRST
+
+
+def test_a_model_whose_guesses_seem_too_dear_is_tried(clock: Clock) -> None:
+    """A prompt that it lacks is no reason not to: it is right more often than it is taken to be."""
+    answer = [1] * 1000
+    alone, _ = generated(clock, None, answer, n_prompt=40)
+    drafter = Fixed(clock, TOKEN * 0.45)
+    took, proposals = generated(clock, drafter, answer, n_prompt=40)
+    assert proposals.counts.drafts.n_accepted > 200
+    assert took < 0.95 * alone
 
 
 def test_what_is_missing_of_a_long_prompt_must_be_worth_it(clock: Clock) -> None:
