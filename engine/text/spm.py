@@ -15,12 +15,10 @@ from itertools import pairwise
 
 from gguf_serve.engine.text.vocab import Vocab
 from gguf_serve.engine.text.windows import pieces
-from gguf_serve.engine.text.words import attached, word_end, word_pattern
+from gguf_serve.engine.text.words import attached, remembering, word_end, word_pattern
 
 _NOT_A_TOKEN = float("-inf")
 _SHORT = 48  # symbols; up to here scanning a list is faster than a heap
-_CACHED_WORDS = 65536
-_CACHED_LENGTH = 32  # characters; longer words hardly ever come again
 
 MISSING = -1  # the id of no token, whose score is the last one below
 Get = Callable[[str, int], int]  # a token's id, or what is given
@@ -39,7 +37,6 @@ def score_encoder(vocab: Vocab) -> Callable[[str], Iterator[list[int]]]:
     words = re.compile(word_pattern(before_spaces)).findall
     boundary = word_end(before_spaces)
     byte_ids = [_byte_id(vocab, byte) for byte in range(256)]
-    cache: dict[str, list[int]] = {}
 
     def encode_word(word: str) -> list[int]:
         symbols = list(word)
@@ -56,18 +53,10 @@ def score_encoder(vocab: Vocab) -> Callable[[str], Iterator[list[int]]]:
                 ids += [i for byte in symbol.encode() if (i := byte_ids[byte]) != MISSING]
         return ids
 
+    encode_words = remembering(encode_word)
+
     def encode_piece(text: str) -> list[int]:
-        ids: list[int] = []
-        for word in words(text.replace(" ", "▁")):
-            found = cache.get(word)
-            if found is None:
-                found = encode_word(word)
-                if len(word) <= _CACHED_LENGTH:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = found
-            ids += found
-        return ids
+        return encode_words(words(text.replace(" ", "▁")))
 
     return lambda text: map(encode_piece, pieces(text, boundary))
 

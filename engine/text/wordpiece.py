@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from gguf_serve.engine.text.vocab import Vocab
 from gguf_serve.engine.text.windows import pieces
+from gguf_serve.engine.text.words import remembering
 
 _SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
@@ -31,8 +32,6 @@ _SPACE = "".join(sorted(_SPACES))
 _RANGES = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CHINESE)
 # After such a character a word ends for sure; there are more.
 _ENDS_WORD = re.compile(rf"[{_SPACE}!-/:-@\[-`{{-~、。，{_RANGES}]")
-_CACHED_WORDS = 65536
-_CACHED_LENGTH = 32
 
 
 class Normalization(dict[int, str]):
@@ -78,7 +77,6 @@ def wordpiece_encoder(
     table = Normalization(lowercase, strip_accents)
     longest = max(map(len, vocab.tokens))
     unknown = [vocab.roles["unknown"]] if "unknown" in vocab.roles else []
-    cache: dict[str, list[int]] = {}
 
     def encode_word(word: str) -> list[int]:
         word = "▁" + word
@@ -95,20 +93,10 @@ def wordpiece_encoder(
             start = end
         return ids
 
+    encode_words = remembering(encode_word)
+
     def encode_piece(text: str) -> list[int]:
-        ids: list[int] = []
-        for word in text.translate(table).split(" "):
-            if not word:
-                continue
-            found = cache.get(word)
-            if found is None:
-                found = encode_word(word)
-                if len(word) <= _CACHED_LENGTH:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = found
-            ids += found
-        return ids
+        return encode_words(filter(None, text.translate(table).split(" ")))
 
     return lambda text: map(encode_piece, pieces(text, _word_end))
 

@@ -2,12 +2,16 @@
 
 If no token of a vocabulary has ▁ after another character, no merge ever joins a character
 with a ▁ that follows it, so the words between can be encoded one by one, and remembered.
+WordPiece's words are remembered too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+
+_REMEMBERED_WORDS = 65536
+_REMEMBERED_LENGTH = 32  # characters; longer words hardly ever come again
 
 
 def attached(tokens: Iterable[str]) -> str:
@@ -47,3 +51,23 @@ def untouched(tokens: Iterable[str]) -> Callable[[str, int, int], int | None]:
         return next((i for i in places if text[i - 1 : i + 1] not in pairs), None)
 
     return end
+
+
+def remembering(encode_word: Callable[[str], list[int]]) -> Callable[[Iterable[str]], list[int]]:
+    """The ids of words one after the other, each encoded once."""
+    found: dict[str, list[int]] = {}
+
+    def encode(words: Iterable[str]) -> list[int]:
+        ids: list[int] = []
+        for word in words:
+            known = found.get(word)
+            if known is None:
+                known = encode_word(word)
+                if len(word) <= _REMEMBERED_LENGTH:
+                    if len(found) >= _REMEMBERED_WORDS:
+                        found.clear()
+                    found[word] = known
+            ids += known
+        return ids
+
+    return encode
