@@ -39,7 +39,8 @@ class Capabilities(Struct, frozen=True):
     byte_dots: bool = False  # sums of four products of bytes (cl_khr_integer_dot_product, dp4a)
     matrix: tuple[str, ...] = ()  # MATRIX_EXTENSIONS, MATRIX_FLAGS, "mma", AMD_MATRIX that it has
     architecture: str = ""  # of a GPU, as "sm_90" or "gfx1100", where its name or driver says it
-    # Defines for a CPU's sums of products, of pairs and of bytes, and for a GPU's tiles.
+    # Defines for a CPU's sums of products, of pairs and of bytes, and for a GPU's, of tiles and of
+    # shorts.
     forms: tuple[str, ...] = ()
 
     @property

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from gguf_serve.kernels.opencl.capabilities import ByteCodes, Capabilities
-from gguf_serve.kernels.opencl.compiling.features import dot_defines, tile_defines
+from gguf_serve.kernels.opencl.compiling.features import dot_defines, gpu_defines
 from gguf_serve.kernels.opencl.memory import HugePages
 from gguf_serve.kernels.opencl.platforms import (
     DeviceError,
@@ -98,7 +98,7 @@ def open_device(
         family = "simd" if info.kind == "cpu" else "simt"
     if family not in ("simd", "simt"):
         raise DeviceError(f"unknown kernel family {family!r}: simd or simt")
-    find_forms = dot_defines if family == "simd" else tile_defines
+    find_forms = dot_defines if family == "simd" else gpu_defines
     capabilities = replace(info.capabilities, forms=find_forms(info))
     if byte_codes is None:
         byte_codes = capabilities.byte_codes

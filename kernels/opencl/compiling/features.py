@@ -6,6 +6,8 @@ compilers do not find them by themselves. They do take LLVM's intrinsic under an
 assembler, but one that does not know it, or knows it with other types, ends the process, and so
 does a system that forbids the instruction. So each form is tried in a process that may end
 (probe.py, worker.py), once per machine and driver; the answer is kept in the user's cache folder.
+What a device says of itself decides which forms are tried, never which are used: kernels are chosen
+by those that gave the right sums.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gguf_serve.kernels.opencl.capabilities import cpu_flags
 from gguf_serve.kernels.opencl.compiling.cache_folder import features_path
-from gguf_serve.kernels.opencl.compiling.probe import Kind, allow_tiles
+from gguf_serve.kernels.opencl.compiling.probe import SOURCE_OF, Kind, allow_tiles
 from gguf_serve.kernels.opencl.compiling.worker import (
     N_WORKERS,
     NoWorkerError,
@@ -30,11 +32,12 @@ from gguf_serve.kernels.opencl.compiling.worker import (
     take_worker,
 )
 from gguf_serve.kernels.opencl.platforms import DeviceInfo
+from gguf_serve.kernels.opencl.sources import INCLUDE, with_included
 
 log = logging.getLogger(__name__)
-# Defines of lanes.cl for products of shorts, of byte_products.cl for those of bytes, of dot_amx.cl
-# and of mma.cl; best first, those after the first that works are not tried. With each, the
-# processor's flags that allow it, or the GPU's ``Capabilities.matrix``.
+# Defines of lanes.cl for products of shorts, of byte_products.cl for those of bytes, of dot_amx.cl,
+# mma.cl and dots.cl; best first, those after the first that works are not tried. With each, the
+# processor's flags that allow it, or the GPU's (_gpu_flags).
 _VNNI_512, _VNNI_256 = ("avx512_vnni",), ("avx_vnni", "avx512_vnni")
 PAIR_FORMS = {
     "DOT_PAIRS_512": _VNNI_512, "DOT_INTS_512": _VNNI_512,
@@ -49,9 +52,13 @@ HALVES_FORMS = {
     "MMA_PTX_16": ("mma",), "MMA_PTX_8": ("mma",), "MMA_WMMA": ("wmma",), "MMA_MFMA": ("mfma",),
     "MMA_DPAS": ("cl_intel_subgroup_matrix_multiply_accumulate",),
 }  # fmt: skip
+SHORT_FORMS = {
+    "SHORTS_DP2A": ("dp2a",), "SHORTS_SDOT2": ("gfx",), "SHORTS_SUDOT4": ("gfx",),
+    "SHORTS_PACKED": ("byte_dots",),
+}  # fmt: skip
 Forms = Mapping[Kind, Mapping[str, tuple[str, ...]]]
 CPU_FORMS: Forms = {"pairs": PAIR_FORMS, "bytes": BYTE_FORMS, "tiles": TILE_FORMS}
-GPU_FORMS: Forms = {"halves": HALVES_FORMS}
+GPU_FORMS: Forms = {"halves": HALVES_FORMS, "shorts": SHORT_FORMS}
 KNOWN = {form for kinds in (CPU_FORMS, GPU_FORMS) for forms in kinds.values() for form in forms}
 PROBE_SECONDS = 60
 
@@ -62,15 +69,28 @@ def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
     return _working(info, CPU_FORMS, cpu_flags())
 
 
-def tile_defines(info: DeviceInfo) -> tuple[str, ...]:
-    """The define of the best form of products of tiles that works on this GPU, if there is one."""
-    return _working(info, GPU_FORMS, frozenset(info.capabilities.matrix))
+def gpu_defines(info: DeviceInfo) -> tuple[str, ...]:
+    """The same of a GPU: at most one for products of tiles of halves and one for those of shorts.
+
+    Logs a warning when it is found that none works of those that it may have.
+    """
+    return _working(info, GPU_FORMS, _gpu_flags(info))
+
+
+def _gpu_flags(info: DeviceInfo) -> frozenset[str]:
+    """Which instructions a GPU may have: none if it is a CPU with the kernels for GPUs."""
+    found = info.capabilities
+    if info.kind == "cpu":
+        return frozenset()
+    flags = [*found.matrix, *["byte_dots"] * found.byte_dots]
+    flags += ["dp2a"] * (found.byte_dots and found.architecture.startswith("sm_"))
+    return frozenset([*flags, *["gfx"] * found.architecture.startswith("gfx")])
 
 
 def _working(info: DeviceInfo, kinds: Forms, flags: frozenset[str]) -> tuple[str, ...]:
     """Of each kind the first form that its flags allow and that works."""
     asked = {
-        _key(info, flags, forms): (kind, forms)
+        _key(info, flags, kind, forms): (kind, forms)
         for kind, candidates in kinds.items()
         if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
         and (kind != "tiles" or allow_tiles())
@@ -84,11 +104,24 @@ def _working(info: DeviceInfo, kinds: Forms, flags: frozenset[str]) -> tuple[str
             }
         known = {**_read_cache(), **found}
         _write_cache(known)
+        if kinds is GPU_FORMS:
+            _tell_of_none(info, [asked[key][1] for key in missing if not found.get(key)])
     return tuple(known[key] for key in asked if known.get(key))
 
 
-def _key(info: DeviceInfo, flags: Collection[str], forms: Sequence[str]) -> str:
-    parts = [info.name, info.platform, info.driver, *sorted(flags), *forms]
+def _tell_of_none(info: DeviceInfo, kinds: Sequence[Sequence[str]]) -> None:
+    for forms in kinds:
+        log.warning(
+            "%s: no right products by %s: kernels that do without are used",
+            info.name, ", ".join(forms),
+        )  # fmt: skip
+
+
+def _key(info: DeviceInfo, flags: Collection[str], kind: Kind, forms: Sequence[str]) -> str:
+    """Another one where the device, its driver, or what is tried has changed."""
+    source = SOURCE_OF[kind]
+    included = [text for name in INCLUDE.findall(source) for text in with_included(name).values()]
+    parts = [info.name, info.platform, info.driver, *sorted(flags), *forms, source, *included]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

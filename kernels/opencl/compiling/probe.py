@@ -19,7 +19,7 @@ from gguf_serve.kernels.opencl.sources import OPTIONS
 if TYPE_CHECKING:
     import pyopencl as cl
 
-Kind = Literal["pairs", "bytes", "tiles", "halves"]
+Kind = Literal["pairs", "bytes", "tiles", "halves", "shorts"]
 # Linux's arch_prctl, on x86-64, and the state that a process asks for before it uses it.
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18
 
@@ -90,8 +90,35 @@ void probe(global const uint* a, global const uint* b, global float* c) {
         c[MMA_ROW(i, lane) * 16 + MMA_TOKEN(i, lane)] = sums.v[i];
 }
 """
+# Quads of weights, which are codes of a table, signed and unsigned, times shorts.
+QUADS = 64
+LOW, HIGH = 0x60473B2B1F0D0100, 0xFDEFD9C5B3A1807F
+SHORTS_PROBE = f"""
+#define SIMT
+#include "include/lanes.cl"
+#include "include/dots.cl"
+kernel void probe(global const int* a, global const int2* b, global int2* c) {{
+    for (int i = 0; i < {QUADS}; i++) {{
+#ifdef SHORTS_SDOT2
+        const uchar4 at = as_uchar4(a[i]);
+        const short2 even = lookup((short2)(at.x, at.z), 0, {LOW:#x}UL, {HIGH:#x}UL);
+        const short2 odd = lookup((short2)(at.y, at.w), 0, {LOW:#x}UL, {HIGH:#x}UL);
+        const short2 x = as_short2(b[i].x), y = as_short2(b[i].y);
+        const short2 by = (short2)(8);
+        c[i].x = dot_pair((even << by) >> by, x, dot_pair((odd << by) >> by, y, c[i].x));
+        c[i].y = dot_pair(even, x, dot_pair(odd, y, c[i].y));
+#else
+        const int w = lookup_quad(a[i], {LOW:#x}UL, {HIGH:#x}UL);
+        const dot_sum zero = 0;
+        c[i].x += dot_total(dot_quad_s(w, b[i].x, b[i].y, zero));
+        c[i].y += dot_total(dot_quad_u(w, b[i].x, b[i].y, zero));
+#endif
+    }}
+}}
+"""
 SOURCE_OF: dict[Kind, str] = {
     "pairs": PAIR_PROBE, "bytes": BYTE_PROBE, "tiles": TILE_PROBE, "halves": HALVES_PROBE,
+    "shorts": SHORTS_PROBE,
 }  # fmt: skip
 
 
@@ -130,6 +157,13 @@ def _example(kind: Kind) -> tuple[npt.NDArray[np.generic], ...]:
         x, y = rng.integers(-20, 21, (2, 16, 16)).astype(np.float16)
         sums = rng.integers(-1000, 1000, (16, 16)).astype(np.float32)
         return x, y, sums, sums + x.astype(np.float32) @ y.astype(np.float32).T
+    if kind == "shorts":
+        codes = rng.integers(0, 16, (QUADS, 4)).astype(np.uint8)
+        values = rng.integers(-(2**15), 2**15, (QUADS, 4)).astype(np.int16)
+        before = rng.integers(-1000, 1000, (QUADS, 2)).astype(np.int32)
+        w = np.array([LOW, HIGH], np.uint64).view(np.uint8)[codes[:, [0, 2, 1, 3]]]
+        added = [(bytes_.astype(np.int32) * values).sum(1) for bytes_ in (w.view(np.int8), w)]
+        return codes, values, before, before + np.stack(added, 1)
     if kind == "tiles":
         a, b = rng.integers(0, 256, (2, 16, 64)).astype(np.uint8)
         c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)

@@ -16,7 +16,7 @@ from gguf_serve.kernels.opencl.compiling.features import (
     CPU_FORMS,
     GPU_FORMS,
     dot_defines,
-    tile_defines,
+    gpu_defines,
 )
 from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE, SOURCE_OF, works
 from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
@@ -25,20 +25,22 @@ from gguf_serve.kernels.opencl.platforms import DeviceInfo
 from gguf_serve.kernels.opencl.sources import OPTIONS
 
 CPU = DeviceInfo(0, "CPU", "platform", "driver", "cpu", 1 << 30, 2)
+GPU = replace(CPU, name="GPU", kind="gpu")
 
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The forms that are tried; those of 512 bits, or of 16 columns, do not work."""
+    """The forms that are tried; those of 512 bits, of 16 columns, and SDOT2 do not work."""
     found: list[str] = []
 
     class FakeWorker:
         def probe(self, form: str, seconds: float, kind: str) -> bool:
             assert form in {**CPU_FORMS, **GPU_FORMS}[kind]
             found.append(form)
-            return not form.endswith(("_512", "PTX_16"))
+            return not form.endswith(("_512", "PTX_16", "SDOT2"))
 
-    monkeypatch.setattr(features, "take_worker", lambda info: FakeWorker())
+    worker = FakeWorker()
+    monkeypatch.setattr(features, "take_worker", lambda info: worker)
     monkeypatch.setattr(features, "keep_worker", lambda worker: None)
     monkeypatch.setattr(features, "features_path", lambda: tmp_path / "features.json")
     return found
@@ -85,9 +87,50 @@ def test_tiles_that_the_system_allows(
 def test_what_a_gpu_multiplies_tiles_by(
     tried: list[str], matrix: tuple[str, ...], defines: tuple[str, ...], asked: list[str]
 ) -> None:
-    gpu = replace(CPU, kind="gpu", capabilities=Capabilities(matrix=matrix))
-    assert tile_defines(gpu) == defines
+    assert gpu_defines(replace(GPU, capabilities=Capabilities(matrix=matrix))) == defines
     assert tried == asked
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "defines", "asked"),
+    [
+        (Capabilities(byte_dots=True, architecture="sm_90"), ("SHORTS_DP2A",), ["SHORTS_DP2A"]),
+        (
+            Capabilities(architecture="gfx1100"), ("SHORTS_SUDOT4",),
+            ["SHORTS_SDOT2", "SHORTS_SUDOT4"],
+        ),
+        (Capabilities(byte_dots=True), ("SHORTS_PACKED",), ["SHORTS_PACKED"]),
+        (Capabilities(architecture="sm_60"), (), []),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_multiplies_shorts_by(
+    tried: list[str], capabilities: Capabilities, defines: tuple[str, ...], asked: list[str]
+) -> None:
+    assert gpu_defines(replace(GPU, capabilities=capabilities)) == defines
+    assert tried == asked
+    assert gpu_defines(replace(CPU, capabilities=capabilities)) == ()
+
+
+def test_wrong_products_of_a_gpu_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = replace(GPU, capabilities=Capabilities(byte_dots=True, architecture="sm_90"))
+    monkeypatch.setattr(features.take_worker(gpu), "probe", lambda *asked: False)
+    assert gpu_defines(gpu) == gpu_defines(gpu) == ()
+    assert caplog.messages == [
+        "GPU: no right products by SHORTS_DP2A, SHORTS_PACKED: kernels that do without are used"
+    ]
+
+
+@pytest.mark.parametrize("form", ["SHORTS_DP2A_BY_HAND", "SHORTS_PACKED_BY_HAND"])
+def test_the_probe_of_a_gpu_s_products_of_shorts(
+    device: Device, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """By hand in place of an instruction; and one that has its operands in another order."""
+    assert works(device.context, form, "shorts")
+    other = SOURCE_OF["shorts"].replace("dot_quad_u(w, b[i].x", "dot_quad_u(w, b[i].y")
+    monkeypatch.setitem(SOURCE_OF, "shorts", other)
+    assert not works(device.context, form, "shorts")
 
 
 def test_the_probe_of_a_gpu_s_tiles(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
