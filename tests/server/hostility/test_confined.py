@@ -23,7 +23,7 @@ import pytest
 
 from gguf_serve.kernels.opencl.platforms import list_devices
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 240  # until a start is given up: every kernel may have to be compiled
 MEMORY = 512 << 20
 USER = "54321"
