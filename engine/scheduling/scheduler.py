@@ -21,8 +21,9 @@ from operator import attrgetter
 from msgspec.structs import replace
 
 from gguf_serve.engine.errors import ContextOverflowError, RequestError
-from gguf_serve.engine.request import Embedding, Request, Scoring
+from gguf_serve.engine.request import Request
 from gguf_serve.engine.scheduling.checkpoints import Checkpoints, StateCopy
+from gguf_serve.engine.scheduling.chunks import next_chunk
 from gguf_serve.engine.scheduling.page_cache import PageCache, PageCopy, n_common
 from gguf_serve.engine.scheduling.sequence import Chunk, Plan, Sequence
 from gguf_serve.engine.scheduling.turns import PromptTurns, WaitingLine
@@ -31,7 +32,6 @@ _arrival = attrgetter("arrival")
 # The end of a prompt opens the answer, which the next turn of a chat may render otherwise.
 PROMPT_END = 16  # tokens
 LEAST_DROPPED = 4  # tokens after those to keep, of which a full context drops half
-SCORES_OF_STEP = 2**14  # of prompts: to look them up takes the host 10 milliseconds
 LEAST_PAGES = 2  # a checkpoint after fewer new ones is not worth a step of its own
 
 
@@ -462,37 +462,5 @@ class Scheduler:
         return False
 
     def _chunk(self, seq: Sequence, n_tokens: int, n_outputs: int, most: int = 1) -> Chunk:
-        """The next tokens of a sequence, so many and with so many logits rows at most.
-
-        Tokens of an image that see each other go together, if need be up to ``most``.
-        """
-        start = seq.n_computed
-        pending = len(seq.tokens) - start
-        if seq.encodes:
-            count = seq.n_encoder if seq.n_encoder <= n_tokens else 0
-            embeds = isinstance(seq.request.wants, Embedding)
-            return Chunk(seq, 0, count, "hidden" if embeds else "none")
-        mark = self._next_mark(seq, start)
-        count = min(pending, n_tokens, pending if mark is None else mark - start)
-        if seq.request.media:
-            count = seq.whole_media(start, count, most)
-            if not count:
-                return Chunk(seq, start, 0, "none")
-        wants = seq.request.wants
-        if isinstance(wants, Scoring) and seq.n_scored < seq.n_prompt:
-            if start < seq.n_scored:  # computed again after a pause
-                return Chunk(seq, start, min(count, seq.n_scored - start), "none")
-            n_scored = max(SCORES_OF_STEP // (1 + wants.n_top), 1)
-            return Chunk(seq, start, min(count, n_outputs, n_scored), "all")
-        if self.whole_prompts and count < pending:  # not in this forward
-            return Chunk(seq, start, 0, "none")
-        if isinstance(wants, Embedding):
-            return Chunk(seq, start, count, "hidden")
-        if seq.masks:
-            masks = tuple(seq.masks[:n_outputs])
-            return Chunk(seq, start, count if masks else 0, "masks", masks)
-        if count < pending or (seq.request.max_tokens == 0 and seq.request.has_text):
-            return Chunk(seq, start, count, "none")
-        if n_outputs < 1:
-            return Chunk(seq, start, 0 if self.whole_prompts else count - 1, "none")
-        return Chunk(seq, start, count, "last")
+        mark = self._next_mark(seq, seq.n_computed)
+        return next_chunk(seq, n_tokens, n_outputs, most, mark, whole_prompt=self.whole_prompts)

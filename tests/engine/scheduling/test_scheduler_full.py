@@ -6,7 +6,7 @@ import pytest
 from scheduling import add, make, shares, step
 
 from gguf_serve.engine.request import Scoring
-from gguf_serve.engine.scheduling.scheduler import SCORES_OF_STEP
+from gguf_serve.engine.scheduling.chunks import SCORES_OF_STEP
 
 
 def test_id_slot_waits_without_blocking_others():
