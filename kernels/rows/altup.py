@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from gguf_serve.kernels.opencl.tape import TOKENS, Per, Tape
 from gguf_serve.kernels.opencl.tensor import Tensor
+from gguf_serve.kernels.rows.hyper import LANES, check_streams
 from gguf_serve.kernels.rows.norm import SIMT_GROUP
-
-LANES = 16  # columns per work-item
 
 
 def predict(
@@ -49,7 +48,7 @@ def correct(
 
 def add_others(tape: Tape, y: Tensor, count: int, streams: Tensor) -> None:
     """Add y, float32 [n, n_cols], to all streams but the first."""
-    _check_streams(streams, y.shape[1], count)
+    check_streams(streams, y.shape[1], count)
     args = {"y": y, "n_cols": y.shape[1], "streams": streams}
     tape.add("rows/altup.cl", "add_others", _defines(count), args, _grid(y))
 
@@ -58,7 +57,7 @@ def match(tape: Tape, count: int, streams: Tensor) -> None:
     """Give all streams the magnitude of the first."""
     group = tape.device.group(SIMT_GROUP)
     n_cols = streams.shape[1] // count
-    _check_streams(streams, n_cols, count)
+    check_streams(streams, n_cols, count)
     args = {"streams": streams, "n_cols": n_cols}
     grid = (Per(TOKENS, 1, group), count - 1)
     tape.add("rows/altup.cl", "match", _defines(count, group), args, grid, (group, 1))
@@ -71,17 +70,9 @@ def _defines(count: int, group: int = 1) -> list[str]:
 def _check(
     streams: Tensor, row: Tensor, count: int, factors: Tensor, shape: tuple[int, int]
 ) -> None:
-    _check_streams(streams, row.shape[1], count)
+    check_streams(streams, row.shape[1], count)
     if factors.shape != shape:
         raise ValueError(f"factors of {factors.shape} for {count} streams, expected {shape}")
-
-
-def _check_streams(streams: Tensor, n_cols: int, count: int) -> None:
-    if n_cols % LANES or streams.shape[1] != count * n_cols:
-        raise ValueError(
-            f"{count} streams of {n_cols} values in rows of {streams.shape[1]}, expected "
-            f"{count * n_cols}, and a multiple of {LANES} for each"
-        )
 
 
 def _grid(x: Tensor) -> tuple[int, Per]:

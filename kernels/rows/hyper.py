@@ -80,10 +80,14 @@ def gated_mean(tape: Tape, streams: Tensor, gate: Tensor, count: int, out: Tenso
 
 def _grid(row: Tensor, streams: Tensor, count: int) -> tuple[int, Per]:
     """Of ``count`` streams, each of which is as long as ``row``."""
-    n_cols = row.shape[1]
+    check_streams(streams, row.shape[1], count)
+    return row.shape[1] // LANES, Per(TOKENS)
+
+
+def check_streams(streams: Tensor, n_cols: int, count: int) -> None:
+    """ValueError unless a row of ``streams`` has so many, of ``n_cols`` values each."""
     if n_cols % LANES or streams.shape[1] != count * n_cols:
         raise ValueError(
             f"{count} streams of {n_cols} values in rows of {streams.shape[1]}, expected "
             f"{count * n_cols}, and a multiple of {LANES} for each"
         )
-    return n_cols // LANES, Per(TOKENS)
