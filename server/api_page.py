@@ -90,16 +90,15 @@ def endpoint(
     title = f"{method.upper()} {html.escape(path)}"
     others = ", ".join(f"<code>{html.escape(other)}</code>" for other in paths[1:])
     content = one.get("requestBody", {}).get("content", {})
-    kind: str = next(iter(content), "")
-    media: dict[str, Any] = content.get(kind, {})
-    name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
-    fields = schemas.get(name, {}).get("properties", {})
+    names = [each["schema"].get("$ref", "").rpartition("/")[2] for each in content.values()]
+    fields = {field: 0 for name in names for field in schemas.get(name, {}).get("properties", {})}
     listed = ", ".join(f"<code>{html.escape(field)}</code>" for field in fields)
+    media = content.get("application/json", {})
     return (
         f"<details><summary><b>{title}</b> {html.escape(one['summary'])}</summary>"
         + (f"<p>The same as {others}.</p>" if others else "")
         + (f"<p>Fields: {listed}</p>" if listed else "")
-        + ("" if kind == "multipart/form-data" else trial(method, path, one, media))
+        + ("" if list(content) == ["multipart/form-data"] else trial(method, path, one, media))
         + "</details>"
     )
 

@@ -50,18 +50,20 @@ async def docs(made: Callable[[], dict[str, Any]], http: HttpRequest) -> Respons
 def document(groups: Sequence[Group]) -> dict[str, Any]:
     posts = [route for group in groups for route in group.routes if isinstance(route, Post)]
     schemas, components = msgspec.json.schema_components(
-        [post.body for post in posts], ref_template="#/components/schemas/{name}"
+        [kind for post in posts for kind in post.bodies.values()],
+        ref_template="#/components/schemas/{name}",
     )
-    bodies = {id(post): schema for post, schema in zip(posts, schemas, strict=True)}
+    left = iter(schemas)
+    bodies = {id(post): {media: next(left) for media in post.bodies} for post in posts}
     paths: dict[str, Any] = {}
     for group in groups:
         for route in group.routes:
             assert isinstance(route, Route)
             path = re.sub(r":\w+}", "}", route.path)
-            body = bodies.get(id(route), {"type": "object"})
+            taken = bodies.get(id(route), {"application/json": {"type": "object"}})
             tag = REFUSED if isinstance(route, Refused) else group.dialect.name
             for method in sorted((route.methods or set()) - {"HEAD"}):
-                one = {"tags": [tag], **operation(route, path, body, group.dialect.examples)}
+                one = {"tags": [tag], **operation(route, path, taken, group.dialect.examples)}
                 paths.setdefault(path, {})[method.lower()] = one
     tags = [{"name": each.dialect.name, "description": each.dialect.about} for each in groups]
     return {
@@ -78,7 +80,7 @@ def document(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def operation(
-    route: Route, path: str, body: dict[str, Any], examples: Mapping[str, Any]
+    route: Route, path: str, bodies: dict[str, Any], examples: Mapping[str, Any]
 ) -> dict[str, Any]:
     endpoint = route.endpoint
     function = endpoint.func if isinstance(endpoint, partial) else endpoint
@@ -93,12 +95,10 @@ def operation(
             for name in names
         ]
     if route.methods is not None and "POST" in route.methods:
-        is_form = isinstance(route, Post) and route.is_form
-        media: dict[str, Any] = {"schema": body}
+        content = {media: {"schema": schema} for media, schema in bodies.items()}
         # A path that is the same without "/v1" has the same example.
         example = examples.get(path, examples.get(f"/v1{path}"))
         if example is not None:
-            media["example"] = example
-        content = {"multipart/form-data" if is_form else "application/json": media}
+            content["application/json"]["example"] = example
         found["requestBody"] = {"required": True, "content": content}
     return found

@@ -34,8 +34,9 @@ class Refused(Route):
 
 
 class Post(Route):
-    """A route of POST; ``body`` is the type of what it is sent, as JSON or as a form. ``also``:
-    fields beside those of ``body`` that are refused, or known to change nothing."""
+    """A route of POST; ``body`` is the type of what it is sent as JSON, ``form`` as a form, None
+    where it takes none. ``also``: fields beside theirs that are refused, or known to change
+    nothing."""
 
     def __init__(
         self,
@@ -43,13 +44,13 @@ class Post(Route):
         endpoint: Callable[[HttpRequest], Awaitable[ASGIApp]],
         body: Any = dict[str, Any],
         *,
-        is_form: bool = False,
+        form: type[Struct] | None = None,
         also: Collection[str] = (),
     ) -> None:
         super().__init__(path, endpoint, methods=["POST"])
-        self.body = body
-        self.is_form = is_form
-        self.known = known_fields(body, also)
+        both = {"application/json": body, "multipart/form-data": form}
+        self.bodies = {media: kind for media, kind in both.items() if kind is not None}
+        self.known = known_fields(self.bodies.values(), also)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[KNOWN] = self.known

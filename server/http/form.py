@@ -32,7 +32,8 @@ FormFile = Annotated[Any, msgspec.Meta(extra_json_schema=BINARY)]  # an Upload, 
 async def read_form(
     http: HttpRequest, read_body: Callable[[HttpRequest], Awaitable[bytes]]
 ) -> dict[str, Any]:
-    """The fields of a form as texts, and ``file`` as an Upload; those left empty are absent."""
+    """The fields of a form as texts, and ``file`` as an Upload; those left empty are absent, and
+    names of lists come without their brackets."""
     kind = http.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise invalid(f"The request body must be multipart/form-data, got {shown(kind)}")
@@ -56,5 +57,5 @@ async def read_form(
             if isinstance(value, UploadFile):
                 data[name] = Upload(value.filename or "", await value.read())
             elif value:
-                data[name] = value
+                data[name.removesuffix("[]")] = value
     return data

@@ -26,6 +26,7 @@ from gguf_serve.server.http.client import client, is_awaited, note_session
 from gguf_serve.server.http.content_encoding import coding, decoded
 from gguf_serve.server.http.fetch import Fetcher
 from gguf_serve.server.http.foreground import Foreground
+from gguf_serve.server.http.form import read_form
 from gguf_serve.server.http.room import LEASE, Room
 from gguf_serve.server.http.stream import DEFAULT_MAX_UNREAD, EventStream, Inbox
 from gguf_serve.server.http.traffic import Traffic
@@ -194,7 +195,13 @@ class Service:
 
     async def read_object(self, request: HttpRequest) -> dict[str, Any]:
         """The fields of a request's JSON body; ApiError says what is wrong with it."""
-        fields = await self._decoded(request, read_object)
+        return self._noted(request, await self._decoded(request, read_object))
+
+    async def read_form(self, request: HttpRequest) -> dict[str, Any]:
+        """The fields of a request's body that is a form; ApiError says what is wrong with it."""
+        return self._noted(request, await read_form(request, self.read_body))
+
+    def _noted(self, request: HttpRequest, fields: dict[str, Any]) -> dict[str, Any]:
         named = fields.get("model")
         asked_model.set(named if isinstance(named, str) else "")
         note_session(fields)

@@ -17,11 +17,14 @@ MOST_LOOKED_AT = 256  # fields of a body
 MOST_TOLD = 1024  # names in the life of a server: clients may invent any number
 
 
-def known_fields(body: Any, also: Iterable[str]) -> frozenset[str] | None:
-    """The names in bodies of a type, and ``also``; None where they are not fields."""
-    if not (isinstance(body, type) and issubclass(body, msgspec.Struct)):
-        return None
-    return frozenset(body.__struct_encode_fields__).union(also)
+def known_fields(bodies: Iterable[Any], also: Iterable[str]) -> frozenset[str] | None:
+    """The names in bodies of these types, and ``also``; None where they are not fields."""
+    known = set(also)
+    for body in bodies:
+        if not (isinstance(body, type) and issubclass(body, msgspec.Struct)):
+            return None
+        known.update(body.__struct_encode_fields__)
+    return frozenset(known)
 
 
 class UnknownFields:

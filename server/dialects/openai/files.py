@@ -17,13 +17,14 @@ from gguf_serve.server.batches.store import FILE_SECONDS, Store
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import json_response, not_enabled
 from gguf_serve.server.http.client import client
-from gguf_serve.server.http.form import FormFile, read_form
+from gguf_serve.server.http.form import FormFile
 from gguf_serve.server.http.paging import page
 from gguf_serve.server.requests.fields import convert
 from gguf_serve.server.requests.service import Service
 
 PATH = "/v1/files"
 MOST_LISTED = 10_000
+ALSO = ("model",)  # what proxies choose a provider by
 LONGEST_NAME = 255  # characters of a file's name that are kept
 Seconds = Annotated[int, msgspec.Meta(ge=3600, le=FILE_SECONDS)]
 
@@ -41,7 +42,7 @@ class FileFields(msgspec.Struct, kw_only=True):
 
 def routes(service: Service) -> list[BaseRoute]:
     return [
-        Post(PATH, partial(upload, service), FileFields, is_form=True),
+        Post(PATH, partial(upload, service), None, form=FileFields, also=ALSO),
         Route(PATH, partial(files, service), methods=["GET"]),
         Route(PATH + "/{id}", partial(file, service), methods=["GET"]),
         Route(PATH + "/{id}", partial(delete, service), methods=["DELETE"]),
@@ -64,7 +65,7 @@ def found(service: Service, http: HttpRequest) -> tuple[Store, StoredFile]:
 async def upload(service: Service, http: HttpRequest) -> Response:
     """Keep a file of requests for a batch."""
     store = batches(service).store
-    fields = convert(await read_form(http, service.read_body), FileFields, strict=False)
+    fields = convert(await service.read_form(http), FileFields, strict=False)
     name = fields.file.name[:LONGEST_NAME]
     made = await asyncio.to_thread(store.add_file, fields.file.data, name, fields.expires_seconds)
     return json_response(shown(made))

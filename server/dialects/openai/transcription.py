@@ -1,4 +1,5 @@
-"""OpenAI's audio transcriptions: a form with a sound becomes a chat that asks for its words.
+"""OpenAI's audio transcriptions: a form with a sound becomes a chat that asks for its words; so
+does JSON with the sound in base64, as OpenRouter takes it and Open WebUI may send it.
 
 The model is any that takes sounds, and it is asked in words, so there are no times: what would
 need them (``srt``, ``vtt``, ``timestamp_granularities``) is refused.
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
+from msgspec import Struct
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
@@ -19,28 +21,30 @@ from starlette.types import ASGIApp
 from gguf_serve.engine.request import Event, Finished
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.errors import ApiError, invalid, plain_error
-from gguf_serve.server.http.form import FormFile, read_form
+from gguf_serve.server.http.form import FormFile
 from gguf_serve.server.http.framing import SSE_DONE
-from gguf_serve.server.interface import Engine
+from gguf_serve.server.interface import Engine, MediaReader
 from gguf_serve.server.requests.answer import Choice, Piece
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import read_chat
 from gguf_serve.server.requests.fields import CacheSalt, SamplingFields, convert, refuse
 from gguf_serve.server.requests.generate import Options, start
-from gguf_serve.server.requests.media import MARKER, Source, decode, unsupported
+from gguf_serve.server.requests.media import MARKER, Source, decode, read_source, unsupported
 from gguf_serve.server.requests.service import Service
 
 INSTRUCTION = "Transcribe audio to text"  # llama-server's words
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "include[]": (),
-    "known_speaker_names[]": (),
-    "known_speaker_references[]": (),
-    "timestamp_granularities[]": (),
+    "include": ([],),
+    "known_speaker_names": ([],),
+    "known_speaker_references": ([],),
+    "timestamp_granularities": ([],),
 }
+ALSO = {"model", "chunking_strategy", *UNSUPPORTED}  # model may name an adapter
 
 
 class TranscriptionFields(SamplingFields, kw_only=True):
-    file: FormFile
+    """What the form and JSON have."""
+
     prompt: str | None = None
     language: str | None = None
     response_format: Literal["json", "text", "verbose_json"] = "json"
@@ -49,23 +53,57 @@ class TranscriptionFields(SamplingFields, kw_only=True):
     cache_salt: CacheSalt | None = None
 
 
+class TranscriptionForm(TranscriptionFields, kw_only=True):
+    file: FormFile
+
+
+class InputAudio(Struct):
+    """A sound as in a chat; what ``format`` it has is seen by its bytes."""
+
+    data: str
+    format: str | None = None
+
+
+class TranscriptionBody(TranscriptionFields, kw_only=True):
+    input_audio: InputAudio
+
+
 def routes(service: Service) -> list[BaseRoute]:
     endpoint = partial(transcriptions, service)
     paths = ("/v1/audio/transcriptions", "/audio/transcriptions")
-    return [Post(path, endpoint, TranscriptionFields, is_form=True) for path in paths]
+    return [
+        Post(path, endpoint, TranscriptionBody, form=TranscriptionForm, also=ALSO) for path in paths
+    ]
 
 
 async def transcriptions(service: Service, http: HttpRequest) -> ASGIApp:
-    """The words of a sound, sent as multipart/form-data."""
-    data = await read_form(http, service.read_body)
-    refuse(data, UNSUPPORTED)
-    fields = convert(data, TranscriptionFields, strict=False)
-    check_numbers(fields)
-    sound = await read_sound(fields.file.data, service.engine)
+    """The words of a sound, sent as multipart/form-data, or in base64 as JSON."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    fields, sound = await (from_json if kind == "application/json" else from_form)(service, http)
     chat = read_chat(chat_body(fields))
     job = await prepare(service, chat, [sound])
     dialect = Transcription(job.choices()[0], fields, sound.seconds)
     return await start(service, chat, job, Options(), dialect)
+
+
+async def from_form(service: Service, http: HttpRequest) -> tuple[TranscriptionFields, Any]:
+    """The fields of a form, and its sound, decoded."""
+    data = await service.read_form(http)
+    refuse(data, UNSUPPORTED)
+    fields = convert(data, TranscriptionForm, strict=False)
+    check_numbers(fields)
+    source = Source("file", "input_audio", "")
+    return fields, await decode(source, fields.file.data, media_reader(service.engine, source))
+
+
+async def from_json(service: Service, http: HttpRequest) -> tuple[TranscriptionFields, Any]:
+    """The fields of a JSON body, and its sound, decoded."""
+    data = await service.read_object(http)
+    refuse(data, UNSUPPORTED)
+    fields = convert(data, TranscriptionBody)
+    source = Source("input_audio.data", "input_audio", fields.input_audio.data)
+    reader = media_reader(service.engine, source)  # before anything is fetched
+    return fields, await decode(source, await read_source(source, service.fetcher), reader)
 
 
 def check_numbers(fields: TranscriptionFields) -> None:
@@ -76,11 +114,10 @@ def check_numbers(fields: TranscriptionFields) -> None:
             raise invalid(f"Field '{name}': expected a finite number, got {value}")
 
 
-async def read_sound(data: bytes, engine: Engine) -> Any:
-    source = Source("file", "input_audio", "")
+def media_reader(engine: Engine, source: Source) -> MediaReader:
     if engine.media is None:
         raise unsupported(source, "audio")
-    return await decode(source, data, engine.media)
+    return engine.media
 
 
 def chat_body(fields: TranscriptionFields) -> dict[str, Any]:

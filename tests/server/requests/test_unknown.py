@@ -49,12 +49,12 @@ def test_invented_names_fill_neither_log_nor_memory(
 
 
 def test_what_is_no_struct_has_no_fields() -> None:
-    assert known_fields(list[int], ()) is None
+    assert known_fields([list[int]], ()) is None
 
     class Renamed(msgspec.Struct):
         a_b: int = msgspec.field(name="a.b")
 
-    assert known_fields(Renamed, ["c"]) == {"a.b", "c"}
+    assert known_fields([Renamed], ["c"]) == {"a.b", "c"}
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ from gguf_serve.engine.encoders.audio_file import AudioFile
 from gguf_serve.engine.encoders.reader import MediaReader
 from gguf_serve.engine.encoders.vision_file import VisionFile
 from gguf_serve.engine.media.piece import ImageLimits
+from gguf_serve.server.requests import unknown
 
 Serve = Callable[..., str]
 Client = Callable[[str], openai.OpenAI]
@@ -76,6 +80,59 @@ def test_formats(serve: Serve, client: Client, engine: Any) -> None:
     verbose = create(model="any", file=file, response_format="verbose_json", language="de")
     assert (verbose.text, verbose.language, verbose.duration) == ("Hello wörld", "de", 2.5)
     assert verbose.segments is None
+
+
+def test_a_sound_in_json(serve: Serve, engine: Any) -> None:
+    """As Open WebUI 0.12.4 sends it with its setting ``json``."""
+    sound = {"data": base64.b64encode(wav()).decode(), "format": "wav"}
+    body = {"model": "any", "language": "en", "input_audio": sound}
+    answer = httpx.post(serve(engine) + PATH, json=body)
+    assert (answer.status_code, answer.json()["text"]) == (200, "Hello wörld")
+    (request,) = engine.requests
+    assert [span.count for span in request.media] == [N_TOKENS]
+    said = engine.chat_template.asked()["messages"][0]["content"]
+    assert said[0]["text"] == "Transcribe audio to text (language: en)"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "Field 'input_audio' is required"),
+        ({"input_audio": "UklGRg=="}, "Field 'input_audio': Expected `object`"),
+        ({"input_audio": {"format": "wav"}}, "required field `data`"),
+        ({"input_audio": {"data": "no base64!"}}, "Field 'input_audio.data': the base64"),
+        ({"input_audio": {"data": ""}}, "Field 'input_audio.data': the sound cannot be decoded"),
+        ({"timestamp_granularities": ["word"]}, "Field 'timestamp_granularities'"),
+    ],
+)
+def test_json_that_is_refused(serve: Serve, engine: Any, body: Any, reason: str) -> None:
+    answer = httpx.post(serve(engine) + PATH, json=body)
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]["message"]
+    assert not engine.requests
+
+
+def test_a_model_without_sounds_fetches_none(serve: Serve, fakes: Any) -> None:
+    body = {"input_audio": {"data": "http://127.0.0.1:9/a.wav"}}
+    answer = httpx.post(serve(fakes.engine()) + PATH, json=body)
+    assert "Field 'input_audio.data': audio input" in answer.json()["error"]["message"]
+
+
+def test_the_model_of_a_form_names_an_adapter(serve: Serve, engine: Any, tmp_path: Path) -> None:
+    adapter = engine.load_adapter(tmp_path / "poems.gguf", "poems")
+    url = serve(engine) + PATH
+    assert httpx.post(url, files={"file": wav()}, data={"model": "base:poems"}).status_code == 200
+    assert engine.requests[0].adapters == ((adapter.id, 1.0),)
+
+
+def test_a_field_of_a_form_that_nobody_knows(
+    serve: Serve, engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = serve(engine) + PATH
+    with caplog.at_level(logging.WARNING):
+        httpx.post(url, files={"file": wav()}, data={"temprature": "1", "model": "any"})
+    told = [each.getMessage() for each in caplog.records if each.name == unknown.__name__]
+    assert told == [f"{PATH}: the field 'temprature' is not known here: ignored"]
 
 
 def test_sampling_fields_are_the_chats(serve: Serve, engine: Any) -> None:
