@@ -35,8 +35,9 @@ from gguf_serve.kernels.opencl.sources import SOURCES
 
 # With what features.py would find on each.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "gfx90a": ("MMA_MFMA",), "gfx1030": (), "gfx1100": ("MMA_WMMA",), "sm_75": ("MMA_PTX_8",),
-    "sm_86": ("MMA_PTX_16",), "sm_90": ("MMA_PTX_16",),
+    "gfx90a": ("MMA_MFMA", "SHORTS_SDOT2"), "gfx1030": ("SHORTS_SDOT2",),
+    "gfx1100": ("MMA_WMMA", "SHORTS_SUDOT4"), "sm_75": ("MMA_PTX_8", "SHORTS_DP2A"),
+    "sm_86": ("MMA_PTX_16", "SHORTS_DP2A"), "sm_90": ("MMA_PTX_16", "SHORTS_DP2A"),
 }  # fmt: skip
 LIBRARIES = {"amd": "amdgcn--amdhsa.bc", "nvidia": "nvptx64--nvidiacl.bc"}
 TRIPLES = {"amd": "amdgcn-amd-amdhsa", "nvidia": "nvptx64-nvidia-nvcl"}

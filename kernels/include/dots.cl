@@ -6,17 +6,27 @@
 //   SHORTS_SUDOT4  AMD's v_dot4_i32_iu8, from RDNA 3: four bytes times four, so that the upper and
 //                  the lower bytes of shorts are multiplied apart
 //   SHORTS_PACKED  the same by cl_khr_integer_dot_product
-//   SHORTS_DP2A_BY_HAND, SHORTS_PACKED_BY_HAND  none: the same sums, for tests
+//   SHORTS_DP2A_BY_HAND, SHORTS_PACKED_BY_HAND  the same sums without it, for tests
+//   none of them   pairs of shorts in plain C
 //
 // All but SHORTS_SDOT2 take quads of bytes (quantization/byte_codes.cl), and define SHORTS_QUADS.
 
-#ifdef SHORTS_SDOT2
+#if defined(SHORTS_DP2A) || defined(SHORTS_DP2A_BY_HAND) || defined(SHORTS_SUDOT4) || \
+    defined(SHORTS_PACKED) || defined(SHORTS_PACKED_BY_HAND)
+#define SHORTS_QUADS
+#endif
 
-INLINE int dot_pair(short2 w, short2 x, int c) { return __builtin_amdgcn_sdot2(w, x, c, false); }
+#ifndef SHORTS_QUADS
+
+INLINE int dot_pair(short2 w, short2 x, int c) {
+#ifdef SHORTS_SDOT2
+    return __builtin_amdgcn_sdot2(w, x, c, false);
+#else
+    return c + ((int)w.x * x.x + (int)w.y * x.y);
+#endif
+}
 
 #else
-
-#define SHORTS_QUADS
 
 // dot_quad_s and dot_quad_u: c + the products of a quad, signed or unsigned, with the two pairs of
 // shorts x0 and x1, columns 0 1 and 4 5 of a quad 0 4 1 5. dot_total(c) is the sum.
@@ -117,6 +127,8 @@ DOT_QUAD(u)
 
 #endif
 
+#endif
+
 // The codes of a quad, of 4 bits, replaced by the bytes of a table of two words.
 INLINE int lookup_quad(int v, ulong low, ulong high) {
 #if defined(SHORTS_DP2A) || defined(SHORTS_DP2A_BY_HAND)
@@ -125,7 +137,7 @@ INLINE int lookup_quad(int v, ulong low, ulong high) {
     const int first = permuted((int)low, (int)(low >> 32), at & 0x7777);
     const int last = permuted((int)high, (int)(high >> 32), at & 0x7777);
     return permuted(first, last, ((at & 0x8888) >> 1) | 0x3210);
-#elif defined(SHORTS_SUDOT4)
+#elif defined(SHORTS_SUDOT4) || defined(SHORTS_SDOT2)
     const uint at = v & 0x07070707;
     const uint first = __builtin_amdgcn_perm((uint)(low >> 32), (uint)low, at);
     const uint last = __builtin_amdgcn_perm((uint)(high >> 32), (uint)high, at);
@@ -141,4 +153,6 @@ INLINE int lookup_quad(int v, ulong low, ulong high) {
 #endif
 }
 
+#ifdef SHORTS_SDOT2  // a pair is a quad of which the other two are 0, as their byte of the table is
+#define lookup(codes, at, low, high) as_short2(lookup_quad(as_int(codes), low, high))
 #endif

@@ -265,6 +265,12 @@ def _slices(device: Device, p: Product) -> Layout:
     return Layout(defines, (groups * group, p.tiles(p.tile)), (group, 1))
 
 
+def _short_slices(device: Device, p: Product) -> Layout:
+    """The same by instructions for products of shorts."""
+    defines, grid, local = _slices(device, p)
+    return Layout([device.capabilities.short_form, *defines], grid, local)
+
+
 def _local_tiles(device: Device, p: Product) -> Layout:
     """A work-group takes 64 rows."""
     return Layout([], (-(-p.w.n_groups // 4) * 64, p.tiles(p.tile)), (64, 1))
@@ -284,8 +290,17 @@ def _few_tokens(p: Product) -> bool:
     return p.tile < SIMT_TILE_TOKENS
 
 
+def _few_codes(p: Product) -> bool:
+    """Of 15 bits, with weights whose codes are bytes."""
+    return p.form == "codes" and _few_tokens(p) and p.w.type.takes_bytes
+
+
 def _many_codes(p: Product) -> bool:
     return p.form == "codes" and not _few_tokens(p)
+
+
+def _multiplies_shorts(device: Device) -> bool:
+    return on_gpu(device) and bool(device.capabilities.short_form)
 
 
 def _multiplies_tiles(device: Device) -> bool:
@@ -296,6 +311,9 @@ VARIANTS: tuple[Variant[Product], ...] = (
     Variant(
         "matrix/matmul_simd.cl", on_cpu, _vectors, tuned=("ranges", "prefetch"),
         forms=("spans", "bytes"), quantizes=True, extends=True,
+    ),
+    Variant(
+        "matrix/matvec_simt.cl", _multiplies_shorts, _short_slices, _few_codes, tuned=("slices",)
     ),
     Variant("matrix/matvec_simt.cl", on_gpu, _slices, _few_tokens, tuned=("slices",)),
     Variant("matrix/matmul_mma.cl", _multiplies_tiles, _matrix_tiles, _many_codes),

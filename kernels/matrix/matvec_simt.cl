@@ -4,10 +4,15 @@
 // so that neighbouring lanes read neighbouring words and many loads are in flight. Partial sums
 // meet in local memory, where slice s adds up those of tokens s, s + SLICES, ... Grid: (groups, or
 // pairs of gate and up with GLU; tiles of NT tokens).
-// Defines as in matmul_simd.cl, less QUANTIZE_OUT.
+// Defines as in matmul_simd.cl, less QUANTIZE_OUT; SHORTS_x of dots.cl. Integer sums are exact, and
+// so are the same in all forms.
 
 #include "include/lanes.cl"
+#include "include/dots.cl"
 #include "quantization/unpack.cl"
+#ifdef SHORTS_QUADS
+#include "quantization/byte_codes.cl"
+#endif
 #include "include/activation.cl"
 #include "matrix/rows.cl"
 
@@ -30,6 +35,93 @@
 #define SUM(t) sums[(t) * SUM_STRIDE]
 #endif
 
+#ifdef ACT_INT
+
+// The products of a block with a token's codes, for each float scale; last: the sum of the codes of
+// the second half, where offsets of halves differ.
+#ifdef SHORTS_QUADS
+
+#if defined(TABLE_LOW) && CODE_AT == 0
+#define DOT dot_quad_u  // a table that is moved up
+#else
+#define DOT dot_quad_s
+#endif
+#if defined(SCALES_CHARS) || defined(SCALES_NIBBLES)
+#define INT_SCALES
+#endif
+
+typedef struct {
+    int codes[QUADS];
+#ifdef INT_SCALES
+    int scales[2];
+#endif
+} Codes;
+
+INLINE void load_codes(global const uchar* q, global const uchar* s, int b, Codes* w, int lane) {
+    unpack_quads(q, w->codes, lane);
+#ifdef INT_SCALES
+    global const uchar* super = s + (b / SUPER) * SBYTES;
+    #pragma unroll
+    for (int i = 0; i < 2; i++) w->scales[i] = half_scale(super, b % SUPER, i, lane);
+#endif
+}
+
+INLINE void dot_block(const Codes* w, global const int4* x, int* dot_, int* last) {
+    dot_sum sums[2], ones = 0;
+    int v[16];  // loaded before the first product: behind assembler LLVM does not load four at once
+    #pragma unroll
+    for (int k = 0; k < 4; k++) vstore4(x[k], k, v);
+    #pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sums[i] = 0;
+        #pragma unroll
+        for (int q = 4 * i; q < 4 * i + 4; q++) {
+            const int first = v[4 * (q / 2) + q % 2], second = v[4 * (q / 2) + q % 2 + 2];
+            sums[i] = DOT(w->codes[q], first, second, sums[i]);
+            if (i == 1) ones = DOT(0x01010101, first, second, ones);
+        }
+    }
+    const int first_half = dot_total(sums[0]), second_half = dot_total(sums[1]);
+    *last = dot_total(ones);
+#if PARTS == 2
+    dot_[0] = first_half;
+    dot_[1] = second_half;
+#elif defined(INT_SCALES)
+    dot_[0] = (first_half >> BYTE_AT) * w->scales[0] + (second_half >> BYTE_AT) * w->scales[1];
+#else
+    dot_[0] = (first_half + second_half) << CODE_AT;
+#endif
+}
+
+#else
+
+typedef struct { short2 codes[16]; } Codes;
+
+INLINE void load_codes(global const uchar* q, global const uchar* s, int b, Codes* w, int lane) {
+    unpack_codes(q, s, b, w->codes, lane);
+}
+
+INLINE void dot_block(const Codes* w, global const int4* x, int* dot_, int* last) {
+    *last = 0;
+    #pragma unroll
+    for (int i = 0; i < PARTS; i++) dot_[i] = 0;
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int4 word = x[k];
+        const short2 v[4] = {as_short2(word.x), as_short2(word.y), as_short2(word.z),
+                             as_short2(word.w)};
+        #pragma unroll
+        for (int p = 0; p < 4; p++) {
+            const int part = k * PARTS / 4;
+            dot_[part] = dot_pair(w->codes[4 * k + p], v[p], dot_[part]);
+            if (k >= 2) *last = dot_pair((short2)(1), v[p], *last);
+        }
+    }
+}
+
+#endif
+#endif
+
 INLINE void dot_group(global const uchar* w, ulong scales_at, ulong g, X_ARGS, IN_ARG, int nt,
                       int n_blocks, int slice, int lane, local float* sums) {
     global const uchar* s = w + scales_at + g * (n_blocks / SUPER) * SBYTES;
@@ -40,21 +132,21 @@ INLINE void dot_group(global const uchar* w, ulong scales_at, ulong g, X_ARGS, I
     for (int t = 0; t < nt; t++) SUM(t) = 0;
 #endif
     for (int b = slice; b < n_blocks; b += SLICES) {
-        short2 c[16];
         float d[PARTS], m[PARTS];
         unpack_scales(s, b, d, m, lane);
+#ifdef ACT_INT
+        Codes c;
+        load_codes(q + (ulong)b * QBYTES, s, b, &c, lane);
+#else
+        short2 c[16];
         unpack_codes(q + (ulong)b * QBYTES, s, b, c, lane);
+#endif
         for (int t = 0; t < nt; t++) {
             const size_t at = (size_t)ROW_IN(t) * n_blocks + b;
             float sum = SUM(t);
 #ifdef ACT_INT
-            int dot_[PARTS] = {0}, last = 0;  // products; activations of the second half
-            #pragma unroll
-            for (int p = 0; p < 16; p++) {
-                const short2 v = x[at * 16 + p];
-                dot_[p * PARTS / 16] += (int)c[p].x * v.x + (int)c[p].y * v.y;
-                if (p >= 8) last += v.x + v.y;
-            }
+            int dot_[PARTS], last;
+            dot_block(&c, (global const int4*)x + at * 4, dot_, &last);
             const float2 xs = xd[at];
             #pragma unroll
             for (int i = 0; i < PARTS; i++) sum = fma((float)dot_[i] * xs.x, d[i], sum);

@@ -66,6 +66,11 @@ class Capabilities(Struct, frozen=True):
         """By what a GPU multiplies tiles of halves, of TILE_LANES; "" if there is nothing."""
         return next((form for form in self.forms if form in TILE_LANES), "")
 
+    @property
+    def short_form(self) -> str:
+        """By what a GPU multiplies shorts with codes of weights (dots.cl); "": in plain C."""
+        return next((form for form in self.forms if form.startswith("SHORTS_")), "")
+
     def __str__(self) -> str:
         words = [f"work-groups of {self.work_group}", f"{self.local_bytes >> 10} KiB local"]
         if self.subgroup > 1:

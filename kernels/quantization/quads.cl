@@ -1,9 +1,7 @@
 // Packed weights to bytes, for products with activations of 8 bits (bytes.cl).
 //
-// A quad is an int of four bytes, of every 8 columns 0 4 1 5 or 2 6 3 7: the pairs p and p + 2 of
-// unpack.cl, since that is how nibbles lie in their planes. A block of 32 columns has 8 quads, and
-// 16 rows of one are a vector. Codes are unsigned, or with SIGNED_CODES signed (what a table holds
-// is not moved up here). DEPTH: so many quads, times activations, can be summed in 16 bits.
+// 16 rows of a quad (byte_codes.cl) are a vector. Codes are unsigned, or with SIGNED_CODES signed.
+// DEPTH: so many quads, times activations, can be summed in 16 bits.
 //
 // Weight = code * d + m (with ADD_M). Where scales are integers d is that of the super-block and
 // sums have yet to be multiplied:
@@ -13,7 +11,7 @@
 // Without MADD_BYTES_256 sums begin at what MOVED_UP, that codes are too large, adds to them.
 // Scales are twice in an int, as shorts; offsets have both halves in one.
 
-#define QUADS 8
+#include "quantization/byte_codes.cl"
 
 #if defined(SCALES_CHARS)
 #define HALF_SCALES
@@ -54,70 +52,6 @@ typedef struct {
     vint offsets;
 #endif
 } Unpacked;
-
-// The low bits of pair p from bit `to` on.
-#define LOW(p, to)                                                                           \
-    BITS(planes[(p) * LOW_BITS / 16], LOW_BITS * ((p) % (16 / LOW_BITS)), to, (1 << LOW_BITS) - 1)
-#if LOW_BITS == 3  // five pairs to a plane, the last one's bits at their ends
-#undef LOW
-#define LOW(p, to)                                                                            \
-    ((p) == 15 ? BITS(planes[0], 15, to, 1) | BITS(planes[1], 15, (to) + 1, 1) |              \
-                     BITS(planes[2], 15, (to) + 2, 1)                                         \
-               : BITS(planes[(p) / 5 % 3], 3 * ((p) % 5), to, 7))
-#endif
-
-INLINE void unpack_quads(global const uchar* q, vint* codes) {
-#if LOW_BITS == 8
-    #pragma unroll
-    for (int i = 0; i < QUADS; i++) codes[i] = LOAD_INT(q, i);
-#else
-    vint planes[LOW_BITS + HIGH_BITS];
-    #pragma unroll
-    for (int i = 0; i < LOW_BITS + HIGH_BITS; i++) planes[i] = LOAD_INT(q, i);
-#if defined(SCALES_CHARS) && HIGH_BITS == 2  // not signed any more
-    planes[LOW_BITS] ^= (vint)(0xAAAAAAAA);
-    planes[LOW_BITS + 1] ^= (vint)(0xAAAAAAAA);
-#endif
-    #pragma unroll
-    for (int i = 0; i < QUADS; i++) {
-        const int p = 4 * (i / 2) + i % 2;
-        vint v = LOW(p, 0) | LOW(p + 2, 8);
-#if HIGH_BITS == 1
-        v |= BITS(planes[LOW_BITS], p, 4, 1) | BITS(planes[LOW_BITS], p + 2, 12, 1);
-#elif HIGH_BITS == 2
-        const vint high = planes[LOW_BITS + p / 8];
-        v |= BITS(high, HIGH_AT(p), 4, 3) | BITS(high, HIGH_AT(p + 2), 12, 3);
-#endif
-#if defined(SCALES_CHARS) && HIGH_BITS != 2
-        v ^= (vint)(OFFSET_CODE * 0x01010101);
-#endif
-#ifdef BYTE_TABLE_LOW
-        v = __builtin_astype(lookup(as_vpair(v), 0, BYTE_TABLE_LOW, BYTE_TABLE_HIGH), vint);
-#endif
-        codes[i] = v;
-    }
-#endif
-}
-
-#if defined(SCALES_CHARS)
-INLINE vint half_scale(global const uchar* s, int sub, int i) {
-    return LOAD_CHAR(s + 32, 2 * sub + i);
-}
-INLINE vint half_offset(global const uchar* s, int sub, int i) {
-    return half_scale(s, sub, i) * -OFFSET_CODE;
-}
-#elif defined(SCALES_2K)
-INLINE vint half_scale(global const uchar* s, int sub, int i) {
-    return LOAD_UCHAR(s + 64, 2 * sub + i) & 15;
-}
-INLINE vint half_offset(global const uchar* s, int sub, int i) {
-    return LOAD_UCHAR(s + 64, 2 * sub + i) >> 4;
-}
-#elif defined(SCALES_NIBBLES)
-INLINE vint half_scale(global const uchar* s, int sub, int i) {
-    return 2 * ((LOAD_UCHAR(s + 32, sub) >> (4 * i)) & 15) + 1;
-}
-#endif
 
 INLINE void unpack_block(global const uchar* q, global const uchar* s, int b, Unpacked* w) {
     global const uchar* super = s + (b / SUPER) * SBYTES;

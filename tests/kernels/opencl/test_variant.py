@@ -28,7 +28,7 @@ from gguf_serve.kernels.opencl.variant import (
 from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import Matrix
 
-CPU, GPU = processor(()), gpu()
+CPU, GPU, DOTS = processor(()), gpu(), gpu(["SHORTS_DP2A"])
 NVIDIA, AMD, INTEL = gpu(["MMA_PTX_8"]), gpu(["MMA_MFMA"]), gpu(["MMA_DPAS"])  # by what tiles have
 TABLES = (*matmul.VARIANTS, *attention.FUSED)
 MATRIX = Matrix(None, by_name("Q4_K"), 1024, 512, 0, 0)
@@ -84,6 +84,8 @@ def test_every_size_belongs_to_a_row() -> None:
         (CPU, 32, "bytes", "matmul_simd", ["NT=64", "PREFETCH_BYTES=6144"]),
         (CPU, 8, "bytes", "matmul_simd", ["NT=8", "PREFETCH_BYTES=6144"]),
         (GPU, 8, "codes", "matvec_simt", ["NT=8", "SLICES=8"]),
+        (DOTS, 8, "codes", "matvec_simt", ["SHORTS_DP2A", "NT=8", "SLICES=8"]),
+        (DOTS, 8, "floats", "matvec_simt", ["NT=8", "SLICES=8"]),
         (GPU, 32, "codes", "matmul_simt", []),
         (NVIDIA, 8, "codes", "matvec_simt", ["NT=8", "SLICES=8"]),
         (NVIDIA, 32, "floats", "matmul_simt", []),
