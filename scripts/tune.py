@@ -114,6 +114,7 @@ def search(device: Device) -> Tuning:
     works = [*products(device, programs), attending(device)]
     best = device.tuning
     print(f"{device.info.name}, {device.family}: {best}")
+    print(f"instructions: {' '.join(device.capabilities.forms) or 'none of those that are tried'}")
     for _ in range(ROUNDS):
         before = best
         for name in tuned_sizes(TABLES, device):

@@ -37,13 +37,14 @@ class Measured(Struct, frozen=True):
     """What a device did when it did nothing else, and with which kernels it would serve.
 
     ``activations``: what those of quantized weights are rounded to. The multiply-adds are those of
-    kernels.profile.measure_limits.
+    kernels.profile.measure_limits. ``forms``: Capabilities.forms, with blanks between.
     """
 
     family: str
     activations: str
     bytes_per_second: float
     macs_per_second: float
+    forms: str = ""
 
 
 class Examined(Struct, frozen=True):
@@ -177,6 +178,7 @@ def measure(index: int, seconds: float) -> Measured:
     return Measured(
         device.family, activation_name(device),
         max(one.bytes_per_second for one in limits), max(one.macs_per_second for one in limits),
+        " ".join(device.capabilities.forms),
     )  # fmt: skip
 
 

@@ -81,6 +81,8 @@ def device_lines(one: Examined) -> Iterator[str]:
         f"{measured.macs_per_second / 1e9:.0f} billion multiply-adds a second; kernels of the "
         f"{measured.family} family, activations in {measured.activations}"
     )
+    if measured.forms:
+        yield f"   has multiplied right by {measured.forms}"
 
 
 def fit_lines(found: Examination) -> list[str]:

@@ -16,7 +16,7 @@ from gguf_serve.server.doctor import command
 GIB = 2**30
 GPU = DeviceInfo(0, "H200", "NVIDIA CUDA", "OpenCL 3.0", "gpu", 140 * GIB, 132)
 CPU = DeviceInfo(1, "Xeon", "Portable Computing Language", "OpenCL 3.0", "cpu", 8 * GIB, 8)
-GOOD = Examined(GPU, 141 * GIB, True, Measured("simt", "int16", 4e12, 30e12))
+GOOD = Examined(GPU, 141 * GIB, True, Measured("simt", "int16", 4e12, 30e12, "SHORTS_DP2A"))
 BAD = Examined(CPU, 8 * GIB, False, None, "its driver ended the process by signal 11")
 
 
@@ -40,6 +40,7 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (
         "0: H200 (gpu, 141.0 GiB free, 132 compute units)",
         "reads 4000.0 GB and does 30000 billion multiply-adds a second; kernels of the simt family",
+        "has multiplied right by SHORTS_DP2A",
         "does not work: its driver ended the process by signal 11",
         "A start takes 0: a GPU comes before processors.",
         "AMD's GPU has no OpenCL driver: apt-get install it",
