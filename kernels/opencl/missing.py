@@ -6,6 +6,7 @@ Only ``missing`` loads drivers, to hear why the loader of OpenCL passed over one
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import sys
@@ -56,7 +57,11 @@ def cpu_advice() -> str:
             "--target: install into a virtual environment, or with --prefix"
         )
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        return f"{sys.executable} -m pip install {PACKAGE} intel-cmplr-lib-rt, or {POCL}"
+        has_pip = importlib.util.find_spec("pip") is not None  # environments of uv's have none
+        pip = (
+            f"{sys.executable} -m pip install" if has_pip else f"uv pip install -p {sys.executable}"
+        )
+        return f"{pip} {PACKAGE} intel-cmplr-lib-rt, or {POCL}"
     if sys.platform == "linux":
         return POCL
     return "install PoCL (https://portablecl.org)"

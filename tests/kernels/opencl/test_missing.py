@@ -54,6 +54,14 @@ def test_advice(monkeypatch: pytest.MonkeyPatch, machine: str, lost: bool, words
     assert cpu_advice() in no_driver()
 
 
+def test_advice_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment of ``uv tool install``."""
+    monkeypatch.setattr(missing.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(missing, "is_lost", lambda: False)
+    monkeypatch.setattr(missing.importlib.util, "find_spec", lambda name: None)
+    assert cpu_advice().startswith(f"uv pip install -p {missing.sys.executable} intel-opencl-rt ")
+
+
 def test_what_keeps_devices_from_being_used(
     pci: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
