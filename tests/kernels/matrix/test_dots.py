@@ -23,6 +23,7 @@ from gguf_serve.kernels.quantization.weights import Matrix, pack, raw_matrix
 
 Floats = npt.NDArray[np.float32]
 TWO, FOUR = "SHORTS_DP2A_BY_HAND", "SHORTS_PACKED_BY_HAND"
+PACKED = "SHORTS_PACKED"  # which Intel's driver for CPUs has
 TYPES = [name for name in SUPPORTED_TYPES if by_name(name).takes_bytes]
 
 
@@ -62,12 +63,14 @@ def product(
     [
         *((name, TWO, 8) for name in TYPES),
         *((name, FOUR, 8) for name in ("Q4_K", "Q6_K", "Q2_K", "IQ4_XS", "MXFP4", "IQ2_S")),
-        ("Q4_K", TWO, 1), ("Q6_K", FOUR, 1),
+        ("Q4_K", TWO, 1), ("Q6_K", FOUR, 1), ("Q4_K", PACKED, 8), ("IQ4_XS", PACKED, 8),
     ],
 )  # fmt: skip
 def test_the_bits_of_plain_products(
     plain: Device, programs: Programs, type_name: str, form: str, tile: int
 ) -> None:
+    if form == PACKED and not plain.capabilities.byte_dots:
+        pytest.skip("the driver has no products of four bytes")
     rng = np.random.default_rng(1)
     raw, numbers = random_matrix(type_name, 50, columns(type_name), rng)
     w = pack(plain, programs, [raw])
