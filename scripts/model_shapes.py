@@ -211,6 +211,7 @@ SHAPES: Mapping[str, Callable[[], Shape]] = {
     "gpt-oss-small": partial(gpt_oss, 8, 1024, 16, 4, 64, 512, 32, 4),
     "gemma3-small": partial(gemma3, 8, 1024, 8, 2, 128, 4096),
     "gemma4-e4b": partial(gemma4_e4b, 42, 2560, 10240, 256, 18, MAX_VOCAB),
+    "gemma4-small": partial(gemma4_e4b, 8, 1024, 2816, 64, 2, VOCAB),
     "lfm2-small": partial(lfm2, 8, 1024, 16, 4, 64, 2816),
     "mamba2-2.7b": partial(mamba2, 64, 2560),
     "mamba2-small": partial(mamba2, 8, 1024),

@@ -92,6 +92,8 @@ def test_it_generates(path: Path) -> None:
 def of_two_layers(name: str) -> Shape:
     """The small shape cut after its first layers, of which some have every kind of layer."""
     shape = SHAPES[name]()
+    if name.startswith("gemma4"):  # whose last layers have no K and V, as wide tables say
+        return shape
     n = 4 if name.startswith(("lfm2", "granite")) else 2
     shape.tensors = [
         one for one in shape.tensors
