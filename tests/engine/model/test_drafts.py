@@ -124,6 +124,25 @@ def test_the_tensors_of_each_are_taken(conformance_model: Build, name: str) -> N
             check_tensors(*draft.bigrams)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dflash2", r"DFlash 2 with a selector \(selector_hidden\.weight\) is not supported"),
+        ("dspark-deepseek4", r"a draft with several residual streams \(output_hc_fn\.weight\)"),
+    ],
+)
+def test_drafts_of_other_kinds_are_refused(
+    conformance_model: Build, name: str, message: str
+) -> None:
+    target = conformance_model(read_spec(name)["target"])
+    with (
+        open_gguf(conformance_model(name)) as gguf,
+        open_gguf(target) as lender,
+        pytest.raises(ModelError, match=message),
+    ):
+        read_draft(gguf, lender)
+
+
 def test_it_is_not_served_by_itself() -> None:
     with pytest.raises(ModelError, match="eagle3 drafts for another model"):
         find_architecture("eagle3")
