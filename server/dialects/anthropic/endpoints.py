@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from gguf_serve.engine.chat.delta import ToolCallDelta
 from gguf_serve.engine.request import Event, Finished, Started
 from gguf_serve.server.dialects.anthropic.errors import error_body
-from gguf_serve.server.dialects.anthropic.input import ALSO, MessagesFields, chat_body
+from gguf_serve.server.dialects.anthropic.input import ALSO, UNSUPPORTED, MessagesFields, chat_body
 from gguf_serve.server.dialects.anthropic.searching import result_block, search_block, searches
 from gguf_serve.server.dialects.dialect import Post
 from gguf_serve.server.dialects.rounds import Rounds, let_go_on
@@ -30,7 +30,7 @@ from gguf_serve.server.http.framing import EVENT_STREAM, Framing, named_sse
 from gguf_serve.server.requests.answer import Piece, arguments_object, join, random_id
 from gguf_serve.server.requests.chat import prepare
 from gguf_serve.server.requests.conversation import read_chat
-from gguf_serve.server.requests.fields import convert
+from gguf_serve.server.requests.fields import convert, refuse
 from gguf_serve.server.requests.generate import Options, engine_requests, submit
 from gguf_serve.server.requests.service import Service
 
@@ -50,6 +50,7 @@ def routes(service: Service) -> list[BaseRoute]:
 async def messages(service: Service, http: HttpRequest) -> ASGIApp:
     """Go on with a conversation, in Anthropic's form."""
     data = await service.read_object(http)
+    refuse(data, UNSUPPORTED)
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data, searches=service.tools.searches_web))
     job = await prepare(service, chat)
@@ -64,6 +65,7 @@ async def messages(service: Service, http: HttpRequest) -> ASGIApp:
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
     """Count the tokens of a conversation."""
     data = await service.read_object(http)
+    refuse(data, UNSUPPORTED)
     fields = convert(data, MessagesFields)
     chat = read_chat(chat_body(fields, data, searches=service.tools.searches_web))
     job = await prepare(service, chat, counts=True)

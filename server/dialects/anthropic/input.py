@@ -19,9 +19,13 @@ DEFAULT_MAX_TOKENS = 4096  # llama-server's; Anthropic asks for the field
 BILLING_STAMP = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 PASSED = (*SamplingFields.__struct_fields__, "stream", "cache_prompt", "cache_salt", "id_slot")
 # Beside them, what is of Anthropic's own servers; everything is cached.
-ALSO = frozenset(PASSED) | {
-    "cache_control", "container", "context_management", "inference_geo", "mcp_servers", "metadata",
-    "model", "service_tier", "speed",
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "container": (),
+    "mcp_servers": ([],),  # that the server asks; its own are --mcp-servers-config's
+}
+ALSO = frozenset(PASSED).union(UNSUPPORTED) | {
+    "cache_control", "context_management", "inference_geo", "metadata", "model", "service_tier",
+    "speed",
 }  # fmt: skip
 EFFORTS = {"xhigh": "high", "max": "high"}  # templates know low, medium and high
 

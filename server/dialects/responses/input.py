@@ -40,9 +40,12 @@ TRANSLATED = frozenset(
         "truncation",
     }
 )
+# A chat completion's that do nothing here, so that they are told of as fields that nobody knows:
+# what stands for them is input, and include with top_logprobs; timings come at the end.
+NOT_ASKED = frozenset({"logprobs", "messages", "n_probs", "return_tokens", "timings_per_token"})
 # Fields beside those of ResponsesFields: a chat completion's, and what changes nothing here.
 ALSO = CHAT_ALSO.union(
-    Chat.__struct_encode_fields__,
+    set(Chat.__struct_encode_fields__) - NOT_ASKED,
     STATEFUL,
     ELSEWHERE,
     TRANSLATED,
