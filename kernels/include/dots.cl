@@ -91,16 +91,16 @@ typedef int2 dot_sum;  // of lower bytes, of upper ones
 #define dot_bytes_ss(w, x, c) __builtin_amdgcn_sudot4(true, w, true, x, c, false)
 #define dot_bytes_uu(w, x, c) __builtin_amdgcn_sudot4(false, w, false, x, c, false)
 #define dot_bytes_us(w, x, c) __builtin_amdgcn_sudot4(false, w, true, x, c, false)
-#elif defined(SHORTS_PACKED)  // headers have them from OpenCL C 3.0 on
+#elif defined(SHORTS_PACKED)  // headers have these from OpenCL C 3.0 on
 #define OVERLOADED __attribute__((overloadable))
-int OVERLOADED dot_4x8packed_su_int(uint, uint);
-int OVERLOADED dot_4x8packed_ss_int(uint, uint);
-uint OVERLOADED dot_4x8packed_uu_uint(uint, uint);
-int OVERLOADED dot_4x8packed_us_int(uint, uint);
-#define dot_bytes_su(w, x, c) ((c) + dot_4x8packed_su_int(as_uint(w), as_uint(x)))
-#define dot_bytes_ss(w, x, c) ((c) + dot_4x8packed_ss_int(as_uint(w), as_uint(x)))
-#define dot_bytes_uu(w, x, c) ((c) + (int)dot_4x8packed_uu_uint(as_uint(w), as_uint(x)))
-#define dot_bytes_us(w, x, c) ((c) + dot_4x8packed_us_int(as_uint(w), as_uint(x)))
+int OVERLOADED dot(char4, uchar4);
+int OVERLOADED dot(char4, char4);
+uint OVERLOADED dot(uchar4, uchar4);
+int OVERLOADED dot(uchar4, char4);
+#define dot_bytes_su(w, x, c) ((c) + dot(as_char4(w), as_uchar4(x)))
+#define dot_bytes_ss(w, x, c) ((c) + dot(as_char4(w), as_char4(x)))
+#define dot_bytes_uu(w, x, c) ((c) + (int)dot(as_uchar4(w), as_uchar4(x)))
+#define dot_bytes_us(w, x, c) ((c) + dot(as_uchar4(w), as_char4(x)))
 #else
 INLINE int dot_bytes(int4 w, int4 x, int c) {
     const int4 products = w * x;
