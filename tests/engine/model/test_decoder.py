@@ -140,15 +140,19 @@ def test_types_of_the_cache(
     assert nmse(copied, result[36:]) <= FLOAT_NMSE
 
 
-@pytest.mark.whole_models(*OF_EACH_FORM)
-@pytest.mark.parametrize("type_name", TYPES)
-def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
-    folder = shared / "conformance" / "quants"
-    path = folder / f"{type_name}.gguf"
+def of_type(shared: Path, type_name: str) -> tuple[Path, list[int], Floats]:
+    """The model whose matrices are of a type, tokens, and their exact logits."""
+    path = shared / "conformance" / "quants" / f"{type_name}.gguf"
     if not path.is_file():
         pytest.skip(f"{path.name} is not among the conformance data")
     with np.load(path.with_suffix(".npz")) as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+        return path, arrays["tokens"].tolist(), arrays["logits"]
+
+
+@pytest.mark.whole_models(*OF_EACH_FORM)
+@pytest.mark.parametrize("type_name", TYPES)
+def test_tensor_types(device: Device, programs: Programs, shared: Path, type_name: str) -> None:
+    path, tokens, logits = of_type(shared, type_name)
     n = len(tokens)
     result = Stepper(path, device, programs).run(sequence(tokens, 1, TABLE), [n - 9] + [1] * 9)
     bound = FLOAT_NMSE if type_name in ("F16", "BF16") else QUANTIZED_NMSE
@@ -160,11 +164,7 @@ def test_tiles_of_halves(device: Device, shared: Path, type_name: str) -> None:
     """What GPUs with instructions for them compute of prompts, by hand."""
     if device.is_simd:
         pytest.skip("for GPUs only")
-    path = shared / "conformance" / "quants" / f"{type_name}.gguf"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not among the conformance data")
-    with np.load(path.with_suffix(".npz")) as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    path, tokens, logits = of_type(shared, type_name)
     able = replace(device, capabilities=replace(device.capabilities, forms=("MMA_BY_HAND",)))
     result = Stepper(path, able, Programs(able)).run(sequence(tokens, 1, TABLE), [len(tokens)])
     assert QUANTIZED_NMSE < nmse(result, logits) <= HALVES_NMSE
@@ -186,11 +186,7 @@ def test_activations_of_8_bits(
     no bit."""
     if not device.is_simd:
         pytest.skip("for CPUs only")
-    path = shared / "conformance" / "quants" / f"{type_name}.gguf"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not among the conformance data")
-    with np.load(path.with_suffix(".npz")) as arrays:
-        tokens, logits = arrays["tokens"].tolist(), arrays["logits"]
+    path, tokens, logits = of_type(shared, type_name)
     n = len(tokens)
     stepper = Stepper(path, replace(device, byte_codes="all"), programs)
     whole = stepper.run(sequence(tokens, 1, TABLE), [n])
