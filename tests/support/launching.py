@@ -6,6 +6,7 @@ Activations are read back by a product with the identity, so nothing here knows 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tape import N_COUNTS, Counts, Tape
 from gguf_serve.kernels.opencl.tensor import empty, read, upload
 from gguf_serve.kernels.quantization.activations import Activations, activations
-from gguf_serve.kernels.quantization.weights import pack, raw_matrix
+from gguf_serve.kernels.quantization.weights import Matrix, pack, raw_matrix
 from gguf_serve.kernels.rows.norm import quantize
 
 Floats = npt.NDArray[np.float32]
@@ -35,6 +36,23 @@ def run(
         record(tape)
     tape.run((counts,) * N_COUNTS if isinstance(counts, int) else counts)
     device.finish()
+
+
+def product(
+    device: Device,
+    programs: Programs,
+    w: Matrix,
+    x: Activations,
+    n: int,
+    tile: int,
+    before: Floats,
+    **options: Any,
+) -> Floats:
+    """``before`` after matmul() of n tokens into it."""
+    out, counts = upload(device, before), upload(device, np.full(N_COUNTS, n, np.int32))
+    run(device, programs, n, lambda tape: matmul(tape, w, x, out, counts, tile=tile, **options))
+    result: Floats = read(out, None, device.queue)
+    return result
 
 
 def exact_activations(

@@ -98,6 +98,7 @@ VARIANTS = [
     for info in list_devices()
     for family in FAMILIES.get(info.kind, ("simt",))
 ] or [pytest.param(None, marks=pytest.mark.skip(reason="no OpenCL device"))]
+SIMT = [variant for variant in VARIANTS if variant.values[0] and variant.values[0][1] == "simt"]
 SECOND = {  # Intel's driver has simd daily, PoCL simt
     variant.values[0] for variant in VARIANTS if variant.id in ("intel-simt", "portable-simd")
 }

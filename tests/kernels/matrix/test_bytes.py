@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gguf
+import launching
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -42,14 +43,7 @@ def product(
 ) -> Floats:
     """``before`` plus the products of all tokens of x."""
     inputs = quantized(device, programs, x, bytes=True)
-    out = upload(device, before)
-    counts = upload(device, np.full(N_COUNTS, len(x), np.int32))
-    run(
-        device, programs, len(x),
-        lambda tape: matmul(tape, w, inputs, out, counts, tile=tile, add=True),
-    )  # fmt: skip
-    result: Floats = read(out, None, device.queue)
-    return result
+    return launching.product(device, programs, w, inputs, len(x), tile, before, add=True)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,17 @@ Integer sums are exact in all forms, so that a GPU's bits do not depend on what 
 
 from __future__ import annotations
 
+import launching
 import numpy as np
 import numpy.typing as npt
 import pytest
-from launching import exact_activations, quantized, run
+from launching import exact_activations, quantized
 from msgspec.structs import replace
-from opencl_devices import VARIANTS
+from opencl_devices import SIMT
 from random_blocks import columns, random_matrix
 
-from gguf_serve.kernels.matrix.matmul import matmul
 from gguf_serve.kernels.opencl.device import Device, open_device
 from gguf_serve.kernels.opencl.program import Programs
-from gguf_serve.kernels.opencl.tape import N_COUNTS
-from gguf_serve.kernels.opencl.tensor import read, upload
 from gguf_serve.kernels.quantization.quants import SUPPORTED_TYPES, by_name
 from gguf_serve.kernels.quantization.weights import Matrix, pack, raw_matrix
 
@@ -27,10 +25,7 @@ PACKED = "SHORTS_PACKED"  # which Intel's driver for CPUs has
 TYPES = [name for name in SUPPORTED_TYPES if by_name(name).takes_bytes]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[v for v in VARIANTS if v.values[0] and v.values[0][1] == "simt"],
-)
+@pytest.fixture(scope="module", params=SIMT)
 def plain(request: pytest.FixtureRequest) -> Device:
     index, family = request.param
     return open_device(index, family=family)
@@ -47,15 +42,8 @@ def product(
     """Ones plus the products of all tokens of x; ``form``: "" for plain C."""
     forms = (form,) if form else ()
     device = replace(device, capabilities=replace(device.capabilities, forms=forms))
-    inputs = quantized(device, programs, x)
-    out = upload(device, np.ones((len(x), w.n_rows), np.float32))
-    counts = upload(device, np.full(N_COUNTS, len(x), np.int32))
-    run(
-        device, programs, len(x),
-        lambda tape: matmul(tape, w, inputs, out, counts, tile=tile, add=True),
-    )  # fmt: skip
-    result: Floats = read(out, None, device.queue)
-    return result
+    inputs, ones = quantized(device, programs, x), np.ones((len(x), w.n_rows), np.float32)
+    return launching.product(device, programs, w, inputs, len(x), tile, ones, add=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gguf
+import launching
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -62,13 +63,7 @@ class Setting:
         **options: object,
     ) -> npt.NDArray[np.float32]:
         """``out`` after matmul of n tokens into it."""
-        target, counts = upload(self.device, out), upload(self.device, np.full(4, n, np.int32))
-        run(
-            self.device, self.programs, n,
-            lambda tape: matmul(tape, w, x, target, counts, tile=tile, **options),
-        )  # fmt: skip
-        result: npt.NDArray[np.float32] = read(target, None, self.device.queue)
-        return result
+        return launching.product(self.device, self.programs, w, x, n, tile, out, **options)
 
     def gated(
         self,

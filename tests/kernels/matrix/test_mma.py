@@ -5,12 +5,13 @@ What an instruction itself does is tried where it is (features.py); all around i
 
 from __future__ import annotations
 
+import launching
 import numpy as np
 import numpy.typing as npt
 import pytest
 from launching import exact_activations, quantized, run
 from msgspec.structs import replace
-from opencl_devices import VARIANTS
+from opencl_devices import SIMT
 from random_blocks import columns, random_matrix
 
 from gguf_serve.kernels.matrix.matmul import RowGroups, glu, matmul
@@ -30,10 +31,7 @@ TILE = 32
 QUANTIZED = [name for name in SUPPORTED_TYPES if not by_name(name).is_float]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[v for v in VARIANTS if v.values[0] and v.values[0][1] == "simt"],
-)
+@pytest.fixture(scope="module", params=SIMT)
 def device(request: pytest.FixtureRequest) -> Device:
     index, family = request.param
     plain = open_device(index, family=family)
@@ -48,14 +46,8 @@ def programs(device: Device) -> Programs:
 
 def product(device: Device, programs: Programs, w: Matrix, x: Floats, before: Floats) -> Floats:
     """``before`` plus the products of all tokens of x, in columns from the third on."""
-    inputs, out = quantized(device, programs, x), upload(device, before)
-    counts = upload(device, np.full(N_COUNTS, len(x), np.int32))
-    run(
-        device, programs, len(x),
-        lambda tape: matmul(tape, w, inputs, out, counts, tile=TILE, add=True, out_offset=3),
-    )  # fmt: skip
-    result: Floats = read(out, None, device.queue)
-    return result
+    inputs, n = quantized(device, programs, x), len(x)
+    return launching.product(device, programs, w, inputs, n, TILE, before, add=True, out_offset=3)
 
 
 def bound_of(x: Doubles, w: Doubles) -> Doubles:
