@@ -44,13 +44,14 @@ def problems(settings: Settings) -> list[str]:
         # The projector may come with the model.
         settings = replace(settings, mmproj=settings.mmproj or "its own")
     for part in (
-        engine_options, request_defaults, warmup_body, api_keys, api_prefix, proxies, uses_https,
-        key_limits, toolbox, voices,
+        engine_options, request_defaults, check_constraint, warmup_body, api_keys, api_prefix,
+        proxies, uses_https, key_limits, toolbox, voices,
     ):  # fmt: skip
         try:
             part(settings)
         except SettingsError as error:
-            found.append(str(error))
+            if str(error) not in found:  # several parts may read an option
+                found.append(str(error))
     return found
 
 
@@ -197,6 +198,23 @@ def request_defaults(settings: Settings) -> Defaults:
 
 def default_constraint(settings: Settings) -> Constraint | None:
     """What every answer must match, unless its request says otherwise."""
+    found = _constraint(settings)
+    return None if found is None else found[1]
+
+
+def check_constraint(settings: Settings) -> None:
+    """SettingsError for one that cannot be enforced, which takes up to seconds to find out."""
+    if (found := _constraint(settings)) is None:
+        return
+    option, constraint = found
+    try:
+        tried(constraint.kind, constraint.text)
+    except RequestError as error:
+        raise SettingsError(f"{option}: {error}") from None
+
+
+def _constraint(settings: Settings) -> tuple[str, Constraint] | None:
+    """With the option that gives it."""
     given: tuple[tuple[str, Kind, str | None, str | None], ...] = (
         ("--grammar", "gbnf", settings.grammar, None),
         ("--grammar-file", "gbnf", None, settings.grammar_file),
@@ -210,11 +228,7 @@ def default_constraint(settings: Settings) -> Constraint | None:
         written = read_text(option, path) if path else text or ""
         if kind == "json_schema":
             from_json(option, f"{written!r:.100}", written)
-        try:
-            tried(kind, written)
-        except RequestError as error:
-            raise SettingsError(f"{option}: {error}") from None
-        return Constraint(kind, written)
+        return option, Constraint(kind, written)
     return None
 
 

@@ -35,7 +35,7 @@ from gguf_serve.kernels.quantization.weights import (
 )
 from gguf_serve.kernels.rows.norm import NormWeights
 
-JOINED_BYTES = 1 << 20
+JOINED_BYTES = 1 << 20  # of parts that are copied into one, at most
 INTEGER_TYPE = "I32"  # of tables, see TensorSource.integers
 Floats = npt.NDArray[np.float32]
 # Of what a matrix is made of: addresses in the open file, rows there, and their scale

@@ -79,21 +79,6 @@ INLINE mma_tile mma_load_a(local const uint* from, int lane) {
     tile.v[1] = below;
     return tile;
 }
-#elif defined(MMA_DPAS)  // of a each item has a column
-INLINE mma_tile mma_load_a(local const uint* from, int lane) {
-    mma_tile tile;
-    local const ushort* column = (local const ushort*)from + lane;
-    #pragma unroll
-    for (int i = 0; i < 8; i++, column += 4 * MMA_STRIDE)
-        tile.v[i] = as_uint((ushort2)(column[0], column[2 * MMA_STRIDE]));
-    return tile;
-}
-INLINE mma_tile mma_load_b(local const uint* from, int lane) {
-    mma_tile tile;
-    #pragma unroll
-    for (int i = 0; i < 8; i++) tile.v[i] = from[lane * MMA_STRIDE + i];
-    return tile;
-}
 #else
 INLINE mma_tile mma_load_b(local const uint* from, int lane) {
     mma_tile tile;
@@ -105,7 +90,18 @@ INLINE mma_tile mma_load_b(local const uint* from, int lane) {
     for (int i = 0; i < MMA_WORDS; i++) tile.v[i] = first[i];
     return tile;
 }
+#ifdef MMA_DPAS  // of a each item has a column
+INLINE mma_tile mma_load_a(local const uint* from, int lane) {
+    mma_tile tile;
+    local const ushort* column = (local const ushort*)from + lane;
+    #pragma unroll
+    for (int i = 0; i < 8; i++, column += 4 * MMA_STRIDE)
+        tile.v[i] = as_uint((ushort2)(column[0], column[2 * MMA_STRIDE]));
+    return tile;
+}
+#else
 #define mma_load_a mma_load_b
+#endif
 #endif
 
 // c += a b'. All items of the work-group come here together.
