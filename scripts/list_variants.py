@@ -22,8 +22,7 @@ LLAMA_KEYS = ROOT / "tests" / "engine" / "data" / "llama_keys.json"  # an entry 
 # What is not served, and why
 MISSING = {
     "dflash": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
-    "(tested with `dflash`, `dspark` and `dspark-gemma4`; not DFlash 2's, nor those for "
-    "DeepSeek-V4)",
+    "(tested with `dflash`, `dflash2`, `dspark`, `dspark-deepseek4` and `dspark-gemma4`)",
     "eagle3": "drafts for another model, of the inputs of its layers: [with `-md`](speculation.md) "
     "(tested with `eagle3` and `eagle3-own`)",
     "gemma4-assistant": "drafts for another model, of the K and V of its layers: [with "

@@ -49,6 +49,7 @@ Quirk = Literal[
     "keys_of_target",  # all of a draft's K and V are those of its target's last layers
     "keys_of_states",  # a draft's K and V are made of states, but those of the block it drafts
     "layer_norm_after_heads",  # the last norm of a head of speculation is a layer norm
+    "hidden_before_norm",  # hidden states are from before the last norm
     "states_before_norm",  # those that heads of speculation take are from before the last norm
     "normed_embedding",  # RMS norm without weight after the embedding
     "tiny_post_norm_eps",  # norms after sublayers have an epsilon of 1e-8

@@ -18,18 +18,20 @@ from msgspec.structs import replace
 from gguf_serve.engine.architecture.arch import Architecture, Hyperparameters
 from gguf_serve.engine.architecture.heads import of_layers
 from gguf_serve.engine.architecture.hyperparameters import read_hyperparameters
-from gguf_serve.engine.architecture.table import DRAFTS
+from gguf_serve.engine.architecture.table import DRAFTS, DRAFTS_OF_STREAMS
 from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import FLOAT_TYPES, GGUFFile
+from gguf_serve.engine.gguf.header import TensorInfo
 
 IDS = "d2t"
 LENT = ("token_embd.weight", "output.weight")  # by the target, where the draft has none
 TARGET_EMBEDDING = "target_embd.weight"  # of another width than the draft's
-UNSUPPORTED = {
-    "selector_hidden.weight": "DFlash 2 with a selector",
-    "output_hc_fn.weight": "a draft with several residual streams",
-}
 NORM = "enc.output_norm.weight"  # of what states are made of, or of the states
+# Of DFlash 2's selector: a row for each token before, and for each after
+SELECTOR_TABLES = ("selector_predecessor.weight", "selector_successor.weight")
+SELECTOR_GATE = "selector_hidden.weight"
+GATE = "cls.output.weight"  # as which it is read: it makes few numbers of a hidden state
+MAX_CANDIDATES = 64  # the pairs of two places' are scored
 
 
 class Confidence(Struct, frozen=True):
@@ -42,6 +44,17 @@ class Confidence(Struct, frozen=True):
         """0 to 1, of each row."""
         found: npt.NDArray[np.float32] = 1 / (1 + np.exp(-(features @ self.weight + self.bias)))
         return found
+
+
+class Selector(Struct, frozen=True):
+    """What a block's tokens are chosen by where each depends on the one before (DFlash 2): models
+    of no layers, whose embeddings are those of a token and of one after it, and how many of a
+    row's likeliest tokens there are to choose from (forward/selection.py). The draft's ranking
+    head makes of a row's state what both are multiplied by."""
+
+    predecessors: tuple[GGUFFile, Hyperparameters]
+    successors: tuple[GGUFFile, Hyperparameters]
+    top_k: int
 
 
 class Draft(Struct, frozen=True):
@@ -58,6 +71,14 @@ class Draft(Struct, frozen=True):
     from_anchor: bool = False
     bigrams: tuple[GGUFFile, Hyperparameters] | None = None
     confidence: Confidence | None = None
+    selector: Selector | None = None
+
+    @property
+    def beside(self) -> list[tuple[GGUFFile, Hyperparameters]]:
+        """The models of no layers that a block's tokens are chosen by."""
+        if self.selector is not None:
+            return [self.selector.predecessors, self.selector.successors]
+        return [] if self.bigrams is None else [self.bigrams]
 
 
 def read_draft(gguf: GGUFFile, target: GGUFFile) -> Draft:
@@ -66,14 +87,20 @@ def read_draft(gguf: GGUFFile, target: GGUFFile) -> Draft:
     arch = DRAFTS.get(gguf.architecture)
     if arch is None:
         raise ModelError(f"{gguf.path}: {gguf.architecture} is not one of {', '.join(DRAFTS)}")
-    _check_kind(gguf)
+    if "output_hc_fn.weight" in gguf.tensors:
+        arch = DRAFTS_OF_STREAMS.get(arch.name, arch)
     ids = _ids(gguf)
     if "keys_of_target" in arch.quirks:
         return Draft(*_narrower(gguf, target, arch), None)
     of_target = (IDS, "fc.weight", *([] if "keys_of_states" in arch.quirks else [NORM]))
-    own = {name: info for name, info in gguf.tensors.items() if name not in of_target}
+    own = {
+        GATE if name == SELECTOR_GATE else name: info
+        for name, info in gguf.tensors.items()
+        if name not in of_target and name not in SELECTOR_TABLES
+    }
     view = _with_ends(gguf.with_tensors(own), target)
-    if "keys_of_states" in arch.quirks and "blk.0.attn_v.weight" not in own:
+    is_shared = not {"blk.0.attn_v.weight", "blk.0.attn_kv.weight"} & own.keys()
+    if "keys_of_states" in arch.quirks and is_shared:
         arch = replace(arch, quirks=arch.quirks | {"normed_values"})
     h = read_hyperparameters(view, arch)
     h = replace(
@@ -84,19 +111,18 @@ def read_draft(gguf: GGUFFile, target: GGUFFile) -> Draft:
     )
     if "keys_of_states" not in arch.quirks:
         return Draft(view, h, ids)
+    if any(h.compress_ratios):
+        raise ModelError(f"{gguf.path}: a draft with compressed keys {h.compress_ratios}")
+    selector = _selector(gguf, h)
+    if selector is None:  # what follows does not depend on how large logits are
+        h = replace(h, logit_scale=1.0, logit_softcap=0.0)
+    bigrams = _bigrams(gguf, h)
+    anchored = gguf.metadata.get(gguf.arch_key("sample_from_anchor"), True)
     return Draft(
         view, h, ids, gguf.get_int(gguf.arch_key("block_size")),
-        gguf.get_int("tokenizer.ggml.mask_token_id"),
-        bool(gguf.metadata.get(gguf.arch_key("sample_from_anchor"), False)),
-        _bigrams(gguf, h), _confidence(gguf),
+        gguf.get_int("tokenizer.ggml.mask_token_id"), bigrams is not None and bool(anchored),
+        bigrams, _confidence(gguf), selector,
     )  # fmt: skip
-
-
-def _check_kind(gguf: GGUFFile) -> None:
-    """ModelError for drafts of blocks that need what is not computed here."""
-    for name, what in UNSUPPORTED.items():
-        if name in gguf.tensors:
-            raise ModelError(f"{gguf.path}: {what} ({name}) is not supported")
 
 
 def _bigrams(gguf: GGUFFile, h: Hyperparameters) -> tuple[GGUFFile, Hyperparameters] | None:
@@ -107,11 +133,43 @@ def _bigrams(gguf: GGUFFile, h: Hyperparameters) -> tuple[GGUFFile, Hyperparamet
     found = {LENT[0]: embedding, LENT[1]: output}
     if "markov_w2.scale" in gguf.tensors:
         found["output.scale"] = gguf.tensors["markov_w2.scale"]
+    return gguf.with_tensors(found), _without_layers(h, embedding)
+
+
+def _without_layers(h: Hyperparameters, embedding: TensorInfo) -> Hyperparameters:
+    """Those of a model beside a draft that has an embedding, and nothing between it and its end."""
     arch, width = Architecture(h.arch.name, needs=()), embedding.shape[0]
-    return gguf.with_tensors(found), replace(
+    return replace(
         of_layers(h, slice(0)), arch=arch, n_embd=width, n_embd_token=width, embedding_scale=1.0,
-        takes_states=False,
+        logit_scale=1.0, logit_softcap=0.0, takes_states=False,
     )  # fmt: skip
+
+
+def _selector(gguf: GGUFFile, h: Hyperparameters) -> Selector | None:
+    """ModelError for one that is not whole, or does not fit."""
+    if all(name not in gguf.tensors for name in (*SELECTOR_TABLES, SELECTOR_GATE)):
+        return None
+    before, after = (_table(gguf, h, name) for name in SELECTOR_TABLES)
+    gate = gguf.tensors.get(SELECTOR_GATE)
+    rank, key = before[1].n_embd, gguf.arch_key("selector_top_k")
+    if gate is None or gate.shape != (h.n_embd, rank) or after[1].n_embd != rank:
+        found = None if gate is None else gate.shape
+        raise ModelError(
+            f"{gguf.path}: a selector's tables have rows of {rank} and {after[1].n_embd} values, "
+            f"and {SELECTOR_GATE} has shape {found}, expected {(h.n_embd, rank)}"
+        )
+    top_k = gguf.get_int(key)
+    if not 0 < top_k <= min(MAX_CANDIDATES, h.n_vocab):
+        raise ModelError(f"{gguf.path}: {key} is {top_k}, expected 1 to {MAX_CANDIDATES}")
+    return Selector(before, after, top_k)
+
+
+def _table(gguf: GGUFFile, h: Hyperparameters, name: str) -> tuple[GGUFFile, Hyperparameters]:
+    """A selector's table of tokens as the embedding of a model."""
+    embedding = gguf.tensors.get(name)
+    if embedding is None:
+        raise ModelError(f"{gguf.path}: tensor {name} is missing")
+    return gguf.with_tensors({LENT[0]: embedding}), _without_layers(h, embedding)
 
 
 def _confidence(gguf: GGUFFile) -> Confidence | None:

@@ -338,8 +338,10 @@ def _compress_ratios(gguf: GGUFFile, n_layers: int) -> tuple[int, ...]:
     """Keys of several tokens end where a page does, or where some of its tokens do."""
     key = gguf.arch_key("attention.compress_ratios")
     value = gguf.metadata.get(key)
-    if value is None or not any(name.endswith(".attn_kv.weight") for name in gguf.tensors):
+    if not any(name.endswith(".attn_kv.weight") for name in gguf.tensors):
         return ()
+    if value is None:  # a draft, which compresses none
+        return (0,) * n_layers
     ratios = [int(r) for r in value] if isinstance(value, np.ndarray) else []
     if len(ratios) < n_layers or any(r < 0 or (r and r % PAGE and PAGE % r) for r in ratios):
         raise ModelError(

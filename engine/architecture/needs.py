@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 Scope = Literal[
     "model", "layer", "attention", "compressor", "indexer", "state", "n-grams", "ffn", "experts",
     "shared", "chunks", "per layer", "gate", "latent experts",
+    "convolutions",
     "later layers",  # all but the first
     "tables",  # outside layers, too
     "own K and V",  # layers that do not share those of an earlier one
@@ -157,6 +158,11 @@ CHANNEL_MIX = needs(
 RWKV_ENDS = ENDS + EMBEDDING_NORM + OUTPUT + needs(
     "model", "token_embd_norm.bias", "output_norm.bias"
 ) + ATTENTION_NORM + needs("layer", "attn_norm.bias")  # fmt: skip
+
+# Convolutions around attention and FFN, over the tokens of a block that is drafted
+BLOCK_CONVOLUTIONS = needs(
+    "convolutions", "attn_conv_base", "attn_conv_proj", "ffn_conv_base", "ffn_conv_proj"
+)
 
 # Gated delta nets, and in other layers attention with norms of its heads
 DELTA_NET = _STATE + STATE_NORM + needs(

@@ -17,7 +17,7 @@ from gguf_serve.engine.errors import ModelError
 from gguf_serve.engine.gguf.file import GGUFFile
 
 # Names, or ends of names, of tensors without ".weight"
-BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", ".bias", ".scale", ".lora_a", ".lora_b")
+BARE = ("ssm_a", "ssm_d", "hrm.z_l_init", "_conv_base", ".bias", ".scale", ".lora_a", ".lora_b")
 # Shapes in the file's order, maybe less ones at the end; "|" between those that a tensor may have.
 # Of letters some are sizes of the model (see _sizes), others any number that is the same in all
 # tensors of a layer.
@@ -59,6 +59,8 @@ LAYER = {
     "ffn_gate.lora_b": "t f n", "ffn_up.lora_a": "E t n", "ffn_up.lora_b": "t f n",
     "ffn_down.lora_a": "f t n", "ffn_down.lora_b": "t E n",
     "nextn.eh_proj": "2E E", "nextn.enorm": "E", "nextn.hnorm": "E",
+    "attn_conv_base": "E - 2", "attn_conv_proj": "E -", "ffn_conv_base": "E - 2",
+    "ffn_conv_proj": "E -",
     "shortconv.in_proj": "E 3E", "shortconv.conv": "- E", "shortconv.out_proj": "E E",
 }  # fmt: skip
 Shape = tuple[int, ...]

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[Architecture, ...]] = {
 }
 ARCHITECTURES = {row.name: row for rows in KINDS.values() for row in rows}
 DRAFTS = {row.name: row for row in drafts.ROWS}
+DRAFTS_OF_STREAMS = {row.name: row for row in drafts.OF_STREAMS}
 
 
 def find_architecture(name: str) -> Architecture:

@@ -79,7 +79,10 @@ class RowLogits(Struct, frozen=True):
 
     def scores(self) -> npt.NDArray[np.float32]:
         """What the model's ranking head makes of the row's hidden state."""
-        return self._runner.read_scores(self._index)
+        scores: npt.NDArray[np.float32] = self._runner.scores_of(
+            range(self._index, self._index + 1)
+        )[0]
+        return scores
 
     def row(self) -> npt.NDArray[np.float32]:
         """All raw logits, float32 [n_vocab]."""
@@ -363,11 +366,12 @@ class Runner:
     def read_logits(self, index: int) -> npt.NDArray[Any]:
         return read_row(self._decoder.logits, index, self._decoder.queue)
 
-    def read_scores(self, index: int) -> npt.NDArray[np.float32]:
+    def scores_of(self, rows: range) -> npt.NDArray[np.float32]:
+        """What the ranking head makes of rows of the last forward: float32 [rows, scores]."""
         scores = self._decoder.scores
         if scores is None:
             raise ValueError("the model has no ranking head")
-        return read_row(scores, index, self._decoder.queue)
+        return read_rows(scores, rows, self._decoder.queue)
 
     def rank(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The scores of a prompt whose hidden states have this mean, [n_embd]."""

@@ -59,6 +59,7 @@ class Head(Struct, frozen=True):
     rank: RankWeights | None
     rank_of_mean: RankOfMean | None
     dense: tuple[Linear, ...] = ()
+    norms_hidden: bool = True  # False: hidden states are from before the norm
 
     def has_silent_tokens(self, h: Hyperparameters) -> bool:
         """Whether some tokens have no row in the output, and so always the lowest logit."""
@@ -67,7 +68,8 @@ class Head(Struct, frozen=True):
     def hidden(self, g: Graph, x: Rows) -> Rows:
         """The hidden states of all tokens."""
         with g.on(self.part):
-            x = g.copied(x) if self.norm.is_copy else g.norm(x, self.norm)
+            as_is = self.norm.is_copy or not self.norms_hidden
+            x = g.copied(x) if as_is else g.norm(x, self.norm)
             return g.through(x, self.dense)
 
     def unnormed(self, g: Graph, streams: Rows) -> Rows:

@@ -102,7 +102,8 @@ class States(Struct, frozen=True):
 
 
 class StateFusion(Struct, frozen=True):
-    """A draft's states, of its target: W norm(the inputs of ``layers`` side by side)."""
+    """A draft's states, of its target: W norm(the inputs of ``layers`` side by side). Of several
+    residual streams their mean is the input."""
 
     part: int
     layers: tuple[int, ...]
@@ -117,13 +118,15 @@ class StateFusion(Struct, frozen=True):
         """Keep what ``layer`` reads, if it is one of these."""
         if not any(layer == mine for mine in self.layers):
             return
+        width = self.projection.matrix.n_cols // len(self.layers)
+        n_streams = x.width // width
         with g.on(self.part):
             if FEATURES not in g.kept:
-                g.kept[FEATURES] = g.rows(x.width * len(self.layers))
-            columns = g.kept[FEATURES].split(*[x.width] * len(self.layers))
+                g.kept[FEATURES] = g.rows(width * len(self.layers))
+            columns = g.kept[FEATURES].split(*[width] * len(self.layers))
             for mine, column in zip(self.layers, columns, strict=True):
                 if mine == layer:
-                    g.copy(x, column)
+                    g.copy(x if n_streams == 1 else g.reduce(x, n_streams), column)
 
     def states(self, g: Graph) -> Rows:
         """The states of all tokens."""

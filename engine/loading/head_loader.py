@@ -179,9 +179,7 @@ def open_heads(target: GGUFFile, h: Hyperparameters, options: EngineOptions) -> 
 
 def _of_draft(gguf: GGUFFile, target: GGUFFile, options: EngineOptions) -> Heads:
     draft, own = read_draft(gguf, target), own_options(options)
-    models = [(draft.gguf, draft.hparams)]
-    if draft.bigrams is not None:
-        models.append(draft.bigrams)
+    models = [(draft.gguf, draft.hparams), *draft.beside]
     kind = KINDS[gguf.architecture] if draft.bigrams is None else DSPARK
     cache = CacheTypes(options.cache_type_k, options.cache_type_v)
     return Heads(kind, tuple(draft_file(*each, own) for each in models), cache, draft, gguf)

@@ -13,6 +13,7 @@ from gguf_serve.engine.layers.attention.attention import load_attention
 from gguf_serve.engine.layers.attention.compressed import load_compressed
 from gguf_serve.engine.layers.attention.cross_attention import Handover, load_cross_attention
 from gguf_serve.engine.layers.attention.mla import load_mla
+from gguf_serve.engine.layers.between_convolutions import between_convolutions
 from gguf_serve.engine.layers.convolved import load_convolved_layer
 from gguf_serve.engine.layers.ends import load_per_layer_gate
 from gguf_serve.engine.layers.feed_forward.channel_mix import load_channel_mix
@@ -197,7 +198,7 @@ def _mixers(source: TensorSource, h: Hyperparameters, layer: int) -> list[Sublay
     if h.n_heads[layer]:
         latent, joint = (source.has(f"{b}{x}.weight") for x in ("attn_kv_a_mqa", "attn_kv"))
         load = load_mla if latent else load_compressed if joint else load_attention
-        found.append(load(source, h, layer))
+        found.append(between_convolutions(source, h, f"{b}attn_conv", load(source, h, layer)))
     if "lightning_attention" in h.arch.quirks and source.has(f"{b}attn_norm_2.weight"):
         found.append(load_lightning(source, h, layer))
     if source.has(f"{b}ssm_a") and source.has(f"{b}ssm_d"):
@@ -222,7 +223,8 @@ def _ffn(source: TensorSource, h: Hyperparameters, layer: int) -> SublayerWeight
         bare = "experts_unused" in h.arch.quirks
         return load_bare_ffn(source, h) if bare else load_moe(source, h, layer)
     if source.has(f"blk.{layer}.ffn_up.weight"):
-        return load_ffn(source, h, layer)
+        inner = load_ffn(source, h, layer)
+        return between_convolutions(source, h, f"blk.{layer}.ffn_conv", inner)
     if source.has(f"blk.{layer}.channel_mix_key.weight"):
         return load_channel_mix(source, h, layer)
     return None

@@ -25,7 +25,7 @@ from gguf_serve.engine.gguf.file import GGUFFile
 from gguf_serve.engine.layers.convolved import load_first_convolution
 from gguf_serve.engine.layers.ends import LOWEST_LOGIT, Embedding, Head, load_per_layer_embedding
 from gguf_serve.engine.layers.hyper import HyperWeights
-from gguf_serve.engine.layers.nextn import StateFusion, load_fusion, load_state_fusion
+from gguf_serve.engine.layers.nextn import Fusion, StateFusion, load_fusion, load_state_fusion
 from gguf_serve.engine.layers.rank import RankOfMean, load_rank
 from gguf_serve.engine.layers.residuals import Residuals, load_residuals
 from gguf_serve.engine.layers.sublayer import Deepstack, Direction, Entry, Scaled, Skip, Sublayer
@@ -58,7 +58,7 @@ class ModelWeights(Struct, frozen=True):
     after: tuple[Entry, ...]
     head: Head
     handover: StateFusion | None  # what makes the states for a draft
-    state_width: int  # of what goes from layer to layer
+    state_width: int  # of the states that it takes or gives, all residual streams of them
     rope_factors: npt.NDArray[np.float32] | None
     rope_factors_long: npt.NDArray[np.float32] | None
     n_bytes: int
@@ -115,7 +115,9 @@ def allocate_weights(
         other = TensorSource(draft, devices[placement.output])
         handover, last.jobs[:0] = load_state_fusion(other, draft, hparams, head_at), other.jobs
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
-    n_streams = residuals.count if isinstance(residuals, HyperWeights) else 1
+    n_streams = 1  # of a state; a draft that has keys of states takes one, and spreads embeddings
+    if isinstance(residuals, HyperWeights) and (fusion is None or isinstance(fusion, Fusion)):
+        n_streams = residuals.count
     layers = load_layers(sources, hparams, placement)
     tied = None if last is not source or read == TARGET_EMBEDDING else matrix
     if residuals is not None:
@@ -136,7 +138,7 @@ def allocate_weights(
             *(() if convolution is None else (convolution,)),
             *(() if fusion is None else (fusion,)),
             *(() if per_layer is None else (per_layer,)),
-            *(() if residuals is None or fusion is not None else (residuals.begin,)),
+            *(() if residuals is None or isinstance(fusion, Fusion) else (residuals.begin,)),
         ),
         layers=layers,
         after=() if residuals is None else (residuals.finish,),
@@ -145,7 +147,7 @@ def allocate_weights(
             _output(last, hparams, tied) if hparams.generates else None,
             load_rank(last, hparams),
             RankOfMean(last, hparams) or None if hparams.rank_pooling == "mean" else None,
-            _dense(last, hparams),
+            _dense(last, hparams), "hidden_before_norm" not in hparams.arch.quirks,
         ),
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),

@@ -6,6 +6,7 @@ from gguf_serve.engine.recording.rows import Emission, Rows
 from gguf_serve.engine.recording.verbs import Verbs
 from gguf_serve.kernels.opencl.tensor import Tensor
 from gguf_serve.kernels.rows.around import around, depthwise
+from gguf_serve.kernels.rows.dynamic_conv import dynamic_conv
 from gguf_serve.kernels.rows.group_norm import GroupNormWeights, group_norm
 
 
@@ -30,6 +31,20 @@ class SequenceVerbs(Verbs):
             depthwise(e.tape, e.floats(x), weights, e.inputs.sequences, e.floats(out), bias=bias)
 
         self.launch(run, reads=[x], writes=[out], mixes=True)
+        return out
+
+    def dynamic_conv(self, x: Rows, weights: Tensor, shares: Rows, group: int) -> Rows:
+        """A causal convolution of each channel over a sequence's tokens in the step; weights
+        [taps, width] and what a token adds to them, for every ``group`` channels."""
+        out = self.rows(x.width)
+
+        def run(e: Emission) -> None:
+            dynamic_conv(
+                e.tape, e.floats(x), weights, e.floats(shares), group, e.inputs.sequences,
+                e.floats(out), shares_at=shares.at,
+            )  # fmt: skip
+
+        self.launch(run, reads=[x, shares], writes=[out], mixes=True)
         return out
 
     def group_norm(self, x: Rows, weights: GroupNormWeights, *, silu: bool = False) -> Rows:

@@ -3,7 +3,8 @@
 //
 // Keys lie as V does (kv.cl), in the page of their last token; PAGE of them in a page of
 // PAGE_TOKENS tokens. A query at `pos` sees the keys that end at or before it: with `window` > 0
-// the last `window` of them, with CHOSEN those whose bit is set (indexer.cl).
+// the last `window` of them, with CHOSEN those whose bit is set (indexer.cl). TOGETHER: it sees
+// those after it, too, up to tile.w (keys of single tokens).
 //
 // attend  Work-group of WG items (1 on CPUs): G heads of the queries of a tile. Keys are taken 32
 //         at a time: an item scores some of them for all heads, and then adds up some columns of
@@ -180,8 +181,13 @@ kernel void attend(global const float* queries, int n_heads, global const int4* 
                 acc[own][h] = vload16((head + h) * CHUNKS + own * WG + LID, out);
 #endif
             }
-        const int n_keys = (positions[t] + 1) / RATIO;
-        int key = window > 0 ? max(0, n_keys - window) : 0;
+        const int n_before = (positions[t] + 1) / RATIO;
+#ifdef TOGETHER
+        const int n_keys = max(n_before, tile.w);
+#else
+        const int n_keys = n_before;
+#endif
+        int key = window > 0 ? max(0, n_before - window) : 0;
         for (;;) {
 #ifdef CHOSEN
             global const uint* words = selected + (size_t)t * n_words;

@@ -20,13 +20,14 @@ SCORE_GROUP = 64
 class Keys(Struct, frozen=True):
     """A cache of joint keys: ``inputs`` say where its pages are, ``ratio`` how many tokens a key
     stands for; of them a query sees the last ``window`` (0: all), or those ``selected``: int32
-    [n, words], bits."""
+    [n, words], bits. ``together``: of its own step it sees those after it, too."""
 
     layer: LayerKV
     inputs: AttentionInputs
     ratio: int = 1
     window: int = 0
     selected: Tensor | None = None
+    together: bool = False
 
     @property
     def defines(self) -> list[str]:
@@ -37,6 +38,7 @@ class Keys(Struct, frozen=True):
         return [
             f"RATIO={self.ratio}", f"HD={shape.head}", f"HDV={shape.head}",
             f"PAGE={shape.rows}", f"PAGE_TOKENS={PAGE}", *self.layer.defines,
+            *["TOGETHER"] * self.together,
         ]  # fmt: skip
 
     @property

@@ -44,8 +44,8 @@ MTP = [
 ]  # fmt: skip
 # In files of their own
 DRAFTS = [
-    "dflash", "dspark", "dspark-gemma4", "eagle3", "eagle3-own", "gemma4-assistant",
-    "gemma4-assistant-e2b",
+    "dflash", "dflash2", "dspark", "dspark-deepseek4", "dspark-gemma4", "eagle3", "eagle3-own",
+    "gemma4-assistant", "gemma4-assistant-e2b",
 ]  # fmt: skip
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MTP + DRAFTS if name != DAILY]
 KINDS = (HeadDrafter, AssistantDrafter, BlockDrafter)

@@ -20,6 +20,7 @@ from gguf_serve.engine.architecture.table import ARCHITECTURES, find_architectur
 from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.forward.corrections import Corrections
 from gguf_serve.engine.forward.runner import Runner
+from gguf_serve.engine.forward.selection import Selection
 from gguf_serve.engine.gguf.file import GGUFFile, open_gguf
 from gguf_serve.engine.loading.assembly import CacheTypes, Sizes, assemble, ring_pages
 from gguf_serve.engine.loading.control import read_directions
@@ -78,6 +79,7 @@ class Stepper:
         drafts for, ``lender``: that as well, whose K and V it attends to; ``wires``: see
         assemble()."""
         self.corrections: Corrections | None = None
+        self.selection: Selection | None = None
         with ExitStack() as files:
             gguf, other = (
                 None if each is None else files.enter_context(open_gguf(each))
@@ -94,9 +96,11 @@ class Stepper:
             elif other is not None:
                 found = read_draft(gguf, other)
                 gguf, hparams = found.gguf, found.hparams
-                if found.bigrams is not None:
-                    bigrams = _small(*found.bigrams, device, programs)
-                    self.corrections = Corrections(found, bigrams)
+                beside = [_small(*each, device, programs) for each in found.beside]
+                if found.selector is not None:
+                    self.selection = Selection(found.selector, beside, max_tokens=1)
+                elif beside:
+                    self.corrections = Corrections(found, *beside)
             hparams = replace(hparams, gives_states=gives_states)
             devices = [(device, programs), *others]
             placement = (place or on_one_device)(hparams.n_layers)

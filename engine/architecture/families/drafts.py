@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from gguf_serve.engine.architecture.arch import Architecture
-from gguf_serve.engine.architecture.keys import REQUIRED, Always, may, must, window
+from gguf_serve.engine.architecture.keys import (
+    CLAMPS,
+    EXPERT_SCALE,
+    HYPER_NUMBERS,
+    REQUIRED,
+    Always,
+    may,
+    must,
+    window,
+)
 from gguf_serve.engine.architecture.needs import (
+    BLOCK_CONVOLUTIONS,
+    CHOICE_BIAS,
     DECODER,
     ENCODER_OUTPUT_NORM,
     ENDS,
     GLU,
+    GLU_EXPERTS,
+    GLU_SHARED,
+    HYPER,
+    JOINT_KV,
     NORMS,
     OUTPUT,
+    OUTPUT_HYPER,
     OUTPUT_NORM,
     POST_NORMS,
     QK_NORM,
+    SINKS,
     needs,
 )
 
 ROWS = (
     Architecture("dflash", ENCODER_OUTPUT_NORM + OUTPUT_NORM + NORMS + QK_NORM + needs("attention",
-                 "attn_q", "attn_k", "attn_output") + GLU,
+                 "attn_q", "attn_k", "attn_output") + GLU + BLOCK_CONVOLUTIONS,
                  keys=must("target_layers") | window(0) | may("attention.scale",
-                 "attention.value_scale", "embedding_scale", "hidden_activation"),
+                 "attention.value_scale", "embedding_scale", "final_logit_softcapping",
+                 "hidden_activation", "logit_scale"),
                  positions="neox", quirks={"keys_of_states", "scaled_layers"}),
     Architecture("eagle3", DECODER + needs("layer", "attn_norm_2") + GLU + OUTPUT,
                  keys=must("target_layers", "target_hidden_size") |
@@ -34,4 +52,15 @@ ROWS = (
                  {"attention.scale": Always(1.0)},
                  positions="neox", window_rope_scaled=False, activation="gelu",
                  quirks={"keys_of_target", "rope_factors_outside_windows", "scaled_layers"}),
+)  # fmt: skip
+
+# Beside rows of the same names: those of files whose drafts have several residual streams
+OF_STREAMS = (
+    Architecture("dflash", ENCODER_OUTPUT_NORM + OUTPUT_NORM + OUTPUT_HYPER + NORMS + JOINT_KV +
+                 SINKS + HYPER + GLU_EXPERTS + GLU_SHARED + CHOICE_BIAS,
+                 keys=HYPER_NUMBERS | EXPERT_SCALE | CLAMPS | must("target_layers",
+                 "attention.sliding_window", "expert_gating_func",
+                 "hyper_connection.sinkhorn_iterations") | may("attention.compress_ratios"),
+                 window_all=True, window_rope_scaled=False, quirks={"keys_of_states",
+                 "glu_limit_first", "glu_limit_of_shared", "hidden_before_norm"}),
 )  # fmt: skip

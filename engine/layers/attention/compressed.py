@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from gguf_serve.engine.architecture.arch import Hyperparameters
 from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.layers.attention.attention import ENCODED
 from gguf_serve.engine.recording.attention_verbs import Cache, Rotation
 from gguf_serve.engine.recording.graph import Graph
 from gguf_serve.engine.recording.rows import Rows
@@ -57,6 +58,7 @@ class CompressedWeights(Struct, frozen=True):
     output_down: Linear
     n_groups: int
     output: Linear
+    of_states: bool = False  # K is made of a target's states, but that of the block it drafts
 
     def __call__(self, g: Graph, x: Rows, layer: int) -> Rows:
         return compressed(g, x, self, layer)
@@ -87,6 +89,7 @@ def load_compressed(source: TensorSource, h: Hyperparameters, layer: int) -> Com
         output_down=output_down,
         n_groups=n_groups,
         output=source.linear(f"{b}attn_output_b", n_groups * output_down.matrix.n_rows),
+        of_states="keys_of_states" in h.arch.quirks,
     )
 
 
@@ -163,8 +166,13 @@ def compressed(g: Graph, x: Rows, w: CompressedWeights, layer: int) -> Rows:
     low = g.norm(g.linear(x, w.q_down), w.q_norm)
     q, k = g.linear(low, w.q_up), g.linear(x, w.kv)
     rotation = Rotation(style, h.attention_scale, QKNorm(h.eps, k=w.kv_norm))
-    g.rope(q, k, k, n, Cache(kv, slot_mapping, window, table), rotation)
-    caches = [Keys(kv, window, window=h.window if h.windowed[layer] else 0)]
+    cache = Cache(kv, slot_mapping, window, table)
+    if w.of_states:
+        states = g.linear(g.kept[ENCODED], w.kv)
+        g.store(states, states, cache, rotation)
+    g.rope(q, k, k, n, cache, rotation)
+    seen = h.window if h.windowed[layer] else 0
+    caches = [Keys(kv, window, window=seen, together=w.of_states)]
     if w.compressor is not None:
         keys = c.compressed_pages[layer]
         _compress(g, x, w.compressor, keys)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from gguf_serve.engine.architecture.drafts import Draft
 from gguf_serve.engine.forward.batch import OutputRow
-from gguf_serve.engine.forward.corrections import Corrections
-from gguf_serve.engine.forward.runner import RowLogits, Runner
+from gguf_serve.engine.forward.runner import Runner
 from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.engine.scheduling.sequence import Sequence as RunningSequence
 from gguf_serve.engine.speculation.model_drafter import Wish
+from gguf_serve.engine.speculation.models.block_choice import (
+    Block,
+    BlockChoice,
+    Corrected,
+    Likeliest,
+    Selected,
+)
 from gguf_serve.engine.speculation.models.draft_pages import DraftPages
 from gguf_serve.engine.speculation.models.guess_limits import GuessLimits, in_steps
-from gguf_serve.engine.speculation.models.head_drafter import Floats, HeadDrafter
-from gguf_serve.engine.speculation.models.timed_steps import TimedSteps
+from gguf_serve.engine.speculation.models.head_drafter import HeadDrafter
 
 
 class BlockDrafter(HeadDrafter):
@@ -35,11 +38,16 @@ class BlockDrafter(HeadDrafter):
         n_slots: int,
         draft: Draft,
     ) -> None:
-        """``models``: the draft and, if it corrects its logits, the model that it does so with."""
+        """``models``: the draft and those that it chooses a block's tokens by (Draft.beside)."""
         super().__init__(kind, models[:1], pages, limits, n_slots, n_ahead=1, ids=draft.ids)
         self._draft, self._first = draft, 0 if draft.from_anchor else 1
-        self._corrections = Corrections(draft, models[1]) if draft.bigrams is not None else None
-        self._correcting = TimedSteps(models[1:], 1)
+        self._choice: BlockChoice
+        if draft.selector is not None:
+            self._choice = Selected(limits, draft, draft.selector, models[1:])
+        elif draft.bigrams is not None:
+            self._choice = Corrected(limits, self._first, draft, models[1])
+        else:
+            self._choice = Likeliest(limits, self._first, self._known_as)
         self.most = min(limits.most, draft.block - self._first)
         self.seconds = self._seconds
 
@@ -47,9 +55,7 @@ class BlockDrafter(HeadDrafter):
         found = self._steps.seconds(n_missing - n_sequences, n_sequences, 0)
         if n_tokens:
             found += self._steps.seconds((n_tokens + self._first) * n_sequences, n_sequences, 0)
-        if self._corrections is not None:
-            found += self._correcting.seconds(1, 1, n_tokens) * n_sequences
-        return found
+        return found + self._choice.seconds(n_tokens) * n_sequences
 
     def _own(self, seq: RunningSequence) -> RunningSequence:
         return seq.beside(list(seq.tokens))
@@ -81,39 +87,17 @@ class BlockDrafter(HeadDrafter):
     def _guess(self, chunks: Sequence[Chunk], worth: float) -> list[list[int]]:
         (model,) = self._heads
         rows = [
-            OutputRow(chunk, chunk.start + i, 1, scored=True)
+            OutputRow(chunk, chunk.start + i, self._choice.n_best, scored=True)
             for chunk in chunks
             for i in range(chunk.count)
         ]
         logits, at, found = self._steps.forward(model, chunks, rows=rows), 0, list[list[int]]()
-        states = model.hidden(range(len(rows)))
         for chunk in chunks:
-            mine = slice(at, at + chunk.count)
             anchor = chunk.seq.tokens[chunk.start]
-            tokens = self._tokens(anchor, logits[mine], states[mine])
-            found.append(self._likely(tokens, worth))
+            block = Block(model, anchor, logits[at : at + chunk.count], at)
+            found.append(self._likely(self._choice.tokens(block), worth))
             at += chunk.count
         return found
-
-    def _tokens(
-        self, anchor: int, logits: Sequence[RowLogits], states: Floats
-    ) -> Iterable[tuple[int, float]]:
-        """A block's tokens by the target's ids, and the chance of each; up to one that is not to
-        be guessed."""
-        if self._corrections is None:
-            for row in logits[self._first :]:
-                if (chosen := self._limits.choose(row, self._known_as)) is None:
-                    return
-                yield chosen
-        elif not any(row.broken for row in logits):
-            rows = np.array([row.row() for row in logits])
-            corrected = self._corrections.correct(anchor, rows, states)
-            sure = corrected.confidence
-            chances = np.ones(len(rows)) if sure is None else sure
-            for token, chance in zip(corrected.tokens, chances[self._first :], strict=True):
-                if not self._limits.allow(token, float(chance)):
-                    return
-                yield token, float(chance)
 
     @staticmethod
     def _likely(tokens: Iterable[tuple[int, float]], worth: float) -> list[int]:

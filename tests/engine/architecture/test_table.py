@@ -12,6 +12,7 @@ from gguf_serve.engine.architecture.arch import Quirk
 from gguf_serve.engine.architecture.table import (
     ARCHITECTURES,
     DRAFTS,
+    DRAFTS_OF_STREAMS,
     KINDS,
     find_architecture,
 )
@@ -31,7 +32,8 @@ def test_an_unknown_architecture_is_named() -> None:
 
 def test_every_quirk_is_had_and_looked_for() -> None:
     """By some row, and by some module; neither may have others."""
-    had = {quirk for row in [*ARCHITECTURES.values(), *DRAFTS.values()] for quirk in row.quirks}
+    rows = [table.values() for table in (ARCHITECTURES, DRAFTS, DRAFTS_OF_STREAMS)]
+    had = {quirk for some in rows for row in some for quirk in row.quirks}
     assert had == set(get_args(Quirk))
     engine = Path(cli.__file__).parents[1] / "engine"
     text = "".join(

@@ -14,7 +14,9 @@ from gguf_serve.engine.architecture.drafts import read_draft
 from gguf_serve.engine.architecture.shapes import check_tensors
 from gguf_serve.engine.architecture.table import find_architecture
 from gguf_serve.engine.errors import ModelError
+from gguf_serve.engine.forward.batch import OutputRow
 from gguf_serve.engine.gguf.file import open_gguf
+from gguf_serve.engine.scheduling.sequence import Chunk
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 
@@ -54,7 +56,7 @@ def test_eagle3(device: Device, programs: Programs, conformance_model: Build, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dflash", "dspark", "dspark-gemma4"])
+@pytest.mark.parametrize("name", ["dflash", "dspark", "dspark-deepseek4", "dspark-gemma4"])
 def test_dflash(device: Device, programs: Programs, conformance_model: Build, name: str) -> None:
     """The keys of its target's states, at once and in pieces, and a block; then the same block
     after keys of tokens that a block before it had in their places."""
@@ -79,6 +81,34 @@ def test_dflash(device: Device, programs: Programs, conformance_model: Build, na
             assert corrected.tokens == found["draft_tokens"].tolist()[1:]
             assert np.allclose(corrected.confidence[n_bare:], found["confidence"][n_bare:])
         assert nmse(rows, found["draft_logits"]) <= FLOAT_NMSE
+
+
+@pytest.mark.slow
+def test_dflash2(device: Device, programs: Programs, conformance_model: Build) -> None:
+    """The likeliest tokens of a block's rows, and the scores of pairs of them."""
+    path, found = conformance_model("dflash2"), arrays("dflash2")
+    model = Stepper(conformance_model("draft-target"), device, programs, draft=path)
+    tokens, block = found["tokens"].tolist(), found["block_tokens"].tolist()
+    states = model.with_states(sequence(tokens, 1, TABLE), len(tokens))[1]
+    drafter = Stepper(path, device, programs, target=conformance_model("draft-target"))
+    seq = sequence([*tokens, *block], 1, TABLE)
+    drafter.read_states(seq, states)
+    chunk, selection = Chunk(seq, len(tokens), len(block), "hidden"), drafter.selection
+    assert selection is not None
+    wanted = [OutputRow(chunk, len(tokens) + i, selection.top_k) for i in range(len(block))]
+    rows = drafter.runner.forward([chunk], (), wanted)
+    gates = drafter.runner.scores_of(range(1, len(rows)))
+    lattice = selection.lattice(block[0], rows[1:], gates)
+    candidates, scores = found["candidates"][1:], found["scores"][1:]
+    mine, theirs = np.argsort(lattice.candidates), np.argsort(candidates)  # whose order is any
+    assert np.array_equal(np.sort(lattice.candidates), np.sort(candidates))
+    for i, (own, other) in enumerate(zip(mine, theirs, strict=True)):
+        rows_of = (mine[i - 1], theirs[i - 1]) if i else (own, other)  # the first are all alike
+        ours = lattice.scores[i][np.ix_(rows_of[0], own)]
+        assert nmse(ours, scores[i][np.ix_(rows_of[1], other)]) <= FLOAT_NMSE
+    walked = list(lattice.walk())
+    assert [token for token, _ in walked] == found["draft_tokens"][1:].tolist()
+    assert all(1 / selection.top_k < chance <= 1 for _, chance in walked)
 
 
 @pytest.mark.slow
@@ -109,38 +139,78 @@ def test_assistants(
 @pytest.mark.parametrize(
     "name",
     [
-        "dflash", "dspark", "dspark-gemma4", "eagle3", "eagle3-own", "gemma4-assistant",
-        "gemma4-assistant-e2b",
+        "dflash", "dflash2", "dspark", "dspark-deepseek4", "dspark-gemma4", "eagle3",
+        "eagle3-own", "gemma4-assistant", "gemma4-assistant-e2b",
     ],
 )  # fmt: skip
 def test_the_tensors_of_each_are_taken(conformance_model: Build, name: str) -> None:
-    """Those of DSpark's corrections, which are narrower, too."""
+    """Those of the models that blocks' tokens are chosen by, which are narrower, too."""
     target = conformance_model(read_spec(name)["target"])
     with open_gguf(conformance_model(name)) as gguf, open_gguf(target) as lender:
         draft = read_draft(gguf, lender)
         check_tensors(draft.gguf, draft.hparams)
-        assert (draft.bigrams is None) == ("dspark" not in name)
-        if draft.bigrams is not None:
-            check_tensors(*draft.bigrams)
+        assert len(draft.beside) == (2 if name == "dflash2" else "dspark" in name)
+        for each in draft.beside:
+            check_tensors(*each)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "key", "value", "expected"),
     [
-        ("dflash2", r"DFlash 2 with a selector \(selector_hidden\.weight\) is not supported"),
-        ("dspark-deepseek4", r"a draft with several residual streams \(output_hc_fn\.weight\)"),
+        ("dspark", "sample_from_anchor", None, True),
+        ("dspark", "sample_from_anchor", False, False),
+        ("dflash", "sample_from_anchor", None, False),
+        ("dflash", "sample_from_anchor", True, False),
     ],
 )
-def test_drafts_of_other_kinds_are_refused(
-    conformance_model: Build, name: str, message: str
+def test_what_the_first_place_of_a_block_is(
+    conformance_model: Build, name: str, key: str, value: bool | None, expected: bool
 ) -> None:
-    target = conformance_model(read_spec(name)["target"])
+    """As in llama.cpp, DSpark's is a token to guess, unless the file says no, and no other's is."""
     with (
         open_gguf(conformance_model(name)) as gguf,
-        open_gguf(target) as lender,
-        pytest.raises(ModelError, match=message),
+        open_gguf(conformance_model("draft-target")) as lender,
     ):
-        read_draft(gguf, lender)
+        metadata = {**gguf.metadata, gguf.arch_key(key): value}
+        given = {name: each for name, each in metadata.items() if each is not None}
+        assert read_draft(gguf.with_metadata(given), lender).from_anchor == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selector_top_k": 0}, r"dflash\.selector_top_k is 0, expected 1 to 64"),
+        ({"selector_top_k": 65}, r"dflash\.selector_top_k is 65, expected 1 to 64"),
+        ({"-": "selector_predecessor.weight"}, "tensor selector_predecessor.weight is missing"),
+        ({"-": "selector_hidden.weight"}, r"has shape None, expected \(256, 16\)"),
+        ({"+": "selector_hidden.weight"}, r"selector_hidden.weight has shape \(256, 128\), exp"),
+    ],
+)
+def test_selectors_that_do_not_fit(
+    conformance_model: Build, changes: dict[str, str | int], message: str
+) -> None:
+    with (
+        open_gguf(conformance_model("dflash2")) as gguf,
+        open_gguf(conformance_model("draft-target")) as lender,
+    ):
+        tensors = {name: info for name, info in gguf.tensors.items() if name != changes.get("-")}
+        if "+" in changes:
+            tensors[str(changes["+"])] = tensors["blk.0.attn_k.weight"]
+        keys = {gguf.arch_key(name): value for name, value in changes.items() if name not in "+-"}
+        changed = gguf.with_tensors(tensors).with_metadata({**gguf.metadata, **keys})
+        with pytest.raises(ModelError, match=message):
+            read_draft(changed, lender)
+
+
+def test_a_draft_does_not_compress(conformance_model: Build) -> None:
+    with (
+        open_gguf(conformance_model("dspark-deepseek4")) as gguf,
+        open_gguf(conformance_model("deepseek4-moe")) as lender,
+    ):
+        ratios = {gguf.arch_key("attention.compress_ratios"): np.array([0, 4, 0])}
+        changed = gguf.with_metadata({**gguf.metadata, **ratios})
+        with pytest.raises(ModelError, match=r"a draft with compressed keys \(0, 4, 0\)"):
+            read_draft(changed, lender)
 
 
 def test_it_is_not_served_by_itself() -> None:

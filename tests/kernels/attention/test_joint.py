@@ -21,6 +21,7 @@ HEADS, HEAD, N_ROT = 12, 96, 16
 LENGTHS = (700, 37)
 QUERIES = ((0, 690, 10), (1, 0, 37), (0, 300, 3))  # sequence, first position, count
 PLACES = [(s, first + i) for s, first, n in QUERIES for i in range(n)]
+ENDS = [first + n for _, first, n in QUERIES for _ in range(n)]  # of what a step has
 WINDOWS = KVShape(1, HEAD, HEAD, joint=True)
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -46,7 +47,8 @@ class Caches:
             array = rng.standard_normal((sum(n_pages) + 1, rows, head)).astype(dtype)
             write(device, layer.v.slabs[0], array.view(np.uint8).reshape(len(array), -1), wait=True)
             self.values.append(array.astype(np.float64))
-        tiles = [(i, 1, sequence, 0) for i, (sequence, _) in enumerate(PLACES)]
+        places = zip(PLACES, ENDS, strict=True)
+        tiles = [(i, 1, sequence, end) for i, ((sequence, _), end) in enumerate(places)]
         positions = [position for _, position in PLACES]
         n = len(PLACES)
         self.counts = (n, 0, n, -(-max(positions) // PART), len(QUERIES))
@@ -77,11 +79,15 @@ def turns(position: int) -> tuple[Doubles, Doubles]:
     return np.cos(angles), np.sin(angles)
 
 
-@pytest.mark.parametrize(("ratio", "chosen"), [(0, False), (4, False), (4, True), (128, False)])
+@pytest.mark.parametrize(
+    ("ratio", "chosen", "together"),
+    [(0, False, False), (0, False, True), (4, False, False), (4, True, False), (128, False, False)],
+)
 @pytest.mark.parametrize("kind", ["f32", "f16"])
 def test_one_softmax_over_a_window_and_compressed_keys(
-    device: Device, programs: Programs, ratio: int, chosen: bool, kind: str
+    device: Device, programs: Programs, ratio: int, chosen: bool, together: bool, kind: str
 ) -> None:
+    """``together``: tokens of a step see those after them, too."""
     rng, n, window = np.random.default_rng(5), len(PLACES), 40
     caches = Caches(device, ratio or 4, kind)
     q = (0.2 * rng.standard_normal((n, HEADS, HEAD))).astype(np.float32)
@@ -91,7 +97,7 @@ def test_one_softmax_over_a_window_and_compressed_keys(
         row[: (position + 1) // 4] = rng.random((position + 1) // 4) < 0.2
         row[64:128] = False
     selected = upload(device, np.packbits(bits, axis=1, bitorder="little").view(np.int32))
-    used = [Keys(caches.layers[0], caches.inputs, window=window)]
+    used = [Keys(caches.layers[0], caches.inputs, window=window, together=together)]
     if ratio:
         chosen_bits = selected if chosen else None
         used.insert(0, Keys(caches.layers[1], caches.inputs, ratio, selected=chosen_bits))
@@ -104,8 +110,9 @@ def test_one_softmax_over_a_window_and_compressed_keys(
         lambda tape: attend(tape, rows, HEADS, used, ending, out, partial),
     )  # fmt: skip
     found = read(out, None, device.queue).reshape(n, HEADS, HEAD)
-    for i, (sequence, position) in enumerate(PLACES):
-        keys = caches.keys(0, sequence, position, 1)[-window:]
+    for i, ((sequence, position), end) in enumerate(zip(PLACES, ENDS, strict=True)):
+        seen = end - 1 if together else position
+        keys = caches.keys(0, sequence, seen, 1)[max(0, position + 1 - window) :]
         if ratio:
             more = caches.keys(1, sequence, position, ratio)
             keys = np.concatenate([more[bits[i, : len(more)]] if chosen else more, keys])
