@@ -404,7 +404,7 @@ class Runner:
         return self._first_not_finite
 
     def _at_hand(self, mode: Mode) -> Mode:
-        """A mode, or while that is being compiled one with a larger tile, or as prompts have: what
+        """A mode, or while that is being compiled one with another tile, or as prompts have: what
         the simd kernels compute for a token depends neither on the tile (matmul_simd.cl) nor on
         how its keys are shared out (attention_simd.cl), so the same results."""
         compiling = self._compiling
@@ -412,8 +412,9 @@ class Runner:
             return mode
         larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
         others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
-        prompts = replace(mode, tile=PROMPT_TILE, output_tile=FEW_OUTPUTS)
-        candidates = (mode, *others, as_prompt(mode), as_prompt(prompts))
+        prompts = as_prompt(replace(mode, tile=PROMPT_TILE, output_tile=FEW_OUTPUTS))
+        one_by_one = replace(prompts, output_tile=1)  # rows of logits, which is slower
+        candidates = (mode, *others, as_prompt(mode), prompts, one_by_one)
         return next(filter(compiling.ready, candidates), mode)
 
     def on_loss(self, call: Callable[[str], None]) -> None:

@@ -109,7 +109,7 @@ def later_modes(*, generates: bool, encodes: bool = False, states: bool = False)
     decode = [
         mode_of(n, n, attention, hidden=states) for n in DECODE_TILES for attention in attentions
     ]
-    decode.append(mode_of(PROMPT_TILE, PROMPT_TILE, "tiles", hidden=states))
+    decode += [mode_of(PROMPT_TILE, n, "tiles", hidden=states) for n in (FEW_OUTPUTS, PROMPT_TILE)]
     modes = [*decode, *hidden] if generates else hidden
     if encodes:
         modes[-len(hidden) :] = [mode_of(PROMPT_TILE, 0, "tiles", hidden=True, encodes=True)]
@@ -125,8 +125,9 @@ def mode_of(
     if attention != "tiles":
         tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
         return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden, encodes)
-    few = n_outputs <= FEW_OUTPUTS
-    return Mode(PROMPT_TILE, attention, FEW_OUTPUTS if few else PROMPT_TILE, hidden, encodes)
+    # One row goes as a single token does, with programs that a first request needs anyway.
+    output_tile = next((t for t in (1, FEW_OUTPUTS) if n_outputs <= t), PROMPT_TILE)
+    return Mode(PROMPT_TILE, attention, output_tile, hidden, encodes)
 
 
 class Step(Struct, frozen=True):

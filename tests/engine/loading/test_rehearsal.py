@@ -110,7 +110,7 @@ def test_what_a_first_start_waits_for(conformance_model: Callable[[str], Path]) 
     assert prepared.compiling is not None
     (specs,) = prepared.compiling._rehearsal.of_modes(first_modes(generates=True))
     assert not [spec for spec in specs if "SPLIT" in spec.defines]
-    assert len(specs) <= 22
+    assert len(specs) <= 17
     first = prepared.compiling.later[0]
     assert (first.tile, first.attention) == (1, "split")  # what is compiled next
 
