@@ -6,11 +6,11 @@ answer of 32 tokens to a prompt of 200.
 
 Memory is what the server and the processes that compile for it have, pages that they share
 counted once (PSS): of one more start, since counting a large process's pages keeps it from getting
-more meanwhile (the 1.5B's start took a second longer). It is held against what it may be: when it is ready and after the answer
-1.1 x weights + KV cache + 250 MiB, while loading 1.25 x weights + KV cache + 350 MiB. More is an
-error. What compiles for later batches after a first answer is waited for. Every driver that is
-installed beside the one in use adds its libraries (PoCL 60 MiB): OPENCL_VENDOR_PATH can name a
-folder with one .icd file. Linux only, and the only server that runs.
+more meanwhile (the 1.5B's start took a second longer). It is held against what it may be: when it
+is ready and after the answer 1.1 x weights + KV cache + 250 MiB, while loading 1.25 x weights + KV
+cache + 350 MiB. More is an error. What compiles for later batches after a first answer is waited
+for. Every driver that is installed beside the one in use adds its libraries (PoCL 60 MiB):
+OPENCL_VENDOR_PATH can name a folder with one .icd file. Linux only, and the only server that runs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 from gguf_serve.engine.errors import EngineError
 from gguf_serve.engine.loading.rehearsal import Rehearsal
 from gguf_serve.engine.recording.step import Mode, as_prompt, first_modes, later_modes
-from gguf_serve.kernels.opencl.program import Programs, Spec
+from gguf_serve.kernels.opencl.program import BuildError, Programs, Spec
 from gguf_serve.kernels.quantization.quants import by_name
 from gguf_serve.kernels.quantization.weights import pack_program
 
@@ -141,7 +141,9 @@ class Compiling:
                 for programs, specs in zip(self._placed, needed, strict=True):
                     futures += programs.request(longest_first(specs), background=True)
             for future in futures:
-                future.exception()  # who needs the program hears of it
+                error = future.exception()  # of which who needs the program hears
+                if isinstance(error, BuildError) and (forms := error.reject()):
+                    log.warning("the next start does without %s: %.500s", ", ".join(forms), error)
         except Exception:
             log.exception("programs for later steps are not compiled ahead")
         finally:

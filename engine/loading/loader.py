@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -45,9 +46,11 @@ from gguf_serve.engine.text.tokenizer import Tokenizer
 from gguf_serve.kernels.attention.kv import PAGE
 from gguf_serve.kernels.opencl.drivers import load_ahead
 from gguf_serve.kernels.opencl.platforms import DeviceError, DeviceInfo
+from gguf_serve.kernels.opencl.program import BuildError
 from gguf_serve.kernels.quantization.weights import PackJob
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 PROGRESS_SECONDS = 0.1  # between two reports of how far loading is
 
 
@@ -86,9 +89,22 @@ def load_model(
     ModelError for its file, EngineError for device or options, or if another process fails."""
     with refusing(path), sparse_heap():
         try:
-            return _load(path, options, progress, wires)
+            return _with_what_builds(lambda: _load(path, options, progress, wires), bool(wires))
         except DeviceError as error:
             raise EngineError(str(error)) from error
+
+
+def _with_what_builds(load: Callable[[], T], in_parts: bool = False) -> T:
+    """Load anew without the instructions of a GPU whose programs do not build; with what other
+    processes have ``in_parts``, that is for the next start."""
+    while True:
+        try:
+            return load()
+        except BuildError as error:
+            forms = error.reject()
+            if not forms or in_parts:
+                raise
+            log.warning("kernels that do without %s are used: %.500s", ", ".join(forms), error)
 
 
 def compile_model(
@@ -98,14 +114,20 @@ def compile_model(
     How many were missing, and how many there are. Raises as load_model does."""
     with refusing(path):
         try:
-            gguf, hparams = read_model(path, options)
-            draft, prepared = _prepared(gguf, hparams, options)
-            guessing = [] if draft is None else draft.prepare(prepared)
-            found = [prepared, *guessing]
-            numbers = [_compile(prepared, progress) for prepared in found]
+            numbers = _with_what_builds(lambda: _compile_all(path, options, progress))
         except DeviceError as error:
             raise EngineError(str(error)) from error
     return sum(n for n, _ in numbers), sum(n for _, n in numbers)
+
+
+def _compile_all(
+    path: Path, options: EngineOptions, progress: Callable[[float], None]
+) -> list[tuple[int, int]]:
+    """A model, and what guesses for it."""
+    gguf, hparams = read_model(path, options)
+    draft, prepared = _prepared(gguf, hparams, options)
+    guessing = [] if draft is None else draft.prepare(prepared)
+    return [_compile(each, progress) for each in (prepared, *guessing)]
 
 
 def _compile(prepared: Preparation, progress: Callable[[float], None]) -> tuple[int, int]:

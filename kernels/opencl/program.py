@@ -237,7 +237,7 @@ class Programs:
             )
             return built
         except cl.RuntimeError as error:
-            raise BuildError(f"{spec}: {error}") from error
+            raise BuildError(f"{spec}: {error}", self._device.info, spec.defines) from error
 
     def _key(self, spec: Spec) -> str:
         if not self._device_hash:

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 
 from msgspec import Struct, field
 
+from gguf_serve.kernels.opencl.compiling.features import reject
 from gguf_serve.kernels.opencl.compiling.program_cache import ProgramCache
 from gguf_serve.kernels.opencl.compiling.worker import (
     N_WORKERS,
@@ -35,7 +36,20 @@ POLL_SECONDS = 0.05
 
 
 class BuildError(DeviceError):
-    """A kernel does not compile on this device; the message carries the compiler's log."""
+    """A kernel does not compile on this device; the message carries the compiler's log.
+
+    ``defines``: those of the program, if they may be the reason."""
+
+    def __init__(
+        self, message: str, info: DeviceInfo | None = None, defines: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self._info, self._defines = info, defines
+
+    def reject(self) -> list[str]:
+        """Have what a GPU was to multiply by in this program not be used again, so that loading
+        may begin anew; which forms these are (features.py), none if it is not the reason."""
+        return [] if self._info is None else reject(self._info, self._defines)
 
 
 class Job(Struct, eq=False):
@@ -178,12 +192,14 @@ class Compiler:
 
     def _compile(self, job: Job, worker: Worker) -> bytes:
         """Raises BuildError, after which the worker may have ended; NoWorkerError."""
+        defines = [option[2:] for option in job.options if option.startswith("-D")]
         try:
             return worker.compile(job.source, job.options, COMPILE_SECONDS)
         except WorkerEndedError as error:
-            raise BuildError(f"{job.name}: the compiler has ended with {error}") from error
+            message = f"{job.name}: the compiler has ended with {error}"
+            raise BuildError(message, self._info, () if error.late else defines) from error
         except ValueError as error:
-            raise BuildError(f"{job.name}: {error}") from error
+            raise BuildError(f"{job.name}: {error}", self._info, defines) from error
 
     def _start(self, *, background: bool) -> Worker:
         worker = take_worker(self._info, background=background)

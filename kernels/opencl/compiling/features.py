@@ -61,6 +61,7 @@ CPU_FORMS: Forms = {"pairs": PAIR_FORMS, "bytes": BYTE_FORMS, "tiles": TILE_FORM
 GPU_FORMS: Forms = {"halves": HALVES_FORMS, "shorts": SHORT_FORMS}
 KNOWN = {form for kinds in (CPU_FORMS, GPU_FORMS) for forms in kinds.values() for form in forms}
 PROBE_SECONDS = 60
+_answers: dict[str, str] = {}  # of this process, which may have no cache folder
 
 
 def dot_defines(info: DeviceInfo) -> tuple[str, ...]:
@@ -89,12 +90,7 @@ def _gpu_flags(info: DeviceInfo) -> frozenset[str]:
 
 def _working(info: DeviceInfo, kinds: Forms, flags: frozenset[str]) -> tuple[str, ...]:
     """Of each kind the first form that its flags allow and that works."""
-    asked = {
-        _key(info, flags, kind, forms): (kind, forms)
-        for kind, candidates in kinds.items()
-        if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
-        and (kind != "tiles" or allow_tiles())
-    }
+    asked = _asked(info, kinds, flags)
     known = _read_cache()
     if missing := [key for key in asked if key not in known]:
         with ThreadPoolExecutor(N_WORKERS) as pool:  # which wait for processes
@@ -102,11 +98,36 @@ def _working(info: DeviceInfo, kinds: Forms, flags: frozenset[str]) -> tuple[str
             found = {
                 key: form for key, form in zip(missing, answers, strict=True) if form is not None
             }
-        known = {**_read_cache(), **found}
+        _answers.update(found)
+        known = _read_cache()
         _write_cache(known)
         if kinds is GPU_FORMS:
             _tell_of_none(info, [asked[key][1] for key in missing if not found.get(key)])
     return tuple(known[key] for key in asked if known.get(key))
+
+
+def _asked(
+    info: DeviceInfo, kinds: Forms, flags: frozenset[str]
+) -> dict[str, tuple[Kind, list[str]]]:
+    """What is tried, by its key in the cache."""
+    return {
+        _key(info, flags, kind, forms): (kind, forms)
+        for kind, candidates in kinds.items()
+        if (forms := [form for form, needed in candidates.items() if flags.intersection(needed)])
+        and (kind != "tiles" or allow_tiles())
+    }
+
+
+def reject(info: DeviceInfo, defines: Collection[str]) -> list[str]:
+    """Have the forms of a GPU that are among these defines of a program not be used on it again:
+    it does not build, though the probes did. Which they are."""
+    known, flags = _read_cache(), _gpu_flags(info)
+    keys = [key for key in _asked(info, GPU_FORMS, flags) if known.get(key, "") in defines]
+    found = [known[key] for key in keys if known.get(key)]
+    if found:
+        _answers.update(dict.fromkeys(keys, ""))
+        _write_cache(_read_cache())
+    return found
 
 
 def _tell_of_none(info: DeviceInfo, kinds: Sequence[Sequence[str]]) -> None:
@@ -153,10 +174,10 @@ def _read_cache() -> Mapping[str, str]:
     try:
         known = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return (
-        {k: v for k, v in known.items() if v in KNOWN or v == ""} if isinstance(known, dict) else {}
-    )
+        known = {}
+    if not isinstance(known, dict):
+        known = {}
+    return {k: v for k, v in known.items() if v in KNOWN or v == ""} | _answers
 
 
 def _write_cache(known: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from gguf_serve.kernels.opencl.compiling.features import (
     GPU_FORMS,
     dot_defines,
     gpu_defines,
+    reject,
 )
 from gguf_serve.kernels.opencl.compiling.probe import BYTE_PROBE, SOURCE_OF, works
 from gguf_serve.kernels.opencl.compiling.worker import WorkerEndedError
@@ -43,6 +44,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(features, "take_worker", lambda info: worker)
     monkeypatch.setattr(features, "keep_worker", lambda worker: None)
     monkeypatch.setattr(features, "features_path", lambda: tmp_path / "features.json")
+    monkeypatch.setattr(features, "_answers", {})
     return found
 
 
@@ -120,6 +122,30 @@ def test_wrong_products_of_a_gpu_are_told_of_once(
     assert caplog.messages == [
         "GPU: no right products by SHORTS_DP2A, SHORTS_PACKED: kernels that do without are used"
     ]
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_a_form_whose_programs_do_not_build(
+    monkeypatch: pytest.MonkeyPatch, tried: list[str], has_folder: bool
+) -> None:
+    """It is not used any more, nor after a start if there is a folder for that; others are. Those
+    of CPUs stay."""
+    if not has_folder:
+        monkeypatch.setattr(features, "features_path", lambda: None)
+    found = Capabilities(byte_dots=True, architecture="sm_90", matrix=("mma",))
+    gpu = replace(GPU, capabilities=found)
+    assert gpu_defines(gpu) == ("MMA_PTX_8", "SHORTS_DP2A")
+    assert reject(gpu, ["NT=64", "SHORTS_PACKED"]) == []
+    assert reject(gpu, ["NT=64", "MMA_PTX_8", "DOT_PAIRS_512"]) == ["MMA_PTX_8"]
+    assert reject(gpu, ["NT=64", "MMA_PTX_8"]) == []
+    assert gpu_defines(gpu) == ("SHORTS_DP2A",)
+    monkeypatch.setattr(features, "_answers", {})  # another start, which may have to try again
+    assert gpu_defines(gpu) == (("SHORTS_DP2A",) if has_folder else ("MMA_PTX_8", "SHORTS_DP2A"))
+    monkeypatch.setattr(features, "cpu_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    forms = dot_defines(CPU)
+    assert forms
+    assert reject(CPU, forms) == []
+    assert dot_defines(CPU) == forms
 
 
 @pytest.mark.parametrize("form", ["SHORTS_DP2A_BY_HAND", "SHORTS_PACKED_BY_HAND"])
