@@ -349,6 +349,7 @@ class Runner:
         if recording is None:
             wanted = mode_of(n_tokens, len(rows), attention, hidden=hidden, encodes=encodes)
             mode = self._at_hand(wanted)
+            assert mode.output_tile > 1 or len(rows) <= 1, f"{len(rows)} rows of logits in {mode}"
             recording = self._recording(mode)
             if mode == wanted:
                 self._of_step[key] = recording
@@ -404,7 +405,7 @@ class Runner:
         return self._first_not_finite
 
     def _at_hand(self, mode: Mode) -> Mode:
-        """A mode, or while that is being compiled one with another tile, or as prompts have: what
+        """A mode, or while that is being compiled one with a larger tile, or as prompts have: what
         the simd kernels compute for a token depends neither on the tile (matmul_simd.cl) nor on
         how its keys are shared out (attention_simd.cl), so the same results."""
         compiling = self._compiling
@@ -413,9 +414,9 @@ class Runner:
         larger = [tile for tile in DECODE_TILES if tile > mode.tile and mode.attention != "tiles"]
         others = [replace(mode, tile=tile, output_tile=FEW_OUTPUTS) for tile in larger]
         prompts = as_prompt(replace(mode, tile=PROMPT_TILE, output_tile=FEW_OUTPUTS))
-        one_by_one = replace(prompts, output_tile=1)  # rows of logits, which is slower
-        candidates = (mode, *others, as_prompt(mode), prompts, one_by_one)
-        return next(filter(compiling.ready, candidates), mode)
+        candidates = (mode, *others, as_prompt(mode), prompts)
+        # None is ready in the first second or two of a first start: prompts need three programs.
+        return next(filter(compiling.ready, candidates), mode if mode.output_tile == 1 else prompts)
 
     def on_loss(self, call: Callable[[str], None]) -> None:
         """Have it called, in any thread, when another process with a part of the model is gone."""

@@ -53,7 +53,7 @@ class Compiling:
         decode = self.first[0]
         if self._rehearsal.is_simd and not everything and not self._is_kept(decode):
             self.first[0] = as_prompt(decode)
-            self.later.insert(0, decode)
+            self.later.insert(1, decode)  # after prompts with several rows of logits
         needed = self._rehearsal.of_modes(self.first + self.later * everything)
         self._began = time.perf_counter()
         for programs, first, specs in zip(self._placed, self._packing, needed, strict=True):

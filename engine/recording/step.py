@@ -71,10 +71,10 @@ class StepInputs(Struct, frozen=True):
 class Mode(Struct, frozen=True):
     """What a recording is for: tokens per pass over the weights, and how attention goes.
 
-    ``attention``: "tiles" for prompts; for one token per sequence "split" (keys in parts side
-    by side) or, where no sequence has more than one part of keys, "single". ``hidden``: the
-    hidden states of all tokens are wanted. ``encodes``: the tokens are those of prompts that an
-    encoder reads, for a decoder.
+    A tile of 1 is for one alone, of tokens or of rows of logits. ``attention``: "tiles" for
+    prompts; for one token per sequence "split" (keys in parts side by side) or, where no sequence
+    has more than one part of keys, "single". ``hidden``: the hidden states of all tokens are
+    wanted. ``encodes``: the tokens are those of prompts that an encoder reads, for a decoder.
     """
 
     tile: int
@@ -109,8 +109,10 @@ def later_modes(*, generates: bool, encodes: bool = False, states: bool = False)
     decode = [
         mode_of(n, n, attention, hidden=states) for n in DECODE_TILES for attention in attentions
     ]
-    decode += [mode_of(PROMPT_TILE, n, "tiles", hidden=states) for n in (FEW_OUTPUTS, PROMPT_TILE)]
-    modes = [*decode, *hidden] if generates else hidden
+    few, many = (
+        mode_of(PROMPT_TILE, n, "tiles", hidden=states) for n in (FEW_OUTPUTS, PROMPT_TILE)
+    )
+    modes = [few, *decode, many, *hidden] if generates else hidden
     if encodes:
         modes[-len(hidden) :] = [mode_of(PROMPT_TILE, 0, "tiles", hidden=True, encodes=True)]
     first = first_modes(generates=generates, encodes=encodes, states=states)
@@ -125,7 +127,8 @@ def mode_of(
     if attention != "tiles":
         tile = next((t for t in DECODE_TILES if n_tokens <= t), DECODE_TILES[-1])
         return Mode(tile, attention, min(tile, FEW_OUTPUTS), hidden, encodes)
-    # One row goes as a single token does, with programs that a first request needs anyway.
+    # One row goes as a single token does, with programs that a first request needs anyway. They
+    # are for no more than one.
     output_tile = next((t for t in (1, FEW_OUTPUTS) if n_outputs <= t), PROMPT_TILE)
     return Mode(PROMPT_TILE, attention, output_tile, hidden, encodes)
 

@@ -13,6 +13,7 @@ from gguf_serve.engine.loading.preparation import prepare, read_model
 from gguf_serve.engine.model.weights import allocate_weights
 from gguf_serve.engine.options import EngineOptions
 from gguf_serve.engine.recording.step import (
+    PROMPT_TILE,
     AttentionMode,
     Mode,
     as_prompt,
@@ -111,8 +112,9 @@ def test_what_a_first_start_waits_for(conformance_model: Callable[[str], Path]) 
     (specs,) = prepared.compiling._rehearsal.of_modes(first_modes(generates=True))
     assert not [spec for spec in specs if "SPLIT" in spec.defines]
     assert len(specs) <= 17
-    first = prepared.compiling.later[0]
-    assert (first.tile, first.attention) == (1, "split")  # what is compiled next
+    few, next_one = prepared.compiling.later[:2]  # what is compiled next
+    assert few == mode_of(PROMPT_TILE, 2, "tiles")
+    assert (next_one.tile, next_one.attention) == (1, "split")
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -132,7 +134,7 @@ def test_attention_of_the_first_tokens(
     compiling.begin()
     own = mode_of(1, 1, "single")
     assert compiling.first[0] == (own if kept else as_prompt(own))
-    assert (compiling.later[0] == own) is not kept
+    assert (compiling.later[1] == own) is not kept
     attention = [spec for spec in asked if spec.source == "attention/attention_simd.cl"]
     assert len(attention) == 1 + kept
 
