@@ -8,7 +8,8 @@ With --peer the two take turns at every measurement (ours, peer, ours, peer, ...
 medians are compared; who is not measured waits and uses no processor. Prompts are random
 tokens of a fixed seed, the same for both, and generation is greedy. With --widths it is measured
 instead what a step costs by how many tokens it has (bench_widths.py), with --disk what the cache
-on disk gains and costs (bench_disk.py).
+on disk gains and costs (bench_disk.py), with --embed how fast an embedding model reads
+(bench_embeddings.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 import bench_disk  # noqa: E402
+import bench_embeddings  # noqa: E402
 import bench_report as report  # noqa: E402
 import bench_start  # noqa: E402
 import bench_widths as step_widths  # noqa: E402
@@ -184,6 +186,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="measure --cache-disk instead: first tokens of --prompts",
     )
+    add("--embed", action="store_true", help="measure an embedding model instead")
     add("--peer", action="store_true", help="measure llama-cpp-python too")
     add("--peer-python", help="its interpreter (default $GGUF_SERVE_PEER_PYTHON or this one)")
     add("--markdown", action="store_true", help="print Markdown")
@@ -243,10 +246,40 @@ def run_disk(options: argparse.Namespace) -> dict[str, Any]:
     return {"facts": facts, "busy": busy, "skipped": [], "table": [bench_disk.HEAD, *rows]}
 
 
-def start_peer(options: argparse.Namespace, plan: Plan, ready: Row) -> tuple[PeerProcess, str]:
+def run_embeddings(options: argparse.Namespace) -> dict[str, Any]:
+    """What bench_embeddings.py measures."""
+    facts, busy = {"model": options.model.name, **report.machine()}, report.is_busy()
+    n, length = (max(sizes) for sizes in zip(*bench_embeddings.SIZES, strict=True))
+    ready, memory = (
+        Row(name, unit, lower_is_better=True)
+        for name, unit in (("ready after", "s"), ("peak memory", "MiB"))
+    )
+    subject, peer = load(options, n * length, n, shares=True), None
+    ready.ours.append(subject.load_seconds)
+    facts |= report.versions(subject.engine)
+    try:
+        if options.peer:
+            peer, facts["peer"] = start_peer(options, length, ready)
+        ask, n_vocab = peer.ask if peer else None, subject.engine.info.n_vocab
+        rows = bench_embeddings.measure(subject.ask, ask, n_vocab, options.repeat)
+        memory.ours.append(subject.ask("memory")["value"])
+        if peer:
+            memory.peer.append(peer.ask("memory")["value"])
+    finally:
+        subject.close()
+        if peer:
+            peer.close()
+    rows += [ready, memory]
+    return {
+        "facts": facts, "busy": busy, "skipped": [], "table": report.cells(rows, options.peer),
+        "rows": [row.as_dict() for row in rows],
+    }  # fmt: skip
+
+
+def start_peer(options: argparse.Namespace, n_ctx: int, ready: Row) -> tuple[PeerProcess, str]:
     script = Path(__file__).with_name("bench_peer.py")
     peer = PeerProcess(peer_python(options.peer_python), script)
-    answer = peer.ask("load", model=str(options.model), n_ctx=plan.n_ctx, n_threads=options.threads)
+    answer = peer.ask("load", model=str(options.model), n_ctx=n_ctx, n_threads=options.threads)
     ready.peer.append(answer["value"])
     return peer, f"{answer['version']} ({answer['system'].strip()})"
 
@@ -288,7 +321,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     peer = None
     try:
         if options.peer:
-            peer, facts["peer"] = start_peer(options, plan, ready)
+            peer, facts["peer"] = start_peer(options, plan.n_ctx, ready)
         take_turns(
             plan, subject.ask, peer.ask if peer else None, options.repeat,
             lambda row: print(f"  {row.name}: {report.number(row.ours)}", file=sys.stderr),
@@ -314,7 +347,10 @@ def main() -> int:
     options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        measured = run_widths if options.widths else run_disk if options.disk else run
+        measured = {
+            bool(options.widths): run_widths, options.disk: run_disk,
+            options.embed: run_embeddings,
+        }.get(True, run)  # fmt: skip
         result = measured(options)
     except (EngineError, PeerError, bench_disk.DifferenceError) as error:
         print(f"bench: {error}", file=sys.stderr)

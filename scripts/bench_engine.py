@@ -12,7 +12,7 @@ from typing import Any
 from gguf_serve.engine.engine import Engine, load_engine
 from gguf_serve.engine.forward import runner
 from gguf_serve.engine.options import EngineOptions
-from gguf_serve.engine.request import Delta, Event, Failed, Finished, Request
+from gguf_serve.engine.request import Delta, Embedding, Event, Failed, Finished, Request
 from gguf_serve.engine.sampling_params import SamplingParams
 from gguf_serve.kernels.opencl.device import open_device
 from gguf_serve.kernels.opencl.program import Programs
@@ -145,6 +145,15 @@ class EngineSubject:
         end = min(run.times[-1] for run in runs)
         n_tokens = sum(start < at <= end for run in runs for at in run.times)
         return {"value": n_tokens / (end - start)}
+
+    def op_embed(self, prompts: list[list[int]]) -> Answer:
+        """Tokens per second until there are vectors of all prompts."""
+        start = time.perf_counter()
+        self._run([
+            Request(tuple(p), max_tokens=0, wants=Embedding("mean"), cache_prompt=False)
+            for p in prompts
+        ])  # fmt: skip
+        return {"value": sum(map(len, prompts)) / (time.perf_counter() - start)}
 
     def op_host(self, prompts: list[list[int]], n: int) -> Answer:
         """Milliseconds of the engine's thread for a step of all streams, default samplers.

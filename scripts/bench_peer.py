@@ -92,6 +92,19 @@ class PeerSubject:
             tokens = [context.greedy(row) for row in rows]
         return {"value": len(prompts) * (n - 1) / (time.perf_counter() - start)}
 
+    def op_embed(self, prompts: list[list[int]]) -> Answer:
+        """Tokens per second until there are vectors of all prompts, in one batch."""
+        n = len(prompts)
+        if n not in self._contexts:
+            self._contexts[n] = self._loaded.context(len(prompts[0]), n, embeddings=True)
+        context = self._contexts[n]
+        context.clear()
+        start = time.perf_counter()
+        context.decode(prompts, all_logits=True)
+        for sequence in range(n):
+            context.embedding(sequence)
+        return {"value": sum(map(len, prompts)) / (time.perf_counter() - start)}
+
     def op_memory(self) -> Answer:
         """Peak resident memory of this process in MiB."""
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -33,14 +33,19 @@ class PeerModel:
         self.n_vocab = int(llama.llama_vocab_n_tokens(self.vocab))
         self.has_window = llama.llama_model_n_swa(self.model) > 0
 
-    def context(self, n_ctx: int, n_sequences: int = 1, *, flash: bool = True) -> PeerContext:
-        """Room for ``n_sequences`` of ``n_ctx`` tokens each; KV in f16."""
+    def context(
+        self, n_ctx: int, n_sequences: int = 1, *, flash: bool = True, embeddings: bool = False
+    ) -> PeerContext:
+        """Room for ``n_sequences`` of ``n_ctx`` tokens each; KV in f16. ``embeddings``: of whole
+        batches, which an encoder computes at once."""
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx * n_sequences
         params.n_batch, params.n_ubatch = N_BATCH, N_UBATCH
         params.n_seq_max = n_sequences
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = int(flash)
+        if embeddings:
+            params.embeddings, params.n_ubatch = True, N_BATCH
         params.swa_full = False  # as llama-server: windowed layers keep their window only
         context = llama.llama_init_from_model(self.model, params)
         if not context:
@@ -67,7 +72,8 @@ class PeerContext:
         self._n_past = [0] * n_sequences
 
     def clear(self) -> None:
-        llama.llama_memory_clear(self._memory, True)
+        if self._memory:  # an encoder has none
+            llama.llama_memory_clear(self._memory, True)
         self._n_past = [0] * len(self._n_past)
 
     def keep(self, n_tokens: int) -> bool:
@@ -111,6 +117,10 @@ class PeerContext:
     def greedy(self, row: int = -1) -> int:
         """The likeliest token by a row of logits: an index into the last batch, -1 the last."""
         return int(llama.llama_sampler_sample(self._greedy, self._context, row))
+
+    def embedding(self, sequence: int) -> float:
+        """The first value of a sequence's vector, which has been computed then."""
+        return float(llama.llama_get_embeddings_seq(self._context, sequence)[0])
 
     def logits(self, row: int = -1) -> npt.NDArray[np.float32]:
         """A row of logits, float32 [n_vocab], valid until the next ``decode``."""

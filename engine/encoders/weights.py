@@ -19,14 +19,11 @@ from gguf_serve.engine.recording.tensors import Linear, Part, TensorSource
 from gguf_serve.kernels.opencl.device import Device
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import Tensor
-from gguf_serve.kernels.quantization.packing import BLOCK
-from gguf_serve.kernels.quantization.quants import INT13, by_name
-from gguf_serve.kernels.quantization.weights import Matrix, RawMatrix, run_job
+from gguf_serve.kernels.quantization.quants import by_name
+from gguf_serve.kernels.quantization.weights import Matrix, RawMatrix, as_integers, run_job
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
-HALVES = ("F16", "BF16")
-MOST = 4096  # of an integer code
 
 
 class EncoderWeights:
@@ -155,8 +152,7 @@ class EncoderWeights:
 
     def _faster(self, raw: RawMatrix) -> RawMatrix:
         """The same in the form that the device multiplies fastest."""
-        halves = raw.type.name in HALVES and raw.n_cols % BLOCK == 0
-        return as_integers(raw) if halves and self._device.is_simd else raw
+        return as_integers(raw) if self._device.is_simd else raw
 
     def _stack(self, parts: Sequence[Part]) -> Sequence[Linear]:
         return self._packed(lambda: self._source.stacked(parts))
@@ -179,19 +175,6 @@ def _raw(values: Floats, kind: str) -> RawMatrix:
     """A matrix of the type F32 or F16."""
     data = np.ascontiguousarray(values, np.float16 if kind == "F16" else np.float32)
     return RawMatrix(data.view(np.uint8).reshape(-1), by_name(kind), *values.shape)
-
-
-def as_integers(raw: RawMatrix) -> RawMatrix:
-    """A matrix of F16 or BF16 as INT13, which CPUs multiply at twice the speed of floats."""
-    if raw.type.name == "F16":
-        values = raw.data.view(np.float16).astype(np.float32)
-    else:
-        values = (raw.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    blocks = values.reshape(-1, BLOCK)
-    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(MOST)
-    codes = np.rint(blocks / np.where(scales > 0, scales, 1)).astype(np.int16)
-    packed = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=1)
-    return RawMatrix(packed.reshape(-1), INT13, raw.n_rows, raw.n_cols)
 
 
 def _reordered(part: Part, rows: Sequence[int]) -> Part:

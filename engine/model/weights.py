@@ -100,9 +100,13 @@ def allocate_weights(
         own = switched_adapters(gguf, hparams.n_layers, hparams.switch.n_adapters)
         adapters = (*own, *adapters)
     sources = [
-        TensorSource(gguf, device, hparams.arch.unused, adapters, placed)
+        TensorSource(
+            gguf, device, hparams.arch.unused, adapters, placed,
+            # Where tokens are generated it would be a sixteenth more to read for each.
+            as_integers=device.is_simd and not hparams.generates,
+        )
         for device, placed in zip(devices, lent or [{}] * len(devices), strict=True)
-    ]
+    ]  # fmt: skip
     source, last = sources[placement.embedding], sources[placement.output]
     source.check_types()
     read = next((name for name in EMBEDDINGS if source.has(name)), EMBEDDING)
@@ -115,9 +119,6 @@ def allocate_weights(
         other = TensorSource(draft, devices[placement.output])
         handover, last.jobs[:0] = load_state_fusion(other, draft, hparams, head_at), other.jobs
     residuals = load_residuals(last, as_read(gguf, hparams.arch.all_keys), hparams, head_at)
-    n_streams = 1  # of a state; a draft that has keys of states takes one, and spreads embeddings
-    if isinstance(residuals, HyperWeights) and (fusion is None or isinstance(fusion, Fusion)):
-        n_streams = residuals.count
     layers = load_layers(sources, hparams, placement)
     tied = None if last is not source or read == TARGET_EMBEDDING else matrix
     if residuals is not None:
@@ -152,7 +153,7 @@ def allocate_weights(
         rope_factors=_first(source, "rope_freqs.weight", "rope_factors_short.weight"),
         rope_factors_long=_first(source, "rope_freqs.weight", "rope_factors_long.weight"),
         handover=handover,
-        state_width=hparams.state_size * n_streams,
+        state_width=hparams.state_size * _streams_of_a_state(residuals, fusion),
         n_bytes=gguf.n_bytes,
         n_adapters=len(adapters),
         reservations=[source.reservations for source in sources],
@@ -160,6 +161,12 @@ def allocate_weights(
     )  # fmt: skip
     check_used(adapters, set().union(*(source.adapted for source in sources)))
     return weights, [source.jobs for source in sources]
+
+
+def _streams_of_a_state(residuals: Residuals | None, fusion: Entry | None) -> int:
+    """All of the model's, but for a draft that has keys of states."""
+    all_of_them = fusion is None or isinstance(fusion, Fusion)
+    return residuals.count if all_of_them and isinstance(residuals, HyperWeights) else 1
 
 
 def _embedding(source: TensorSource, h: Hyperparameters, matrix: Matrix) -> Embedding:

@@ -30,6 +30,7 @@ from gguf_serve.kernels.quantization.weights import (
     Matrix,
     PackJob,
     RawMatrix,
+    as_integers,
     place,
     place_experts,
 )
@@ -119,9 +120,13 @@ class TensorSource:
         unused: Sequence[str] = (),
         adapters: Sequence[Adapter] = (),
         lent: Mapping[Places, Matrix] = MappingProxyType({}),
+        *,
+        as_integers: bool = False,
     ) -> None:
         """``unused``: ends of the names of tensors that are as if they were not there; ``lent``:
-        matrices that are on the device already, another source's ``placed``."""
+        matrices that are on the device already, another source's ``placed``; ``as_integers``: so
+        are halves packed that are multiplied."""
+        self._as_integers = as_integers
         self._gguf = gguf
         self._adapters = adapters
         self.adapted: set[str] = set()  # tensors whose updates count
@@ -186,6 +191,7 @@ class TensorSource:
     def part(self, name: str, n_cols: int | None = None) -> Part:
         """The matrix ``name``.weight with its bias; ModelError if it has not n_cols columns."""
         raw = self.raw(f"{name}.weight")
+        raw = as_integers(raw) if self._as_integers else raw
         shape = self.shape(f"{name}.weight")
         if n_cols is not None and raw.n_cols != n_cols:
             raise ModelError(

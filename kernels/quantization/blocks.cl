@@ -2,7 +2,8 @@
 //
 // For each type code4(p, k): the codes to pack of columns k to k + 3 of a block as four bytes, k a
 // multiple of 4. On a CPU those of 16 rows at once (``words``): all but loads are vector
-// instructions then. ONE_BY_ONE types have code(p, k) instead, for a column of one row.
+// instructions then. ONE_BY_ONE types have code(p, k) instead, for a column of one row. Halves that
+// become integers have codes_of_32(p, codes), of a block of one row, and scale_of_32(p).
 // sub_scale(p, sub), where scales are integers but for SCALES_K: that of 32 columns of one row or,
 // where scales cover fewer, the sub-th one. scale_of(p): the block's half-precision scale, where
 // its row in quants.py does not say where that is.
@@ -22,11 +23,15 @@ typedef struct {
 #ifdef SIMT
 typedef uint words;
 INLINE words word(rows p, int i) { return u32(p.first + i); }
+#define OF_GROUP 1
+#define ROW_OF(p, r) p.first
 #define OF_ROWS(f) f(p.first)
 #else
 typedef uint16 words;
 // The others than n are as the last.
 INLINE global const uchar* row_of(rows p, int r) { return p.first + min(r, p.n - 1) * p.stride; }
+#define OF_GROUP 16
+#define ROW_OF(p, r) row_of(p, r)
 #define OF_ROWS(f)                                                                              \
     (words)(f(row_of(p, 0)), f(row_of(p, 1)), f(row_of(p, 2)), f(row_of(p, 3)),                 \
             f(row_of(p, 4)), f(row_of(p, 5)), f(row_of(p, 6)), f(row_of(p, 7)),                 \
@@ -66,8 +71,31 @@ INLINE words code4(rows p, int k) { return nibbles(p, 6, k, 32) | bits_of_32(p, 
 INLINE words code4(rows p, int k) { return nibbles(p, 8, k, 32) | bits_of_32(p, 4, k) << 4; }
 #elif defined(TYPE_Q8_0)
 INLINE words code4(rows p, int k) { return word(p, 2 + k); }
-#elif defined(TYPE_INT13)  // no type of ggml's: kernels/quantization/quants.py
-INLINE words code2(rows p, int k) { return word(p, 4 + 2 * k); }
+#elif defined(TYPE_F16_INT13) || defined(TYPE_BF16_INT13)  // of 32 halves, as quants.py says
+#include "include/activation.cl"
+#ifdef TYPE_F16_INT13
+INLINE float16 sixteen(global const uchar* p, int i) {
+    return vload_half16(i, (global const half*)p);
+}
+#else
+INLINE float16 sixteen(global const uchar* p, int i) {
+    return as_float16(convert_uint16(vload16(i, (global const ushort*)p)) << 16);
+}
+#endif
+// The least power of two by which the codes are shorts, and the sum of 32 products with
+// activations of 15 bits an int: rounded codes have magnitudes of at most 32 * 4096 together. Of what
+// is no number the product is none, either.
+INLINE float scale_of_32(global const uchar* p) {
+    const float16 a = fabs(sixteen(p, 0)), b = fabs(sixteen(p, 1));
+    const float sum = sum16(a + b), top = max16(fmax(a, b));
+    const float unit = fmax(sum / (32 * 4096 - 16), top / 32767);
+    return !(sum < INFINITY) ? sum : unit > 0 ? ldexp(1.0f, ilogb(unit) + 1) : 0;
+}
+INLINE void codes_of_32(global const uchar* p, short* codes) {
+    const float scale = scale_of_32(p), by = scale > 0 ? 1 / scale : 0;
+    for (int i = 0; i < 2; i++)
+        vstore16(convert_short16_sat_rte(sixteen(p, i) * by), i, codes);
+}
 #elif defined(TYPE_Q2_K)
 INLINE words code4(rows p, int k) { return crumbs(p, 16, k); }
 INLINE int sub_scale(global const uchar* p, int sub) { return p[sub]; }

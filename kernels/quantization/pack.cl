@@ -36,7 +36,7 @@ INLINE void pack_scales(global const uchar* p, int sub, bool real, float scale, 
                         int row) {
     global ushort* h = (global ushort*)s;
 #if defined(SCALES_FLOAT)
-    ((global float*)s)[row] = real ? as_float(u32(p)) : 0;
+    ((global float*)s)[row] = real ? scale_of_32(p) : 0;
 #elif defined(SCALES_E8M0)
     s[row] = real ? p[0] : 0;
 #elif defined(SCALES_UE4M3)
@@ -112,8 +112,16 @@ kernel void pack(global const uchar* raw, ulong begin, global uchar* packed, ulo
             STORE(q, 2 * i + j, (two_codes(left, j) | two_codes(right, j) << 8) & real);
     }
 #elif LOW_BITS == 16
+    short codes[OF_GROUP * 32];
 #pragma unroll 1
-    for (int c = 0; c < 16; c++) STORE(q, c, code2(p, sub * 32 + 2 * c) & real);
+    for (int row = 0; row < OF_GROUP; row++) codes_of_32(ROW_OF(p, row), codes + 32 * row);
+#pragma unroll 1
+    for (int c = 0; c < 16; c++) {
+        uint two[OF_GROUP];
+        for (int row = 0; row < OF_GROUP; row++)
+            two[row] = as_uint(vload2(16 * row + c, codes));
+        STORE(q, c, *(words*)two & real);
+    }
 #else
     const int per_plane = 16 / LOW_BITS;
     words plane[LOW_BITS + HIGH_BITS];

@@ -63,7 +63,8 @@ class Packing:
 
     ``values`` is what the codes stand for, else themselves: ascending, or a 0 first, so that code
     0 is 0 in the tables that they become. ``halves``: the bytes of a block in the file where its
-    half-precision scale, and offset, begin. ``largest``: of the codes, if their bits allow more.
+    half-precision scale, and offset, begin. ``largest``: of the codes in the mean
+    of a block, if their bits allow more.
     """
 
     bits: int
@@ -99,7 +100,8 @@ class Packing:
     @property
     def code_max(self) -> int:
         """The largest magnitude of an integer that is multiplied with activations of 16 bits, its
-        integer scale included: at most 4096, of which an int32 holds the sum of 32 products."""
+        integer scale included: at most 4096, or so much in the mean of a block, since an int32
+        holds the sum of 32 products."""
         if self.largest is not None:
             return self.largest
         factor, signed = self.scales.code_factor, self.scales.signed or self.bits == 8

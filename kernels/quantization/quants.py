@@ -158,13 +158,17 @@ _TYPES = (
     TensorType("Q2_0", 42, 64, 18, Packing(2, offset=1)),
 )
 
-# Half-precision weights as integers, for devices that multiply these faster than floats: per 32
-# values a float32 scale and 32 int16 codes of at most 4096, of which the largest is one. It adds
-# an error like that of half precision itself. Of our own making: no file has it.
-INT13 = TensorType("INT13", -1, 32, 68, Packing(16, FLOAT, halves=(), largest=4096))
+# How half-precision weights of a file are packed as integers, for devices that multiply these
+# faster than floats: 32 int16 codes, of magnitudes of at most 4096 in the mean, and a power of two
+# as their scale. Those of the largest two to four exponents are exact, of BF16 of three more.
+_AS_INTEGERS = Packing(16, FLOAT, halves=(), largest=4096)
+INTEGERS_OF = {
+    "F16": TensorType("F16_INT13", -1, 32, 64, _AS_INTEGERS),
+    "BF16": TensorType("BF16_INT13", -2, 32, 64, _AS_INTEGERS),
+}  # fmt: skip
 
 TENSOR_TYPES: dict[int, TensorType] = {kind.id: kind for kind in _TYPES}
-_BY_NAME = {kind.name: kind for kind in (*_TYPES, INT13)}
+_BY_NAME = {kind.name: kind for kind in (*_TYPES, *INTEGERS_OF.values())}
 
 
 def by_name(name: str) -> TensorType:

@@ -20,7 +20,7 @@ from gguf_serve.kernels.opencl.memory import ALIGNMENT
 from gguf_serve.kernels.opencl.program import Programs
 from gguf_serve.kernels.opencl.tensor import Tensor, allocate, fill_zero, works_in_place
 from gguf_serve.kernels.quantization.packing import BLOCK, ROWS
-from gguf_serve.kernels.quantization.quants import TensorType, by_name
+from gguf_serve.kernels.quantization.quants import INTEGERS_OF, TensorType, by_name
 
 SLAB_ROWS = 256  # whole groups, and biases that begin where a sub-buffer may
 SLICE_BYTES = 32 << 20  # of a matrix, copied to the device at a time
@@ -309,6 +309,13 @@ def pack(
     for job in jobs:
         run_job(device, programs, job)
     return matrix
+
+
+def as_integers(raw: RawMatrix) -> RawMatrix:
+    """The same to be packed as integers, if it is of halves, which CPUs multiply at half the
+    speed."""
+    kind = INTEGERS_OF.get(raw.type.name)
+    return raw if kind is None or raw.n_cols % BLOCK else replace(raw, type=kind)
 
 
 def raw_matrix(data: npt.NDArray[np.uint8], type_name: str, n_rows: int, n_cols: int) -> RawMatrix:

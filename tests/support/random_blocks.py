@@ -47,8 +47,8 @@ def random_matrix(
     type_name: str, n_rows: int, n_cols: int, rng: np.random.Generator
 ) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
     """A matrix of random bytes with finite scales, and its values."""
-    if type_name == "INT13":
-        return _random_integers(n_rows, n_cols, rng)
+    if type_name.endswith("_INT13"):
+        return _random_halves(type_name, n_rows, n_cols, rng)
     if not by_name(type_name).is_float:
         shape = (n_rows, n_cols // by_name(type_name).block_elements)
         data = random_blocks(type_name, shape, rng).reshape(n_rows, -1)
@@ -59,15 +59,21 @@ def random_matrix(
     return raw_matrix(np.ascontiguousarray(data).reshape(-1), type_name, n_rows, n_cols), numbers
 
 
-def _random_integers(
-    n_rows: int, n_cols: int, rng: np.random.Generator
+def _random_halves(
+    kind: str, n_rows: int, n_cols: int, rng: np.random.Generator
 ) -> tuple[RawMatrix, npt.NDArray[np.float64]]:
-    """Codes over the whole range that INT13 has."""
-    codes = rng.integers(-4096, 4097, (n_rows, n_cols // 32, 32)).astype(np.int16)
-    scales = rng.uniform(1e-6, 1e-5, (n_rows, n_cols // 32, 1)).astype(np.float32)
-    data = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=2)
-    numbers = (codes * scales).astype(np.float64).reshape(n_rows, n_cols)
-    return raw_matrix(data.reshape(-1), "INT13", n_rows, n_cols), numbers
+    """Halves of many exponents, and what they are as integers."""
+    wide = np.exp2(rng.integers(-14, 6, (n_rows, n_cols // 32, 1)))
+    values = wide * rng.standard_normal((n_rows, n_cols // 32, 32)) ** 3
+    values[0, 0] = 0
+    name = gguf.GGMLQuantizationType[kind.removesuffix("_INT13")]
+    data = gguf.quants.quantize(values.astype(np.float32).reshape(n_rows, n_cols), name)
+    halves = dequantize(data.view(np.uint8), name.name).astype(np.float64).reshape(values.shape)
+    sums, most = (of(np.abs(halves), axis=2, keepdims=True) for of in (np.sum, np.max))
+    scales = np.exp2(np.frexp(np.maximum(sums / (32 * 4096 - 16), most / 32767))[1])
+    assert np.abs(np.rint(halves / scales)).sum(2).max() <= 32 * 4096
+    numbers = (np.rint(halves / scales) * scales).reshape(n_rows, n_cols)
+    return raw_matrix(data.view(np.uint8).reshape(-1), kind, n_rows, n_cols), numbers
 
 
 def columns(type_name: str) -> int:

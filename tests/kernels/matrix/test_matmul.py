@@ -124,7 +124,7 @@ def check_product_in_a_place(setting: Setting, type_name: str, *, biased: bool) 
 
 
 # Most tests of products add them, as the layers of models do: so they have programs in common.
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "F16_INT13", "BF16_INT13"])
 def test_product_added_into_a_place_of_the_row(setting: Setting, type_name: str) -> None:
     """The remainder of the memory is left alone, and company does not change a CPU's bits."""
     check_product_in_a_place(setting, type_name, biased=False)
@@ -136,7 +136,7 @@ def test_product_with_bias_added(setting: Setting, type_name: str) -> None:
     check_product_in_a_place(setting, type_name, biased=True)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "F16_INT13", "BF16_INT13"])
 def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_name: str):
     if not setting.device.is_simd:
         pytest.skip("promised for CPUs only")
@@ -151,6 +151,28 @@ def test_a_token_s_numbers_do_not_depend_on_its_company(setting: Setting, type_n
             inputs = setting.inputs(w, x[list(order)])
             result = setting.product(w, inputs, n, tile, out, add=True)
             assert np.array_equal(result[:n], whole[list(order)])
+
+
+@pytest.mark.parametrize("tile", [1, 8, 32])
+@pytest.mark.parametrize("type_name", ["F16_INT13", "BF16_INT13"])
+def test_the_largest_sums_of_halves_as_integers(
+    setting: Setting, type_name: str, tile: int
+) -> None:
+    """32 codes that are as large as they can be together, or one that is so alone."""
+    weights = np.full((16, 96), 255 / 256, np.float32)
+    weights[:, 32:64], weights[:, 64:] = -weights[:, 32:64], 0
+    weights[:, 64] = weights[:, 0]
+    halves = weights.astype(np.float16).view(np.uint8)
+    if type_name == "BF16_INT13":
+        halves = (weights.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    raw = raw_matrix(halves.reshape(-1), type_name, 16, 96)
+    w = pack(setting.device, setting.programs, [raw])
+    for signs in (1, -1):
+        x = signs * np.sign(weights[:tile]).repeat(-(-tile // 16), 0)[:tile] * np.float32(16383)
+        result = setting.product(
+            w, setting.inputs(w, x), tile, tile, np.zeros((tile, 16), np.float32)
+        )
+        np.testing.assert_allclose(result, x.astype(np.float64) @ weights.T, rtol=3e-7)
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q5_K", "Q6_K", "Q2_K"])

@@ -17,11 +17,11 @@ from gguf_serve.kernels.quantization.packing import (
     SPAN_SUM_MAX,
     Packing,
 )
-from gguf_serve.kernels.quantization.quants import INT13, SUPPORTED_TYPES, TensorType, by_name
+from gguf_serve.kernels.quantization.quants import INTEGERS_OF, SUPPORTED_TYPES, TensorType, by_name
 
 ROWS = {
     kind.name: kind.packing
-    for kind in (*map(by_name, SUPPORTED_TYPES), INT13)
+    for kind in (*map(by_name, SUPPORTED_TYPES), *INTEGERS_OF.values())
     if isinstance(kind.packing, Packing)
 }
 every_row = pytest.mark.parametrize("packing", ROWS.values(), ids=ROWS.keys())
@@ -93,8 +93,8 @@ def test_bounds(name: str, code_max: int, span: int, depth: int) -> None:
     assert (packing.code_max, packing.span, packing.depth) == (code_max, span, depth)
 
 
-def test_bound_of_int13() -> None:
-    assert ROWS["INT13"].code_max == 4096
+def test_bound_of_halves_as_integers() -> None:
+    assert {ROWS[kind.name].code_max for kind in INTEGERS_OF.values()} == {4096}
 
 
 def test_a_row_beyond_the_bounds_is_seen() -> None:

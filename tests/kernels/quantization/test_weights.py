@@ -23,7 +23,7 @@ def rows_of(device: Device, programs: Programs, w: Matrix, ids: list[int], scale
     return read(out, None, device.queue)
 
 
-@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "INT13"])
+@pytest.mark.parametrize("type_name", [*SUPPORTED_TYPES, "F16_INT13", "BF16_INT13"])
 def test_every_packed_weight_is_the_file_s(device: Device, programs: Programs, type_name: str):
     raw, values = random_matrix(type_name, 50, columns(type_name), np.random.default_rng(1))
     w = pack(device, programs, [raw])
