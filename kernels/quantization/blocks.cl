@@ -83,8 +83,8 @@ INLINE float16 sixteen(global const uchar* p, int i) {
 }
 #endif
 // The least power of two by which the codes are shorts, and the sum of 32 products with
-// activations of 15 bits an int: rounded codes have magnitudes of at most 32 * 4096 together. Of what
-// is no number the product is none, either.
+// activations of 15 bits an int: rounded codes have magnitudes of at most 32 * 4096 together. Of
+// what is no number the product is none, either.
 INLINE float scale_of_32(global const uchar* p) {
     const float16 a = fabs(sixteen(p, 0)), b = fabs(sixteen(p, 1));
     const float sum = sum16(a + b), top = max16(fmax(a, b));

@@ -203,6 +203,7 @@ def test_a_prompt_for_which_there_is_no_room(engine: Engine) -> None:
 def test_what_is_computed_sooner_is_not_loaded(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert ask(engine, kept(engine, 28), 1).n_cached == 320  # so how long it takes is known
     prompt = kept(engine, 19)
     assert engine._disk is not None
     monkeypatch.setattr(engine._disk._loads, "_speed", lambda: 1e9)
