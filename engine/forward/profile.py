@@ -17,7 +17,7 @@ from gguf_serve.kernels.opencl.work import Spans
 from gguf_serve.kernels.profile import Limits, StepTimes, measure_limits, time_step, touch_pages
 from gguf_serve.kernels.quantization.quants import by_name
 
-SHORT_CONTEXT, LONG_CONTEXT = 64, 4096
+SHORT_CONTEXT, LONG_CONTEXT, SHORT_PROMPT = 64, 4096, 32
 STREAMS = 8
 TOKEN, K = 1, 40  # which token does not matter; as many candidates as samplers usually want
 
@@ -48,9 +48,17 @@ class Total(Struct, frozen=True):
         return self.macs / self.seconds
 
 
-def typical_steps(n_ctx: int, n_tokens: int, n_outputs: int) -> list[TypicalStep]:
-    """Steps in a slot of ``n_ctx`` tokens, of up to n_tokens tokens and n_outputs logits."""
+def typical_steps(
+    n_ctx: int, n_tokens: int, n_outputs: int, *, generates: bool = True
+) -> list[TypicalStep]:
+    """Steps in a slot of ``n_ctx`` tokens, of up to n_tokens tokens and n_outputs logits; prompts
+    alone of a model that does not generate."""
     long, prompt = min(LONG_CONTEXT, n_ctx), min(n_tokens, n_ctx)
+    whole = TypicalStep(f"prompt of {prompt}", [(0, prompt)])
+    if not generates:
+        n = max(prompt // SHORT_PROMPT, 1)
+        length = min(SHORT_PROMPT, prompt)
+        return [TypicalStep(f"{n} prompts of {length}", [(0, length)] * n), whole]
     n = min(STREAMS, n_tokens, n_outputs, n_ctx)
     # All in one slot: each token sees its own number of the same keys.
     short = min(SHORT_CONTEXT, n_ctx - n)
@@ -60,7 +68,7 @@ def typical_steps(n_ctx: int, n_tokens: int, n_outputs: int) -> list[TypicalStep
             f"{n} sequences, one token each after {short}", [(short + i, 1) for i in range(n)]
         ),
         TypicalStep(f"one token after {long - 1}", [(long - 1, 1)]),
-        TypicalStep(f"prompt of {prompt}", [(0, prompt)]),
+        whole,
     ]
 
 
@@ -69,7 +77,7 @@ def profile(runner: Runner, steps: Sequence[TypicalStep]) -> Iterator[str]:
 
     Writes to pages of the KV cache, from the first on.
     """
-    recording, _ = runner.prepare(*_inputs(steps[0]))
+    recording, _ = runner.prepare(*_inputs(steps[0], runner.generates))
     tapes = dict(recording.tapes)
     _, tape = max(tapes.items())
     limits = measure_limits(tape.device, tape.programs)
@@ -81,9 +89,9 @@ def profile(runner: Runner, steps: Sequence[TypicalStep]) -> Iterator[str]:
     for at, tape in tapes.items():
         touch_pages(tape.device, runner.pages[at], -(-max(ends) // PAGE))
     for step in steps:
-        recording, counts = runner.prepare(*_inputs(step))
+        recording, counts = runner.prepare(*_inputs(step, runner.generates))
         *runs, (last, tape) = recording.tapes  # the last device finds the best logits
-        runs.append((last, tape.joined(runner.topk)))
+        runs.append((last, tape.joined(runner.topk) if runner.generates else tape))
         times = [time_step(tape, counts[at]) for at, tape in runs]
         whole = StepTimes(
             sum(time.seconds for time in times), tuple(x for time in times for x in time.launches)
@@ -92,12 +100,14 @@ def profile(runner: Runner, steps: Sequence[TypicalStep]) -> Iterator[str]:
         yield from report(step, whole, counts[0], limits)
 
 
-def _inputs(step: TypicalStep) -> tuple[list[Chunk], list[OutputRow]]:
+def _inputs(step: TypicalStep, generates: bool) -> tuple[list[Chunk], list[OutputRow]]:
     chunks = []
     for i, (start, count) in enumerate(step.spans):
         seq = RunningSequence.from_request(i, Request((TOKEN,) * (start + count)))
         seq.slot, seq.table = 0, list(range(-(-max(map(sum, step.spans)) // PAGE)))
-        chunks.append(Chunk(seq, start, count, "last"))
+        chunks.append(Chunk(seq, start, count, "last" if generates else "hidden"))
+    if not generates:
+        return chunks, []
     return chunks, [OutputRow(chunk, chunk.start + chunk.count - 1, K) for chunk in chunks]
 
 

@@ -343,7 +343,9 @@ def _fill(
 def _log_profile(path: Path, runner: Runner, sizes: Sizes) -> None:
     from gguf_serve.engine.forward.profile import profile, typical_steps  # for --profile alone
 
-    steps = typical_steps(sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs)
+    steps = typical_steps(
+        sizes.n_ctx_slot, sizes.n_tokens, sizes.n_outputs, generates=runner.generates
+    )
     log.info("profile of %s\n%s", path.name, "\n".join(profile(runner, steps)))
 
 

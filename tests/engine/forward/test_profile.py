@@ -107,13 +107,23 @@ def test_a_model_is_profiled_and_stays_as_it_was(
     assert "attention" in text
 
 
+def test_a_model_that_does_not_generate_has_prompts_only() -> None:
+    steps = typical_steps(256, 96, 96, generates=False)
+    assert [(step.name, step.spans) for step in steps] == [
+        ("3 prompts of 32", [(0, 32)] * 3), ("prompt of 96", [(0, 96)])
+    ]  # fmt: skip
+    (few, _) = typical_steps(256, 20, 20, generates=False)
+    assert (few.name, few.spans) == ("1 prompts of 20", [(0, 20)])
+
+
+@pytest.mark.parametrize("model", ["llama-dense", "bert"])
 def test_the_loader_logs_it_if_asked(
-    conformance_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+    conformance_model: Callable[[str], Path], caplog: pytest.LogCaptureFixture, model: str
 ) -> None:
     if not list_devices():
         pytest.skip("no OpenCL device")
     caplog.set_level(logging.INFO)
-    path = conformance_model("llama-dense")
+    path = conformance_model(model)
     for wanted in (False, True):
         load_model(path, EngineOptions(profile=wanted), lambda share: None)
         assert ("prompt of" in caplog.text) is wanted
